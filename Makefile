@@ -1,0 +1,30 @@
+# Everything below uses one virtual environment, made when it is missing or out of date.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+READY := $(VENV)/.ready
+
+.PHONY: demo test lint bench clean
+
+demo: $(READY)  ## train the digits recipe on a Ray cluster of this machine
+	$(BIN)/kdcl train examples/digits.yaml
+
+test: $(READY)  ## run all tests
+	$(BIN)/python -m pytest
+
+lint: $(READY)  ## check style and types
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+bench: $(READY)  ## measure the step against its baselines
+	$(BIN)/python -m benchmarks.step_efficiency
+
+clean:  ## remove the environment and all runs
+	rm -rf $(VENV) runs build *.egg-info
+
+$(READY): setup.cfg pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --upgrade pip
+	$(BIN)/python -m pip install --constraint constraints.txt --editable ".[dev]"
+	touch $@

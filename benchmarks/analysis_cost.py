@@ -1,0 +1,78 @@
+"""What the analysis costs a step: measured steps against the others of the same run.
+
+    python -m benchmarks.analysis_cost --out docs/results/analysis-cost.md
+
+Every tenth step is measured, so that there are enough of both kinds; the cost at another interval is the
+extra time of a measured step spread over it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import tempfile
+from pathlib import Path
+from statistics import median
+
+import torch
+
+from benchmarks.step_efficiency import CASTS, RECIPE
+from kdcl_dist.metrics import ENSEMBLE, read_metrics
+from kdcl_dist.recipe import Analysis, Recipe
+from kdcl_dist.recipe_file import load_recipe
+from kdcl_dist.storage import Folder
+from kdcl_dist.training import train
+
+EVERY = 10
+WARMUP_STEPS = 5
+
+
+def measure(recipe: Recipe) -> tuple[float, float]:
+    """Median seconds of a step of the cast: of those that are measured, and of the others."""
+    with tempfile.TemporaryDirectory() as storage:
+        rows = read_metrics(Folder(train(recipe, launcher="local", storage=storage).path)).to_pylist()
+    by_step: dict[int, float] = {}
+    for row in rows:
+        if row["name"] == "step_s" and row["student"] != ENSEMBLE:
+            by_step[row["step"]] = max(row["value"], by_step.get(row["step"], 0.0))
+    kinds: dict[bool, list[float]] = {True: [], False: []}
+    for step, seconds in by_step.items():
+        # The coordinator measures while the students learn, so the step after may feel it too.
+        if step >= WARMUP_STEPS:
+            kinds[step % EVERY in (0, 1)].append(seconds)
+    return median(kinds[True]), median(kinds[False])
+
+
+def main() -> None:
+    """Measure all casts and print the table."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser.add_argument("--epochs", type=int, default=12)
+    parser.add_argument("--out", type=Path)
+    arguments = parser.parse_args()
+    every = Analysis().every_steps
+    lines = [
+        "# What the analysis costs",
+        "",
+        f"Median ms of a step of the cast, in one run a row, every {EVERY}th step measured; a measured step",
+        f"and the one after it count as measured. The cost is their extra time in every {every} steps.",
+        f"{os.cpu_count()} cores, PyTorch {torch.__version__}, digits, no augmentation, local launcher.",
+        "Made by `python -m benchmarks.analysis_cost`.",
+        "",
+        "| students | batch | measured ms | others ms | cost |",
+        "| --- | ---: | ---: | ---: | ---: |",
+    ]
+    for overrides in CASTS.values():
+        settings = ["data.augment=[]", f"epochs={arguments.epochs}", f"analysis.every_steps={EVERY}"]
+        recipe = load_recipe(RECIPE, [*overrides, *settings])
+        measured, others = measure(recipe)
+        names = " + ".join(student.model for student in recipe.students)
+        cost = 2 * (measured - others) / (every * others)
+        times = f"{1000 * measured:.1f} | {1000 * others:.1f}"
+        lines.append(f"| {names} | {recipe.batch_size} | {times} | {cost:.1%} |")
+        print(lines[-1], flush=True)
+    if arguments.out:
+        arguments.out.write_text("\n".join(lines) + "\n")
+
+
+if __name__ == "__main__":
+    main()

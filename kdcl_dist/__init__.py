@@ -1,0 +1,35 @@
+"""Online knowledge distillation by collaborative learning: networks that teach each other while they train.
+
+from kdcl_dist import load_recipe, train
+
+result = train(load_recipe("examples/digits.yaml"))
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from kdcl_dist.version import __version__
+
+if TYPE_CHECKING:
+    from kdcl_dist.recipe import Recipe
+    from kdcl_dist.recipe_file import load_recipe
+    from kdcl_dist.training import Result, train
+
+__all__ = ["Recipe", "Result", "__version__", "load_recipe", "train"]
+
+_HOMES = {
+    "Recipe": "kdcl_dist.recipe",
+    "Result": "kdcl_dist.training",
+    "load_recipe": "kdcl_dist.recipe_file",
+    "train": "kdcl_dist.training",
+}
+
+
+def __getattr__(name: str) -> Any:
+    """Import the public names when they are first used: `kdcl --help` need not wait for torch."""
+    if name not in _HOMES:
+        raise AttributeError(f"module 'kdcl_dist' has no attribute {name!r}")
+    from importlib import import_module
+
+    return getattr(import_module(_HOMES[name]), name)

@@ -1,0 +1,105 @@
+"""`kdcl compare`."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from kdcl_dist.cli.group import kdcl, reports_errors
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from kdcl_dist.compare.runs import Outcome
+    from kdcl_dist.compare.table import Job, Table
+    from kdcl_dist.storage import Folder
+
+__all__ = ["compare"]
+
+
+@kdcl.command()
+@click.argument("table", type=click.Path(path_type=Path))
+@click.option("--launcher", type=click.Choice(["ray", "local"]), default="ray", show_default=True)
+@click.option("--storage", default="runs", show_default=True, help="Path or URI of the folder of runs.")
+@click.option(
+    "--at-once", type=click.IntRange(1), help="Runs at a time. [default: what fits the cluster; 1 locally]"
+)
+@reports_errors
+def compare(table: Path, launcher: str, storage: str, at_once: int | None) -> None:
+    """Run the arms and seeds of a TABLE, and write what each arm is worth.
+
+    Finished runs are skipped when it is called again, stopped ones resumed. The results lie in the folder
+    of the table's name below the storage.
+    """
+    from rich.console import Console
+
+    from kdcl_dist.compare.summary import write_summary
+    from kdcl_dist.compare.table import jobs_of, load_table
+    from kdcl_dist.storage import Folder
+
+    console = Console()
+    wanted = load_table(table)
+    jobs = jobs_of(wanted, table.parent)
+    folder = Folder(storage) / wanted.name
+    outcomes, stopped = _run(wanted, jobs, folder.uri, launcher, at_once, console)
+    page = write_summary(wanted, [outcome for outcome in outcomes if outcome.results], folder)
+    click.echo(f"\n{page}\nwritten to {folder}/table-{wanted.metric}.md, .csv and .parquet")
+    _report(outcomes, folder)
+    if stopped:
+        click.echo("stopped; the same command goes on", err=True)
+        sys.exit(130)
+    if failed := [outcome for outcome in outcomes if outcome.error]:
+        names = ", ".join(outcome.job.name for outcome in failed)
+        click.echo(f"kdcl: {len(failed)} of {len(jobs)} runs failed: {names}", err=True)
+        sys.exit(1)
+
+
+def _report(outcomes: list[Outcome], folder: Folder) -> None:
+    """Write the page on all runs that ended; everything else is on disk by then."""
+    from kdcl_dist.report import write_report
+
+    runs = [(folder / outcome.job.name).uri for outcome in outcomes if outcome.results]
+    if runs and folder.local is not None:
+        click.echo(f"report: {write_report(runs, folder.local / 'report.html')}")
+
+
+def _run(
+    table: Table, jobs: list[Job], storage: str, launcher: str, at_once: int | None, console: Console
+) -> tuple[list[Outcome], bool]:
+    """Run all jobs; their outcomes, and whether they were stopped before their end."""
+    from kdcl_dist.compare.display import Progress
+    from kdcl_dist.compare.runs import run_jobs
+    from kdcl_dist.launch.signals import stop_on_signals
+
+    with (
+        Progress(table, len(jobs), console) as progress,
+        stop_on_signals(progress.say) as stop,
+        _room(jobs, launcher) as room,
+    ):
+        outcomes = run_jobs(
+            jobs,
+            storage,
+            launcher=launcher,  # type: ignore[arg-type]
+            at_once=at_once or room,
+            stop=stop,
+            watch=progress.hear,
+            done=progress.done,
+        )
+    return outcomes, stop.is_set() and len(outcomes) < len(jobs)
+
+
+@contextmanager
+def _room(jobs: list[Job], launcher: str) -> Iterator[int]:
+    """How many runs fit at once; with Ray, one connection to the cluster serves them all."""
+    if launcher == "local":
+        yield 1
+        return
+    from kdcl_dist.launch import ray
+
+    with ray.cluster([job.recipe for job in jobs], lambda event: None):
+        yield min(ray.room_for(job.recipe) for job in jobs)

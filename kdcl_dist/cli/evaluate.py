@@ -1,0 +1,81 @@
+"""`kdcl evaluate`."""
+
+from __future__ import annotations
+
+import math
+
+import click
+
+from kdcl_dist.cli.group import kdcl, reports_errors
+
+__all__ = ["evaluate"]
+
+
+class Levels(click.ParamType[list[float]]):
+    """`first:last:step`, both ends included, or one number."""
+
+    name = "FIRST:LAST:STEP"
+
+    def convert(self, value: str, param: click.Parameter | None, ctx: click.Context | None) -> list[float]:
+        """The numbers."""
+        try:
+            parts = [float(part) for part in value.split(":")]
+            first, last, step = parts if len(parts) > 1 else (parts[0], parts[0], 1.0)
+        except ValueError:
+            self.fail(f"{value!r} is neither a number nor first:last:step", param, ctx)
+        if not (0 <= first <= last < math.inf and 0 < step < math.inf):
+            self.fail(f"{value!r}: 0 <= first <= last and step > 0 are needed", param, ctx)
+        count = math.floor((last - first) / step + 1e-6) + 1
+        return [round(first + number * step, 12) for number in range(count)]
+
+
+@kdcl.command()
+@click.argument("run")
+@click.option("--device", type=click.Choice(["cpu", "cuda"]), default="cpu", show_default=True)
+@click.option("--noise", type=Levels(), help="Test under pixel noise of these deviations, pixels in [0, 1].")
+@click.option("--repeats", type=click.IntRange(1), default=10, show_default=True, help="Draws of noise each.")
+@reports_errors
+def evaluate(run: str, device: str, noise: list[float] | None, repeats: int) -> None:
+    """Test the students of a RUN folder, each alone and all as an ensemble.
+
+    With --noise, such as 0:0.15:0.01, the table is the mean loss by deviation, and RUN/noise.csv has each
+    repeat's loss, top1 and top5.
+    """
+    from rich.console import Console
+
+    from kdcl_dist.display import results_table
+    from kdcl_dist.evaluation import evaluate as run_evaluation
+
+    if noise is not None:
+        _under_noise(run, device, noise, repeats)
+        return
+    found = run_evaluation(run, device=device, warn=_warn)
+    Console().print(results_table(found.results, f"step {found.step}, {found.samples} test samples"))
+
+
+def _under_noise(run: str, device: str, levels: list[float], repeats: int) -> None:
+    from rich.console import Console
+    from rich.progress import Progress
+
+    from kdcl_dist.display import noise_table
+    from kdcl_dist.evaluation import evaluate_under_noise
+    from kdcl_dist.storage import Folder
+
+    console, rows = Console(), []
+    with Progress(console=console, disable=not console.is_terminal) as progress:
+        task = progress.add_task("noise", total=len(levels) * repeats)
+        for deviation, repeat, results in evaluate_under_noise(
+            run, levels, repeats, device=device, warn=_warn
+        ):
+            rows += [(deviation, repeat, name, values) for name, values in results.items()]
+            progress.advance(task)
+    lines = ["deviation,repeat,student,loss,top1,top5"]
+    lines += [f"{d:g},{r},{n},{v['loss']},{v['top1']},{v['top5']}" for d, r, n, v in rows]
+    folder = Folder(run)
+    folder.write("noise.csv", "".join(f"{line}\n" for line in lines).encode())
+    console.print(noise_table(rows, f"test loss under pixel noise, mean of {repeats}"))
+    click.echo(f"written to {folder}/noise.csv")
+
+
+def _warn(text: str) -> None:
+    click.echo(text, err=True)

@@ -1,0 +1,47 @@
+"""The command group, and how every command reports errors."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from functools import wraps
+from pathlib import Path
+from typing import Any
+
+import click
+
+from kdcl_dist.errors import KdclError, UserError
+from kdcl_dist.version import __version__
+
+__all__ = ["kdcl", "reports_errors"]
+
+
+def reports_errors(command: Callable[..., None]) -> Callable[..., None]:
+    """Print our errors, a line each, a failed run's traceback below, and exit with their code."""
+
+    @wraps(command)
+    def run(*args: Any, **kwargs: Any) -> None:
+        try:
+            command(*args, **kwargs)
+        except KdclError as error:
+            kind = "error" if isinstance(error, UserError) else type(error).__name__
+            for line in str(error).splitlines():
+                click.echo(f"kdcl: {kind}: {line}", err=True)
+            if error.detail and not isinstance(error, UserError):
+                click.echo(error.detail, err=True)
+            sys.exit(error.exit_code)
+        except KeyboardInterrupt:
+            click.echo("kdcl: interrupted", err=True)
+            sys.exit(130)
+
+    return run
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
+@click.version_option(__version__)
+def kdcl() -> None:
+    """Train networks that teach each other: online knowledge distillation by collaborative learning."""
+    # Import strings are looked up from the working directory, here as in the students' processes; a
+    # console script, unlike `python -m`, starts without it.
+    if (here := str(Path.cwd())) not in sys.path:
+        sys.path.insert(0, here)

@@ -1,0 +1,58 @@
+"""`kdcl plan`."""
+
+from __future__ import annotations
+
+import click
+
+from kdcl_dist.cli.group import kdcl, reports_errors
+
+__all__ = ["plan"]
+
+
+@kdcl.command()
+@click.argument("recipe", type=click.Path())
+@click.option("--set", "overrides", multiple=True, metavar="PATH=VALUE", help="Override a field.")
+@click.option("--workers", type=int, help="Workers at hand. [default: as many as the recipe asks for]")
+@click.option(
+    "--given",
+    multiple=True,
+    metavar="NAME[@ROWS]=SECONDS",
+    help="A student's step instead of a measured one, for the whole batch or so many samples; or 'ensemble'.",
+)
+@click.option("--link", metavar="SECONDS:BYTES", help="Latency and bytes a second between all workers.")
+@click.option(
+    "--cores", type=click.IntRange(1), help="CPU cores that all workers share. [default: as measured]"
+)
+@reports_errors
+def plan(
+    recipe: str,
+    overrides: tuple[str, ...],
+    workers: int | None,
+    given: tuple[str, ...],
+    link: str | None,
+    cores: int | None,
+) -> None:
+    """Predict the step of a RECIPE's cast, and propose replicas that shorten it.
+
+    Each student's step is measured on this machine, unless it is given. If all are given, nothing is
+    measured, and each worker is taken to have cores of its own unless --cores tells otherwise.
+    """
+    from kdcl_dist.planning.given import parse_given, parse_link
+    from kdcl_dist.planning.proposal import check_workers, propose
+    from kdcl_dist.planning.survey import survey
+    from kdcl_dist.planning.table import show
+    from kdcl_dist.recipe_file import load_recipe
+
+    loaded = load_recipe(recipe, overrides)
+    known = parse_given(given, loaded)
+    number = len(loaded.members) if workers is None else workers
+    check_workers(number, len(loaded.students))
+    found = survey(
+        loaded,
+        number,
+        known,
+        link=parse_link(link) if link is not None else None,
+        cores=cores,
+        tell=lambda text: click.echo(text, err=True),
+    )
+    click.echo(show(found, propose(found.cast, number), number))

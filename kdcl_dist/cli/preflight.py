@@ -1,0 +1,49 @@
+"""`kdcl preflight`."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import click
+
+from kdcl_dist.cli.group import kdcl, reports_errors
+
+if TYPE_CHECKING:
+    from kdcl_dist.preflight import Check
+
+__all__ = ["preflight"]
+
+
+@kdcl.command()
+@click.argument("recipe", type=click.Path())
+@click.option("--set", "overrides", multiple=True, metavar="PATH=VALUE", help="Override a field.")
+@click.option("--launcher", type=click.Choice(["ray", "local"]), default="ray", show_default=True)
+@click.option("--storage", default="runs", show_default=True, help="Path or URI of the folder of runs.")
+@reports_errors
+def preflight(recipe: str, overrides: tuple[str, ...], launcher: str, storage: str) -> None:
+    """See whether the hosts are ready to train the cast of a RECIPE.
+
+    Every run on Ray starts with the same checks.
+    """
+    from kdcl_dist.preflight import require
+    from kdcl_dist.recipe_file import load_recipe
+    from kdcl_dist.storage import Folder
+
+    wanted = load_recipe(recipe, overrides)
+    folder = Folder(storage, wanted.limits.patience_s)
+    if launcher == "local":
+        from kdcl_dist.launch import local
+
+        checks = local.check(wanted, folder)
+    else:
+        from kdcl_dist.launch import ray
+
+        checks = ray.check(wanted, folder, lambda event: click.echo(getattr(event, "text", "")))
+    for check in checks:
+        _show(check)
+    require(checks, lambda text: click.echo(text, err=True))
+
+
+def _show(check: Check) -> None:
+    state = "failed" if check.failures else "warning" if check.warnings else "ok"
+    click.echo(f"{state:<8} {check.name:<10} {check.figure}")

@@ -1,0 +1,29 @@
+"""`kdcl report`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from kdcl_dist.cli.group import kdcl, reports_errors
+
+__all__ = ["report"]
+
+
+@kdcl.command()
+@click.argument("runs", nargs=-1, required=True, metavar="RUN...")
+@click.option(
+    "--out",
+    type=click.Path(path_type=Path),
+    help="The file to write. [default: report.html in the run's folder; for several runs, in this one]",
+)
+@reports_errors
+def report(runs: tuple[str, ...], out: Path | None) -> None:
+    """Write one HTML page on each RUN folder, or a comparison of several.
+
+    Runs whose recipes differ in nothing but the seed are averaged, with 95% intervals.
+    """
+    from kdcl_dist.report import write_report
+
+    click.echo(write_report(runs, out))

@@ -1,0 +1,77 @@
+"""`kdcl submit`."""
+
+from __future__ import annotations
+
+import os
+import shlex
+import sys
+from pathlib import Path
+
+import click
+
+from kdcl_dist.cli.group import kdcl, reports_errors
+
+__all__ = ["submit"]
+
+
+@kdcl.command()
+@click.argument("recipe", type=click.Path())
+@click.option("--address", required=True, help="The cluster, such as http://10.0.0.10:8265.")
+@click.option("--storage", required=True, help="As of `kdcl train`: a path or URI that all hosts share.")
+@click.option("--set", "overrides", multiple=True, metavar="PATH=VALUE", help="Override a field.")
+@click.option("--name", help="The run's folder below the storage.")
+@click.option("--resume", is_flag=True, help="Continue from the newest checkpoint.")
+@click.option("--working-dir", default=".", show_default=True, help="Folder to upload; the recipe is in it.")
+@click.option("--runtime-env", type=click.Path(), help="Instead of what cluster/runtime_env.yaml says.")
+@click.option("--no-wait", is_flag=True, help="End when the job is submitted.")
+@reports_errors
+def submit(
+    recipe: str,
+    address: str,
+    storage: str,
+    overrides: tuple[str, ...],
+    name: str | None,
+    resume: bool,
+    working_dir: str,
+    runtime_env: str | None,
+    no_wait: bool,
+) -> None:
+    """Run `kdcl train RECIPE` as a job of a Ray cluster.
+
+    What the job writes is shown until it ends. Ctrl-C ends only that: the job goes on.
+    """
+    command = _command(recipe, overrides, storage, name, resume, Path(working_dir))
+    from kdcl_dist.launch.jobs import RUNTIME_ENV, Jobs
+    from kdcl_dist.recipe_file import read_mapping
+
+    jobs = Jobs(address)
+    job = jobs.submit(command, working_dir, read_mapping(runtime_env) if runtime_env else RUNTIME_ENV)
+    click.echo(f"job {job}: {jobs.advice(job)}")
+    if no_wait:
+        return
+    try:
+        code = jobs.follow(job, lambda text: click.echo(text, nl=False))
+    except KeyboardInterrupt:
+        click.echo(f"\nkdcl: the job goes on: {jobs.advice(job)}", err=True)
+        sys.exit(130)
+    sys.exit(code)
+
+
+def _command(
+    recipe: str, overrides: tuple[str, ...], storage: str, name: str | None, resume: bool, root: Path
+) -> str:
+    """The job's command line, for a shell in the uploaded folder."""
+    from kdcl_dist.errors import UserError
+    from kdcl_dist.recipe_file import load_recipe
+
+    load_recipe(recipe, overrides)  # a mistake is better found here than there
+    within = os.path.relpath(Path(recipe).resolve(), root.resolve())
+    if within.startswith(os.pardir):
+        raise UserError(f"{recipe!r} is not in the folder that is uploaded (--working-dir {str(root)!r})")
+    if "://" not in storage and not Path(storage).is_absolute():
+        raise UserError(f"--storage {storage!r}: an absolute path or a URI is needed, the same on all hosts")
+    words = ["kdcl", "train", within, "--storage", storage]
+    words += [word for override in overrides for word in ("--set", override)]
+    words += ["--name", name] if name else []
+    words += ["--resume"] if resume else []
+    return shlex.join(words)

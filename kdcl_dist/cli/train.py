@@ -1,0 +1,48 @@
+"""`kdcl train`."""
+
+from __future__ import annotations
+
+import sys
+
+import click
+
+from kdcl_dist.cli.group import kdcl, reports_errors
+
+__all__ = ["train"]
+
+
+@kdcl.command()
+@click.argument("recipe", type=click.Path())
+@click.option("--set", "overrides", multiple=True, metavar="PATH=VALUE", help="Override a field.")
+@click.option("--launcher", type=click.Choice(["ray", "local"]), default="ray", show_default=True)
+@click.option("--storage", default="runs", show_default=True, help="Path or URI of the folder of runs.")
+@click.option("--name", help="The run's folder below it. [default: the recipe's name and the time]")
+@click.option("--resume", is_flag=True, help="Continue from the newest checkpoint.")
+@reports_errors
+def train(
+    recipe: str, overrides: tuple[str, ...], launcher: str, storage: str, name: str | None, resume: bool
+) -> None:
+    """Train the cast of a RECIPE."""
+    from rich.console import Console
+
+    from kdcl_dist.display import Display, results_table
+    from kdcl_dist.recipe_file import load_recipe
+    from kdcl_dist.training import train as run_training
+    from kdcl_dist.uris import without_secret
+
+    console = Console()
+    with Display(console) as display:
+        result = run_training(
+            load_recipe(recipe, overrides),
+            launcher=launcher,  # type: ignore[arg-type]
+            storage=storage,
+            name=name,
+            resume=resume,
+            tell=display.tell,
+        )
+    if result.metrics:
+        console.print(results_table(result.metrics, "test results"))
+    click.echo(f"run folder: {without_secret(result.path)}")
+    if not result.finished:
+        click.echo("stopped after a checkpoint; continue with --resume", err=True)
+        sys.exit(130)

@@ -1,0 +1,300 @@
+"""What the coordinator's process runs: the same plan as the students, from the other side."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import asdict
+from typing import NamedTuple
+
+from torch import Tensor
+
+from kdcl_dist.board import COORDINATOR, Board, Hello, Store
+from kdcl_dist.checkpoint import Manifest, Part, commit, prune, read_part, write_part
+from kdcl_dist.coordinator import Aligned, Coordinator, check_messages, sends_target
+from kdcl_dist.errors import DataError, KdclError, RunFolderError, StorageError, wrap
+from kdcl_dist.events import CheckpointSaved, Event, Note, Started, Stepped
+from kdcl_dist.exchange import Exchange, scoped
+from kdcl_dist.message import Flag, Kind, Message
+from kdcl_dist.plan import Plan, Turn
+from kdcl_dist.record import Record
+from kdcl_dist.runs import Run, check_owner, read_record, record_failure, update_record
+from kdcl_dist.student_loop import layout_of, prepare_process
+
+__all__ = ["run_coordinator"]
+
+#: Seconds between two `Stepped` events.
+TELL_S = 0.2
+#: Seconds for which the store stays open after a failure, so that all can read its cause.
+LINGER_S = 10.0
+#: Seconds for which a write that can wait is tried while the students do.
+HASTE_S = 3.0
+
+
+def run_coordinator(
+    run: Run,
+    store: Store,
+    *,
+    host: str,
+    stop: Callable[[], bool],
+    tell: Callable[[Event], None],
+) -> bool:
+    """Coordinate a run to its end.
+
+    Args:
+        run: the run.
+        store: the store that this process hosts.
+        host: this process's address.
+        stop: asked at each step whether the run shall stop, with a checkpoint.
+        tell: hears what happens.
+
+    Returns:
+        True at the end of the run, False when it was stopped before, after a checkpoint.
+
+    Raises:
+        KdclError: the first failure of the run.
+    """
+    limits = run.recipe.limits
+    store = scoped(store, run.id, run.generation)
+    members = run.recipe.members
+    board = Board(store, [member.name for member in members], len(members))
+    board.start_pulse(host)
+    exchange: Exchange | None = None
+    try:
+        prepare_process(run, threads=1)
+        hellos = board.await_hellos(limits.startup_s)
+        check_agreement(hellos)
+        check_same_data(run, hellos[0])
+        board.welcome(hellos)
+        exchange = Exchange(
+            board,
+            store,
+            host=host,
+            layout=layout_of(run.recipe, hellos[0].classes),
+            answer_rows=run.recipe.batch_size,
+            run=run.number,
+            generation=run.generation,
+            startup_s=limits.startup_s,
+            step_s=limits.step_s,
+        )
+        return CoordinatorLoop(run, hellos, exchange, stop, tell).run()
+    except Exception as error:
+        pulse = board.pulse
+        cause = board.report(wrap(error, student=None, step=pulse.step, phase=pulse.phase))
+        record_failure(run, cause)
+        raise cause from error
+    finally:
+        if exchange is not None:
+            exchange.close()
+        board.await_byes(LINGER_S)
+        board.close()
+
+
+def check_agreement(hellos: Sequence[Hello]) -> None:
+    """See that all students mean the same run.
+
+    Raises:
+        DataError: they read different data. KdclError: they run different versions.
+    """
+    first = hellos[0]
+    for hello in hellos[1:]:
+        for name in sorted(first.versions):
+            if hello.versions.get(name) != first.versions[name]:
+                raise KdclError(
+                    f"runs {name} {hello.versions.get(name)}, but {first.name!r} on {first.host} runs "
+                    f"{first.versions[name]}: install the same versions on every host",
+                    student=hello.name,
+                    host=hello.host,
+                )
+        if (hello.data, hello.plan, hello.classes) != (first.data, first.plan, first.classes):
+            raise DataError(
+                f"reads other data than {first.name!r} on {first.host}: the fingerprints or sizes differ "
+                "(`kdcl data inspect` shows them)",
+                student=hello.name,
+                host=hello.host,
+            )
+
+
+def check_same_data(run: Run, hello: Hello) -> None:
+    """See that a resumed run reads the data it began with; raises `RunFolderError`."""
+    before = read_record(run.folder).get("data")
+    if run.start is not None and before is not None and before != hello.data:
+        raise RunFolderError(
+            f"{str(run.folder)!r} cannot be resumed with other data: the fingerprints differ "
+            f"(was {before}, is {hello.data})"
+        )
+
+
+class _Step(NamedTuple):
+    """A training step that was answered: target_BC is the soft target, if there is one."""
+
+    aligned: Aligned
+    target_BC: Tensor | None
+    ensemble_s: float
+
+
+class CoordinatorLoop:
+    """The coordinator's walk through the plan."""
+
+    def __init__(
+        self,
+        run: Run,
+        hellos: Sequence[Hello],
+        exchange: Exchange,
+        stop: Callable[[], bool],
+        tell: Callable[[Event], None],
+    ) -> None:
+        self.run_, self.exchange, self.stop, self.tell = run, exchange, stop, tell
+        self.recipe, self.plan = run.recipe, Plan(**hellos[0].plan)
+        self.hasty = run.folder.within(HASTE_S)
+        self.coordinator = Coordinator(run.recipe)
+        self.record = Record(run, self.plan)
+        self.step: _Step | None = None
+        self.told = 0.0
+        if run.start is not None:
+            state = read_part(run.folder, run.start, COORDINATOR)
+            self.coordinator.load_state_dict(state["coordinator"])
+            self.record.load_state_dict(state)
+        update_record(run.folder, state="running", data=hellos[0].data, placement=_placement(hellos))
+        placement, plan = _placement(hellos), self.plan
+        tell(Started(run.recipe.names, placement, plan.epochs, plan.steps_per_epoch, run.step))
+
+    def run(self) -> bool:
+        """Take every turn; whether the end of the run was reached."""
+        try:
+            for turn in self.plan.turns(self.run_.step):
+                if Flag.STOP in self._take(turn):
+                    if turn.kind is Kind.TRAIN:
+                        self._take(Turn(Kind.CHECKPOINT, turn.epoch, turn.step + 1))
+                    self._tell_trouble(self.record.flush(HASTE_S))
+                    self._tell_trouble(_try(lambda: update_record(self.hasty, state="interrupted")))
+                    return False
+            return True
+        finally:
+            self.record.close()
+
+    def _take(self, turn: Turn) -> Flag:
+        """One turn: gather, check, answer; then note the step, while the students learn from it."""
+        exchange, pulse = self.exchange, self.exchange.board.pulse
+        pulse.enter("gather", turn.step)
+        exchange.mine.begin(turn.kind, turn.step, turn.part)
+        exchange.answer.begin(turn.kind, turn.step, turn.part)
+        limits = self.recipe.limits
+        messages = exchange.gather(limits.startup_s if turn.kind is Kind.CHECKPOINT else None)
+        pulse.enter("ensemble")
+        with_rows = turn.kind is Kind.TRAIN and sends_target(self.recipe)
+        try:
+            self._answer(turn, messages)
+        except KdclError as error:
+            exchange.board.report(error.at(step=turn.step, phase="ensemble"))
+            exchange.answer.header["flags"] = Flag.REFUSED
+            exchange.broadcast(with_rows)
+            raise
+        if self._may_stop(turn) and (self.stop() or any(Flag.STOP in m.flags for m in messages)):
+            exchange.answer.header["flags"] = Flag.STOP
+        pulse.enter("broadcast")
+        flags = exchange.broadcast(with_rows).flags
+        pulse.enter("record")
+        self._note_step(turn)
+        return flags
+
+    def _answer(self, turn: Turn, messages: Sequence[Message]) -> None:
+        check_messages(
+            messages, self.recipe.members, turn, run=self.run_.number, generation=self.run_.generation
+        )
+        self.record.numbers([message.numbers for message in messages])
+        if turn.kind is Kind.TRAIN:
+            self._train(messages)
+        elif turn.kind is Kind.HOLDOUT:
+            self._holdout(turn, messages)
+        elif turn.kind is Kind.EVALUATE:
+            self._evaluate(turn, messages)
+        elif turn.kind is Kind.CHECKPOINT:
+            self.exchange.board.pulse.enter("checkpoint")
+            self._checkpoint(turn, messages)
+        else:
+            self._finish()
+
+    def _may_stop(self, turn: Turn) -> bool:
+        """Where the run can be taken up again: between steps of an epoch, and after a checkpoint."""
+        if turn.kind is Kind.TRAIN:
+            return (turn.step + 1) % self.plan.steps_per_epoch != 0
+        return turn.kind is Kind.CHECKPOINT and turn.epoch + 1 < self.plan.epochs
+
+    def _train(self, messages: Sequence[Message]) -> None:
+        started = time.perf_counter()
+        aligned = self.coordinator.align(messages)
+        target_BC = self.coordinator.soft_target(aligned)
+        if target_BC is not None:
+            self.exchange.answer.put(aligned.ids, target_BC)
+        self.step = _Step(aligned, target_BC, time.perf_counter() - started)
+
+    def _note_step(self, turn: Turn) -> None:
+        if self.step is None:
+            return
+        self.record.step(turn, *self.step)
+        if self.recipe.analysis.measures(turn.step):
+            self.record.analysis(turn, self.step.aligned, self.coordinator.weights_S)
+        self.step = None
+        if time.monotonic() - self.told > TELL_S:
+            self.told = time.monotonic()
+            self.tell(Stepped(turn.step + 1, self.record.running()))
+
+    def _holdout(self, turn: Turn, messages: Sequence[Message]) -> None:
+        self.coordinator.add_holdout(self.coordinator.align(messages))
+        if turn.part + 1 == self.plan.holdout_batches:
+            self.coordinator.update_weights()
+            self.record.weights(turn, self.coordinator.weights_S)
+
+    def _evaluate(self, turn: Turn, messages: Sequence[Message]) -> None:
+        aligned = self.coordinator.align(messages)
+        self.record.test(turn, aligned, self.coordinator.predict(aligned))
+        if turn.part + 1 == self.plan.test_batches:
+            self.exchange.board.pulse.enter("record")
+            check_owner(self.run_)
+            self.tell(self.record.end_epoch(turn))
+            self._tell_trouble(self.record.flush(HASTE_S))
+
+    def _checkpoint(self, turn: Turn, messages: Sequence[Message]) -> None:
+        check_owner(self.run_)
+        folder = self.run_.folder
+        state = {"coordinator": self.coordinator.state_dict()} | self.record.state_dict()
+        own = write_part(folder, turn.step, COORDINATOR, state)
+        parts = {
+            self.recipe.names[member.student]: Part(
+                bytes(message.header["digest"]).hex(), int(message.header["bytes"])
+            )
+            for member, message in zip(self.recipe.members, messages, strict=True)
+            if member.replica == 0
+        }
+        commit(folder, Manifest(turn.step, parts | {COORDINATOR: own}))
+        self.tell(CheckpointSaved(turn.step))
+        self._tell_trouble(_try(lambda: prune(self.hasty, self.recipe.checkpoint.keep)))
+
+    def _finish(self) -> None:
+        """Note the end. The last checkpoint has all: who cannot write here can resume and write then."""
+        try:
+            if (error := self.record.flush(self.recipe.limits.patience_s)) is not None:
+                raise error
+            update_record(self.run_.folder, state="finished", results=self.record.results)
+        except StorageError as error:
+            error.message += "; the training is complete and saved: --resume writes what is missing"
+            raise
+
+    def _tell_trouble(self, error: StorageError | None) -> None:
+        """What the storage did not take but the training can do without for now."""
+        if error is not None:
+            self.tell(Note(f"warning: {error.message}; training goes on, this is tried again"))
+
+
+def _try(operation: Callable[[], None]) -> StorageError | None:
+    try:
+        operation()
+    except StorageError as error:
+        return error
+    return None
+
+
+def _placement(hellos: Sequence[Hello]) -> dict[str, dict[str, str | int]]:
+    fields = ("host", "pid", "device", "parameters")
+    return {hello.name: {field: asdict(hello)[field] for field in fields} for hello in hellos}

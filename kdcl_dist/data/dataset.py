@@ -1,0 +1,310 @@
+"""Image data sets as Arrow IPC files, memory-mapped: all processes of a host share one copy.
+
+A data set is one `.arrow` file, or a folder of them (shards, in the order of their names). Columns:
+
+    label   int32
+    image   raw: fixed-size binary, uint8 pixels in C, H, W order; encoded: binary, JPEG or PNG bytes
+
+The schema's metadata holds, under the key `kdcl`, the JSON of `Info`. A sample's id is its row number.
+
+Shapes: N samples, C channels, H W image.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Literal, Protocol, runtime_checkable
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import torch
+from torch import Tensor
+
+from kdcl_dist.data.decode import decode
+from kdcl_dist.errors import DataError, one_line
+from kdcl_dist.importing import is_import_string, load_object
+
+__all__ = ["ArrowDataset", "ImageDataset", "Info", "open_dataset"]
+
+FORMAT = 1
+KEY = b"kdcl"
+
+
+@runtime_checkable
+class ImageDataset(Protocol):
+    """What training needs of a data set; a user's own may be any object with these."""
+
+    labels: npt.NDArray[np.int64]
+
+    @property
+    def classes(self) -> Sequence[str]:
+        """Class names; a label is a place in this list."""
+
+    @property
+    def channels(self) -> int:
+        """Channels of every image."""
+
+    @property
+    def mean(self) -> Sequence[float]:
+        """Mean of each channel, pixels in [0, 1]."""
+
+    @property
+    def std(self) -> Sequence[float]:
+        """Standard deviation of each channel, pixels in [0, 1]."""
+
+    def __len__(self) -> int:
+        """Number of samples N."""
+
+    def image(self, index: int) -> Tensor:
+        """One image: uint8 (C, H, W), or floating point in [0, 1]; the caller may change it."""
+
+
+@dataclass(frozen=True)
+class Info:
+    """What a data set says of itself.
+
+    Attributes:
+        classes: class names; a label is a place in this list.
+        encoding: "raw" pixels or "encoded" JPEG and PNG.
+        channels: 1 or 3.
+        shape: (C, H, W) of all images if raw, else None.
+        mean, std: per channel, of pixels in [0, 1].
+        source, license: where it comes from and how it may be used.
+    """
+
+    classes: tuple[str, ...]
+    encoding: Literal["raw", "encoded"]
+    channels: int
+    shape: tuple[int, int, int] | None
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    source: str = ""
+    license: str = ""
+    format: int = FORMAT
+
+    def schema(self) -> pa.Schema:
+        """The Arrow schema of files with this content."""
+        image = pa.binary(int(np.prod(self.shape))) if self.shape else pa.binary()
+        metadata = {KEY: json.dumps(asdict(self), sort_keys=True).encode()}
+        return pa.schema([("label", pa.int32()), ("image", image)], metadata=metadata)
+
+
+class ArrowDataset:
+    """A data set on disk, opened memory-mapped.
+
+    Args:
+        path: an `.arrow` file, or a folder of them.
+
+    Raises:
+        DataError: it is missing, damaged, or not of the format above.
+    """
+
+    def __init__(self, path: str) -> None:
+        self.path = path
+        self.files = _shards(Path(path))
+        self._tables = [_open(file) for file in self.files]
+        self.info = _info(self.files[0], self._tables[0].schema)
+        for file, table in zip(self.files, self._tables, strict=True):
+            _check_columns(file, table.schema, self.info)
+        labels = [
+            _labels(file, table, self.info) for file, table in zip(self.files, self._tables, strict=True)
+        ]
+        self.labels: npt.NDArray[np.int64] = np.concatenate(labels)
+        if not len(self.labels):
+            raise DataError(f"{path}: the data set has no samples")
+        chunks = [chunk for table in self._tables for chunk in table["image"].chunks]
+        self._chunks = chunks
+        self._starts = np.cumsum([0] + [len(chunk) for chunk in chunks])
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def __reduce__(self) -> tuple[type[ArrowDataset], tuple[str]]:
+        return ArrowDataset, (self.path,)  # another process maps the same file instead of getting a copy
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        """Class names."""
+        return self.info.classes
+
+    @property
+    def channels(self) -> int:
+        """Channels of every image."""
+        return self.info.channels
+
+    @property
+    def mean(self) -> tuple[float, ...]:
+        """Mean of each channel, pixels in [0, 1]."""
+        return self.info.mean
+
+    @property
+    def std(self) -> tuple[float, ...]:
+        """Standard deviation of each channel, pixels in [0, 1]."""
+        return self.info.std
+
+    def data(self, index: int) -> pa.Buffer:
+        """One image's stored bytes, without copying."""
+        chunk = int(np.searchsorted(self._starts, index, side="right")) - 1
+        return self._chunks[chunk][index - int(self._starts[chunk])].as_buffer()
+
+    def image(self, index: int) -> Tensor:
+        """One image as uint8 (C, H, W), a copy that may be changed; `DataError` if it cannot be decoded."""
+        data = self.data(index)
+        if self.info.shape is not None:
+            return torch.frombuffer(bytearray(data), dtype=torch.uint8).view(self.info.shape)
+        try:
+            pixels_HWC = decode(data, self.channels)
+        except ValueError as error:
+            raise DataError(f"{self.path}: the image in row {index} is unreadable: {error}") from error
+        return torch.from_numpy(pixels_HWC).permute(2, 0, 1).contiguous()
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """A SHA-256 over metadata, all labels, file sizes and 64 blocks of each file's bytes.
+
+        Cheap for any size; equal for equal copies on other hosts, and different for other data.
+        """
+        digest = hashlib.sha256(json.dumps(asdict(self.info), sort_keys=True).encode())
+        digest.update(self.labels.tobytes())
+        for file in self.files:
+            _digest_blocks(digest, file)
+        return digest.hexdigest()
+
+
+def open_dataset(spec: str) -> ImageDataset:
+    """Open a path, or what the factory of an import string `package.module:factory` returns.
+
+    Raises:
+        DataError: as `ArrowDataset`; or the factory fails or returns something else.
+    """
+    if not is_import_string(spec) or Path(spec).exists():
+        return ArrowDataset(spec)
+    try:
+        dataset = load_object(spec)()
+    except Exception as error:  # a user's code can raise anything
+        raise DataError(f"data set {spec!r}: {one_line(error)}") from error
+    if not isinstance(dataset, ImageDataset):
+        wanted = ("__len__", "labels", "classes", "channels", "mean", "std", "image")
+        missing = [name for name in wanted if not hasattr(dataset, name)]
+        raise DataError(f"data set {spec!r}: {type(dataset).__name__} lacks {', '.join(missing)}")
+    _check_own(spec, dataset)
+    return dataset
+
+
+def fingerprint(dataset: ImageDataset) -> str:
+    """A data set's own fingerprint, or one of its labels and class names."""
+    own: str | None = getattr(dataset, "fingerprint", None)
+    parts = json.dumps(list(dataset.classes)).encode() + np.asarray(dataset.labels, np.int64).tobytes()
+    return own or hashlib.sha256(parts).hexdigest()
+
+
+def _check_own(spec: str, dataset: ImageDataset) -> None:
+    labels = np.asarray(dataset.labels)
+    if labels.ndim != 1 or labels.dtype.kind not in "iu" or len(labels) != len(dataset) or not len(labels):
+        raise DataError(
+            f"data set {spec!r}: labels must be one whole number a sample, at least one "
+            f"(got {labels.dtype} of shape {labels.shape} for {len(dataset)} samples)"
+        )
+    _check_range(spec, labels, len(dataset.classes))
+    _check_scale(spec, dataset.mean, dataset.std, dataset.channels)
+
+
+def _check_scale(where: str, mean: Sequence[float], std: Sequence[float], channels: int) -> None:
+    if not len(mean) == len(std) == channels or not all(value > 0 for value in std):
+        raise DataError(
+            f"{where}: mean and std must have a number for each of the {channels} channels, and every std "
+            f"must be above 0 (got mean {list(mean)}, std {list(std)})"
+        )
+
+
+def _check_range(where: str, labels_N: npt.NDArray[Any], classes: int) -> None:
+    outside = np.flatnonzero((labels_N < 0) | (labels_N >= classes))
+    if len(outside):
+        row = int(outside[0])
+        raise DataError(
+            f"{where}: the label in row {row} is {int(labels_N[row])}, but there are {classes} classes, "
+            f"so labels go from 0 to {classes - 1} ({len(outside)} labels are outside)"
+        )
+
+
+def _shards(path: Path) -> list[Path]:
+    try:
+        return _list_shards(path)
+    except (OSError, ValueError) as error:  # a name too long, a null byte, a folder that may not be read
+        raise DataError(f"{str(path)[:200]}: cannot be opened: {one_line(error)[:200]}") from error
+
+
+def _list_shards(path: Path) -> list[Path]:
+    if path.is_dir():
+        if not (files := sorted(path.glob("*.arrow"))):
+            raise DataError(f"{path}: the folder holds no .arrow file; write one with `kdcl data import`")
+        return files
+    if not path.exists():
+        raise DataError(f"{path}: no such file; write a data set with `kdcl data import`")
+    return [path]
+
+
+def _open(file: Path) -> pa.Table:
+    try:
+        with pa.memory_map(str(file)) as source:
+            return pa.ipc.open_file(source).read_all()
+    except (pa.ArrowException, OSError, ValueError) as error:
+        raise DataError(
+            f"{file}: not an Arrow IPC file, or a truncated one: {one_line(error)}; import it again"
+        ) from error
+
+
+def _info(file: Path, schema: pa.Schema) -> Info:
+    if KEY not in (schema.metadata or {}):
+        raise DataError(f"{file}: an Arrow file, but not a data set: its schema has no 'kdcl' metadata")
+    try:
+        fields = json.loads(schema.metadata[KEY])
+        found = fields.get("format")
+        if found != FORMAT:
+            raise DataError(f"{file}: data set format {found!r}; this version reads format {FORMAT}")
+        lists = {name: tuple(fields[name]) for name in ("classes", "mean", "std")}
+        shape = tuple(fields["shape"]) if fields["shape"] else None
+        info = Info(**(fields | lists | {"shape": shape}))
+    except (ValueError, TypeError, KeyError, AttributeError) as error:
+        raise DataError(f"{file}: its 'kdcl' metadata cannot be read: {one_line(error)}") from error
+    if len(set(info.classes)) != len(info.classes):
+        raise DataError(f"{file}: its 'kdcl' metadata names a class twice")
+    _check_scale(str(file), info.mean, info.std, info.channels)
+    return info
+
+
+def _check_columns(file: Path, schema: pa.Schema, info: Info) -> None:
+    if not schema.equals(info.schema(), check_metadata=True):
+        raise DataError(
+            f"{file}: columns or metadata differ from the data set's: found {_brief(schema)}, "
+            f"expected {_brief(info.schema())}; all shards must be of one import"
+        )
+
+
+def _brief(schema: pa.Schema) -> str:
+    return ", ".join(f"{field.name} {field.type}" for field in schema)
+
+
+def _labels(file: Path, table: pa.Table, info: Info) -> npt.NDArray[np.int64]:
+    if table["label"].null_count or table["image"].null_count:
+        raise DataError(f"{file}: it has rows without label or image")
+    # Not to_numpy(), which would load pandas into every process.
+    chunks = [np.from_dlpack(chunk) for chunk in table["label"].chunks if len(chunk)]
+    labels_N: npt.NDArray[np.int64] = np.concatenate([*chunks, np.array([], np.int32)]).astype(np.int64)
+    _check_range(str(file), labels_N, len(info.classes))
+    return labels_N
+
+
+def _digest_blocks(digest: Any, file: Path, blocks: int = 64, block_bytes: int = 65536) -> None:
+    size = file.stat().st_size
+    digest.update(size.to_bytes(8, "little"))
+    with file.open("rb") as stream:
+        for number in range(blocks):
+            stream.seek(size * number // blocks)
+            digest.update(stream.read(block_bytes))

@@ -1,0 +1,1 @@
+"""Writing data sets from what others publish: one module a source, and what they share."""

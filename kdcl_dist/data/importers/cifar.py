@@ -1,0 +1,193 @@
+"""CIFAR-10 and CIFAR-100 from the official python archives, or the folders in them.
+
+Shapes: N images, C channels, H W image, D = C * H * W.
+"""
+
+from __future__ import annotations
+
+import math
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+from kdcl_dist.data.dataset import Info
+from kdcl_dist.data.importers.archive import check_md5, members_of_archive, read_checked
+from kdcl_dist.data.importers.inert_pickle import read_pickle
+from kdcl_dist.data.importers.staging import staged
+from kdcl_dist.data.writer import write_batches
+from kdcl_dist.errors import DataError
+
+__all__ = ["LAYOUTS", "Layout", "import_cifar"]
+
+SHAPE = (3, 32, 32)
+SOURCE = (
+    "A. Krizhevsky, Learning Multiple Layers of Features from Tiny Images, 2009, "
+    "https://www.cs.toronto.edu/~kriz/cifar.html"
+)
+#: Rows summed at a time: few enough for the caches, and for sums of squared pixels in 32 bits.
+SUM_ROWS = 64
+
+
+class _Labelled(NamedTuple):
+    """Labels, and images of uint8."""
+
+    labels_N: list[int]
+    images_ND: npt.NDArray[np.uint8]
+
+
+@dataclass(frozen=True)
+class Layout:
+    """What an archive holds: its folder, files with their MD5, and the keys of labels and class names."""
+
+    folder: str
+    archive_md5: str
+    train: tuple[str, ...]
+    test: tuple[str, ...]
+    meta: str
+    names: bytes
+    labels: bytes
+    md5: dict[str, str]
+
+
+LAYOUTS = {
+    "cifar10": Layout(
+        folder="cifar-10-batches-py",
+        archive_md5="c58f30108f718f92721af3b95e74349a",
+        train=("data_batch_1", "data_batch_2", "data_batch_3", "data_batch_4", "data_batch_5"),
+        test=("test_batch",),
+        meta="batches.meta",
+        names=b"label_names",
+        labels=b"labels",
+        md5={
+            "data_batch_1": "c99cafc152244af753f735de768cd75f",
+            "data_batch_2": "d4bba439e000b95fd0a9bffe97cbabec",
+            "data_batch_3": "54ebc095f3ab1f0389bbae665268c751",
+            "data_batch_4": "634d18415352ddfa80567beed471001a",
+            "data_batch_5": "482c414d41f54cd18b22e5b47cb7c3cb",
+            "test_batch": "40351d587109b95175f43aff81a1287e",
+            "batches.meta": "5ff9c542aee3614f3951f8cda6e48888",
+        },
+    ),
+    "cifar100": Layout(
+        folder="cifar-100-python",
+        archive_md5="eb9058c3a382ffc7106e4002c42a8d85",
+        train=("train",),
+        test=("test",),
+        meta="meta",
+        names=b"fine_label_names",
+        labels=b"fine_labels",
+        md5={
+            "train": "16019d7e3df5f24257cddd939b257f8d",
+            "test": "f0ef6b0ae62326f3e7ffdfab6717acfc",
+            "meta": "7973b15100ade9c7d40fb424638fde48",
+        },
+    ),
+}
+
+
+def import_cifar(kind: str, source: Path, folder: Path, *, checksums: bool = True) -> list[Path]:
+    """Write train.arrow and test.arrow (raw pixels, in the order of the files); returns their paths.
+
+    The same files byte for byte each time. Mean and deviation are those of the training images in both.
+
+    Args:
+        kind: "cifar10" or "cifar100" (with its 100 fine labels).
+        source: the tar.gz, or the unpacked folder.
+        folder: where the files go; must not exist yet, or be empty.
+        checksums: whether the source must be the official files, byte for byte.
+
+    Raises:
+        DataError: the source is missing, differs or is damaged, or the folder cannot be written.
+    """
+    layout = LAYOUTS[kind]
+    with staged(folder) as part:
+        loaded = _load(source, layout, checksums)
+        classes = loaded[layout.meta]
+        mean, std = _mean_and_std([loaded[name].images_ND for name in layout.train])
+        info = Info(classes, "raw", SHAPE[0], SHAPE, mean, std, SOURCE)
+        for split, names in (("train", layout.train), ("test", layout.test)):
+            for name in names:
+                _check_labels(loaded[name].labels_N, len(classes), f"{source}: {name}")
+            write_batches(part / f"{split}.arrow", (loaded[name] for name in names), info)
+    return [folder / "train.arrow", folder / "test.arrow"]
+
+
+def _load(source: Path, layout: Layout, checksums: bool) -> dict[str, Any]:
+    """By file name: `_Labelled`, or class names."""
+
+    def parse(name: str, data: bytes) -> Any:
+        return (_classes if name == layout.meta else _labelled)(data, layout, f"{source}: {name}")
+
+    if not source.exists():
+        raise DataError(f"{source}: no such file or folder")
+    if not source.is_dir():
+        if checksums:
+            check_md5(source, layout.archive_md5)
+        members = members_of_archive(source, layout.folder, set(layout.md5))
+        return {name: parse(name, data) for name, data in members}
+    inner = source / layout.folder if (source / layout.folder).is_dir() else source
+
+    def load(name: str) -> Any:
+        return parse(name, read_checked(inner / name, layout.md5[name] if checksums else None))
+
+    with ThreadPoolExecutor(2) as pool:  # hashing and reading leave the interpreter free
+        return dict(zip(layout.md5, pool.map(load, layout.md5), strict=True))
+
+
+def _classes(data: bytes, layout: Layout, where: str) -> tuple[str, ...]:
+    names = read_pickle(data, where).get(layout.names)
+    if not isinstance(names, list) or not names or not all(isinstance(name, bytes) for name in names):
+        raise DataError(f"{where}: it lacks the class names {layout.names.decode()!r}")
+    classes = tuple(name.decode("utf-8", "backslashreplace") for name in names)
+    if len(set(classes)) != len(classes):
+        raise DataError(f"{where}: it names a class twice")
+    return classes
+
+
+def _labelled(data: bytes, layout: Layout, where: str) -> _Labelled:
+    content = read_pickle(data, where)
+    images_ND, labels = content.get(b"data"), content.get(layout.labels)
+    size = math.prod(SHAPE)
+    if not isinstance(images_ND, np.ndarray) or images_ND.shape[1:] != (size,) or not len(images_ND):
+        shape = getattr(images_ND, "shape", None)
+        raise DataError(f"{where}: 'data' must be an array of N x {size} bytes (found shape {shape})")
+    if not isinstance(labels, list) or len(labels) != len(images_ND):
+        found = len(labels) if isinstance(labels, list) else "none"
+        raise DataError(
+            f"{where}: {layout.labels.decode()!r} must hold {len(images_ND)} labels (found {found})"
+        )
+    if not all(type(label) is int for label in labels):
+        raise DataError(f"{where}: a label is not a whole number")
+    return _Labelled(labels, images_ND)
+
+
+def _check_labels(labels_N: list[int], classes: int, where: str) -> None:
+    for row, label in enumerate(labels_N):
+        if not 0 <= label < classes:
+            raise DataError(f"{where}: the label in row {row} is {label}, not one of 0 to {classes - 1}")
+
+
+def _mean_and_std(
+    files: list[npt.NDArray[np.uint8]],
+) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Mean and deviation of each channel, pixels in [0, 1], from exact sums."""
+    with ThreadPoolExecutor(2) as pool:
+        sums_F2C = np.array(list(pool.map(_sums, files)))
+    pixels = sum(images_ND.size for images_ND in files) // SHAPE[0]
+    first_C, second_C = sums_F2C.sum(0) / pixels
+    std_C = np.sqrt(second_C - first_C**2)
+    return tuple((first_C / 255).tolist()), tuple((std_C / 255).tolist())
+
+
+def _sums(images_ND: npt.NDArray[np.uint8]) -> list[list[int]]:
+    """Sums of pixels and of squared pixels, a channel."""
+    first_D, second_D = (np.zeros(images_ND.shape[1], np.uint64) for _ in range(2))
+    for start in range(0, len(images_ND), SUM_ROWS):
+        rows = images_ND[start : start + SUM_ROWS]
+        first_D += rows.sum(0, dtype=np.uint32)
+        second_D += np.multiply(rows, rows, dtype=np.uint16).sum(0, dtype=np.uint32)
+    return [sums_D.reshape(SHAPE[0], -1).sum(1).tolist() for sums_D in (first_D, second_D)]

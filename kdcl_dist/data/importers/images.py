@@ -1,0 +1,215 @@
+"""Importing encoded images of any number: checked in parallel, in shards, and resumable.
+
+A source names its classes and gives its images split by split, always in the same order. The images of a
+shard follow from their sizes alone, so an interrupted import finds the same shards again.
+
+Shapes: C channels.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from itertools import chain, groupby
+from pathlib import Path
+from typing import NamedTuple, Protocol
+
+import numpy as np
+
+from kdcl_dist.data.dataset import ArrowDataset, Info
+from kdcl_dist.data.importers.check import CHANNELS, Item, Rejected, Workers, accept, moments
+from kdcl_dist.data.importers.journal import Journal, Reject, Shard
+from kdcl_dist.data.importers.staging import part_of, publish
+from kdcl_dist.data.writer import write_dataset
+from kdcl_dist.errors import DataError, one_line
+
+__all__ = ["REJECTED", "Imported", "Source", "Tell", "import_images"]
+
+REJECTED = "rejected.txt"
+SHARD_MB = 256
+#: Training images that mean and deviation are computed from, at most.
+SAMPLE = 10_000
+
+#: Hears what is being done, and how many images of how many are done.
+Tell = Callable[[str, int, int], None]
+
+
+class Source(Protocol):
+    """Images in splits; the first split is the training set."""
+
+    @property
+    def name(self) -> str:
+        """What the data set says of its source."""
+
+    @property
+    def identity(self) -> str:
+        """Differs when any of the images may differ."""
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        """Class names; a label is a place in them."""
+
+    @property
+    def counts(self) -> dict[str, int]:
+        """Number of images of each split."""
+
+    def items(self, split: str) -> Iterator[Item]:
+        """The images of a split, always in the same order."""
+
+
+class Imported(NamedTuple):
+    """Data sets by split, and how many images were taken and how many rejected."""
+
+    paths: dict[str, Path]
+    accepted: int
+    rejected: int
+
+
+def import_images(
+    source: Source, folder: Path, *, workers: int, tell: Tell, shard_mb: int = SHARD_MB
+) -> Imported:
+    """Write a folder of shards for each split, and `rejected.txt` if there are images that cannot be decoded.
+
+    All is gathered in `FOLDER.part`, from which an interrupted import goes on, and is renamed at the end.
+
+    Args:
+        source: where the images come from.
+        folder: must not exist yet, or be empty.
+        workers: processes that check images; 0 checks in this one.
+        tell: hears of the progress.
+        shard_mb: megabytes (10^6 bytes) of images in a shard.
+
+    Raises:
+        DataError: the folder cannot be written or holds something else, or a class has no readable image.
+    """
+    part = part_of(folder)
+    identity = {"source": source.identity, "classes": list(source.classes), "shard_mb": shard_mb}
+    journal = Journal.open(part, identity)
+    with Workers(workers) as pool:
+        if journal.statistics is None:
+            journal.add_statistics(_statistics(source, pool, tell))
+        info = _info(source, journal.statistics or {})
+        shards = {
+            split: list(_write_split(source, split, journal, info, pool, tell, shard_mb * 10**6))
+            for split in source.counts
+        }
+    rejected = [
+        (name, why) for found in shards.values() for shard in found for _, name, why in shard.rejected
+    ]
+    _write_rejected(part / REJECTED, rejected)
+    accepted = sum(_count(part / split, shards[split], source.classes, part / REJECTED) for split in shards)
+    publish(part, folder)
+    journal.remove(folder)
+    return Imported({split: folder / split for split in source.counts}, accepted, len(rejected))
+
+
+def _statistics(source: Source, pool: Workers, tell: Tell) -> dict[str, list[float]]:
+    """Mean and deviation of each channel over evenly spaced training images; all pixels count the same."""
+    split = next(iter(source.counts))
+    count = source.counts[split]
+    size = min(count, SAMPLE)
+    chosen = (
+        item
+        for row, item in enumerate(source.items(split))
+        if row * size // count != (row - 1) * size // count
+    )
+    pixels, first_C, second_C = 0, [0] * CHANNELS, [0] * CHANNELS
+    for done, (_, found) in enumerate(pool.map(moments, chosen), 1):
+        tell("mean and deviation", done, size)
+        if found is not None:
+            pixels += found[0]
+            first_C = [a + b for a, b in zip(first_C, found[1], strict=True)]
+            second_C = [a + b for a, b in zip(second_C, found[2], strict=True)]
+    if not pixels:
+        raise DataError(f"{split}: none of {size} images that were tried can be decoded")
+    mean_C = np.array(first_C) / pixels
+    std_C = np.sqrt(np.maximum(np.array(second_C) / pixels - mean_C**2, 0))
+    std_C[std_C == 0] = 255  # of a constant channel: its pixels become 0 all the same
+    return {"mean": (mean_C / 255).tolist(), "std": (std_C / 255).tolist()}
+
+
+def _info(source: Source, statistics: dict[str, list[float]]) -> Info:
+    mean, std = tuple(statistics["mean"]), tuple(statistics["std"])
+    return Info(source.classes, "encoded", CHANNELS, None, mean, std, source.name)
+
+
+def _write_split(
+    source: Source, split: str, journal: Journal, info: Info, pool: Workers, tell: Tell, shard_bytes: int
+) -> Iterator[Shard]:
+    """The shards of a split, after each is written or found finished."""
+    done, total = 0, source.counts[split]
+
+    def counted(items: Iterable[Item]) -> Iterator[Item]:
+        nonlocal done
+        for item in items:
+            yield item
+            done += 1
+            tell(split, done, total)
+
+    for number, items in groupby(source.items(split), _Numbering(shard_bytes)):
+        name = f"{split}/shard-{number:05d}.arrow"
+        shard = journal.finished(name)
+        if shard is None:
+            shard = _write_shard(journal.folder, name, counted(items), info, pool)
+            journal.add_shard(shard)
+        else:
+            for _ in counted(items):
+                pass
+        yield shard
+    if done != total:
+        raise DataError(f"{split}: the source changed during the import: {total} images became {done}")
+
+
+class _Numbering:
+    """The number of the shard that each image belongs to, of images in order."""
+
+    def __init__(self, shard_bytes: int) -> None:
+        self.shard_bytes, self.before = shard_bytes, 0
+
+    def __call__(self, item: Item) -> int:
+        number = self.before // self.shard_bytes
+        self.before += item.size
+        return number
+
+
+def _write_shard(folder: Path, name: str, items: Iterable[Item], info: Info, pool: Workers) -> Shard:
+    rejected: list[Reject] = []
+
+    def samples() -> Iterator[tuple[int, bytes]]:
+        for item, found in pool.map(accept, items):
+            if isinstance(found, Rejected):
+                rejected.append((item.label, item.name, found.reason))
+            else:
+                yield item.label, found
+
+    accepted = samples()
+    first = next(accepted, None)
+    digest = None if first is None else write_dataset(folder / name, chain([first], accepted), info)
+    return Shard(name, digest, rejected)
+
+
+def _count(folder: Path, shards: list[Shard], classes: Sequence[str], report: Path) -> int:
+    """Number of images in a split's folder; `DataError` names classes of which all images were rejected."""
+    labels_N = ArrowDataset(str(folder)).labels if any(shard.digest for shard in shards) else np.array([])
+    rejected = {label for shard in shards for label, _, _ in shard.rejected}
+    lost = [classes[label] for label in sorted(rejected - set(np.unique(labels_N).tolist()))]
+    if lost:
+        raise DataError(
+            f"{folder.name}: no readable image in {len(lost)} of {len(classes)} classes: "
+            f"{', '.join(lost[:10])}{', ...' if len(lost) > 10 else ''}; see {report}"
+        )
+    return len(labels_N)
+
+
+def _write_rejected(path: Path, rejected: list[tuple[str, str]]) -> None:
+    lines = ["\t".join(_printable(text) for text in entry) + "\n" for entry in rejected]
+    try:
+        path.unlink(missing_ok=True)
+        if lines:
+            path.write_text("".join(lines), encoding="utf-8")
+    except OSError as error:
+        raise DataError(f"{path}: cannot be written: {one_line(error)}") from error
+
+
+def _printable(text: str) -> str:
+    """The text on one line, whatever a file's name holds."""
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in text)

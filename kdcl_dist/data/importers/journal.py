@@ -1,0 +1,118 @@
+"""What an interrupted import has finished: one line of JSON for its source, its statistics and each shard."""
+
+from __future__ import annotations
+
+import json
+import os
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from kdcl_dist.data.writer import content_digest
+from kdcl_dist.errors import DataError, one_line
+
+__all__ = ["Journal", "Reject", "Shard"]
+
+NAME = "import.jsonl"
+
+Reject = tuple[int, str, str]
+
+
+@dataclass(frozen=True)
+class Shard:
+    """A finished shard.
+
+    Attributes:
+        name: its path in the data set, "train/shard-00000.arrow".
+        digest: its `content_digest`; None if no image of it was accepted, so that there is no file.
+        rejected: labels, names and reasons of images that were not accepted.
+    """
+
+    name: str
+    digest: str | None
+    rejected: list[Reject]
+
+
+@dataclass
+class Journal:
+    """The journal in a folder; `open` reads or begins it."""
+
+    folder: Path
+    statistics: dict[str, list[float]] | None = None
+    shards: dict[str, Shard] = field(default_factory=dict)
+
+    @classmethod
+    def open(cls, folder: Path, identity: dict[str, Any]) -> Journal:
+        """Read the journal of a folder, or begin one; it is written line by line.
+
+        Args:
+            folder: made if missing.
+            identity: what must be the same for an import to go on.
+
+        Raises:
+            DataError: the folder holds something else, or cannot be written.
+        """
+        journal = cls(folder)
+        try:
+            if not folder.exists():
+                folder.mkdir(parents=True)
+                journal._add({"import": identity})
+            lines = journal._lines()
+        except OSError as error:
+            raise DataError(f"{folder}: cannot be written: {one_line(error)}") from error
+        if not lines or lines[0] != {"import": identity}:
+            raise DataError(
+                f"{folder}: holds an import of another source, of one that changed since, or with other "
+                "options; delete it to start anew"
+            )
+        for line in lines[1:]:
+            if "statistics" in line:
+                journal.statistics = line["statistics"]
+            else:
+                rejected = [(label, name, reason) for label, name, reason in line["rejected"]]
+                journal.shards[line["name"]] = Shard(line["name"], line["digest"], rejected)
+        return journal
+
+    def finished(self, name: str) -> Shard | None:
+        """A shard that is finished and whose file is still what was written."""
+        shard = self.shards.get(name)
+        if shard is None or shard.digest is None:
+            return shard
+        try:
+            return shard if content_digest(self.folder / name) == shard.digest else None
+        except DataError:
+            return None
+
+    def add_statistics(self, statistics: dict[str, list[float]]) -> None:
+        """Note the statistics."""
+        self.statistics = statistics
+        self._add({"statistics": statistics})
+
+    def add_shard(self, shard: Shard) -> None:
+        """Note a finished shard."""
+        self.shards[shard.name] = shard
+        self._add(vars(shard))
+
+    def remove(self, folder: Path) -> None:
+        """Delete the journal of a complete data set, which is in `folder` now."""
+        (folder / NAME).unlink()
+
+    def _add(self, line: dict[str, Any]) -> None:
+        with (self.folder / NAME).open("a", encoding="ascii") as file:
+            file.write(json.dumps(line) + "\n")
+            file.flush()
+            os.fsync(file.fileno())
+
+    def _lines(self) -> list[dict[str, Any]]:
+        """All whole lines; one that was cut off is deleted."""
+        path = self.folder / NAME
+        if not path.exists():
+            return []
+        text = path.read_text(encoding="ascii", errors="replace")
+        whole = text[: text.rfind("\n") + 1]
+        if whole != text:
+            path.write_text(whole, encoding="ascii", errors="replace")
+        try:
+            return [json.loads(line) for line in whole.splitlines()]
+        except ValueError:
+            return []

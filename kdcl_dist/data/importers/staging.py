@@ -1,0 +1,57 @@
+"""A folder that appears under its name only when all of it is there."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from kdcl_dist.errors import DataError, one_line
+
+__all__ = ["part_of", "publish", "staged"]
+
+
+def part_of(folder: Path) -> Path:
+    """Where the content of a folder is gathered before it has its name: `FOLDER.part`.
+
+    Raises:
+        DataError: the folder exists already and is not empty.
+    """
+    folder = folder.absolute()
+    try:
+        taken = folder.is_file() or (folder.exists() and any(folder.iterdir()))
+    except OSError as error:
+        raise DataError(f"{folder}: cannot be written: {one_line(error)}") from error
+    if taken:
+        raise DataError(f"{folder}: exists already; delete it or choose another place")
+    return folder.with_name(folder.name + ".part")
+
+
+def publish(part: Path, folder: Path) -> None:
+    """Give a complete folder its name; `DataError` if that cannot be done."""
+    try:
+        part.replace(folder.absolute())
+    except OSError as error:
+        raise DataError(f"{folder}: cannot be written: {one_line(error)}") from error
+
+
+@contextmanager
+def staged(folder: Path) -> Iterator[Path]:
+    """Write into the path given; it becomes the folder at the end, or is deleted after an error.
+
+    Raises:
+        DataError: the folder exists, or cannot be written.
+    """
+    part = part_of(folder)
+    try:
+        part.mkdir(parents=True)
+    except FileExistsError:
+        raise DataError(f"{part}: left by an import that was cut off, or one that runs; delete it") from None
+    except OSError as error:
+        raise DataError(f"{folder}: cannot be written: {one_line(error)}") from error
+    try:
+        yield part
+        publish(part, folder)
+    finally:
+        shutil.rmtree(part, ignore_errors=True)

@@ -1,0 +1,139 @@
+"""What a student sees of a sample: transforms whose random numbers belong to the sample, not to a process.
+
+Shapes: C channels, H W image.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torchvision.transforms import v2
+
+from kdcl_dist.data.cutout import Cutout
+from kdcl_dist.data.dataset import ImageDataset
+from kdcl_dist.data.streams import view_seed
+from kdcl_dist.errors import DataError, KdclError, RecipeError, one_line
+from kdcl_dist.importing import is_import_string, load_object
+
+__all__ = ["Transforms", "Views"]
+
+#: Transforms of our own, by the name a recipe gives; called with the data set's mean and the arguments.
+BUILT_IN = {"Cutout": Cutout}
+
+
+class Transforms:
+    """A list of transforms, built from a recipe's items `{name: ..., **arguments}`.
+
+    Args:
+        items: the transforms, in the order in which they are applied.
+        mean_C: of each channel of the data set, pixels in [0, 1]; only `BUILT_IN` transforms ask for it.
+
+    Raises:
+        RecipeError: a name is unknown, or its arguments do not fit.
+    """
+
+    def __init__(self, items: Sequence[Mapping[str, Any]], mean_C: Sequence[float] = ()) -> None:
+        self.items, self.mean_C = [dict(item) for item in items], tuple(mean_C)
+        self._calls = [_build(position, item, self.mean_C) for position, item in enumerate(self.items)]
+        # torchvision draws from torch alone; a user's own transform may draw from anywhere.
+        self.foreign = any(is_import_string(item["name"]) for item in self.items)
+
+    def __call__(self, image_CHW: Tensor) -> Tensor:
+        """Apply all transforms to one image."""
+        for call in self._calls:
+            image_CHW = call(image_CHW)
+        return image_CHW
+
+    def __reduce__(self) -> tuple[type[Transforms], tuple[Any, ...]]:
+        return Transforms, (self.items, self.mean_C)
+
+
+class Views:
+    """One student's views of a data set, indexed by (epoch, sample id).
+
+    The same index gives the same view in any process, in any order. Seeding touches the global
+    generators; whatever draws from them afterwards must seed them for itself.
+
+    Args:
+        dataset: the images.
+        transforms: what is applied to each.
+        seed: the student's seed, or one that all students share for the same views.
+    """
+
+    def __init__(self, dataset: ImageDataset, transforms: Transforms, seed: int) -> None:
+        self.dataset, self.transforms, self.seed = dataset, transforms, seed
+
+    def __getitem__(self, index: tuple[int, int]) -> Tensor:
+        epoch, sample_id = index
+        image_CHW = self._image(sample_id)
+        if not self.transforms.items:
+            return image_CHW
+        self._seed(epoch, sample_id)
+        try:
+            view = self.transforms(image_CHW)
+        except Exception as error:  # a user's transform can raise anything
+            shape = tuple(image_CHW.shape)
+            raise DataError(
+                f"a transform fails on sample {sample_id} of shape {shape}, epoch {epoch}: {one_line(error)}"
+            ) from error
+
+        if not isinstance(view, Tensor):
+            raise DataError(
+                f"the transforms give a {type(view).__name__} for sample {sample_id}, not a tensor"
+            )
+        return view
+
+    def _image(self, sample_id: int) -> Tensor:
+        try:
+            return self.dataset.image(sample_id)
+        except KdclError:
+            raise
+        except Exception as error:  # a user's data set can raise anything
+            raise DataError(f"the data set fails on sample {sample_id}: {one_line(error)}") from error
+
+    def _seed(self, epoch: int, sample_id: int) -> None:
+        seed = view_seed(self.seed, epoch, sample_id)
+        torch.default_generator.manual_seed(seed)
+        if self.transforms.foreign:
+            random.seed(seed)
+            np.random.seed(seed % 2**32)
+
+
+def _build(position: int, item: Mapping[str, Any], mean_C: tuple[float, ...]) -> Callable[[Tensor], Tensor]:
+    name = item["name"]
+    arguments = {key: value for key, value in item.items() if key != "name"}
+    factory: Any
+    if is_import_string(name):
+        factory = _load(position, name)
+    elif name in BUILT_IN:
+        factory = partial(BUILT_IN[name], mean_C)
+    else:
+        factory = getattr(v2, name, None)
+        if not (isinstance(factory, type) and issubclass(factory, v2.Transform)):
+            raise RecipeError(
+                f"transform {position}: {name!r} is neither a class of torchvision.transforms.v2 nor "
+                f"{' or '.join(BUILT_IN)} nor an import string package.module:factory"
+            )
+    try:
+        built = factory(**arguments)
+    except Exception as error:  # a constructor can raise anything
+        raise RecipeError(f"transform {position}: {name} with {arguments}: {one_line(error)}") from error
+    if not callable(built):
+        raise RecipeError(
+            f"transform {position}: {name} gives {type(built).__name__}, which cannot be called"
+        )
+    transform: Callable[[Tensor], Tensor] = built
+    return transform
+
+
+def _load(position: int, name: str) -> Any:
+    try:
+        return load_object(name)
+    except ImportError as error:
+        raise RecipeError(f"transform {position}: {one_line(error)}") from error

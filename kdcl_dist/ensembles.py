@@ -1,0 +1,216 @@
+"""The four ensembles of KDCL (Guo et al., CVPR 2020, section 3.1) and the plain mean of the logits.
+
+Each is computed per sample, never per batch. At T = 1 and for every sample
+CE(min_logit) <= CE(linear) <= CE(naive) <= CE(each student).
+
+Logits of any floating type are computed in float32 at least; results are float32 (float64 for float64)
+and carry no gradient: a soft target is a constant.
+
+Shapes: S students, B batch, C classes, N held-out samples.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from kdcl_dist.simplex import minimise_logsumexp, minimise_quadratic
+
+__all__ = [
+    "combine",
+    "general",
+    "general_log",
+    "general_weights",
+    "linear",
+    "linear_weights",
+    "log_soft_target",
+    "mean",
+    "min_logit",
+    "naive",
+    "naive_choice",
+]
+
+
+def naive(logits_SBC: Tensor, labels_B: Tensor) -> Tensor:
+    """The logits (B, C) of the student with the smallest cross-entropy at T = 1 (eq. 4).
+
+    Of equal students the first in the order of the cast is taken.
+
+    Raises:
+        ValueError: shapes, types or labels do not fit.
+    """
+    logits_SBC = _checked(logits_SBC, labels_B)
+    return _pick(logits_SBC, naive_choice(logits_SBC, labels_B))
+
+
+def naive_choice(logits_SBC: Tensor, labels_B: Tensor) -> Tensor:
+    """Which student `naive` takes for each sample, int64 (B,). Raises as `naive`."""
+    return _relative(_checked(logits_SBC, labels_B), labels_B).logsumexp(dim=2).argmin(dim=0)
+
+
+def linear(logits_SBC: Tensor, labels_B: Tensor) -> Tensor:
+    """The convex combination of the students' logits (B, C) with the smallest cross-entropy (eq. 5).
+
+    The paper names no solver; see `linear_weights`. Raises as `naive`.
+    """
+    return combine(logits_SBC, labels_B, linear_weights(logits_SBC, labels_B))
+
+
+def linear_weights(logits_SBC: Tensor, labels_B: Tensor) -> Tensor:
+    """The weights (S, B) of `linear`: argmin over the simplex of CE(sum_i a_i z_i, y), float64.
+
+    Found to a KKT gap of 1e-6, computed in float64, for any number of students and logits up to 6e4 (all
+    that half precision holds). Raises as `naive`.
+    """
+    logits_SBC = _checked(logits_SBC, labels_B).double()
+    return minimise_logsumexp(_relative(logits_SBC, labels_B).transpose(0, 1).contiguous()).T
+
+
+def combine(logits_SBC: Tensor, labels_B: Tensor, weights_SB: Tensor) -> Tensor:
+    """sum_i a_i z_i (B, C), or the logits of `naive` where these have the smaller cross-entropy.
+
+    The latter can happen by the rounding of huge logits only; it keeps CE(linear) <= CE(naive) exact.
+    """
+    logits_SBC = _checked(logits_SBC, labels_B)
+    sum_BC = (weights_SB[:, :, None] * logits_SBC).sum(dim=0).to(logits_SBC.dtype)
+    both_2BC = torch.stack([sum_BC, naive(logits_SBC, labels_B)])
+    sum_loss_B, naive_loss_B = _relative(both_2BC.double(), labels_B).logsumexp(dim=2)
+    return torch.where((sum_loss_B <= naive_loss_B)[:, None], both_2BC[0], both_2BC[1])
+
+
+def min_logit(logits_SBC: Tensor, labels_B: Tensor) -> Tensor:
+    """The smallest of the students' logits class by class (B, C), relative to the true class (eq. 6-7).
+
+    Each student's logits are first shifted so that its true class has 0. Raises as `naive`.
+    """
+    return _relative(_checked(logits_SBC, labels_B), labels_B).amin(dim=0)
+
+
+def mean(logits_SBC: Tensor, labels_B: Tensor) -> Tensor:
+    """The mean of the students' logits (B, C); not in the paper, but often run under its name."""
+    return _checked(logits_SBC, labels_B).mean(dim=0)
+
+
+def general(logits_SBC: Tensor, weights_S: Tensor, temperature: float) -> Tensor:
+    """sum_i w_i softmax(z_i / T), probabilities (B, C) (eq. 8); arguments as `general_log`."""
+    return general_log(logits_SBC, weights_S, temperature).exp()
+
+
+def general_log(logits_SBC: Tensor, weights_S: Tensor, temperature: float) -> Tensor:
+    """The logarithm of `general`, (B, C), exact where a probability underflows.
+
+    Args:
+        logits_SBC: the students' logits.
+        weights_S: non-negative, sum 1, of any floating type; a weight may be exactly 0.
+        temperature: T > 0.
+
+    Raises:
+        ValueError: shapes, types or weights do not fit, or T is not positive and finite.
+    """
+    logits_SBC = _checked(logits_SBC)
+    _check_temperature(temperature)
+    _check_weights(weights_S, len(logits_SBC))
+    log_weights_S = weights_S.detach().to(logits_SBC.device).double().log().to(logits_SBC.dtype)
+    log_p_SBC = F.log_softmax(logits_SBC / temperature, dim=2)
+    return torch.logsumexp(log_p_SBC + log_weights_S[:, None, None], dim=0)
+
+
+def general_weights(residuals_SN: Tensor) -> Tensor:
+    """The weights (S,) of `general`, float64: argmin of w'Cw on the simplex (eq. 9-11).
+
+    C_ij is the mean of r_i r_j over held-out samples, r_i = p_i(true class) - 1. The paper's closed form
+    C^-1 1 / (1'C^-1 1) can leave [0, 1], which the text asks for, and does not exist for identical
+    students. So the minimum is taken on the simplex, with a ridge of 1e-8 of C's mean diagonal.
+    Unusable residuals (none, not finite, or all zero) give 1/S.
+
+    Raises:
+        ValueError: `residuals_SN` is not a floating-point matrix of at least one row.
+    """
+    if residuals_SN.ndim != 2 or not len(residuals_SN) or not residuals_SN.is_floating_point():
+        got = f"{residuals_SN.dtype} {tuple(residuals_SN.shape)}"
+        raise ValueError(f"residuals_SN: floating point of shape (S, N) is needed (got {got})")
+    students = len(residuals_SN)
+    residuals_SN = residuals_SN.detach().double()
+    uniform_S = residuals_SN.new_full((students,), 1 / students)
+    covariance_SS = residuals_SN @ residuals_SN.T / max(residuals_SN.shape[1], 1)
+    scale = float(covariance_SS.diagonal().mean())
+    if not 0 < scale < float("inf") or not bool(torch.isfinite(covariance_SS).all()):
+        return uniform_S
+    # Divided by its scale, so that tiny residuals late in training are solved as well as large ones.
+    ridge_SS = 1e-8 * torch.eye(students, dtype=torch.float64, device=residuals_SN.device)
+    hessian_SS = covariance_SS / scale + ridge_SS
+    return minimise_quadratic(hessian_SS[None], (hessian_SS @ uniform_S)[None], uniform_S[None])[0]
+
+
+def log_soft_target(
+    method: str,
+    logits_SBC: Tensor,
+    labels_B: Tensor,
+    temperature: float,
+    weights_S: Tensor | None = None,
+) -> Tensor:
+    """The log-probabilities (B, C) that the students learn from, at the temperature T.
+
+    Args:
+        method: "naive", "linear", "min_logit", "mean" or "general".
+        logits_SBC, labels_B: the students' logits, the true classes.
+        temperature: T > 0. Students are chosen and weighed at T = 1, the result is softened by T.
+        weights_S: of "general", which needs them.
+
+    Raises:
+        ValueError: an argument does not fit, or the method is unknown.
+    """
+    _check_temperature(temperature)
+    if method == "general":
+        if weights_S is None:
+            raise ValueError("weights_S: method 'general' needs the students' weights (got None)")
+        return general_log(_checked(logits_SBC, labels_B), weights_S, temperature)
+    by_logits = {"naive": naive, "linear": linear, "min_logit": min_logit, "mean": mean}
+    if method not in by_logits:
+        raise ValueError(f"method: unknown ensemble {method!r}; have {', '.join([*by_logits, 'general'])}")
+    return F.log_softmax(by_logits[method](logits_SBC, labels_B) / temperature, dim=1)
+
+
+def _checked(logits_SBC: Tensor, labels_B: Tensor | None = None) -> Tensor:
+    """The logits without gradient in float32 at least; raises ValueError where something does not fit."""
+    shape = tuple(logits_SBC.shape)
+    if logits_SBC.ndim != 3 or shape[0] == 0 or shape[2] == 0 or not logits_SBC.is_floating_point():
+        raise ValueError(
+            f"logits_SBC: floating point of shape (S, B, C) is needed (got {logits_SBC.dtype} {shape})"
+        )
+    if labels_B is not None:
+        if tuple(labels_B.shape) != shape[1:2] or labels_B.dtype != torch.int64:
+            got = f"{labels_B.dtype} {tuple(labels_B.shape)}"
+            raise ValueError(f"labels_B: int64 of shape ({shape[1]},) is needed (got {got})")
+        if len(labels_B) and (int(labels_B.min()) < 0 or int(labels_B.max()) >= shape[2]):
+            raise ValueError(
+                f"labels_B: {int(labels_B.min())} to {int(labels_B.max())} for {shape[2]} classes"
+            )
+    logits_SBC = logits_SBC.detach()
+    return logits_SBC if logits_SBC.dtype == torch.float64 else logits_SBC.float()
+
+
+def _check_temperature(temperature: float) -> None:
+    if not 0 < temperature < float("inf"):
+        raise ValueError(f"temperature: must be above 0 and finite (got {temperature})")
+
+
+def _check_weights(weights_S: Tensor, students: int) -> None:
+    if tuple(weights_S.shape) != (students,) or not weights_S.is_floating_point():
+        got = f"{weights_S.dtype} {tuple(weights_S.shape)}"
+        raise ValueError(f"weights_S: floating point of shape ({students},) is needed (got {got})")
+    # Wide enough for weights that were stored in half precision.
+    if not bool((weights_S >= 0).all() & ((weights_S.double().sum() - 1).abs() <= 1e-2)):
+        raise ValueError(f"weights_S: must be non-negative with sum 1 (got {weights_S.tolist()})")
+
+
+def _relative(logits_SBC: Tensor, labels_B: Tensor) -> Tensor:
+    """Logits less that of the true class; CE is the logsumexp of these."""
+    index_SB1 = labels_B.expand(len(logits_SBC), -1)[:, :, None]
+    return logits_SBC - logits_SBC.gather(2, index_SB1)
+
+
+def _pick(logits_SBC: Tensor, student_B: Tensor) -> Tensor:
+    """For each sample the logits of one student."""
+    return logits_SBC[student_B, torch.arange(len(student_B), device=student_B.device)]

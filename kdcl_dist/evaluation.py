@@ -1,0 +1,138 @@
+"""Testing the students of a run, each alone and all together, in one process.
+
+Shapes: S students, B batch, C classes (of logits) or channels (of images), H W image.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from kdcl_dist.board import COORDINATOR
+from kdcl_dist.checkpoint import newest, read_part
+from kdcl_dist.coordinator import Aligned, Coordinator
+from kdcl_dist.errors import RunFolderError
+from kdcl_dist.metrics import ENSEMBLE, Scores
+from kdcl_dist.recipe import Recipe
+from kdcl_dist.runs import load_run, read_record
+from kdcl_dist.seeding import Purpose, derive
+from kdcl_dist.session import Session
+from kdcl_dist.student import Student
+
+__all__ = ["Evaluation", "Noise", "Trained", "evaluate", "evaluate_under_noise"]
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """Test results of a checkpoint: loss (nats), top1 and top5 (shares), by student and "ensemble"."""
+
+    step: int
+    samples: int
+    results: dict[str, dict[str, float]]
+
+
+@dataclass(frozen=True)
+class Trained:
+    """The students of a run's newest checkpoint, and the data of its recipe."""
+
+    step: int
+    session: Session
+    coordinator: Coordinator
+    students: list[Student]
+
+    @classmethod
+    def load(cls, uri: str, *, device: str, warn: Callable[[str], None]) -> Trained:
+        """Load a run.
+
+        Args:
+            uri: the run folder's path or URI.
+            device: "cpu" or "cuda".
+            warn: hears of damaged checkpoints that are skipped.
+
+        Raises:
+            RunFolderError: it is no run folder, or has no complete checkpoint.
+        """
+        recipe, folder = load_run(uri)
+        if device == "cuda" and not torch.cuda.is_available():
+            raise RunFolderError(
+                f"--device cuda: this machine has no GPU that PyTorch {torch.__version__} can use"
+            )
+        if (manifest := newest(folder, warn)) is None:
+            raise RunFolderError(f"{uri!r} has no complete checkpoint to evaluate")
+        session = Session.open(_with_data(recipe, read_record(folder).get("root", ".")))
+        coordinator = Coordinator(recipe)
+        coordinator.load_state_dict(read_part(folder, manifest, COORDINATOR)["coordinator"])
+        sizes = {"classes": len(session.train.classes), "channels": session.train.channels}
+        students = []
+        for index, name in enumerate(recipe.names):
+            student = Student(recipe, index, **sizes, device=torch.device(device), resumed=True)
+            student.load_state_dict(read_part(folder, manifest, name))
+            students.append(student)
+        return cls(manifest.step, session, coordinator, students)
+
+    def test(self, noise: Noise | None = None) -> dict[str, dict[str, float]]:
+        """Loss, top1 and top5 over all test samples, by student and for "ensemble"."""
+        scores = {name: Scores() for name in (*self.coordinator.names, ENSEMBLE)}
+        for number, batch in enumerate(self.session.testing()):
+            images = batch.images if noise is None else noise.add(batch.images, number)
+            logits_SBC = torch.stack([student.predict(images).cpu() for student in self.students])
+            for name, logits_BC in zip(self.coordinator.names, logits_SBC, strict=True):
+                scores[name].add_logits(logits_BC, batch.labels)
+            aligned = Aligned(batch.ids, batch.labels, logits_SBC)
+            scores[ENSEMBLE].add(self.coordinator.predict(aligned), batch.labels)
+        return {name: score.values() for name, score in scores.items()}
+
+
+def _with_data(recipe: Recipe, root: str) -> Recipe:
+    """The recipe with relative data paths that are not below this folder looked up below the run's."""
+    found = {}
+    for name in ("train", "test"):
+        path = getattr(recipe.data, name)
+        if not Path(path).exists() and (Path(root) / path).exists():
+            found[name] = str(Path(root) / path)
+    return recipe.model_copy(update={"data": recipe.data.model_copy(update=found)})
+
+
+@dataclass(frozen=True)
+class Noise:
+    """Gaussian noise on pixels (KDCL figure 4): N(0, deviation^2) with pixels in [0, 1], not clipped.
+
+    The draws depend on seed, repeat and batch only, so that all deviations see the same noise, scaled.
+    `std` is the data set's own, by which the images were divided when they were normalised.
+    """
+
+    deviation: float
+    repeat: int
+    seed: int
+    std: tuple[float, ...]
+
+    def add(self, images_BCHW: Tensor, batch: int) -> Tensor:
+        """The images of the test batch of that number, with noise."""
+        generator = torch.Generator().manual_seed(derive(self.seed, Purpose.TEST_NOISE, self.repeat, batch))
+        noise_BCHW = torch.randn(images_BCHW.shape, generator=generator)
+        return images_BCHW + self.deviation * noise_BCHW / torch.tensor(self.std)[:, None, None]
+
+
+def evaluate(uri: str, *, device: str, warn: Callable[[str], None]) -> Evaluation:
+    """Test a run's newest checkpoint on its recipe's test data; arguments and errors as `Trained.load`."""
+    trained = Trained.load(uri, device=device, warn=warn)
+    return Evaluation(trained.step, len(trained.session.test), trained.test())
+
+
+def evaluate_under_noise(
+    uri: str, deviations: Sequence[float], repeats: int, *, device: str, warn: Callable[[str], None]
+) -> Iterator[tuple[float, int, dict[str, dict[str, float]]]]:
+    """Test a run under pixel noise of several deviations, each `repeats` times with other noise.
+
+    Yields (deviation, repeat, results as in `Evaluation`). Other arguments and errors as `Trained.load`.
+    """
+    trained = Trained.load(uri, device=device, warn=warn)
+    std = tuple(trained.session.test.std)
+    seed = trained.session.recipe.seed
+    for deviation in deviations:
+        for repeat in range(repeats):
+            yield deviation, repeat, trained.test(Noise(deviation, repeat, seed, std))

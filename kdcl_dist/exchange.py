@@ -1,0 +1,203 @@
+"""The exchange group: one all-gather and one broadcast a step, over students and coordinator.
+
+The group is built directly on a store, never as torch.distributed's global default, so that it can be
+formed anew while its members live, and several can exist in one process. The coordinator is the last
+rank. Gloo carries it: the payload is small, lies on the CPU, and two ranks may share a device, which
+NCCL refuses. Both the store and the group bind to one address only, the one given, since gloo's own
+choice is the loopback wherever the host's name resolves there.
+
+No other module of the package calls torch.distributed.
+"""
+
+from __future__ import annotations
+
+import socket
+from collections.abc import Callable
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import Any
+
+import torch
+import torch.distributed as dist
+
+from kdcl_dist.board import Board, Store
+from kdcl_dist.errors import ForeignMessage, KdclError, one_line
+from kdcl_dist.message import HEADER, MAGIC, PROTOCOL, Flag, Layout, Message
+
+__all__ = ["Endpoint", "Exchange", "connect_store", "host_store", "scoped"]
+
+#: torch's annotations leave out the stores and the gloo group.
+c10d: Any = dist
+
+
+@dataclass(frozen=True)
+class Endpoint:
+    """Where the coordinator's store listens."""
+
+    host: str
+    port: int
+
+
+def host_store(host: str) -> tuple[Store, Endpoint]:
+    """Open the run's store on a free port of one address; for the coordinator."""
+    listener = socket.create_server((host, 0), family=socket.AF_INET6 if ":" in host else socket.AF_INET)
+    port = listener.getsockname()[1]
+    store: Store = c10d.TCPStore(
+        host,
+        port,
+        is_master=True,
+        wait_for_workers=False,
+        timeout=timedelta(seconds=30),
+        master_listen_fd=listener.detach(),
+    )
+    return store, Endpoint(host, port)
+
+
+def connect_store(endpoint: Endpoint, limit_s: float) -> Store:
+    """Reach the coordinator's store; raises `KdclError` when it cannot be reached within `limit_s`."""
+    host, port = endpoint.host, endpoint.port
+    limit = timedelta(seconds=limit_s)
+    try:
+        store: Store = c10d.TCPStore(host, port, is_master=False, wait_for_workers=False, timeout=limit)
+        return store
+    except RuntimeError as error:
+        raise KdclError(
+            f"the coordinator's store at {host}:{port} cannot be reached within {limit_s:g} s "
+            f"(limits.startup_s): {one_line(error)}",
+            phase="start",
+        ) from error
+
+
+def scoped(store: Store, run: str, generation: int) -> Store:
+    """The part of the store that belongs to one generation of one run's group."""
+    part: Store = c10d.PrefixStore(f"{run}/{generation}", store)
+    return part
+
+
+class Exchange:
+    """One rank's end of the group.
+
+    Args:
+        board: the board of the same run and generation; it knows the rank and judges failures.
+        store: the store below which the group meets.
+        host: address of this process, by which the others reach it.
+        layout: rows and classes of every member's message, on which the whole cast agreed.
+        answer_rows: rows of the coordinator's answer: those of a whole batch.
+        run: 64-bit number of the run, and generation of the group; messages of others are refused.
+        startup_s: limit for forming the group.
+        step_s: limit for one collective.
+    """
+
+    def __init__(
+        self,
+        board: Board,
+        store: Store,
+        *,
+        host: str,
+        layout: Layout,
+        answer_rows: int,
+        run: int,
+        generation: int,
+        startup_s: float,
+        step_s: float,
+    ) -> None:
+        self.board, self.layout, self.run, self.generation = board, layout, run, generation
+        self.size = len(board.names)
+        self.step_s = step_s
+        self._parts = [torch.zeros(layout.nbytes, dtype=torch.uint8) for _ in board.names]
+        self.messages = [Message(layout, part) for part in self._parts[:-1]]
+        self.mine = Message(layout)
+        self.mine.address(run=run, generation=generation, sender=board.rank)
+        self.answer = Message(Layout(answer_rows, layout.classes))
+        self.answer.address(run=run, generation=generation, sender=self.size - 1)
+        limit = timedelta(seconds=max(startup_s, step_s))
+        self._group: Any | None = None
+        self._group = self._guard(lambda: _form(store, board.rank, self.size, host, limit))
+
+    def gather(self, limit_s: float | None = None) -> list[Message]:
+        """Send `mine` to all and receive all; returns the students' messages in the order of the cast.
+
+        The messages are views that the next `gather` overwrites.
+
+        Args:
+            limit_s: seconds to wait, where a phase may take longer than a step.
+
+        Raises:
+            KdclError: the first failure of the run, when any process failed, died or did not answer.
+        """
+        self._run(
+            lambda group: dist.all_gather(self._parts, self.mine.buffer, group=group, async_op=True),
+            limit_s,
+        )
+        return self.messages
+
+    def broadcast(self, with_rows: bool, limit_s: float | None = None) -> Message:
+        """Send the coordinator's `answer` to all, or receive it: the header, and the rows if `with_rows`.
+
+        Args:
+            with_rows: the same on every rank.
+            limit_s: seconds to wait, where the coordinator may need longer than a step.
+
+        Raises:
+            KdclError: as `gather`; also when the coordinator refused the step.
+            ForeignMessage: the answer is not of this run, generation or step.
+        """
+        buffer = self.answer.buffer if with_rows else self.answer.buffer[: HEADER.itemsize]
+        self._run(
+            lambda group: dist.broadcast(buffer, group_src=self.size - 1, group=group, async_op=True), limit_s
+        )
+        self._check_answer()
+        if Flag.REFUSED in self.answer.flags:
+            self.board.raise_failure()
+        return self.answer
+
+    def close(self) -> None:
+        """Close the connections; peers that wait in a collective fail at once.
+
+        Gloo closes its sockets when the last reference to the group goes, and not before (neither
+        `shutdown` nor `abort` does it), so nothing but this attribute may hold the group.
+        """
+        self._group = None
+
+    def _run(self, collective: Callable[[Any], Any], limit_s: float | None) -> None:
+        if self._group is None:
+            raise RuntimeError("the exchange is closed")
+        # The group's own limit: with `wait(limit)` the thread that carries the collective would go on
+        # waiting, and hold the connections open, after the wait was given up.
+        self._group._set_default_timeout(timedelta(seconds=self.step_s if limit_s is None else limit_s))
+        self._guard(lambda: collective(self._group).wait())
+
+    def _guard(self, action: Callable[[], Any]) -> Any:
+        """Run a blocking action; turn what breaks it into the first failure of the run.
+
+        The own connections are closed first: those who wait on this rank then fail at once too, and
+        the whole cast knows within milliseconds instead of one limit after the other.
+        """
+        try:
+            return action()
+        except RuntimeError as error:
+            cause = error.with_traceback(None)  # its frames would hold the group, and so its sockets
+            raise self.explain(cause) from cause
+
+    def explain(self, cause: BaseException) -> KdclError:
+        """Close the own connections after one broke; the first failure of the run."""
+        self.close()
+        timed_out = "timed out" in str(cause).lower()
+        return self.board.explain(cause, timed_out=timed_out, limit_s=self.step_s)
+
+    def _check_answer(self) -> None:
+        header = self.answer.header
+        found = tuple(int(header[name]) for name in ("magic", "protocol", "run", "generation", "step"))
+        expected = (MAGIC, PROTOCOL, self.run, self.generation, int(self.mine.header["step"]))
+        if found != expected:
+            raise ForeignMessage(
+                "the coordinator's answer has (magic, protocol, run, generation, step) "
+                f"{found}, not {expected}"
+            )
+
+
+def _form(store: Store, rank: int, size: int, host: str, limit: timedelta) -> Any:
+    options = c10d.ProcessGroupGloo._Options()
+    options._devices = [c10d.ProcessGroupGloo.create_device(hostname=host)]
+    options._timeout = limit
+    return c10d.ProcessGroupGloo(c10d.PrefixStore("gloo", store), rank, size, options)

@@ -1,0 +1,38 @@
+"""Import strings: `package.module:attribute` names an object outside this package."""
+
+from __future__ import annotations
+
+import importlib
+import re
+from typing import Any
+
+from kdcl_dist.errors import one_line
+
+__all__ = ["is_import_string", "load_object"]
+
+_PATTERN = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*:[A-Za-z_]\w*(\.[A-Za-z_]\w*)*")
+
+
+def is_import_string(text: str) -> bool:
+    """Whether `text` has the form `package.module:attribute` (paths and URIs have not)."""
+    return _PATTERN.fullmatch(text) is not None
+
+
+def load_object(text: str) -> Any:
+    """The object that an import string names.
+
+    Raises:
+        ImportError: with one line that says what failed (form, module, attribute).
+    """
+    if not is_import_string(text):
+        raise ImportError(f"{text!r} is not of the form package.module:attribute")
+    module_name, _, attribute = text.partition(":")
+    try:
+        found: Any = importlib.import_module(module_name)
+    except Exception as error:  # a user's module can raise anything while it is imported
+        raise ImportError(f"{text!r}: importing {module_name!r} failed: {one_line(error)}") from error
+    for part in attribute.split("."):
+        if not hasattr(found, part):
+            raise ImportError(f"{text!r}: {module_name!r} has no attribute {attribute!r}")
+        found = getattr(found, part)
+    return found

@@ -1,0 +1,362 @@
+"""A run on Ray Train: one worker a student, and the coordinator an actor beside them.
+
+Ray places the processes and watches over them. The steps themselves do not pass through it: students
+and coordinator form an exchange group of their own (`kdcl_dist.exchange`), and the actor is called only
+to start, to stop, and to hear what happens.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import signal
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import ray
+import ray.train
+import torch
+from ray.exceptions import RayError
+from ray.train import FailureConfig, LoggingConfig, RunConfig, ScalingConfig
+from ray.train.backend import Backend
+from ray.train.torch import TorchConfig, TorchTrainer
+
+from kdcl_dist.coordinator_loop import run_coordinator
+from kdcl_dist.errors import CoordinatorLost, KdclError, RunFolderError, StudentLost, one_line
+from kdcl_dist.events import Event, Note
+from kdcl_dist.exchange import Endpoint, host_store
+from kdcl_dist.launch.devices import assign_accelerators
+from kdcl_dist.launch.preflight import run_checks
+from kdcl_dist.launch.ray_metrics import RayMetrics
+from kdcl_dist.launch.ray_title import set_title
+from kdcl_dist.placement import ACCELERATOR
+from kdcl_dist.preflight import Check, require
+from kdcl_dist.recipe import Recipe
+from kdcl_dist.runs import Run, read_record, recorded_failure
+from kdcl_dist.storage import Folder
+from kdcl_dist.student_loop import run_student
+
+__all__ = ["check", "cluster", "launch", "room_for"]
+
+#: Ray sets it for the command of a job.
+JOB_VARIABLE = "RAY_JOB_CONFIG_JSON_ENV_VAR"
+POLL_S = 0.2
+#: Seconds that the coordinator may take to end, once the students have.
+END_S = 20.0
+
+
+def launch(run: Run, tell: Callable[[Event], None], asked: threading.Event) -> bool:
+    """Train a run on the Ray cluster that RAY_ADDRESS or this machine offers, else on one of its own.
+
+    Args, returns, raises: as `kdcl_dist.launch.local.launch`.
+    """
+    _check_storage_of_job(run)
+    with cluster([run.recipe], tell):
+        require(_checks(run.recipe, run.folder, tell), lambda text: tell(Note(text)))
+        return _Watcher(run, tell, asked).fit()
+
+
+def _check_storage_of_job(run: Run) -> None:
+    """Refuse a run folder in a job's copy of its working directory, where nobody else sees it."""
+    folder = run.folder.local
+    if JOB_VARIABLE in os.environ and folder is not None and folder.is_relative_to(run.root):
+        raise RunFolderError(
+            f"storage {str(folder.parent)!r} lies in this job's copy of its working directory, which goes "
+            "with the job: give --storage an absolute path that all hosts share, or a URI"
+        )
+
+
+def check(recipe: Recipe, storage: Folder, tell: Callable[[Event], None]) -> list[Check]:
+    """All checks of `kdcl preflight` on the cluster where `launch` would train.
+
+    Args:
+        recipe: the run.
+        storage: the folder that will hold it.
+        tell: hears what happens.
+    """
+    with cluster([recipe], tell):
+        return _checks(recipe, storage, tell)
+
+
+def _checks(recipe: Recipe, folder: Folder, tell: Callable[[Event], None]) -> list[Check]:
+    return run_checks(recipe, folder, lambda text: tell(Note(text)))
+
+
+@contextmanager
+def cluster(recipes: Sequence[Recipe], tell: Callable[[Event], None]) -> Iterator[None]:
+    """Join the cluster of RAY_ADDRESS or this machine, or start one that is large enough and ends with this.
+
+    A process that is connected already stays as it is. Raises `KdclError` when RAY_ADDRESS does not answer.
+    """
+    if ray.is_initialized():
+        yield
+        return
+    _connect(recipes, tell)
+    try:
+        yield
+    finally:
+        ray.shutdown()
+
+
+def room_for(recipe: Recipe) -> int:
+    """How many casts of a recipe the connected cluster has CPUs and GPUs for; at least 1."""
+    offered, needed = ray.cluster_resources(), _taken_by(recipe)
+    return max(1, min(int(offered.get(name, 0) // count) for name, count in needed.items() if count))
+
+
+def _taken_by(recipe: Recipe) -> dict[str, float]:
+    """CPUs and GPUs of a whole cast: Ray Train gives every worker as much as the largest needs."""
+    students, workers = recipe.students, len(recipe.members)
+    return {
+        "CPU": workers * max(student.resources.cpu for student in students),
+        "GPU": workers * max(student.resources.gpu for student in students),
+    }
+
+
+def _connect(recipes: Sequence[Recipe], tell: Callable[[Event], None]) -> None:
+    options: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
+    try:
+        _init(address="auto", **options)
+        return
+    except ConnectionError:
+        if address := os.environ.get("RAY_ADDRESS"):
+            raise KdclError(f"the Ray cluster at RAY_ADDRESS={address} does not answer") from None
+    needed = max(int(_taken_by(recipe)["CPU"]) for recipe in recipes)
+    cores = os.cpu_count() or 1
+    if needed > cores:
+        tell(Note(f"the students ask for {needed} CPU cores, this machine has {cores}: they will share them"))
+    _init(address="local", num_cpus=max(needed, cores), include_dashboard=False, **options)
+
+
+def _init(**options: Any) -> None:
+    """`ray.init`, which puts a handler of its own in the place of ours that takes a checkpoint on SIGTERM.
+
+    SIGTERM is what `ray job stop` sends, and Slurm and Kubernetes too.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        ray.init(**options)
+        return
+    handler = signal.getsignal(signal.SIGTERM)
+    try:
+        ray.init(**options)
+    finally:
+        signal.signal(signal.SIGTERM, handler)
+
+
+class _Watcher:
+    """The driver's side: runs the trainer in a thread, passes events on, and forwards a stop."""
+
+    def __init__(self, run: Run, tell: Callable[[Event], None], asked: threading.Event) -> None:
+        self.run, self.tell, self.asked = run, tell, asked
+        self.error: BaseException | None = None
+        self.heard = 0
+        self.forwarded = False
+
+    def fit(self) -> bool:
+        """Train; see `launch`."""
+        thread = threading.Thread(target=self._fit, name="kdcl-trainer", daemon=True)
+        thread.start()
+        while thread.is_alive():
+            self._look()
+            thread.join(POLL_S)
+        if self.error is not None:
+            raise _cause(self.error, self.run)
+        return not self.forwarded or self._finished()
+
+    def _fit(self) -> None:
+        try:
+            trainer(self.run).fit()
+        except BaseException as error:  # handed to the main thread, which raises it
+            self.error = error
+
+    def _look(self) -> None:
+        """Hear the coordinator's events, if it is there yet or still."""
+        try:
+            actor = ray.get_actor(_actor_name(self.run))
+            if self.asked.is_set() and not self.forwarded:
+                ray.get(actor.stop.remote(), timeout=END_S)
+                self.forwarded = True
+            events = ray.get(actor.events.remote(self.heard), timeout=END_S)
+        except (ValueError, RayError):
+            return
+        self.heard += len(events)
+        for event in events:
+            self.tell(event)
+
+    def _finished(self) -> bool:
+        return read_record(self.run.folder).get("state") == "finished"
+
+
+def trainer(run: Run) -> TorchTrainer:
+    """Ray Train's trainer for a run."""
+    students = run.recipe.students
+    resources: dict[str, float] = {"CPU": max(student.resources.cpu for student in students)}
+    if gpu := max(student.resources.gpu for student in students):
+        resources["GPU"] = gpu
+    wanted = [students[member.student].accelerator for member in run.recipe.members]
+    selectors = [{ACCELERATOR: accelerator} if accelerator else {} for accelerator in wanted]
+    return TorchTrainer(
+        _train,
+        train_loop_config={"run": run},
+        torch_config=CastConfig(run=run),
+        scaling_config=ScalingConfig(
+            num_workers=len(wanted),
+            use_gpu=gpu > 0,
+            resources_per_worker=resources,
+            label_selector=selectors if any(selectors) else None,
+        ),
+        run_config=RunConfig(
+            name="ray",
+            storage_path=run.folder.uri,
+            failure_config=FailureConfig(max_failures=0),
+            logging_config=LoggingConfig(log_level="ERROR"),
+        ),
+    )
+
+
+def _train(config: dict[str, Any]) -> None:
+    """What a worker runs."""
+    run = _at_this_host(config["run"])
+    rank = ray.train.get_context().get_world_rank()
+    actor = ray.get_actor(_actor_name(run))
+    endpoint, place = ray.get(actor.assignment.remote(rank), timeout=run.recipe.limits.startup_s)
+    gpu = run.recipe.students[run.recipe.members[place].student].resources.gpu > 0
+    run_student(
+        run,
+        place,
+        endpoint,
+        host=ray.util.get_node_ip_address(),
+        device=torch.device("cuda" if gpu else "cpu"),
+        stop=lambda: False,
+    )
+
+
+@dataclass
+class CastConfig(TorchConfig):  # type: ignore[misc]
+    """Tells Ray Train to form the cast instead of a default process group."""
+
+    run: Run | None = None
+
+    @property
+    def backend_cls(self) -> type[Backend]:
+        """The backend below."""
+        return CastBackend
+
+
+class CastBackend(Backend):  # type: ignore[misc]
+    """Makes the coordinator when the workers are there, and lets it end after them."""
+
+    def on_start(self, worker_group: Any, backend_config: CastConfig) -> None:
+        """Start the coordinator on this node and tell it which worker trains which student."""
+        run = backend_config.run
+        assert run is not None
+        limit_s = run.recipe.limits.startup_s
+        self.actor = _CoordinatorActor.options(  # type: ignore[attr-defined]
+            name=_actor_name(run), num_cpus=0, max_concurrency=8
+        ).remote(run)
+        wanted = [run.recipe.students[member.student].accelerator for member in run.recipe.members]
+        offered = worker_group.execute(_accelerator)
+        students = assign_accelerators(wanted, offered)
+        ray.get(self.actor.assign.remote(students), timeout=limit_s)
+        for rank, place in enumerate(students):
+            worker_group.execute_single_async(rank, set_title, f"{run.name}/{run.recipe.members[place].name}")
+        self.served = self.actor.serve.remote()
+
+    def on_shutdown(self, worker_group: Any, backend_config: CastConfig) -> None:
+        """Let the coordinator finish its record, and the driver hear the last of it."""
+        try:
+            ray.wait([self.served], timeout=END_S)
+            ray.get(self.actor.drain.remote(), timeout=END_S)
+        except RayError:
+            return
+
+
+@ray.remote
+class _CoordinatorActor:
+    """The coordinator's process: `serve` works in one thread, the other calls are answered beside it."""
+
+    def __init__(self, run: Run) -> None:
+        self.run = _at_this_host(run)
+        self.host = ray.util.get_node_ip_address()
+        self.store, self.endpoint = host_store(self.host)
+        self.students: list[int] = []
+        self.stopping = threading.Event()
+        self.told: deque[Event] = deque()
+        self.heard = 0
+        self.metrics = RayMetrics(run.name)
+        set_title(f"{run.name}/coordinator")
+
+    def assign(self, students: list[int]) -> None:
+        """Set which student the worker of each rank trains."""
+        self.students = students
+
+    def assignment(self, rank: int) -> tuple[Endpoint, int]:
+        """Where the store is, and which student the worker of this rank trains."""
+        return self.endpoint, self.students[rank]
+
+    def serve(self) -> bool:
+        """Coordinate the run to its end."""
+        return run_coordinator(
+            self.run, self.store, host=self.host, stop=self.stopping.is_set, tell=self._tell
+        )
+
+    def _tell(self, event: Event) -> None:
+        self.told.append(event)
+        self.metrics.hear(event)
+
+    def stop(self) -> None:
+        """Ask for a checkpoint and an end after the current step."""
+        self.stopping.set()
+
+    def events(self, heard: int) -> list[Event]:
+        """All events but the first `heard`."""
+        self.heard = heard
+        return list(self.told)[heard:]
+
+    def drain(self) -> None:
+        """Return when the driver has heard all events, or after a few polls without it."""
+        deadline = time.monotonic() + 5 * POLL_S
+        while self.heard < len(self.told) and time.monotonic() < deadline:
+            time.sleep(POLL_S / 4)
+
+
+def _at_this_host(run: Run) -> Run:
+    """The run with the root that it has on this host.
+
+    Ray unpacks a job's working directory on every host, below its own temporary folder: mostly at the same
+    path as on the driver's host, which is the root, but not where that folder was chosen otherwise. A
+    worker of such a job has its copy first on PYTHONPATH.
+    """
+    unpacked = os.environ.get("PYTHONPATH", "").split(os.pathsep)[0]
+    if Path(run.root).is_dir() or not ray.get_runtime_context().runtime_env.get("working_dir"):
+        return run
+    return replace(run, root=unpacked)
+
+
+def _accelerator() -> str | None:
+    labels: dict[str, str] = ray.get_runtime_context().get_node_labels()
+    return labels.get(ACCELERATOR)
+
+
+def _actor_name(run: Run) -> str:
+    return f"kdcl-coordinator-{run.id}"
+
+
+def _cause(error: BaseException, run: Run) -> KdclError:
+    """The first failure of a run: what the coordinator noted, else what Ray Train saw of the workers."""
+    if (noted := recorded_failure(run)) is not None:
+        return noted
+    failures = getattr(error, "worker_failures", {})
+    reported = [failure for failure in failures.values() if isinstance(failure, KdclError)]
+    if reported:
+        return next((e for e in reported if not isinstance(e, (StudentLost, CoordinatorLost))), reported[0])
+    if failures:
+        rank, failure = next(iter(failures.items()))
+        return StudentLost(f"the worker of rank {rank} died: {one_line(failure)}", detail=str(failure))
+    return KdclError(f"Ray Train failed: {one_line(error)}", detail=str(error))

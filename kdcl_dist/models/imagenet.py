@@ -1,0 +1,48 @@
+"""Networks for 224x224 images, from torchvision, with random weights."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+from torch import nn
+from torchvision import models
+
+__all__ = ["FACTORIES"]
+
+
+def _build(
+    factory: Callable[..., nn.Module], arguments: dict[str, Any], num_classes: int, in_channels: int
+) -> nn.Module:
+    network = factory(weights=None, num_classes=num_classes, **arguments)
+    if in_channels != 3:
+        _replace_first_convolution(network, in_channels)
+    return network
+
+
+def _replace_first_convolution(network: nn.Module, in_channels: int) -> None:
+    name, first = next((n, m) for n, m in network.named_modules() if isinstance(m, nn.Conv2d))
+    parent_name, _, own_name = name.rpartition(".")
+    settings = {key: getattr(first, key) for key in ("kernel_size", "stride", "padding", "dilation")}
+    new = nn.Conv2d(in_channels, first.out_channels, bias=first.bias is not None, **settings)
+    nn.init.kaiming_normal_(new.weight, mode="fan_out", nonlinearity="relu")
+    setattr(network.get_submodule(parent_name), own_name, new)
+
+
+_NETWORKS: dict[str, tuple[Callable[..., nn.Module], dict[str, Any]]] = {
+    "resnet18": (models.resnet18, {}),
+    "resnet34": (models.resnet34, {}),
+    "resnet50": (models.resnet50, {}),
+    "resnet101": (models.resnet101, {}),
+    "mobilenet_v2": (models.mobilenet_v2, {}),
+    "mobilenet_v2_x0_5": (models.mobilenet_v2, {"width_mult": 0.5}),
+    "mobilenet_v2_x1_2": (models.mobilenet_v2, {"width_mult": 1.2}),
+    "shufflenet_v2_x0_5": (models.shufflenet_v2_x0_5, {}),
+    "shufflenet_v2_x1_0": (models.shufflenet_v2_x1_0, {}),
+    "shufflenet_v2_x1_5": (models.shufflenet_v2_x1_5, {}),
+    "shufflenet_v2_x2_0": (models.shufflenet_v2_x2_0, {}),
+}
+FACTORIES: dict[str, Callable[[int, int], nn.Module]] = {
+    name: partial(_build, factory, arguments) for name, (factory, arguments) in _NETWORKS.items()
+}

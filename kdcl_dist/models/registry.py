@@ -1,0 +1,76 @@
+"""From a name in a recipe to a network."""
+
+from __future__ import annotations
+
+import difflib
+import inspect
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+from torch import nn
+
+from kdcl_dist.errors import ModelError, one_line
+from kdcl_dist.importing import is_import_string, load_object
+from kdcl_dist.models import cifar, imagenet, small
+
+__all__ = ["GROUPS", "Usual", "build", "names"]
+
+Factory = Callable[[int, int], nn.Module]
+
+
+class Usual(NamedTuple):
+    """What a network is usually given: images of one shape (C, H, W), and the number of their classes."""
+
+    shape_CHW: tuple[int, int, int]
+    classes: int
+
+
+#: The built-in networks by what they are usually given; any takes other sizes and classes too.
+GROUPS: dict[Usual, dict[str, Factory]] = {
+    Usual((1, 8, 8), 10): small.FACTORIES,
+    Usual((3, 32, 32), 100): cifar.FACTORIES,
+    Usual((3, 224, 224), 1000): imagenet.FACTORIES,
+}
+BUILT_IN: dict[str, Factory] = {name: make for group in GROUPS.values() for name, make in group.items()}
+
+
+def names() -> list[str]:
+    """All built-in names, sorted."""
+    return sorted(BUILT_IN)
+
+
+def build(name: str, num_classes: int, in_channels: int = 3) -> nn.Module:
+    """A new network that maps images (B, in_channels, H, W) to logits (B, num_classes).
+
+    Args:
+        name: a built-in name, or an import string `package.module:factory`. A factory is called with
+            `num_classes=...`, and with `in_channels=...` too if it has such a parameter.
+        num_classes: classes of the data.
+        in_channels: channels of the data.
+
+    Raises:
+        ModelError: the name is unknown, or the factory fails or returns no module.
+    """
+    if name in BUILT_IN:
+        return BUILT_IN[name](num_classes, in_channels)
+    if not is_import_string(name):
+        close = difflib.get_close_matches(name, names(), n=1)
+        hint = f"did you mean {close[0]!r}? " if close else ""
+        raise ModelError(
+            f"model {name!r} is unknown: {hint}`kdcl models` lists the built-in ones; "
+            "your own is given as package.module:factory"
+        )
+    try:
+        factory = load_object(name)
+        module = factory(**_arguments(factory, num_classes, in_channels))
+    except Exception as error:  # a user's code can raise anything
+        raise ModelError(f"model {name!r} cannot be built: {one_line(error)}") from error
+    if not isinstance(module, nn.Module):
+        raise ModelError(f"model {name!r} gives {type(module).__name__}, not a torch.nn.Module")
+    return module
+
+
+def _arguments(factory: Callable[..., Any], num_classes: int, in_channels: int) -> dict[str, int]:
+    parameters = inspect.signature(factory).parameters.values()
+    takes = any(p.name == "in_channels" or p.kind is p.VAR_KEYWORD for p in parameters)
+    return {"num_classes": num_classes} | ({"in_channels": in_channels} if takes else {})

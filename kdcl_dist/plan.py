@@ -1,0 +1,72 @@
+"""The order of a run: which turn follows which, the same list for every process.
+
+Students and coordinator walk one plan side by side. Nobody tells anybody what comes next; a message
+that is not of the expected turn is an error.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from kdcl_dist.message import Kind
+
+__all__ = ["Plan", "Turn", "share_of"]
+
+
+@dataclass(frozen=True)
+class Turn:
+    """One collective of the run.
+
+    Attributes:
+        kind: what it is about.
+        epoch: epoch from 0.
+        step: number of training steps before it: for TRAIN its own global step.
+        part: batch number within a pass over held-out or test samples.
+    """
+
+    kind: Kind
+    epoch: int
+    step: int
+    part: int = 0
+
+
+@dataclass(frozen=True)
+class Plan:
+    """The sizes that decide the order of a run.
+
+    Attributes:
+        epochs: epochs of training.
+        steps_per_epoch: training steps of each.
+        holdout_batches: batches of a pass over the held-out samples; 0 unless the method weighs by them.
+        test_batches: batches of a pass over the test samples.
+        checkpoint_epochs: a checkpoint is taken after every so many epochs, and after the last.
+    """
+
+    epochs: int
+    steps_per_epoch: int
+    holdout_batches: int
+    test_batches: int
+    checkpoint_epochs: int
+
+    def turns(self, start: int = 0) -> Iterator[Turn]:
+        """All turns from the point at which `start` training steps and all that belongs to them are done."""
+        for epoch in range(start // self.steps_per_epoch, self.epochs):
+            yield from self._epoch(epoch, start)
+        yield Turn(Kind.END, self.epochs, self.epochs * self.steps_per_epoch)
+
+    def _epoch(self, epoch: int, start: int) -> Iterator[Turn]:
+        first, end = epoch * self.steps_per_epoch, (epoch + 1) * self.steps_per_epoch
+        for step in range(max(first, start), end):
+            yield Turn(Kind.TRAIN, epoch, step)
+        for part in range(self.holdout_batches):
+            yield Turn(Kind.HOLDOUT, epoch, end, part)
+        for part in range(self.test_batches):
+            yield Turn(Kind.EVALUATE, epoch, end, part)
+        if (epoch + 1) % self.checkpoint_epochs == 0 or epoch + 1 == self.epochs:
+            yield Turn(Kind.CHECKPOINT, epoch, end)
+
+
+def share_of(rows: int, replica: int, replicas: int) -> int:
+    """How many of a batch's rows one replica takes: as evenly as can be, the first ones more."""
+    return rows // replicas + (replica < rows % replicas)

@@ -1,0 +1,59 @@
+"""Measurements in fresh processes: none inherits the threads, the memory or the warm caches of another."""
+
+from __future__ import annotations
+
+import multiprocessing
+import signal
+import time
+from collections.abc import Callable, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from typing import Any, TypeVar
+
+from kdcl_dist.errors import KdclError
+from kdcl_dist.orphans import end_with_parent
+
+__all__ = ["STEPS", "WARMUP_STEPS", "apart", "timed"]
+
+Result = TypeVar("Result")
+
+WARMUP_STEPS = 3
+STEPS = 20
+#: Seconds after which no further step of one measurement begins; five steps are timed in any case.
+BUDGET_S = 10.0
+FEWEST_STEPS = 5
+
+
+def apart(work: Callable[..., Result], items: Sequence[tuple[Any, ...]]) -> list[Result]:
+    """The work's results, each item in a process of its own, all at once.
+
+    Raises:
+        KdclError: a process died.
+    """
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["kdcl_dist.student_loop"])
+    with ProcessPoolExecutor(len(items), mp_context=context, initializer=_begin) as pool:
+        jobs = [pool.submit(work, *item) for item in items]
+        try:
+            return [job.result() for job in jobs]
+        except BrokenProcessPool:
+            raise KdclError(
+                "a process that measures died; out of memory, or killed by hand", phase="measuring"
+            ) from None
+
+
+def _begin() -> None:
+    """Leave Ctrl-C to the parent, and end with it, however it ends."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    end_with_parent()
+
+
+def timed(step: Callable[[int], Result]) -> list[Result]:
+    """What timed steps return, after the warm-up."""
+    found: list[Result] = []
+    began = time.perf_counter()
+    for number in range(WARMUP_STEPS + STEPS):
+        if len(found) >= FEWEST_STEPS + WARMUP_STEPS and time.perf_counter() - began > BUDGET_S:
+            break
+        found.append(step(number))
+    return found[WARMUP_STEPS:]

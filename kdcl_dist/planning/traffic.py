@@ -1,0 +1,101 @@
+"""What all processes of a cast together cost a step: the exchange of messages, and the ensemble."""
+
+from __future__ import annotations
+
+import time
+from statistics import median
+
+import torch
+
+from kdcl_dist.board import Board
+from kdcl_dist.coordinator import Coordinator
+from kdcl_dist.exchange import Endpoint, Exchange, connect_store, host_store, scoped
+from kdcl_dist.message import Kind, Layout, Message
+from kdcl_dist.planning.model import Link, fit_link
+from kdcl_dist.planning.processes import STEPS, WARMUP_STEPS, apart, timed
+from kdcl_dist.recipe import Recipe
+from kdcl_dist.student_loop import layout_of
+
+__all__ = ["measure_ensemble", "measure_link"]
+
+HOST = "127.0.0.1"
+#: Seconds for the processes of an exchange to come together, and for one of its steps.
+LIMIT_S = 60.0
+#: Two sizes of message (rows, classes): one that is all latency, and one of about a megabyte.
+SMALL, LARGE = Layout(1, 1), Layout(4096, 64)
+
+
+def measure_link(recipe: Recipe) -> Link:
+    """Latency and bandwidth of this machine's loopback, by as many processes as the run has."""
+    members = len(recipe.members)
+    store, endpoint = host_store(HOST)
+    ranks = [(endpoint, rank, members) for rank in range(members + 1)]
+    by_rank = apart(_exchange, ranks)
+    del store
+    sizes = [(layout.nbytes, layout.nbytes) for layout in (SMALL, LARGE)]
+    slowest_s = [max(seconds) for seconds in zip(*by_rank, strict=True)]
+    return fit_link(members, [(*size, seconds) for size, seconds in zip(sizes, slowest_s, strict=True)])
+
+
+def measure_ensemble(recipe: Recipe, classes: int) -> float:
+    """Seconds in which the coordinator aligns a step's logits, here random ones, and forms the ensemble."""
+    return apart(_ensemble, [(recipe, classes)])[0]
+
+
+# -- in the processes ----------------------------------------------------------------------------
+
+
+def _exchange(endpoint: Endpoint, rank: int, members: int) -> list[float]:
+    """Median seconds of one rank's gather and broadcast, for messages of either size."""
+    torch.set_num_threads(1)
+    store, found = connect_store(endpoint, LIMIT_S), []
+    for generation, layout in enumerate((SMALL, LARGE)):
+        part = scoped(store, "planning", generation)
+        exchange = Exchange(
+            Board(part, [str(number) for number in range(members)], rank),
+            part,
+            host=HOST,
+            layout=layout,
+            answer_rows=layout.rows,
+            run=0,
+            generation=generation,
+            startup_s=LIMIT_S,
+            step_s=LIMIT_S,
+        )
+        # No budget here: all ranks must take as many steps.
+        seconds = [_trade(exchange, step) for step in range(WARMUP_STEPS + STEPS)]
+        exchange.close()
+        found.append(median(seconds[WARMUP_STEPS:]))
+    return found
+
+
+def _trade(exchange: Exchange, step: int) -> float:
+    exchange.mine.begin(Kind.TRAIN, step)
+    exchange.answer.begin(Kind.TRAIN, step)
+    started = time.perf_counter()
+    exchange.gather()
+    exchange.broadcast(with_rows=True)
+    return time.perf_counter() - started
+
+
+def _ensemble(recipe: Recipe, classes: int) -> float:
+    torch.set_num_threads(1)
+    coordinator, layout = Coordinator(recipe), layout_of(recipe, classes)
+    answer, messages = Message(Layout(recipe.batch_size, classes)), []
+    labels_B = torch.randint(classes, (recipe.batch_size,))
+    for member in recipe.members:
+        rows = recipe.batch_size // recipe.students[member.student].replicas
+        message = Message(layout)
+        message.begin(Kind.TRAIN, 0)
+        ids_B = torch.arange(rows) + member.replica * rows
+        message.put(ids_B, torch.randn(rows, classes), labels_B[ids_B])
+        messages.append(message)
+
+    def step(_: int) -> float:
+        started = time.perf_counter()
+        aligned = coordinator.align(messages)
+        if (target_BC := coordinator.soft_target(aligned)) is not None:
+            answer.put(aligned.ids, target_BC)
+        return time.perf_counter() - started
+
+    return float(median(timed(step)))

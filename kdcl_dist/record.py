@@ -1,0 +1,132 @@
+"""What the coordinator writes down of a run: every step, every pass, every epoch.
+
+Shapes: S students, B samples, C classes.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from statistics import fmean
+from typing import Any
+
+from torch import Tensor
+
+from kdcl_dist.analysis import measure
+from kdcl_dist.coordinator import Aligned
+from kdcl_dist.errors import StorageError
+from kdcl_dist.events import EpochEnded, Values
+from kdcl_dist.message import Numbers
+from kdcl_dist.metrics import ENSEMBLE, Recorder, Scores
+from kdcl_dist.plan import Plan, Turn
+from kdcl_dist.runs import Run
+from kdcl_dist.tensorboard import TensorBoard
+
+__all__ = ["Record"]
+
+#: The figures of a student that are measured on some steps only.
+GRADIENTS = ("gradient_cosine", "gradient_ratio")
+
+
+class Record:
+    """The metrics of a run on their way to disk; `results` are those of the last test pass."""
+
+    def __init__(self, run: Run, plan: Plan) -> None:
+        self.recipe, self.plan = run.recipe, plan
+        self.recorder = Recorder(run.folder)
+        self.tensorboard = TensorBoard(run.folder, start=run.step - run.step % plan.steps_per_epoch)
+        self.scores: dict[str, Scores] = {}
+        self.results: Values = {}
+
+    def running(self) -> Values:
+        """Means of the current epoch's training steps so far."""
+        return self.recorder.mean("train")
+
+    def numbers(self, numbers: Sequence[Numbers]) -> None:
+        """The figures that each member sends about its last training step; a student's are their mean."""
+        own: dict[int, list[Numbers]] = defaultdict(list)
+        for member, found in zip(self.recipe.members, numbers, strict=True):
+            own[member.student].append(found)
+        for student, replicas in own.items():
+            name = self.recipe.names[student]
+            values = Numbers(*map(fmean, zip(*replicas, strict=True)))._asdict()
+            step = int(values.pop("step"))
+            if step < 0:
+                continue
+            epoch = step // self.plan.steps_per_epoch
+            gradients = {key: values.pop(key) for key in GRADIENTS}
+            self.recorder.add(name, epoch, step, "train", values)
+            if math.isfinite(sum(gradients.values())):
+                self.recorder.add(name, epoch, step, "analysis", gradients)
+
+    def step(self, turn: Turn, aligned: Aligned, target_BC: Tensor | None, ensemble_s: float) -> None:
+        """A training step: how right each student is, and the soft target's log-probabilities, if any."""
+        for name, logits_BC in zip(self.recipe.names, aligned.logits, strict=True):
+            (scores := Scores()).add_logits(logits_BC, aligned.labels)
+            values = scores.values()
+            self._add(name, turn, "train", {"top1": values["top1"], "top5": values["top5"]})
+        taught: dict[str, float] = {}
+        if target_BC is not None:
+            (scores := Scores()).add(target_BC, aligned.labels)
+            taught = scores.values()
+        self._add(ENSEMBLE, turn, "train", taught | {"ensemble_s": ensemble_s})
+
+    def analysis(self, turn: Turn, aligned: Aligned, weights_S: Tensor) -> None:
+        """What `kdcl_dist.analysis` measures of a step's logits."""
+        temperature = self.recipe.distillation.temperature
+        figures = measure(self.recipe.names, aligned.logits, aligned.labels, temperature, weights_S)
+        self._add(ENSEMBLE, turn, "analysis", figures.ensembles)
+        for name, values in figures.students.items():
+            self._add(name, turn, "analysis", values)
+
+    def weights(self, turn: Turn, weights_S: Tensor) -> None:
+        """The weights of `general`, formed anew."""
+        for name, weight in zip(self.recipe.names, weights_S.tolist(), strict=True):
+            self._add(name, turn, "holdout", {"weight": weight})
+
+    def test(self, turn: Turn, aligned: Aligned, ensemble_BC: Tensor) -> None:
+        """A batch of the test pass; `ensemble_BC` are the ensemble's log-probabilities."""
+        if turn.part == 0:
+            self.scores = {name: Scores() for name in (*self.recipe.names, ENSEMBLE)}
+        for name, logits_BC in zip(self.recipe.names, aligned.logits, strict=True):
+            self.scores[name].add_logits(logits_BC, aligned.labels)
+        self.scores[ENSEMBLE].add(ensemble_BC, aligned.labels)
+
+    def end_epoch(self, turn: Turn) -> EpochEnded:
+        """Close the epoch with its test results; `flush` writes it."""
+        self.results = {name: scores.values() for name, scores in self.scores.items()}
+        for name, values in self.results.items():
+            self._add(name, turn, "test", values)
+        train = self.running()
+        self.tensorboard.write(self.recorder.end_epoch(turn.epoch))
+        return EpochEnded(turn.epoch, train, self.results)
+
+    def flush(self, limit_s: float) -> StorageError | None:
+        """Write what is recorded, or tell why it cannot be; it is kept then, also in checkpoints.
+
+        Args:
+            limit_s: seconds for which the storage is tried again.
+        """
+        try:
+            self.recorder.flush(limit_s)
+            self.tensorboard.flush(limit_s)
+        except StorageError as error:
+            return error
+        return None
+
+    def close(self) -> None:
+        """Close what is open."""
+        self.tensorboard.close()
+
+    def state_dict(self) -> dict[str, Any]:
+        """The unfinished epoch's rows, and the last results."""
+        return {"recorder": self.recorder.state_dict(), "results": self.results}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Take up the state of `state_dict`."""
+        self.recorder.load_state_dict(state["recorder"])
+        self.results = state["results"]
+
+    def _add(self, name: str, turn: Turn, split: str, values: Mapping[str, float]) -> None:
+        self.recorder.add(name, turn.epoch, turn.step, split, values)

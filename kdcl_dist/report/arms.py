@@ -1,0 +1,105 @@
+"""Several runs as arms: runs whose recipes differ in the seed only are one arm."""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from kdcl_dist.recipe_file import differences
+from kdcl_dist.report.load import RunData
+from kdcl_dist.statistics import Interval, mean_interval, t_quantile
+
+__all__ = ["Arm", "group"]
+
+
+@dataclass
+class Arm:
+    """Runs of one recipe with different seeds.
+
+    Attributes:
+        label: its name in the report, unlike that of any other arm.
+        runs: all its runs.
+        changes: in what its recipe differs from that of the first arm.
+    """
+
+    label: str
+    runs: list[RunData]
+    changes: list[str] = field(default_factory=list)
+
+    @property
+    def finished(self) -> list[RunData]:
+        """The runs that count: those that came to their end."""
+        return [run for run in self.runs if run.state == "finished"]
+
+    @property
+    def repeated_seeds(self) -> list[int]:
+        """Seeds of more than one finished run."""
+        counts = Counter(run.recipe.seed for run in self.finished)
+        return [seed for seed, count in counts.items() if count > 1]
+
+    def interval(self, student: str, name: str, factor: float = 1.0) -> tuple[Interval, int]:
+        """Mean over the finished runs of a final test result with its 95% interval, and how many they are.
+
+        The interval's value is NaN when no run has a finite result.
+        """
+        found = [factor * run.results().get(student, {}).get(name, math.nan) for run in self.finished]
+        finite = [value for value in found if math.isfinite(value)]
+        nothing = Interval(math.nan, math.nan, math.nan, math.nan)
+        return (mean_interval(finite) if finite else nothing), len(finite)
+
+    def curve(self, student: str, name: str, factor: float = 1.0) -> list[tuple[float, float, float, float]]:
+        """A test result over the epochs: (epoch, mean, low, high) of the finished runs, 95% interval.
+
+        Only epochs that all of these runs have; low and high are NaN for a single run.
+        """
+        curves = [curve for run in self.finished if (curve := run.curve("test", student, name))]
+        if not curves:
+            return []
+        by_epoch = [dict(curve.points()) for curve in curves]
+        epochs = sorted(set.intersection(*(set(points) for points in by_epoch)))
+        values = factor * np.array([[points[epoch] for epoch in epochs] for points in by_epoch])
+        count = len(curves)
+        half = np.full(len(epochs), math.nan)
+        if count > 1:
+            half = t_quantile(0.975, count - 1) * values.std(axis=0, ddof=1) / math.sqrt(count)
+        means = values.mean(axis=0)
+        columns = zip(epochs, means.tolist(), (means - half).tolist(), (means + half).tolist(), strict=True)
+        return [(float(epoch), mean, low, high) for epoch, mean, low, high in columns]
+
+
+def group(runs: Sequence[RunData]) -> list[Arm]:
+    """Sort runs into arms, in the order of their first run."""
+    arms: list[Arm] = []
+    for run in runs:
+        arm = next((arm for arm in arms if _same_but_seed(arm.runs[0], run)), None)
+        if arm is None:
+            arms.append(Arm(run.recipe.name, [run], _changes(arms[0].runs[0], run) if arms else []))
+        else:
+            arm.runs.append(run)
+    for arm in arms:
+        arm.label = _folder_name(arm.runs) or arm.label
+    shared = {name for name, count in Counter(arm.label for arm in arms).items() if count > 1}
+    for index, arm in enumerate(arms, 1):
+        if arm.label in shared:
+            arm.label = f"{index}: {arm.label}"
+    return arms
+
+
+def _folder_name(runs: Sequence[RunData]) -> str | None:
+    """What the folders of an arm's runs have in common besides the seed, as `kdcl compare` names them."""
+    names = {run.label.removesuffix(f"-seed{run.recipe.seed}") for run in runs}
+    seeded = all(run.label.endswith(f"-seed{run.recipe.seed}") for run in runs)
+    return names.pop() if len(names) == 1 and seeded else None
+
+
+def _changes(first: RunData, other: RunData) -> list[str]:
+    """What distinguishes two recipes besides name and seed."""
+    return differences(first.recipe, other.recipe.model_copy(update={"seed": first.recipe.seed}))
+
+
+def _same_but_seed(first: RunData, other: RunData) -> bool:
+    return not _changes(first, other)

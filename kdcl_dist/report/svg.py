@@ -1,0 +1,83 @@
+"""Pictures as inline SVG, coloured and dashed by the classes of style.css. Lengths are in SVG units."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from html import escape
+
+__all__ = ["CHAR", "STYLES", "WIDTH", "image", "marker", "shorten", "spread", "style", "text"]
+
+#: Width of every picture; about 1 unit is 1 pixel where it is shown.
+WIDTH = 460
+#: Width of a character of the text, on the safe side.
+CHAR = 7.2
+#: How many colours there are, and as many dashes and markers.
+STYLES = 6
+#: A marker's outline, about 8 wide around 0, 0.
+MARKERS = (
+    "M-4 0a4 4 0 1 0 8 0a4 4 0 1 0-8 0z",
+    "M-3.5-3.5h7v7h-7z",
+    "M0-4.5l4.5 8h-9z",
+    "M0-5l5 5-5 5-5-5z",
+    "M0 4.5l4.5-8h-9z",
+    "M-4-1.5h2.5v-2.5h3v2.5h2.5v3h-2.5v2.5h-3v-2.5h-2.5z",
+)
+
+
+def image(ident: str, title: str, desc: str, height: float, body: str, data: str = "") -> str:
+    """The picture's frame, with the title and description that a screen reader says."""
+    return (
+        f'<svg viewBox="0 0 {WIDTH} {height:g}" role="img" '
+        f'aria-labelledby="{escape(ident)}-t {escape(ident)}-d"{data}>'
+        f'<title id="{escape(ident)}-t">{escape(title)}</title>'
+        f'<desc id="{escape(ident)}-d">{escape(desc)}</desc>{body}</svg>'
+    )
+
+
+def text(x: float, y: float, content: str, kind: str = "", limit: int = 0) -> str:
+    """Text at a place; cut off after `limit` characters, if given, and then whole in a tooltip."""
+    short = shorten(content, limit) if limit else content
+    tip = f"<title>{escape(content)}</title>" if short != content else ""
+    css = f' class="{kind}"' if kind else ""
+    return f'<text x="{x:.4g}" y="{y:.4g}"{css}>{tip}{escape(short)}</text>'
+
+
+def shorten(content: str, limit: int) -> str:
+    """The text in at most so many characters."""
+    return content if len(content) <= limit else content[: limit - 1] + "…"
+
+
+def style(index: int) -> str:
+    """The classes of the index-th of several things; -1 is the ensemble, or whatever stands for all.
+
+    From the seventh on colours come again, with another dash.
+    """
+    return "ce d0" if index < 0 else f"c{index % STYLES} d{(index + index // STYLES) % STYLES}"
+
+
+def marker(x: float, y: float, index: int) -> str:
+    """The marker of the index-th thing."""
+    shape = MARKERS[0 if index < 0 else (index + index // STYLES) % STYLES]
+    return f'<path class="m" transform="translate({x:.1f} {y:.1f})" d="{shape}"/>'
+
+
+def spread(wanted: Sequence[float], gap: float, low: float, high: float) -> list[float]:
+    """The places nearest to the wanted ones (least squares) that are at least `gap` apart.
+
+    All lie within low..high, if there is room for them.
+    """
+    order = sorted(range(len(wanted)), key=lambda i: wanted[i])
+    # Less the gaps before them the places must only not decrease: neighbours that do are put at their mean.
+    groups: list[tuple[float, int]] = []
+    for before, i in enumerate(order):
+        mean, count = wanted[i] - before * gap, 1
+        while groups and groups[-1][0] > mean:
+            other, size = groups.pop()
+            mean, count = (mean * count + other * size) / (count + size), count + size
+        groups.append((mean, count))
+    top = max(low, high - (len(order) - 1) * gap)
+    shifted = [min(max(mean, low), top) for mean, count in groups for _ in range(count)]
+    places = [0.0] * len(order)
+    for before, (i, place) in enumerate(zip(order, shifted, strict=True)):
+        places[i] = place + before * gap
+    return places

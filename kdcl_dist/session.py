@@ -1,0 +1,144 @@
+"""What a recipe means for the data it names: sizes, splits, and one student's batches.
+
+Shapes: B batch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+import torch
+
+from kdcl_dist.data.dataset import ImageDataset, fingerprint, open_dataset
+from kdcl_dist.data.loader import Batch, batches
+from kdcl_dist.data.streams import Ids, batches_of, epoch_steps, own_order, split_holdout, student_seed
+from kdcl_dist.data.views import Transforms, Views
+from kdcl_dist.errors import DataError
+from kdcl_dist.plan import Plan, share_of
+from kdcl_dist.recipe import Recipe
+
+__all__ = ["Session"]
+
+
+@dataclass(frozen=True)
+class Session:
+    """A recipe together with its open data sets.
+
+    Raises:
+        DataError: a data set cannot be opened, both do not fit together, or are too small.
+        RecipeError: a transform is unknown.
+    """
+
+    recipe: Recipe
+    train: ImageDataset
+    test: ImageDataset
+
+    @classmethod
+    def open(cls, recipe: Recipe) -> Session:
+        """Open both data sets and check that they fit the recipe and each other."""
+        session = cls(recipe, open_dataset(recipe.data.train), open_dataset(recipe.data.test))
+        train, test = session.train, session.test
+        if tuple(train.classes) != tuple(test.classes) or train.channels != test.channels:
+            raise DataError(
+                f"data.test has {len(test.classes)} classes and {test.channels} channels, data.train "
+                f"{len(train.classes)} and {train.channels}: both must be the same, class names included"
+            )
+        session.check()
+        return session
+
+    def check(self) -> None:
+        """Build all that can fail for the whole cast: the plan and every student's transforms."""
+        _ = self.plan
+        Transforms([transform.item() for transform in self.recipe.data.test_view], self.test.mean)
+        for student in self.recipe.students:
+            Transforms(self.recipe.augment_of(student), self.train.mean)
+
+    @cached_property
+    def split(self) -> tuple[Ids, Ids]:
+        """Ids trained on, and ids held out."""
+        labels_N = np.asarray(self.train.labels, np.int64)
+        return split_holdout(labels_N, self.recipe.data.holdout_per_class, self.recipe.seed)
+
+    @cached_property
+    def plan(self) -> Plan:
+        """The order of the run."""
+        recipe, (train_ids, holdout_ids) = self.recipe, self.split
+        weighs = recipe.distillation.method == "general"
+        return Plan(
+            epochs=recipe.epochs,
+            steps_per_epoch=len(epoch_steps(train_ids, recipe.batch_size, recipe.seed, 0)),
+            holdout_batches=len(batches_of(holdout_ids, recipe.batch_size)) if weighs else 0,
+            test_batches=len(batches_of(np.arange(len(self.test)), recipe.batch_size)),
+            checkpoint_epochs=recipe.checkpoint.every_epochs,
+        )
+
+    @property
+    def fingerprints(self) -> dict[str, str]:
+        """The data sets' fingerprints, by which two processes see that they read the same."""
+        return {"train": fingerprint(self.train), "test": fingerprint(self.test)}
+
+    def training(self, index: int, start: int, replica: int = 0) -> Iterator[Batch]:
+        """One replica's share of a student's training batches, from a global step to the end of the run."""
+        recipe = self.recipe
+        student = recipe.students[index]
+        seed = student_seed(recipe.seed, index, student.seed)
+        views = Views(
+            self.train,
+            Transforms(recipe.augment_of(student), self.train.mean),
+            seed if recipe.distillation.invariant else recipe.seed,
+        )
+        return self._load(views, _shares(self._steps(seed, start), replica, student.replicas))
+
+    def first_views(self, index: int, count: int) -> Batch:
+        """The first few samples of a student's run, as it sees them in training.
+
+        Raises:
+            DataError: a transform gives no image, other channels than the data has, or NaN.
+        """
+        recipe, student = self.recipe, self.recipe.students[index]
+        views = Views(self.train, Transforms(recipe.augment_of(student), self.train.mean), recipe.seed)
+        batch = next(batches(views, [(0, self.split[0][:count])]))
+        shape, channels = tuple(batch.images.shape[1:]), self.train.channels
+        if len(shape) != 3 or shape[0] != channels:
+            raise DataError(
+                f"data.augment gives images of shape {shape} where the data has {channels} channels",
+                student=student.name,
+            )
+        if not bool(torch.isfinite(batch.images).all()):
+            raise DataError("data.augment gives images with NaN or infinite pixels", student=student.name)
+        return batch
+
+    def holdout(self, replica: int = 0, replicas: int = 1) -> Iterator[Batch]:
+        """The held-out samples once, or one replica's share of each batch, seen through the test view."""
+        return self._once(self.train, self.split[1], replica, replicas)
+
+    def testing(self, replica: int = 0, replicas: int = 1) -> Iterator[Batch]:
+        """The test samples once, or one replica's share of each batch, seen through the test view."""
+        return self._once(self.test, np.arange(len(self.test)), replica, replicas)
+
+    def _steps(self, seed: int, start: int) -> Iterator[tuple[int, Ids]]:
+        per_epoch = self.plan.steps_per_epoch
+        for epoch in range(start // per_epoch, self.recipe.epochs):
+            steps_TB = epoch_steps(self.split[0], self.recipe.batch_size, self.recipe.seed, epoch)
+            for step in range(max(0, start - epoch * per_epoch), per_epoch):
+                yield epoch, own_order(steps_TB[step], seed, epoch, step)
+
+    def _once(self, dataset: ImageDataset, ids: Ids, replica: int, replicas: int) -> Iterator[Batch]:
+        items = [transform.item() for transform in self.recipe.data.test_view]
+        views = Views(dataset, Transforms(items, dataset.mean), self.recipe.seed)
+        plan = ((0, ids_B) for ids_B in batches_of(ids, self.recipe.batch_size))
+        return self._load(views, _shares(plan, replica, replicas))
+
+    def _load(self, views: Views, plan: Iterator[tuple[int, Ids]]) -> Iterator[Batch]:
+        data, limits = self.recipe.data, self.recipe.limits
+        return batches(views, plan, workers=data.loader_workers, timeout_s=limits.step_s)
+
+
+def _shares(plan: Iterator[tuple[int, Ids]], replica: int, replicas: int) -> Iterator[tuple[int, Ids]]:
+    """One replica's rows of each batch, as `share_of` counts them; a small batch may leave it none."""
+    for epoch, ids_B in plan:
+        start = sum(share_of(len(ids_B), earlier, replicas) for earlier in range(replica))
+        yield epoch, ids_B[start : start + share_of(len(ids_B), replica, replicas)]

@@ -1,0 +1,168 @@
+"""Small data and casts for the tests."""
+
+from __future__ import annotations
+
+import threading
+import uuid
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from kdcl_dist import student_loop
+from kdcl_dist.coordinator_loop import run_coordinator
+from kdcl_dist.data.dataset import Info
+from kdcl_dist.data.writer import write_dataset
+from kdcl_dist.events import Event
+from kdcl_dist.exchange import host_store
+from kdcl_dist.recipe import Recipe
+from kdcl_dist.recipe_file import parse_recipe
+from kdcl_dist.runs import Run, prepare
+from kdcl_dist.student_loop import run_student
+
+TESTS = Path(__file__).parent
+ROOT = TESTS.parent
+
+
+@pytest.fixture(autouse=True)
+def _one_thread() -> Iterator[None]:
+    """Sums over several threads may differ in the last bit; every test starts from one thread."""
+    torch.set_num_threads(1)
+    yield
+    assert not [t for t in threading.enumerate() if t.name.startswith("kdcl-")], "a thread was left behind"
+
+
+def write_images(path: Path, count: int, classes: int = 4, seed: int = 0, size: int = 8) -> Path:
+    """A learnable data set: each class has a mean image, plus noise; 1 x size x size."""
+    rng = np.random.default_rng(7)
+    means = rng.integers(60, 200, (classes, 1, size, size))
+    rng = np.random.default_rng(seed)
+    labels = np.arange(count) % classes
+    images = (means[labels] + rng.normal(0, 30, (count, 1, size, size))).clip(0, 255).astype(np.uint8)
+    info = Info(
+        classes=tuple(f"class {c}" for c in range(classes)),
+        encoding="raw",
+        channels=1,
+        shape=(1, size, size),
+        mean=(0.5,),
+        std=(0.25,),
+        source="made by a test",
+    )
+    write_dataset(
+        path, ((int(label), image.tobytes()) for label, image in zip(labels, images, strict=True)), info
+    )
+    return path
+
+
+@pytest.fixture(scope="session")
+def data(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    """Paths of a small training and test set."""
+    folder = tmp_path_factory.mktemp("data")
+    return {
+        "train": str(write_images(folder / "train.arrow", 60, seed=1)),
+        "test": str(write_images(folder / "test.arrow", 22, seed=2)),
+    }
+
+
+MakeRecipe = Callable[..., Recipe]
+
+
+@pytest.fixture
+def make_recipe(data: dict[str, str]) -> MakeRecipe:
+    """A recipe of two small students; arguments are overrides as `--set` takes them."""
+    text = f"""
+        name: tiny
+        epochs: 2
+        batch_size: 16
+        data: {{train: {data["train"]}, test: {data["test"]}}}
+        students:
+          - {{name: a, model: cnn_small}}
+          - {{name: b, model: mlp, optimizer: {{lr: 0.05}}}}
+        limits: {{startup_s: 60, step_s: 20}}
+    """
+    return lambda *overrides: parse_recipe(text, overrides)
+
+
+@dataclass
+class Cast:
+    """A whole cast as threads of this process, over real process groups.
+
+    For students without dropout and random views only: those use the process's generator.
+    """
+
+    run: Run
+    events: list[Event] = field(default_factory=list)
+    errors: dict[str, BaseException] = field(default_factory=dict)
+    finished: dict[str, bool] = field(default_factory=dict)
+
+    def train(self, stop: Callable[[], bool] = lambda: False) -> Cast:
+        """Run all members to their end."""
+        with pytest.MonkeyPatch.context() as patch:
+            # Networks draw their initial weights from the generator that all threads share.
+            build, lock = student_loop._build, threading.Lock()
+
+            def one_at_a_time(*arguments: Any) -> Any:
+                with lock:
+                    return build(*arguments)
+
+            patch.setattr(student_loop, "_build", one_at_a_time)
+            return self._train(stop)
+
+    def _train(self, stop: Callable[[], bool]) -> Cast:
+        store, endpoint = host_store("127.0.0.1")
+        jobs: dict[str, Callable[[], bool]] = {
+            "coordinator": lambda: run_coordinator(
+                self.run, store, host="127.0.0.1", stop=stop, tell=self.events.append
+            )
+        }
+        for rank, member in enumerate(self.run.recipe.members):
+            jobs[member.name] = lambda rank=rank: run_student(  # type: ignore[misc]
+                self.run,
+                rank,
+                endpoint,
+                host="127.0.0.1",
+                device=torch.device("cpu"),
+                stop=lambda: False,
+            )
+        threads = [threading.Thread(target=self._member, args=item) for item in jobs.items()]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join(120)
+            assert not thread.is_alive(), f"hangs; errors so far: {self.errors}"
+        return self
+
+    def _member(self, name: str, job: Callable[[], bool]) -> None:
+        try:
+            self.finished[name] = job()
+        except BaseException as error:  # what a process would end with
+            self.errors[name] = error
+
+
+@pytest.fixture
+def make_run(tmp_path: Path) -> Callable[..., Run]:
+    """A new run of a recipe in a temporary folder, or its continuation."""
+
+    def make(recipe: Recipe, name: str | None = None, resume: bool = False) -> Run:
+        name = name or uuid.uuid4().hex
+        return prepare(recipe, str(tmp_path / "runs"), name, resume=resume, warn=print)
+
+    return make
+
+
+def weights(folder: Any, step: int, name: str) -> dict[str, torch.Tensor]:
+    """A student's network in a checkpoint."""
+    path = f"{folder.local}/checkpoints/step-{step:08d}/{name}.pt"
+    model: dict[str, torch.Tensor] = torch.load(path, weights_only=True)["model"]
+    return model
+
+
+def assert_same(left: dict[str, torch.Tensor], right: dict[str, torch.Tensor]) -> None:
+    """Bit for bit."""
+    assert left.keys() == right.keys()
+    for key in left:
+        assert torch.equal(left[key], right[key]), key

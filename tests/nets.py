@@ -1,0 +1,182 @@
+"""Networks that recipes of the tests name by import string."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import signal
+import time
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from kdcl_dist.data.dataset import ArrowDataset
+
+
+class Dropout(nn.Module):
+    """A small network with dropout, so that the step's random numbers matter."""
+
+    def __init__(self, num_classes: int, in_channels: int) -> None:
+        super().__init__()
+        self.layers = nn.Sequential(
+            nn.Flatten(),
+            nn.Linear(64 * in_channels, 32),
+            nn.ReLU(),
+            nn.Dropout(0.3),
+            nn.Linear(32, num_classes),
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Logits."""
+        return self.layers(x)
+
+
+class Plain(nn.Module):
+    """One linear layer; `trouble` is called with the number of the training step."""
+
+    def __init__(self, num_classes: int) -> None:
+        super().__init__()
+        self.linear = nn.Linear(64, num_classes)
+        self.step = 0
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Logits."""
+        logits = self.linear(x.flatten(1))
+        if self.training:
+            logits = self.trouble(self.step, logits)
+            self.step += 1
+        return logits
+
+    def trouble(self, step: int, logits: Tensor) -> Tensor:
+        """What goes wrong."""
+        return logits
+
+
+class Raises(Plain):
+    """Raises at step 3."""
+
+    def trouble(self, step: int, logits: Tensor) -> Tensor:
+        if step == 3:
+            raise ArithmeticError("a user's mistake")
+        return logits
+
+
+class Killed(Plain):
+    """Dies without a word at step 3."""
+
+    def trouble(self, step: int, logits: Tensor) -> Tensor:
+        if step == 3:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return logits
+
+
+class KilledInOne(Plain):
+    """Dies without a word at step 3, where it is the second replica of student "a"."""
+
+    def trouble(self, step: int, logits: Tensor) -> Tensor:
+        if step == 3 and multiprocessing.current_process().name == "kdcl-a/1":
+            os.kill(os.getpid(), signal.SIGKILL)
+        return logits
+
+
+class Hangs(Plain):
+    """Does not come back at step 3."""
+
+    def trouble(self, step: int, logits: Tensor) -> Tensor:
+        if step == 3:
+            time.sleep(60)
+        return logits
+
+
+class Slow(Plain):
+    """Takes its time, so that a signal arrives in the middle of a run."""
+
+    def trouble(self, step: int, logits: Tensor) -> Tensor:
+        time.sleep(0.05)
+        return logits
+
+
+class NotFinite(Plain):
+    """NaN at step 3."""
+
+    def trouble(self, step: int, logits: Tensor) -> Tensor:
+        return logits * torch.nan if step == 3 else logits
+
+
+class WrongClasses(nn.Module):
+    """One class too many."""
+
+    def __init__(self, num_classes: int) -> None:
+        super().__init__()
+        self.linear = nn.Linear(64, num_classes + 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Logits."""
+        return self.linear(x.flatten(1))
+
+
+def number(num_classes: int) -> int:
+    """Not a network."""
+    return num_classes
+
+
+def broken(num_classes: int) -> nn.Module:
+    """A factory that fails."""
+    raise RuntimeError("no such weights")
+
+
+class Tuples(Plain):
+    """Gives more than logits."""
+
+    def forward(self, x: Tensor) -> Any:
+        """Logits and something else."""
+        return super().forward(x), None
+
+
+class RaisesInTraining(Plain):
+    """Raises at every step."""
+
+    def trouble(self, step: int, logits: Tensor) -> Tensor:
+        raise ArithmeticError("not in training")
+
+
+class Detached(Plain):
+    """Cuts its own gradient."""
+
+    def trouble(self, step: int, logits: Tensor) -> Tensor:
+        return logits.detach()
+
+
+def not_a_number() -> Callable[[Tensor], Tensor]:
+    """A transform that gives NaN."""
+    return lambda image: image.float() * torch.nan
+
+
+class FailingImages:
+    """A data set whose files are gone."""
+
+    classes = tuple(f"class {c}" for c in range(4))
+    channels, mean, std = 1, (0.5,), (0.25,)
+    labels = np.arange(60) % 4
+
+    def __len__(self) -> int:
+        return 60
+
+    def image(self, index: int) -> Tensor:
+        """No image."""
+        raise OSError("disk gone")
+
+
+def data_of_host() -> ArrowDataset:
+    """The data set that a host's own environment names."""
+    return ArrowDataset(os.environ["KDCL_TEST_DATA"])
+
+
+def exits() -> ArrowDataset:
+    """Ends the process of the host whose data set has the number 2."""
+    if os.environ["KDCL_TEST_DATA"].endswith("2.arrow"):
+        os._exit(1)
+    return data_of_host()

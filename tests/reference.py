@@ -1,0 +1,149 @@
+"""The whole algorithm as one short sequential loop: no process group, no package code but data and models.
+
+Everything that is arithmetic is written anew here, from the paper, in the plainest way. Equality with the
+distributed run is bit for bit, so sums are taken in the same order: losses over a student's own order of
+the samples, ensembles over students in the order of the cast.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from kdcl_dist import models
+from kdcl_dist.data.dataset import ArrowDataset
+from kdcl_dist.data.views import Transforms
+from kdcl_dist.ensembles import linear
+from kdcl_dist.recipe import Recipe
+from kdcl_dist.seeding import Purpose, derive, permutation
+
+
+def soft_target(method: str, logits: list[Tensor], y: Tensor, T: float, w: Tensor, teacher: int) -> Tensor:
+    """log p at temperature T."""
+    z = torch.stack(logits)
+    rows = torch.arange(len(y))
+    if method == "teacher":
+        return F.log_softmax(logits[teacher] / T, dim=1)
+    if method == "mean":
+        return F.log_softmax(z.mean(dim=0) / T, dim=1)
+    if method == "naive":
+        ce = torch.stack([F.cross_entropy(each, y, reduction="none") for each in logits])
+        return F.log_softmax(z[ce.argmin(dim=0), rows] / T, dim=1)
+    if method == "min_logit":
+        shifted = torch.stack([each - each[rows, y][:, None] for each in logits])
+        return F.log_softmax(shifted.min(dim=0).values / T, dim=1)
+    if method == "linear":  # the solver has tests of its own
+        return F.log_softmax(linear(z, y).float() / T, dim=1)
+    assert method == "general"
+    log_q = F.log_softmax(z / T, dim=2)
+    return torch.logsumexp(log_q + w.float().log()[:, None, None], dim=0)
+
+
+def train(recipe: Recipe) -> list[dict[str, Tensor]]:
+    """Train all students; their final weights."""
+    S, method, T = len(recipe.students), recipe.distillation.method, recipe.distillation.temperature
+    data = ArrowDataset(recipe.data.train)
+    labels = torch.from_numpy(data.labels)
+    held = []
+    for label in range(len(data.classes)):
+        of_class = np.flatnonzero(data.labels == label)
+        order = permutation(len(of_class), recipe.seed, Purpose.HOLDOUT, label)
+        held += of_class[order[: recipe.data.holdout_per_class]].tolist()
+    train_ids = np.array([i for i in range(len(data)) if i not in held])
+    seeds, nets, optims = [], [], []
+    for i, s in enumerate(recipe.students):
+        own = s.seed is not None
+        given = derive(s.seed, Purpose.STUDENT_WITH_OWN_SEED) if own else 0
+        seeds.append(given if own else derive(recipe.seed, Purpose.STUDENT, i))
+        torch.manual_seed(derive(seeds[i], Purpose.INITIAL_WEIGHTS))
+        nets.append(models.build(s.model, len(data.classes), data.channels))
+        if s.weights:
+            nets[i].load_state_dict(torch.load(s.weights, weights_only=True))
+        o = s.optimizer
+        assert o.name == "sgd"
+        optims.append(
+            torch.optim.SGD(nets[i].parameters(), o.lr, momentum=o.momentum, weight_decay=o.weight_decay)
+        )
+    teacher = recipe.names.index(recipe.distillation.teacher) if recipe.distillation.teacher else -1
+    w = torch.full((S,), 1 / S, dtype=torch.float64)
+    last = [0 if i == teacher else s.epochs or recipe.epochs for i, s in enumerate(recipe.students)]
+    T_epoch = len(train_ids) // recipe.batch_size
+    for epoch in range(recipe.epochs):
+        order = train_ids[permutation(len(train_ids), recipe.seed, Purpose.EPOCH_ORDER, epoch)]
+        for step in range(T_epoch):
+            ids = order[step * recipe.batch_size : (step + 1) * recipe.batch_size]
+            mine = [ids[permutation(len(ids), seeds[i], Purpose.STEP_ORDER, epoch, step)] for i in range(S)]
+            logits = []
+            for i, s in enumerate(recipe.students):
+                view_seed = seeds[i] if recipe.distillation.invariant else recipe.seed
+                x = images(data, mine[i], recipe.augment_of(s), view_seed, epoch)
+                torch.manual_seed(derive(seeds[i], Purpose.STEP, epoch * T_epoch + step))
+                nets[i].train(epoch < last[i])
+                logits.append(nets[i](x))
+            sorted_ids = np.sort(ids)
+            aligned = []
+            for i in range(S):
+                sent = logits[i].detach()
+                if recipe.distillation.logit_noise:
+                    seed = derive(seeds[i], Purpose.LOGIT_NOISE, epoch * T_epoch + step)
+                    noise = torch.randn(sent.shape, generator=torch.Generator().manual_seed(seed))
+                    sent = sent + recipe.distillation.logit_noise * noise
+                aligned.append(sent[np.argsort(mine[i])])
+            y = labels[sorted_ids]
+            target = None
+            if method not in ("none", "dml"):
+                target = soft_target(method, aligned, y, T, w, teacher)
+            losses = []
+            for i in range(S):
+                place = np.searchsorted(sorted_ids, mine[i])
+                loss = F.cross_entropy(logits[i], labels[mine[i]])
+                if target is not None:
+                    q = F.log_softmax(logits[i] / T, dim=1)
+                    kl = F.kl_div(q, target[place], reduction="batchmean", log_target=True)
+                    loss = loss + recipe.distillation.weight * (T**2 * kl)
+                if method == "dml":
+                    q = F.log_softmax(logits[i], dim=1)
+                    peers = [F.log_softmax(aligned[j][place], dim=1) for j in range(S) if j != i]
+                    kls = [F.kl_div(q, p, reduction="batchmean", log_target=True) for p in peers]
+                    loss = loss + recipe.distillation.weight * torch.stack(kls).mean()
+                losses.append(loss)
+            for i in range(S):
+                if epoch < last[i]:
+                    optims[i].zero_grad()
+                    losses[i].backward()
+                    optims[i].step()
+        if method == "general":
+            w = held_out_weights(recipe, data, nets, sorted(held))
+    return [net.state_dict() for net in nets]
+
+
+def held_out_weights(recipe: Recipe, data: ArrowDataset, nets: list, held: list[int]) -> Tensor:
+    """The weights of `general`, by its own function, from residuals taken here."""
+    from kdcl_dist.ensembles import general_weights
+
+    parts = []
+    for start in range(0, len(held), recipe.batch_size):
+        ids = np.array(held[start : start + recipe.batch_size])
+        x = images(data, ids, [], 0, 0)
+        rows = []
+        for net in nets:
+            net.eval()
+            with torch.no_grad():
+                p = F.softmax(net(x).double(), dim=1)
+            rows.append(p[torch.arange(len(ids)), torch.from_numpy(data.labels[ids])] - 1)
+        parts.append(torch.stack(rows))
+    return general_weights(torch.cat(parts, dim=1))
+
+
+def images(data: ArrowDataset, ids: np.ndarray, augment: list, seed: int, epoch: int) -> Tensor:
+    """A batch as a student sees it."""
+    views = []
+    transforms = Transforms(augment)
+    for i in ids:
+        torch.manual_seed(derive(seed, Purpose.VIEW, epoch, int(i)))
+        views.append(transforms(data.image(int(i))))
+    x = torch.stack(views).float() / 255
+    mean, std = torch.tensor(data.mean), torch.tensor(data.std)
+    return (x - mean[:, None, None]) / std[:, None, None]

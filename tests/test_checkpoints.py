@@ -1,0 +1,160 @@
+"""Checkpoints: whole or not at all, recognised when damaged, resumed bit for bit."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import Cast, MakeRecipe, assert_same, weights
+
+from kdcl_dist import checkpoint as C
+from kdcl_dist.errors import CheckpointError, RunFolderError
+from kdcl_dist.metrics import read_metrics
+from kdcl_dist.runs import Run, read_record
+from kdcl_dist.storage import Folder
+
+MakeRun = Callable[..., Run]
+
+
+def save(folder: Folder, step: int) -> C.Manifest:
+    parts = {
+        name: C.write_part(folder, step, name, {"value": torch.tensor(step)}) for name in ("a", "coordinator")
+    }
+    manifest = C.Manifest(step, parts)
+    C.commit(folder, manifest)
+    return manifest
+
+
+def test_round_trip_and_retention(tmp_path: Path) -> None:
+    folder = Folder(str(tmp_path))
+    for step in (3, 10, 200):
+        save(folder, step)
+    assert C.newest(folder, print).step == 200
+    assert C.read_part(folder, C.newest(folder, print), "a")["value"] == 200
+    C.prune(folder, keep=2)
+    assert sorted(p.name for p in (tmp_path / "checkpoints").iterdir()) == ["step-00000010", "step-00000200"]
+
+
+@pytest.mark.parametrize("part", ["a.pt", "coordinator.pt", "manifest.json"])
+@pytest.mark.parametrize("damage", ["cut", "flip", "gone", "empty"])
+def test_a_damaged_one_is_skipped_for_the_one_before(tmp_path: Path, part: str, damage: str) -> None:
+    folder = Folder(str(tmp_path))
+    save(folder, 1)
+    save(folder, 2)
+    path = tmp_path / "checkpoints" / "step-00000002" / part
+    content = path.read_bytes()
+    if damage == "gone":
+        path.unlink()
+    else:
+        middle = len(content) // 2
+        flipped = content[:middle] + bytes([content[middle] ^ 0xFF]) + content[middle + 1 :]
+        path.write_bytes({"cut": content[:-5], "flip": flipped, "empty": b""}[damage])
+    notes: list[str] = []
+    assert C.newest(folder, notes.append).step == 1
+    assert len(notes) == 1
+    assert "step-00000002" in notes[0]
+
+
+def test_parts_without_manifest_do_not_count(tmp_path: Path) -> None:
+    folder = Folder(str(tmp_path))
+    C.write_part(folder, 5, "a", {})
+    assert C.newest(folder, lambda text: None) is None
+
+
+def test_nothing_in_a_part_is_executed(tmp_path: Path) -> None:
+    folder = Folder(str(tmp_path))
+    ran = tmp_path / "ran"
+
+    class Hostile:
+        def __reduce__(self):
+            return Path.touch, (ran,)
+
+    manifest = save(folder, 1)
+    path = tmp_path / manifest.folder / "a.pt"
+    torch.save({"model": Hostile()}, path)
+    content = path.read_bytes()
+    part = C.Part(hashlib.sha256(content).hexdigest(), len(content))
+    C.commit(folder, C.Manifest(1, {**manifest.parts, "a": part}))
+    with pytest.raises(CheckpointError, match=r"a\.pt"):
+        C.read_part(folder, C.newest(folder, print), "a")
+    assert not ran.exists()
+
+
+@pytest.mark.parametrize("steps", [1, 2, 3, 4, 5])
+@pytest.mark.parametrize("method", ["linear", "general"])
+def test_stopped_and_resumed_equals_never_stopped(
+    steps: int, method: str, make_recipe: MakeRecipe, make_run: MakeRun
+) -> None:
+    recipe = make_recipe(
+        f"distillation.method={method}", "data.holdout_per_class=3", "checkpoint.keep=9", "batch_size=12"
+    )
+    whole = Cast(make_run(recipe)).train()
+    assert not whole.errors
+    asked = iter(range(10**6))
+    # The coordinator asks once a turn at which the run may stop.
+    stopped = Cast(make_run(recipe, "r")).train(stop=lambda: next(asked) + 1 >= steps)
+    assert not stopped.errors
+    assert set(stopped.finished.values()) == {False}
+    assert read_record(stopped.run.folder)["state"] == "interrupted"
+    resumed = Cast(make_run(recipe, "r", resume=True)).train()
+    assert not resumed.errors
+    assert set(resumed.finished.values()) == {True}
+    for name in recipe.names:
+        assert_same(weights(whole.run.folder, 8, name), weights(resumed.run.folder, 8, name))
+    assert read_record(whole.run.folder)["results"] == read_record(resumed.run.folder)["results"]
+    drop = ["data_s", "forward_s", "wait_s", "exchange_s", "backward_s", "step_s", "ensemble_s"]
+    tables = [read_metrics(run.folder).to_pandas() for run in (whole.run, resumed.run)]
+    keys = ["student", "epoch", "step", "split", "name"]
+    left, right = (t[~t.name.isin(drop)].sort_values(keys).reset_index(drop=True) for t in tables)
+    assert left.equals(right)
+
+
+def test_a_resumed_run_must_be_the_same(make_recipe: MakeRecipe, make_run: MakeRun, tmp_path: Path) -> None:
+    with pytest.raises(RunFolderError, match="nothing to resume"):
+        make_run(make_recipe(), "r", resume=True)
+    run = Cast(make_run(make_recipe(), "r")).train().run
+    with pytest.raises(RunFolderError, match=r"seed: 0 -> 1"):
+        make_run(make_recipe("seed=1"), "r", resume=True)
+    with pytest.raises(RunFolderError, match=r"students\.1\.name"):
+        make_run(make_recipe("students.b.name=other"), "r", resume=True)
+    with pytest.raises(RunFolderError, match="exists"):
+        make_run(make_recipe(), "r")
+    make_run(make_recipe("limits.step_s=9"), "r", resume=True)
+    manifest = json.loads(run.folder.read("checkpoints/step-00000006/manifest.json"))
+    assert manifest["parts"].keys() == {"a", "b", "coordinator"}
+
+
+def test_other_data_is_refused_on_resume(
+    make_recipe: MakeRecipe, make_run: MakeRun, data: dict[str, str], tmp_path: Path
+) -> None:
+    from conftest import write_images
+
+    path = tmp_path / "own.arrow"
+    write_images(path, 60, seed=1)
+    recipe = make_recipe(f"data.train={path}", "epochs=3")
+    asked = iter(range(10**6))
+    Cast(make_run(recipe, "r")).train(stop=lambda: next(asked) >= 3)
+    write_images(path, 60, seed=9)
+    cast = Cast(make_run(recipe, "r", resume=True)).train()
+    assert all(isinstance(error, RunFolderError) for error in cast.errors.values())
+    assert "other data" in str(cast.errors["coordinator"])
+
+
+def test_two_runs_are_identical_and_another_seed_is_not(make_recipe: MakeRecipe, make_run: MakeRun) -> None:
+    one, two, other = (Cast(make_run(make_recipe(f"seed={seed}"))).train().run for seed in (0, 0, 1))
+    for name in ("a", "b"):
+        assert_same(weights(one.folder, 3, name), weights(two.folder, 3, name))
+    differing = weights(other.folder, 3, "b")
+    assert not torch.equal(weights(one.folder, 3, "b")["layers.2.weight"], differing["layers.2.weight"])
+
+
+def test_a_part_loads_into_the_plain_network(make_recipe: MakeRecipe, make_run: MakeRun) -> None:
+    from kdcl_dist import models
+
+    run = Cast(make_run(make_recipe())).train().run
+    network = models.build("cnn_small", 4, 1)
+    network.load_state_dict(weights(run.folder, 6, "a"), strict=True)

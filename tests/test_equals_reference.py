@@ -1,0 +1,95 @@
+"""A distributed run gives the weights of a sequential one, bit for bit: each method, both launchers."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+import ray
+import reference
+import torch
+from conftest import Cast, MakeRecipe, assert_same, weights
+
+from kdcl_dist.launch import local
+from kdcl_dist.launch import ray as on_ray
+from kdcl_dist.recipe import Recipe
+from kdcl_dist.runs import Run
+
+METHODS = ("none", "naive", "linear", "min_logit", "general", "mean", "dml", "teacher")
+VIEWS = "data.augment=[{name: RandomCrop, size: 8, padding: 1}, {name: RandomErasing, p: 0.5}]"
+
+
+def recipe_for(method: str, make_recipe: MakeRecipe, tmp_path: Path, *more: str) -> Recipe:
+    """A recipe with that method, and what the method needs."""
+    overrides = [f"distillation.method={method}", *more]
+    if method == "general":
+        overrides.append("data.holdout_per_class=3")
+    if method == "teacher":
+        from kdcl_dist import models
+
+        torch.manual_seed(5)
+        path = tmp_path / "teacher.pt"
+        torch.save(models.build("cnn_small", 4, 1).state_dict(), path)
+        overrides += ["distillation.teacher=a", f"students.a.weights={path}"]
+    return make_recipe(*overrides)
+
+
+def check(run: Run) -> None:
+    """Compare the last checkpoint with the reference."""
+    expected = reference.train(run.recipe)
+    step = max(int(p.name[5:]) for p in Path(f"{run.folder.local}/checkpoints").iterdir())
+    for name, state in zip(run.recipe.names, expected, strict=True):
+        assert_same(weights(run.folder, step, name), state)
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_local(method: str, make_recipe: MakeRecipe, make_run: Callable[..., Run], tmp_path: Path) -> None:
+    more = ["students=" + str(students_of(make_recipe)), VIEWS, "epochs=2"]
+    run = make_run(recipe_for(method, make_recipe, tmp_path, *more))
+    assert local.launch(run, lambda event: None, threading.Event())
+    check(run)
+
+
+def students_of(make_recipe: MakeRecipe) -> list[dict]:
+    """The cast of the test with dropout as a third student, plain enough for YAML."""
+    cast = [s.model_dump(mode="json", include={"name", "model", "optimizer"}) for s in make_recipe().students]
+    return [*cast, {"name": "c", "model": "nets:Dropout", "optimizer": {"lr": 0.05, "momentum": 0.5}}]
+
+
+@pytest.fixture(scope="module")
+def cluster() -> Iterator[None]:
+    """One Ray for all tests of this file."""
+    ray.init(address="local", num_cpus=4, include_dashboard=False, log_to_driver=False)
+    yield
+    ray.shutdown()
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_ray(
+    method: str, cluster: None, make_recipe: MakeRecipe, make_run: Callable[..., Run], tmp_path: Path
+) -> None:
+    run = make_run(recipe_for(method, make_recipe, tmp_path, VIEWS))
+    assert on_ray.launch(run, lambda event: None, threading.Event())
+    check(run)
+
+
+@pytest.mark.parametrize(
+    "override",
+    [
+        "distillation.invariant=false",
+        "distillation.logit_noise=0.3",
+        "distillation.weight=0.25",
+        "distillation.temperature=5.0",
+        "students.b.seed=3",
+        "students.b.epochs=1",
+        "seed=11",
+        "batch_size=7",
+    ],
+)
+def test_threads(override: str, make_recipe: MakeRecipe, make_run: Callable[..., Run]) -> None:
+    run = make_run(make_recipe(override))
+    cast = Cast(run).train()
+    assert not cast.errors
+    check(run)

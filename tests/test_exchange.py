@@ -1,0 +1,262 @@
+"""Messages, alignment and the exchange group over real gloo, ranks as threads."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+
+from kdcl_dist.alignment import rows_of
+from kdcl_dist.board import Board, Hello
+from kdcl_dist.coordinator import Coordinator, check_messages
+from kdcl_dist.errors import (
+    ForeignMessage,
+    KdclError,
+    LabelMismatch,
+    MisalignedIds,
+    NonFiniteLogits,
+    ShapeMismatch,
+    StaleContribution,
+    StartupTimeout,
+    StudentFailed,
+    StudentLost,
+)
+from kdcl_dist.exchange import Exchange, connect_store, host_store, scoped
+from kdcl_dist.message import Flag, Kind, Layout, Message, Numbers
+from kdcl_dist.plan import Turn
+from kdcl_dist.recipe import Member
+from kdcl_dist.recipe_file import parse_recipe
+
+NAMES = ["a", "b", "c"]
+TURN = Turn(Kind.TRAIN, 0, 7)
+RUN = 2**63 + 5
+MEMBERS = [Member(place, 0, name) for place, name in enumerate(NAMES)]
+
+
+def message(sender: int, ids: list[int], labels: list[int] | None = None) -> Message:
+    """A good message of turn 7."""
+    found = Message(Layout(8, 3))
+    found.address(run=RUN, generation=1, sender=sender)
+    found.begin(Kind.TRAIN, 7)
+    logits = torch.tensor([[float(i), sender, 1.0] for i in ids]).half()
+    found.put(torch.tensor(ids), logits, torch.tensor(labels or [i % 3 for i in ids]))
+    return found
+
+
+def coordinator() -> Coordinator:
+    students = ", ".join(f"{{name: {name}, model: mlp}}" for name in NAMES)
+    return Coordinator(parse_recipe(f"data: {{train: x, test: x}}\nstudents: [{students}]"))
+
+
+def test_a_message_is_views_over_one_buffer() -> None:
+    sent = message(1, [5, 2])
+    sent.header["numbers"][:] = Numbers(step=6, loss=0.5)
+    got = Message(sent.layout, sent.buffer.clone())
+    ids, labels, logits = got.contribution()
+    assert ids.tolist() == [5, 2]
+    assert labels.tolist() == [2, 2]
+    assert logits.tolist() == [[5, 1, 1], [2, 1, 1]]
+    assert (got.numbers.step, got.numbers.loss) == (6, 0.5)
+    assert got.layout.nbytes % 8 == 0
+    assert int(got.header["run"]) == RUN
+
+
+@pytest.mark.parametrize(("rows", "classes"), [(9, 3), (2, 4), (2, 2)])
+def test_what_does_not_fit_the_layout_is_refused(rows: int, classes: int) -> None:
+    with pytest.raises(ShapeMismatch, match=f"{classes}"):
+        message(0, [1]).put(torch.arange(rows), torch.zeros(rows, classes))
+
+
+def test_rows_are_matched_by_id() -> None:
+    ids = torch.tensor([9, 4, 7])
+    assert rows_of(torch.tensor([7, 9, 4]), ids).tolist() == [2, 0, 1]
+    assert rows_of(torch.tensor([4]), ids).tolist() == [1]
+    for wanted, have in (([3], [9, 4]), ([1], []), ([1], [1, 1]), ([10], [9])):
+        with pytest.raises(MisalignedIds):
+            rows_of(torch.tensor(wanted), torch.tensor(have, dtype=torch.int64))
+
+
+def test_alignment_does_not_depend_on_the_order_of_rows() -> None:
+    one = coordinator().align([message(0, [3, 1, 2]), message(1, [1, 2, 3]), message(2, [2, 3, 1])])
+    assert one.ids.tolist() == [1, 2, 3]
+    assert one.logits[:, :, 0].tolist() == [[1, 2, 3]] * 3
+    assert one.logits[:, 0, 1].tolist() == [0, 1, 2]
+
+
+@pytest.mark.parametrize("odd", [0, 1, 2])
+def test_the_odd_one_out_is_named(odd: int) -> None:
+    messages = [message(sender, [1, 2, 3]) for sender in range(3)]
+    messages[odd] = message(odd, [1, 2, 4])
+    with pytest.raises(MisalignedIds, match="other samples") as caught:
+        coordinator().align(messages)
+    assert caught.value.student == NAMES[odd]
+    messages[odd] = message(odd, [1, 2, 3], [1, 0, 0])
+    with pytest.raises(LabelMismatch, match="sample 2") as labelled:
+        coordinator().align(messages)
+    assert labelled.value.student == NAMES[odd]
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
+def test_numbers_that_are_not_finite_are_refused(value: float) -> None:
+    messages = [message(sender, [1, 2, 3]) for sender in range(3)]
+    messages[2].logits[1, 0] = value
+    with pytest.raises(NonFiniteLogits, match="sample 2") as caught:
+        coordinator().align(messages)
+    assert caught.value.student == "c"
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "error"),
+    [
+        ("magic", 1, ForeignMessage),
+        ("protocol", 9, ForeignMessage),
+        ("run", 3, ForeignMessage),
+        ("generation", 0, ForeignMessage),
+        ("sender", 0, ForeignMessage),
+        ("step", 6, StaleContribution),
+        ("kind", int(Kind.EVALUATE), StaleContribution),
+        ("part", 1, StaleContribution),
+        ("classes", 4, ShapeMismatch),
+        ("rows", 2, ShapeMismatch),
+    ],
+)
+def test_every_field_of_the_header_is_checked(field: str, value: int, error: type[KdclError]) -> None:
+    messages = [message(sender, [1, 2, 3]) for sender in range(3)]
+    check_messages(messages, MEMBERS, TURN, run=RUN, generation=1)
+    messages[1].header[field] = value
+    with pytest.raises(error, match=f"{field} {value} instead of") as caught:
+        check_messages(messages, MEMBERS, TURN, run=RUN, generation=1)
+    assert (caught.value.student, caught.value.step) == ("b", 7)
+
+
+def together(work: Callable[[Exchange], Any], step_s: float = 3.0) -> list[Any]:
+    """Run `work` on every rank of a real group; its results or errors by rank."""
+    server, endpoint = host_store("127.0.0.1")
+    results: list[Any] = [None] * 4
+
+    def member(rank: int) -> None:
+        store = scoped(server if rank == 3 else connect_store(endpoint, 10), "run", 0)
+        board = Board(store, NAMES, rank)
+        board.start_pulse("127.0.0.1")
+        try:
+            exchange = Exchange(
+                board,
+                store,
+                host="127.0.0.1",
+                layout=Layout(8, 3),
+                answer_rows=8,
+                run=RUN,
+                generation=0,
+                startup_s=20,
+                step_s=step_s,
+            )
+            results[rank] = work(exchange)
+            exchange.close()
+        except KdclError as error:
+            results[rank] = error
+        finally:
+            board.close()
+
+    threads = [threading.Thread(target=member, args=(rank,)) for rank in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(60)
+        assert not thread.is_alive()
+    return results
+
+
+def step(exchange: Exchange, number: int) -> tuple[list[int], float]:
+    exchange.mine.begin(Kind.TRAIN, number)
+    if not exchange.board.is_coordinator:
+        exchange.mine.put(torch.tensor([number]), torch.full((1, 3), float(exchange.board.rank)))
+    messages = exchange.gather()
+    exchange.answer.begin(Kind.TRAIN, number)
+    if exchange.board.is_coordinator:
+        total = torch.stack([m.contribution().logits for m in messages]).sum(dim=0)
+        exchange.answer.put(torch.tensor([number]), total)
+    answer = exchange.broadcast(with_rows=True)
+    return [int(m.header["sender"]) for m in messages], answer.contribution().logits.sum().item()
+
+
+def test_all_see_all_and_one_answer() -> None:
+    results = together(lambda exchange: [step(exchange, n) for n in range(20)])
+    assert results == [[([0, 1, 2], 9.0)] * 20] * 4
+
+
+def test_a_reported_failure_reaches_all_at_once() -> None:
+    def work(exchange: Exchange) -> float:
+        step(exchange, 0)
+        if exchange.board.rank == 1:
+            error = StudentFailed("a user's mistake", student="b", step=1, phase="forward")
+            exchange.close()
+            raise exchange.board.report(error)
+        began = time.monotonic()
+        with pytest.raises(StudentFailed, match="a user's mistake"):
+            step(exchange, 1)
+        return time.monotonic() - began
+
+    results = together(work, step_s=30)
+    assert isinstance(results[1], StudentFailed)
+    assert all(results[rank] < 5 for rank in (0, 2, 3))
+
+
+def test_one_that_does_not_answer_is_named_with_its_phase() -> None:
+    def work(exchange: Exchange) -> None:
+        step(exchange, 0)
+        if exchange.board.rank == 2:
+            exchange.board.pulse.enter("data", 1)
+            time.sleep(8)
+            return
+        step(exchange, 1)
+
+    results = together(work, step_s=2)
+    for rank in (0, 1, 3):
+        assert isinstance(results[rank], StudentLost)
+        assert (results[rank].student, results[rank].phase) == ("c", "data")
+        assert "limits.step_s" in str(results[rank])
+
+
+def test_a_refused_step_ends_all() -> None:
+    def work(exchange: Exchange) -> None:
+        exchange.mine.begin(Kind.TRAIN, 0)
+        exchange.gather()
+        exchange.answer.begin(Kind.TRAIN, 0)
+        if exchange.board.is_coordinator:
+            exchange.board.report(NonFiniteLogits("bad", student="a", step=0))
+            exchange.answer.header["flags"] = Flag.REFUSED
+        exchange.broadcast(with_rows=False)
+
+    assert [type(result) for result in together(work)] == [NonFiniteLogits] * 4
+
+
+def test_an_answer_of_another_step_is_refused() -> None:
+    def work(exchange: Exchange) -> None:
+        exchange.mine.begin(Kind.TRAIN, 5)
+        exchange.gather()
+        exchange.answer.begin(Kind.TRAIN, 4)
+        exchange.broadcast(with_rows=False)
+
+    assert all(isinstance(result, ForeignMessage) for result in together(work))
+
+
+def test_who_does_not_come_is_named() -> None:
+    server, _ = host_store("127.0.0.1")
+    board = Board(scoped(server, "run", 0), NAMES, 3)
+    ready = Hello("a", "h", 1, "cpu", 1, 3, {}, {}, {})
+    Board(scoped(server, "run", 0), NAMES, 0).say_hello(ready)
+    with pytest.raises(StartupTimeout, match=r"b, c.*limits\.startup_s"):
+        board.await_hellos(0.3)
+
+
+def test_only_the_first_failure_stands() -> None:
+    server, _ = host_store("127.0.0.1")
+    boards = [Board(scoped(server, "run", 0), NAMES, rank) for rank in range(2)]
+    first, second = StudentFailed("first", student="a"), StudentLost("second", student="b")
+    assert boards[0].report(first) is first
+    assert str(boards[1].report(second)) == str(first)
+    assert isinstance(boards[1].failure(), StudentFailed)

@@ -1,0 +1,217 @@
+"""Each classic fault is caught, named, and takes nothing with it that was committed."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import ROOT, TESTS, Cast, MakeRecipe, assert_same, weights
+
+from kdcl_dist import student_loop
+from kdcl_dist.checkpoint import newest
+from kdcl_dist.errors import (
+    KdclError,
+    MisalignedIds,
+    ModelError,
+    NonFiniteLogits,
+    RunFolderError,
+    StaleContribution,
+    StudentFailed,
+    StudentLost,
+)
+from kdcl_dist.launch import local
+from kdcl_dist.message import Flag, Kind
+from kdcl_dist.plan import Turn
+from kdcl_dist.recipe_file import dump_recipe
+from kdcl_dist.runs import Run, read_record, update_record
+from kdcl_dist.student import Student
+
+MakeRun = Callable[..., Run]
+
+
+def all_agree(cast: Cast, kind: type[KdclError]) -> KdclError:
+    """Every member ends with the same first failure."""
+    assert cast.errors.keys() == {"a", "b", "coordinator"}
+    assert {str(error) for error in cast.errors.values()} == {str(cast.errors["a"])}
+    error = cast.errors["a"]
+    assert isinstance(error, kind), error
+    return error
+
+
+def test_an_exception_in_a_network_is_the_cause_for_all(make_recipe: MakeRecipe, make_run: MakeRun) -> None:
+    error = all_agree(Cast(make_run(make_recipe("students.b.model=nets:Raises"))).train(), StudentFailed)
+    assert (error.student, error.step, error.phase) == ("b", 3, "forward")
+    assert "a user's mistake" in str(error)
+    assert "ArithmeticError" in (error.detail or "")
+
+
+def test_nan_logits_name_the_student_and_spare_the_checkpoint(
+    make_recipe: MakeRecipe, make_run: MakeRun
+) -> None:
+    cast = Cast(make_run(make_recipe("students.b.model=nets:NotFinite", "batch_size=20"))).train()
+    error = all_agree(cast, NonFiniteLogits)
+    assert (error.student, error.step) == ("b", 3)
+    state = weights(cast.run.folder, 3, "b")
+    assert all(torch.isfinite(value).all() for value in state.values())
+
+
+def test_misaligned_ids_are_refused(
+    make_recipe: MakeRecipe, make_run: MakeRun, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    put = student_loop.StudentLoop._begin
+
+    def begin(self: student_loop.StudentLoop, turn: Turn) -> None:
+        put(self, turn)
+        if self.member.student == 1 and turn.kind is Kind.TRAIN and turn.step == 2:
+            original = self.exchange.mine.put
+            self.exchange.mine.put = lambda ids, *rest: original(ids + 1, *rest)  # type: ignore[method-assign]
+
+    monkeypatch.setattr(student_loop.StudentLoop, "_begin", begin)
+    error = all_agree(Cast(make_run(make_recipe())).train(), MisalignedIds)
+    assert error.step == 2
+
+
+def test_a_student_one_step_behind_is_refused(
+    make_recipe: MakeRecipe, make_run: MakeRun, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    begin = student_loop.StudentLoop._begin
+
+    def late(self: student_loop.StudentLoop, turn: Turn) -> None:
+        behind = self.member.student == 1 and turn.step == 2 and turn.kind is Kind.TRAIN
+        begin(self, Turn(turn.kind, turn.epoch, 1) if behind else turn)
+
+    monkeypatch.setattr(student_loop.StudentLoop, "_begin", late)
+    error = all_agree(Cast(make_run(make_recipe())).train(), StaleContribution)
+    assert error.student == "b"
+    assert "step 1 instead of 2" in str(error)
+
+
+def test_a_wrong_number_of_classes_is_the_users_mistake(make_recipe: MakeRecipe, make_run: MakeRun) -> None:
+    error = all_agree(Cast(make_run(make_recipe("students.b.model=nets:WrongClasses"))).train(), ModelError)
+    assert error.exit_code == 2
+    assert "(2, 5)" in str(error)
+    assert "4 classes" in str(error)
+
+
+def test_students_train_in_training_mode(
+    make_recipe: MakeRecipe, make_run: MakeRun, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    modes: list[tuple[bool, bool]] = []
+    forward, predict = Student.forward, Student.predict
+
+    def watched(self: Student, *arguments: object, **more: object) -> torch.Tensor:
+        modes.append((True, all(module.training for module in self.model.modules())))
+        return forward(self, *arguments, **more)  # type: ignore[arg-type]
+
+    def predicted(self: Student, images: torch.Tensor) -> torch.Tensor:
+        hook = self.model.register_forward_hook(lambda m, *_: modes.append((False, m.training)))
+        logits = predict(self, images)
+        hook.remove()
+        return logits
+
+    monkeypatch.setattr(Student, "forward", watched)
+    monkeypatch.setattr(Student, "predict", predicted)
+    assert not Cast(make_run(make_recipe())).train().errors
+    assert len(modes) > 12
+    assert all(training == expected for expected, training in modes)
+
+
+def test_a_killed_process_is_named_and_the_checkpoint_stays(
+    make_recipe: MakeRecipe, make_run: MakeRun
+) -> None:
+    recipe = make_recipe("students.b.model=nets:Killed", "batch_size=20")
+    run = make_run(recipe, "r")
+    began = time.monotonic()
+    with pytest.raises(StudentLost, match="SIGKILL") as caught:
+        local.launch(run, lambda event: None, threading.Event())
+    assert time.monotonic() - began < 60
+    assert caught.value.student == "b"
+    assert make_run(recipe, "r", resume=True).step == 3
+
+
+def test_a_hanging_student_is_found_within_the_limit(make_recipe: MakeRecipe, make_run: MakeRun) -> None:
+    run = make_run(make_recipe("students.b.model=nets:Hangs", "limits.step_s=2"))
+    began = time.monotonic()
+    with pytest.raises(StudentLost, match=r"limits\.step_s") as caught:
+        local.launch(run, lambda event: None, threading.Event())
+    assert time.monotonic() - began < 45
+    assert (caught.value.student, caught.value.step, caught.value.phase) == ("b", 3, "forward")
+
+
+def test_a_failure_after_the_last_epoch_loses_nothing(
+    make_recipe: MakeRecipe, make_run: MakeRun, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    take = student_loop.StudentLoop._take
+
+    def fails_at_the_end(self: student_loop.StudentLoop, turn: Turn) -> Flag:
+        if turn.kind is Kind.END and self.member.student == 0:
+            raise OSError("disk gone")
+        return take(self, turn)
+
+    monkeypatch.setattr(student_loop.StudentLoop, "_take", fails_at_the_end)
+    recipe = make_recipe()
+    cast = Cast(make_run(recipe, "r")).train()
+    assert "disk gone" in str(all_agree(cast, StudentFailed))
+    monkeypatch.undo()
+    resumed = make_run(recipe, "r", resume=True)
+    assert resumed.step == 6
+    assert not Cast(resumed).train().errors
+    assert read_record(resumed.folder)["state"] == "finished"
+
+
+def test_ctrl_c_takes_a_checkpoint_and_resume_is_identical(make_recipe: MakeRecipe, tmp_path: Path) -> None:
+    recipe = make_recipe(
+        "students.b.model=nets:Slow", "data.augment=[{name: RandomCrop, size: 8, padding: 1}]", "epochs=6"
+    )
+    path = tmp_path / "recipe.yaml"
+    path.write_text(dump_recipe(recipe))
+    environment = os.environ | {"PYTHONPATH": str(TESTS)}
+
+    def kdcl(name: str, *more: str) -> subprocess.Popen[str]:
+        command = [sys.executable, "-m", "kdcl_dist", "train", str(path), "--launcher", "local"]
+        command += ["--storage", str(tmp_path / "runs"), "--name", name, *more]
+        return subprocess.Popen(command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, text=True)
+
+    whole = kdcl("whole")
+    stopped = kdcl("stopped")
+    assert stopped.stdout is not None
+    for line in stopped.stdout:
+        if line.startswith("epoch 1 "):
+            stopped.send_signal(signal.SIGINT)
+            break
+    rest = stopped.stdout.read()
+    assert stopped.wait(60) == 130, rest
+    assert whole.wait(60) == 0
+    again = kdcl("stopped", "--resume")
+    assert again.wait(60) == 0
+    from kdcl_dist.storage import Folder
+
+    for name in ("a", "b"):
+        folders = [Folder(str(tmp_path / "runs" / run)) for run in ("whole", "stopped")]
+        assert_same(weights(folders[0], 18, name), weights(folders[1], 18, name))
+    for process in (whole, stopped, again):
+        assert process.stdout is not None
+        process.stdout.close()
+
+
+def test_the_last_process_to_resume_owns_the_folder(make_recipe: MakeRecipe, make_run: MakeRun) -> None:
+    run = make_run(make_recipe())
+    steps = iter(range(100))
+
+    def stop() -> bool:
+        if next(steps) == 1:  # another process resumes the run while this one trains
+            update_record(run.folder, owner="another")
+        return False
+
+    error = all_agree(Cast(run).train(stop), RunFolderError)
+    assert "resumed by another process (another)" in str(error)
+    assert read_record(run.folder)["owner"] == "another"
+    assert newest(run.folder, print) is None

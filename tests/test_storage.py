@@ -1,0 +1,168 @@
+"""Folders on the local disk and behind other file systems of Arrow."""
+
+from __future__ import annotations
+
+import errno
+import os
+import pickle
+import threading
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from kdcl_dist import retrying
+from kdcl_dist.errors import RunFolderError, StorageError
+from kdcl_dist.retrying import persist
+from kdcl_dist.storage import Folder
+from kdcl_dist.uris import join, without_secret
+
+
+@pytest.fixture(params=["local", "file-uri", "mock"])
+def folder(request: pytest.FixtureRequest, tmp_path: Path) -> Folder:
+    """A local path, a URI, and a file system without rename on a local disk."""
+    if request.param == "mock":
+        made = Folder("mock:///runs")
+        assert made.local is None
+        return made
+    return Folder(str(tmp_path / "runs") if request.param == "local" else (tmp_path / "runs").as_uri())
+
+
+def test_files_come_and_go(folder: Folder) -> None:
+    assert folder.names("deep") == []
+    assert not folder.exists("deep/one")
+    assert folder.size("deep/one") == -1
+    folder.write("deep/one", b"abc")
+    folder.write("deep/one", b"abcd")
+    folder.write("deep/two", b"")
+    assert folder.read("deep/one") == b"abcd"
+    assert folder.size("deep/one") == 4
+    assert folder.names("deep") == ["one", "two"]
+    assert folder.exists("deep")
+    folder.delete_file("deep/two")
+    folder.delete_file("deep/two")
+    folder.delete("deep")
+    folder.delete("deep")
+    assert not folder.exists("deep")
+    with pytest.raises(FileNotFoundError):
+        folder.read("deep/one")
+
+
+def test_a_folder_below_and_a_copy_in_another_process(tmp_path: Path) -> None:
+    below = Folder(str(tmp_path)) / "a" / "b"
+    below.write("c", b"x")
+    assert (tmp_path / "a/b/c").read_bytes() == b"x"
+    assert pickle.loads(pickle.dumps(below)).read("c") == b"x"
+
+
+def test_nothing_half_written_is_ever_seen(tmp_path: Path) -> None:
+    folder, sizes, done = Folder(str(tmp_path)), set(), threading.Event()
+    folder.write("file", b"0" * 100_000)
+
+    def watch() -> None:
+        while not done.is_set():
+            sizes.add(len((tmp_path / "file").read_bytes()))
+
+    watcher = threading.Thread(target=watch)
+    watcher.start()
+    for number in range(50):
+        folder.write("file", bytes([number]) * 100_000)
+    done.set()
+    watcher.join()
+    assert sizes == {100_000}
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]  # no temporary file is left
+
+
+def test_two_may_try_a_storage_at_once(tmp_path: Path) -> None:
+    errors: list[BaseException] = []
+
+    def check() -> None:
+        try:
+            for _ in range(50):
+                Folder(str(tmp_path)).check_writable()
+        except BaseException as error:
+            errors.append(error)
+
+    threads = [threading.Thread(target=check) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert not errors
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("uri", ["nosuch://bucket/x", "file://"])
+def test_a_uri_that_means_nothing_is_named(uri: str) -> None:
+    with pytest.raises(RunFolderError, match="storage"):
+        Folder(uri).check_writable()
+
+
+def test_a_file_in_the_way_is_named(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(RunFolderError, match="cannot be written"):
+        Folder(str(tmp_path / "file" / "runs")).check_writable()
+
+
+def failing(*numbers: int) -> Callable[[], str]:
+    """Fails with these error numbers, then works."""
+    left = iter(numbers)
+
+    def operation() -> str:
+        if (number := next(left, None)) is not None:
+            raise OSError(number, os.strerror(number))
+        return "done"
+
+    return operation
+
+
+def test_what_passes_on_nfs_is_tried_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    pauses: list[float] = []
+    monkeypatch.setattr(retrying.time, "sleep", pauses.append)
+    assert persist(failing(errno.ESTALE, errno.EIO, errno.ETIMEDOUT), "it fails", 30) == "done"
+    assert pauses == sorted(pauses)
+    assert len(pauses) == 3
+
+
+@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EACCES, errno.EROFS, errno.ENOTDIR])
+def test_what_stays_is_told_at_once(number: int) -> None:
+    with pytest.raises(StorageError, match="a cannot be written to b: "):
+        persist(failing(number), "a cannot be written to b", 30)
+    with pytest.raises(FileNotFoundError):
+        persist(failing(errno.ENOENT), "a cannot be read from b", 30)
+
+
+def test_the_limit_holds() -> None:
+    with pytest.raises(StorageError, match=r"tried 2 times in 0\.\d s \(limits\.storage_s\), last OSError"):
+        persist(failing(*[errno.EIO] * 100), "it fails", 0.5)
+
+
+@pytest.mark.parametrize(
+    ("uri", "name", "joined"),
+    [
+        ("/runs/", "a", "/runs/a"),
+        ("/what?/runs", "a", "/what?/runs/a"),
+        ("s3://b/runs?region=x&scheme=http", "a/b", "s3://b/runs/a/b?region=x&scheme=http"),
+        ("gs://b", "a", "gs://b/a"),
+    ],
+)
+def test_names_are_added_before_the_query(uri: str, name: str, joined: str) -> None:
+    assert join(uri, name) == joined
+
+
+def test_secrets_are_not_shown() -> None:
+    assert without_secret("s3://key:secret@b/runs?region=x") == "s3://***@b/runs?region=x"
+    assert without_secret("gs://anonymous@b/runs") == "gs://anonymous@b/runs"
+
+
+def test_a_failed_write_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(descriptor: int) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    folder = Folder(str(tmp_path))
+    folder.write("a", b"old")
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(StorageError, match="No space left"):
+        folder.write("a", b"new")
+    assert folder.read("a") == b"old"
+    assert folder.names() == ["a"]
