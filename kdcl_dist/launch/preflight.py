@@ -61,8 +61,9 @@ def run_checks(recipe: Recipe, folder: Folder, tell: Callable[[str], None]) -> l
 
 
 def _nodes() -> list[_Node]:
-    """The hosts that are up."""
-    return [
+    """The hosts that are up, this process's first: the others are compared with it. Ray names no order."""
+    here = ray.get_runtime_context().get_node_id()
+    nodes = [
         _Node(
             node["NodeID"],
             Host(
@@ -75,6 +76,7 @@ def _nodes() -> list[_Node]:
         for node in ray.nodes()
         if node["Alive"]
     ]
+    return sorted(nodes, key=lambda node: (node.id != here, node.host.address, node.id))
 
 
 def await_room(recipe: Recipe, deadline: float, tell: Callable[[str], None]) -> list[_Node]:
