@@ -1,23 +1,26 @@
-"""The board: where the cast meets, and where the first failure is pinned up for all to read.
+"""The board: a pulse of each process, and the first failure of each generation for all to read.
 
-A key-value store that the coordinator hosts carries what is not part of a step: who is there and with
-what, the permission to start, a pulse of each process, and the first failure of the run. When one
-process dies its peers fail too, within milliseconds of each other; the board keeps the first cause
-apart from what followed from it.
+A key-value store that the coordinator hosts carries what is not part of a step. When one process dies
+its peers fail too, within milliseconds of each other; the board keeps the first cause apart from what
+followed from it. Pulses belong to the run, failures to one generation of its exchange group
+(`kdcl_dist.meeting` says how one follows the other).
 """
 
 from __future__ import annotations
 
 import json
+import os
+import sys
 import threading
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+import traceback
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any, Protocol
 
-from kdcl_dist.errors import CoordinatorLost, KdclError, StartupTimeout, StudentLost, from_dict, one_line
+from kdcl_dist.errors import CoordinatorLost, KdclError, StudentLost, from_dict, one_line
 
-__all__ = ["COORDINATOR", "Board", "Hello", "Pulse", "Store"]
+__all__ = ["COORDINATOR", "Board", "Pulse", "Store", "Watch"]
 
 COORDINATOR = "coordinator"
 POLL_S = 0.02
@@ -37,26 +40,14 @@ class Store(Protocol):
     def get(self, key: str, /) -> bytes:
         """Read a value that is known to exist."""
 
+    def add(self, key: str, value: int, /) -> int:
+        """Add to a counter that begins at 0; return what it is then."""
+
     def check(self, keys: list[str], /) -> bool:
         """Whether all keys exist."""
 
     def compare_set(self, key: str, expected: str, desired: str, /) -> bytes:
         """Write `desired` if the key is absent and `expected` is empty; return what stands there then."""
-
-
-@dataclass(frozen=True)
-class Hello:
-    """What one student tells the cast before the first step."""
-
-    name: str
-    host: str
-    pid: int
-    device: str
-    parameters: int
-    classes: int
-    plan: dict[str, int]
-    data: dict[str, str]
-    versions: dict[str, str]
 
 
 @dataclass
@@ -65,27 +56,42 @@ class Pulse:
 
     step: int = 0
     phase: str = "start"
+    since: float = field(default_factory=time.monotonic)
+    thread: int = field(default_factory=threading.get_ident)
 
     def enter(self, phase: str, step: int | None = None) -> None:
         """Note a new phase, and the step it belongs to."""
-        self.phase = phase
+        self.phase, self.since = phase, time.monotonic()
         self.step = self.step if step is None else step
+
+    def stack(self, after_s: float) -> str | None:
+        """Where the loop's thread stands, if it has been in one phase for that long."""
+        if time.monotonic() - self.since < after_s:
+            return None
+        frame = sys._current_frames().get(self.thread)
+        return "".join(traceback.format_stack(frame)) if frame is not None else None
 
 
 class Board:
     """One process's view of the store.
 
     Args:
-        store: the store, already under a prefix of this run and generation.
+        store: the store, already under a prefix of this run.
         names: the students in the order of the cast.
         rank: place in the cast; len(names) is the coordinator.
+        generation: of the exchange group whose failures are meant.
+
+    Attributes:
+        cause: the failure that broke this generation, as this process learned it from the others.
+        lost: name and process id of those whose death or silence broke it; known to the coordinator.
     """
 
-    def __init__(self, store: Store, names: Sequence[str], rank: int) -> None:
+    def __init__(self, store: Store, names: Sequence[str], rank: int, generation: int = 0) -> None:
         self.store = store
         self.names = [*names, COORDINATOR]
         self.rank = rank
         self.pulse = Pulse()
+        self.enter(generation)
         self._stop = threading.Event()
         self._thread: threading.Thread | None = None
 
@@ -99,57 +105,18 @@ class Board:
         """Whether this process is the coordinator, which judges who is lost."""
         return self.rank == len(self.names) - 1
 
-    # -- meeting ---------------------------------------------------------------------------------
-
-    def say_hello(self, hello: Hello) -> None:
-        """Tell the coordinator that this student is ready to step."""
-        self._call(self.store.set, f"hello/{self.rank}", json.dumps(asdict(hello)))
-
-    def await_hellos(self, limit_s: float) -> list[Hello]:
-        """Wait for all students; for the coordinator.
-
-        Raises:
-            StartupTimeout: naming the students that are missing after `limit_s` seconds.
-            KdclError: the first failure that any process reported meanwhile.
-        """
-        keys = [f"hello/{rank}" for rank in range(len(self.names) - 1)]
-
-        def missing() -> str:
-            absent = [name for name, key in zip(self.names, keys, strict=False) if not self._has(key)]
-            return f"no word from {', '.join(absent)}"
-
-        self._await(keys, limit_s, missing)
-        return [Hello(**self._read(key)) for key in keys]
-
-    def welcome(self, hellos: Sequence[Hello]) -> None:
-        """Tell the students that the cast is complete."""
-        self._call(self.store.set, "welcome", json.dumps([asdict(hello) for hello in hellos]))
-
-    def await_welcome(self, limit_s: float) -> list[Hello]:
-        """Wait until the cast is complete; errors as `await_hellos`."""
-        self._await(["welcome"], limit_s, lambda: "the coordinator has not welcomed the cast")
-        return [Hello(**hello) for hello in self._read("welcome")]
-
-    def _await(self, keys: list[str], limit_s: float, missing: Callable[[], str]) -> None:
-        deadline = time.monotonic() + limit_s
-        while not self._has(*keys):
-            self.raise_failure()
-            if time.monotonic() > deadline:
-                raise self.report(
-                    StartupTimeout(
-                        f"{missing()} after {limit_s:g} s (limits.startup_s): is there room for every "
-                        "student, and can the hosts reach each other?",
-                        phase="start",
-                    )
-                )
-            time.sleep(POLL_S)
+    def enter(self, generation: int) -> None:
+        """Turn to the next generation, in which nothing has failed yet."""
+        self.generation = generation
+        self.cause: KdclError | None = None
+        self.lost: list[tuple[str, int]] = []
 
     # -- failures --------------------------------------------------------------------------------
 
     def report(self, error: KdclError) -> KdclError:
-        """Pin up a failure unless there is one already; returns the first failure of the run."""
+        """Pin up a failure unless there is one already; returns the first failure of the generation."""
         try:
-            first = self.store.compare_set("failure", "", json.dumps(error.to_dict()))
+            first = self.store.compare_set(self._own("failure"), "", json.dumps(error.to_dict()))
         except Exception:  # the store is gone: this process's own error is all there is
             return error
         found = from_dict(json.loads(first))
@@ -157,15 +124,17 @@ class Board:
 
     def failure(self) -> KdclError | None:
         """The first failure that was reported, if any."""
-        return from_dict(self._read("failure")) if self._has("failure") else None
+        key = self._own("failure")
+        return from_dict(self.read(key)) if self.has(key) else None
 
     def raise_failure(self) -> None:
         """Raise the first failure that was reported, if any."""
         if (error := self.failure()) is not None:
+            self.cause = error
             raise error
 
     def explain(self, cause: BaseException, *, timed_out: bool, limit_s: float) -> KdclError:
-        """Why a collective failed: the first failure of the run, found or judged.
+        """Why a collective failed: the first failure of the generation, found or judged; also `cause`.
 
         The coordinator waits until every student has either said that it was cut off too or fallen
         silent, and names the silent ones; students wait for that verdict.
@@ -176,30 +145,38 @@ class Board:
             limit_s: seconds that a live student may be busy before it notices.
         """
         try:
-            self.store.set(f"cut/{self.rank}", "1")
-            return self._judge(cause, timed_out, limit_s) if self.is_coordinator else self._verdict(limit_s)
+            self.store.set(self._own(f"cut/{self.rank}"), "1")
+            found = self._judge(cause, timed_out, limit_s) if self.is_coordinator else self._verdict(limit_s)
         except CoordinatorLost as error:
-            return error.at(step=self.pulse.step, phase=self.pulse.phase)
+            found = error.at(step=self.pulse.step, phase=self.pulse.phase)
         except Exception as error:
-            return self._coordinator_lost(error).at(step=self.pulse.step, phase=self.pulse.phase)
+            found = self._coordinator_lost(error).at(step=self.pulse.step, phase=self.pulse.phase)
+        self.cause = found
+        return found
 
     def _judge(self, cause: BaseException, timed_out: bool, limit_s: float) -> KdclError:
         deadline = time.monotonic() + (GRACE_S if timed_out else limit_s)
-        watch = {rank: _Watch() for rank in range(len(self.names) - 1)}
+        watch = {rank: Watch() for rank in range(len(self.names) - 1)}
         while time.monotonic() < deadline:
             if (error := self.failure()) is not None:
                 return error
-            watch = {rank: seen for rank, seen in watch.items() if not self._has(f"cut/{rank}")}
-            stale = [seen.is_stale(self._pulse_of(rank)) for rank, seen in watch.items()]
-            if all(stale):
+            watch = {rank: seen for rank, seen in watch.items() if not self.has(self._own(f"cut/{rank}"))}
+            if all(seen.is_stale(pulse) or self._is_new(pulse) for seen, pulse in self._pulses(watch)):
                 break
             time.sleep(POLL_S)
         return self.report(self._lost(sorted(watch), cause, timed_out))
 
+    def _pulses(self, watch: Mapping[int, Watch]) -> list[tuple[Watch, dict[str, Any] | None]]:
+        return [(seen, self.pulse_of(rank)) for rank, seen in watch.items()]
+
+    def _is_new(self, pulse: dict[str, Any] | None) -> bool:
+        """Whether a process is not of this generation: the one that was, in its place, is dead."""
+        return pulse is not None and pulse["generation"] != self.generation
+
     def _verdict(self, limit_s: float) -> KdclError:
         deadline = time.monotonic() + limit_s + GRACE_S + STALE_S
-        watch, coordinator = _Watch(), len(self.names) - 1
-        while time.monotonic() < deadline and not watch.is_stale(self._pulse_of(coordinator)):
+        watch, coordinator = Watch(), len(self.names) - 1
+        while time.monotonic() < deadline and not watch.is_stale(self.pulse_of(coordinator)):
             if (error := self.failure()) is not None:
                 return error
             time.sleep(POLL_S)
@@ -212,8 +189,14 @@ class Board:
                 step=self.pulse.step,
                 phase=self.pulse.phase,
             )
+        pulses = {rank: self.pulse_of(rank) or {} for rank in ranks}
+        self.lost = [
+            (self.names[rank], pulse["pid"])
+            for rank, pulse in pulses.items()
+            if pulse and not self._is_new(pulse)
+        ]
         names = ", ".join(self.names[rank] for rank in ranks)
-        seen = self._pulse_of(ranks[0]) or {}
+        seen = pulses[ranks[0]]
         how = "did not answer within limits.step_s" if timed_out else "died"
         # A pulse is up to a second old: it tells the phase only if it is of the step that is waited for.
         step = max(self.pulse.step, seen.get("step", 0))
@@ -223,6 +206,7 @@ class Board:
             step=step,
             phase=seen.get("phase") if seen.get("step") == step else None,
             host=seen.get("host"),
+            detail=seen.get("stack"),
         )
 
     def _coordinator_lost(self, cause: BaseException) -> KdclError:
@@ -230,14 +214,23 @@ class Board:
 
     # -- pulse -----------------------------------------------------------------------------------
 
-    def start_pulse(self, host: str) -> None:
-        """Send this process's pulse from a thread until `close`."""
+    def start_pulse(self, host: str, slow_s: float = 60.0) -> None:
+        """Send this process's pulse from a thread until `close`.
+
+        Args:
+            host: this process's address.
+            slow_s: seconds in one phase after which the stack of the loop is sent with it.
+        """
+        self.pulse.thread = threading.get_ident()
+        self.call(self.store.set, f"bye/{self.rank}", "")  # takes back that of a process before this one
 
         def beat() -> None:
             count = 0
             while not self._stop.is_set():
                 count += 1
-                pulse = {"count": count, "host": host} | asdict(self.pulse)
+                now = self.pulse
+                pulse = {"count": count, "host": host, "pid": os.getpid(), "generation": self.generation}
+                pulse |= {"step": now.step, "phase": now.phase, "stack": now.stack(slow_s)}
                 try:
                     self.store.set(f"pulse/{self.rank}", json.dumps(pulse))
                 except Exception:  # the store is gone; the loop will find out by itself
@@ -263,36 +256,49 @@ class Board:
     def await_byes(self, limit_s: float) -> None:
         """Keep the store open until every student that lives has left, at most `limit_s` seconds."""
         deadline = time.monotonic() + limit_s
-        watch = {rank: _Watch() for rank in range(len(self.names) - 1)}
+        watch = {rank: Watch() for rank in range(len(self.names) - 1)}
         while watch and time.monotonic() < deadline:
             watch = {
                 rank: seen
                 for rank, seen in watch.items()
-                if not self._has(f"bye/{rank}") and not seen.is_stale(self._pulse_of(rank))
+                if not self._has_left(rank) and not seen.is_stale(self.pulse_of(rank))
             }
             time.sleep(POLL_S)
 
-    def _pulse_of(self, rank: int) -> dict[str, Any] | None:
+    def _has_left(self, rank: int) -> bool:
+        key = f"bye/{rank}"
+        return self.has(key) and self.store.get(key) == b"1"
+
+    def pulse_of(self, rank: int) -> dict[str, Any] | None:
+        """The last pulse of a member, if it sent one."""
         key = f"pulse/{rank}"
-        pulse: dict[str, Any] | None = self._read(key) if self._has(key) else None
+        pulse: dict[str, Any] | None = self.read(key) if self.has(key) else None
         return pulse
 
     # -- the store -------------------------------------------------------------------------------
 
-    def _has(self, *keys: str) -> bool:
-        return bool(self._call(self.store.check, list(keys)))
+    def has(self, *keys: str) -> bool:
+        """Whether all keys exist; raises `CoordinatorLost` when the store cannot be reached, as do all."""
+        return bool(self.call(self.store.check, list(keys)))
 
-    def _read(self, key: str) -> Any:
-        return json.loads(self._call(self.store.get, key))
+    def read(self, key: str) -> Any:
+        """The JSON value of a key that exists."""
+        return json.loads(self.call(self.store.get, key))
 
-    def _call(self, operation: Callable[..., Any], *arguments: Any) -> Any:
+    def call(self, operation: Callable[..., Any], *arguments: Any) -> Any:
+        """An operation of the store."""
         try:
             return operation(*arguments)
         except Exception as error:
-            raise self._coordinator_lost(error) from error
+            self.cause = self._coordinator_lost(error)
+            raise self.cause from error
+
+    def _own(self, key: str) -> str:
+        """A key of this generation."""
+        return f"{self.generation}/{key}"
 
 
-class _Watch:
+class Watch:
     """Whether a pulse stands still, by this process's own clock."""
 
     def __init__(self) -> None:
@@ -300,6 +306,7 @@ class _Watch:
         self.since = time.monotonic()
 
     def is_stale(self, pulse: dict[str, Any] | None) -> bool:
+        """Whether this pulse has been the same for `STALE_S`."""
         if pulse != self.last:
             self.last, self.since = pulse, time.monotonic()
         return time.monotonic() - self.since > STALE_S

@@ -4,21 +4,39 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from typing import NamedTuple
 
 from torch import Tensor
 
-from kdcl_dist.board import COORDINATOR, Board, Hello, Store
-from kdcl_dist.checkpoint import Manifest, Part, commit, prune, read_part, write_part
+from kdcl_dist.board import COORDINATOR, Board, Store
+from kdcl_dist.checkpoint import Manifest, Part, commit, newest, prune, read_part, write_part
 from kdcl_dist.coordinator import Aligned, Coordinator, check_messages, sends_target
-from kdcl_dist.errors import DataError, KdclError, RunFolderError, StorageError, wrap
+from kdcl_dist.errors import (
+    CoordinatorLost,
+    DataError,
+    KdclError,
+    RunFolderError,
+    StorageError,
+    wrap,
+)
 from kdcl_dist.events import CheckpointSaved, Event, Note, Started, Stepped
 from kdcl_dist.exchange import Exchange, scoped
+from kdcl_dist.meeting import Call, Hello, Meeting
 from kdcl_dist.message import Flag, Kind, Message
 from kdcl_dist.plan import Plan, Turn
 from kdcl_dist.record import Record
-from kdcl_dist.runs import Run, check_owner, read_record, record_failure, update_record
+from kdcl_dist.recovery import gives_up
+from kdcl_dist.runs import (
+    Run,
+    check_owner,
+    next_generation,
+    past_failures,
+    read_record,
+    record_failure,
+    record_survival,
+    update_record,
+)
 from kdcl_dist.student_loop import layout_of, prepare_process
 
 __all__ = ["run_coordinator"]
@@ -38,8 +56,9 @@ def run_coordinator(
     host: str,
     stop: Callable[[], bool],
     tell: Callable[[Event], None],
+    evict: Callable[[str, int], None] = lambda name, pid: None,
 ) -> bool:
-    """Coordinate a run to its end.
+    """Coordinate a run to its end, over all generations of its exchange group.
 
     Args:
         run: the run.
@@ -47,47 +66,116 @@ def run_coordinator(
         host: this process's address.
         stop: asked at each step whether the run shall stop, with a checkpoint.
         tell: hears what happens.
+        evict: ends a member's process, given by name and id, that does not answer, so that it is replaced.
 
     Returns:
         True at the end of the run, False when it was stopped before, after a checkpoint.
 
     Raises:
-        KdclError: the first failure of the run.
+        KdclError: the failure that ended the run.
     """
-    limits = run.recipe.limits
-    store = scoped(store, run.id, run.generation)
-    members = run.recipe.members
-    board = Board(store, [member.name for member in members], len(members))
+    board = Board(
+        scoped(store, run.id), [member.name for member in run.recipe.members], len(run.recipe.members)
+    )
     board.start_pulse(host)
-    exchange: Exchange | None = None
     try:
         prepare_process(run, threads=1)
-        hellos = board.await_hellos(limits.startup_s)
-        check_agreement(hellos)
-        check_same_data(run, hellos[0])
-        board.welcome(hellos)
-        exchange = Exchange(
-            board,
-            store,
-            host=host,
-            layout=layout_of(run.recipe, hellos[0].classes),
-            answer_rows=run.recipe.batch_size,
-            run=run.number,
-            generation=run.generation,
-            startup_s=limits.startup_s,
-            step_s=limits.step_s,
-        )
-        return CoordinatorLoop(run, hellos, exchange, stop, tell).run()
-    except Exception as error:
-        pulse = board.pulse
-        cause = board.report(wrap(error, student=None, step=pulse.step, phase=pulse.phase))
-        record_failure(run, cause)
-        raise cause from error
+        return _Chair(run, board, host, stop, tell, evict).run()
     finally:
-        if exchange is not None:
-            exchange.close()
         board.await_byes(LINGER_S)
         board.close()
+
+
+class _Chair:
+    """Calls the cast together, and again after each failure that the run survives."""
+
+    def __init__(
+        self,
+        run: Run,
+        board: Board,
+        host: str,
+        stop: Callable[[], bool],
+        tell: Callable[[Event], None],
+        evict: Callable[[str, int], None],
+    ) -> None:
+        self.run_, self.board, self.host, self.stop, self.tell, self.evict = (
+            run,
+            board,
+            host,
+            stop,
+            tell,
+            evict,
+        )
+        self.meeting = Meeting(board)
+        self.past = past_failures(run)
+
+    def run(self) -> bool:
+        """Coordinate; see `run_coordinator`."""
+        try:
+            if (number := next_generation(self.run_)) > 0:  # another coordinator was here, and died
+                self._recover(CoordinatorLost("the coordinator died", phase="start"))
+            while True:
+                start = self._newest() if number else self.run_.start
+                try:
+                    return self._generation(Call(number, start))
+                except Exception as error:
+                    self._recover(wrap(error, student=None, step=None, phase=self.board.pulse.phase))
+                number += 1
+        except Exception as error:
+            cause = wrap(error, student=None, step=None, phase="recovery")
+            record_failure(self.run_, cause)
+            self.meeting.end(cause)
+            raise cause from error
+
+    def _generation(self, call: Call) -> bool:
+        """Coordinate from the checkpoint of the call until the end of the run, or the first failure."""
+        run, board, limits = (
+            replace(self.run_, start=call.start, generation=call.number),
+            self.board,
+            self.run_.recipe.limits,
+        )
+        board.enter(call.number)
+        board.pulse.enter("start", run.step)
+        hellos = self.meeting.assemble(limits.startup_s)
+        check_agreement(hellos)
+        check_same_data(run, hellos[0])
+        self.meeting.call(call)
+        exchange: Exchange | None = None
+        try:
+            exchange = Exchange(
+                board,
+                scoped(board.store, str(call.number)),
+                host=self.host,
+                layout=layout_of(run.recipe, hellos[0].classes),
+                answer_rows=run.recipe.batch_size,
+                run=run.number,
+                generation=call.number,
+                step_s=limits.step_s,
+            )
+            return CoordinatorLoop(run, hellos, exchange, self.stop, self.tell).run()
+        except Exception as error:
+            if error is board.cause:
+                raise
+            pulse = board.pulse
+            raise board.report(wrap(error, student=None, step=pulse.step, phase=pulse.phase)) from error
+        finally:
+            if exchange is not None:
+                exchange.close()
+
+    def _recover(self, cause: KdclError) -> None:
+        """Make room for the next generation; raises the cause where the run ends with it."""
+        failure = self.run_.recipe.failure
+        if gives_up(failure, self.past, cause):
+            raise cause
+        self.past.append(cause)
+        for name, pid in self.board.lost:
+            self.evict(name, pid)
+        count = f"failure {len(self.past)} of at most {failure.max_failures}"
+        self.tell(Note(f"{cause}; all go back to the newest checkpoint ({count}, failure.max_failures)"))
+        _try(lambda: record_survival(self.run_, self.past))
+
+    def _newest(self) -> Manifest | None:
+        return newest(self.run_.folder, lambda text: self.tell(Note(f"warning: {text}")))
 
 
 def check_agreement(hellos: Sequence[Hello]) -> None:
@@ -155,8 +243,11 @@ class CoordinatorLoop:
             state = read_part(run.folder, run.start, COORDINATOR)
             self.coordinator.load_state_dict(state["coordinator"])
             self.record.load_state_dict(state)
-        update_record(run.folder, state="running", data=hellos[0].data, placement=_placement(hellos))
         placement, plan = _placement(hellos), self.plan
+        generation = {"run": run.id, "number": run.generation}
+        update_record(
+            run.folder, state="running", data=hellos[0].data, placement=placement, generation=generation
+        )
         tell(Started(run.recipe.names, placement, plan.epochs, plan.steps_per_epoch, run.step))
 
     def run(self) -> bool:

@@ -12,8 +12,9 @@ No other module of the package calls torch.distributed.
 from __future__ import annotations
 
 import socket
+import uuid
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import timedelta
 from typing import Any
 
@@ -30,12 +31,17 @@ __all__ = ["Endpoint", "Exchange", "connect_store", "host_store", "scoped"]
 c10d: Any = dist
 
 
+#: Seconds that forming the group may take at least, since many connections are made at once.
+FORM_S = 30.0
+
+
 @dataclass(frozen=True)
 class Endpoint:
-    """Where the coordinator's store listens."""
+    """Where the coordinator's store listens; `id` tells it from that of a coordinator before."""
 
     host: str
     port: int
+    id: str = field(default_factory=lambda: uuid.uuid4().hex)
 
 
 def host_store(host: str) -> tuple[Store, Endpoint]:
@@ -68,9 +74,9 @@ def connect_store(endpoint: Endpoint, limit_s: float) -> Store:
         ) from error
 
 
-def scoped(store: Store, run: str, generation: int) -> Store:
-    """The part of the store that belongs to one generation of one run's group."""
-    part: Store = c10d.PrefixStore(f"{run}/{generation}", store)
+def scoped(store: Store, name: str) -> Store:
+    """A part of the store, such as that of one run, or of one generation of its group."""
+    part: Store = c10d.PrefixStore(name, store)
     return part
 
 
@@ -84,7 +90,6 @@ class Exchange:
         layout: rows and classes of every member's message, on which the whole cast agreed.
         answer_rows: rows of the coordinator's answer: those of a whole batch.
         run: 64-bit number of the run, and generation of the group; messages of others are refused.
-        startup_s: limit for forming the group.
         step_s: limit for one collective.
     """
 
@@ -98,7 +103,6 @@ class Exchange:
         answer_rows: int,
         run: int,
         generation: int,
-        startup_s: float,
         step_s: float,
     ) -> None:
         self.board, self.layout, self.run, self.generation = board, layout, run, generation
@@ -110,7 +114,7 @@ class Exchange:
         self.mine.address(run=run, generation=generation, sender=board.rank)
         self.answer = Message(Layout(answer_rows, layout.classes))
         self.answer.address(run=run, generation=generation, sender=self.size - 1)
-        limit = timedelta(seconds=max(startup_s, step_s))
+        limit = timedelta(seconds=max(step_s, FORM_S))
         self._group: Any | None = None
         self._group = self._guard(lambda: _form(store, board.rank, self.size, host, limit))
 

@@ -28,6 +28,7 @@ __all__ = [
     "Checkpoint",
     "Data",
     "Distillation",
+    "Failure",
     "Limits",
     "Member",
     "Method",
@@ -170,6 +171,23 @@ class Analysis(Strict):
         return self.every_steps > 0 and step % self.every_steps == 0
 
 
+class Failure(Strict):
+    """What happens when a process of the cast dies, hangs or fails.
+
+    `rollback`: it is replaced, the others keep their processes, and all go back to the newest checkpoint;
+    the result is that of a run without the failure, bit for bit. `stop`: the run ends with its newest
+    checkpoint. `max_failures` are those of a whole run; one more ends it.
+    """
+
+    policy: Literal["rollback", "stop"] = "rollback"
+    max_failures: NonNegativeInt = 8
+
+    @property
+    def allowed(self) -> int:
+        """Failures after which the run goes on."""
+        return self.max_failures if self.policy == "rollback" else 0
+
+
 class Limits(Strict):
     """Seconds after which a wait is an error: for the cast to come together, for one step, and for a
     storage that fails and is tried again (at most a third of a step's, which waits for it).
@@ -198,6 +216,7 @@ class Recipe(Strict):
     students: Annotated[list[Student], Field(min_length=1)]
     checkpoint: Checkpoint = Checkpoint()
     analysis: Analysis = Analysis()
+    failure: Failure = Failure()
     limits: Limits = Limits()
 
     @model_validator(mode="after")

@@ -29,6 +29,7 @@ FREE_FIELDS = (
     "name",
     "checkpoint",
     "analysis",
+    "failure",
     "limits",
     "data.loader_workers",
 )

@@ -15,7 +15,7 @@ import json
 import platform
 import re
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timezone
 from pathlib import Path
@@ -37,9 +37,12 @@ __all__ = [
     "Run",
     "check_owner",
     "load_run",
+    "next_generation",
+    "past_failures",
     "prepare",
     "read_record",
     "record_failure",
+    "record_survival",
     "recorded_failure",
     "update_record",
     "versions",
@@ -176,6 +179,23 @@ def record_failure(run: Run, cause: KdclError) -> None:
     """Note the first cause of a failure; a storage that fails as well must not hide it."""
     with contextlib.suppress(Exception):
         update_record(run.folder, state="failed", cause=cause.to_dict())
+
+
+def past_failures(run: Run) -> list[KdclError]:
+    """The failures that this start of the run has survived so far, as recorded."""
+    failures = read_record(run.folder).get("failures", {})
+    return [from_dict(cause) for cause in failures.get("causes", [])] if failures.get("run") == run.id else []
+
+
+def record_survival(run: Run, failures: Sequence[KdclError]) -> None:
+    """Note the failures that the run has survived."""
+    update_record(run.folder, failures={"run": run.id, "causes": [failure.to_dict() for failure in failures]})
+
+
+def next_generation(run: Run) -> int:
+    """The number of the exchange group after those that this start of the run had."""
+    generation = read_record(run.folder).get("generation", {})
+    return int(generation["number"]) + 1 if generation.get("run") == run.id else 0
 
 
 def recorded_failure(run: Run) -> KdclError | None:

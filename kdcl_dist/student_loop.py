@@ -6,7 +6,7 @@ import os
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import torch
@@ -14,13 +14,14 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from kdcl_dist.alignment import rows_of
-from kdcl_dist.board import Board, Hello
+from kdcl_dist.board import Board
 from kdcl_dist.checkpoint import read_part, write_part
 from kdcl_dist.coordinator import sends_target
 from kdcl_dist.data.loader import Batch
-from kdcl_dist.errors import wrap
+from kdcl_dist.errors import CoordinatorLost, KdclError, wrap
 from kdcl_dist.exchange import Endpoint, Exchange, connect_store, scoped
 from kdcl_dist.losses import Losses
+from kdcl_dist.meeting import Call, Hello, Meeting, RunOver
 from kdcl_dist.message import Flag, Kind, Layout, Message, Numbers, by_student
 from kdcl_dist.plan import Turn, share_of
 from kdcl_dist.recipe import Member, Recipe
@@ -29,13 +30,17 @@ from kdcl_dist.runs import Run, versions
 from kdcl_dist.session import Session
 from kdcl_dist.student import Student
 
-__all__ = ["layout_of", "prepare_process", "run_student"]
+__all__ = ["Find", "layout_of", "prepare_process", "run_student"]
+
+
+#: Finds the coordinator's store: the first one, or the one that follows after a coordinator that was lost.
+Find = Callable[[Endpoint | None], Endpoint]
 
 
 def run_student(
     run: Run,
     rank: int,
-    endpoint: Endpoint,
+    find: Find,
     *,
     host: str,
     device: torch.device,
@@ -46,7 +51,8 @@ def run_student(
     Args:
         run: the run.
         rank: place in `run.recipe.members`.
-        endpoint: the coordinator's store.
+        find: tells where the coordinator's store is; given an endpoint, where the next one is after that
+            was lost. Raises `CoordinatorLost` when there is none.
         host: this process's address, by which the others reach it.
         device: where the network trains.
         stop: asked at each step whether this process wants the run to stop.
@@ -55,53 +61,136 @@ def run_student(
         True at the end of the run, False when it was stopped before, after a checkpoint.
 
     Raises:
-        KdclError: the first failure of the run, this student's own or another's.
+        KdclError: the failure that ended the run, or this student's own.
     """
-    recipe, limits = run.recipe, run.recipe.limits
-    store = scoped(connect_store(endpoint, limits.startup_s), run.id, run.generation)
-    members = recipe.members
-    member, spec = members[rank], recipe.students[members[rank].student]
-    board = Board(store, [each.name for each in members], rank)
-    board.start_pulse(host)
-    exchange: Exchange | None = None
-    replicas: Replicas | None = None
-    try:
-        prepare_process(run, threads=spec.resources.cpu)
-        student, session = _build(run, member, device)
-        board.say_hello(_hello(run, member, student, session, host))
-        board.await_welcome(limits.startup_s)
-        if spec.replicas > 1:
-            replicas = Replicas(
-                scoped(store, f"replicas/{spec.name}", 0),
-                member.replica,
-                spec.replicas,
-                host=host,
-                device=device,
-                limit_s=max(limits.startup_s, limits.step_s),
-            )
-            student.join(replicas)
-        exchange = Exchange(
-            board,
-            store,
-            host=host,
-            layout=layout_of(recipe, student.classes),
-            answer_rows=recipe.batch_size,
-            run=run.number,
-            generation=run.generation,
-            startup_s=limits.startup_s,
-            step_s=limits.step_s,
+    prepare_process(run, threads=run.recipe.students[run.recipe.members[rank].student].resources.cpu)
+    lost: Endpoint | None = None
+    while True:
+        endpoint = find(lost)
+        try:
+            return _Seat(run, rank, endpoint, host, device, stop).run()
+        except CoordinatorLost:
+            if not run.recipe.failure.allowed:
+                raise
+            lost = endpoint
+
+
+class _Seat:
+    """A student's place under one coordinator, through one generation of the exchange group after another."""
+
+    def __init__(
+        self,
+        run: Run,
+        rank: int,
+        endpoint: Endpoint,
+        host: str,
+        device: torch.device,
+        stop: Callable[[], bool],
+    ) -> None:
+        self.run_, self.host, self.device, self.stop = run, host, device, stop
+        self.member, self.limits = run.recipe.members[rank], run.recipe.limits
+        self.spec = run.recipe.students[self.member.student]
+        self.store = scoped(connect_store(endpoint, self.limits.startup_s), run.id)
+        names = [each.name for each in run.recipe.members]
+        self.board = Board(self.store, names, rank, generation=-1)  # of none until it is called
+        self.meeting = Meeting(self.board)
+        self.session: Session | None = None
+
+    def run(self) -> bool:
+        """Take part until the run's end; errors as `run_student`, or `CoordinatorLost`."""
+        try:
+            self.board.start_pulse(self.host, slow_s=self.limits.step_s / 2)
+            while True:
+                student, session = self._prepare()
+                call = self.meeting.join(self._hello(student, session), 2 * self.limits.startup_s)
+                try:
+                    return self._generation(call, student, session)
+                except KdclError as error:
+                    if not self._survives(error):
+                        raise
+        except RunOver as over:
+            raise over.cause from None
+        finally:
+            self.board.say_bye()
+            self.board.close()
+
+    def _survives(self, error: KdclError) -> bool:
+        """Whether what broke the generation is another student's failure, so that this process stays."""
+        own = error is not self.board.cause or error.student == self.member.name
+        return not own and not isinstance(error, CoordinatorLost)
+
+    def _prepare(self) -> tuple[Student, Session]:
+        """The student as it is before its first step, and the data, which stay open."""
+        self.board.pulse.enter("start")
+        try:
+            session = self.session or Session.open(self.run_.recipe)
+            student = _build(self.run_, self.member, self.device, session)
+            if self.session is None:
+                _try_out(student, session, self.member)
+            self.session = session
+        except Exception as error:
+            cause = wrap(error, student=self.member.name, step=None, phase="start")
+            self.meeting.report(cause)
+            raise cause from error
+        return student, session
+
+    def _hello(self, student: Student, session: Session) -> Hello:
+        cuda = student.device.type == "cuda"
+        return Hello(
+            name=self.member.name,
+            host=self.host,
+            pid=os.getpid(),
+            device=torch.cuda.get_device_name(student.device) if cuda else "cpu",
+            parameters=student.parameters,
+            classes=student.classes,
+            plan=asdict(session.plan),
+            data=session.fingerprints,
+            versions=versions(),
         )
-        return StudentLoop(run, member, student, session, exchange, stop).run()
-    except Exception as error:
-        pulse, name = board.pulse, member.name
-        raise board.report(wrap(error, student=name, step=pulse.step, phase=pulse.phase)) from error
-    finally:
-        if replicas is not None:
-            replicas.close()
-        if exchange is not None:
-            exchange.close()
-        board.say_bye()
-        board.close()
+
+    def _generation(self, call: Call, student: Student, session: Session) -> bool:
+        """Train from the checkpoint of the call until the end of the run, or the first failure."""
+        board, run = self.board, replace(self.run_, start=call.start, generation=call.number)
+        board.enter(call.number)
+        exchange: Exchange | None = None
+        replicas: Replicas | None = None
+        try:
+            if call.start is not None:
+                student.load_state_dict(read_part(run.folder, call.start, self.spec.name))
+            if self.spec.replicas > 1:
+                replicas = self._join_replicas(call.number)
+                student.join(replicas)
+            exchange = Exchange(
+                board,
+                scoped(self.store, str(call.number)),
+                host=self.host,
+                layout=layout_of(run.recipe, student.classes),
+                answer_rows=run.recipe.batch_size,
+                run=run.number,
+                generation=call.number,
+                step_s=self.limits.step_s,
+            )
+            return StudentLoop(run, self.member, student, session, exchange, self.stop).run()
+        except Exception as error:
+            if error is board.cause:
+                raise
+            pulse, name = board.pulse, self.member.name
+            raise board.report(wrap(error, student=name, step=pulse.step, phase=pulse.phase)) from error
+        finally:
+            if replicas is not None:
+                replicas.close()
+            if exchange is not None:
+                exchange.close()
+
+    def _join_replicas(self, generation: int) -> Replicas:
+        return Replicas(
+            scoped(self.store, f"{generation}/replicas/{self.spec.name}"),
+            self.member.replica,
+            self.spec.replicas,
+            host=self.host,
+            device=self.device,
+            limit_s=max(self.limits.startup_s, self.limits.step_s),
+        )
 
 
 def layout_of(recipe: Recipe, classes: int) -> Layout:
@@ -122,38 +211,23 @@ def prepare_process(run: Run, threads: int) -> None:
         sys.path.insert(0, run.root)
 
 
-def _build(run: Run, member: Member, device: torch.device) -> tuple[Student, Session]:
-    session = Session.open(run.recipe)
-    classes, channels = len(session.train.classes), session.train.channels
-    student = Student(
+def _build(run: Run, member: Member, device: torch.device, session: Session) -> Student:
+    return Student(
         run.recipe,
         member.student,
         replica=member.replica,
-        classes=classes,
-        channels=channels,
+        classes=len(session.train.classes),
+        channels=session.train.channels,
         device=device,
         resumed=run.start is not None,
     )
+
+
+def _try_out(student: Student, session: Session, member: Member) -> None:
+    """Find what is wrong with a network or its data before the cast comes together."""
     student.check_output(next(session.testing()).images[:2])
     first = session.first_views(member.student, 2)
     student.try_step(first.images, first.labels)
-    if run.start is not None:
-        student.load_state_dict(read_part(run.folder, run.start, student.spec.name))
-    return student, session
-
-
-def _hello(run: Run, member: Member, student: Student, session: Session, host: str) -> Hello:
-    return Hello(
-        name=member.name,
-        host=host,
-        pid=os.getpid(),
-        device=torch.cuda.get_device_name(student.device) if student.device.type == "cuda" else "cpu",
-        parameters=student.parameters,
-        classes=student.classes,
-        plan=asdict(session.plan),
-        data=session.fingerprints,
-        versions=versions(),
-    )
 
 
 class StudentLoop:

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import atexit
+import os
+import shutil
+import tempfile
 import threading
 import uuid
 from collections.abc import Callable, Iterator
@@ -26,6 +30,13 @@ from kdcl_dist.student_loop import run_student
 
 TESTS = Path(__file__).parent
 ROOT = TESTS.parent
+#: Faults on order; see tests/inject. Set before any process is started that could meet one.
+FAULTS = Path(tempfile.mkdtemp(prefix="kdcl-faults-")) / "faults.jsonl"
+os.environ["KDCL_TEST_FAULTS"] = str(FAULTS)
+os.environ["PYTHONPATH"] = os.pathsep.join(
+    [str(TESTS / "inject"), *filter(None, [os.environ.get("PYTHONPATH")])]
+)
+atexit.register(shutil.rmtree, FAULTS.parent, ignore_errors=True)
 
 
 @pytest.fixture(autouse=True)
@@ -74,7 +85,12 @@ MakeRecipe = Callable[..., Recipe]
 @pytest.fixture
 def make_recipe(data: dict[str, str]) -> MakeRecipe:
     """A recipe of two small students; arguments are overrides as `--set` takes them."""
-    text = f"""
+    return lambda *overrides: parse_recipe(recipe_text(data), overrides)
+
+
+def recipe_text(data: dict[str, str]) -> str:
+    """Two small students on small data; a failure ends the run."""
+    return f"""
         name: tiny
         epochs: 2
         batch_size: 16
@@ -82,9 +98,9 @@ def make_recipe(data: dict[str, str]) -> MakeRecipe:
         students:
           - {{name: a, model: cnn_small}}
           - {{name: b, model: mlp, optimizer: {{lr: 0.05}}}}
+        failure: {{max_failures: 0}}
         limits: {{startup_s: 60, step_s: 20}}
     """
-    return lambda *overrides: parse_recipe(text, overrides)
 
 
 @dataclass
@@ -123,7 +139,7 @@ class Cast:
             jobs[member.name] = lambda rank=rank: run_student(  # type: ignore[misc]
                 self.run,
                 rank,
-                endpoint,
+                lambda lost: endpoint,
                 host="127.0.0.1",
                 device=torch.device("cpu"),
                 stop=lambda: False,

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from kdcl_dist.alignment import rows_of
-from kdcl_dist.board import Board, Hello
+from kdcl_dist.board import Board
 from kdcl_dist.coordinator import Coordinator, check_messages
 from kdcl_dist.errors import (
     ForeignMessage,
@@ -26,6 +26,7 @@ from kdcl_dist.errors import (
     StudentLost,
 )
 from kdcl_dist.exchange import Exchange, connect_store, host_store, scoped
+from kdcl_dist.meeting import Hello, Meeting
 from kdcl_dist.message import Flag, Kind, Layout, Message, Numbers
 from kdcl_dist.plan import Turn
 from kdcl_dist.recipe import Member
@@ -139,7 +140,7 @@ def together(work: Callable[[Exchange], Any], step_s: float = 3.0) -> list[Any]:
     results: list[Any] = [None] * 4
 
     def member(rank: int) -> None:
-        store = scoped(server if rank == 3 else connect_store(endpoint, 10), "run", 0)
+        store = scoped(server if rank == 3 else connect_store(endpoint, 10), "run")
         board = Board(store, NAMES, rank)
         board.start_pulse("127.0.0.1")
         try:
@@ -151,7 +152,6 @@ def together(work: Callable[[Exchange], Any], step_s: float = 3.0) -> list[Any]:
                 answer_rows=8,
                 run=RUN,
                 generation=0,
-                startup_s=20,
                 step_s=step_s,
             )
             results[rank] = work(exchange)
@@ -246,16 +246,17 @@ def test_an_answer_of_another_step_is_refused() -> None:
 
 def test_who_does_not_come_is_named() -> None:
     server, _ = host_store("127.0.0.1")
-    board = Board(scoped(server, "run", 0), NAMES, 3)
+    boards = [Board(scoped(server, "run"), NAMES, rank) for rank in (0, 3)]
     ready = Hello("a", "h", 1, "cpu", 1, 3, {}, {}, {})
-    Board(scoped(server, "run", 0), NAMES, 0).say_hello(ready)
+    with pytest.raises(StartupTimeout, match=r"limits\.startup_s"):
+        Meeting(boards[0]).join(ready, 0.1)
     with pytest.raises(StartupTimeout, match=r"b, c.*limits\.startup_s"):
-        board.await_hellos(0.3)
+        Meeting(boards[1]).assemble(0.3)
 
 
 def test_only_the_first_failure_stands() -> None:
     server, _ = host_store("127.0.0.1")
-    boards = [Board(scoped(server, "run", 0), NAMES, rank) for rank in range(2)]
+    boards = [Board(scoped(server, "run"), NAMES, rank) for rank in range(2)]
     first, second = StudentFailed("first", student="a"), StudentLost("second", student="b")
     assert boards[0].report(first) is first
     assert str(boards[1].report(second)) == str(first)

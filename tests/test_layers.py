@@ -45,6 +45,8 @@ ORDER = [
     "student",
     "coordinator",
     "checkpoint",
+    "meeting",
+    "recovery",
     "runs",
     "placement",
     "probe",

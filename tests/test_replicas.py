@@ -137,7 +137,7 @@ def together(work: Callable[[Replicas, int], Any], count: int = 3) -> list[Any]:
     results: list[Any] = [None] * count
 
     def run(rank: int) -> None:
-        store = scoped(server if rank == 0 else connect_store(endpoint, 10), "test", 0)
+        store = scoped(server if rank == 0 else connect_store(endpoint, 10), "test")
         link = Replicas(store, rank, count, host="127.0.0.1", device=torch.device("cpu"), limit_s=10)
         results[rank] = work(link, rank)
         link.close()

@@ -7,6 +7,7 @@ to start, to stop, and to hear what happens.
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 import signal
@@ -26,6 +27,7 @@ from ray.exceptions import RayError
 from ray.train import FailureConfig, LoggingConfig, RunConfig, ScalingConfig
 from ray.train.backend import Backend
 from ray.train.torch import TorchConfig, TorchTrainer
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from kdcl_dist.coordinator_loop import run_coordinator
 from kdcl_dist.errors import CoordinatorLost, KdclError, RunFolderError, StudentLost, one_line
@@ -49,6 +51,12 @@ JOB_VARIABLE = "RAY_JOB_CONFIG_JSON_ENV_VAR"
 POLL_S = 0.2
 #: Seconds that the coordinator may take to end, once the students have.
 END_S = 20.0
+#: Seconds within which a coordinator answers that is not stopped or cut off.
+ANSWER_S = 10.0
+#: Seconds in which it learns of a worker's failure and decides.
+DECIDE_S = 1.0
+#: Failures of workers that Ray Train lets pass for each failure of the recipe.
+RETRIES = 4
 
 
 def launch(run: Run, tell: Callable[[Event], None], asked: threading.Event) -> bool:
@@ -149,13 +157,21 @@ def _init(**options: Any) -> None:
         signal.signal(signal.SIGTERM, handler)
 
 
+@dataclass(frozen=True)
+class _Hearing:
+    """How many events the driver has heard, and of which coordinator: a new one begins anew."""
+
+    coordinator: str = ""
+    count: int = 0
+
+
 class _Watcher:
     """The driver's side: runs the trainer in a thread, passes events on, and forwards a stop."""
 
     def __init__(self, run: Run, tell: Callable[[Event], None], asked: threading.Event) -> None:
         self.run, self.tell, self.asked = run, tell, asked
         self.error: BaseException | None = None
-        self.heard = 0
+        self.hearing = _Hearing()
         self.forwarded = False
 
     def fit(self) -> bool:
@@ -165,8 +181,11 @@ class _Watcher:
         while thread.is_alive():
             self._look()
             thread.join(POLL_S)
+        self._look()
         if self.error is not None:
             raise _cause(self.error, self.run)
+        if (noted := recorded_failure(self.run)) is not None:
+            raise noted
         return not self.forwarded or self._finished()
 
     def _fit(self) -> None:
@@ -179,13 +198,12 @@ class _Watcher:
         """Hear the coordinator's events, if it is there yet or still."""
         try:
             actor = ray.get_actor(_actor_name(self.run))
-            if self.asked.is_set() and not self.forwarded:
+            if self.asked.is_set():  # said at each look: the actor may be another by now
                 ray.get(actor.stop.remote(), timeout=END_S)
                 self.forwarded = True
-            events = ray.get(actor.events.remote(self.heard), timeout=END_S)
+            self.hearing, events = ray.get(actor.events.remote(self.hearing), timeout=END_S)
         except (ValueError, RayError):
             return
-        self.heard += len(events)
         for event in events:
             self.tell(event)
 
@@ -214,7 +232,9 @@ def trainer(run: Run) -> TorchTrainer:
         run_config=RunConfig(
             name="ray",
             storage_path=run.folder.uri,
-            failure_config=FailureConfig(max_failures=0),
+            # The coordinator decides when a run ends. Ray counts every worker of a failure, and each failed
+            # start of a new one; its limit is there for what the coordinator cannot see.
+            failure_config=FailureConfig(max_failures=RETRIES * run.recipe.failure.allowed),
             logging_config=LoggingConfig(log_level="ERROR"),
         ),
     )
@@ -224,17 +244,53 @@ def _train(config: dict[str, Any]) -> None:
     """What a worker runs."""
     run = _at_this_host(config["run"])
     rank = ray.train.get_context().get_world_rank()
-    actor = ray.get_actor(_actor_name(run))
-    endpoint, place = ray.get(actor.assignment.remote(rank), timeout=run.recipe.limits.startup_s)
-    gpu = run.recipe.students[run.recipe.members[place].student].resources.gpu > 0
-    run_student(
-        run,
-        place,
-        endpoint,
-        host=ray.util.get_node_ip_address(),
-        device=torch.device("cuda" if gpu else "cpu"),
-        stop=lambda: False,
-    )
+    find = _Finder(run, rank)
+    gpu = run.recipe.students[run.recipe.members[find.place].student].resources.gpu > 0
+    try:
+        run_student(
+            run,
+            find.place,
+            find,
+            host=ray.util.get_node_ip_address(),
+            device=torch.device("cuda" if gpu else "cpu"),
+            stop=lambda: False,
+        )
+    except KdclError:
+        if not find.is_over():  # else all know the cause, and Ray Train must not start this worker again
+            raise
+
+
+class _Finder:
+    """Finds the coordinator from a worker: the actor, and its store."""
+
+    def __init__(self, run: Run, rank: int) -> None:
+        self.run, self.limit_s = run, run.recipe.limits.startup_s
+        self.actor = ray.get_actor(_actor_name(run))
+        here = ray.get_runtime_context().current_actor
+        self.place: int = ray.get(self.actor.place.remote(rank, os.getpid(), here), timeout=self.limit_s)
+
+    def __call__(self, lost: Endpoint | None) -> Endpoint:
+        """See `kdcl_dist.student_loop.run_student`; an actor that stays the same is ended, and made again."""
+        deadline, replaced = time.monotonic() + self.limit_s, False
+        while time.monotonic() < deadline:
+            endpoint: Endpoint | None = self._ask(self.actor.endpoint.remote())
+            if endpoint is not None and (lost is None or endpoint.id != lost.id):
+                return endpoint
+            if lost is not None and not replaced:
+                ray.kill(self.actor, no_restart=False)
+                replaced = True
+            time.sleep(POLL_S)
+        raise CoordinatorLost(f"no coordinator answers within {self.limit_s:g} s (limits.startup_s)")
+
+    def is_over(self) -> bool:
+        """Whether the coordinator has ended the run."""
+        return bool(self._ask(self.actor.is_over.remote()))
+
+    def _ask(self, ref: Any) -> Any:
+        try:
+            return ray.get(ref, timeout=ANSWER_S)
+        except (RayError, TimeoutError):
+            return None
 
 
 @dataclass
@@ -250,77 +306,119 @@ class CastConfig(TorchConfig):  # type: ignore[misc]
 
 
 class CastBackend(Backend):  # type: ignore[misc]
-    """Makes the coordinator when the workers are there, and lets it end after them."""
+    """Makes the coordinator when the workers are there, and lets it end after them.
+
+    With replica groups, of one worker each, Ray Train replaces a worker that died and leaves the others.
+    """
+
+    has_replica_groups = True
 
     def on_start(self, worker_group: Any, backend_config: CastConfig) -> None:
-        """Start the coordinator on this node and tell it which worker trains which student."""
+        """Start the coordinator on this node, when the first workers are there, and name their processes."""
         run = backend_config.run
         assert run is not None
-        limit_s = run.recipe.limits.startup_s
-        self.actor = _CoordinatorActor.options(  # type: ignore[attr-defined]
-            name=_actor_name(run), num_cpus=0, max_concurrency=8
-        ).remote(run)
+        ranks = [worker.distributed_context.world_rank for worker in worker_group.get_workers()]
+        if len(ranks) == len(run.recipe.members):
+            self.places = self._places(run, worker_group)
+        for index, rank in enumerate(ranks):
+            name = run.recipe.members[self.places[rank]].name
+            worker_group.execute_single_async(index, set_title, f"{run.name}/{name}")
+
+    def _places(self, run: Run, worker_group: Any) -> list[int]:
+        """Which student the worker of each rank trains, as the coordinator tells them."""
         wanted = [run.recipe.students[member.student].accelerator for member in run.recipe.members]
-        offered = worker_group.execute(_accelerator)
-        students = assign_accelerators(wanted, offered)
-        ray.get(self.actor.assign.remote(students), timeout=limit_s)
-        for rank, place in enumerate(students):
-            worker_group.execute_single_async(rank, set_title, f"{run.name}/{run.recipe.members[place].name}")
-        self.served = self.actor.serve.remote()
+        places = assign_accelerators(wanted, worker_group.execute(_accelerator))
+        here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=True)
+        self.actor = _CoordinatorActor.options(  # type: ignore[attr-defined]
+            name=_actor_name(run),
+            num_cpus=0,
+            max_concurrency=8 + len(places),
+            max_restarts=run.recipe.failure.allowed,
+            get_if_exists=True,
+            scheduling_strategy=here,
+        ).remote(run, places)
+        ray.get(self.actor.endpoint.remote(), timeout=run.recipe.limits.startup_s)
+        return places
 
     def on_shutdown(self, worker_group: Any, backend_config: CastConfig) -> None:
         """Let the coordinator finish its record, and the driver hear the last of it."""
-        try:
-            ray.wait([self.served], timeout=END_S)
+        assert backend_config.run is not None
+        if len(worker_group) < len(backend_config.run.recipe.members):
+            return  # one worker is replaced
+        with contextlib.suppress(RayError, TimeoutError):
             ray.get(self.actor.drain.remote(), timeout=END_S)
-        except RayError:
-            return
 
 
 @ray.remote
 class _CoordinatorActor:
-    """The coordinator's process: `serve` works in one thread, the other calls are answered beside it."""
+    """The coordinator's process, which works in a thread; the calls are answered beside it.
 
-    def __init__(self, run: Run) -> None:
+    Ray makes it again when it dies, with the same arguments; it then goes on from the run's record.
+    """
+
+    def __init__(self, run: Run, places: list[int]) -> None:
         self.run = _at_this_host(run)
         self.host = ray.util.get_node_ip_address()
-        self.store, self.endpoint = host_store(self.host)
-        self.students: list[int] = []
+        self.store, self.own = host_store(self.host)
+        self.places = places
+        self.workers: dict[str, tuple[int, Any]] = {}
         self.stopping = threading.Event()
         self.told: deque[Event] = deque()
         self.heard = 0
         self.metrics = RayMetrics(run.name)
         set_title(f"{run.name}/coordinator")
+        self.thread = threading.Thread(target=self._serve, name="kdcl-coordinator", daemon=True)
+        self.thread.start()
 
-    def assign(self, students: list[int]) -> None:
-        """Set which student the worker of each rank trains."""
-        self.students = students
+    def _serve(self) -> None:
+        with contextlib.suppress(KdclError):  # the run's record has the cause
+            run_coordinator(
+                self.run,
+                self.store,
+                host=self.host,
+                stop=self.stopping.is_set,
+                tell=self._tell,
+                evict=self._evict,
+            )
 
-    def assignment(self, rank: int) -> tuple[Endpoint, int]:
-        """Where the store is, and which student the worker of this rank trains."""
-        return self.endpoint, self.students[rank]
-
-    def serve(self) -> bool:
-        """Coordinate the run to its end."""
-        return run_coordinator(
-            self.run, self.store, host=self.host, stop=self.stopping.is_set, tell=self._tell
-        )
+    def _evict(self, name: str, pid: int) -> None:
+        known, worker = self.workers.get(name, (0, None))
+        if known == pid:  # else another has taken its place already
+            ray.kill(worker)
 
     def _tell(self, event: Event) -> None:
         self.told.append(event)
         self.metrics.hear(event)
 
+    def place(self, rank: int, pid: int, worker: Any) -> int:
+        """Which student the worker of this rank trains; it is an actor with this process id."""
+        place = self.places[rank]
+        self.workers[self.run.recipe.members[place].name] = pid, worker
+        return place
+
+    def endpoint(self) -> Endpoint:
+        """Where the store is."""
+        return self.own
+
+    def is_over(self) -> bool:
+        """Whether the run has ended; waits a moment for a decision that is about to be taken."""
+        self.thread.join(timeout=DECIDE_S)
+        return not self.thread.is_alive()
+
     def stop(self) -> None:
         """Ask for a checkpoint and an end after the current step."""
         self.stopping.set()
 
-    def events(self, heard: int) -> list[Event]:
-        """All events but the first `heard`."""
-        self.heard = heard
-        return list(self.told)[heard:]
+    def events(self, hearing: _Hearing) -> tuple[_Hearing, list[Event]]:
+        """The events after those that the driver has heard."""
+        count = hearing.count if hearing.coordinator == self.own.id else 0
+        events = list(self.told)
+        self.heard = len(events)
+        return _Hearing(self.own.id, self.heard), events[count:]
 
     def drain(self) -> None:
         """Return when the driver has heard all events, or after a few polls without it."""
+        self.thread.join(timeout=END_S / 4)  # it does not end when all workers are about to be replaced
         deadline = time.monotonic() + 5 * POLL_S
         while self.heard < len(self.told) and time.monotonic() < deadline:
             time.sleep(POLL_S / 4)

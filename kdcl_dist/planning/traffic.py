@@ -50,7 +50,7 @@ def _exchange(endpoint: Endpoint, rank: int, members: int) -> list[float]:
     torch.set_num_threads(1)
     store, found = connect_store(endpoint, LIMIT_S), []
     for generation, layout in enumerate((SMALL, LARGE)):
-        part = scoped(store, "planning", generation)
+        part = scoped(store, f"planning/{generation}")
         exchange = Exchange(
             Board(part, [str(number) for number in range(members)], rank),
             part,
@@ -59,7 +59,6 @@ def _exchange(endpoint: Endpoint, rank: int, members: int) -> list[float]:
             answer_rows=layout.rows,
             run=0,
             generation=generation,
-            startup_s=LIMIT_S,
             step_s=LIMIT_S,
         )
         # No budget here: all ranks must take as many steps.

@@ -1,0 +1,234 @@
+"""A process that dies, hangs or fails is replaced, the others stay, and the result is as without it."""
+
+from __future__ import annotations
+
+import json
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from conftest import FAULTS, MakeRecipe, assert_same, weights
+
+from kdcl_dist.errors import CoordinatorLost, KdclError, StudentFailed, StudentLost
+from kdcl_dist.events import Event, Note, Started
+from kdcl_dist.launch import local
+from kdcl_dist.recipe import Failure, Recipe
+from kdcl_dist.recovery import gives_up
+from kdcl_dist.runs import Run, read_record
+from kdcl_dist.storage import Folder
+
+MakeRun = Callable[..., Run]
+#: Steps 0 to 2, tests and a checkpoint, steps 3 to 5, tests and a checkpoint.
+OVERRIDES = ("failure.max_failures=3", "batch_size=20", "limits.step_s=15", "students.b.model=nets:Plain")
+
+
+@pytest.fixture
+def order(tmp_path: Path) -> Any:
+    """Orders a fault; all are off afterwards."""
+
+    def order(who: str, phase: str, step: int, how: str) -> None:
+        number = len(FAULTS.read_text().splitlines()) if FAULTS.exists() else 0
+        once = str(tmp_path / f"fault-{number}")
+        with FAULTS.open("a") as file:
+            file.write(
+                json.dumps({"who": who, "phase": phase, "step": step, "how": how, "once": once}) + "\n"
+            )
+
+    yield order
+    FAULTS.unlink(missing_ok=True)
+
+
+@pytest.fixture(scope="module")
+def undisturbed(data: dict[str, str], tmp_path_factory: pytest.TempPathFactory) -> Folder:
+    """The run without a fault."""
+    from conftest import recipe_text
+
+    from kdcl_dist.recipe_file import parse_recipe
+    from kdcl_dist.runs import prepare
+
+    recipe = parse_recipe(recipe_text(data), OVERRIDES)
+    run = prepare(recipe, str(tmp_path_factory.mktemp("runs")), "whole", resume=False, warn=print)
+    assert local.launch(run, lambda event: None, threading.Event())
+    return run.folder
+
+
+def train(run: Run) -> list[Event]:
+    events: list[Event] = []
+    assert local.launch(run, events.append, threading.Event())
+    return events
+
+
+def assert_as_undisturbed(run: Run, undisturbed: Folder) -> None:
+    for name in ("a", "b"):
+        assert_same(weights(run.folder, 6, name), weights(undisturbed, 6, name))
+    record, whole = read_record(run.folder), read_record(undisturbed)
+    assert record["state"] == "finished"
+    assert record["results"] == whole["results"]
+
+
+def pids(events: list[Event], name: str) -> list[Any]:
+    return [event.placement[name]["pid"] for event in events if isinstance(event, Started)]
+
+
+@pytest.mark.parametrize(
+    ("who", "phase", "step", "how"),
+    [
+        ("b", "start", 0, "kill"),
+        ("b", "data", 0, "kill"),
+        ("b", "data", 4, "kill"),
+        ("b", "forward", 4, "kill"),
+        ("b", "forward", 4, "exception"),
+        ("b", "gather", 4, "kill"),
+        ("b", "broadcast", 4, "kill"),
+        ("b", "backward", 4, "kill"),
+        ("b", "backward", 5, "exception"),
+        ("b", "evaluation", 3, "kill"),
+        ("b", "checkpoint", 3, "kill"),
+        ("b", "checkpoint", 6, "exception"),
+        ("a", "data", 6, "kill"),
+        ("coordinator", "gather", 4, "kill"),
+        ("coordinator", "ensemble", 4, "kill"),
+        ("coordinator", "ensemble", 4, "exception"),
+        ("coordinator", "broadcast", 4, "kill"),
+        ("coordinator", "record", 4, "kill"),
+        ("coordinator", "checkpoint", 3, "kill"),
+    ],
+)
+def test_a_run_with_a_fault_ends_as_one_without(
+    who: str,
+    phase: str,
+    step: int,
+    how: str,
+    order: Any,
+    make_recipe: MakeRecipe,
+    make_run: MakeRun,
+    undisturbed: Folder,
+) -> None:
+    order(who, phase, step, how)
+    run = make_run(make_recipe(*OVERRIDES))
+    began = time.monotonic()
+    events = train(run)
+    assert time.monotonic() - began < 120
+    assert_as_undisturbed(run, undisturbed)
+    survivor = "a" if who != "a" else "b"
+    assert len(set(pids(events, survivor))) == 1, "a survivor's process was replaced"
+    told = " ".join(event.text for event in events if isinstance(event, Note))
+    assert f"{who}: process" in told
+    assert list(Path(run.folder.local or "", "checkpoints").iterdir()), "no checkpoint left"
+
+
+@pytest.mark.parametrize(
+    ("who", "phase", "how"),
+    [("b", "forward", "stop"), ("b", "data", "block"), ("coordinator", "ensemble", "stop")],
+)
+def test_who_hangs_is_found_ended_and_replaced(
+    who: str,
+    phase: str,
+    how: str,
+    order: Any,
+    make_recipe: MakeRecipe,
+    make_run: MakeRun,
+    undisturbed: Folder,
+) -> None:
+    order(who, phase, 4, how)
+    run = make_run(make_recipe(*OVERRIDES, "limits.step_s=3"))
+    events = train(run)
+    assert_as_undisturbed(run, undisturbed)
+    causes = read_record(run.folder)["failures"]["causes"]
+    assert len(causes) == 1
+    if who == "b":
+        assert (causes[0]["student"], causes[0]["step"], causes[0]["phase"]) == ("b", 4, phase)
+        assert "limits.step_s" in causes[0]["message"]
+    if how == "block":
+        assert "time.sleep(600)" in causes[0]["detail"], "the stack of the one that hangs is told"
+    assert any("killed by SIGKILL" in event.text for event in events if isinstance(event, Note))
+
+
+def test_two_that_die_one_after_the_other(
+    order: Any, make_recipe: MakeRecipe, make_run: MakeRun, undisturbed: Folder
+) -> None:
+    order("a", "forward", 1, "kill")
+    order("b", "backward", 4, "kill")
+    order("coordinator", "gather", 5, "kill")
+    run = make_run(make_recipe(*OVERRIDES))
+    train(run)
+    assert_as_undisturbed(run, undisturbed)
+
+
+def test_replicas_are_replaced_too(order: Any, make_recipe: MakeRecipe, make_run: MakeRun) -> None:
+    more = ("students.b.replicas=2", "students.b.sync_batchnorm=true", "students.b.model=cnn_small")
+    recipe = make_recipe(*OVERRIDES, *more)
+    whole = make_run(recipe)
+    train(whole)
+    order("b/1", "backward", 4, "kill")
+    run = make_run(recipe)
+    train(run)
+    assert_as_undisturbed(run, whole.folder)
+
+
+def test_code_that_fails_at_the_same_place_again_ends_the_run(
+    make_recipe: MakeRecipe, make_run: MakeRun
+) -> None:
+    run = make_run(make_recipe(*OVERRIDES, "students.b.model=nets:Raises"))
+    with pytest.raises(StudentFailed, match="a user's mistake") as caught:
+        train(run)
+    assert (caught.value.student, caught.value.step, caught.value.phase) == ("b", 3, "forward")
+    record = read_record(run.folder)
+    assert record["state"] == "failed"
+    assert len(record["failures"]["causes"]) == 1
+
+
+def test_a_student_that_always_dies_uses_up_the_failures(make_recipe: MakeRecipe, make_run: MakeRun) -> None:
+    recipe = make_recipe(*OVERRIDES, "students.b.model=nets:Killed", "failure.max_failures=2")
+    run = make_run(recipe, "r")
+    with pytest.raises(StudentLost) as caught:
+        train(run)
+    assert caught.value.student == "b"
+    assert len(read_record(run.folder)["failures"]["causes"]) == 2
+    assert make_run(recipe, "r", resume=True).step == 3
+
+
+def test_no_process_is_left(order: Any, make_recipe: MakeRecipe, make_run: MakeRun) -> None:
+    order("b", "forward", 4, "kill")
+    events = train(make_run(make_recipe(*OVERRIDES)))
+    for name in ("a", "b"):
+        for pid in pids(events, name):
+            assert not Path(f"/proc/{pid}").exists()
+
+
+# -- the decision --------------------------------------------------------------------------------
+
+
+def failed(step: int, student: str = "b") -> KdclError:
+    return StudentFailed("x", student=student, step=step, phase="forward")
+
+
+@pytest.mark.parametrize(
+    ("policy", "past", "cause", "ends"),
+    [
+        ({}, [], failed(3), False),
+        ({}, [failed(3)], failed(3), True),
+        ({}, [failed(3)], failed(4), False),
+        ({}, [failed(3, "a")], failed(3), False),
+        ({}, [StudentLost("x", student="b", step=3)] * 7, StudentLost("x", student="b", step=3), False),
+        ({}, [StudentLost("x", student="b", step=3)] * 8, StudentLost("x", student="b", step=3), True),
+        ({"max_failures": 0}, [], CoordinatorLost("x"), True),
+        ({"policy": "stop"}, [], StudentLost("x"), True),
+    ],
+)
+def test_when_a_run_gives_up(
+    policy: dict[str, Any], past: list[KdclError], cause: KdclError, ends: bool
+) -> None:
+    assert gives_up(Failure(**policy), past, cause) is ends
+
+
+def test_the_policy_may_change_on_resume(make_recipe: MakeRecipe) -> None:
+    from kdcl_dist.recipe_file import differences
+
+    def recipe(*more: str) -> Recipe:
+        return make_recipe(*more)
+
+    assert not differences(recipe(), recipe("failure.policy=stop", "failure.max_failures=1"))
