@@ -8,6 +8,7 @@ followed from it. Pulses belong to the run, failures to one generation of its ex
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import sys
@@ -91,9 +92,10 @@ class Board:
         self.names = [*names, COORDINATOR]
         self.rank = rank
         self.pulse = Pulse()
-        self.enter(generation)
         self._stop = threading.Event()
         self._thread: threading.Thread | None = None
+        self._beats = itertools.count()
+        self.enter(generation)
 
     @property
     def name(self) -> str:
@@ -110,6 +112,8 @@ class Board:
         self.generation = generation
         self.cause: KdclError | None = None
         self.lost: list[tuple[str, int]] = []
+        if self._thread is not None:  # at once: a pulse of the generation before means a new process
+            self._beat()
 
     # -- failures --------------------------------------------------------------------------------
 
@@ -222,23 +226,25 @@ class Board:
             slow_s: seconds in one phase after which the stack of the loop is sent with it.
         """
         self.pulse.thread = threading.get_ident()
+        self._host, self._slow_s = host, slow_s
         self.call(self.store.set, f"bye/{self.rank}", "")  # takes back that of a process before this one
 
         def beat() -> None:
-            count = 0
-            while not self._stop.is_set():
-                count += 1
-                now = self.pulse
-                pulse = {"count": count, "host": host, "pid": os.getpid(), "generation": self.generation}
-                pulse |= {"step": now.step, "phase": now.phase, "stack": now.stack(slow_s)}
-                try:
-                    self.store.set(f"pulse/{self.rank}", json.dumps(pulse))
-                except Exception:  # the store is gone; the loop will find out by itself
-                    return
+            while not self._stop.is_set() and self._beat():
                 self._stop.wait(PULSE_S)
 
         self._thread = threading.Thread(target=beat, name="kdcl-pulse", daemon=True)
         self._thread.start()
+
+    def _beat(self) -> bool:
+        """Send a pulse; False when the store is gone, which the loop will find out by itself."""
+        now, own = self.pulse, {"host": self._host, "pid": os.getpid(), "generation": self.generation}
+        place = {"step": now.step, "phase": now.phase, "stack": now.stack(self._slow_s)}
+        try:
+            self.store.set(f"pulse/{self.rank}", json.dumps({"count": next(self._beats)} | own | place))
+        except Exception:
+            return False
+        return True
 
     def close(self) -> None:
         """Stop the pulse."""

@@ -21,7 +21,7 @@ from kdcl_dist.data.loader import Batch
 from kdcl_dist.errors import CoordinatorLost, KdclError, wrap
 from kdcl_dist.exchange import Endpoint, Exchange, connect_store, scoped
 from kdcl_dist.losses import Losses
-from kdcl_dist.meeting import Call, Hello, Meeting, RunOver
+from kdcl_dist.meeting import Call, Hello, Meeting
 from kdcl_dist.message import Flag, Kind, Layout, Message, Numbers, by_student
 from kdcl_dist.plan import Turn, share_of
 from kdcl_dist.recipe import Member, Recipe
@@ -61,7 +61,8 @@ def run_student(
         True at the end of the run, False when it was stopped before, after a checkpoint.
 
     Raises:
-        KdclError: the failure that ended the run, or this student's own.
+        RunOver: the coordinator ended the run, for a failure that it names.
+        KdclError: this student's own failure, or one after which the coordinator does not go on.
     """
     prepare_process(run, threads=run.recipe.students[run.recipe.members[rank].student].resources.cpu)
     lost: Endpoint | None = None
@@ -97,7 +98,7 @@ class _Seat:
         self.session: Session | None = None
 
     def run(self) -> bool:
-        """Take part until the run's end; errors as `run_student`, or `CoordinatorLost`."""
+        """Take part until the run's end; errors as `run_student`."""
         try:
             self.board.start_pulse(self.host, slow_s=self.limits.step_s / 2)
             while True:
@@ -108,8 +109,6 @@ class _Seat:
                 except KdclError as error:
                     if not self._survives(error):
                         raise
-        except RunOver as over:
-            raise over.cause from None
         finally:
             self.board.say_bye()
             self.board.close()

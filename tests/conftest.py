@@ -23,6 +23,7 @@ from kdcl_dist.data.dataset import Info
 from kdcl_dist.data.writer import write_dataset
 from kdcl_dist.events import Event
 from kdcl_dist.exchange import host_store
+from kdcl_dist.meeting import RunOver
 from kdcl_dist.recipe import Recipe
 from kdcl_dist.recipe_file import parse_recipe
 from kdcl_dist.runs import Run, prepare
@@ -155,6 +156,8 @@ class Cast:
     def _member(self, name: str, job: Callable[[], bool]) -> None:
         try:
             self.finished[name] = job()
+        except RunOver as over:
+            self.errors[name] = over.cause
         except BaseException as error:  # what a process would end with
             self.errors[name] = error
 

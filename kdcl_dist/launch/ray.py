@@ -37,6 +37,7 @@ from kdcl_dist.launch.devices import assign_accelerators
 from kdcl_dist.launch.preflight import run_checks
 from kdcl_dist.launch.ray_metrics import RayMetrics
 from kdcl_dist.launch.ray_title import set_title
+from kdcl_dist.meeting import RunOver
 from kdcl_dist.placement import ACCELERATOR
 from kdcl_dist.preflight import Check, require
 from kdcl_dist.recipe import Recipe
@@ -255,8 +256,10 @@ def _train(config: dict[str, Any]) -> None:
             device=torch.device("cuda" if gpu else "cpu"),
             stop=lambda: False,
         )
+    except RunOver:
+        return  # the run's record has the cause
     except KdclError:
-        if not find.is_over():  # else all know the cause, and Ray Train must not start this worker again
+        if not find.is_over():  # else Ray Train must not start this worker again
             raise
 
 
