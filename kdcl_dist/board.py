@@ -8,6 +8,7 @@ followed from it. Pulses belong to the run, failures to one generation of its ex
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import json
 import os
@@ -16,6 +17,8 @@ import threading
 import time
 import traceback
 from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import Future
+from concurrent.futures import TimeoutError as FutureTimeout
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -30,6 +33,8 @@ PULSE_S = 1.0
 STALE_S = 4.0
 #: How long survivors may take to say that they were cut off too.
 GRACE_S = 3.0
+#: Within which the coordinator's store answers, however busy it is.
+ANSWER_S = 10.0
 
 
 class Store(Protocol):
@@ -120,8 +125,8 @@ class Board:
     def report(self, error: KdclError) -> KdclError:
         """Pin up a failure unless there is one already; returns the first failure of the generation."""
         try:
-            first = self.store.compare_set(self._own("failure"), "", json.dumps(error.to_dict()))
-        except Exception:  # the store is gone: this process's own error is all there is
+            first = self.call(self.store.compare_set, self._own("failure"), "", json.dumps(error.to_dict()))
+        except CoordinatorLost:  # this process's own error is all there is
             return error
         found = from_dict(json.loads(first))
         return error if found.to_dict() == error.to_dict() else found
@@ -149,7 +154,7 @@ class Board:
             limit_s: seconds that a live student may be busy before it notices.
         """
         try:
-            self.store.set(self._own(f"cut/{self.rank}"), "1")
+            self.call(self.store.set, self._own(f"cut/{self.rank}"), "1")
             found = self._judge(cause, timed_out, limit_s) if self.is_coordinator else self._verdict(limit_s)
         except CoordinatorLost as error:
             found = error.at(step=self.pulse.step, phase=self.pulse.phase)
@@ -254,10 +259,10 @@ class Board:
 
     def say_bye(self) -> None:
         """Tell the coordinator that this student needs the store no more."""
-        try:
-            self.store.set(f"bye/{self.rank}", "1")
-        except Exception:  # the coordinator has gone first, which does no harm
+        if isinstance(self.cause, CoordinatorLost):
             return
+        with contextlib.suppress(CoordinatorLost):  # it has gone first, which does no harm
+            self.call(self.store.set, f"bye/{self.rank}", "1")
 
     def await_byes(self, limit_s: float) -> None:
         """Keep the store open until every student that lives has left, at most `limit_s` seconds."""
@@ -292,9 +297,9 @@ class Board:
         return json.loads(self.call(self.store.get, key))
 
     def call(self, operation: Callable[..., Any], *arguments: Any) -> Any:
-        """An operation of the store."""
+        """An operation of the store, which answers at once or never: its process does nothing else there."""
         try:
-            return operation(*arguments)
+            return within(ANSWER_S, lambda: operation(*arguments))
         except Exception as error:
             self.cause = self._coordinator_lost(error)
             raise self.cause from error
@@ -302,6 +307,27 @@ class Board:
     def _own(self, key: str) -> str:
         """A key of this generation."""
         return f"{self.generation}/{key}"
+
+
+def within(limit_s: float, operation: Callable[[], Any]) -> Any:
+    """The result of an operation that may never end, as those of torch's store where a host is cut off.
+
+    Raises:
+        TimeoutError: there is none within `limit_s` seconds; the operation is left alone in its thread.
+    """
+    future = Future[Any]()
+
+    def work() -> None:
+        try:
+            future.set_result(operation())
+        except BaseException as error:
+            future.set_exception(error)
+
+    threading.Thread(target=work, name="store-operation", daemon=True).start()
+    try:
+        return future.result(limit_s)
+    except FutureTimeout:
+        raise TimeoutError(f"no answer within {limit_s:g} s") from None
 
 
 class Watch:

@@ -22,7 +22,7 @@ import torch
 import torch.distributed as dist
 
 from kdcl_dist.board import Board, Store
-from kdcl_dist.errors import ForeignMessage, KdclError, one_line
+from kdcl_dist.errors import CoordinatorLost, ForeignMessage, KdclError, one_line
 from kdcl_dist.message import HEADER, MAGIC, PROTOCOL, Flag, Layout, Message
 
 __all__ = ["Endpoint", "Exchange", "connect_store", "host_store", "scoped"]
@@ -60,14 +60,21 @@ def host_store(host: str) -> tuple[Store, Endpoint]:
 
 
 def connect_store(endpoint: Endpoint, limit_s: float) -> Store:
-    """Reach the coordinator's store; raises `KdclError` when it cannot be reached within `limit_s`."""
+    """Reach the coordinator's store.
+
+    Raises:
+        CoordinatorLost: nothing listens there any more, or nobody answers within `limit_s` seconds.
+    """
     host, port = endpoint.host, endpoint.port
-    limit = timedelta(seconds=limit_s)
     try:
-        store: Store = c10d.TCPStore(host, port, is_master=False, wait_for_workers=False, timeout=limit)
+        # The store's client tries a refused connection until its limit; here it means that nobody is there.
+        socket.create_connection((host, port), timeout=limit_s).close()
+        store: Store = c10d.TCPStore(
+            host, port, is_master=False, wait_for_workers=False, timeout=timedelta(seconds=limit_s)
+        )
         return store
-    except RuntimeError as error:
-        raise KdclError(
+    except (OSError, RuntimeError) as error:
+        raise CoordinatorLost(
             f"the coordinator's store at {host}:{port} cannot be reached within {limit_s:g} s "
             f"(limits.startup_s): {one_line(error)}",
             phase="start",

@@ -35,19 +35,21 @@ class Dropout(nn.Module):
 
 
 class Plain(nn.Module):
-    """One linear layer; `trouble` is called with the number of the training step."""
+    """One linear layer; `trouble` is called with the number of the training step, also of a resumed run."""
+
+    steps: Tensor
 
     def __init__(self, num_classes: int) -> None:
         super().__init__()
         self.linear = nn.Linear(64, num_classes)
-        self.step = 0
+        self.register_buffer("steps", torch.tensor(0))
 
     def forward(self, x: Tensor) -> Tensor:
         """Logits."""
         logits = self.linear(x.flatten(1))
         if self.training:
-            logits = self.trouble(self.step, logits)
-            self.step += 1
+            logits = self.trouble(int(self.steps), logits)
+            self.steps += 1
         return logits
 
     def trouble(self, step: int, logits: Tensor) -> Tensor:

@@ -141,7 +141,10 @@ def test_who_hangs_is_found_ended_and_replaced(
     causes = read_record(run.folder)["failures"]["causes"]
     assert len(causes) == 1
     if who == "b":
-        assert (causes[0]["student"], causes[0]["step"], causes[0]["phase"]) == ("b", 4, phase)
+        # One that is stopped cannot say where: then it is the phase in which the others wait for it.
+        phases = (phase, "gather") if how == "stop" else (phase,)
+        assert (causes[0]["student"], causes[0]["step"]) == ("b", 4)
+        assert causes[0]["phase"] in phases
         assert "limits.step_s" in causes[0]["message"]
     if how == "block":
         assert "time.sleep(600)" in causes[0]["detail"], "the stack of the one that hangs is told"
