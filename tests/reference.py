@@ -74,7 +74,7 @@ def train(recipe: Recipe) -> list[dict[str, Tensor]]:
         order = train_ids[permutation(len(train_ids), recipe.seed, Purpose.EPOCH_ORDER, epoch)]
         for step in range(T_epoch):
             ids = order[step * recipe.batch_size : (step + 1) * recipe.batch_size]
-            mine = [ids[permutation(len(ids), seeds[i], Purpose.STEP_ORDER, epoch, step)] for i in range(S)]
+            mine = [ids[permutation(len(ids), seeds[i], Purpose.WINDOW_ORDER, epoch, step)] for i in range(S)]
             logits = []
             for i, s in enumerate(recipe.students):
                 view_seed = seeds[i] if recipe.distillation.invariant else recipe.seed
