@@ -24,14 +24,14 @@ from kdcl_dist.recipe_file import load_recipe
 
 RECIPE = "examples/digits.yaml"
 BASE = "1"
-#: An epoch of the digits has 59 steps of 64 samples.
+#: An epoch of the digits has 22 steps of 64 samples.
 ARMS = {
     "labels only": ["distillation.method=none"],
     BASE: [],
     "8": ["distillation.window=8"],
     "8, max_staleness 7": ["distillation.window=8", "distillation.max_staleness=7"],
     "epoch": ["distillation.window=epoch"],
-    "epoch, max_staleness 58": ["distillation.window=epoch", "distillation.max_staleness=58"],
+    "epoch, max_staleness 21": ["distillation.window=epoch", "distillation.max_staleness=21"],
 }
 
 Row = tuple[str, int, str, float, float]

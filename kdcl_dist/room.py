@@ -60,7 +60,7 @@ def look_for_room(recipe: Recipe, samples: int, classes: int) -> Room | None:
     if not recipe.distillation.keeps_logits:
         return None
     bank, students = recipe.distillation.bank, len(recipe.students)
-    size = f"bank of {students} students, {samples:,} samples, {classes:,} classes"
+    size = f"{students} students, {samples:,} samples, {classes:,} classes"
     size += "" if bank.top_k is None or bank.top_k >= classes else f", the largest {bank.top_k} of them kept"
     needed = bank_bytes(students, samples, classes, bank.top_k)
     return Room(size, needed, bank.folder, _free_memory() if bank.folder is None else _free_disk(bank.folder))

@@ -19,7 +19,7 @@ __all__ = ["BINS", "Staleness"]
 #: Where each bin of the histogram ends, in steps.
 ENDS = torch.tensor([0, 3, 15, 63, 255, 1023, 4095])
 #: The bins' names.
-BINS = ("0", "1-3", "4-15", "16-63", "64-255", "256-1023", "1024-4095", "4096+")
+BINS = ("0", "1-3", "4-15", "16-63", "64-255", "256-1023", "1024-4095", "4096-up")
 
 
 class Staleness:
@@ -63,7 +63,7 @@ class Staleness:
         count = sum(histogram_K)
         if not samples or not self.sources[student]:
             return {}
-        shares = {f"staleness/{name}": n / count for name, n in zip(BINS, histogram_K, strict=True) if n}
+        shares = {f"staleness/{name}": n / max(count, 1) for name, n in zip(BINS, histogram_K, strict=True)}
         mean = {"staleness": total / count} if count else {}
         return {"coverage": covered / samples, **mean, **shares}
 

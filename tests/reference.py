@@ -142,7 +142,7 @@ def windowed_targets(
     w: Tensor,
     teacher: int,
 ) -> dict[int, Tensor]:
-    """log p of each sample of a step that has one: first keep all logits, then look at one sample at a time."""
+    """log p of the samples of a step that have one: all logits are kept first, then samples taken singly."""
     S, oldest = len(sent), recipe.distillation.max_staleness
     fresh = {(i, int(id)): z for i in range(S) for id, z in zip(mine[i], sent[i], strict=True)}
     for key, z in fresh.items():

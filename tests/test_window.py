@@ -2,25 +2,16 @@
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
-import ray
-import torch
-from conftest import Cast, MakeRecipe, assert_same, weights
-from test_equals_reference import VIEWS, check, recipe_for, students_of
-from test_replicas import PAIR, check as check_replicas
+from conftest import Cast, MakeRecipe
+from test_equals_reference import check, recipe_for
 
 from kdcl_dist.data import streams
-from kdcl_dist.errors import RecipeError
-from kdcl_dist.launch import local
-from kdcl_dist.launch import ray as on_ray
-from kdcl_dist.metrics import read_metrics
-from kdcl_dist.recipe_file import parse_recipe
-from kdcl_dist.runs import Run, read_record
+from kdcl_dist.runs import Run
 from kdcl_dist.session import Session
 
 MakeRun = Callable[..., Run]
