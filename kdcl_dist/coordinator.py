@@ -1,7 +1,8 @@
 """The coordinator's part of a step: check every message, align by sample id, form the ensemble.
 
-No process group, no Ray. The coordinator owns the ensemble's state: the weights of `general` and the
-residuals on held-out samples from which they are formed anew after each epoch.
+No process group, no Ray. The coordinator owns the ensemble's state: the weights of `general`, the
+residuals on held-out samples from which they are formed anew after each epoch, and the bank of the
+students' last logits, where they walk the data in different orders (`distillation.window`).
 
 Shapes: S students, B samples, C classes, N held-out samples.
 """
@@ -17,7 +18,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from kdcl_dist import ensembles
-from kdcl_dist.alignment import rows_of
+from kdcl_dist.alignment import find_rows, rows_of
+from kdcl_dist.bank import Bank
 from kdcl_dist.errors import (
     ForeignMessage,
     LabelMismatch,
@@ -30,22 +32,61 @@ from kdcl_dist.message import MAGIC, PROTOCOL, Contribution, Message, by_student
 from kdcl_dist.plan import Turn, share_of
 from kdcl_dist.recipe import Member, Recipe
 
-__all__ = ["Aligned", "Coordinator", "check_messages", "sends_target"]
+__all__ = ["Aligned", "Answer", "Coordinator", "Target", "answer_rows", "check_messages", "sends_target"]
 
 
 class Aligned(NamedTuple):
-    """All students' logits on the same samples: ids_B ascending, labels_B, logits_SBC."""
+    """All students' logits on the same samples: ids_B ascending, labels_B, logits_SBC.
+
+    age_SB: steps since each student gave its logits of a sample, -1 where there are none, which then mean
+    nothing; None where all are of one step.
+    """
 
     ids: Tensor
     labels: Tensor
     logits: Tensor
+    age: Tensor | None = None
+
+    def at(self, rows_B: Tensor) -> Aligned:
+        """Some of the samples."""
+        age = None if self.age is None else self.age[:, rows_B]
+        return Aligned(self.ids[rows_B], self.labels[rows_B], self.logits[:, rows_B], age)
+
+    def complete(self) -> Aligned:
+        """The samples of which all students' logits are there."""
+        return self if self.age is None else self.at((self.age >= 0).all(dim=0))
+
+
+class Target(NamedTuple):
+    """The soft target: ids_B, labels_B, log-probabilities (B, C) at the recipe's temperature."""
+
+    ids: Tensor
+    labels: Tensor
+    log_probabilities: Tensor
+
+
+class Answer(NamedTuple):
+    """What the logits of a training step give.
+
+    parts: each student's own rows. known: what there is of these samples, of all students; None where the
+    students see different samples and nothing is kept. target: what they learn from, if anything.
+    """
+
+    parts: Sequence[Contribution]
+    known: Aligned | None
+    target: Target | None
 
 
 class Coordinator:
-    """Answers a step's messages; holds what the ensemble must remember between steps."""
+    """Answers a step's messages; holds what the ensemble must remember between steps.
 
-    def __init__(self, recipe: Recipe) -> None:
-        self.recipe = recipe
+    Args:
+        recipe: the run.
+        bank: of the students' last logits, which training with a `window` of several steps needs.
+    """
+
+    def __init__(self, recipe: Recipe, bank: Bank | None = None) -> None:
+        self.recipe, self.bank = recipe, bank
         self.names = recipe.names
         count = len(self.names)
         self.weights_S = torch.full((count,), 1 / count, dtype=torch.float64)
@@ -58,14 +99,81 @@ class Coordinator:
             ContributionError: one of them is about other samples, has other labels, or is not finite;
                 the error names the student.
         """
-        parts = by_student(messages, [member.student for member in self.recipe.members])
+        return self._align(by_student(messages, [member.student for member in self.recipe.members]))
+
+    def answer(self, parts: Sequence[Contribution], step: int) -> Answer:
+        """Answer a training step.
+
+        With a bank, all students' logits of the step are kept first; then the soft target of each of their
+        samples is formed of all logits of it that are there, those of this step as they were sent. So it
+        does not depend on the order of the students, nor on which of them asks. A sample that nobody but
+        its own student has logits of gets none.
+
+        Args:
+            parts: each student's rows.
+            step: the global step.
+
+        Raises:
+            ContributionError: as `align`; students may send different samples where the recipe's window
+                lets them.
+        """
+        if self.bank is None and self.recipe.distillation.window != 1:
+            return Answer(parts, None, None)
+        known = self._align(parts) if self.bank is None else self._recall(self.bank, parts, step)
+        taught = known if known.age is None else known.at(self._covered(known.age))
+        target_BC = self.soft_target(taught)
+        target = None if target_BC is None else Target(taught.ids, taught.labels, target_BC)
+        return Answer(parts, known, target)
+
+    def _align(self, parts: Sequence[Contribution]) -> Aligned:
         ids_B = _agreed_ids(parts)
         rows = [self._rows(index, part, ids_B) for index, part in enumerate(parts)]
         labels_SB = torch.stack([part.labels[row] for part, row in zip(parts, rows, strict=True)])
         logits_SBC = torch.stack([part.logits[row] for part, row in zip(parts, rows, strict=True)])
         labels_B = self._agreed_labels(ids_B, labels_SB)
-        self._check_finite(ids_B, logits_SBC)
+        self._check_finite(ids_B, logits_SBC, self.names)
         return Aligned(ids_B, labels_B, logits_SBC)
+
+    def _recall(self, bank: Bank, parts: Sequence[Contribution], step: int) -> Aligned:
+        """Keep a step's logits; what there is of its samples."""
+        for index, part in enumerate(parts):
+            self._check_own(bank, index, part)
+        for index, part in enumerate(parts):
+            bank.put(index, part.ids, part.logits, step)
+        ids_B = torch.unique(torch.cat([part.ids for part in parts]))
+        logits_SBC, age_SB = bank.newest(ids_B, step)
+        labels_B = torch.empty_like(ids_B)
+        for index, part in enumerate(parts):
+            row_B = torch.searchsorted(ids_B, part.ids)
+            logits_SBC[index, row_B] = part.logits
+            labels_B[row_B] = part.labels
+        return Aligned(ids_B, labels_B, logits_SBC, age_SB)
+
+    def _check_own(self, bank: Bank, index: int, part: Contribution) -> None:
+        """See that one student's rows are of known samples, once each, with their label, and finite."""
+        low, high = int(part.ids.min()), int(part.ids.max())
+        if low < 0 or high >= bank.samples:
+            raise MisalignedIds(
+                f"sends sample {low if low < 0 else high}, but there are {bank.samples} samples",
+                student=self.names[index],
+            )
+        try:
+            find_rows(part.ids, part.ids)
+        except MisalignedIds as error:
+            raise error.at(student=self.names[index]) from None
+        if len(rows := bank.contradicts(part.ids, part.labels)):
+            raise LabelMismatch(
+                f"has label {int(part.labels[rows[0]])} for sample {int(part.ids[rows[0]])}, where the rest "
+                "of the cast has another: do all read the same data?",
+                student=self.names[index],
+            )
+        self._check_finite(part.ids, part.logits[None], [self.names[index]])
+
+    def _covered(self, age_SB: Tensor) -> Tensor:
+        """Which samples there is a soft target for: a peer's logits besides those of who asks."""
+        if (teacher := self.recipe.distillation.teacher) is not None:
+            return age_SB[self.names.index(teacher)] >= 0
+        return (age_SB >= 0).sum(dim=0) > 1
 
     def soft_target(self, step: Aligned) -> Tensor | None:
         """The log-probabilities (B, C) that all learn from, at the recipe's temperature.
@@ -80,7 +188,12 @@ class Coordinator:
             logits_BC = step.logits[self.names.index(distillation.teacher)]
             return F.log_softmax(logits_BC / distillation.temperature, dim=1)
         return ensembles.log_soft_target(
-            distillation.method, step.logits, step.labels, distillation.temperature, self.weights_S
+            distillation.method,
+            step.logits,
+            step.labels,
+            distillation.temperature,
+            self.weights_S,
+            None if step.age is None else step.age >= 0,
         )
 
     def predict(self, step: Aligned) -> Tensor:
@@ -128,7 +241,8 @@ class Coordinator:
             )
         return labels_B
 
-    def _check_finite(self, ids_B: Tensor, logits_SBC: Tensor) -> None:
+    @staticmethod
+    def _check_finite(ids_B: Tensor, logits_SBC: Tensor, names: Sequence[str]) -> None:
         # One sum a step tells: it is finite unless a logit is not, or finite logits overflow it.
         if bool(torch.isfinite(logits_SBC.sum(dtype=torch.float64))):
             return
@@ -139,7 +253,7 @@ class Coordinator:
             raise NonFiniteLogits(
                 f"its logits of {count} of {len(ids_B)} samples are NaN or infinite "
                 f"(the first is sample {int(ids_B[sample])}): lower its optimizer.lr, or use precision fp32",
-                student=self.names[student],
+                student=names[student],
             )
 
 
@@ -153,6 +267,15 @@ def _agreed_ids(parts: Sequence[Contribution]) -> Tensor:
 def sends_target(recipe: Recipe) -> bool:
     """Whether the coordinator's answer carries a soft target; every rank knows it from the recipe."""
     return recipe.distillation.method not in ("none", "dml")
+
+
+def answer_rows(recipe: Recipe) -> int:
+    """Rows of the coordinator's answer: a step's samples, at most as many for each student in a window."""
+    distillation, students = recipe.distillation, len(recipe.students)
+    if not sends_target(recipe):
+        return 0
+    apart = students if distillation.window == "epoch" else min(students, distillation.window)
+    return apart * recipe.batch_size
 
 
 def check_messages(

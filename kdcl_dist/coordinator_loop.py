@@ -7,11 +7,10 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict, replace
 from typing import NamedTuple
 
-from torch import Tensor
-
+from kdcl_dist.bank import PREFIX
 from kdcl_dist.board import COORDINATOR, Board, Store
 from kdcl_dist.checkpoint import Manifest, Part, commit, newest, prune, read_part, write_part
-from kdcl_dist.coordinator import Aligned, Coordinator, check_messages, sends_target
+from kdcl_dist.coordinator import Answer, Coordinator, answer_rows, check_messages, sends_target
 from kdcl_dist.errors import (
     CoordinatorLost,
     DataError,
@@ -23,10 +22,11 @@ from kdcl_dist.errors import (
 from kdcl_dist.events import CheckpointSaved, Event, Note, Started, Stepped
 from kdcl_dist.exchange import Exchange, scoped
 from kdcl_dist.meeting import Call, Hello, Meeting
-from kdcl_dist.message import Flag, Kind, Message
+from kdcl_dist.message import Flag, Kind, Message, by_student
 from kdcl_dist.plan import Plan, Turn
 from kdcl_dist.record import Record
 from kdcl_dist.recovery import gives_up
+from kdcl_dist.room import make_bank
 from kdcl_dist.runs import (
     Run,
     check_owner,
@@ -147,7 +147,7 @@ class _Chair:
                 scoped(board.store, str(call.number)),
                 host=self.host,
                 layout=layout_of(run.recipe, hellos[0].classes),
-                answer_rows=run.recipe.batch_size,
+                answer_rows=answer_rows(run.recipe),
                 run=run.number,
                 generation=call.number,
                 step_s=limits.step_s,
@@ -214,10 +214,9 @@ def check_same_data(run: Run, hello: Hello) -> None:
 
 
 class _Step(NamedTuple):
-    """A training step that was answered: target_BC is the soft target, if there is one."""
+    """A training step that was answered."""
 
-    aligned: Aligned
-    target_BC: Tensor | None
+    answer: Answer
     ensemble_s: float
 
 
@@ -235,7 +234,9 @@ class CoordinatorLoop:
         self.run_, self.exchange, self.stop, self.tell = run, exchange, stop, tell
         self.recipe, self.plan = run.recipe, Plan(**hellos[0].plan)
         self.hasty = run.folder.within(HASTE_S)
-        self.coordinator = Coordinator(run.recipe)
+        self.coordinator = Coordinator(
+            run.recipe, make_bank(run.recipe, self.plan.samples, hellos[0].classes)
+        )
         self.record = Record(run, self.plan)
         self.step: _Step | None = None
         self.told = 0.0
@@ -243,6 +244,10 @@ class CoordinatorLoop:
             state = read_part(run.folder, run.start, COORDINATOR)
             self.coordinator.load_state_dict(state["coordinator"])
             self.record.load_state_dict(state)
+            if (bank := self.coordinator.bank) is not None:
+                for name in run.start.parts:
+                    if name.startswith(PREFIX):
+                        bank.load(read_part(run.folder, run.start, name))
         placement, plan = _placement(hellos), self.plan
         generation = {"run": run.id, "number": run.generation}
         update_record(
@@ -263,6 +268,8 @@ class CoordinatorLoop:
             return True
         finally:
             self.record.close()
+            if self.coordinator.bank is not None:
+                self.coordinator.bank.close()
 
     def _take(self, turn: Turn) -> Flag:
         """One turn: gather, check, answer; then note the step, while the students learn from it."""
@@ -295,7 +302,7 @@ class CoordinatorLoop:
         )
         self.record.numbers([message.numbers for message in messages])
         if turn.kind is Kind.TRAIN:
-            self._train(messages)
+            self._train(turn, messages)
         elif turn.kind is Kind.HOLDOUT:
             self._holdout(turn, messages)
         elif turn.kind is Kind.EVALUATE:
@@ -312,20 +319,20 @@ class CoordinatorLoop:
             return (turn.step + 1) % self.plan.steps_per_epoch != 0
         return turn.kind is Kind.CHECKPOINT and turn.epoch + 1 < self.plan.epochs
 
-    def _train(self, messages: Sequence[Message]) -> None:
+    def _train(self, turn: Turn, messages: Sequence[Message]) -> None:
         started = time.perf_counter()
-        aligned = self.coordinator.align(messages)
-        target_BC = self.coordinator.soft_target(aligned)
-        if target_BC is not None:
-            self.exchange.answer.put(aligned.ids, target_BC)
-        self.step = _Step(aligned, target_BC, time.perf_counter() - started)
+        parts = by_student(messages, [member.student for member in self.recipe.members])
+        answer = self.coordinator.answer(parts, turn.step)
+        if answer.target is not None:
+            self.exchange.answer.put(answer.target.ids, answer.target.log_probabilities)
+        self.step = _Step(answer, time.perf_counter() - started)
 
     def _note_step(self, turn: Turn) -> None:
         if self.step is None:
             return
         self.record.step(turn, *self.step)
         if self.recipe.analysis.measures(turn.step):
-            self.record.analysis(turn, self.step.aligned, self.coordinator.weights_S)
+            self.record.analysis(turn, self.step.answer, self.coordinator.weights_S)
         self.step = None
         if time.monotonic() - self.told > TELL_S:
             self.told = time.monotonic()
@@ -358,6 +365,8 @@ class CoordinatorLoop:
             for member, message in zip(self.recipe.members, messages, strict=True)
             if member.replica == 0
         }
+        if (bank := self.coordinator.bank) is not None:
+            parts |= {name: write_part(folder, turn.step, name, part) for name, part in bank.parts(turn.step)}
         commit(folder, Manifest(turn.step, parts | {COORDINATOR: own}))
         self.tell(CheckpointSaved(turn.step))
         self._tell_trouble(_try(lambda: prune(self.hasty, self.recipe.checkpoint.keep)))

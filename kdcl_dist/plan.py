@@ -41,6 +41,7 @@ class Plan:
         holdout_batches: batches of a pass over the held-out samples; 0 unless the method weighs by them.
         test_batches: batches of a pass over the test samples.
         checkpoint_epochs: a checkpoint is taken after every so many epochs, and after the last.
+        samples: of the training set, held-out ones too: every sample id of a training step is below it.
     """
 
     epochs: int
@@ -48,6 +49,7 @@ class Plan:
     holdout_batches: int
     test_batches: int
     checkpoint_epochs: int
+    samples: int = 0
 
     def turns(self, start: int = 0) -> Iterator[Turn]:
         """All turns from the point at which `start` training steps and all that belongs to them are done."""

@@ -14,13 +14,15 @@ from typing import Any
 from torch import Tensor
 
 from kdcl_dist.analysis import measure
-from kdcl_dist.coordinator import Aligned
+from kdcl_dist.coordinator import Aligned, Answer
 from kdcl_dist.errors import StorageError
 from kdcl_dist.events import EpochEnded, Values
 from kdcl_dist.message import Numbers
 from kdcl_dist.metrics import ENSEMBLE, Recorder, Scores
 from kdcl_dist.plan import Plan, Turn
+from kdcl_dist.recipe import Recipe
 from kdcl_dist.runs import Run
+from kdcl_dist.staleness import Staleness
 from kdcl_dist.tensorboard import TensorBoard
 
 __all__ = ["Record"]
@@ -38,6 +40,7 @@ class Record:
         self.tensorboard = TensorBoard(run.folder, start=run.step - run.step % plan.steps_per_epoch)
         self.scores: dict[str, Scores] = {}
         self.results: Values = {}
+        self.staleness = Staleness(_sources(run.recipe))
 
     def running(self) -> Values:
         """Means of the current epoch's training steps so far."""
@@ -60,20 +63,24 @@ class Record:
             if math.isfinite(sum(gradients.values())):
                 self.recorder.add(name, epoch, step, "analysis", gradients)
 
-    def step(self, turn: Turn, aligned: Aligned, target_BC: Tensor | None, ensemble_s: float) -> None:
-        """A training step: how right each student is, and the soft target's log-probabilities, if any."""
-        for name, logits_BC in zip(self.recipe.names, aligned.logits, strict=True):
-            (scores := Scores()).add_logits(logits_BC, aligned.labels)
+    def step(self, turn: Turn, answer: Answer, ensemble_s: float) -> None:
+        """A training step: how right each student is, and the soft target, if any."""
+        for name, part in zip(self.recipe.names, answer.parts, strict=True):
+            (scores := Scores()).add_logits(part.logits, part.labels)
             values = scores.values()
             self._add(name, turn, "train", {"top1": values["top1"], "top5": values["top5"]})
         taught: dict[str, float] = {}
-        if target_BC is not None:
-            (scores := Scores()).add(target_BC, aligned.labels)
+        if answer.target is not None and len(answer.target.ids):
+            (scores := Scores()).add(answer.target.log_probabilities, answer.target.labels)
             taught = scores.values()
         self._add(ENSEMBLE, turn, "train", taught | {"ensemble_s": ensemble_s})
+        if answer.known is not None and answer.known.age is not None:
+            self.staleness.add(answer.parts, answer.known)
 
-    def analysis(self, turn: Turn, aligned: Aligned, weights_S: Tensor) -> None:
-        """What `kdcl_dist.analysis` measures of a step's logits."""
+    def analysis(self, turn: Turn, answer: Answer, weights_S: Tensor) -> None:
+        """What `kdcl_dist.analysis` measures of the samples that all students' logits are there of."""
+        if answer.known is None or not len((aligned := answer.known.complete()).ids):
+            return
         temperature = self.recipe.distillation.temperature
         figures = measure(self.recipe.names, aligned.logits, aligned.labels, temperature, weights_S)
         self._add(ENSEMBLE, turn, "analysis", figures.ensembles)
@@ -98,6 +105,9 @@ class Record:
         self.results = {name: scores.values() for name, scores in self.scores.items()}
         for name, values in self.results.items():
             self._add(name, turn, "test", values)
+        for index, name in enumerate(self.recipe.names):
+            self._add(name, turn, "window", self.staleness.values(index))
+        self.staleness.clear()
         train = self.running()
         self.tensorboard.write(self.recorder.end_epoch(turn.epoch))
         return EpochEnded(turn.epoch, train, self.results)
@@ -120,13 +130,26 @@ class Record:
         self.tensorboard.close()
 
     def state_dict(self) -> dict[str, Any]:
-        """The unfinished epoch's rows, and the last results."""
-        return {"recorder": self.recorder.state_dict(), "results": self.results}
+        """The unfinished epoch's rows and counts, and the last results."""
+        return {
+            "recorder": self.recorder.state_dict(),
+            "results": self.results,
+            "staleness": self.staleness.state_dict(),
+        }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Take up the state of `state_dict`."""
         self.recorder.load_state_dict(state["recorder"])
         self.results = state["results"]
+        if "staleness" in state:  # older checkpoints have none
+            self.staleness.load_state_dict(state["staleness"])
 
     def _add(self, name: str, turn: Turn, split: str, values: Mapping[str, float]) -> None:
         self.recorder.add(name, turn.epoch, turn.step, split, values)
+
+
+def _sources(recipe: Recipe) -> list[list[int]]:
+    """For each student the peers whose logits its soft target is formed of."""
+    places = range(len(recipe.students))
+    taught_by = [i for i in places if recipe.is_teacher(recipe.students[i])] or list(places)
+    return [[source for source in taught_by if source != place] for place in places]

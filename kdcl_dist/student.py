@@ -164,7 +164,9 @@ class Student:
         noise_BC = torch.randn(logits_BC.shape, generator=generator)
         return logits_BC + deviation * noise_BC.to(self.device)
 
-    def loss(self, logits_BC: Tensor, labels_B: Tensor, target: Tensor | None) -> Losses:
+    def loss(
+        self, logits_BC: Tensor, labels_B: Tensor, target: Tensor | None, covered_B: Tensor | None = None
+    ) -> Losses:
         """The loss of the recipe's method.
 
         Args:
@@ -172,6 +174,7 @@ class Student:
             labels_B: the classes.
             target: by method: "none" nothing; "dml" the peers' log-probabilities at T = 1, (P, B, C);
                 all others the log-probabilities of the soft target at the recipe's temperature, (B, C).
+            covered_B: which samples have a soft target, where not all have; see `distillation_loss`.
         """
         distillation = self.recipe.distillation
         labels_B = labels_B.to(self.device, non_blocking=True)
@@ -181,7 +184,9 @@ class Student:
         target = target.to(self.device, non_blocking=True)
         if distillation.method == "dml":
             return dml_loss(logits_BC, labels_B, target, distillation.weight)
-        return kdcl_loss(logits_BC, labels_B, target, distillation.temperature, distillation.weight)
+        covered_B = covered_B if covered_B is None else covered_B.to(self.device, non_blocking=True)
+        temperature, weight = distillation.temperature, distillation.weight
+        return kdcl_loss(logits_BC, labels_B, target, temperature, weight, covered_B)
 
     def conflict(self, losses: Losses) -> Conflict:
         """How the step's two gradients stand to each other; changes nothing."""

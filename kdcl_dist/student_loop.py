@@ -13,10 +13,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from kdcl_dist.alignment import rows_of
+from kdcl_dist.alignment import find_rows, rows_of
 from kdcl_dist.board import Board
 from kdcl_dist.checkpoint import read_part, write_part
-from kdcl_dist.coordinator import sends_target
+from kdcl_dist.coordinator import answer_rows, sends_target
 from kdcl_dist.data.loader import Batch
 from kdcl_dist.errors import CoordinatorLost, KdclError, wrap
 from kdcl_dist.exchange import Endpoint, Exchange, connect_store, scoped
@@ -164,7 +164,7 @@ class _Seat:
                 scoped(self.store, str(call.number)),
                 host=self.host,
                 layout=layout_of(run.recipe, student.classes),
-                answer_rows=run.recipe.batch_size,
+                answer_rows=answer_rows(run.recipe),
                 run=run.number,
                 generation=call.number,
                 step_s=self.limits.step_s,
@@ -306,7 +306,7 @@ class StudentLoop:
     def _learn(self, turn: Turn, logits_BC: Tensor, batch: Batch, answer: Message) -> Numbers:
         """The own update, if the student learns in this epoch; what is to be told of it but the losses."""
         student = self.student
-        self.losses = student.loss(logits_BC, batch.labels, self._target(batch.ids, answer))
+        self.losses = student.loss(logits_BC, batch.labels, *self._target(batch.ids, answer))
         if not student.learns(turn.epoch):
             return Numbers(step=turn.step)
         numbers = Numbers(step=turn.step, lr=student.lr(turn.step, self.session.plan.steps_per_epoch))
@@ -364,14 +364,21 @@ class StudentLoop:
         self.answered = time.perf_counter()
         return answer
 
-    def _target(self, ids_B: Tensor, answer: Message) -> Tensor | None:
-        """What this student learns from, in its own order of the samples; see `Student.loss`."""
-        if self.student.recipe.distillation.method == "dml":
-            return self._peers(ids_B, self.exchange.messages)
-        if not sends_target(self.student.recipe):
-            return None
+    def _target(self, ids_B: Tensor, answer: Message) -> tuple[Tensor | None, Tensor | None]:
+        """What this student learns from, in its own order of the samples, and which of them have it.
+
+        See `Student.loss`.
+        """
+        recipe = self.student.recipe
+        if recipe.distillation.method == "dml":
+            return self._peers(ids_B, self.exchange.messages), None
+        if not sends_target(recipe):
+            return None, None
         ids_R, _, target_RC = answer.contribution()
-        return target_RC[rows_of(ids_B, ids_R)]
+        if not recipe.distillation.keeps_logits:
+            return target_RC[rows_of(ids_B, ids_R)], None
+        row_B, covered_B = find_rows(ids_B, ids_R)
+        return answer.logits[row_B], covered_B
 
     def _peers(self, ids_B: Tensor, messages: Sequence[Message]) -> Tensor:
         """All peers' log-probabilities at T = 1, (P, B, C)."""
