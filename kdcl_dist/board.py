@@ -16,7 +16,7 @@ import sys
 import threading
 import time
 import traceback
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from concurrent.futures import TimeoutError as FutureTimeout
 from dataclasses import dataclass, field
@@ -86,14 +86,22 @@ class Board:
         names: the students in the order of the cast.
         rank: place in the cast; len(names) is the coordinator.
         generation: of the exchange group whose failures are meant.
+        is_gone: tells whether the process of a name and process id is known to be dead.
 
     Attributes:
         cause: the failure that broke this generation, as this process learned it from the others.
         lost: name and process id of those whose death or silence broke it; known to the coordinator.
     """
 
-    def __init__(self, store: Store, names: Sequence[str], rank: int, generation: int = 0) -> None:
-        self.store = store
+    def __init__(
+        self,
+        store: Store,
+        names: Sequence[str],
+        rank: int,
+        generation: int = 0,
+        is_gone: Callable[[str, int], bool] | None = None,
+    ) -> None:
+        self.store, self._is_gone = store, is_gone
         self.names = [*names, COORDINATOR]
         self.rank = rank
         self.pulse = Pulse()
@@ -112,9 +120,15 @@ class Board:
         """Whether this process is the coordinator, which judges who is lost."""
         return self.rank == len(self.names) - 1
 
-    def enter(self, generation: int) -> None:
-        """Turn to the next generation, in which nothing has failed yet."""
+    def enter(self, generation: int, present: Sequence[int] | None = None) -> None:
+        """Turn to the next generation, in which nothing has failed yet.
+
+        Args:
+            generation: its number.
+            present: ranks of the students that take part; None: all.
+        """
         self.generation = generation
+        self.present = list(range(len(self.names) - 1)) if present is None else list(present)
         self.cause: KdclError | None = None
         self.lost: list[tuple[str, int]] = []
         if self._thread is not None:  # at once: a pulse of the generation before means a new process
@@ -165,18 +179,24 @@ class Board:
 
     def _judge(self, cause: BaseException, timed_out: bool, limit_s: float) -> KdclError:
         deadline = time.monotonic() + (GRACE_S if timed_out else limit_s)
-        watch = {rank: Watch() for rank in range(len(self.names) - 1)}
+        watch = {rank: Watch() for rank in self.present}
         while time.monotonic() < deadline:
             if (error := self.failure()) is not None:
                 return error
             watch = {rank: seen for rank, seen in watch.items() if not self.has(self._own(f"cut/{rank}"))}
-            if all(seen.is_stale(pulse) or self._is_new(pulse) for seen, pulse in self._pulses(watch)):
+            if all(self._is_dead(rank, seen) for rank, seen in watch.items()):
                 break
             time.sleep(POLL_S)
         return self.report(self._lost(sorted(watch), cause, timed_out))
 
-    def _pulses(self, watch: Mapping[int, Watch]) -> list[tuple[Watch, dict[str, Any] | None]]:
-        return [(seen, self.pulse_of(rank)) for rank, seen in watch.items()]
+    def _is_dead(self, rank: int, seen: Watch) -> bool:
+        """Whether a process has fallen silent, was replaced, or is known to be dead."""
+        pulse = self.pulse_of(rank)
+        if seen.is_stale(pulse) or self._is_new(pulse):
+            return True
+        return (
+            pulse is not None and self._is_gone is not None and self._is_gone(self.names[rank], pulse["pid"])
+        )
 
     def _is_new(self, pulse: dict[str, Any] | None) -> bool:
         """Whether a process is not of this generation: the one that was, in its place, is dead."""
@@ -337,8 +357,8 @@ class Watch:
         self.last: dict[str, Any] | None = None
         self.since = time.monotonic()
 
-    def is_stale(self, pulse: dict[str, Any] | None) -> bool:
-        """Whether this pulse has been the same for `STALE_S`."""
+    def is_stale(self, pulse: dict[str, Any] | None, after_s: float = STALE_S) -> bool:
+        """Whether this pulse has been the same for so many seconds."""
         if pulse != self.last:
             self.last, self.since = pulse, time.monotonic()
-        return time.monotonic() - self.since > STALE_S
+        return time.monotonic() - self.since > after_s

@@ -91,7 +91,7 @@ class Exchange:
     """One rank's end of the group.
 
     Args:
-        board: the board of the same run and generation; it knows the rank and judges failures.
+        board: the board of the same run and generation; it knows who takes part and judges failures.
         store: the store below which the group meets.
         host: address of this process, by which the others reach it.
         layout: rows and classes of every member's message, on which the whole cast agreed.
@@ -113,17 +113,18 @@ class Exchange:
         step_s: float,
     ) -> None:
         self.board, self.layout, self.run, self.generation = board, layout, run, generation
-        self.size = len(board.names)
+        ranks = [*board.present, len(board.names) - 1]
+        self.size, self.rank = len(ranks), ranks.index(board.rank)
         self.step_s = step_s
-        self._parts = [torch.zeros(layout.nbytes, dtype=torch.uint8) for _ in board.names]
+        self._parts = [torch.zeros(layout.nbytes, dtype=torch.uint8) for _ in ranks]
         self.messages = [Message(layout, part) for part in self._parts[:-1]]
         self.mine = Message(layout)
-        self.mine.address(run=run, generation=generation, sender=board.rank)
+        self.mine.address(run=run, generation=generation, sender=self.rank)
         self.answer = Message(Layout(answer_rows, layout.classes))
         self.answer.address(run=run, generation=generation, sender=self.size - 1)
         limit = timedelta(seconds=max(step_s, FORM_S))
         self._group: Any | None = None
-        self._group = self._guard(lambda: _form(store, board.rank, self.size, host, limit))
+        self._group = self._guard(lambda: _form(store, self.rank, self.size, host, limit))
 
     def gather(self, limit_s: float | None = None) -> list[Message]:
         """Send `mine` to all and receive all; returns the students' messages in the order of the cast.

@@ -199,17 +199,22 @@ class Failure(Strict):
     """What happens when a process of the cast dies, hangs or fails.
 
     `rollback`: it is replaced, the others keep their processes, and all go back to the newest checkpoint;
-    the result is that of a run without the failure, bit for bit. `stop`: the run ends with its newest
-    checkpoint. `max_failures` are those of a whole run; one more ends it.
+    the result is that of a run without the failure, bit for bit. `continue`: the others go on without it,
+    if they are at least `min_students`, and it joins them again, from its checkpoint, once it is replaced.
+    `stop`: the others save their state, and the run ends. `max_failures` are those of a whole run; one more
+    ends it. A student whose logits are not finite sits out that step; more than `max_bad_steps` in a row
+    are a failure.
     """
 
-    policy: Literal["rollback", "stop"] = "rollback"
+    policy: Literal["rollback", "continue", "stop"] = "rollback"
     max_failures: NonNegativeInt = 8
+    min_students: PositiveInt = 2
+    max_bad_steps: NonNegativeInt = 10
 
     @property
     def allowed(self) -> int:
         """Failures after which the run goes on."""
-        return self.max_failures if self.policy == "rollback" else 0
+        return 0 if self.policy == "stop" else self.max_failures
 
 
 class Limits(Strict):

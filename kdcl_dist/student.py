@@ -70,6 +70,8 @@ class Student:
             load_weights(self.model, self.spec.weights)
         self.model.to(device).train(not self.frozen)
         self.training_model: nn.Module = self.model
+        self.buffers = list(self.model.buffers())
+        self.before = [buffer.clone() for buffer in self.buffers]
         self.optimizer = build_optimizer(self.spec.optimizer, self.model)
         self.scaler = torch.amp.GradScaler(device.type, enabled=self.spec.precision == "fp16")
         self.dtype = AUTOCAST.get(self.spec.precision)
@@ -151,9 +153,17 @@ class Student:
         torch.manual_seed(self._draw(Purpose.STEP, step))
         images_BCHW = images_BCHW.to(self.device, non_blocking=True)
         network = self.training_model if learns else self.model
+        if learns and self.buffers:
+            torch._foreach_copy_(self.before, self.buffers)
         with torch.set_grad_enabled(learns), self._autocast():
             logits_BC: Tensor = network(images_BCHW)
         return logits_BC.float()
+
+    def forget_step(self) -> None:
+        """Undo what a forward pass left in the network's buffers, such as running statistics of NaN."""
+        with torch.no_grad():
+            for buffer, before in zip(self.buffers, self.before, strict=True):
+                buffer.copy_(before)
 
     def contribution(self, logits_BC: Tensor, step: int) -> Tensor:
         """What the others learn from: the logits without gradient, with noise if the recipe asks for it."""

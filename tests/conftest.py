@@ -17,8 +17,8 @@ import numpy as np
 import pytest
 import torch
 
-from kdcl_dist import student_loop
-from kdcl_dist.coordinator_loop import run_coordinator
+from kdcl_dist import seat
+from kdcl_dist.chair import run_coordinator
 from kdcl_dist.data.dataset import Info
 from kdcl_dist.data.writer import write_dataset
 from kdcl_dist.events import Event
@@ -27,7 +27,7 @@ from kdcl_dist.meeting import RunOver
 from kdcl_dist.recipe import Recipe
 from kdcl_dist.recipe_file import parse_recipe
 from kdcl_dist.runs import Run, prepare
-from kdcl_dist.student_loop import run_student
+from kdcl_dist.seat import run_student
 
 TESTS = Path(__file__).parent
 ROOT = TESTS.parent
@@ -120,13 +120,13 @@ class Cast:
         """Run all members to their end."""
         with pytest.MonkeyPatch.context() as patch:
             # Networks draw their initial weights from the generator that all threads share.
-            build, lock = student_loop._build, threading.Lock()
+            build, lock = seat._build, threading.Lock()
 
             def one_at_a_time(*arguments: Any) -> Any:
                 with lock:
                     return build(*arguments)
 
-            patch.setattr(student_loop, "_build", one_at_a_time)
+            patch.setattr(seat, "_build", one_at_a_time)
             return self._train(stop)
 
     def _train(self, stop: Callable[[], bool]) -> Cast:

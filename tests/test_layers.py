@@ -59,6 +59,8 @@ ORDER = [
     "record",
     "student_loop",
     "coordinator_loop",
+    "seat",
+    "chair",
     "evaluation",
     "planning",
     "launch",

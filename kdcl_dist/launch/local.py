@@ -18,7 +18,7 @@ from typing import Any
 import torch
 
 from kdcl_dist.board import COORDINATOR
-from kdcl_dist.coordinator_loop import run_coordinator
+from kdcl_dist.chair import run_coordinator
 from kdcl_dist.errors import (
     CoordinatorLost,
     KdclError,
@@ -37,8 +37,8 @@ from kdcl_dist.orphans import end_with_parent
 from kdcl_dist.preflight import Check, check_here
 from kdcl_dist.recipe import Recipe
 from kdcl_dist.runs import Run
+from kdcl_dist.seat import run_student
 from kdcl_dist.storage import Folder
-from kdcl_dist.student_loop import run_student
 
 __all__ = ["check", "launch"]
 
@@ -125,6 +125,8 @@ class _Cast:
     def _attend(self) -> None:
         """Pass on what the processes say until all have ended, or a failure had time to reach all."""
         failed_at: float | None = None
+        limits, stops = self.run.recipe.limits, self.run.recipe.failure.policy == "stop"
+        grace_s = max(GRACE_S, limits.startup_s) if stops else GRACE_S  # the others take a checkpoint
         while talking := {member.link: member for member in self.members if not member.ended}:
             if self.asked.is_set():
                 self.stop.set()
@@ -133,7 +135,7 @@ class _Cast:
             self._mend()
             failed = any(member.failed for member in self.members)
             failed_at = (failed_at or time.monotonic()) if failed else None
-            if failed_at is not None and time.monotonic() - failed_at > GRACE_S:
+            if failed_at is not None and time.monotonic() - failed_at > grace_s:
                 return
 
     def _hear(self, member: _Member) -> None:
@@ -153,8 +155,8 @@ class _Cast:
             member.error, self.over = from_dict(value), True
         elif kind == "endpoint":
             self._announce(value)
-        elif kind == "evict":
-            self._evict(*value)
+        elif kind == "end":
+            self._kill(*value)
         elif kind == "lost" and self.endpoint is not None and self.endpoint.id == value:
             self.members[0].process.kill()
 
@@ -176,7 +178,7 @@ class _Cast:
             else:
                 self.members[place] = self._start_student(place - 1)
 
-    def _evict(self, name: str, pid: int) -> None:
+    def _kill(self, name: str, pid: int) -> None:
         for member in self.members:
             if (member.name, member.process.pid) == (name, pid):
                 member.process.kill()
@@ -282,10 +284,29 @@ def _coordinate(link: Connection, run: Run, stop: Any) -> None:
             host=HOST,
             stop=stop.is_set,
             tell=lambda event: link.send(("event", event)),
-            evict=lambda name, pid: link.send(("evict", (name, pid))),
+            processes=_Processes(link),
         )
 
     _report(link, work, student=None)
+
+
+@dataclass(frozen=True)
+class _Processes:
+    """See `kdcl_dist.chair.Processes`."""
+
+    link: Connection
+
+    def is_gone(self, name: str, pid: int) -> bool:
+        """Whether the process is dead."""
+        try:
+            os.kill(pid, 0)
+        except ProcessLookupError:
+            return True
+        return False
+
+    def end(self, name: str, pid: int) -> None:
+        """Let the launcher end it."""
+        self.link.send(("end", (name, pid)))
 
 
 def _train(link: Connection, run: Run, rank: int, endpoint: Endpoint, device: str) -> None:
