@@ -243,6 +243,7 @@ class _Chair:
             position = positions.pop()
             if position is None or positions or place in self.failed:  # its replicas may differ by a step
                 restored.append(place)
+                self.held.coordinator.bad_steps.pop(place, None)
             elif position.moment > foremost.moment:
                 foremost = position.rewound
         self.held.position = foremost
@@ -312,7 +313,8 @@ class _Chair:
         self.number += 1
         try:
             self._generation(lambda: True)
-            self.tell(Note(f"the state of the others at step {self.held.position.step} is saved"))
+            step = None if self.held.saved is None else self.held.saved.step
+            self.tell(Note(f"the state of the others at step {step} is saved: --resume goes on from there"))
         except Exception as error:
             self.tell(Note(f"warning: the others could not save their state: {error}"))
 

@@ -196,8 +196,8 @@ class CoordinatorLoop:
         if news:
             self.tell(
                 Note(
-                    f"warning: logits of {', '.join(news)} at step {turn.step} are NaN or infinite: the others "
-                    "learn without them, and this step is skipped there"
+                    f"warning: logits of {', '.join(news)} at step {turn.step} are NaN or infinite: the "
+                    "others learn without them, and they skip this step"
                 )
             )
 

@@ -102,10 +102,35 @@ class Slow(Plain):
 
 
 class NotFinite(Plain):
-    """NaN at step 3."""
+    """NaN at step 3, and for ever after: a step that is skipped does not count."""
 
     def trouble(self, step: int, logits: Tensor) -> Tensor:
         return logits * torch.nan if step == 3 else logits
+
+
+class NotFiniteOnce(Plain):
+    """NaN in one step, the fourth of the process."""
+
+    steps_here = 0
+
+    def trouble(self, step: int, logits: Tensor) -> Tensor:
+        self.steps_here += 1
+        return logits * torch.nan if self.steps_here == 4 else logits
+
+
+class Explodes(Plain):
+    """Sure of the wrong class at step 24."""
+
+    def trouble(self, step: int, logits: Tensor) -> Tensor:
+        return logits * -1000 if step == 24 else logits
+
+
+class Paced(Plain):
+    """A twentieth of a second a step, so that a process is replaced before the run ends."""
+
+    def trouble(self, step: int, logits: Tensor) -> Tensor:
+        time.sleep(0.05)
+        return logits
 
 
 class WrongClasses(nn.Module):
