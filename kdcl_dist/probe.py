@@ -13,7 +13,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from kdcl_dist.data.dataset import fingerprint, open_dataset
+from kdcl_dist.data.dataset import fingerprint
+from kdcl_dist.data.subset import open_classes
 from kdcl_dist.errors import KdclError, one_line
 from kdcl_dist.recipe import Recipe
 from kdcl_dist.runs import versions
@@ -64,7 +65,7 @@ def look(recipe: Recipe, folder: Folder, mark: str | None, address: str, more: M
     problems: dict[str, str] = {}
     for name, spec in (("train", recipe.data.train), ("test", recipe.data.test)):
         try:
-            data[name] = fingerprint(open_dataset(spec))
+            data[name] = fingerprint(open_classes(spec, recipe.data.classes))
         except KdclError as error:
             problems[name] = str(error)
         except Exception as error:  # a user's data set can raise anything

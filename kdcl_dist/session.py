@@ -12,9 +12,10 @@ from functools import cached_property
 import numpy as np
 import torch
 
-from kdcl_dist.data.dataset import ImageDataset, fingerprint, open_dataset
+from kdcl_dist.data.dataset import ImageDataset, fingerprint
 from kdcl_dist.data.loader import Batch, batches
 from kdcl_dist.data.streams import Ids, batches_of, epoch_steps, own_order, split_holdout, student_seed
+from kdcl_dist.data.subset import open_classes
 from kdcl_dist.data.views import Transforms, Views
 from kdcl_dist.errors import DataError
 from kdcl_dist.plan import Plan, share_of
@@ -39,7 +40,8 @@ class Session:
     @classmethod
     def open(cls, recipe: Recipe) -> Session:
         """Open both data sets and check that they fit the recipe and each other."""
-        session = cls(recipe, open_dataset(recipe.data.train), open_dataset(recipe.data.test))
+        data = recipe.data
+        session = cls(recipe, open_classes(data.train, data.classes), open_classes(data.test, data.classes))
         train, test = session.train, session.test
         if tuple(train.classes) != tuple(test.classes) or train.channels != test.channels:
             raise DataError(

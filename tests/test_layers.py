@@ -42,6 +42,7 @@ ORDER = [
     "interfaces",
     "replicas",
     "session",
+    "transfer",
     "student",
     "coordinator",
     "checkpoint",
