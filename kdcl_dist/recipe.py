@@ -72,6 +72,11 @@ class Data(Strict):
     holdout_per_class: NonNegativeInt = 0
     loader_workers: NonNegativeInt = 0
 
+    @property
+    def test_items(self) -> list[dict[str, Any]]:
+        """The transforms of the test view."""
+        return [transform.item() for transform in self.test_view]
+
     @field_validator("classes")
     @classmethod
     def _classes_differ(cls, value: list[str] | None) -> list[str] | None:
