@@ -49,14 +49,14 @@ def _show(guesses: Iterator[Guess], as_csv: bool) -> None:
     import csv
     import sys
 
+    rows = [(click.format_filename(image), rank, name, share) for image, rank, name, share in guesses]
     if as_csv:
         writer = csv.writer(sys.stdout, lineterminator="\n")
         writer.writerow(["image", "rank", "class", "probability"])
-        writer.writerows(guesses)
+        writer.writerows((image, rank, name, f"{share:.6g}") for image, rank, name, share in rows)
         return
-    rows = list(guesses)
-    images = max((len(guess.image) for guess in rows), default=0)
-    names = max((len(guess.name) for guess in rows), default=0)
-    for image, rank, name, probability in rows:
+    images = max((len(row[0]) for row in rows), default=0)
+    names = max((len(row[2]) for row in rows), default=0)
+    for image, rank, name, share in rows:
         shown = image if rank == 1 else ""
-        click.echo(f"{shown:<{images}}  {name:<{names}}  {100 * probability:6.2f} %")
+        click.echo(f"{shown:<{images}}  {name:<{names}}  {100 * share:6.2f} %")

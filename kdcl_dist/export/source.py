@@ -179,7 +179,7 @@ def _load(folder: Folder, manifest: Manifest, student: Student, session: Session
         reason = " ".join(lines).strip() or one_line(error)
         raise ModelError(
             f"student {student.name!r} of {str(folder)!r} does not fit model {student.model!r} as it is "
-            f"built here: {reason}; use the code and versions that trained it (the head of recipe.yaml names them)"
+            f"built here: {reason}; use the code and versions that trained it (recipe.yaml begins with them)"
         ) from None
     except CheckpointError as error:
         raise RunFolderError(error.message) from None
