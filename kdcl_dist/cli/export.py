@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
@@ -25,13 +24,9 @@ KINDS = ["state_dict", "safetensors", "torch_export", "onnx"]
     "--epoch", type=click.IntRange(1), help="Its checkpoint after this epoch. [default: the newest]"
 )
 @click.option("--last", is_flag=True, help="Its checkpoint after the recipe's last epoch, and no other.")
-@click.option(
-    "--to",
-    type=click.Path(path_type=Path),
-    help="The folder to write. [default: exports/RUN-STUDENT-FORMAT]",
-)
+@click.option("--to", help="The folder to write. [default: exports/RUN-STUDENT-FORMAT]")
 @reports_errors
-def export(run: str, student: str, kind: Kind, epoch: int | None, last: bool, to: Path | None) -> None:
+def export(run: str, student: str, kind: Kind, epoch: int | None, last: bool, to: str | None) -> None:
     """Write a student of a RUN folder as a folder of its own, which needs kdcl no more.
 
     It holds the weights, preprocessing.json and a model card.

@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from kdcl_dist.errors import ExportError, ModelError, one_line
 from kdcl_dist.export.archive import check_archive
 from kdcl_dist.export.description import Kind
+from kdcl_dist.export.source import misfit
 
 __all__ = ["FORMATS", "Format", "Network", "read_network", "require", "write_network"]
 
@@ -86,7 +87,10 @@ def _read_safetensors(path: Path, build: Callable[[], nn.Module]) -> Network:
 
 
 def _filled(network: nn.Module, state: dict[str, Tensor]) -> Network:
-    network.load_state_dict(state)
+    try:
+        network.load_state_dict(state)
+    except RuntimeError as error:
+        raise ValueError(f"the weights do not fit {type(network).__name__}: {misfit(error)}") from error
     return network.eval()
 
 

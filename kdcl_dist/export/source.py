@@ -27,7 +27,7 @@ from kdcl_dist.runs import load_run, read_record
 from kdcl_dist.session import Session, test_views
 from kdcl_dist.storage import Folder
 
-__all__ = ["Source"]
+__all__ = ["Source", "label_of", "misfit"]
 
 #: Test images by which an export is compared with the student; two at least, that the batch can vary.
 PROBES = 8
@@ -143,6 +143,11 @@ def label_of(folder: Folder) -> str:
     return str(folder).rstrip("/").rpartition("/")[2]
 
 
+def misfit(error: BaseException) -> str:
+    """Why weights do not fit a network, of what `load_state_dict` raises: its first line says nothing."""
+    return " ".join(str(error).splitlines()[1:2]).strip() or one_line(error)
+
+
 def _newest(folder: Folder, warn: Callable[[str], None]) -> Manifest:
     if (manifest := newest(folder, warn)) is None:
         raise RunFolderError(
@@ -175,11 +180,9 @@ def _load(folder: Folder, manifest: Manifest, student: Student, session: Session
     try:
         network.load_state_dict(read_part(folder, manifest, student.name)["model"])
     except (RuntimeError, KeyError) as error:
-        lines = str(error).splitlines()[1:2]  # the first only says that there is an error
-        reason = " ".join(lines).strip() or one_line(error)
         raise ModelError(
             f"student {student.name!r} of {str(folder)!r} does not fit model {student.model!r} as it is "
-            f"built here: {reason}; use the code and versions that trained it (recipe.yaml begins with them)"
+            f"built here: {misfit(error)}; use the versions that recipe.yaml begins with"
         ) from None
     except CheckpointError as error:
         raise RunFolderError(error.message) from None

@@ -32,7 +32,7 @@ def export(
     *,
     epoch: int | None = None,
     last: bool = False,
-    to: Path | None = None,
+    to: str | Path | None = None,
     warn: Callable[[str], None] = lambda text: None,
 ) -> Path:
     """Write a student of a run as a folder that needs this package no more.
@@ -40,7 +40,7 @@ def export(
     Args:
         uri, student, epoch, last, warn: as for `Source.load`.
         kind: the format.
-        to: the folder. By default exports/RUN-STUDENT-FORMAT.
+        to: the folder, on this machine. By default exports/RUN-STUDENT-FORMAT.
 
     Returns:
         The folder.
@@ -49,8 +49,10 @@ def export(
         UserError: what is asked for does not exist, the folder does, or the format cannot take the network.
     """
     require(kind)
+    if "://" in str(to):
+        raise ExportError(f"--to {str(to)!r}: a folder of this machine is needed; copy it from there")
     source = Source.load(uri, student, epoch=epoch, last=last, warn=warn)
-    folder = to or Path("exports") / f"{label_of(source.folder)}-{student}-{kind}"
+    folder = Path(to or f"exports/{label_of(source.folder)}-{student}-{kind}")
     with staged(folder) as part:
         write(source, kind, part)
     return folder
