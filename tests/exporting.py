@@ -43,15 +43,15 @@ torch.save(logits, sys.argv[1] + ".logits")
 """
 
 
-def random_network(name: str, classes: int, channels: int) -> nn.Module:
-    """A network in evaluation mode whose running statistics are not those it starts with."""
+def random_network(name: str, classes: int, channels: int, size: int) -> nn.Module:
+    """A network in evaluation mode with random weights, and running statistics that it took of images."""
     torch.manual_seed(0)
     network = models.build(name, classes, channels)
-    for key, value in network.state_dict().items():
-        if key.endswith("running_mean"):
-            value.normal_(0, 0.1)
-        elif key.endswith("running_var"):
-            value.uniform_(0.8, 1.2)
+    for layer in network.modules():
+        if isinstance(layer, nn.BatchNorm2d):
+            layer.momentum = 1.0
+    with torch.no_grad():
+        network(torch.randn(8, channels, size, size))
     return network.eval()
 
 

@@ -345,7 +345,7 @@ def test_nothing_is_left_of_an_export_that_fails(
         patch.setattr(writing, "card", stop)
         assert run("export", trained.folder.local, *arguments).exit_code == 130
     assert not list(tmp_path.iterdir())
-    network = exporting.random_network("nets:Restless", 4, 1)
+    network = exporting.random_network("nets:Restless", 4, 1, 8)
     source = exporting.source_of("nets:Restless", network, tmp_path, channels=1, size=8)
     monkeypatch.setattr(writing.Source, "load", lambda *_, **__: source)
     assert_one_line(run("export", "any", *arguments), "gives other logits", "random numbers")

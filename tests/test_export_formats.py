@@ -47,7 +47,7 @@ def logits(tmp_path_factory: pytest.TempPathFactory) -> Both:
     torch.set_num_threads(1)
     expected, folders = {}, {}
     for kind, name, channels in CASES:
-        network = exporting.random_network(name, 4, channels)
+        network = exporting.random_network(name, 4, channels, SIZE)
         folder = scratch / f"{kind}-{name}-{channels}"
         folder.mkdir()
         write(exporting.source_of(name, network, scratch, channels=channels, size=SIZE), kind, folder)
@@ -74,7 +74,7 @@ def test_what_a_format_cannot_take(tmp_path: Path) -> None:
         ("torch_export", "nets:EightOnly", "batch"),
     ]
     for kind, name, words in kinds:
-        network = exporting.random_network(name, 4, 1)
+        network = exporting.random_network(name, 4, 1, 8)
         source = exporting.source_of(name, network, tmp_path, channels=1, size=8)
         with pytest.raises(ModelError, match=f"cannot be exported as {kind}: .*{words}"):
             write(source, kind, tmp_path)
