@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import errno
 import io
 import json
 import os
@@ -222,7 +223,8 @@ def test_which_checkpoint(trained: Run, tmp_path: Path) -> None:
         card = (tmp_path / "x" / "README.md").read_text()
         assert f"epoch {step // 3} of 2" in card
         assert f"{loss:.4f}" in card
-        assert "from nets import Dropout" in card  # who has that module can load it
+        # Who has that module can load it.
+        assert "from nets import Dropout\n\nnetwork = Dropout(num_classes=4, in_channels=3)\n" in card
         assert not (tmp_path / "x" / "model.py").exists()
         assert run("predict", tmp_path / "x", trained.folder.local).exit_code == 2
         shutil.rmtree(tmp_path / "x")
@@ -341,9 +343,16 @@ def test_nothing_is_left_of_an_export_that_fails(
         assert (tmp_path / "x.part" / "model.pt").exists()
         raise KeyboardInterrupt
 
+    def full(*_: object) -> str:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
     with monkeypatch.context() as patch:
         patch.setattr(writing, "card", stop)
         assert run("export", trained.folder.local, *arguments).exit_code == 130
+    assert not list(tmp_path.iterdir())
+    with monkeypatch.context() as patch:
+        patch.setattr(writing, "card", full)
+        assert_one_line(run("export", trained.folder.local, *arguments), "cannot be written", "No space left")
     assert not list(tmp_path.iterdir())
     network = exporting.random_network("nets:Restless", 4, 1, 8)
     source = exporting.source_of("nets:Restless", network, tmp_path, channels=1, size=8)
@@ -533,6 +542,12 @@ def test_an_image_of_another_size(
     (folder / "preprocessing.json").write_text(json.dumps(content | {"test_view": []}))
     result = run("predict", folder, pictures / "files" / "03.png")
     assert_one_line(result, "03.png", "the network takes 3x8x8", "data.test_view")
+
+
+def test_a_network_of_two_channels(pictures: Path, tmp_path: Path) -> None:
+    network = exporting.random_network("mlp", 4, 2, 8)
+    writing.write(exporting.source_of("mlp", network, tmp_path, channels=2, size=8), "state_dict", tmp_path)
+    assert_one_line(run("predict", tmp_path, pictures / "files"), "2 channels", "no image file")
 
 
 @pytest.mark.parametrize(("share", "count"), [(0.0, 7), (1.0, 23), (0.5, 2), (0.913, 1000)])

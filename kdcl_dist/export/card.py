@@ -10,9 +10,9 @@ from kdcl_dist.data.subset import ClassSubset
 from kdcl_dist.export.description import Description
 from kdcl_dist.export.source import Source
 from kdcl_dist.export.standalone import call_without_package, module_without_package
-from kdcl_dist.importing import is_import_string
 from kdcl_dist.metrics import ENSEMBLE
 from kdcl_dist.models.cost import parameters
+from kdcl_dist.models.registry import call_of
 from kdcl_dist.recipe_file import dump_recipe
 from kdcl_dist.statistics import mean_interval, share_interval
 
@@ -109,16 +109,15 @@ def _over_seeds(seeds: Mapping[int, Mapping[str, Mapping[str, float]]], student:
 
 
 def _use(description: Description, difference: float) -> str:
-    kind, model = description.kind, description.model
-    channels, classes = description.input_shape[0], len(description.classes)
-    lines = ["## Use", ""]
-    if is_import_string(model) and kind in ("state_dict", "safetensors"):
-        build = f"the function `{model}`, called with `num_classes={classes}` and, if it takes them, "
-        lines += [f"The network is built by {build}`in_channels={channels}`.", ""]
-    lines += ["```python", *_code(description), "```", ""]
     colours = "with channels of its own" if description.colours == "own" else description.colours
     shape = "x".join(map(str, description.input_shape))
-    lines += [
+    lines = [
+        "## Use",
+        "",
+        "```python",
+        *_code(description),
+        "```",
+        "",
         "An image becomes `images` as `preprocessing.json` says: decoded to 8 bits, "
         f"{colours}, channels first; {_view(description.test_view)}then of shape {shape}; divided by 255, "
         "less `mean`, by `std`. With kdcl_dist, `kdcl predict FOLDER IMAGE...` does all of it.",
@@ -160,11 +159,8 @@ def _code(description: Description) -> list[str]:
         lines += ["from model import build  # model.py, beside this file", "", "network = build()"]
     else:
         module, _, name = model.partition(":")
-        lines += [
-            f"from {module} import {name.partition('.')[0]}",
-            "",
-            f"network = {name}(num_classes={classes})",
-        ]
+        call = call_of(model, classes, channels)
+        lines += [f"from {module} import {name.partition('.')[0]}", "", f"network = {call}"]
     return [*lines, read, "network.eval()", run]
 
 

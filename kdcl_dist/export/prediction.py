@@ -89,7 +89,13 @@ class Export:
         Args:
             paths: the images.
             top: how many classes of each, at most.
+
+        Raises:
+            ExportError: no image file has what the network takes, or the network fails.
         """
+        if self.description.colours == "own":
+            channels = self.description.input_shape[0]
+            raise ExportError(f"{self.folder}: takes images of {channels} channels, which no image file has")
         for start in range(0, len(paths), BATCH):
             seen = [self._view(paths, index) for index in range(start, min(start + BATCH, len(paths)))]
             views = [view for view in seen if isinstance(view, Tensor)]

@@ -11,7 +11,7 @@ from pathlib import Path
 import torch
 
 from kdcl_dist import models
-from kdcl_dist.errors import ExportError
+from kdcl_dist.errors import ExportError, one_line
 from kdcl_dist.export.card import CARD, card
 from kdcl_dist.export.description import DESCRIPTION, Description, Kind
 from kdcl_dist.export.formats import FORMATS, read_network, require, write_network
@@ -21,8 +21,8 @@ from kdcl_dist.staging import staged
 
 __all__ = ["export"]
 
-#: By how much the logits may differ, as a share of the largest: other orders of summing round otherwise.
-TOLERANCE = 1e-4
+#: By how much the logits may differ, as a share of the largest: deep networks magnify differences in rounding.
+TOLERANCE = 1e-3
 
 
 def export(
@@ -53,8 +53,11 @@ def export(
         raise ExportError(f"--to {str(to)!r}: a folder of this machine is needed; copy it from there")
     source = Source.load(uri, student, epoch=epoch, last=last, warn=warn)
     folder = Path(to or f"exports/{label_of(source.folder)}-{student}-{kind}")
-    with staged(folder) as part:
-        write(source, kind, part)
+    try:
+        with staged(folder) as part:
+            write(source, kind, part)
+    except OSError as error:
+        raise ExportError(f"{folder}: cannot be written: {one_line(error)}") from error
     return folder
 
 
