@@ -21,7 +21,7 @@ from kdcl_dist.staging import staged
 
 __all__ = ["export"]
 
-#: By how much the logits may differ, as a share of the largest: deep networks magnify differences in rounding.
+#: By how much the logits may differ, as a share of the largest: deep networks magnify rounding.
 TOLERANCE = 1e-3
 
 
