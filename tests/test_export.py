@@ -171,8 +171,7 @@ def test_logits_are_those_of_an_evaluation(trained: Run, exports: dict[str, Path
     files = sorted((pictures / "files").rglob("*.png"), key=lambda path: path.name)
     for kind, folder in exports.items():
         export = Export.read(folder)
-        views = torch.stack([export._view(files, index) for index in range(len(files))])  # type: ignore[misc]
-        found = export.logits(export.normalised(views))
+        found = export.logits(export.normalised(torch.stack(list(export.views(files)))))  # type: ignore[arg-type]
         assert torch.allclose(found, expected, rtol=0, atol=0 if kind in KINDS[:2] else 1e-5), kind
     losses = F.cross_entropy(expected, torch.from_numpy(np.asarray(known.session.test.labels)))
     assert float(losses) == pytest.approx(read_record(trained.folder)["results"]["a"]["loss"], rel=1e-6)

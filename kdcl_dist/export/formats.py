@@ -10,6 +10,7 @@ import importlib.util
 import io
 import logging
 import pickle
+import threading
 import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -25,6 +26,7 @@ from kdcl_dist.export.source import misfit
 
 __all__ = ["FORMATS", "Format", "Network", "read_network", "require", "write_network"]
 
+_SILENT = threading.Lock()
 #: Images (B, C, H, W) to logits (B, C).
 Network = Callable[[Tensor], Tensor]
 
@@ -191,10 +193,11 @@ def _first_cause(error: BaseException) -> BaseException:
 
 @contextlib.contextmanager
 def _silence() -> Iterator[None]:
-    """Nothing on the terminal: exporters print graphs and warn of their own parts."""
-    before = logging.root.manager.disable
-    logging.disable(logging.CRITICAL)
-    try:
+    """Nothing on the terminal: exporters print graphs and warn of their own parts.
+
+    One at a time, since what is changed for it belongs to the whole process.
+    """
+    with _SILENT, _without_logs():
         nowhere = io.StringIO()
         with (
             warnings.catch_warnings(),
@@ -203,5 +206,13 @@ def _silence() -> Iterator[None]:
         ):
             warnings.simplefilter("ignore")
             yield
+
+
+@contextlib.contextmanager
+def _without_logs() -> Iterator[None]:
+    before = logging.root.manager.disable
+    logging.disable(logging.CRITICAL)
+    try:
+        yield
     finally:
         logging.disable(before)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import NamedTuple
 
@@ -96,11 +97,12 @@ class Export:
         if self.description.colours == "own":
             channels = self.description.input_shape[0]
             raise ExportError(f"{self.folder}: takes images of {channels} channels, which no image file has")
+        seen = self.views(paths)
         for start in range(0, len(paths), BATCH):
-            seen = [self._view(paths, index) for index in range(start, min(start + BATCH, len(paths)))]
-            views = [view for view in seen if isinstance(view, Tensor)]
+            chunk = list(islice(seen, BATCH))
+            views = [view for view in chunk if isinstance(view, Tensor)]
             rows = iter(self.logits(self.normalised(torch.stack(views))) if views else ())
-            for path, view in zip(paths[start:], seen, strict=False):
+            for path, view in zip(paths[start:], chunk, strict=False):
                 if isinstance(view, DataError):
                     yield view
                 else:
@@ -110,19 +112,25 @@ class Export:
         """Images as the network takes them, of what the test view gave."""
         return normalise(views_BCHW, self.description.mean, self.description.std)
 
-    def _view(self, paths: Sequence[Path], index: int) -> Tensor | DataError:
-        views = test_views(_Files(paths, self.description), self.description.test_view, self.description.seed)
-        try:
-            view = views[0, index]
-        except DataError as error:
-            return DataError(f"{paths[index]}: {error.message}")
-        if tuple(view.shape) != self.description.input_shape:
-            found, wanted = ("x".join(map(str, s)) for s in (view.shape, self.description.input_shape))
-            return DataError(
-                f"{paths[index]}: {found} after the test view, but the network takes {wanted}: resize it, or "
+    def views(self, paths: Sequence[Path]) -> Iterator[Tensor | DataError]:
+        """What the test view gives of each image, (C, H, W), or why it cannot be used."""
+        wanted = self.description.input_shape
+        files = _Files(paths, self.description)
+        views = test_views(files, self.description.test_view, self.description.seed)
+        for index, path in enumerate(paths):
+            try:
+                view = views[0, index]
+            except DataError as error:
+                yield DataError(f"{path}: {error.message}")
+                continue
+            if tuple(view.shape) == wanted:
+                yield view
+                continue
+            sizes = ["x".join(map(str, shape)) for shape in (view.shape, wanted)]
+            yield DataError(
+                f"{path}: {sizes[0]} after the test view, but the network takes {sizes[1]}: resize it, or "
                 "give the recipe a data.test_view that does"
             )
-        return view
 
     def _guesses(self, path: Path, logits_C: Tensor, top: int) -> Iterator[Guess]:
         probabilities, classes = torch.sort(F.softmax(logits_C.double(), 0), descending=True, stable=True)
