@@ -11,10 +11,12 @@ import time
 import torch
 import torch.nn.functional as F
 
-from kdcl_dist.alignment import rows_of
+from kdcl_dist.alignment import find_rows
 from kdcl_dist.coordinator import Aligned, Coordinator
+from kdcl_dist.message import Contribution
 from kdcl_dist.metrics import ENSEMBLE, Scores
 from kdcl_dist.recipe import Recipe
+from kdcl_dist.room import make_bank
 from kdcl_dist.session import Session
 from kdcl_dist.student import Student
 
@@ -31,7 +33,8 @@ class InTurn:
             Student(recipe, index, classes=classes, channels=channels, device=torch.device("cpu"))
             for index in range(len(recipe.students))
         ]
-        self.coordinator = Coordinator(recipe)
+        bank = make_bank(recipe, len(self.session.train), classes)
+        self.coordinator = Coordinator(recipe, bank)
         self.streams = [self.session.training(index, 0) for index in range(len(self.students))]
 
     def train(self) -> dict[str, dict[str, float]]:
@@ -57,22 +60,19 @@ class InTurn:
             student.forward(batch.images, step, learns=learning)
             for student, batch, learning in zip(self.students, batches, learns, strict=True)
         ]
-        ids = torch.sort(batches[0].ids).values
-        rows = [rows_of(ids, batch.ids) for batch in batches]
         sent = [s.contribution(z, step) for s, z in zip(self.students, logits, strict=True)]
-        aligned = Aligned(
-            ids,
-            batches[0].labels[rows[0]],
-            torch.stack([z[row] for z, row in zip(sent, rows, strict=True)]),
-        )
-        target = self.coordinator.soft_target(aligned)
+        parts = [Contribution(b.ids, b.labels, z) for b, z in zip(batches, sent, strict=True)]
+        answer = self.coordinator.answer(parts, step)
         for index, (student, batch) in enumerate(zip(self.students, batches, strict=True)):
-            place = rows_of(batch.ids, ids)
-            own = None if target is None else target[place]
-            if self.recipe.distillation.method == "dml":
+            own = covered = None
+            if answer.target is not None and len(answer.target.ids):
+                row, covered = find_rows(batch.ids, answer.target.ids)
+                own = answer.target.log_probabilities[row]
+            elif self.recipe.distillation.method == "dml" and answer.known is not None:
+                row, _ = find_rows(batch.ids, answer.known.ids)
                 peers = [j for j in range(len(self.students)) if j != index]
-                own = F.log_softmax(aligned.logits[peers][:, place], dim=2)
-            loss = student.loss(logits[index], batch.labels, own).total
+                own, covered = F.log_softmax(answer.known.logits[peers][:, row], dim=2), None
+            loss = student.loss(logits[index], batch.labels, own, covered).total
             if learns[index]:
                 student.learn(loss, student.lr(step, per_epoch))
         return time.perf_counter() - started

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from kdcl_dist.errors import MisalignedIds
 
-__all__ = ["rows_of"]
+__all__ = ["find_rows", "rows_of"]
 
 
 def rows_of(wanted_ids_B: Tensor, ids_R: Tensor) -> Tensor:
@@ -19,17 +19,28 @@ def rows_of(wanted_ids_B: Tensor, ids_R: Tensor) -> Tensor:
     Raises:
         MisalignedIds: an id is wanted that `ids_R` lacks, or `ids_R` has an id twice.
     """
+    row_B, found_B = find_rows(wanted_ids_B, ids_R)
+    if not bool(found_B.all()):
+        raise MisalignedIds(
+            f"{int((~found_B).sum())} of {len(wanted_ids_B)} samples are missing, the first is "
+            f"{int(wanted_ids_B[~found_B][0])}"
+        )
+    return row_B
+
+
+def find_rows(wanted_ids_B: Tensor, ids_R: Tensor) -> tuple[Tensor, Tensor]:
+    """For each wanted id the row in which `ids_R` has it, int64 (B,), and whether it has it, bool (B,).
+
+    The row of an id that is missing means nothing.
+
+    Raises:
+        MisalignedIds: `ids_R` has an id twice.
+    """
     sorted_ids, order = torch.sort(ids_R)
     if bool((sorted_ids[1:] == sorted_ids[:-1]).any()):
         twice = sorted_ids[1:][sorted_ids[1:] == sorted_ids[:-1]]
         raise MisalignedIds(f"sample {int(twice[0])} occurs twice in one message")
-    place = torch.searchsorted(sorted_ids, wanted_ids_B).clamp_(max=max(len(ids_R) - 1, 0))
-    found = (
-        sorted_ids[place] == wanted_ids_B if len(ids_R) else torch.zeros_like(wanted_ids_B, dtype=torch.bool)
-    )
-    if not bool(found.all()):
-        raise MisalignedIds(
-            f"{int((~found).sum())} of {len(wanted_ids_B)} samples are missing, the first is "
-            f"{int(wanted_ids_B[~found][0])}"
-        )
-    return order[place]
+    if not len(ids_R):
+        return torch.zeros_like(wanted_ids_B), torch.zeros_like(wanted_ids_B, dtype=torch.bool)
+    place_B = torch.searchsorted(sorted_ids, wanted_ids_B).clamp_(max=len(ids_R) - 1)
+    return order[place_B], sorted_ids[place_B] == wanted_ids_B

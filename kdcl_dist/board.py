@@ -8,13 +8,17 @@ followed from it. Pulses belong to the run, failures to one generation of its ex
 
 from __future__ import annotations
 
+import contextlib
+import itertools
 import json
 import os
 import sys
 import threading
 import time
 import traceback
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future
+from concurrent.futures import TimeoutError as FutureTimeout
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -29,6 +33,8 @@ PULSE_S = 1.0
 STALE_S = 4.0
 #: How long survivors may take to say that they were cut off too.
 GRACE_S = 3.0
+#: Within which the coordinator's store answers, however busy it is.
+ANSWER_S = 10.0
 
 
 class Store(Protocol):
@@ -80,20 +86,29 @@ class Board:
         names: the students in the order of the cast.
         rank: place in the cast; len(names) is the coordinator.
         generation: of the exchange group whose failures are meant.
+        is_gone: tells whether the process of a name and process id is known to be dead.
 
     Attributes:
         cause: the failure that broke this generation, as this process learned it from the others.
         lost: name and process id of those whose death or silence broke it; known to the coordinator.
     """
 
-    def __init__(self, store: Store, names: Sequence[str], rank: int, generation: int = 0) -> None:
-        self.store = store
+    def __init__(
+        self,
+        store: Store,
+        names: Sequence[str],
+        rank: int,
+        generation: int = 0,
+        is_gone: Callable[[str, int], bool] | None = None,
+    ) -> None:
+        self.store, self._is_gone = store, is_gone
         self.names = [*names, COORDINATOR]
         self.rank = rank
         self.pulse = Pulse()
-        self.enter(generation)
         self._stop = threading.Event()
         self._thread: threading.Thread | None = None
+        self._beats = itertools.count()
+        self.enter(generation)
 
     @property
     def name(self) -> str:
@@ -105,19 +120,27 @@ class Board:
         """Whether this process is the coordinator, which judges who is lost."""
         return self.rank == len(self.names) - 1
 
-    def enter(self, generation: int) -> None:
-        """Turn to the next generation, in which nothing has failed yet."""
+    def enter(self, generation: int, present: Sequence[int] | None = None) -> None:
+        """Turn to the next generation, in which nothing has failed yet.
+
+        Args:
+            generation: its number.
+            present: ranks of the students that take part; None: all.
+        """
         self.generation = generation
+        self.present = list(range(len(self.names) - 1)) if present is None else list(present)
         self.cause: KdclError | None = None
         self.lost: list[tuple[str, int]] = []
+        if self._thread is not None:  # at once: a pulse of the generation before means a new process
+            self._beat()
 
     # -- failures --------------------------------------------------------------------------------
 
     def report(self, error: KdclError) -> KdclError:
         """Pin up a failure unless there is one already; returns the first failure of the generation."""
         try:
-            first = self.store.compare_set(self._own("failure"), "", json.dumps(error.to_dict()))
-        except Exception:  # the store is gone: this process's own error is all there is
+            first = self.call(self.store.compare_set, self._own("failure"), "", json.dumps(error.to_dict()))
+        except CoordinatorLost:  # this process's own error is all there is
             return error
         found = from_dict(json.loads(first))
         return error if found.to_dict() == error.to_dict() else found
@@ -145,7 +168,7 @@ class Board:
             limit_s: seconds that a live student may be busy before it notices.
         """
         try:
-            self.store.set(self._own(f"cut/{self.rank}"), "1")
+            self.call(self.store.set, self._own(f"cut/{self.rank}"), "1")
             found = self._judge(cause, timed_out, limit_s) if self.is_coordinator else self._verdict(limit_s)
         except CoordinatorLost as error:
             found = error.at(step=self.pulse.step, phase=self.pulse.phase)
@@ -156,18 +179,24 @@ class Board:
 
     def _judge(self, cause: BaseException, timed_out: bool, limit_s: float) -> KdclError:
         deadline = time.monotonic() + (GRACE_S if timed_out else limit_s)
-        watch = {rank: Watch() for rank in range(len(self.names) - 1)}
+        watch = {rank: Watch() for rank in self.present}
         while time.monotonic() < deadline:
             if (error := self.failure()) is not None:
                 return error
             watch = {rank: seen for rank, seen in watch.items() if not self.has(self._own(f"cut/{rank}"))}
-            if all(seen.is_stale(pulse) or self._is_new(pulse) for seen, pulse in self._pulses(watch)):
+            if all(self._is_dead(rank, seen) for rank, seen in watch.items()):
                 break
             time.sleep(POLL_S)
         return self.report(self._lost(sorted(watch), cause, timed_out))
 
-    def _pulses(self, watch: Mapping[int, Watch]) -> list[tuple[Watch, dict[str, Any] | None]]:
-        return [(seen, self.pulse_of(rank)) for rank, seen in watch.items()]
+    def _is_dead(self, rank: int, seen: Watch) -> bool:
+        """Whether a process has fallen silent, was replaced, or is known to be dead."""
+        pulse = self.pulse_of(rank)
+        if seen.is_stale(pulse) or self._is_new(pulse):
+            return True
+        return (
+            pulse is not None and self._is_gone is not None and self._is_gone(self.names[rank], pulse["pid"])
+        )
 
     def _is_new(self, pulse: dict[str, Any] | None) -> bool:
         """Whether a process is not of this generation: the one that was, in its place, is dead."""
@@ -222,23 +251,25 @@ class Board:
             slow_s: seconds in one phase after which the stack of the loop is sent with it.
         """
         self.pulse.thread = threading.get_ident()
+        self._host, self._slow_s = host, slow_s
         self.call(self.store.set, f"bye/{self.rank}", "")  # takes back that of a process before this one
 
         def beat() -> None:
-            count = 0
-            while not self._stop.is_set():
-                count += 1
-                now = self.pulse
-                pulse = {"count": count, "host": host, "pid": os.getpid(), "generation": self.generation}
-                pulse |= {"step": now.step, "phase": now.phase, "stack": now.stack(slow_s)}
-                try:
-                    self.store.set(f"pulse/{self.rank}", json.dumps(pulse))
-                except Exception:  # the store is gone; the loop will find out by itself
-                    return
+            while not self._stop.is_set() and self._beat():
                 self._stop.wait(PULSE_S)
 
         self._thread = threading.Thread(target=beat, name="kdcl-pulse", daemon=True)
         self._thread.start()
+
+    def _beat(self) -> bool:
+        """Send a pulse; False when the store is gone, which the loop will find out by itself."""
+        now, own = self.pulse, {"host": self._host, "pid": os.getpid(), "generation": self.generation}
+        place = {"step": now.step, "phase": now.phase, "stack": now.stack(self._slow_s)}
+        try:
+            self.store.set(f"pulse/{self.rank}", json.dumps({"count": next(self._beats)} | own | place))
+        except Exception:
+            return False
+        return True
 
     def close(self) -> None:
         """Stop the pulse."""
@@ -248,10 +279,10 @@ class Board:
 
     def say_bye(self) -> None:
         """Tell the coordinator that this student needs the store no more."""
-        try:
-            self.store.set(f"bye/{self.rank}", "1")
-        except Exception:  # the coordinator has gone first, which does no harm
+        if isinstance(self.cause, CoordinatorLost):
             return
+        with contextlib.suppress(CoordinatorLost):  # it has gone first, which does no harm
+            self.call(self.store.set, f"bye/{self.rank}", "1")
 
     def await_byes(self, limit_s: float) -> None:
         """Keep the store open until every student that lives has left, at most `limit_s` seconds."""
@@ -286,9 +317,9 @@ class Board:
         return json.loads(self.call(self.store.get, key))
 
     def call(self, operation: Callable[..., Any], *arguments: Any) -> Any:
-        """An operation of the store."""
+        """An operation of the store, which answers at once or never: its process does nothing else there."""
         try:
-            return operation(*arguments)
+            return within(ANSWER_S, lambda: operation(*arguments))
         except Exception as error:
             self.cause = self._coordinator_lost(error)
             raise self.cause from error
@@ -298,6 +329,27 @@ class Board:
         return f"{self.generation}/{key}"
 
 
+def within(limit_s: float, operation: Callable[[], Any]) -> Any:
+    """The result of an operation that may never end, as those of torch's store where a host is cut off.
+
+    Raises:
+        TimeoutError: there is none within `limit_s` seconds; the operation is left alone in its thread.
+    """
+    future = Future[Any]()
+
+    def work() -> None:
+        try:
+            future.set_result(operation())
+        except BaseException as error:
+            future.set_exception(error)
+
+    threading.Thread(target=work, name="store-operation", daemon=True).start()
+    try:
+        return future.result(limit_s)
+    except FutureTimeout:
+        raise TimeoutError(f"no answer within {limit_s:g} s") from None
+
+
 class Watch:
     """Whether a pulse stands still, by this process's own clock."""
 
@@ -305,8 +357,8 @@ class Watch:
         self.last: dict[str, Any] | None = None
         self.since = time.monotonic()
 
-    def is_stale(self, pulse: dict[str, Any] | None) -> bool:
-        """Whether this pulse has been the same for `STALE_S`."""
+    def is_stale(self, pulse: dict[str, Any] | None, after_s: float = STALE_S) -> bool:
+        """Whether this pulse has been the same for so many seconds."""
         if pulse != self.last:
             self.last, self.since = pulse, time.monotonic()
-        return time.monotonic() - self.since > STALE_S
+        return time.monotonic() - self.since > after_s

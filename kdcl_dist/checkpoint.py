@@ -16,7 +16,7 @@ import json
 import pickle
 import re
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import torch
@@ -24,7 +24,18 @@ import torch
 from kdcl_dist.errors import CheckpointError, StorageError, one_line
 from kdcl_dist.storage import Folder
 
-__all__ = ["Manifest", "Part", "commit", "newest", "prune", "read_part", "steps", "whole", "write_part"]
+__all__ = [
+    "Manifest",
+    "Part",
+    "carry_part",
+    "commit",
+    "newest",
+    "prune",
+    "read_part",
+    "steps",
+    "whole",
+    "write_part",
+]
 
 FORMAT = 1
 ROOT = "checkpoints"
@@ -32,10 +43,17 @@ ROOT = "checkpoints"
 
 @dataclass(frozen=True)
 class Part:
-    """One file of a checkpoint."""
+    """One file of a checkpoint.
+
+    Attributes:
+        sha256: of its content.
+        bytes: its size.
+        step: training steps done, where the part is older than its checkpoint, whose student was absent.
+    """
 
     sha256: str
     bytes: int
+    step: int | None = None
 
 
 @dataclass(frozen=True)
@@ -71,6 +89,16 @@ def write_part(run: Folder, step: int, name: str, state: Mapping[str, Any]) -> P
     except StorageError as error:
         raise CheckpointError(f"{error.message}; the last checkpoint stays") from error
     return Part(hashlib.sha256(data).hexdigest(), len(data))
+
+
+def carry_part(run: Folder, earlier: Manifest, step: int, name: str) -> Part:
+    """Take a part of an earlier checkpoint over into the next; errors as `write_part` and `read_part`."""
+    data, part = _verified(run, earlier, name), earlier.parts[name]
+    try:
+        run.write(f"{_folder(step)}/{name}.pt", data)
+    except StorageError as error:
+        raise CheckpointError(f"{error.message}; the last checkpoint stays") from error
+    return replace(part, step=earlier.step if part.step is None else part.step)
 
 
 def commit(run: Folder, manifest: Manifest) -> None:

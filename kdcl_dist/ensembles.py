@@ -149,6 +149,7 @@ def log_soft_target(
     labels_B: Tensor,
     temperature: float,
     weights_S: Tensor | None = None,
+    present_SB: Tensor | None = None,
 ) -> Tensor:
     """The log-probabilities (B, C) that the students learn from, at the temperature T.
 
@@ -157,10 +158,14 @@ def log_soft_target(
         logits_SBC, labels_B: the students' logits, the true classes.
         temperature: T > 0. Students are chosen and weighed at T = 1, the result is softened by T.
         weights_S: of "general", which needs them.
+        present_SB: which students' logits there are of each sample, at least one's; the sample's target is
+            the ensemble of those, with the weights of "general" in proportion. None: all.
 
     Raises:
         ValueError: an argument does not fit, or the method is unknown.
     """
+    if present_SB is not None:
+        return _of_present(method, logits_SBC, labels_B, temperature, weights_S, present_SB)
     _check_temperature(temperature)
     if method == "general":
         if weights_S is None:
@@ -170,6 +175,42 @@ def log_soft_target(
     if method not in by_logits:
         raise ValueError(f"method: unknown ensemble {method!r}; have {', '.join([*by_logits, 'general'])}")
     return F.log_softmax(by_logits[method](logits_SBC, labels_B) / temperature, dim=1)
+
+
+def _of_present(
+    method: str,
+    logits_SBC: Tensor,
+    labels_B: Tensor,
+    temperature: float,
+    weights_S: Tensor | None,
+    present_SB: Tensor,
+) -> Tensor:
+    """`log_soft_target` for the samples of each set of students at a time."""
+    if present_SB.shape != logits_SBC.shape[:2] or not bool(present_SB.any(dim=0).all()):
+        raise ValueError("present_SB: each sample needs the logits of at least one student")
+    target_BC = torch.empty_like(_checked(logits_SBC, labels_B)[0])
+    place_S1 = 2 ** torch.arange(len(logits_SBC), device=present_SB.device)[:, None]
+    sets, which_B = torch.unique((present_SB * place_S1).sum(dim=0), return_inverse=True)
+    for number in range(len(sets)):
+        rows = (which_B == number).nonzero()[:, 0]
+        there_S = present_SB[:, rows[0]]
+        target_BC[rows] = log_soft_target(
+            method,
+            logits_SBC[there_S][:, rows],
+            labels_B[rows],
+            temperature,
+            None if weights_S is None else _renormalised(weights_S, there_S),
+        )
+    return target_BC
+
+
+def _renormalised(weights_S: Tensor, there_S: Tensor) -> Tensor:
+    """The weights of some students, in proportion, with sum 1; alike if all of them are 0."""
+    if bool(there_S.all()):
+        return weights_S
+    weights_S = weights_S[there_S.to(weights_S.device)]
+    total = weights_S.sum()
+    return weights_S / total if total > 0 else torch.full_like(weights_S, 1 / len(weights_S))
 
 
 def _checked(logits_SBC: Tensor, labels_B: Tensor | None = None) -> Tensor:

@@ -22,7 +22,7 @@ import torch
 import torch.distributed as dist
 
 from kdcl_dist.board import Board, Store
-from kdcl_dist.errors import ForeignMessage, KdclError, one_line
+from kdcl_dist.errors import CoordinatorLost, ForeignMessage, KdclError, one_line
 from kdcl_dist.message import HEADER, MAGIC, PROTOCOL, Flag, Layout, Message
 
 __all__ = ["Endpoint", "Exchange", "connect_store", "host_store", "scoped"]
@@ -60,14 +60,21 @@ def host_store(host: str) -> tuple[Store, Endpoint]:
 
 
 def connect_store(endpoint: Endpoint, limit_s: float) -> Store:
-    """Reach the coordinator's store; raises `KdclError` when it cannot be reached within `limit_s`."""
+    """Reach the coordinator's store.
+
+    Raises:
+        CoordinatorLost: nothing listens there any more, or nobody answers within `limit_s` seconds.
+    """
     host, port = endpoint.host, endpoint.port
-    limit = timedelta(seconds=limit_s)
     try:
-        store: Store = c10d.TCPStore(host, port, is_master=False, wait_for_workers=False, timeout=limit)
+        # The store's client tries a refused connection until its limit; here it means that nobody is there.
+        socket.create_connection((host, port), timeout=limit_s).close()
+        store: Store = c10d.TCPStore(
+            host, port, is_master=False, wait_for_workers=False, timeout=timedelta(seconds=limit_s)
+        )
         return store
-    except RuntimeError as error:
-        raise KdclError(
+    except (OSError, RuntimeError) as error:
+        raise CoordinatorLost(
             f"the coordinator's store at {host}:{port} cannot be reached within {limit_s:g} s "
             f"(limits.startup_s): {one_line(error)}",
             phase="start",
@@ -84,7 +91,7 @@ class Exchange:
     """One rank's end of the group.
 
     Args:
-        board: the board of the same run and generation; it knows the rank and judges failures.
+        board: the board of the same run and generation; it knows who takes part and judges failures.
         store: the store below which the group meets.
         host: address of this process, by which the others reach it.
         layout: rows and classes of every member's message, on which the whole cast agreed.
@@ -106,17 +113,18 @@ class Exchange:
         step_s: float,
     ) -> None:
         self.board, self.layout, self.run, self.generation = board, layout, run, generation
-        self.size = len(board.names)
+        ranks = [*board.present, len(board.names) - 1]
+        self.size, self.rank = len(ranks), ranks.index(board.rank)
         self.step_s = step_s
-        self._parts = [torch.zeros(layout.nbytes, dtype=torch.uint8) for _ in board.names]
+        self._parts = [torch.zeros(layout.nbytes, dtype=torch.uint8) for _ in ranks]
         self.messages = [Message(layout, part) for part in self._parts[:-1]]
         self.mine = Message(layout)
-        self.mine.address(run=run, generation=generation, sender=board.rank)
+        self.mine.address(run=run, generation=generation, sender=self.rank)
         self.answer = Message(Layout(answer_rows, layout.classes))
         self.answer.address(run=run, generation=generation, sender=self.size - 1)
         limit = timedelta(seconds=max(step_s, FORM_S))
         self._group: Any | None = None
-        self._group = self._guard(lambda: _form(store, board.rank, self.size, host, limit))
+        self._group = self._guard(lambda: _form(store, self.rank, self.size, host, limit))
 
     def gather(self, limit_s: float | None = None) -> list[Message]:
         """Send `mine` to all and receive all; returns the students' messages in the order of the cast.

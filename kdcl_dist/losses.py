@@ -27,7 +27,9 @@ def task_loss(logits_BC: Tensor, labels_B: Tensor) -> Tensor:
     return F.cross_entropy(_widened(logits_BC), labels_B)
 
 
-def distillation_loss(logits_BC: Tensor, log_target_BC: Tensor, temperature: float) -> Tensor:
+def distillation_loss(
+    logits_BC: Tensor, log_target_BC: Tensor, temperature: float, covered_B: Tensor | None = None
+) -> Tensor:
     """T^2 * KL(p || softmax(z / T)), summed over classes and averaged over the batch, in nats.
 
     T^2 keeps the gradient's size independent of T (Hinton et al., 2015). The target is a constant: the
@@ -37,20 +39,31 @@ def distillation_loss(logits_BC: Tensor, log_target_BC: Tensor, temperature: flo
         logits_BC: z.
         log_target_BC: log p, the soft target's log-probabilities, already at temperature T.
         temperature: T.
+        covered_B: which samples have a soft target; the others add nothing to the sum over the batch, which
+            is divided by B all the same, so that a sample weighs alike in every batch. None: all have one.
     """
     log_q_BC = F.log_softmax(_widened(logits_BC) / temperature, dim=1)
-    return temperature**2 * _divergence(log_target_BC, log_q_BC)
+    if covered_B is None:
+        return temperature**2 * _divergence(log_target_BC, log_q_BC)
+    log_q_KC, log_p_KC = log_q_BC[covered_B], log_target_BC[covered_B].detach().to(log_q_BC)
+    total = F.kl_div(log_q_KC, log_p_KC, reduction="sum", log_target=True)
+    return temperature**2 * (total / len(logits_BC))
 
 
 def kdcl_loss(
-    logits_BC: Tensor, labels_B: Tensor, log_target_BC: Tensor, temperature: float, weight: float
+    logits_BC: Tensor,
+    labels_B: Tensor,
+    log_target_BC: Tensor,
+    temperature: float,
+    weight: float,
+    covered_B: Tensor | None = None,
 ) -> Losses:
     """CE(z, y) + lambda * T^2 * KL(p || softmax(z / T)) of one student (KDCL eq. 1-2).
 
     Cross-entropy keeps weight 1; `weight` is lambda. Other arguments as `distillation_loss`.
     """
     task = task_loss(logits_BC, labels_B)
-    distillation = distillation_loss(logits_BC, log_target_BC, temperature)
+    distillation = distillation_loss(logits_BC, log_target_BC, temperature, covered_B)
     return Losses(task + weight * distillation, task, distillation)
 
 

@@ -10,14 +10,17 @@ from __future__ import annotations
 import json
 import time
 import uuid
+from collections.abc import Collection
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from kdcl_dist.board import Board, Watch
 from kdcl_dist.checkpoint import Manifest, Part
-from kdcl_dist.errors import KdclError, StartupTimeout, from_dict
+from kdcl_dist.errors import CoordinatorLost, KdclError, StartupTimeout, from_dict
+from kdcl_dist.message import Kind
+from kdcl_dist.plan import Turn
 
-__all__ = ["Call", "Hello", "Meeting", "RunOver"]
+__all__ = ["Call", "Hello", "Meeting", "Ready", "RunOver"]
 
 POLL_S = 0.02
 
@@ -39,18 +42,31 @@ class Hello:
 
 @dataclass(frozen=True)
 class Call:
-    """The coordinator's call into a generation: its number, and the checkpoint that all go back to."""
+    """The coordinator's call into a generation.
+
+    Attributes:
+        number: the generation.
+        start: the newest checkpoint, if there is one.
+        at: the first turn.
+        students: places of those that take part.
+        restored: places of those that take up their state of `start`, or begin anew; the others go on
+            with the one they have.
+    """
 
     number: int
     start: Manifest | None
+    at: Turn
+    students: tuple[int, ...]
+    restored: tuple[int, ...]
 
 
 @dataclass
-class _Ready:
-    """A letter that waits for its answer, and its sender's pulse."""
+class Ready:
+    """A student's letter that waits for its answer: where it stands, None before its first generation."""
 
     ticket: str
     hello: Hello
+    position: Turn | None
     watch: Watch = field(default_factory=Watch)
 
 
@@ -71,30 +87,35 @@ class Meeting:
 
     def __init__(self, board: Board) -> None:
         self.board = board
-        self._ready: dict[int, _Ready] = {}
+        self._ready: dict[int, Ready] = {}
+        self._failures: list[KdclError] = []
         self._unread: set[int] = set()
         self._counted = 0
 
     # -- students --------------------------------------------------------------------------------
 
-    def join(self, hello: Hello, limit_s: float) -> Call:
-        """Say that this student is ready, and wait for the call of the coordinator.
+    def join(self, hello: Hello, position: Turn | None, silence_s: float) -> Call:
+        """Say that this student is ready, and wait for the call of the coordinator, as long as that lives.
+
+        Args:
+            hello: of this student.
+            position: the turn that it would take next, if it was in a generation.
+            silence_s: seconds without a sign of life after which the coordinator is taken for dead.
 
         Raises:
             RunOver: instead of a call.
-            StartupTimeout: there is none within `limit_s` seconds.
-            CoordinatorLost: its store is gone.
+            CoordinatorLost: it gives no sign of life, or its store is gone.
         """
-        ticket = self._write({"hello": asdict(hello)})
-        deadline = time.monotonic() + limit_s
-        while time.monotonic() < deadline:
+        letter = {"hello": asdict(hello), "position": None if position is None else asdict(position)}
+        ticket, watch, coordinator = self._write(letter), Watch(), len(self.board.names) - 1
+        while not watch.is_stale(self.board.pulse_of(coordinator), silence_s):
             self._look_for_end()
-            if self.board.has("call"):
-                call = self.board.read("call")
-                if ticket in call["tickets"]:
-                    return Call(call["number"], _manifest(call["start"]))
+            if self.board.has("call") and ticket in (call := self.board.read("call"))["tickets"]:
+                return _call(call)
             time.sleep(POLL_S)
-        raise _late("the coordinator has not called the cast together", limit_s)
+        raise CoordinatorLost(
+            f"the coordinator gives no sign of life for {silence_s:g} s (limits.startup_s)", phase="start"
+        )
 
     def report(self, error: KdclError) -> None:
         """Tell the coordinator that this student failed outside of a generation."""
@@ -116,33 +137,43 @@ class Meeting:
 
     # -- the coordinator -------------------------------------------------------------------------
 
-    def assemble(self, limit_s: float) -> list[Hello]:
-        """Wait until all students are ready.
+    def assemble(self, ranks: Collection[int], limit_s: float) -> dict[int, Ready]:
+        """Wait until the students of some ranks are ready; returns all that are, by rank.
 
         Raises:
             StartupTimeout: naming the students that are not after `limit_s` seconds.
             KdclError: the first failure that a student reports meanwhile.
         """
-        board, deadline = self.board, time.monotonic() + limit_s
-        while missing := [name for rank, name in enumerate(board.names[:-1]) if rank not in self._ready]:
-            self._read_letters()
-            # One that died while it waited for the others is waited for anew: it may be replaced.
-            self._ready = {
-                rank: ready
-                for rank, ready in self._ready.items()
-                if not ready.watch.is_stale(board.pulse_of(rank))
-            }
+        deadline = time.monotonic() + limit_s
+        while not self.waits_for(ranks):
+            if self._failures:
+                raise self._failures.pop(0)
             if time.monotonic() > deadline:
+                missing = [self.board.names[rank] for rank in sorted(set(ranks) - set(self._ready))]
                 raise _late(f"no word from {', '.join(missing)}", limit_s)
             time.sleep(POLL_S)
-        return [self._ready[rank].hello for rank in sorted(self._ready)]
+        return dict(sorted(self._ready.items()))
 
-    def call(self, call: Call) -> None:
-        """Call all who are ready into a generation."""
-        tickets = [ready.ticket for ready in self._ready.values()]
-        start = asdict(call.start) if call.start is not None else None
-        self._ready = {}
-        self._pin("call", {"number": call.number, "start": start, "tickets": tickets})
+    def waits_for(self, ranks: Collection[int]) -> bool:
+        """Whether the students of some ranks are ready, and wait for their call."""
+        self._read_letters()
+        # One that died while it waited for the others is waited for anew: it may be replaced.
+        self._ready = {
+            rank: ready
+            for rank, ready in self._ready.items()
+            if not ready.watch.is_stale(self.board.pulse_of(rank))
+        }
+        return set(ranks) <= set(self._ready)
+
+    def failures(self) -> list[KdclError]:
+        """What students reported that failed outside of a generation, once."""
+        found, self._failures = self._failures, []
+        return found
+
+    def call(self, call: Call, ranks: Collection[int]) -> None:
+        """Call the students of some ranks, who are ready, into a generation."""
+        tickets = [self._ready.pop(rank).ticket for rank in ranks]
+        self._pin("call", asdict(call) | {"tickets": tickets})
 
     def end(self, cause: KdclError) -> None:
         """Tell all who are ready, now or later, that the run is over."""
@@ -160,8 +191,10 @@ class Meeting:
             self._unread.remove(number)
             letter = board.read(f"letter/{number}")
             if "failed" in letter:
-                raise from_dict(letter["failed"])
-            self._ready[letter["rank"]] = _Ready(letter["ticket"], Hello(**letter["hello"]))
+                self._failures.append(from_dict(letter["failed"]))
+                continue
+            hello, position = Hello(**letter["hello"]), _turn(letter["position"])
+            self._ready[letter["rank"]] = Ready(letter["ticket"], hello, position)
 
     def _pin(self, key: str, value: dict[str, Any]) -> None:
         self.board.call(self.board.store.set, key, json.dumps(value))
@@ -173,6 +206,18 @@ def _late(what: str, limit_s: float) -> StartupTimeout:
         "hosts reach each other?",
         phase="start",
     )
+
+
+def _call(data: dict[str, Any]) -> Call:
+    at = _turn(data["at"])
+    assert at is not None
+    return Call(
+        data["number"], _manifest(data["start"]), at, tuple(data["students"]), tuple(data["restored"])
+    )
+
+
+def _turn(data: dict[str, Any] | None) -> Turn | None:
+    return None if data is None else Turn(**data | {"kind": Kind(data["kind"])})
 
 
 def _manifest(data: dict[str, Any] | None) -> Manifest | None:

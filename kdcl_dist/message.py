@@ -21,10 +21,12 @@ from torch import Tensor
 
 from kdcl_dist.errors import ShapeMismatch
 
-__all__ = ["Contribution", "Flag", "Kind", "Layout", "Message", "Numbers", "by_student"]
+__all__ = ["MAX_STUDENTS", "Contribution", "Flag", "Kind", "Layout", "Message", "Numbers", "by_student"]
 
 MAGIC = 0x4B44434C
-PROTOCOL = 1
+PROTOCOL = 2
+#: Students of one cast, each of which has a bit in the coordinator's answer.
+MAX_STUDENTS = 256
 
 
 class Kind(IntEnum):
@@ -45,6 +47,8 @@ class Flag(IntFlag):
     STOP = 1
     #: The coordinator refuses the step; the reason lies with the other failures.
     REFUSED = 2
+    #: In the coordinator's answer: the cast forms anew after this turn, and goes on.
+    REFORM = 4
 
 
 class Numbers(NamedTuple):
@@ -84,6 +88,7 @@ HEADER = np.dtype(
         ("busy_s", "<f8"),
         ("bytes", "<i8"),
         ("digest", "u1", (32,)),
+        ("excluded", "u1", (MAX_STUDENTS // 8,)),
         ("numbers", "<f8", (len(Numbers._fields),)),
     ]
 )
@@ -100,17 +105,22 @@ class Contribution(NamedTuple):
     logits: Tensor
 
 
-def by_student(messages: Sequence[Message], students: Sequence[int]) -> list[Contribution]:
-    """The used rows of each student, those of its replicas one after another.
+def by_student(messages: Sequence[Message], students: Sequence[int], count: int) -> list[Contribution]:
+    """The used rows of each student, those of its replicas one after another; none of one that is absent.
 
     Args:
-        messages: of all members, in the order of the cast.
-        students: the student of each member.
+        messages: of all members that are present, in the order of the cast.
+        students: the student of each of these members.
+        count: students of the cast.
     """
-    parts: list[list[Contribution]] = [[] for _ in range(max(students) + 1)]
+    parts: list[list[Contribution]] = [[] for _ in range(count)]
     for message, student in zip(messages, students, strict=True):
         parts[student].append(message.contribution())
-    return [_joined(own) if len(own) > 1 else own[0] for own in parts]
+    return [_joined(own) if len(own) > 1 else own[0] if own else _nothing(messages[0]) for own in parts]
+
+
+def _nothing(message: Message) -> Contribution:
+    return Contribution(message.ids[:0], message.labels[:0], message.logits[:0])
 
 
 def _joined(parts: Sequence[Contribution]) -> Contribution:
@@ -162,6 +172,7 @@ class Message:
         self.header["flags"] = flags
         self.header["rows"], self.header["bytes"], self.header["digest"] = 0, 0, 0
         self.header["numbers"][:] = Numbers()
+        self.header["excluded"] = 0
 
     def put(self, ids: Tensor, logits: Tensor, labels: Tensor | None = None) -> None:
         """Write the rows: ids_B, logits_BC of any floating type and device, labels_B.
@@ -180,6 +191,16 @@ class Message:
         self.logits[:rows].copy_(logits)
         if labels is not None:
             self.labels[:rows].copy_(labels)
+
+    def exclude(self, students: Sequence[int]) -> None:
+        """Say in the coordinator's answer which students, by place, the step is without."""
+        bits = np.zeros(MAX_STUDENTS, np.uint8)
+        bits[list(students)] = 1
+        self.header["excluded"][:] = np.packbits(bits)
+
+    def excludes(self, student: int) -> bool:
+        """Whether the step is without a student."""
+        return bool(np.unpackbits(self.header["excluded"])[student])
 
     @property
     def kind(self) -> int:

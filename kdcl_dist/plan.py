@@ -7,7 +7,8 @@ that is not of the expected turn is an error.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from itertools import islice
 
 from kdcl_dist.message import Kind
 
@@ -30,6 +31,16 @@ class Turn:
     step: int
     part: int = 0
 
+    @property
+    def moment(self) -> tuple[int, int, int, int]:
+        """By which turns are ordered."""
+        return self.epoch, self.kind, self.step, self.part
+
+    @property
+    def rewound(self) -> Turn:
+        """Where this turn's pass over held-out or test samples begins: no pass is taken up in its middle."""
+        return replace(self, part=0)
+
 
 @dataclass(frozen=True)
 class Plan:
@@ -41,6 +52,7 @@ class Plan:
         holdout_batches: batches of a pass over the held-out samples; 0 unless the method weighs by them.
         test_batches: batches of a pass over the test samples.
         checkpoint_epochs: a checkpoint is taken after every so many epochs, and after the last.
+        samples: of the training set, held-out ones too: every sample id of a training step is below it.
     """
 
     epochs: int
@@ -48,16 +60,27 @@ class Plan:
     holdout_batches: int
     test_batches: int
     checkpoint_epochs: int
+    samples: int = 0
 
-    def turns(self, start: int = 0) -> Iterator[Turn]:
-        """All turns from the point at which `start` training steps and all that belongs to them are done."""
-        for epoch in range(start // self.steps_per_epoch, self.epochs):
-            yield from self._epoch(epoch, start)
+    def first(self, step: int) -> Turn:
+        """The first turn after `step` training steps and all that belongs to them."""
+        epoch = step // self.steps_per_epoch
+        return Turn(Kind.TRAIN if epoch < self.epochs else Kind.END, epoch, step)
+
+    def turns(self, start: Turn) -> Iterator[Turn]:
+        """All turns from one on."""
+        for epoch in range(start.epoch, self.epochs):
+            yield from (turn for turn in self._epoch(epoch) if turn.moment >= start.moment)
         yield Turn(Kind.END, self.epochs, self.epochs * self.steps_per_epoch)
 
-    def _epoch(self, epoch: int, start: int) -> Iterator[Turn]:
+    def after(self, turn: Turn) -> Turn:
+        """The turn that follows; the last follows itself."""
+        turns = self.turns(turn)
+        return next(turns) if turn.kind is Kind.END else next(islice(turns, 1, None))
+
+    def _epoch(self, epoch: int) -> Iterator[Turn]:
         first, end = epoch * self.steps_per_epoch, (epoch + 1) * self.steps_per_epoch
-        for step in range(max(first, start), end):
+        for step in range(first, end):
             yield Turn(Kind.TRAIN, epoch, step)
         for part in range(self.holdout_batches):
             yield Turn(Kind.HOLDOUT, epoch, end, part)

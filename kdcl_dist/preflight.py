@@ -22,6 +22,7 @@ from kdcl_dist.storage import Folder
 __all__ = [
     "Check",
     "addresses",
+    "bank",
     "check_here",
     "clocks",
     "data",
@@ -91,6 +92,7 @@ def judge(
         addresses(reports),
         clocks(reports, asked, answered),
         shared_memory(recipe, reports),
+        *bank(reports),
     ]
 
 
@@ -213,6 +215,12 @@ def shared_memory(recipe: Recipe, reports: Sequence[Report]) -> Check:
         if recipe.data.loader_workers and size < SHM_BYTES
     ]
     return Check("/dev/shm", f"{min(sizes.values(), default=0) >> 20} MB free", warnings=warnings)
+
+
+def bank(reports: Sequence[Report]) -> list[Check]:
+    """Room for the bank of logits, where the run has one: on the first host, which is the coordinator's."""
+    room = reports[0].bank if reports else None
+    return [] if room is None else [Check("bank", str(room), [room.lack] if room.lack else [])]
 
 
 def _hosts(reports: Sequence[Report]) -> str:

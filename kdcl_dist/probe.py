@@ -17,6 +17,7 @@ from kdcl_dist.data.dataset import fingerprint
 from kdcl_dist.data.subset import open_classes
 from kdcl_dist.errors import KdclError, one_line
 from kdcl_dist.recipe import Recipe
+from kdcl_dist.room import Room, look_for_room
 from kdcl_dist.runs import versions
 from kdcl_dist.storage import Folder
 
@@ -39,6 +40,7 @@ class Report:
             "storage".
         clock: seconds since 1970 by its clock, when it was asked.
         shm_bytes: free space of /dev/shm, in bytes; None where there is none.
+        bank: room for the bank of logits, if this is the coordinator's host; None if the run has none.
     """
 
     address: str
@@ -48,6 +50,7 @@ class Report:
     problems: dict[str, str]
     clock: float
     shm_bytes: int | None = field(default=None)
+    bank: Room | None = None
 
 
 def look(recipe: Recipe, folder: Folder, mark: str | None, address: str, more: Mapping[str, str]) -> Report:
@@ -63,9 +66,12 @@ def look(recipe: Recipe, folder: Folder, mark: str | None, address: str, more: M
     clock = time.time()
     data: dict[str, str] = {}
     problems: dict[str, str] = {}
+    room: Room | None = None
     for name, spec in (("train", recipe.data.train), ("test", recipe.data.test)):
         try:
-            data[name] = fingerprint(open_classes(spec, recipe.data.classes))
+            data[name] = fingerprint(dataset := open_classes(spec, recipe.data.classes))
+            if name == "train":
+                room = look_for_room(recipe, len(dataset), len(dataset.classes))
         except KdclError as error:
             problems[name] = str(error)
         except Exception as error:  # a user's data set can raise anything
@@ -76,7 +82,7 @@ def look(recipe: Recipe, folder: Folder, mark: str | None, address: str, more: M
         except KdclError as error:
             problems["storage"] = str(error)
     found = versions() | dict(more)
-    return Report(address, platform.node(), found, data, problems, clock, _shm_bytes())
+    return Report(address, platform.node(), found, data, problems, clock, _shm_bytes(), room)
 
 
 def enter(root: str) -> None:

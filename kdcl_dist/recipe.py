@@ -25,6 +25,7 @@ from kdcl_dist.strict import Name, Seed, Strict
 
 __all__ = [
     "Analysis",
+    "Bank",
     "Checkpoint",
     "Data",
     "Distillation",
@@ -85,29 +86,52 @@ class Data(Strict):
         return value
 
 
+class Bank(Strict):
+    """Where the students' last logits are kept for a `window` of several steps, and how many of each.
+
+    `folder`: of the coordinator's host, for a file that is mapped into memory; null keeps them in memory.
+    `top_k`: the largest logits of a sample that are kept, with what the other classes have together;
+    null keeps all.
+    """
+
+    folder: str | None = None
+    top_k: PositiveInt | None = None
+
+
 class Distillation(Strict):
     """Which soft target, and how much of it.
 
     `temperature` is T and `weight` is lambda of the paper's equations 1-2. `invariant`: every student
-    draws its own view of a sample (section 3.2); otherwise all see the same view. `window`: steps within
-    which students may be apart in the data. `logit_noise`: standard deviation of Gaussian noise on the
-    logits that a student contributes (not in the paper; off by default).
+    draws its own view of a sample (section 3.2); otherwise all see the same view. `window`: steps, or
+    "epoch", within which each student walks the same samples in its own order; of more than one step, the
+    students learn from each other's last logits of a sample, none older than `max_staleness` steps, which
+    the `bank` keeps. `logit_noise`: standard deviation of Gaussian noise on the logits that a student
+    contributes (not in the paper; off by default).
     """
 
     method: Method = "linear"
     temperature: PositiveFloat = 2.0
     weight: NonNegativeFloat = 1.0
     invariant: bool = True
-    window: int | Literal["epoch"] = 1
+    window: PositiveInt | Literal["epoch"] = 1
+    max_staleness: NonNegativeInt | None = None
+    bank: Bank = Bank()
     logit_noise: NonNegativeFloat = 0.0
     teacher: Name | None = None
 
-    @field_validator("window")
-    @classmethod
-    def _only_one_step(cls, value: int | str) -> int | str:
-        if value != 1:
-            raise ValueError("this version has window 1 only: every student sees the same samples at a step")
-        return value
+    @property
+    def keeps_logits(self) -> bool:
+        """Whether soft targets are formed of logits of earlier steps too."""
+        return self.window != 1 and self.method != "none"
+
+    @model_validator(mode="after")
+    def _peers_are_at_hand(self) -> Distillation:
+        if self.method == "dml" and self.window != 1:
+            raise ValueError(
+                "method 'dml' learns from the peers' own logits of the same step, not from a soft target: it "
+                f"needs window 1 (got {self.window!r}); method 'mean' goes with any window"
+            )
+        return self
 
     @model_validator(mode="after")
     def _teacher_goes_with_its_method(self) -> Distillation:
@@ -200,17 +224,22 @@ class Failure(Strict):
     """What happens when a process of the cast dies, hangs or fails.
 
     `rollback`: it is replaced, the others keep their processes, and all go back to the newest checkpoint;
-    the result is that of a run without the failure, bit for bit. `stop`: the run ends with its newest
-    checkpoint. `max_failures` are those of a whole run; one more ends it.
+    the result is that of a run without the failure, bit for bit. `continue`: the others go on without it,
+    if they are at least `min_students`, and it joins them again, from its checkpoint, once it is replaced.
+    `stop`: the others save their state, and the run ends. `max_failures` are those of a whole run; one more
+    ends it. A student whose logits are not finite sits out that step; more than `max_bad_steps` in a row
+    are a failure.
     """
 
-    policy: Literal["rollback", "stop"] = "rollback"
+    policy: Literal["rollback", "continue", "stop"] = "rollback"
     max_failures: NonNegativeInt = 8
+    min_students: PositiveInt = 2
+    max_bad_steps: NonNegativeInt = 10
 
     @property
     def allowed(self) -> int:
         """Failures after which the run goes on."""
-        return self.max_failures if self.policy == "rollback" else 0
+        return 0 if self.policy == "stop" else self.max_failures
 
 
 class Limits(Strict):

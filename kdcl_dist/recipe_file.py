@@ -32,6 +32,7 @@ FREE_FIELDS = (
     "failure",
     "limits",
     "data.loader_workers",
+    "distillation.bank.folder",
 )
 #: Fields that may change too, but sums are then taken in another order: results differ in the last bits.
 ROUNDING_FIELDS = ("students.*.resources", "students.*.accelerator")

@@ -1,13 +1,18 @@
-"""Whether a run goes on after a failure. Pure decisions, without processes."""
+"""Whether and how a run goes on after a failure. Pure decisions, without processes."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
+from typing import Any
 
+from kdcl_dist.checkpoint import Manifest
 from kdcl_dist.errors import (
     CheckpointError,
     ContributionError,
+    CoordinatorFailed,
+    CoordinatorLost,
     KdclError,
+    NonFiniteLogits,
     StartupTimeout,
     StorageError,
     StudentLost,
@@ -15,7 +20,7 @@ from kdcl_dist.errors import (
 )
 from kdcl_dist.recipe import Failure
 
-__all__ = ["gives_up"]
+__all__ = ["Absences", "gives_up", "goes_on"]
 
 #: What the same code does again with the same data, or what only the user can mend.
 FINAL = (UserError, ContributionError, StartupTimeout, StorageError, CheckpointError)
@@ -29,9 +34,65 @@ def gives_up(failure: Failure, past: Sequence[KdclError], cause: KdclError) -> b
         past: the failures that the run survived.
         cause: the new one.
     """
-    if isinstance(cause, FINAL) or len(past) >= failure.allowed:
+    final = isinstance(cause, FINAL) and not isinstance(cause, NonFiniteLogits)
+    if final or len(past) >= failure.allowed:
         return True
     return any(_same(cause, earlier) for earlier in past)
+
+
+def goes_on(cause: KdclError) -> bool:
+    """Whether the students that a failure did not meet can go on from where they are.
+
+    What the coordinator knows is lost with it: then all go back to the newest checkpoint.
+    """
+    return not isinstance(cause, (CoordinatorFailed, CoordinatorLost))
+
+
+class Absences:
+    """Which student was away from when to when, under the policy `continue`.
+
+    Args:
+        names: the students.
+
+    Attributes:
+        found: as the run's record has it: the student, the steps between which it took no part, and the
+            step of the state with which it came back.
+    """
+
+    def __init__(self, names: Sequence[str]) -> None:
+        self.names = names
+        self.found: list[dict[str, Any]] = []
+
+    def forget(self) -> None:
+        """All are back at a checkpoint: nobody has missed anything."""
+        self.found = []
+
+    def note(
+        self, present: Collection[int], restored: Collection[int], step: int, start: Manifest | None
+    ) -> list[str]:
+        """Note who is there as the cast goes on at a step; a line for each student that left or came back.
+
+        Args:
+            present, restored: see `kdcl_dist.meeting.Call`.
+            step: training steps done.
+            start: the checkpoint that those who are restored take their state of.
+        """
+        lines = []
+        for place, name in enumerate(self.names):
+            absence = next((a for a in self.found if (a["student"], a["until"]) == (name, None)), None)
+            if place not in present and absence is None:
+                self.found.append({"student": name, "since": step, "until": None, "state_of": None})
+                lines.append(f"{name} is away from step {step} on")
+            elif place in restored:
+                part = None if start is None else start.parts.get(name)
+                state_of = (
+                    0 if start is None or part is None else start.step if part.step is None else part.step
+                )
+                if absence is None:
+                    self.found.append(absence := {"student": name, "since": step})
+                absence |= {"until": step, "state_of": state_of}
+                lines.append(f"{name} is back at step {step}, with its state of step {state_of}")
+        return lines
 
 
 def _same(cause: KdclError, earlier: KdclError) -> bool:

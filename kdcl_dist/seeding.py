@@ -22,7 +22,7 @@ class Purpose(IntEnum):
     STUDENT = 1
     HOLDOUT = 2
     EPOCH_ORDER = 3
-    STEP_ORDER = 4
+    WINDOW_ORDER = 4
     VIEW = 5
     INITIAL_WEIGHTS = 6
     STEP = 7

@@ -15,7 +15,7 @@ import torch
 
 from kdcl_dist.data.dataset import ImageDataset, fingerprint
 from kdcl_dist.data.loader import Batch, batches
-from kdcl_dist.data.streams import Ids, batches_of, epoch_steps, own_order, split_holdout, student_seed
+from kdcl_dist.data.streams import Ids, batches_of, epoch_steps, own_steps, split_holdout, student_seed
 from kdcl_dist.data.subset import open_classes
 from kdcl_dist.data.views import Transforms, Views
 from kdcl_dist.errors import DataError
@@ -76,6 +76,7 @@ class Session:
             holdout_batches=len(batches_of(holdout_ids, recipe.batch_size)) if weighs else 0,
             test_batches=len(batches_of(np.arange(len(self.test)), recipe.batch_size)),
             checkpoint_epochs=recipe.checkpoint.every_epochs,
+            samples=len(self.train),
         )
 
     @property
@@ -123,11 +124,12 @@ class Session:
         return self._once(self.test, np.arange(len(self.test)), replica, replicas)
 
     def _steps(self, seed: int, start: int) -> Iterator[tuple[int, Ids]]:
-        per_epoch = self.plan.steps_per_epoch
+        per_epoch, window = self.plan.steps_per_epoch, self.recipe.distillation.window
+        width = per_epoch if window == "epoch" else window
         for epoch in range(start // per_epoch, self.recipe.epochs):
             steps_TB = epoch_steps(self.split[0], self.recipe.batch_size, self.recipe.seed, epoch)
-            for step in range(max(0, start - epoch * per_epoch), per_epoch):
-                yield epoch, own_order(steps_TB[step], seed, epoch, step)
+            for ids_B in own_steps(steps_TB, width, seed, epoch, max(0, start - epoch * per_epoch)):
+                yield epoch, ids_B
 
     def _once(self, dataset: ImageDataset, ids: Ids, replica: int, replicas: int) -> Iterator[Batch]:
         views = test_views(dataset, self.recipe.data.test_items, self.recipe.seed)

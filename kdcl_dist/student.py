@@ -74,6 +74,8 @@ class Student:
             freeze_body(self.model, self.head)
         self._set_training(self.model.to(device), not self.frozen)
         self.training_model: nn.Module = self.model
+        self.buffers = list(self.model.buffers())
+        self.before = [buffer.clone() for buffer in self.buffers]
         self.optimizer = build_optimizer(self.spec.optimizer, self.model)
         self.scaler = torch.amp.GradScaler(device.type, enabled=self.spec.precision == "fp16")
         self.dtype = AUTOCAST.get(self.spec.precision)
@@ -156,9 +158,17 @@ class Student:
         torch.manual_seed(self._draw(Purpose.STEP, step))
         images_BCHW = images_BCHW.to(self.device, non_blocking=True)
         network = self.training_model if learns else self.model
+        if learns and self.buffers:
+            torch._foreach_copy_(self.before, self.buffers)
         with torch.set_grad_enabled(learns), self._autocast():
             logits_BC: Tensor = network(images_BCHW)
         return logits_BC.float()
+
+    def forget_step(self) -> None:
+        """Undo what a forward pass left in the network's buffers, such as running statistics of NaN."""
+        with torch.no_grad():
+            for buffer, before in zip(self.buffers, self.before, strict=True):
+                buffer.copy_(before)
 
     def contribution(self, logits_BC: Tensor, step: int) -> Tensor:
         """What the others learn from: the logits without gradient, with noise if the recipe asks for it."""
@@ -169,7 +179,9 @@ class Student:
         noise_BC = torch.randn(logits_BC.shape, generator=generator)
         return logits_BC + deviation * noise_BC.to(self.device)
 
-    def loss(self, logits_BC: Tensor, labels_B: Tensor, target: Tensor | None) -> Losses:
+    def loss(
+        self, logits_BC: Tensor, labels_B: Tensor, target: Tensor | None, covered_B: Tensor | None = None
+    ) -> Losses:
         """The loss of the recipe's method.
 
         Args:
@@ -177,6 +189,7 @@ class Student:
             labels_B: the classes.
             target: by method: "none" nothing; "dml" the peers' log-probabilities at T = 1, (P, B, C);
                 all others the log-probabilities of the soft target at the recipe's temperature, (B, C).
+            covered_B: which samples have a soft target, where not all have; see `distillation_loss`.
         """
         distillation = self.recipe.distillation
         labels_B = labels_B.to(self.device, non_blocking=True)
@@ -186,7 +199,9 @@ class Student:
         target = target.to(self.device, non_blocking=True)
         if distillation.method == "dml":
             return dml_loss(logits_BC, labels_B, target, distillation.weight)
-        return kdcl_loss(logits_BC, labels_B, target, distillation.temperature, distillation.weight)
+        covered_B = covered_B if covered_B is None else covered_B.to(self.device, non_blocking=True)
+        temperature, weight = distillation.temperature, distillation.weight
+        return kdcl_loss(logits_BC, labels_B, target, temperature, weight, covered_B)
 
     def conflict(self, losses: Losses) -> Conflict:
         """How the step's two gradients stand to each other; changes nothing."""

@@ -6,191 +6,28 @@ import os
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, replace
 from pathlib import Path
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from kdcl_dist.alignment import rows_of
-from kdcl_dist.board import Board
-from kdcl_dist.checkpoint import read_part, write_part
+from kdcl_dist.alignment import find_rows, rows_of
+from kdcl_dist.checkpoint import write_part
 from kdcl_dist.coordinator import sends_target
 from kdcl_dist.data.loader import Batch
-from kdcl_dist.errors import CoordinatorLost, KdclError, wrap
-from kdcl_dist.exchange import Endpoint, Exchange, connect_store, scoped
+from kdcl_dist.exchange import Exchange
 from kdcl_dist.losses import Losses
-from kdcl_dist.meeting import Call, Hello, Meeting, RunOver
+from kdcl_dist.meeting import Call
 from kdcl_dist.message import Flag, Kind, Layout, Message, Numbers, by_student
 from kdcl_dist.plan import Turn, share_of
 from kdcl_dist.recipe import Member, Recipe
-from kdcl_dist.replicas import Replicas, broke_off
-from kdcl_dist.runs import Run, versions
+from kdcl_dist.replicas import broke_off
+from kdcl_dist.runs import Run
 from kdcl_dist.session import Session
 from kdcl_dist.student import Student
 
-__all__ = ["Find", "layout_of", "prepare_process", "run_student"]
-
-
-#: Finds the coordinator's store: the first one, or the one that follows after a coordinator that was lost.
-Find = Callable[[Endpoint | None], Endpoint]
-
-
-def run_student(
-    run: Run,
-    rank: int,
-    find: Find,
-    *,
-    host: str,
-    device: torch.device,
-    stop: Callable[[], bool],
-) -> bool:
-    """Train one student of a run, or one of its replicas, to the run's end.
-
-    Args:
-        run: the run.
-        rank: place in `run.recipe.members`.
-        find: tells where the coordinator's store is; given an endpoint, where the next one is after that
-            was lost. Raises `CoordinatorLost` when there is none.
-        host: this process's address, by which the others reach it.
-        device: where the network trains.
-        stop: asked at each step whether this process wants the run to stop.
-
-    Returns:
-        True at the end of the run, False when it was stopped before, after a checkpoint.
-
-    Raises:
-        KdclError: the failure that ended the run, or this student's own.
-    """
-    prepare_process(run, threads=run.recipe.students[run.recipe.members[rank].student].resources.cpu)
-    lost: Endpoint | None = None
-    while True:
-        endpoint = find(lost)
-        try:
-            return _Seat(run, rank, endpoint, host, device, stop).run()
-        except CoordinatorLost:
-            if not run.recipe.failure.allowed:
-                raise
-            lost = endpoint
-
-
-class _Seat:
-    """A student's place under one coordinator, through one generation of the exchange group after another."""
-
-    def __init__(
-        self,
-        run: Run,
-        rank: int,
-        endpoint: Endpoint,
-        host: str,
-        device: torch.device,
-        stop: Callable[[], bool],
-    ) -> None:
-        self.run_, self.host, self.device, self.stop = run, host, device, stop
-        self.member, self.limits = run.recipe.members[rank], run.recipe.limits
-        self.spec = run.recipe.students[self.member.student]
-        self.store = scoped(connect_store(endpoint, self.limits.startup_s), run.id)
-        names = [each.name for each in run.recipe.members]
-        self.board = Board(self.store, names, rank, generation=-1)  # of none until it is called
-        self.meeting = Meeting(self.board)
-        self.session: Session | None = None
-
-    def run(self) -> bool:
-        """Take part until the run's end; errors as `run_student`, or `CoordinatorLost`."""
-        try:
-            self.board.start_pulse(self.host, slow_s=self.limits.step_s / 2)
-            while True:
-                student, session = self._prepare()
-                call = self.meeting.join(self._hello(student, session), 2 * self.limits.startup_s)
-                try:
-                    return self._generation(call, student, session)
-                except KdclError as error:
-                    if not self._survives(error):
-                        raise
-        except RunOver as over:
-            raise over.cause from None
-        finally:
-            self.board.say_bye()
-            self.board.close()
-
-    def _survives(self, error: KdclError) -> bool:
-        """Whether what broke the generation is another student's failure, so that this process stays."""
-        own = error is not self.board.cause or error.student == self.member.name
-        return not own and not isinstance(error, CoordinatorLost)
-
-    def _prepare(self) -> tuple[Student, Session]:
-        """The student as it is before its first step, and the data, which stay open."""
-        self.board.pulse.enter("start")
-        try:
-            session = self.session or Session.open(self.run_.recipe)
-            student = _build(self.run_, self.member, self.device, session)
-            if self.session is None:
-                _try_out(student, session, self.member)
-            self.session = session
-        except Exception as error:
-            cause = wrap(error, student=self.member.name, step=None, phase="start")
-            self.meeting.report(cause)
-            raise cause from error
-        return student, session
-
-    def _hello(self, student: Student, session: Session) -> Hello:
-        cuda = student.device.type == "cuda"
-        return Hello(
-            name=self.member.name,
-            host=self.host,
-            pid=os.getpid(),
-            device=torch.cuda.get_device_name(student.device) if cuda else "cpu",
-            parameters=student.parameters,
-            classes=student.classes,
-            plan=asdict(session.plan),
-            data=session.fingerprints,
-            versions=versions(),
-        )
-
-    def _generation(self, call: Call, student: Student, session: Session) -> bool:
-        """Train from the checkpoint of the call until the end of the run, or the first failure."""
-        board, run = self.board, replace(self.run_, start=call.start, generation=call.number)
-        board.enter(call.number)
-        exchange: Exchange | None = None
-        replicas: Replicas | None = None
-        try:
-            if call.start is not None:
-                student.load_state_dict(read_part(run.folder, call.start, self.spec.name))
-            if self.spec.replicas > 1:
-                replicas = self._join_replicas(call.number)
-                student.join(replicas)
-            exchange = Exchange(
-                board,
-                scoped(self.store, str(call.number)),
-                host=self.host,
-                layout=layout_of(run.recipe, student.classes),
-                answer_rows=run.recipe.batch_size,
-                run=run.number,
-                generation=call.number,
-                step_s=self.limits.step_s,
-            )
-            return StudentLoop(run, self.member, student, session, exchange, self.stop).run()
-        except Exception as error:
-            if error is board.cause:
-                raise
-            pulse, name = board.pulse, self.member.name
-            raise board.report(wrap(error, student=name, step=pulse.step, phase=pulse.phase)) from error
-        finally:
-            if replicas is not None:
-                replicas.close()
-            if exchange is not None:
-                exchange.close()
-
-    def _join_replicas(self, generation: int) -> Replicas:
-        return Replicas(
-            scoped(self.store, f"{generation}/replicas/{self.spec.name}"),
-            self.member.replica,
-            self.spec.replicas,
-            host=self.host,
-            device=self.device,
-            limit_s=max(self.limits.startup_s, self.limits.step_s),
-        )
+__all__ = ["StudentLoop", "layout_of", "prepare_process"]
 
 
 def layout_of(recipe: Recipe, classes: int) -> Layout:
@@ -211,27 +48,12 @@ def prepare_process(run: Run, threads: int) -> None:
         sys.path.insert(0, run.root)
 
 
-def _build(run: Run, member: Member, device: torch.device, session: Session) -> Student:
-    return Student(
-        run.recipe,
-        member.student,
-        replica=member.replica,
-        classes=len(session.train.classes),
-        channels=session.train.channels,
-        device=device,
-        resumed=run.start is not None,
-    )
-
-
-def _try_out(student: Student, session: Session, member: Member) -> None:
-    """Find what is wrong with a network or its data before the cast comes together."""
-    student.check_output(next(session.testing()).images[:2])
-    first = session.first_views(member.student, 2)
-    student.try_step(first.images, first.labels)
-
-
 class StudentLoop:
-    """One student's walk through the plan."""
+    """One student's walk through the plan, in one generation of the exchange group.
+
+    Attributes:
+        position: the turn that it takes next.
+    """
 
     def __init__(
         self,
@@ -240,24 +62,30 @@ class StudentLoop:
         student: Student,
         session: Session,
         exchange: Exchange,
+        call: Call,
         stop: Callable[[], bool],
     ) -> None:
         self.run_, self.member, self.student, self.session = run, member, student, session
-        self.exchange, self.stop = exchange, stop
-        self.training = session.training(member.student, run.step, member.replica)
+        self.exchange, self.stop, self.present = exchange, stop, call.students
+        self.position = call.at
+        self.training = session.training(member.student, call.at.step, member.replica)
         self.passing: Iterator[Batch] = iter(())
         self.numbers = Numbers()
         self.losses: Losses | None = None
         self.answered = time.perf_counter()
 
-    def run(self) -> bool:
-        """Take every turn; whether the end of the run was reached."""
-        for turn in self.session.plan.turns(self.run_.step):
-            if Flag.STOP in self._take(turn):
-                if turn.kind is Kind.TRAIN:
+    def run(self) -> Flag:
+        """Take every turn to the run's end, or to the first after which it stops or forms anew."""
+        plan = self.session.plan
+        for turn in plan.turns(self.position):
+            self.position = turn
+            flags = self._take(turn)
+            if flags & (Flag.STOP | Flag.REFORM):
+                self.position = plan.after(turn)
+                if Flag.STOP in flags and turn.kind is Kind.TRAIN:
                     self._checkpoint(Turn(Kind.CHECKPOINT, turn.epoch, turn.step + 1))
-                return False
-        return True
+                return flags
+        return Flag.NONE
 
     def _take(self, turn: Turn) -> Flag:
         self.exchange.board.pulse.enter("data", turn.step)
@@ -307,7 +135,10 @@ class StudentLoop:
     def _learn(self, turn: Turn, logits_BC: Tensor, batch: Batch, answer: Message) -> Numbers:
         """The own update, if the student learns in this epoch; what is to be told of it but the losses."""
         student = self.student
-        self.losses = student.loss(logits_BC, batch.labels, self._target(batch.ids, answer))
+        if answer.excludes(self.member.student):
+            student.forget_step()
+            return Numbers(step=turn.step)
+        self.losses = student.loss(logits_BC, batch.labels, *self._target(batch.ids, answer))
         if not student.learns(turn.epoch):
             return Numbers(step=turn.step)
         numbers = Numbers(step=turn.step, lr=student.lr(turn.step, self.session.plan.steps_per_epoch))
@@ -365,19 +196,28 @@ class StudentLoop:
         self.answered = time.perf_counter()
         return answer
 
-    def _target(self, ids_B: Tensor, answer: Message) -> Tensor | None:
-        """What this student learns from, in its own order of the samples; see `Student.loss`."""
-        if self.student.recipe.distillation.method == "dml":
-            return self._peers(ids_B, self.exchange.messages)
-        if not sends_target(self.student.recipe):
-            return None
+    def _target(self, ids_B: Tensor, answer: Message) -> tuple[Tensor | None, Tensor | None]:
+        """What this student learns from, in its own order of the samples, and which of them have it.
+
+        See `Student.loss`.
+        """
+        recipe = self.student.recipe
+        if recipe.distillation.method == "dml":
+            return self._peers(ids_B, self.exchange.messages), None
+        if not sends_target(recipe):
+            return None, None
         ids_R, _, target_RC = answer.contribution()
-        return target_RC[rows_of(ids_B, ids_R)]
+        if not recipe.distillation.keeps_logits:
+            return target_RC[rows_of(ids_B, ids_R)], None
+        row_B, covered_B = find_rows(ids_B, ids_R)
+        return answer.logits[row_B], covered_B
 
     def _peers(self, ids_B: Tensor, messages: Sequence[Message]) -> Tensor:
         """All peers' log-probabilities at T = 1, (P, B, C)."""
-        parts = by_student(messages, [member.student for member in self.run_.recipe.members])
-        del parts[self.member.student]
-        rows = [part.logits[rows_of(ids_B, part.ids)] for part in parts]
+        recipe, answer = self.run_.recipe, self.exchange.answer
+        members = [each.student for each in recipe.members if each.student in self.present]
+        parts = by_student(messages, members, len(recipe.students))
+        peers = [peer for peer in self.present if peer != self.member.student and not answer.excludes(peer)]
+        rows = [parts[peer].logits[rows_of(ids_B, parts[peer].ids)] for peer in peers]
         empty = torch.empty(0, len(ids_B), self.student.classes)
         return F.log_softmax(torch.stack(rows), dim=2) if rows else empty

@@ -8,10 +8,11 @@ from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Literal
 
-from kdcl_dist.errors import UserError, wrap
+from kdcl_dist.errors import PreflightError, UserError, wrap
 from kdcl_dist.events import Event, Note
 from kdcl_dist.launch.signals import stop_on_signals
 from kdcl_dist.recipe import Recipe
+from kdcl_dist.room import look_for_room
 from kdcl_dist.runs import Run, prepare, read_record, record_failure, update_record
 from kdcl_dist.session import Session
 from kdcl_dist.uris import without_secret
@@ -65,6 +66,10 @@ def train(
     session = Session.open(recipe)
     for warning in recipe.warnings():
         tell(Note(f"warning: {warning}"))
+    if room := look_for_room(recipe, len(session.train), len(session.train.classes)):
+        tell(Note(f"bank of logits: {room}"))
+        if room.lack:
+            raise PreflightError(f"bank of logits: {room.lack}")
     run = prepare(recipe, storage, name, resume=resume, warn=lambda text: tell(Note(text)))
     tell(
         Note(

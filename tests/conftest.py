@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import atexit
+import json
 import os
 import shutil
 import tempfile
@@ -17,26 +18,29 @@ import numpy as np
 import pytest
 import torch
 
-from kdcl_dist import student_loop
-from kdcl_dist.coordinator_loop import run_coordinator
+from kdcl_dist import seat
+from kdcl_dist.chair import run_coordinator
 from kdcl_dist.data.dataset import Info
 from kdcl_dist.data.writer import write_dataset
 from kdcl_dist.events import Event
 from kdcl_dist.exchange import host_store
+from kdcl_dist.launch import local
+from kdcl_dist.meeting import RunOver
 from kdcl_dist.recipe import Recipe
 from kdcl_dist.recipe_file import parse_recipe
 from kdcl_dist.runs import Run, prepare
-from kdcl_dist.student_loop import run_student
+from kdcl_dist.seat import run_student
 
 TESTS = Path(__file__).parent
 ROOT = TESTS.parent
 #: Faults on order; see tests/inject. Set before any process is started that could meet one.
-FAULTS = Path(tempfile.mkdtemp(prefix="kdcl-faults-")) / "faults.jsonl"
-os.environ["KDCL_TEST_FAULTS"] = str(FAULTS)
-os.environ["PYTHONPATH"] = os.pathsep.join(
-    [str(TESTS / "inject"), *filter(None, [os.environ.get("PYTHONPATH")])]
-)
-atexit.register(shutil.rmtree, FAULTS.parent, ignore_errors=True)
+if "KDCL_TEST_FAULTS" not in os.environ:
+    os.environ["KDCL_TEST_FAULTS"] = str(Path(tempfile.mkdtemp(prefix="kdcl-faults-")) / "faults.jsonl")
+    atexit.register(shutil.rmtree, Path(os.environ["KDCL_TEST_FAULTS"]).parent, ignore_errors=True)
+    os.environ["PYTHONPATH"] = os.pathsep.join(
+        [str(TESTS / "inject"), *filter(None, [os.environ.get("PYTHONPATH")])]
+    )
+FAULTS = Path(os.environ["KDCL_TEST_FAULTS"])
 
 
 @pytest.fixture(autouse=True)
@@ -119,13 +123,13 @@ class Cast:
         """Run all members to their end."""
         with pytest.MonkeyPatch.context() as patch:
             # Networks draw their initial weights from the generator that all threads share.
-            build, lock = student_loop._build, threading.Lock()
+            build, lock = seat._build, threading.Lock()
 
             def one_at_a_time(*arguments: Any) -> Any:
                 with lock:
                     return build(*arguments)
 
-            patch.setattr(student_loop, "_build", one_at_a_time)
+            patch.setattr(seat, "_build", one_at_a_time)
             return self._train(stop)
 
     def _train(self, stop: Callable[[], bool]) -> Cast:
@@ -155,6 +159,8 @@ class Cast:
     def _member(self, name: str, job: Callable[[], bool]) -> None:
         try:
             self.finished[name] = job()
+        except RunOver as over:
+            self.errors[name] = over.cause
         except BaseException as error:  # what a process would end with
             self.errors[name] = error
 
@@ -182,3 +188,28 @@ def assert_same(left: dict[str, torch.Tensor], right: dict[str, torch.Tensor]) -
     assert left.keys() == right.keys()
     for key in left:
         assert torch.equal(left[key], right[key]), key
+
+
+def train(run: Run) -> list[Event]:
+    """Train in processes of this machine; what was told."""
+    events: list[Event] = []
+    assert local.launch(run, events.append, threading.Event())
+    return events
+
+
+Order = Callable[[str, str, int, str], None]
+
+
+@pytest.fixture
+def order(tmp_path: Path) -> Iterator[Order]:
+    """Orders a fault of (who, phase, step, how), once; all are off afterwards. See tests/inject."""
+
+    def order(who: str, phase: str, step: int, how: str) -> None:
+        number = len(FAULTS.read_text().splitlines()) if FAULTS.exists() else 0
+        once = str(tmp_path / f"fault-{number}")
+        fault = {"who": who, "phase": phase, "step": step, "how": how, "once": once}
+        with FAULTS.open("a") as file:
+            file.write(json.dumps(fault) + "\n")
+
+    yield order
+    FAULTS.unlink(missing_ok=True)

@@ -35,19 +35,21 @@ class Dropout(nn.Module):
 
 
 class Plain(nn.Module):
-    """One linear layer; `trouble` is called with the number of the training step."""
+    """One linear layer; `trouble` is called with the number of the training step, also of a resumed run."""
+
+    steps: Tensor
 
     def __init__(self, num_classes: int) -> None:
         super().__init__()
         self.linear = nn.Linear(64, num_classes)
-        self.step = 0
+        self.register_buffer("steps", torch.tensor(0))
 
     def forward(self, x: Tensor) -> Tensor:
         """Logits."""
         logits = self.linear(x.flatten(1))
         if self.training:
-            logits = self.trouble(self.step, logits)
-            self.step += 1
+            logits = self.trouble(int(self.steps), logits)
+            self.steps += 1
         return logits
 
     def trouble(self, step: int, logits: Tensor) -> Tensor:
@@ -100,10 +102,35 @@ class Slow(Plain):
 
 
 class NotFinite(Plain):
-    """NaN at step 3."""
+    """NaN at step 3, and for ever after: a step that is skipped does not count."""
 
     def trouble(self, step: int, logits: Tensor) -> Tensor:
         return logits * torch.nan if step == 3 else logits
+
+
+class NotFiniteOnce(Plain):
+    """NaN in one step, the fourth of the process."""
+
+    steps_here = 0
+
+    def trouble(self, step: int, logits: Tensor) -> Tensor:
+        self.steps_here += 1
+        return logits * torch.nan if self.steps_here == 4 else logits
+
+
+class Explodes(Plain):
+    """Sure of the wrong class at step 24."""
+
+    def trouble(self, step: int, logits: Tensor) -> Tensor:
+        return logits * -1000 if step == 24 else logits
+
+
+class Paced(Plain):
+    """A twentieth of a second a step, so that a process is replaced before the run ends."""
+
+    def trouble(self, step: int, logits: Tensor) -> Tensor:
+        time.sleep(0.05)
+        return logits
 
 
 class WrongClasses(nn.Module):

@@ -70,11 +70,17 @@ def train(recipe: Recipe) -> list[dict[str, Tensor]]:
     w = torch.full((S,), 1 / S, dtype=torch.float64)
     last = [0 if i == teacher else s.epochs or recipe.epochs for i, s in enumerate(recipe.students)]
     T_epoch = len(train_ids) // recipe.batch_size
+    W = T_epoch if recipe.distillation.window == "epoch" else recipe.distillation.window
+    bank: dict[tuple[int, int], tuple[int, Tensor]] = {}
     for epoch in range(recipe.epochs):
         order = train_ids[permutation(len(train_ids), recipe.seed, Purpose.EPOCH_ORDER, epoch)]
         for step in range(T_epoch):
-            ids = order[step * recipe.batch_size : (step + 1) * recipe.batch_size]
-            mine = [ids[permutation(len(ids), seeds[i], Purpose.STEP_ORDER, epoch, step)] for i in range(S)]
+            window, first = step // W, step // W * W
+            ids = order[first * recipe.batch_size : min(first + W, T_epoch) * recipe.batch_size]
+            mine = []
+            for i in range(S):
+                walk = ids[permutation(len(ids), seeds[i], Purpose.WINDOW_ORDER, epoch, window)]
+                mine.append(walk[(step - first) * recipe.batch_size :][: recipe.batch_size])
             logits = []
             for i, s in enumerate(recipe.students):
                 view_seed = seeds[i] if recipe.distillation.invariant else recipe.seed
@@ -82,30 +88,37 @@ def train(recipe: Recipe) -> list[dict[str, Tensor]]:
                 torch.manual_seed(derive(seeds[i], Purpose.STEP, epoch * T_epoch + step))
                 nets[i].train(epoch < last[i])
                 logits.append(nets[i](x))
-            sorted_ids = np.sort(ids)
-            aligned = []
+            all_sent = []
             for i in range(S):
                 sent = logits[i].detach()
                 if recipe.distillation.logit_noise:
                     seed = derive(seeds[i], Purpose.LOGIT_NOISE, epoch * T_epoch + step)
                     noise = torch.randn(sent.shape, generator=torch.Generator().manual_seed(seed))
                     sent = sent + recipe.distillation.logit_noise * noise
-                aligned.append(sent[np.argsort(mine[i])])
-            y = labels[sorted_ids]
-            target = None
-            if method not in ("none", "dml"):
-                target = soft_target(method, aligned, y, T, w, teacher)
+                all_sent.append(sent)
+            target: dict[int, Tensor] = {}
+            if W > 1 and method != "none":
+                target = windowed_targets(
+                    recipe, bank, all_sent, mine, labels, epoch * T_epoch + step, w, teacher
+                )
+            elif method not in ("none", "dml"):
+                aligned = [all_sent[i][np.argsort(mine[i])] for i in range(S)]
+                rows = soft_target(method, aligned, labels[np.sort(ids)], T, w, teacher)
+                target = dict(zip(np.sort(ids).tolist(), rows, strict=True))
             losses = []
             for i in range(S):
-                place = np.searchsorted(sorted_ids, mine[i])
                 loss = F.cross_entropy(logits[i], labels[mine[i]])
-                if target is not None:
-                    q = F.log_softmax(logits[i] / T, dim=1)
-                    kl = F.kl_div(q, target[place], reduction="batchmean", log_target=True)
+                if method not in ("none", "dml"):
+                    there = [row for row, sample in enumerate(mine[i].tolist()) if sample in target]
+                    q = F.log_softmax(logits[i] / T, dim=1)[there]
+                    p = torch.stack([target[int(mine[i][row])] for row in there]) if there else q.detach()
+                    kl = F.kl_div(q, p, reduction="sum", log_target=True) / len(mine[i])
                     loss = loss + recipe.distillation.weight * (T**2 * kl)
                 if method == "dml":
                     q = F.log_softmax(logits[i], dim=1)
-                    peers = [F.log_softmax(aligned[j][place], dim=1) for j in range(S) if j != i]
+                    rows = [np.searchsorted(np.sort(ids), mine[i])]
+                    sent_j = [all_sent[j][np.argsort(mine[j])][rows[0]] for j in range(S) if j != i]
+                    peers = [F.log_softmax(each, dim=1) for each in sent_j]
                     kls = [F.kl_div(q, p, reduction="batchmean", log_target=True) for p in peers]
                     loss = loss + recipe.distillation.weight * torch.stack(kls).mean()
                 losses.append(loss)
@@ -117,6 +130,36 @@ def train(recipe: Recipe) -> list[dict[str, Tensor]]:
         if method == "general":
             w = held_out_weights(recipe, data, nets, sorted(held))
     return [net.state_dict() for net in nets]
+
+
+def windowed_targets(
+    recipe: Recipe,
+    bank: dict[tuple[int, int], tuple[int, Tensor]],
+    sent: list[Tensor],
+    mine: list[np.ndarray],
+    labels: Tensor,
+    step: int,
+    w: Tensor,
+    teacher: int,
+) -> dict[int, Tensor]:
+    """log p of the samples of a step that have one: all logits are kept first, then samples taken singly."""
+    S, oldest = len(sent), recipe.distillation.max_staleness
+    fresh = {(i, int(id)): z for i in range(S) for id, z in zip(mine[i], sent[i], strict=True)}
+    for key, z in fresh.items():
+        bank[key] = step, (z - z.max()).clamp(min=-65504).half()
+    found = {}
+    for id in sorted({id for _, id in fresh}):
+        there = [
+            i for i in range(S) if (i, id) in bank and (oldest is None or step - bank[i, id][0] <= oldest)
+        ]
+        if (teacher not in there) if teacher >= 0 else len(there) < 2:
+            continue
+        z = [fresh.get((i, id), bank[i, id][1].float())[None] for i in there]
+        share = w[there] if len(there) == S or w[there].sum() == 0 else w[there] / w[there].sum()
+        place = there.index(teacher) if teacher >= 0 else -1
+        T = recipe.distillation.temperature
+        found[id] = soft_target(recipe.distillation.method, z, labels[[id]], T, share, place)[0]
+    return found
 
 
 def held_out_weights(recipe: Recipe, data: ArrowDataset, nets: list, held: list[int]) -> Tensor:

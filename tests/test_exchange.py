@@ -14,6 +14,7 @@ from kdcl_dist.alignment import rows_of
 from kdcl_dist.board import Board
 from kdcl_dist.coordinator import Coordinator, check_messages
 from kdcl_dist.errors import (
+    CoordinatorLost,
     ForeignMessage,
     KdclError,
     LabelMismatch,
@@ -48,8 +49,8 @@ def message(sender: int, ids: list[int], labels: list[int] | None = None) -> Mes
     return found
 
 
-def coordinator() -> Coordinator:
-    students = ", ".join(f"{{name: {name}, model: mlp}}" for name in NAMES)
+def coordinator(*names: str) -> Coordinator:
+    students = ", ".join(f"{{name: {name}, model: mlp}}" for name in names or NAMES)
     return Coordinator(parse_recipe(f"data: {{train: x, test: x}}\nstudents: [{students}]"))
 
 
@@ -102,12 +103,36 @@ def test_the_odd_one_out_is_named(odd: int) -> None:
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
-def test_numbers_that_are_not_finite_are_refused(value: float) -> None:
+def test_who_has_numbers_that_are_not_finite_is_left_out(value: float) -> None:
     messages = [message(sender, [1, 2, 3]) for sender in range(3)]
+    expected = coordinator("a", "b").answer(coordinator("a", "b").parts(messages[:2]), 0)
     messages[2].logits[1, 0] = value
-    with pytest.raises(NonFiniteLogits, match="sample 2") as caught:
-        coordinator().align(messages)
+    answer = coordinator().answer(coordinator().parts(messages), 0)
+    assert answer.bad == (2,)
+    assert answer.target is not None
+    assert expected.target is not None
+    assert torch.equal(answer.target.log_probabilities, expected.target.log_probabilities)
+
+
+def test_bad_numbers_are_borne_for_so_many_steps_in_a_row() -> None:
+    one = coordinator()
+    for bad in ([2], [2], [], [2], [0, 2]):
+        one.check_bad(bad, 2)
+    with pytest.raises(NonFiniteLogits, match="3 steps in a row") as caught:
+        one.check_bad([2], 2)
     assert caught.value.student == "c"
+    with pytest.raises(NonFiniteLogits):
+        coordinator().check_bad([0], 0)
+
+
+def test_a_cast_of_bad_numbers_only_learns_nothing_but_lives() -> None:
+    messages = [message(sender, [1, 2, 3]) for sender in range(3)]
+    for each in messages:
+        each.logits[0, 0] = float("nan")
+    answer = coordinator().answer(coordinator().parts(messages), 0)
+    assert answer.bad == (0, 1, 2)
+    assert answer.target is not None
+    assert bool(torch.isfinite(answer.target.log_probabilities).all())
 
 
 @pytest.mark.parametrize(
@@ -248,10 +273,10 @@ def test_who_does_not_come_is_named() -> None:
     server, _ = host_store("127.0.0.1")
     boards = [Board(scoped(server, "run"), NAMES, rank) for rank in (0, 3)]
     ready = Hello("a", "h", 1, "cpu", 1, 3, {}, {}, {})
-    with pytest.raises(StartupTimeout, match=r"limits\.startup_s"):
-        Meeting(boards[0]).join(ready, 0.1)
+    with pytest.raises(CoordinatorLost, match=r"limits\.startup_s"):
+        Meeting(boards[0]).join(ready, None, 0.1)
     with pytest.raises(StartupTimeout, match=r"b, c.*limits\.startup_s"):
-        Meeting(boards[1]).assemble(0.3)
+        Meeting(boards[1]).assemble([0, 1, 2], 0.3)
 
 
 def test_only_the_first_failure_stands() -> None:

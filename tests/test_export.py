@@ -259,6 +259,8 @@ def broken(trained: Run, tmp_path: Path) -> Callable[[str], Path]:
         recipe = folder / "recipe.yaml"
         if what == "format":
             manifests(lambda content: content.update(format=2))
+        elif what == "lost":
+            manifests(lambda content: content["parts"]["a"].update(step=3))
         elif what == "parts":
             for path in folder.glob("checkpoints/*/a.pt"):
                 path.write_bytes(path.read_bytes()[:-1])
@@ -273,6 +275,13 @@ def broken(trained: Run, tmp_path: Path) -> Callable[[str], Path]:
         return folder
 
     return make
+
+
+def test_a_student_that_the_run_lost_is_as_it_was_last(broken: Callable[[str], Path], tmp_path: Path) -> None:
+    result = run("export", broken("lost"), "--student", "a", "--to", tmp_path / "x")
+    assert result.exit_code == 0, result.output
+    assert exporting.description(tmp_path / "x")["step"] == 3
+    assert "epoch 1 of 2" in (tmp_path / "x" / "README.md").read_text()
 
 
 @pytest.mark.parametrize(

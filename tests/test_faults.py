@@ -56,7 +56,8 @@ def test_an_exception_in_a_network_is_the_cause_for_all(make_recipe: MakeRecipe,
 def test_nan_logits_name_the_student_and_spare_the_checkpoint(
     make_recipe: MakeRecipe, make_run: MakeRun
 ) -> None:
-    cast = Cast(make_run(make_recipe("students.b.model=nets:NotFinite", "batch_size=20"))).train()
+    strict = ("failure.max_bad_steps=0", "batch_size=20")
+    cast = Cast(make_run(make_recipe("students.b.model=nets:NotFinite", *strict))).train()
     error = all_agree(cast, NonFiniteLogits)
     assert (error.student, error.step) == ("b", 3)
     state = weights(cast.run.folder, 3, "b")

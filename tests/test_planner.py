@@ -59,12 +59,12 @@ def test_idle_counts_every_worker() -> None:
     assert found.cast_idle == pytest.approx((3 * 0.1 + 0.5) / 4)
 
 
-@pytest.mark.parametrize("sends_target", [True, False])
-def test_the_exchange_is_a_ring_and_a_tree(sends_target: bool) -> None:
+@pytest.mark.parametrize("rows", [64, 0, 3 * 64])
+def test_the_exchange_is_a_ring_and_a_tree(rows: int) -> None:
     link = Link(latency_s=0.01, bandwidth=1e5)
-    whole = Cast(64, 10, [figures(1.0), figures(1.0), figures(1.0)], link, 0.0, sends_target)
+    whole = Cast(64, 10, [figures(1.0), figures(1.0), figures(1.0)], link, 0.0, rows)
     # 4 members and the coordinator: 4 rounds of the ring, 3 levels of the tree. One has all rows.
-    volume = 4 * Layout(64, 10).nbytes + 3 * (Layout(64, 10).nbytes if sends_target else HEADER.itemsize)
+    volume = 4 * Layout(64, 10).nbytes + 3 * (Layout(rows, 10).nbytes if rows else HEADER.itemsize)
     assert whole.predict([2, 1, 1]).step_s == pytest.approx(1.0 + 0.07 + volume / 1e5)
     assert whole.predict([2, 2, 2]).step_s < 0.5 + 0.09 + (6 * Layout(32, 10).nbytes + 3 * volume) / 1e5
 

@@ -2,10 +2,12 @@
 
 Changing any of them changes everyone's results; the tests hold their values fixed.
 
-Shapes: N samples, T steps of an epoch, B samples of a step.
+Shapes: N samples, T steps of an epoch, W steps of a window, B samples of a step.
 """
 
 from __future__ import annotations
+
+from collections.abc import Iterator
 
 import numpy as np
 import numpy.typing as npt
@@ -13,7 +15,15 @@ import numpy.typing as npt
 from kdcl_dist.errors import DataError
 from kdcl_dist.seeding import Purpose, derive, permutation
 
-__all__ = ["batches_of", "epoch_steps", "own_order", "split_holdout", "student_seed", "view_seed"]
+__all__ = [
+    "batches_of",
+    "epoch_steps",
+    "own_order",
+    "own_steps",
+    "split_holdout",
+    "student_seed",
+    "view_seed",
+]
 
 Ids = npt.NDArray[np.int64]
 
@@ -54,9 +64,25 @@ def epoch_steps(train_ids: Ids, batch_size: int, seed: int, epoch: int) -> Ids:
     return train_ids[order[: steps * batch_size]].reshape(steps, batch_size)
 
 
-def own_order(ids_B: Ids, student: int, epoch: int, step: int) -> Ids:
-    """One student's own order of a step's samples; `student` is its seed."""
-    return ids_B[permutation(len(ids_B), student, Purpose.STEP_ORDER, epoch, step)]
+def own_order(ids: Ids, student: int, epoch: int, window: int) -> Ids:
+    """One student's own order of the samples of a window, the epoch's `window`-th from 0.
+
+    `student` is its seed. A window is one step, several, or the whole epoch.
+    """
+    return ids[permutation(len(ids), student, Purpose.WINDOW_ORDER, epoch, window)]
+
+
+def own_steps(steps_TB: Ids, width: int, student: int, epoch: int, start: int = 0) -> Iterator[Ids]:
+    """The sample ids, (B,) each, of one student's steps of an epoch from the step `start` on.
+
+    Within each window of `width` steps the student walks its own shuffle of the samples that all students
+    have there; the last window of an epoch may be shorter.
+    """
+    for window in range(start // width, -(-len(steps_TB) // width)):
+        first = window * width
+        shared_WB = steps_TB[first : first + width]
+        own_WB = own_order(shared_WB.ravel(), student, epoch, window).reshape(shared_WB.shape)
+        yield from own_WB[max(0, start - first) :]
 
 
 def student_seed(seed: int, index: int, own: int | None) -> int:

@@ -43,7 +43,7 @@ class Source:
         folder: of the run.
         recipe: of the run.
         student: which of its students.
-        step: training steps done.
+        step: training steps that the student has done.
         network: on the CPU, in evaluation mode.
         session: the run's data.
         record: the content of run.json.
@@ -97,9 +97,12 @@ class Source:
             else _of_epoch(folder, session, wanted, "--last" if last else f"--epoch {epoch}")
         )
         network = _load(folder, manifest, student, session)
-        epochs, rest = divmod(manifest.step, session.plan.steps_per_epoch)
+        # A student that the run lost and went on without is kept as it was last.
+        part = manifest.parts[name]
+        step = manifest.step if part.step is None else part.step
+        epochs, rest = divmod(step, session.plan.steps_per_epoch)
         results = {} if rest else _results(folder, epochs)
-        return cls(folder, recipe, student, manifest.step, network, session, read_record(folder), results)
+        return cls(folder, recipe, student, step, network, session, read_record(folder), results)
 
     @property
     def when(self) -> str:

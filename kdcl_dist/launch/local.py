@@ -9,8 +9,7 @@ import signal
 import threading
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
-from functools import partial
+from dataclasses import dataclass
 from multiprocessing import forkserver
 from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
@@ -19,7 +18,7 @@ from typing import Any
 import torch
 
 from kdcl_dist.board import COORDINATOR
-from kdcl_dist.coordinator_loop import run_coordinator
+from kdcl_dist.chair import run_coordinator
 from kdcl_dist.errors import (
     CoordinatorLost,
     KdclError,
@@ -33,12 +32,13 @@ from kdcl_dist.errors import (
 from kdcl_dist.events import Event, Note
 from kdcl_dist.exchange import Endpoint, host_store
 from kdcl_dist.launch.devices import assign_devices
+from kdcl_dist.meeting import RunOver
 from kdcl_dist.orphans import end_with_parent
 from kdcl_dist.preflight import Check, check_here
 from kdcl_dist.recipe import Recipe
 from kdcl_dist.runs import Run
+from kdcl_dist.seat import run_student
 from kdcl_dist.storage import Folder
-from kdcl_dist.student_loop import run_student
 
 __all__ = ["check", "launch"]
 
@@ -52,26 +52,16 @@ class _Member:
     """One process of the cast, as the launcher sees it."""
 
     name: str
-    start: Callable[[], tuple[BaseProcess, Connection]]
-    process: BaseProcess = field(init=False)
-    link: Connection = field(init=False)
+    process: BaseProcess
+    link: Connection
     finished: bool | None = None
     error: KdclError | None = None
     ended: bool = False
-
-    def __post_init__(self) -> None:
-        self.process, self.link = self.start()
 
     @property
     def failed(self) -> bool:
         """Whether the process ended, or is about to, without having finished."""
         return self.error is not None or (self.ended and self.finished is None)
-
-    def replace(self) -> None:
-        """Start a new process in the place of one that failed."""
-        _finish(self)
-        self.process, self.link = self.start()
-        self.finished, self.error, self.ended = None, None, False
 
 
 def launch(run: Run, tell: Callable[[Event], None], asked: threading.Event) -> bool:
@@ -92,7 +82,7 @@ def launch(run: Run, tell: Callable[[Event], None], asked: threading.Event) -> b
 
 
 class _Cast:
-    """All processes of a run; a process that dies is replaced while the run's failures allow it."""
+    """All processes of a run, the coordinator's first; one that dies is replaced while the run goes on."""
 
     def __init__(self, run: Run, tell: Callable[[Event], None], asked: threading.Event) -> None:
         self.run, self.tell, self.asked = run, tell, asked
@@ -100,53 +90,52 @@ class _Cast:
         self.context = _context()
         self.stop = self.context.Event()
         self.endpoint: Endpoint | None = None
+        self.members: list[_Member] = []
         self.replaced = 0
-        self.failed_at: float | None = None
-        self.coordinator = _Member(COORDINATOR, lambda: self._start(COORDINATOR, _coordinate, run, self.stop))
-        self.students: list[_Member] = []
-
-    @property
-    def members(self) -> list[_Member]:
-        """The coordinator, if it is there, and the students."""
-        return [self.coordinator, *self.students]
+        self.over = False
 
     def train(self) -> bool:
         """See `launch`."""
         try:
-            self.endpoint = _await_endpoint(self.coordinator, self.run.recipe.limits.startup_s)
-            for rank, member in enumerate(self.run.recipe.members):
-                self.students.append(_Member(member.name, partial(self._start_student, rank)))
+            self.members.append(self._start_coordinator())
+            self.endpoint = _await_endpoint(self.members[0], self.run.recipe.limits.startup_s)
+            for rank in range(len(self.run.recipe.members)):
+                self.members.append(self._start_student(rank))
             self._attend()
         finally:
             _end(self.members)
         if (cause := _first_cause(self.members)) is not None:
             raise cause
-        return bool(self.coordinator.finished)
+        return bool(self.members[0].finished)
 
-    def _start(
-        self, name: str, target: Callable[..., None], *arguments: Any
-    ) -> tuple[BaseProcess, Connection]:
+    def _start_coordinator(self) -> _Member:
+        return self._start(COORDINATOR, _coordinate, self.run, self.stop)
+
+    def _start_student(self, rank: int) -> _Member:
+        name, device = self.run.recipe.members[rank].name, self.devices[rank]
+        return self._start(name, _train, self.run, rank, self.endpoint, device)
+
+    def _start(self, name: str, target: Callable[..., None], *arguments: Any) -> _Member:
         ours, theirs = self.context.Pipe()
         process = self.context.Process(target=target, args=(theirs, *arguments), name=f"kdcl-{name}")
         process.start()
         theirs.close()
-        return process, ours
-
-    def _start_student(self, rank: int) -> tuple[BaseProcess, Connection]:
-        name, device = self.run.recipe.members[rank].name, self.devices[rank]
-        return self._start(name, _train, self.run, rank, self.endpoint, device)
+        return _Member(name, process, ours)
 
     def _attend(self) -> None:
         """Pass on what the processes say until all have ended, or a failure had time to reach all."""
-        while open_links := {member.link: member for member in self.members if not member.ended}:
+        failed_at: float | None = None
+        limits, stops = self.run.recipe.limits, self.run.recipe.failure.policy == "stop"
+        grace_s = max(GRACE_S, limits.startup_s) if stops else GRACE_S  # the others take a checkpoint
+        while talking := {member.link: member for member in self.members if not member.ended}:
             if self.asked.is_set():
                 self.stop.set()
-            for link in wait(list(open_links), timeout=0.2):
-                self._hear(open_links[link])  # type: ignore[index]
+            for link in wait(list(talking), timeout=0.2):
+                self._hear(talking[link])  # type: ignore[index]
             self._mend()
             failed = any(member.failed for member in self.members)
-            self.failed_at = (self.failed_at or time.monotonic()) if failed else None
-            if self.failed_at is not None and time.monotonic() - self.failed_at > GRACE_S:
+            failed_at = (failed_at or time.monotonic()) if failed else None
+            if failed_at is not None and time.monotonic() - failed_at > grace_s:
                 return
 
     def _hear(self, member: _Member) -> None:
@@ -158,40 +147,46 @@ class _Cast:
         if kind == "event":
             self.tell(value)
         elif kind == "finished":
-            member.finished = value
+            member.finished, self.over = value, True
         elif kind == "failed":
             member.error = from_dict(value)
+            self.over |= member.name == COORDINATOR or isinstance(member.error, UserError)
+        elif kind == "over":  # what the coordinator tells, too, if it lives
+            member.error, self.over = from_dict(value), True
         elif kind == "endpoint":
             self._announce(value)
-        elif kind == "evict":
-            for student in self.students:
-                if (student.name, student.process.pid) == value:
-                    student.process.kill()
+        elif kind == "end":
+            self._kill(*value)
         elif kind == "lost" and self.endpoint is not None and self.endpoint.id == value:
-            self.coordinator.process.kill()
+            self.members[0].process.kill()
 
     def _mend(self) -> None:
         """Replace processes that failed: the coordinator first, since the students need its store."""
-        if self.coordinator.error is not None or any(m.finished is not None for m in self.members):
-            return  # the coordinator has decided that the run ends
-        for member in self.members:
-            if not member.failed or (self.endpoint is None and member is not self.coordinator):
+        for place, member in enumerate(self.members):
+            if self.over or not member.failed or (place > 0 and self.endpoint is None):
                 continue
-            if self.replaced >= self.run.recipe.failure.allowed or isinstance(member.error, UserError):
+            if self.replaced >= self.run.recipe.failure.allowed:
+                self.over = True
                 return
             self.replaced += 1
-            if member is self.coordinator:
+            _finish(member)
+            died = f"process {member.process.pid} failed ({_how(member)})"
+            self.tell(Note(f"{member.name}: {died}; a new one takes its place"))
+            if place == 0:
                 self.endpoint = None
-            member.process.join(GRACE_S)
-            self.tell(
-                Note(f"{member.name}: process {member.process.pid} failed ({_how(member)}); a new one starts")
-            )
-            member.replace()
+                self.members[0] = self._start_coordinator()
+            else:
+                self.members[place] = self._start_student(place - 1)
+
+    def _kill(self, name: str, pid: int) -> None:
+        for member in self.members:
+            if (member.name, member.process.pid) == (name, pid):
+                member.process.kill()
 
     def _announce(self, endpoint: Endpoint) -> None:
         """Tell the students where a coordinator's store is that took another's place."""
         self.endpoint = endpoint
-        for student in self.students:
+        for student in self.members[1:]:
             with contextlib.suppress(OSError):  # one that died is replaced, and told then
                 student.link.send(endpoint)
 
@@ -289,10 +284,29 @@ def _coordinate(link: Connection, run: Run, stop: Any) -> None:
             host=HOST,
             stop=stop.is_set,
             tell=lambda event: link.send(("event", event)),
-            evict=lambda name, pid: link.send(("evict", (name, pid))),
+            processes=_Processes(link),
         )
 
     _report(link, work, student=None)
+
+
+@dataclass(frozen=True)
+class _Processes:
+    """See `kdcl_dist.chair.Processes`."""
+
+    link: Connection
+
+    def is_gone(self, name: str, pid: int) -> bool:
+        """Whether the process is dead."""
+        try:
+            os.kill(pid, 0)
+        except ProcessLookupError:
+            return True
+        return False
+
+    def end(self, name: str, pid: int) -> None:
+        """Let the launcher end it."""
+        self.link.send(("end", (name, pid)))
 
 
 def _train(link: Connection, run: Run, rank: int, endpoint: Endpoint, device: str) -> None:
@@ -325,5 +339,7 @@ def _report(link: Connection, work: Callable[[], bool], student: str | None) -> 
     end_with_parent()
     try:
         link.send(("finished", work()))
+    except RunOver as over:
+        link.send(("over", over.cause.to_dict()))
     except Exception as error:
         link.send(("failed", wrap(error, student=student, step=None, phase="start").to_dict()))

@@ -29,7 +29,7 @@ from ray.train.backend import Backend
 from ray.train.torch import TorchConfig, TorchTrainer
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from kdcl_dist.coordinator_loop import run_coordinator
+from kdcl_dist.chair import run_coordinator
 from kdcl_dist.errors import CoordinatorLost, KdclError, RunFolderError, StudentLost, one_line
 from kdcl_dist.events import Event, Note
 from kdcl_dist.exchange import Endpoint, host_store
@@ -37,12 +37,13 @@ from kdcl_dist.launch.devices import assign_accelerators
 from kdcl_dist.launch.preflight import run_checks
 from kdcl_dist.launch.ray_metrics import RayMetrics
 from kdcl_dist.launch.ray_title import set_title
+from kdcl_dist.meeting import RunOver
 from kdcl_dist.placement import ACCELERATOR
 from kdcl_dist.preflight import Check, require
 from kdcl_dist.recipe import Recipe
 from kdcl_dist.runs import Run, read_record, recorded_failure
+from kdcl_dist.seat import run_student
 from kdcl_dist.storage import Folder
-from kdcl_dist.student_loop import run_student
 
 __all__ = ["check", "cluster", "launch", "room_for"]
 
@@ -234,7 +235,7 @@ def trainer(run: Run) -> TorchTrainer:
             storage_path=run.folder.uri,
             # The coordinator decides when a run ends. Ray counts every worker of a failure, and each failed
             # start of a new one; its limit is there for what the coordinator cannot see.
-            failure_config=FailureConfig(max_failures=RETRIES * run.recipe.failure.allowed),
+            failure_config=FailureConfig(max_failures=RETRIES * run.recipe.failure.max_failures),
             logging_config=LoggingConfig(log_level="ERROR"),
         ),
     )
@@ -255,8 +256,10 @@ def _train(config: dict[str, Any]) -> None:
             device=torch.device("cuda" if gpu else "cpu"),
             stop=lambda: False,
         )
+    except RunOver:
+        return  # the run's record has the cause
     except KdclError:
-        if not find.is_over():  # else all know the cause, and Ray Train must not start this worker again
+        if not find.is_over():  # else Ray Train must not start this worker again
             raise
 
 
@@ -270,7 +273,7 @@ class _Finder:
         self.place: int = ray.get(self.actor.place.remote(rank, os.getpid(), here), timeout=self.limit_s)
 
     def __call__(self, lost: Endpoint | None) -> Endpoint:
-        """See `kdcl_dist.student_loop.run_student`; an actor that stays the same is ended, and made again."""
+        """See `kdcl_dist.seat.run_student`; an actor that stays the same is ended, and made again."""
         deadline, replaced = time.monotonic() + self.limit_s, False
         while time.monotonic() < deadline:
             endpoint: Endpoint | None = self._ask(self.actor.endpoint.remote())
@@ -349,6 +352,43 @@ class CastBackend(Backend):  # type: ignore[misc]
             ray.get(self.actor.drain.remote(), timeout=END_S)
 
 
+#: Process id and actor of each member.
+Workers = dict[str, tuple[int, Any]]
+
+
+class _Processes:
+    """See `kdcl_dist.chair.Processes`."""
+
+    def __init__(self, workers: Workers) -> None:
+        self.workers = workers
+        self.asked: dict[int, Any] = {}
+
+    def is_gone(self, name: str, pid: int) -> bool:
+        """Whether Ray knows that the worker is dead: a question to it fails then, and else waits or ends."""
+        known, worker = self.workers.get(name, (pid, None))
+        if known != pid or worker is None:
+            return known != pid
+        if pid not in self.asked:
+            self.asked[pid] = worker.__ray_call__.remote(_nothing)
+        if not ray.wait([self.asked[pid]], timeout=0)[0]:
+            return False
+        try:
+            ray.get(self.asked.pop(pid))
+        except RayError:
+            return True
+        return False
+
+    def end(self, name: str, pid: int) -> None:
+        """End the worker's process."""
+        known, worker = self.workers.get(name, (0, None))
+        if known == pid:  # else another has taken its place already
+            ray.kill(worker)
+
+
+def _nothing(worker: Any) -> None:
+    """What a worker is asked to see whether it lives."""
+
+
 @ray.remote
 class _CoordinatorActor:
     """The coordinator's process, which works in a thread; the calls are answered beside it.
@@ -361,7 +401,7 @@ class _CoordinatorActor:
         self.host = ray.util.get_node_ip_address()
         self.store, self.own = host_store(self.host)
         self.places = places
-        self.workers: dict[str, tuple[int, Any]] = {}
+        self.workers: Workers = {}
         self.stopping = threading.Event()
         self.told: deque[Event] = deque()
         self.heard = 0
@@ -378,13 +418,8 @@ class _CoordinatorActor:
                 host=self.host,
                 stop=self.stopping.is_set,
                 tell=self._tell,
-                evict=self._evict,
+                processes=_Processes(self.workers),
             )
-
-    def _evict(self, name: str, pid: int) -> None:
-        known, worker = self.workers.get(name, (0, None))
-        if known == pid:  # else another has taken its place already
-            ray.kill(worker)
 
     def _tell(self, event: Event) -> None:
         self.told.append(event)

@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from kdcl_dist.message import HEADER, Layout
+from kdcl_dist.message import Layout
 
 __all__ = ["Cast", "Cost", "Figures", "Link", "Prediction", "fit_link"]
 
@@ -131,7 +131,7 @@ class Cast:
         students: in the order of the cast.
         link: between all processes.
         ensemble_s: seconds from the gather's end to the broadcast's start.
-        sends_target: whether the coordinator's answer carries a soft target.
+        answer_rows: of `kdcl_dist.coordinator.answer_rows`; None as many as a step has samples.
         cores: CPU cores that all workers share; infinite if each has its own.
     """
 
@@ -140,7 +140,7 @@ class Cast:
     students: Sequence[Figures]
     link: Link
     ensemble_s: float
-    sends_target: bool = True
+    answer_rows: int | None = None
     cores: float = math.inf
 
     def predict(self, replicas: Sequence[int]) -> Prediction:
@@ -170,7 +170,8 @@ class Cast:
     def _between_s(self, members: int, fewest: int) -> float:
         """Exchange and ensemble; the student with the fewest replicas decides the size of all messages."""
         message = Layout(self.batch_size // fewest, self.classes).nbytes
-        answer = Layout(self.batch_size, self.classes).nbytes if self.sends_target else HEADER.itemsize
+        rows = self.batch_size if self.answer_rows is None else self.answer_rows
+        answer = Layout(rows, self.classes).nbytes
         return self.link.exchange_s(members, message, answer) + self.ensemble_s
 
 

@@ -31,7 +31,7 @@ def apart(work: Callable[..., Result], items: Sequence[tuple[Any, ...]]) -> list
         KdclError: a process died.
     """
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["kdcl_dist.student_loop"])
+    context.set_forkserver_preload(["kdcl_dist.seat"])
     with ProcessPoolExecutor(len(items), mp_context=context, initializer=_begin) as pool:
         jobs = [pool.submit(work, *item) for item in items]
         try:

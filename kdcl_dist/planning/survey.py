@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 from kdcl_dist import models
-from kdcl_dist.coordinator import sends_target
+from kdcl_dist.coordinator import answer_rows
 from kdcl_dist.data.subset import open_classes
 from kdcl_dist.errors import DataError
 from kdcl_dist.planning.cores import measure_cores
@@ -82,7 +82,7 @@ def survey(
         students,
         link or DEFAULT_LINK,
         ensemble_s,
-        sends_target(recipe),
+        answer_rows(recipe),
         cores or math.inf,
     )
     return Survey(recipe, cast, notes)

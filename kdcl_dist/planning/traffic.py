@@ -7,14 +7,14 @@ from statistics import median
 
 import torch
 
+from kdcl_dist.bank import Bank
 from kdcl_dist.board import Board
-from kdcl_dist.coordinator import Coordinator
+from kdcl_dist.coordinator import Coordinator, answer_rows
 from kdcl_dist.exchange import Endpoint, Exchange, connect_store, host_store, scoped
-from kdcl_dist.message import Kind, Layout, Message
+from kdcl_dist.message import Contribution, Kind, Layout, Message
 from kdcl_dist.planning.model import Link, fit_link
 from kdcl_dist.planning.processes import STEPS, WARMUP_STEPS, apart, timed
 from kdcl_dist.recipe import Recipe
-from kdcl_dist.student_loop import layout_of
 
 __all__ = ["measure_ensemble", "measure_link"]
 
@@ -79,22 +79,19 @@ def _trade(exchange: Exchange, step: int) -> float:
 
 def _ensemble(recipe: Recipe, classes: int) -> float:
     torch.set_num_threads(1)
-    coordinator, layout = Coordinator(recipe), layout_of(recipe, classes)
-    answer, messages = Message(Layout(recipe.batch_size, classes)), []
-    labels_B = torch.randint(classes, (recipe.batch_size,))
-    for member in recipe.members:
-        rows = recipe.batch_size // recipe.students[member.student].replicas
-        message = Message(layout)
-        message.begin(Kind.TRAIN, 0)
-        ids_B = torch.arange(rows) + member.replica * rows
-        message.put(ids_B, torch.randn(rows, classes), labels_B[ids_B])
-        messages.append(message)
+    distillation, students, rows = recipe.distillation, len(recipe.students), recipe.batch_size
+    bank = None
+    if distillation.keeps_logits:  # as for few samples: its time does not depend on how many there are
+        bank = Bank(students, 2 * rows, classes, top_k=distillation.bank.top_k)
+    coordinator, answer = Coordinator(recipe, bank), Message(Layout(answer_rows(recipe), classes))
+    labels_N = torch.randint(classes, (2 * rows,))
 
-    def step(_: int) -> float:
+    def step(number: int) -> float:
+        drawn = [torch.randperm(2 * rows if bank else rows)[:rows] for _ in range(students)]
+        parts = [Contribution(ids_B, labels_N[ids_B], torch.randn(rows, classes)) for ids_B in drawn]
         started = time.perf_counter()
-        aligned = coordinator.align(messages)
-        if (target_BC := coordinator.soft_target(aligned)) is not None:
-            answer.put(aligned.ids, target_BC)
+        if (target := coordinator.answer(parts, number).target) is not None:
+            answer.put(target.ids, target.log_probabilities)
         return time.perf_counter() - started
 
     return float(median(timed(step)))

@@ -9,7 +9,17 @@ from kdcl_dist.report.lines import Line, line_chart
 from kdcl_dist.report.load import ENSEMBLE, RunData
 from kdcl_dist.report.markup import figure
 
-__all__ = ["ANALYSIS", "CONFLICT", "CURVES", "ENSEMBLES", "TARGETS", "Chart", "draw", "draw_targets"]
+__all__ = [
+    "ANALYSIS",
+    "CONFLICT",
+    "CURVES",
+    "ENSEMBLES",
+    "TARGETS",
+    "WINDOW",
+    "Chart",
+    "draw",
+    "draw_targets",
+]
 
 #: The soft targets that the analysis compares.
 ENSEMBLES = ("naive", "linear", "min_logit", "general", "mean")
@@ -162,6 +172,26 @@ TARGETS = (
         "% of samples",
         "Share of training samples on which the largest class of the soft target is not the label.",
         100.0,
+    ),
+)
+WINDOW = (
+    Chart(
+        "coverage",
+        "Samples with a soft target",
+        "window",
+        "coverage",
+        "% of samples",
+        "Share of a student's training samples of which a peer's logits were there, so that it had a soft "
+        "target. The others add nothing to its distillation loss.",
+        100.0,
+    ),
+    Chart(
+        "staleness",
+        "Age of the peers' logits",
+        "window",
+        "staleness",
+        "steps",
+        "Mean age of the peers' logits behind a student's soft targets: steps since the peer gave them.",
     ),
 )
 

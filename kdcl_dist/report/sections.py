@@ -13,6 +13,7 @@ from kdcl_dist.report.load import ENSEMBLE, RunData
 from kdcl_dist.report.markup import beside, details, facts, figure, figures, note, section, table, verbatim
 from kdcl_dist.report.teaching import analysis_sections
 from kdcl_dist.report.ticks import number
+from kdcl_dist.report.windows import window_section
 
 __all__ = ["run_sections"]
 
@@ -32,6 +33,7 @@ def run_sections(run: RunData, prefix: str = "") -> str:
     if run.curves:
         parts += [
             section("Curves", figures(draw(run, CURVES, prefix))),
+            window_section(run, prefix),
             analysis_sections(run, prefix),
             _times(run, prefix),
         ]

@@ -1,0 +1,360 @@
+"""The coordinator's place in the cast: it calls the students together, and again after each failure."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, replace
+from typing import Protocol
+
+from kdcl_dist.board import Board, Store
+from kdcl_dist.checkpoint import Manifest, newest
+from kdcl_dist.coordinator import answer_rows
+from kdcl_dist.coordinator_loop import CoordinatorLoop, Held
+from kdcl_dist.errors import (
+    CoordinatorLost,
+    DataError,
+    KdclError,
+    RunFolderError,
+    StorageError,
+    wrap,
+)
+from kdcl_dist.events import Event, Note, Started
+from kdcl_dist.exchange import Exchange, scoped
+from kdcl_dist.meeting import Call, Hello, Meeting, Ready
+from kdcl_dist.message import Flag
+from kdcl_dist.plan import Plan
+from kdcl_dist.recovery import Absences, gives_up, goes_on
+from kdcl_dist.runs import (
+    Run,
+    next_generation,
+    past_failures,
+    read_record,
+    record_failure,
+    record_survival,
+    update_record,
+)
+from kdcl_dist.student_loop import layout_of, prepare_process
+
+__all__ = ["Processes", "run_coordinator"]
+
+#: Seconds for which the store stays open after a failure, so that all can read its cause.
+LINGER_S = 10.0
+
+
+class Processes(Protocol):
+    """What the coordinator asks of whoever started the cast's processes."""
+
+    def is_gone(self, name: str, pid: int) -> bool:
+        """Whether a member's process is known to be dead."""
+
+    def end(self, name: str, pid: int) -> None:
+        """End a member's process that does not answer, so that it is replaced."""
+
+
+def run_coordinator(
+    run: Run,
+    store: Store,
+    *,
+    host: str,
+    stop: Callable[[], bool],
+    tell: Callable[[Event], None],
+    processes: Processes | None = None,
+) -> bool:
+    """Coordinate a run to its end, over all generations of its exchange group.
+
+    Args:
+        run: the run.
+        store: the store that this process hosts.
+        host: this process's address.
+        stop: asked at each step whether the run shall stop, with a checkpoint.
+        tell: hears what happens.
+        processes: knows the cast's processes; None: nobody replaces one.
+
+    Returns:
+        True at the end of the run, False when it was stopped before, after a checkpoint.
+
+    Raises:
+        KdclError: the failure that ended the run.
+    """
+    names = [member.name for member in run.recipe.members]
+    is_gone = None if processes is None else processes.is_gone
+    board = Board(scoped(store, run.id), names, len(names), is_gone=is_gone)
+    board.start_pulse(host)
+    try:
+        prepare_process(run, threads=1)
+        return _Chair(run, board, host, stop, tell, processes).run()
+    finally:
+        board.await_byes(LINGER_S)
+        board.close()
+
+
+class _Chair:
+    """Calls the cast together, and again after each failure that the run survives.
+
+    Attributes:
+        held: what the coordinator knows; None where it takes that from the newest checkpoint.
+        away: places of the students that the others do not wait for.
+    """
+
+    def __init__(
+        self,
+        run: Run,
+        board: Board,
+        host: str,
+        stop: Callable[[], bool],
+        tell: Callable[[Event], None],
+        processes: Processes | None,
+    ) -> None:
+        self.run_, self.recipe, self.board, self.host = run, run.recipe, board, host
+        self.stop, self.tell, self.processes = stop, tell, processes
+        self.meeting = Meeting(board)
+        self.past = past_failures(run)
+        self.number = next_generation(run)
+        self.held: Held | None = None
+        self.away: set[int] = set()
+        self.failed: set[int] = set()
+        self.absences = Absences(run.recipe.names)
+
+    def run(self) -> bool:
+        """Coordinate; see `run_coordinator`."""
+        try:
+            if self.number > 0:  # another coordinator was here, and died
+                self._recover(CoordinatorLost("the coordinator died", phase="start"))
+            while True:
+                try:
+                    flags = self._generation(self.stop)
+                except Exception as error:
+                    self._recover(wrap(error, student=None, step=None, phase=self.board.pulse.phase))
+                else:
+                    if Flag.REFORM not in flags:
+                        return Flag.STOP not in flags
+                self.number += 1
+        except Exception as error:
+            cause = wrap(error, student=None, step=None, phase="recovery")
+            record_failure(self.run_, cause)
+            self.meeting.end(cause)
+            raise cause from error
+        finally:
+            self._forget()
+
+    def _generation(self, stop: Callable[[], bool]) -> Flag:
+        """Coordinate from one call to the end of the run, the next call, or the first failure."""
+        board = self.board
+        board.enter(self.number)
+        board.pulse.enter("start", self.held.position.step if self.held else None)
+        ready = self.meeting.assemble(self._awaited(), self.recipe.limits.startup_s)
+        present = [place for place in self._places() if set(self._ranks([place])) <= set(ready)]
+        ranks = self._ranks(present)
+        hellos = [ready[rank].hello for rank in ranks]
+        run = replace(self.run_, start=self._start(), generation=self.number)
+        plan = self._agreed(run, hellos)
+        restored = self._settle(run, plan, {rank: ready[rank] for rank in ranks}, present)
+        assert self.held is not None
+        held = self.held
+        self.meeting.call(Call(self.number, run.start, held.position, tuple(present), restored), ranks)
+        board.enter(self.number, ranks)
+        exchange: Exchange | None = None
+        try:
+            exchange = Exchange(
+                board,
+                scoped(board.store, str(self.number)),
+                host=self.host,
+                layout=layout_of(self.recipe, hellos[0].classes),
+                answer_rows=answer_rows(self.recipe),
+                run=run.number,
+                generation=self.number,
+                step_s=self.recipe.limits.step_s,
+            )
+            self._announce(run, plan, hellos)
+            loop = CoordinatorLoop(
+                run, plan, held, present, exchange, stop=stop, returns=self._returns, tell=self.tell
+            )
+            return loop.run()
+        except Exception as error:
+            if error is board.cause:
+                raise
+            pulse = board.pulse
+            raise board.report(wrap(error, student=None, step=pulse.step, phase=pulse.phase)) from error
+        finally:
+            if exchange is not None:
+                exchange.close()
+
+    # -- who takes part --------------------------------------------------------------------------
+
+    def _places(self) -> range:
+        return range(len(self.recipe.students))
+
+    def _ranks(self, places: Sequence[int]) -> list[int]:
+        """The ranks of some students' workers."""
+        return [rank for rank, member in enumerate(self.recipe.members) if member.student in places]
+
+    def _awaited(self) -> list[int]:
+        """The ranks without which the cast does not go on."""
+        there = [place for place in self._places() if place not in self.away]
+        return self._ranks(there if self._suffice(there) else self._places())
+
+    def _suffice(self, there: Sequence[int]) -> bool:
+        """Whether some students are enough to go on with."""
+        failure, teacher = self.recipe.failure, self.recipe.distillation.teacher
+        least = 1 if failure.policy == "stop" else min(failure.min_students, len(self._places()))
+        has_teacher = teacher is None or self.recipe.names.index(teacher) in there
+        return len(there) >= least and has_teacher
+
+    def _returns(self) -> bool:
+        """Whether a student that is away is ready to join again."""
+        found = [place for place in self.away if self.meeting.waits_for(self._ranks([place]))]
+        for error in self.meeting.failures():
+            self.tell(Note(f"warning: {error}"))
+        return bool(found)
+
+    def _agreed(self, run: Run, hellos: Sequence[Hello]) -> Plan:
+        """The plan that all mean, after a look at whether they do."""
+        check_agreement(hellos)
+        check_same_data(run, hellos[0])
+        return Plan(**hellos[0].plan)
+
+    # -- where it goes on ------------------------------------------------------------------------
+
+    def _start(self) -> Manifest | None:
+        """The checkpoint from which those take their state who have none, or all of them."""
+        if self.held is not None:
+            return self.held.saved
+        if self.number == 0:
+            return self.run_.start
+        return newest(self.run_.folder, lambda text: self.tell(Note(f"warning: {text}")))
+
+    def _settle(
+        self, run: Run, plan: Plan, ready: dict[int, Ready], present: Sequence[int]
+    ) -> tuple[int, ...]:
+        """Decide at which turn all go on, in `held`; the students that take up their state of a checkpoint.
+
+        Students that go on may be a turn apart: one got the coordinator's answer, another did not. All go on
+        at the foremost turn, without the step that they did not take.
+        """
+        self.away = set(self._places()) - set(present)
+        if self.held is None:
+            self.held = Held.of(run, plan, next(iter(ready.values())).hello.classes)
+            self.absences.forget()
+            return tuple(present)
+        foremost, restored = self.held.position.rewound, []
+        for place in present:
+            positions = {ready[rank].position for rank in self._ranks([place])}
+            position = positions.pop()
+            if position is None or positions or place in self.failed:  # its replicas may differ by a step
+                restored.append(place)
+                self.held.coordinator.bad_steps.pop(place, None)
+            elif position.moment > foremost.moment:
+                foremost = position.rewound
+        self.held.position = foremost
+        self.failed -= set(present)
+        for line in self.absences.note(present, restored, foremost.step, run.start):
+            self.tell(Note(line))
+        return tuple(restored)
+
+    def _announce(self, run: Run, plan: Plan, hellos: Sequence[Hello]) -> None:
+        assert self.held is not None
+        fields = ("host", "pid", "device", "parameters")
+        placement = {hello.name: {field: asdict(hello)[field] for field in fields} for hello in hellos}
+        update_record(
+            run.folder,
+            state="running",
+            data=hellos[0].data,
+            placement=placement,
+            generation={"run": run.id, "number": self.number},
+            absences=self.absences.found,
+        )
+        step = self.held.position.step
+        self.tell(Started(self.recipe.names, placement, plan.epochs, plan.steps_per_epoch, step))
+
+    # -- failures --------------------------------------------------------------------------------
+
+    def _recover(self, cause: KdclError) -> None:
+        """Make room for the next generation; raises the cause where the run ends with it."""
+        failure = self.recipe.failure
+        lost = self._lost(cause)
+        if gives_up(failure, self.past, cause):
+            if failure.policy == "stop" and goes_on(cause):
+                self._save(lost)
+            raise cause
+        self.past.append(cause)
+        if self.processes is not None:
+            for name, pid in self.board.lost:
+                self.processes.end(name, pid)
+        if failure.policy == "continue" and self.held is not None and goes_on(cause):
+            self.away |= lost
+            self.failed |= lost
+            then = (
+                "the others go on" if self._suffice([p for p in self._places() if p not in self.away]) else ""
+            )
+            then = (
+                then or f"fewer than {failure.min_students} are left (failure.min_students): they wait for it"
+            )
+        else:
+            self._forget()
+            then = "all go back to the newest checkpoint"
+        count = f"failure {len(self.past)} of at most {failure.max_failures}"
+        self.tell(Note(f"{cause}; {then} ({count}, failure.max_failures)"))
+        with contextlib.suppress(StorageError):
+            record_survival(self.run_, self.past)
+
+    def _lost(self, cause: KdclError) -> set[int]:
+        """Places of the students that a failure takes out."""
+        names = {name for name, _ in self.board.lost} | {cause.student}
+        members = enumerate(self.recipe.members)
+        by_worker = {member.student for _, member in members if member.name in names}
+        return by_worker | {place for place, name in enumerate(self.recipe.names) if name in names}
+
+    def _save(self, lost: set[int]) -> None:
+        """Let those who are left take a checkpoint."""
+        self.away |= lost
+        if self.held is None or not self._suffice([p for p in self._places() if p not in self.away]):
+            return
+        self.number += 1
+        try:
+            self._generation(lambda: True)
+            step = None if self.held.saved is None else self.held.saved.step
+            self.tell(Note(f"the state of the others at step {step} is saved: --resume goes on from there"))
+        except Exception as error:
+            self.tell(Note(f"warning: the others could not save their state: {error}"))
+
+    def _forget(self) -> None:
+        """Turn away from what is not of a checkpoint."""
+        if self.held is not None:
+            self.held.close()
+        self.held, self.away, self.failed = None, set(), set()
+
+
+def check_agreement(hellos: Sequence[Hello]) -> None:
+    """See that all students mean the same run.
+
+    Raises:
+        DataError: they read different data. KdclError: they run different versions.
+    """
+    first = hellos[0]
+    for hello in hellos[1:]:
+        for name in sorted(first.versions):
+            if hello.versions.get(name) != first.versions[name]:
+                raise KdclError(
+                    f"runs {name} {hello.versions.get(name)}, but {first.name!r} on {first.host} runs "
+                    f"{first.versions[name]}: install the same versions on every host",
+                    student=hello.name,
+                    host=hello.host,
+                )
+        if (hello.data, hello.plan, hello.classes) != (first.data, first.plan, first.classes):
+            raise DataError(
+                f"reads other data than {first.name!r} on {first.host}: the fingerprints or sizes differ "
+                "(`kdcl data inspect` shows them)",
+                student=hello.name,
+                host=hello.host,
+            )
+
+
+def check_same_data(run: Run, hello: Hello) -> None:
+    """See that a resumed run reads the data it began with; raises `RunFolderError`."""
+    before = read_record(run.folder).get("data")
+    if run.start is not None and before is not None and before != hello.data:
+        raise RunFolderError(
+            f"{str(run.folder)!r} cannot be resumed with other data: the fingerprints differ "
+            f"(was {before}, is {hello.data})"
+        )

@@ -1,0 +1,223 @@
+"""The policies `continue` and `stop`, and students with bad numbers: who is left goes on."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from conftest import Cast, MakeRecipe, Order, assert_same, train, weights
+
+from kdcl_dist.checkpoint import Manifest, Part, newest
+from kdcl_dist.errors import NonFiniteLogits, StudentLost
+from kdcl_dist.events import Event, Note, Started
+from kdcl_dist.launch import local
+from kdcl_dist.metrics import read_metrics
+from kdcl_dist.recovery import Absences
+from kdcl_dist.runs import Run, read_record
+
+MakeRun = Callable[..., Run]
+#: Three steps an epoch; `a` takes half a second for ten.
+CONTINUE = (
+    "failure.policy=continue",
+    "failure.max_failures=3",
+    "failure.min_students=1",
+    "batch_size=20",
+    "epochs=25",
+    "students.a.model=nets:Paced",
+)
+
+
+def pids(events: list[Event], name: str) -> list[Any]:
+    return [e.placement[name]["pid"] for e in events if isinstance(e, Started) and name in e.placement]
+
+
+def values(run: Run, student: str, split: str, name: str) -> dict[int, float]:
+    rows = read_metrics(run.folder).to_pylist()
+    found = [r for r in rows if (r["student"], r["split"], r["name"]) == (student, split, name)]
+    assert len({r["step"] for r in found}) == len(found), "a step is recorded twice"
+    return {r["step"]: r["value"] for r in found}
+
+
+@pytest.mark.parametrize(
+    ("phase", "step", "how"),
+    [
+        ("data", 4, "kill"),
+        ("forward", 4, "kill"),
+        ("forward", 4, "exception"),
+        ("gather", 4, "kill"),
+        ("broadcast", 4, "kill"),
+        ("backward", 4, "kill"),
+        ("evaluation", 6, "kill"),
+        ("checkpoint", 6, "kill"),
+    ],
+)
+def test_the_others_go_on_and_it_joins_them_again(
+    phase: str, step: int, how: str, order: Order, make_recipe: MakeRecipe, make_run: MakeRun
+) -> None:
+    order("b", phase, step, how)
+    run = make_run(make_recipe(*CONTINUE))
+    events = train(run)
+    assert len(set(pids(events, "a"))) == 1
+    assert len(set(pids(events, "b"))) == 2
+    record = read_record(run.folder)
+    assert record["state"] == "finished"
+    assert set(record["results"]) == {"a", "b", "ensemble"}
+    (absence,) = record["absences"]
+    assert absence["student"] == "b"
+    assert absence["state_of"] == 3
+    assert step <= absence["since"] <= absence["until"] < 75
+    alone = range(absence["since"], absence["until"])
+    # What was learned before the failure is kept, what was learned alone counts, and no step is doubled.
+    learned = values(run, "a", "train", "top1")
+    assert set(range(75)) - set(learned) <= {step}
+    assert not set(alone) & set(values(run, "b", "train", "top1"))
+    assert set(range(absence["until"], 75)) <= set(values(run, "b", "train", "top1"))
+    assert newest(run.folder, print) is not None
+
+
+def test_too_few_wait_and_keep_what_they_learned(
+    order: Order, make_recipe: MakeRecipe, make_run: MakeRun
+) -> None:
+    order("b", "forward", 4, "kill")
+    run = make_run(make_recipe(*CONTINUE, "failure.min_students=2", "epochs=2"))
+    events = train(run)
+    assert any("they wait for it" in event.text for event in events if isinstance(event, Note))
+    (absence,) = read_record(run.folder)["absences"]
+    assert absence == {"student": "b", "since": 4, "until": 4, "state_of": 3}
+    assert [event.step for event in events if isinstance(event, Started)] == [0, 4]
+
+
+def test_a_coordinator_that_dies_takes_all_back(
+    order: Order, make_recipe: MakeRecipe, make_run: MakeRun
+) -> None:
+    recipe = make_recipe(*CONTINUE, "epochs=2")
+    whole, run = make_run(recipe), make_run(recipe)
+    train(whole)
+    order("coordinator", "ensemble", 4, "kill")
+    train(run)
+    for name in ("a", "b"):
+        assert_same(weights(run.folder, 6, name), weights(whole.folder, 6, name))
+    assert read_record(run.folder)["absences"] == []
+
+
+def test_a_student_with_replicas_goes_and_comes_as_one(
+    order: Order, make_recipe: MakeRecipe, make_run: MakeRun
+) -> None:
+    order("b/1", "backward", 4, "kill")
+    run = make_run(make_recipe(*CONTINUE, "students.b.replicas=2"))
+    events = train(run)
+    (absence,) = read_record(run.folder)["absences"]
+    assert (absence["student"], absence["state_of"]) == ("b", 3)
+    assert len(set(pids(events, "b/0"))) == 1
+    assert len(set(pids(events, "b/1"))) == 2
+
+
+@pytest.mark.parametrize("method", ["general", "dml", "linear"])
+def test_methods_go_on_with_who_is_there(
+    method: str, order: Order, make_recipe: MakeRecipe, make_run: MakeRun
+) -> None:
+    order("b", "gather", 4, "kill")
+    more = (f"distillation.method={method}", "data.holdout_per_class=2") if method == "general" else ()
+    run = make_run(make_recipe(*CONTINUE, *more))
+    train(run)
+    assert read_record(run.folder)["absences"][0]["student"] == "b"
+
+
+def test_stop_saves_what_the_others_learned(order: Order, make_recipe: MakeRecipe, make_run: MakeRun) -> None:
+    order("b", "forward", 4, "kill")
+    stop = make_recipe(*CONTINUE, "failure.policy=stop")
+    run = make_run(stop, "r")
+    events: list[Event] = []
+    with pytest.raises(StudentLost) as caught:
+        local.launch(run, events.append, threading.Event())
+    assert caught.value.student == "b"
+    record = read_record(run.folder)
+    assert (record["state"], record["cause"]["student"]) == ("failed", "b")
+    saved = newest(run.folder, print)
+    assert saved is not None
+    assert saved.step == 5
+    assert (saved.parts["a"].step, saved.parts["b"].step) == (None, 3)
+    assert any("at step 5 is saved" in event.text for event in events if isinstance(event, Note))
+    again = make_run(stop, "r", resume=True)
+    assert again.step == 5
+    train(again)
+
+
+# -- bad numbers ---------------------------------------------------------------------------------
+
+
+def test_one_bad_step_is_skipped_and_nobody_else_is_poisoned(
+    make_recipe: MakeRecipe, make_run: MakeRun
+) -> None:
+    more = ("batch_size=20", "students.b.model=nets:NotFiniteOnce")
+    cast = Cast(make_run(make_recipe(*more))).train()
+    assert not cast.errors
+    run = cast.run
+    assert values(run, "b", "train", "skipped") == {3: 1.0}
+    assert values(run, "a", "train", "skipped") == {}
+    assert 3 not in values(run, "b", "train", "loss")
+    # The ensemble of `a` alone: its own prediction, from which it has nothing to learn.
+    distilled = values(run, "a", "train", "distillation_loss")
+    assert distilled[3] < 1e-6 < distilled[2]
+    for name in ("a", "b"):
+        for value in weights(run.folder, 6, name).values():
+            assert bool(torch.isfinite(value).all())
+    (note,) = [event.text for event in cast.events if isinstance(event, Note)]
+    assert "logits of b at step 3 are NaN" in note
+
+
+def test_buffers_are_as_before_a_step_that_is_skipped(make_recipe: MakeRecipe, make_run: MakeRun) -> None:
+    more = ("batch_size=20", "students.b.model=nets:NotFinite")
+    cast = Cast(
+        make_run(make_recipe(*more, "failure.max_bad_steps=100", "epochs=3", "checkpoint.keep=9"))
+    ).train()
+    assert not cast.errors
+    assert set(values(cast.run, "b", "train", "skipped")) == {3, 4, 5, 6, 7, 8}
+    assert_same(weights(cast.run.folder, 9, "b"), weights(cast.run.folder, 3, "b"))
+
+
+@pytest.mark.parametrize("policy", ["rollback", "continue"])
+def test_too_many_bad_steps_are_a_failure(policy: str, make_recipe: MakeRecipe, make_run: MakeRun) -> None:
+    more = ("students.b.model=nets:NotFinite", "failure.max_bad_steps=2", f"failure.policy={policy}")
+    run = make_run(make_recipe(*CONTINUE, *more, "epochs=6"))
+    with pytest.raises(NonFiniteLogits, match="max_bad_steps") as caught:
+        train(run)
+    assert caught.value.student == "b"
+    steps = [cause["step"] for cause in read_record(run.folder)["failures"]["causes"]]
+    # Back at the same checkpoint it fails at the same step; further on, at others, until it is enough.
+    assert steps[0] == 5
+    assert steps == sorted(set(steps))
+    assert len(steps) == (1 if policy == "rollback" else 3)
+
+
+def test_a_loss_that_explodes_is_told(make_recipe: MakeRecipe, make_run: MakeRun) -> None:
+    cast = Cast(make_run(make_recipe("students.b.model=nets:Explodes", "epochs=10", "batch_size=20")))
+    cast.train()
+    assert not cast.errors
+    notes = [event.text for event in cast.events if isinstance(event, Note)]
+    (note,) = [text for text in notes if "explodes" in text]
+    assert note.startswith("warning: b:")
+    assert "step 24" in note
+
+
+# -- the book of absences ------------------------------------------------------------------------
+
+
+def test_absences_are_noted_once() -> None:
+    book = Absences(["a", "b"])
+    old = Manifest(9, {"a": Part("", 0), "b": Part("", 0, step=6)})
+    assert book.note([0, 1], [], 0, None) == []
+    assert book.note([0], [], 10, old) == ["b is away from step 10 on"]
+    assert book.note([0], [], 12, old) == []
+    assert book.note([0, 1], [1], 15, old) == ["b is back at step 15, with its state of step 6"]
+    assert book.note([0, 1], [0], 16, old) == ["a is back at step 16, with its state of step 9"]
+    assert book.note([1], [], 20, None) == ["a is away from step 20 on"]
+    assert book.note([0, 1], [0], 21, None) == ["a is back at step 21, with its state of step 0"]
+    assert [(a["student"], a["since"], a["until"], a["state_of"]) for a in book.found] == [
+        ("b", 10, 15, 6),
+        ("a", 16, 16, 9),
+        ("a", 20, 21, 0),
+    ]

@@ -1,0 +1,101 @@
+"""Faults on Ray: the dead worker is replaced, the others keep their processes."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import ray
+from conftest import TESTS, MakeRecipe, Order, assert_same, recipe_text, train, weights
+
+from kdcl_dist.events import Event, Started
+from kdcl_dist.launch import ray as on_ray
+from kdcl_dist.recipe_file import parse_recipe
+from kdcl_dist.runs import Run, prepare, read_record
+from kdcl_dist.storage import Folder
+
+MakeRun = Callable[..., Run]
+OVERRIDES = ("failure.max_failures=3", "batch_size=20", "limits.step_s=15", "students.b.model=nets:Plain")
+
+
+@pytest.fixture(scope="module", autouse=True)
+def cluster() -> Iterator[None]:
+    """A Ray of this machine, whose workers meet the faults on order."""
+    ray.init(address="local", num_cpus=4, include_dashboard=False, log_to_driver=False)
+    yield
+    ray.shutdown()
+
+
+@pytest.fixture(autouse=True)
+def _where_the_networks_are(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(TESTS)
+
+
+@pytest.fixture(scope="module")
+def undisturbed(data: dict[str, str], tmp_path_factory: pytest.TempPathFactory) -> Folder:
+    """The run without a fault, in processes of this machine."""
+    recipe = parse_recipe(recipe_text(data), OVERRIDES)
+    run = prepare(recipe, str(tmp_path_factory.mktemp("runs")), "whole", resume=False, warn=print)
+    train(run)
+    return run.folder
+
+
+def pids(events: list[Event], name: str) -> list[Any]:
+    return [e.placement[name]["pid"] for e in events if isinstance(e, Started) and name in e.placement]
+
+
+@pytest.mark.parametrize(
+    ("who", "phase", "how"),
+    [
+        ("b", "forward", "kill"),
+        ("b", "backward", "exception"),
+        ("b", "gather", "stop"),
+        ("coordinator", "ensemble", "kill"),
+    ],
+)
+def test_a_run_with_a_fault_ends_as_one_without(
+    who: str,
+    phase: str,
+    how: str,
+    order: Order,
+    make_recipe: MakeRecipe,
+    make_run: MakeRun,
+    undisturbed: Folder,
+) -> None:
+    order(who, phase, 4, how)
+    run = make_run(make_recipe(*OVERRIDES, *(["limits.step_s=3"] if how == "stop" else [])))
+    events: list[Event] = []
+    assert on_ray.launch(run, events.append, threading.Event())
+    for name in ("a", "b"):
+        assert_same(weights(run.folder, 6, name), weights(undisturbed, 6, name))
+    record = read_record(run.folder)
+    assert record["state"] == "finished"
+    assert record["results"] == read_record(undisturbed)["results"]
+    assert len(record["failures"]["causes"]) == 1
+    assert len(set(pids(events, "a"))) == 1, "a survivor's process was replaced"
+    assert len(set(pids(events, "b"))) == (1 if who == "coordinator" else 2)
+    deadline = time.monotonic() + 30
+    while alive := [
+        pid for name in ("a", "b") for pid in pids(events, name) if Path(f"/proc/{pid}").exists()
+    ]:
+        assert time.monotonic() < deadline, f"left behind: {alive}"
+        time.sleep(0.1)
+
+
+def test_the_others_go_on_while_a_worker_is_replaced(
+    order: Order, make_recipe: MakeRecipe, make_run: MakeRun
+) -> None:
+    order("b", "forward", 4, "kill")
+    more = ("failure.policy=continue", "failure.min_students=1", "students.a.model=nets:Paced", "epochs=100")
+    run = make_run(make_recipe(*OVERRIDES, *more))
+    events: list[Event] = []
+    assert on_ray.launch(run, events.append, threading.Event())
+    (absence,) = read_record(run.folder)["absences"]
+    assert (absence["student"], absence["state_of"]) == ("b", 3)
+    assert 4 <= absence["since"] < absence["until"] < 300
+    assert len(set(pids(events, "a"))) == 1
+    assert set(read_record(run.folder)["results"]) == {"a", "b", "ensemble"}
