@@ -51,6 +51,9 @@ class Processes(Protocol):
     def end(self, name: str, pid: int) -> None:
         """End a member's process that does not answer, so that it is replaced."""
 
+    def notice(self) -> str | None:
+        """Once for each: that a member's host will soon be taken away."""
+
 
 def run_coordinator(
     run: Run,
@@ -168,7 +171,15 @@ class _Chair:
             )
             self._announce(run, plan, hellos)
             loop = CoordinatorLoop(
-                run, plan, held, present, exchange, stop=stop, returns=self._returns, tell=self.tell
+                run,
+                plan,
+                held,
+                present,
+                exchange,
+                stop=stop,
+                returns=self._returns,
+                notice=(lambda: None) if self.processes is None else self.processes.notice,
+                tell=self.tell,
             )
             return loop.run()
         except Exception as error:

@@ -83,6 +83,7 @@ class CoordinatorLoop:
         exchange: with them.
         stop: asked at each step whether the run shall stop, with a checkpoint.
         returns: asked now and then whether a student that is absent is ready to join again.
+        notice: asked now and then for a reason to take a checkpoint before the next of the plan.
         tell: hears what happens.
     """
 
@@ -96,10 +97,12 @@ class CoordinatorLoop:
         *,
         stop: Callable[[], bool],
         returns: Callable[[], bool],
+        notice: Callable[[], str | None],
         tell: Callable[[Event], None],
     ) -> None:
         self.run_, self.recipe, self.plan, self.held = run, run.recipe, plan, held
-        self.exchange, self.stop, self.returns, self.tell = exchange, stop, returns, tell
+        self.exchange, self.stop, self.tell = exchange, stop, tell
+        self.returns, self.notice = returns, notice
         self.members = [member for member in run.recipe.members if member.student in present]
         self.present = held.coordinator.present = list(present)
         self.coordinator, self.record = held.coordinator, held.record
@@ -112,10 +115,10 @@ class CoordinatorLoop:
         for turn in self.plan.turns(self.held.position):
             self.held.position = turn
             flags = self._take(turn)
+            if turn.kind is Kind.TRAIN and flags & (Flag.STOP | Flag.SAVE):
+                self._take(Turn(Kind.CHECKPOINT, turn.epoch, turn.step + 1))
             self.held.position = self.plan.after(turn)
             if Flag.STOP in flags:
-                if turn.kind is Kind.TRAIN:
-                    self._take(Turn(Kind.CHECKPOINT, turn.epoch, turn.step + 1))
                 self._tell_trouble(self.record.flush(HASTE_S))
                 self._tell_trouble(_try(lambda: update_record(self.hasty, state="interrupted")))
             if flags & (Flag.STOP | Flag.REFORM):
@@ -143,8 +146,8 @@ class CoordinatorLoop:
             self.held.position = self.plan.after(turn)
         if self._may_stop(turn) and (self.stop() or any(Flag.STOP in m.flags for m in messages)):
             exchange.answer.header["flags"] = Flag.STOP
-        elif turn.kind is Kind.TRAIN and self._someone_returns():
-            exchange.answer.header["flags"] = Flag.REFORM
+        elif turn.kind is Kind.TRAIN:
+            exchange.answer.header["flags"] = self._interruption(turn)
         pulse.enter("broadcast")
         flags = exchange.broadcast(with_rows).flags
         pulse.enter("record")
@@ -167,11 +170,17 @@ class CoordinatorLoop:
         else:
             self._finish()
 
-    def _someone_returns(self) -> bool:
-        if len(self.present) == len(self.recipe.students) or time.monotonic() - self.looked < LOOK_S:
-            return False
+    def _interruption(self, turn: Turn) -> Flag:
+        """Whether the cast forms anew, or takes a checkpoint before the next of the plan."""
+        if time.monotonic() - self.looked < LOOK_S:
+            return Flag.NONE
         self.looked = time.monotonic()
-        return self.returns()
+        if len(self.present) < len(self.recipe.students) and self.returns():
+            return Flag.REFORM
+        if self._may_stop(turn) and (notice := self.notice()) is not None:
+            self.tell(Note(f"{notice}: all take a checkpoint"))
+            return Flag.SAVE
+        return Flag.NONE
 
     def _may_stop(self, turn: Turn) -> bool:
         """Where the run can be taken up again: between steps of an epoch, and after a checkpoint."""

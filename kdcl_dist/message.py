@@ -49,6 +49,8 @@ class Flag(IntFlag):
     REFUSED = 2
     #: In the coordinator's answer: the cast forms anew after this turn, and goes on.
     REFORM = 4
+    #: In the coordinator's answer: all take a checkpoint after this turn, and go on.
+    SAVE = 8
 
 
 class Numbers(NamedTuple):

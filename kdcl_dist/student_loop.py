@@ -80,10 +80,10 @@ class StudentLoop:
         for turn in plan.turns(self.position):
             self.position = turn
             flags = self._take(turn)
+            if turn.kind is Kind.TRAIN and flags & (Flag.STOP | Flag.SAVE):
+                self._checkpoint(Turn(Kind.CHECKPOINT, turn.epoch, turn.step + 1))
             if flags & (Flag.STOP | Flag.REFORM):
                 self.position = plan.after(turn)
-                if Flag.STOP in flags and turn.kind is Kind.TRAIN:
-                    self._checkpoint(Turn(Kind.CHECKPOINT, turn.epoch, turn.step + 1))
                 return flags
         return Flag.NONE
 

@@ -308,6 +308,10 @@ class _Processes:
         """Let the launcher end it."""
         self.link.send(("end", (name, pid)))
 
+    def notice(self) -> str | None:
+        """This machine gives none."""
+        return None
+
 
 def _train(link: Connection, run: Run, rank: int, endpoint: Endpoint, device: str) -> None:
     asked = threading.Event()

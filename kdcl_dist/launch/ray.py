@@ -50,6 +50,8 @@ __all__ = ["check", "cluster", "launch", "room_for"]
 #: Ray sets it for the command of a job.
 JOB_VARIABLE = "RAY_JOB_CONFIG_JSON_ENV_VAR"
 POLL_S = 0.2
+#: Seconds between two looks for hosts that are to go.
+DRAIN_S = 2.0
 #: Seconds that the coordinator may take to end, once the students have.
 END_S = 20.0
 #: Seconds within which a coordinator answers that is not stopped or cut off.
@@ -269,8 +271,9 @@ class _Finder:
     def __init__(self, run: Run, rank: int) -> None:
         self.run, self.limit_s = run, run.recipe.limits.startup_s
         self.actor = ray.get_actor(_actor_name(run))
-        here = ray.get_runtime_context().current_actor
-        self.place: int = ray.get(self.actor.place.remote(rank, os.getpid(), here), timeout=self.limit_s)
+        context = ray.get_runtime_context()
+        known = rank, os.getpid(), context.get_node_id(), context.current_actor
+        self.place: int = ray.get(self.actor.place.remote(*known), timeout=self.limit_s)
 
     def __call__(self, lost: Endpoint | None) -> Endpoint:
         """See `kdcl_dist.seat.run_student`; an actor that stays the same is ended, and made again."""
@@ -359,9 +362,11 @@ Workers = dict[str, tuple[int, Any]]
 class _Processes:
     """See `kdcl_dist.chair.Processes`."""
 
-    def __init__(self, workers: Workers) -> None:
-        self.workers = workers
+    def __init__(self, workers: Workers, nodes: dict[str, str]) -> None:
+        self.workers, self.nodes = workers, nodes
         self.asked: dict[int, Any] = {}
+        self.draining: set[str] = set()
+        self.told: set[str] = set()
 
     def is_gone(self, name: str, pid: int) -> bool:
         """Whether Ray knows that the worker is dead: a question to it fails then, and else waits or ends."""
@@ -384,6 +389,26 @@ class _Processes:
         if known == pid:  # else another has taken its place already
             ray.kill(worker)
 
+    def notice(self) -> str | None:
+        """A host of the cast that drains, as spot hosts do before they are taken away."""
+        news = self.draining & set(self.nodes) - self.told
+        self.told |= news
+        return (
+            f"the host of {', '.join(self.nodes[node] for node in sorted(news))} is to go" if news else None
+        )
+
+    def watch(self) -> None:
+        """Look for hosts that drain, for ever; in a thread, since nobody knows how long Ray takes to answer.
+
+        Ray Train's own watcher does not work where one worker is replaced at a time. The call is Ray's own,
+        which that watcher uses; with a Ray that lacks it there is no notice.
+        """
+        with contextlib.suppress(AttributeError):
+            while True:
+                with contextlib.suppress(RayError, RuntimeError):
+                    self.draining = set(ray._private.state.state.get_draining_nodes())
+                time.sleep(DRAIN_S)
+
 
 def _nothing(worker: Any) -> None:
     """What a worker is asked to see whether it lives."""
@@ -402,6 +427,9 @@ class _CoordinatorActor:
         self.store, self.own = host_store(self.host)
         self.places = places
         self.workers: Workers = {}
+        self.nodes = {ray.get_runtime_context().get_node_id(): "the coordinator"}
+        self.processes = _Processes(self.workers, self.nodes)
+        threading.Thread(target=self.processes.watch, name="kdcl-drains", daemon=True).start()
         self.stopping = threading.Event()
         self.told: deque[Event] = deque()
         self.heard = 0
@@ -418,17 +446,19 @@ class _CoordinatorActor:
                 host=self.host,
                 stop=self.stopping.is_set,
                 tell=self._tell,
-                processes=_Processes(self.workers),
+                processes=self.processes,
             )
 
     def _tell(self, event: Event) -> None:
         self.told.append(event)
         self.metrics.hear(event)
 
-    def place(self, rank: int, pid: int, worker: Any) -> int:
-        """Which student the worker of this rank trains; it is an actor with this process id."""
+    def place(self, rank: int, pid: int, node: str, worker: Any) -> int:
+        """Which student the worker of this rank trains; it is an actor with this process id on a node."""
         place = self.places[rank]
-        self.workers[self.run.recipe.members[place].name] = pid, worker
+        name = self.run.recipe.members[place].name
+        self.workers[name] = pid, worker
+        self.nodes[node] = name
         return place
 
     def endpoint(self) -> Endpoint:

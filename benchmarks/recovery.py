@@ -1,0 +1,233 @@
+"""Seconds from the death of a worker to the next step that all take together.
+
+    python -m benchmarks.recovery --out docs/results/recovery.md
+
+In one run, round after round, each on a Ray of its own: (a) this package, which replaces the dead worker and
+keeps the others; (b) a plain Ray Train trainer with as many workers of the same networks, which all-gather
+their logits each step and save a checkpoint now and then, and which Ray Train starts all again; (c) this
+package without Ray. Every process notes the time of each step; one is killed with SIGKILL in the middle.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import signal
+import sys
+import tempfile
+import threading
+import time
+from collections import defaultdict
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import ray
+import ray.train
+import torch
+import torch.distributed as dist
+from ray.train import Checkpoint, FailureConfig, RunConfig, ScalingConfig
+from ray.train.torch import TorchTrainer
+from torch import nn
+
+from kdcl_dist import models
+from kdcl_dist.launch import local
+from kdcl_dist.launch import ray as on_ray
+from kdcl_dist.recipe_file import parse_recipe
+from kdcl_dist.runs import prepare
+
+NOTES = "KDCL_RECOVERY_NOTES"
+STUDENTS, CLASSES, BATCH = ("cnn_medium", "cnn_small"), 10, 64
+#: A worker is killed when it has taken so many steps; an epoch has 22.
+KILL_AT, EPOCHS = 60, 200
+
+
+class Noting(nn.Module):
+    """A network that notes the time of each training step."""
+
+    def __init__(self, name: str, num_classes: int, in_channels: int) -> None:
+        super().__init__()
+        self.network = models.build(name, num_classes, in_channels)
+        self.name = name
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Logits."""
+        if self.training and len(x) == BATCH:
+            note(self.name)
+        logits: torch.Tensor = self.network(x)
+        return logits
+
+
+def medium(num_classes: int, in_channels: int) -> nn.Module:
+    """For the recipe."""
+    return Noting(STUDENTS[0], num_classes, in_channels)
+
+
+def small(num_classes: int, in_channels: int) -> nn.Module:
+    """For the recipe."""
+    return Noting(STUDENTS[1], num_classes, in_channels)
+
+
+def note(name: str) -> None:
+    """A line of the file that all processes append to: who, its process, when."""
+    with Path(os.environ[NOTES]).open("a") as file:
+        file.write(json.dumps([name, os.getpid(), time.time()]) + "\n")
+
+
+def recovery_s(notes: Path, job: threading.Thread) -> float:
+    """Kill the second student in the middle of a job; seconds to the next common step.
+
+    A student's second step after its own first shows that the first was taken together.
+    """
+    killed_at, victim = 0.0, 0
+    while job.is_alive():
+        time.sleep(0.005)
+        steps: dict[int, list[float]] = defaultdict(list)
+        for line in notes.read_text().splitlines() if notes.exists() else ():
+            name, pid, moment = json.loads(line)
+            if name == STUDENTS[1]:
+                steps[pid].append(moment)
+        for pid, times in steps.items():
+            if not victim and len(times) >= KILL_AT:
+                victim, killed_at = pid, time.time()
+                os.kill(pid, signal.SIGKILL)
+            if victim not in (0, pid) and len(times) >= 2:
+                return times[1] - killed_at
+    raise RuntimeError("the job ended before it recovered")
+
+
+def ours(launcher: Any, folder: Path) -> None:
+    """(a) and (c)."""
+    students = ", ".join(
+        f"{{name: {name}, model: 'benchmarks.recovery:{factory}'}}"
+        for name, factory in zip(STUDENTS, ("medium", "small"), strict=True)
+    )
+    recipe = parse_recipe(f"""
+        epochs: {EPOCHS}
+        batch_size: {BATCH}
+        data: {{train: examples/data/digits-train.arrow, test: examples/data/digits-test.arrow}}
+        students: [{students}]
+    """)
+    run = prepare(recipe, str(folder), "run", resume=False, warn=print)
+    asked = threading.Event()
+    job = threading.Thread(target=lambda: launcher.launch(run, lambda event: None, asked))
+    measure(folder, job, asked)
+
+
+def measure(folder: Path, job: threading.Thread, asked: threading.Event) -> None:
+    """Run a job and write its figure into its folder."""
+    job.start()
+    (folder / "seconds").write_text(str(recovery_s(folder / "notes", job)))
+    asked.set()
+    job.join()
+
+
+def theirs(folder: Path) -> None:
+    """(b)."""
+    stop = threading.Event()
+    trainer = TorchTrainer(
+        _loop,
+        train_loop_config={"notes": str(folder / "notes"), "stop": str(folder / "stop")},
+        scaling_config=ScalingConfig(num_workers=len(STUDENTS), resources_per_worker={"CPU": 1}),
+        run_config=RunConfig(
+            name="plain", storage_path=str(folder), failure_config=FailureConfig(max_failures=3)
+        ),
+    )
+    job = threading.Thread(target=trainer.fit)
+    job.start()
+    (folder / "seconds").write_text(str(recovery_s(folder / "notes", job)))
+    stop.set()
+    (folder / "stop").touch()
+    job.join()
+
+
+def _loop(config: dict[str, str]) -> None:
+    """A worker of the plain trainer."""
+    os.environ[NOTES] = config["notes"]
+    rank = ray.train.get_context().get_world_rank()
+    torch.manual_seed(rank)
+    network = models.build(STUDENTS[rank], CLASSES, 1).train()
+    optimizer = torch.optim.SGD(network.parameters(), lr=0.1, momentum=0.9)
+    if rank == 0 and (checkpoint := ray.train.get_checkpoint()) is not None:
+        with checkpoint.as_directory() as saved:
+            network.load_state_dict(
+                torch.load(Path(saved) / "model.pt", weights_only=True)
+            ) if rank == 0 else None
+    images, labels = torch.randn(BATCH, 1, 8, 8), torch.randint(CLASSES, (BATCH,))
+    step = 0
+    while not Path(config["stop"]).exists():
+        note(STUDENTS[rank])
+        logits = network(images)
+        parts = [torch.empty_like(logits) for _ in STUDENTS]
+        dist.all_gather(parts, logits.detach())
+        optimizer.zero_grad()
+        torch.autograd.backward(nn.functional.cross_entropy(logits, labels))
+        optimizer.step()
+        step += 1
+        if step % 22 == 0:
+            with tempfile.TemporaryDirectory() as saved:
+                torch.save(network.state_dict(), Path(saved) / "model.pt")
+                ray.train.report({}, checkpoint=Checkpoint.from_directory(saved) if rank == 0 else None)
+
+
+def main() -> None:
+    """Run all rounds and write the table."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--out", type=Path)
+    given = parser.parse_args()
+    found: dict[str, list[float]] = defaultdict(list)
+    for number in range(given.rounds):
+        for name in ("ours", "theirs", "local"):
+            with tempfile.TemporaryDirectory() as text:
+                folder = Path(text)
+                os.environ[NOTES] = str(folder / "notes")
+                if name != "local":
+                    ray.init(address="local", num_cpus=4, include_dashboard=False, log_to_driver=False)
+                try:
+                    if name == "theirs":
+                        theirs(folder)
+                    else:
+                        ours(on_ray if name == "ours" else local, folder)
+                finally:
+                    ray.shutdown()
+                found[name].append(float((folder / "seconds").read_text()))
+            print(number, name, f"{found[name][-1]:.2f} s", flush=True)
+    text = _table(found, given.rounds)
+    print(text)
+    if given.out is not None:
+        given.out.write_text(text)
+
+
+def _table(found: dict[str, list[float]], rounds: int) -> str:
+    base = median(found["theirs"])
+    titles = {
+        "ours": "kdcl_dist on Ray: the dead worker is replaced",
+        "theirs": "plain Ray Train: all workers are started again",
+        "local": "kdcl_dist, local launcher",
+    }
+    rows = []
+    for name, times in found.items():
+        figures = f"{median(times):.2f} | {min(times):.2f} to {max(times):.2f} | {median(times) / base:.2f}"
+        rows.append(f"| {titles[name]} | {figures} |")
+    return "\n".join(
+        [
+            "# From the death of a worker to the next common step",
+            "",
+            f"Seconds, {rounds} rounds in one run; two students ({' and '.join(STUDENTS)}), the second "
+            f"killed with SIGKILL. {os.cpu_count()} cores, PyTorch {torch.__version__}, Ray "
+            f"{ray.__version__}, Python {platform.python_version()}. Made by "
+            f"`python -m benchmarks.recovery {' '.join(sys.argv[1:])}`.",
+            "",
+            "| | median s | range | ratio |",
+            "| --- | ---: | ---: | ---: |",
+            *rows,
+            "",
+        ]
+    )
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,58 @@
+"""A host that is about to be taken away: the cast takes a checkpoint while it still can."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import ray
+from conftest import TESTS, MakeRecipe
+from ray._raylet import GcsClient
+from ray.cluster_utils import Cluster
+from ray.core.generated.autoscaler_pb2 import DrainNodeReason
+
+from kdcl_dist.events import CheckpointSaved, Event, Note, Stepped
+from kdcl_dist.launch import ray as on_ray
+from kdcl_dist.runs import Run
+
+
+def test_a_notice_takes_a_checkpoint_and_training_goes_on(
+    make_recipe: MakeRecipe, make_run: Callable[..., Run], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(TESTS)
+    recipe = make_recipe(
+        "students.a.model=nets:Paced", "batch_size=10", "epochs=40", "checkpoint.every_epochs=40"
+    )
+    run = make_run(recipe)
+    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, "include_dashboard": False})
+    try:
+        other = cluster.add_node(num_cpus=1)
+        ray.init(cluster.address, log_to_driver=False)
+        events: list[Event] = []
+        asked, drained = threading.Event(), threading.Event()
+
+        def hear(event: Event) -> None:
+            events.append(event)
+            if isinstance(event, Stepped) and not drained.is_set():
+                drained.set()
+                deadline_ms = int((time.time() + 120) * 1000)
+                client = GcsClient(address=cluster.address)
+                reason = DrainNodeReason.Value("DRAIN_NODE_REASON_PREEMPTION")
+                assert client.drain_node(other.node_id, reason, "a spot host", deadline_ms)[0]
+            if isinstance(event, CheckpointSaved):
+                asked.set()
+
+        on_ray.launch(run, hear, asked)
+    finally:
+        ray.shutdown()
+        cluster.shutdown()
+    (note,) = [event.text for event in events if isinstance(event, Note) and "is to go" in event.text]
+    assert note.endswith(": all take a checkpoint")
+    saved = [event.step for event in events if isinstance(event, CheckpointSaved)]
+    assert 0 < saved[0] < 240, "none is due before step 240"
+    assert saved[0] % 6, "in the middle of an epoch"
+    assert any(isinstance(e, Stepped) for e in events[events.index(CheckpointSaved(saved[0])) :])
+    assert (Path(run.folder.local or "") / f"checkpoints/step-{saved[-1]:08d}/manifest.json").exists()
