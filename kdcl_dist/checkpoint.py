@@ -24,7 +24,18 @@ import torch
 from kdcl_dist.errors import CheckpointError, StorageError, one_line
 from kdcl_dist.storage import Folder
 
-__all__ = ["Manifest", "Part", "carry_part", "commit", "newest", "prune", "read_part", "write_part"]
+__all__ = [
+    "Manifest",
+    "Part",
+    "carry_part",
+    "commit",
+    "newest",
+    "prune",
+    "read_part",
+    "steps",
+    "whole",
+    "write_part",
+]
 
 FORMAT = 1
 ROOT = "checkpoints"
@@ -100,15 +111,30 @@ def commit(run: Folder, manifest: Manifest) -> None:
 
 def newest(run: Folder, warn: Callable[[str], None]) -> Manifest | None:
     """The newest checkpoint whose parts are all there and undamaged; `warn` hears of each that is not."""
-    for step in reversed(_steps(run)):
+    for step in reversed(steps(run)):
         try:
-            manifest = _read_manifest(run, step)
-            for name in manifest.parts:
-                _verified(run, manifest, name)
-            return manifest
+            return whole(run, step)
         except CheckpointError as error:
             warn(f"checkpoint {_folder(step)} is skipped: {error.message}")
     return None
+
+
+def whole(run: Folder, step: int) -> Manifest:
+    """The checkpoint of one step.
+
+    Raises:
+        CheckpointError: it was never completed, is damaged, or of another format.
+    """
+    manifest = _read_manifest(run, step)
+    for name in manifest.parts:
+        _verified(run, manifest, name)
+    return manifest
+
+
+def steps(run: Folder) -> list[int]:
+    """The steps of which there are checkpoints, ascending, whole or not."""
+    found = (re.fullmatch(r"step-(\d+)", name) for name in run.names(ROOT))
+    return sorted(int(match[1]) for match in found if match)
 
 
 def read_part(run: Folder, manifest: Manifest, name: str) -> dict[str, Any]:
@@ -131,9 +157,9 @@ def prune(run: Folder, keep: int) -> None:
     Raises:
         StorageError: something could not be deleted; the next call finds it again.
     """
-    steps = _steps(run)
-    committed = [step for step in steps if run.exists(f"{_folder(step)}/manifest.json")]
-    for step in steps:
+    found = steps(run)
+    committed = [step for step in found if run.exists(f"{_folder(step)}/manifest.json")]
+    for step in found:
         if committed and step < committed[-keep:][0]:
             # The manifest goes first, so that a deletion cut short leaves no half checkpoint that counts.
             run.delete_file(f"{_folder(step)}/manifest.json")
@@ -142,11 +168,6 @@ def prune(run: Folder, keep: int) -> None:
 
 def _folder(step: int) -> str:
     return f"{ROOT}/step-{step:08d}"
-
-
-def _steps(run: Folder) -> list[int]:
-    found = (re.fullmatch(r"step-(\d+)", name) for name in run.names(ROOT))
-    return sorted(int(match[1]) for match in found if match)
 
 
 def _read_manifest(run: Folder, step: int) -> Manifest:
@@ -159,7 +180,10 @@ def _read_manifest(run: Folder, step: int) -> Manifest:
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise CheckpointError(f"its manifest cannot be read: {one_line(error)}") from error
     if (manifest.step, manifest.format) != (step, FORMAT):
-        raise CheckpointError(f"its manifest is of step {manifest.step}, format {manifest.format}")
+        raise CheckpointError(
+            f"its manifest is of step {manifest.step}, format {manifest.format}; this version reads format "
+            f"{FORMAT}"
+        )
     return manifest
 
 

@@ -6,7 +6,8 @@
     |   |-- DataError            a data set or an importer's source
     |   |-- ModelError           a model name, factory or its output
     |   |-- RunFolderError       the run folder: taken, missing, unwritable, of another recipe
-    |   `-- PreflightError       the hosts are not ready; one line a failure
+    |   |-- PreflightError       the hosts are not ready; one line a failure
+    |   `-- ExportError          an export cannot be written or read
     |-- StudentFailed            an exception inside one student
     |-- CoordinatorFailed        an exception inside the coordinator, or beside the students
     |-- ContributionError        one student's message is unusable
@@ -37,6 +38,7 @@ __all__ = [
     "CoordinatorFailed",
     "CoordinatorLost",
     "DataError",
+    "ExportError",
     "ForeignMessage",
     "KdclError",
     "LabelMismatch",
@@ -151,6 +153,10 @@ class RunFolderError(UserError):
 
 class PreflightError(UserError):
     """The hosts are not ready for the run; the message has one line for each thing to mend."""
+
+
+class ExportError(UserError):
+    """An export cannot be written, or is damaged, or something that it needs is not installed."""
 
 
 class StudentFailed(KdclError):

@@ -21,9 +21,10 @@ from kdcl_dist.recipe import Recipe
 from kdcl_dist.runs import load_run, read_record
 from kdcl_dist.seeding import Purpose, derive
 from kdcl_dist.session import Session
+from kdcl_dist.storage import Folder
 from kdcl_dist.student import Student
 
-__all__ = ["Evaluation", "Noise", "Trained", "evaluate", "evaluate_under_noise"]
+__all__ = ["Evaluation", "Noise", "Trained", "evaluate", "evaluate_under_noise", "open_session"]
 
 
 @dataclass(frozen=True)
@@ -63,7 +64,7 @@ class Trained:
             )
         if (manifest := newest(folder, warn)) is None:
             raise RunFolderError(f"{uri!r} has no complete checkpoint to evaluate")
-        session = Session.open(_with_data(recipe, read_record(folder).get("root", ".")))
+        session = open_session(recipe, folder)
         coordinator = Coordinator(recipe)
         coordinator.load_state_dict(read_part(folder, manifest, COORDINATOR)["coordinator"])
         sizes = {"classes": len(session.train.classes), "channels": session.train.channels}
@@ -87,14 +88,19 @@ class Trained:
         return {name: score.values() for name, score in scores.items()}
 
 
-def _with_data(recipe: Recipe, root: str) -> Recipe:
-    """The recipe with relative data paths that are not below this folder looked up below the run's."""
+def open_session(recipe: Recipe, folder: Folder) -> Session:
+    """A run's data; relative paths that are not below this folder are looked up below the run's.
+
+    Raises:
+        DataError: as `Session.open`.
+    """
+    root = read_record(folder).get("root", ".")
     found = {}
     for name in ("train", "test"):
         path = getattr(recipe.data, name)
         if not Path(path).exists() and (Path(root) / path).exists():
             found[name] = str(Path(root) / path)
-    return recipe.model_copy(update={"data": recipe.data.model_copy(update=found)})
+    return Session.open(recipe.model_copy(update={"data": recipe.data.model_copy(update=found)}))
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from kdcl_dist.data.dataset import fingerprint, open_dataset
+from kdcl_dist.data.dataset import fingerprint
+from kdcl_dist.data.subset import open_classes
 from kdcl_dist.errors import KdclError, one_line
 from kdcl_dist.recipe import Recipe
 from kdcl_dist.room import Room, look_for_room
@@ -68,7 +69,7 @@ def look(recipe: Recipe, folder: Folder, mark: str | None, address: str, more: M
     room: Room | None = None
     for name, spec in (("train", recipe.data.train), ("test", recipe.data.test)):
         try:
-            data[name] = fingerprint(dataset := open_dataset(spec))
+            data[name] = fingerprint(dataset := open_classes(spec, recipe.data.classes))
             if name == "train":
                 room = look_for_room(recipe, len(dataset), len(dataset.classes))
         except KdclError as error:

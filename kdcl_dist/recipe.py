@@ -61,15 +61,29 @@ class Data(Strict):
     """What the students learn from: paths, or import strings of factories.
 
     `augment` is the training view, `test_view` the view of test and held-out samples; images are
-    normalised with the data set's own mean and standard deviation after either.
+    normalised with the data set's own mean and standard deviation after either. `classes` are the names
+    of those to learn, in the order of their labels; null takes all.
     """
 
     train: str
     test: str
+    classes: Annotated[list[str], Field(min_length=2)] | None = None
     augment: list[Transform] = Field(default_factory=list)
     test_view: list[Transform] = Field(default_factory=list)
     holdout_per_class: NonNegativeInt = 0
     loader_workers: NonNegativeInt = 0
+
+    @property
+    def test_items(self) -> list[dict[str, Any]]:
+        """The transforms of the test view."""
+        return [transform.item() for transform in self.test_view]
+
+    @field_validator("classes")
+    @classmethod
+    def _classes_differ(cls, value: list[str] | None) -> list[str] | None:
+        if value is not None and len(set(value)) < len(value):
+            raise ValueError("class names must differ")
+        return value
 
 
 class Bank(Strict):
@@ -142,6 +156,8 @@ class Student(Strict):
     `model` is a built-in name or an import string `package.module:factory`. `seed` decides its initial
     weights and its own stream; null derives it from the recipe's seed and the place in the cast.
     `weights` are initial weights: a file of `torch.save(model.state_dict())` or a checkpoint's student part.
+    `transfer` says that they are of another task: the last linear layer starts afresh, and with "probe" it
+    alone learns, with "finetune" all does.
     `augment` replaces data.augment for this student. `epochs` are fewer than the run's for a student that
     learns for a shorter time: its schedule ends then, and it goes on teaching the others as it is.
     `replicas` are workers that share each step's samples evenly and average their gradients; with
@@ -152,6 +168,7 @@ class Student(Strict):
     model: str
     seed: Seed | None = None
     weights: str | None = None
+    transfer: Literal["probe", "finetune"] | None = None
     augment: list[Transform] | None = None
     epochs: PositiveInt | None = None
     optimizer: Optimizer = SGD()
@@ -168,6 +185,14 @@ class Student(Strict):
         if value.lower() in RESERVED_NAMES:
             raise ValueError(f"{', '.join(RESERVED_NAMES)} are names of other parts of a run")
         return value
+
+    @model_validator(mode="after")
+    def _transfer_has_weights(self) -> Student:
+        if self.transfer is not None and self.weights is None:
+            raise ValueError(
+                f"transfer: {self.transfer!r} begins from weights of another task (weights is null)"
+            )
+        return self
 
 
 class Member(NamedTuple):
@@ -322,6 +347,11 @@ def _teacher_exists(recipe: Recipe) -> None:
     if found[0].weights is None:
         raise ValueError(
             f"students.{teacher}.weights: the teacher is frozen, so its weights must be given (got null)"
+        )
+    if found[0].transfer is not None:
+        raise ValueError(
+            f"students.{teacher}.transfer: the teacher is frozen, so it cannot learn a new head "
+            f"(got {found[0].transfer!r})"
         )
     if len(recipe.students) < 2:
         raise ValueError("students: method 'teacher' needs at least one student besides the teacher (got 1)")

@@ -5,22 +5,24 @@ Shapes: B batch.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Any
 
 import numpy as np
 import torch
 
-from kdcl_dist.data.dataset import ImageDataset, fingerprint, open_dataset
+from kdcl_dist.data.dataset import ImageDataset, fingerprint
 from kdcl_dist.data.loader import Batch, batches
 from kdcl_dist.data.streams import Ids, batches_of, epoch_steps, own_steps, split_holdout, student_seed
+from kdcl_dist.data.subset import open_classes
 from kdcl_dist.data.views import Transforms, Views
 from kdcl_dist.errors import DataError
 from kdcl_dist.plan import Plan, share_of
 from kdcl_dist.recipe import Recipe
 
-__all__ = ["Session"]
+__all__ = ["Session", "test_views"]
 
 
 @dataclass(frozen=True)
@@ -39,7 +41,8 @@ class Session:
     @classmethod
     def open(cls, recipe: Recipe) -> Session:
         """Open both data sets and check that they fit the recipe and each other."""
-        session = cls(recipe, open_dataset(recipe.data.train), open_dataset(recipe.data.test))
+        data = recipe.data
+        session = cls(recipe, open_classes(data.train, data.classes), open_classes(data.test, data.classes))
         train, test = session.train, session.test
         if tuple(train.classes) != tuple(test.classes) or train.channels != test.channels:
             raise DataError(
@@ -52,7 +55,7 @@ class Session:
     def check(self) -> None:
         """Build all that can fail for the whole cast: the plan and every student's transforms."""
         _ = self.plan
-        Transforms([transform.item() for transform in self.recipe.data.test_view], self.test.mean)
+        Transforms(self.recipe.data.test_items, self.test.mean)
         for student in self.recipe.students:
             Transforms(self.recipe.augment_of(student), self.train.mean)
 
@@ -129,14 +132,18 @@ class Session:
                 yield epoch, ids_B
 
     def _once(self, dataset: ImageDataset, ids: Ids, replica: int, replicas: int) -> Iterator[Batch]:
-        items = [transform.item() for transform in self.recipe.data.test_view]
-        views = Views(dataset, Transforms(items, dataset.mean), self.recipe.seed)
+        views = test_views(dataset, self.recipe.data.test_items, self.recipe.seed)
         plan = ((0, ids_B) for ids_B in batches_of(ids, self.recipe.batch_size))
         return self._load(views, _shares(plan, replica, replicas))
 
     def _load(self, views: Views, plan: Iterator[tuple[int, Ids]]) -> Iterator[Batch]:
         data, limits = self.recipe.data, self.recipe.limits
         return batches(views, plan, workers=data.loader_workers, timeout_s=limits.step_s)
+
+
+def test_views(dataset: ImageDataset, items: Sequence[Mapping[str, Any]], seed: int) -> Views:
+    """Images as test and held-out samples are seen, but for normalisation, which `batches` adds."""
+    return Views(dataset, Transforms(items, dataset.mean), seed)
 
 
 def _shares(plan: Iterator[tuple[int, Ids]], replica: int, replicas: int) -> Iterator[tuple[int, Ids]]:

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from statistics import fmean, median, stdev
+from statistics import NormalDist, fmean, median, stdev
 from typing import NamedTuple
 
-__all__ = ["Interval", "mean_interval", "median_interval", "t_quantile"]
+__all__ = ["Interval", "mean_interval", "median_interval", "share_interval", "t_quantile"]
 
 
 class Interval(NamedTuple):
@@ -55,6 +55,26 @@ def median_interval(values: Sequence[float], coverage: float = 0.95) -> Interval
 
     k = max((k for k in range(1, count // 2 + 1) if covers(k) >= coverage), default=1)
     return Interval(median(ordered), ordered[k - 1], ordered[count - k], covers(k))
+
+
+def share_interval(share: float, count: int, coverage: float = 0.95) -> Interval:
+    """A share of independent samples, such as an accuracy, with its score interval (Wilson, 1927).
+
+    Args:
+        share: from 0 to 1.
+        count: samples that it is a share of, at least 1.
+        coverage: how often such limits hold the share of all that could have been drawn, nearly.
+
+    Raises:
+        ValueError: there is no sample, or the share is none.
+    """
+    if count < 1 or not 0 <= share <= 1:
+        raise ValueError(f"share, count: a share of at least one sample is needed (got {share}, {count})")
+    z = NormalDist().inv_cdf((1 + coverage) / 2)
+    scale = 1 + z**2 / count
+    centre = (share + z**2 / (2 * count)) / scale
+    half = z / scale * math.sqrt(share * (1 - share) / count + z**2 / (4 * count**2))
+    return Interval(share, max(0.0, centre - half), min(1.0, centre + half), coverage)
 
 
 def t_quantile(probability: float, freedom: int) -> float:

@@ -24,6 +24,7 @@ from kdcl_dist.recipe import Recipe
 from kdcl_dist.replicas import Replicas
 from kdcl_dist.schedules import learning_rate
 from kdcl_dist.seeding import Purpose, derive
+from kdcl_dist.transfer import freeze_body, head_of, train_head
 
 __all__ = ["Student"]
 
@@ -66,9 +67,12 @@ class Student:
         self.frozen = recipe.is_teacher(self.spec)
         torch.manual_seed(derive(self.seed, Purpose.INITIAL_WEIGHTS))
         self.model = models.build(self.spec.model, classes, channels)
+        self.head = head_of(self.model, self.spec.model, classes) if self.spec.transfer else None
         if self.spec.weights is not None and not resumed:
-            load_weights(self.model, self.spec.weights)
-        self.model.to(device).train(not self.frozen)
+            load_weights(self.model, self.spec.weights, fresh=self.head)
+        if self.head is not None and self.spec.transfer == "probe":
+            freeze_body(self.model, self.head)
+        self._set_training(self.model.to(device), not self.frozen)
         self.training_model: nn.Module = self.model
         self.buffers = list(self.model.buffers())
         self.before = [buffer.clone() for buffer in self.buffers]
@@ -130,7 +134,8 @@ class Student:
         """
         if self.frozen:
             return
-        network = copy.deepcopy(self.model).train()
+        network = copy.deepcopy(self.model)
+        self._set_training(network, True)
         with self._autocast():
             try:
                 logits = network(images_BCHW.to(self.device))
@@ -149,7 +154,7 @@ class Student:
         A student that does not learn sees the step as it would a test: in evaluation mode.
         """
         if self.model.training != learns:
-            self.model.train(learns)
+            self._set_training(self.model, learns)
         torch.manual_seed(self._draw(Purpose.STEP, step))
         images_BCHW = images_BCHW.to(self.device, non_blocking=True)
         network = self.training_model if learns else self.model
@@ -239,7 +244,7 @@ class Student:
             with torch.no_grad():
                 yield
         finally:
-            self.model.train(before)
+            self._set_training(self.model, before)
 
     def state_dict(self) -> dict[str, Any]:
         """All that a resumed student needs; `model` loads strictly into the plain network."""
@@ -254,6 +259,11 @@ class Student:
         self.model.load_state_dict(state["model"])
         self.optimizer.load_state_dict(state["optimizer"])
         self.scaler.load_state_dict(state["scaler"])
+
+    def _set_training(self, network: nn.Module, training: bool) -> None:
+        network.train(training)
+        if training and self.head is not None and self.spec.transfer == "probe":
+            train_head(network, self.head)
 
     def _draw(self, purpose: Purpose, step: int) -> int:
         """The seed of what is random in a step; the first replica draws as a student without replicas."""
@@ -279,8 +289,13 @@ def build_optimizer(spec: specs.Optimizer, model: nn.Module) -> torch.optim.Opti
     return kind(parameters, lr=spec.lr, betas=betas, eps=spec.eps, weight_decay=spec.weight_decay)
 
 
-def load_weights(model: nn.Module, path: str) -> None:
+def load_weights(model: nn.Module, path: str, fresh: str | None = None) -> None:
     """Load a state_dict, or the `model` entry of a checkpoint's student part, strictly.
+
+    Args:
+        model: the network.
+        path: the file.
+        fresh: a layer that keeps its own weights, whatever the file has for it.
 
     Raises:
         ModelError: the file is missing, holds more than tensors, or does not fit the network.
@@ -288,6 +303,9 @@ def load_weights(model: nn.Module, path: str) -> None:
     try:
         state = torch.load(Path(path), map_location="cpu", weights_only=True)
         state = state.get("model", state)
+        if fresh is not None:
+            own = model.get_submodule(fresh).state_dict(prefix=f"{fresh}.")
+            state = {name: value for name, value in state.items() if name not in own} | own
         missing, unexpected = model.load_state_dict(state, strict=False)
     except OSError as error:
         raise ModelError(f"weights {path!r} cannot be read: {one_line(error)}") from error

@@ -207,3 +207,36 @@ def exits() -> ArrowDataset:
     if os.environ["KDCL_TEST_DATA"].endswith("2.arrow"):
         os._exit(1)
     return data_of_host()
+
+
+class Bessel(Plain):
+    """Has an operator that ONNX lacks."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Logits."""
+        return torch.special.bessel_j0(super().forward(x))
+
+
+class Branches(Plain):
+    """What it computes depends on what it computed."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Logits."""
+        logits = super().forward(x)
+        return logits if logits.sum() > 0 else logits * 2
+
+
+class EightOnly(Plain):
+    """Takes eight images at a time."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Logits."""
+        return super().forward(x.reshape(8, 1, 8, 8))
+
+
+class Restless(Plain):
+    """Draws random numbers in evaluation mode."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Logits."""
+        return super().forward(x) + torch.rand(())

@@ -296,7 +296,7 @@ def test_places_that_cannot_be_written(tmp_path: Path, ten: Path) -> None:
     assert [path.name for path in taken.iterdir()] == ["mine"]
     (tmp_path / "out.part").mkdir()
     result = run("cifar10", ten, tmp_path / "out", "--no-checksum")
-    assert "out.part: left by an import" in result.output
+    assert "out.part: left by a command" in result.output
     (tmp_path / "out.part").rmdir()
     (tmp_path / "out").mkdir()
     assert run("cifar10", ten, tmp_path / "out", "--no-checksum").exit_code == 0

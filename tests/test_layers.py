@@ -23,6 +23,7 @@ ORDER = [
     "optimisation",
     "recipe",
     "recipe_file",
+    "staging",
     "schedules",
     "simplex",
     "ensembles",
@@ -42,6 +43,7 @@ ORDER = [
     "interfaces",
     "replicas",
     "session",
+    "transfer",
     "student",
     "bank",
     "room",
@@ -69,6 +71,7 @@ ORDER = [
     "statistics",
     "compare",
     "report",
+    "export",
     "cli",
     "__main__",
     "__init__",
@@ -122,7 +125,7 @@ def test_every_error_survives_pickling_and_json() -> None:
     kinds = [
         cls for cls in vars(errors).values() if isinstance(cls, type) and issubclass(cls, errors.KdclError)
     ]
-    assert len(kinds) == 21
+    assert len(kinds) == 22
     for kind in kinds:
         error = kind("what", student="a", step=3, phase="gather", host="h", detail="more")
         for copy in (pickle.loads(pickle.dumps(error)), errors.from_dict(error.to_dict())):

@@ -7,6 +7,7 @@ import threading
 import time
 import uuid
 from collections.abc import Callable, Iterator
+from pathlib import Path
 
 import pytest
 import s3
@@ -90,6 +91,16 @@ def test_files_come_and_go(port: int) -> None:
     assert folder.uri.endswith(f"/deep?endpoint_override=127.0.0.1:{port}&region=us-east-1&scheme=http")
     assert str(folder).startswith("s3://***@bucket/")
     assert "secret" not in str(folder)
+
+
+def test_a_student_is_exported_from_there(port: int, make_recipe: MakeRecipe, tmp_path: Path) -> None:
+    run = start(make_recipe("epochs=1"), port, "arm-seed0")
+    assert not Cast(run).train().errors
+    arguments = ["--student", "a", "--last", "--to", str(tmp_path / "x")]
+    result = CliRunner().invoke(kdcl, ["export", run.folder.uri, *arguments])
+    assert result.exit_code == 0, result.output
+    assert_same(torch.load(tmp_path / "x" / "model.pt", weights_only=True), network(run.folder, "a"))
+    assert "secret" not in (tmp_path / "x" / "README.md").read_text()
 
 
 def test_what_cannot_work_is_told_at_once(port: int, proxy: s3.Proxy) -> None:

@@ -8,17 +8,31 @@ from __future__ import annotations
 import sys
 from typing import NoReturn
 
-from kdcl_dist.cli import compare, data, evaluate, models, plan, preflight, report, submit, train
+from kdcl_dist.cli import (
+    compare,
+    data,
+    evaluate,
+    export,
+    models,
+    plan,
+    predict,
+    preflight,
+    report,
+    submit,
+    train,
+)
 from kdcl_dist.cli.group import kdcl
 
 __all__ = [
     "compare",
     "data",
     "evaluate",
+    "export",
     "kdcl",
     "main",
     "models",
     "plan",
+    "predict",
     "preflight",
     "report",
     "submit",

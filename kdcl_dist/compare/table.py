@@ -20,8 +20,8 @@ __all__ = ["Arm", "Job", "Table", "jobs_of", "load_table"]
 class Arm(Strict):
     """One row of the table.
 
-    `recipe` is a path relative to the table's file, `set` overrides as `--set` takes them; `published`
-    are the figures to print beside, by student, in the table's unit.
+    `recipe` is a path relative to the table's file, `set` overrides as `--set` takes them, with the seed in
+    place of `{seed}`; `published` are the figures to print beside, by student, in the table's unit.
     """
 
     name: Name
@@ -98,7 +98,8 @@ def jobs_of(table: Table, folder: Path) -> list[Job]:
     for seed in table.seeds:
         for arm in table.arms:
             try:
-                recipe = load_recipe(folder / arm.recipe, [*arm.set, f"seed={seed}"])
+                overrides = [item.replace("{seed}", str(seed)) for item in arm.set]
+                recipe = load_recipe(folder / arm.recipe, [*overrides, f"seed={seed}"])
             except RecipeError as error:
                 raise RecipeError(f"arms.{arm.name}: {error.message}") from None
             if unknown := arm.published.keys() - {*recipe.names, "ensemble"}:

@@ -9,7 +9,7 @@ from typing import Any
 from torch import nn
 from torchvision import models
 
-__all__ = ["FACTORIES"]
+__all__ = ["FACTORIES", "NETWORKS"]
 
 
 def _build(
@@ -30,7 +30,8 @@ def _replace_first_convolution(network: nn.Module, in_channels: int) -> None:
     setattr(network.get_submodule(parent_name), own_name, new)
 
 
-_NETWORKS: dict[str, tuple[Callable[..., nn.Module], dict[str, Any]]] = {
+#: torchvision's function, and its arguments besides the number of classes.
+NETWORKS: dict[str, tuple[Callable[..., nn.Module], dict[str, Any]]] = {
     "resnet18": (models.resnet18, {}),
     "resnet34": (models.resnet34, {}),
     "resnet50": (models.resnet50, {}),
@@ -44,5 +45,5 @@ _NETWORKS: dict[str, tuple[Callable[..., nn.Module], dict[str, Any]]] = {
     "shufflenet_v2_x2_0": (models.shufflenet_v2_x2_0, {}),
 }
 FACTORIES: dict[str, Callable[[int, int], nn.Module]] = {
-    name: partial(_build, factory, arguments) for name, (factory, arguments) in _NETWORKS.items()
+    name: partial(_build, factory, arguments) for name, (factory, arguments) in NETWORKS.items()
 }

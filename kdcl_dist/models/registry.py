@@ -13,7 +13,7 @@ from kdcl_dist.errors import ModelError, one_line
 from kdcl_dist.importing import is_import_string, load_object
 from kdcl_dist.models import cifar, imagenet, small
 
-__all__ = ["GROUPS", "Usual", "build", "names"]
+__all__ = ["GROUPS", "Usual", "build", "call_of", "names"]
 
 Factory = Callable[[int, int], nn.Module]
 
@@ -68,6 +68,12 @@ def build(name: str, num_classes: int, in_channels: int = 3) -> nn.Module:
     if not isinstance(module, nn.Module):
         raise ModelError(f"model {name!r} gives {type(module).__name__}, not a torch.nn.Module")
     return module
+
+
+def call_of(name: str, num_classes: int, in_channels: int) -> str:
+    """How `build` calls the factory of an import string, as Python; errors as `load_object`."""
+    given = _arguments(load_object(name), num_classes, in_channels).items()
+    return f"{name.partition(':')[2]}({', '.join(f'{key}={value}' for key, value in given)})"
 
 
 def _arguments(factory: Callable[..., Any], num_classes: int, in_channels: int) -> dict[str, int]:

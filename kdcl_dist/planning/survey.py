@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from kdcl_dist import models
 from kdcl_dist.coordinator import answer_rows
-from kdcl_dist.data.dataset import open_dataset
+from kdcl_dist.data.subset import open_classes
 from kdcl_dist.errors import DataError
 from kdcl_dist.planning.cores import measure_cores
 from kdcl_dist.planning.given import ENSEMBLE
@@ -91,7 +91,7 @@ def survey(
 def _shape(recipe: Recipe, *, needed: bool) -> tuple[int, int, list[str]]:
     """Classes and channels of the data, which need not be here if nothing is measured."""
     try:
-        data = open_dataset(recipe.data.train)
+        data = open_classes(recipe.data.train, recipe.data.classes)
     except DataError:
         if needed:
             raise

@@ -17,9 +17,9 @@ import numpy.typing as npt
 from kdcl_dist.data.dataset import Info
 from kdcl_dist.data.importers.archive import check_md5, members_of_archive, read_checked
 from kdcl_dist.data.importers.inert_pickle import read_pickle
-from kdcl_dist.data.importers.staging import staged
 from kdcl_dist.data.writer import write_batches
 from kdcl_dist.errors import DataError
+from kdcl_dist.staging import staged
 
 __all__ = ["LAYOUTS", "Layout", "import_cifar"]
 

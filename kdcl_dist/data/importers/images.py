@@ -18,9 +18,9 @@ import numpy as np
 from kdcl_dist.data.dataset import ArrowDataset, Info
 from kdcl_dist.data.importers.check import CHANNELS, Item, Rejected, Workers, accept, moments
 from kdcl_dist.data.importers.journal import Journal, Reject, Shard
-from kdcl_dist.data.importers.staging import part_of, publish
 from kdcl_dist.data.writer import write_dataset
 from kdcl_dist.errors import DataError, one_line
+from kdcl_dist.staging import part_of, publish
 
 __all__ = ["REJECTED", "Imported", "Source", "Tell", "import_images"]
 

@@ -47,7 +47,7 @@ def staged(folder: Path) -> Iterator[Path]:
     try:
         part.mkdir(parents=True)
     except FileExistsError:
-        raise DataError(f"{part}: left by an import that was cut off, or one that runs; delete it") from None
+        raise DataError(f"{part}: left by a command that was cut off, or one that runs; delete it") from None
     except OSError as error:
         raise DataError(f"{folder}: cannot be written: {one_line(error)}") from error
     try:

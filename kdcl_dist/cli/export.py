@@ -1,0 +1,42 @@
+"""`kdcl export`."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import click
+
+from kdcl_dist.cli.group import kdcl, reports_errors
+
+if TYPE_CHECKING:
+    from kdcl_dist.export.description import Kind
+
+__all__ = ["export"]
+
+KINDS = ["state_dict", "safetensors", "torch_export", "onnx"]
+
+
+@kdcl.command()
+@click.argument("run")
+@click.option("--student", required=True, help="Name of the student.")
+@click.option("--format", "kind", type=click.Choice(KINDS), default=KINDS[0], show_default=True)
+@click.option(
+    "--epoch", type=click.IntRange(1), help="Its checkpoint after this epoch. [default: the newest]"
+)
+@click.option("--last", is_flag=True, help="Its checkpoint after the recipe's last epoch, and no other.")
+@click.option("--to", help="The folder to write. [default: exports/RUN-STUDENT-FORMAT]")
+@reports_errors
+def export(run: str, student: str, kind: Kind, epoch: int | None, last: bool, to: str | None) -> None:
+    """Write a student of a RUN folder as a folder of its own, which needs kdcl no more.
+
+    It holds the weights, preprocessing.json and a model card.
+    """
+    from kdcl_dist.export.writing import export as write_export
+
+    if last and epoch is not None:
+        raise click.UsageError("--epoch and --last exclude each other")
+    click.echo(write_export(run, student, kind, epoch=epoch, last=last, to=to, warn=_warn))
+
+
+def _warn(text: str) -> None:
+    click.echo(text, err=True)

@@ -1,0 +1,62 @@
+"""`kdcl predict`."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from kdcl_dist.cli.group import kdcl, reports_errors
+
+if TYPE_CHECKING:
+    from kdcl_dist.errors import DataError
+    from kdcl_dist.export.prediction import Guess
+
+__all__ = ["predict"]
+
+
+@kdcl.command()
+@click.argument("export", type=click.Path(path_type=Path))
+@click.argument("images", nargs=-1, required=True, type=click.Path(path_type=Path))
+@click.option("--top", type=click.IntRange(1), default=5, show_default=True, help="Classes of each image.")
+@click.option("--csv", "as_csv", is_flag=True, help="Comma-separated values instead of a table.")
+@reports_errors
+def predict(export: Path, images: tuple[Path, ...], top: int, as_csv: bool) -> None:
+    """Show the most probable classes of IMAGES, files or folders, by an EXPORT folder of any format."""
+    from kdcl_dist.errors import DataError
+    from kdcl_dist.export.prediction import Export, images_in
+
+    found = Export.read(export)
+    failed: list[str] = []
+    _show(_readable(found.predict(images_in(images), top), failed), as_csv)
+    if failed:
+        raise DataError("\n".join(failed))
+
+
+def _readable(found: Iterator[Guess | DataError], failed: list[str]) -> Iterator[Guess]:
+    from kdcl_dist.errors import DataError
+
+    for each in found:
+        if isinstance(each, DataError):
+            failed.append(each.message)
+        else:
+            yield each
+
+
+def _show(guesses: Iterator[Guess], as_csv: bool) -> None:
+    import csv
+    import sys
+
+    rows = [(click.format_filename(image), rank, name, share) for image, rank, name, share in guesses]
+    if as_csv:
+        writer = csv.writer(sys.stdout, lineterminator="\n")
+        writer.writerow(["image", "rank", "class", "probability"])
+        writer.writerows((image, rank, name, f"{share:.6g}") for image, rank, name, share in rows)
+        return
+    images = max((len(row[0]) for row in rows), default=0)
+    names = max((len(row[2]) for row in rows), default=0)
+    for image, rank, name, share in rows:
+        shown = image if rank == 1 else ""
+        click.echo(f"{shown:<{images}}  {name:<{names}}  {100 * share:6.2f} %")

@@ -1,0 +1,192 @@
+"""The model card of an export: what it is, how good it is, where it comes from, how it is loaded."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from kdcl_dist.data.dataset import ArrowDataset, ImageDataset
+from kdcl_dist.data.subset import ClassSubset
+from kdcl_dist.export.description import Description
+from kdcl_dist.export.source import Source
+from kdcl_dist.export.standalone import call_without_package, module_without_package
+from kdcl_dist.metrics import ENSEMBLE
+from kdcl_dist.models.cost import parameters
+from kdcl_dist.models.registry import call_of
+from kdcl_dist.recipe_file import dump_recipe
+from kdcl_dist.statistics import mean_interval, share_interval
+
+__all__ = ["CARD", "card"]
+
+CARD = "README.md"
+
+PAPER = """Guo, Wang, Wu, Yu, Liang, Hu, Luo: *Online Knowledge Distillation via Collaborative Learning*,
+CVPR 2020, pp. 11020-11029."""
+
+READ = {
+    "state_dict": 'network.load_state_dict(torch.load("{file}", weights_only=True))',
+    "safetensors": 'network.load_state_dict(safetensors.torch.load_file("{file}"))',
+    "torch_export": 'network = torch.export.load("{file}").module()',
+    "onnx": 'session = onnxruntime.InferenceSession("{file}")',
+}
+
+
+def card(source: Source, description: Description, difference: float) -> str:
+    """The card, in Markdown.
+
+    Args:
+        source: what was exported.
+        description: of the export.
+        difference: the largest between the exported network's logits and the student's.
+    """
+    sections = [
+        _head(source, description),
+        _figures(source),
+        _use(description, difference),
+        _data(source),
+        f"## Training\n\n{_training(source)}",
+        f"## Paper\n\n{PAPER}",
+    ]
+    return "\n\n".join(sections) + "\n"
+
+
+def _head(source: Source, description: Description) -> str:
+    method = source.recipe.distillation.method
+    others = [name for name in source.recipe.names if name != source.student.name]
+    taught = f"trained together with {', '.join(others)} (method `{method}`)" if others else "trained alone"
+    return (
+        f"# {source.student.name}\n\n"
+        f"`{description.model}`, {parameters(source.network):,} parameters, a classifier of "
+        f"{len(description.classes)} classes, {taught}. From the run `{description.run}`, {source.when}; "
+        f"exported as {description.kind} by kdcl_dist {description.kdcl_dist}."
+    )
+
+
+def _figures(source: Source) -> str:
+    samples = len(source.session.test)
+    if not source.results:
+        return (
+            "## Figures\n\nThe run recorded no test results for this checkpoint; of its newest one "
+            f"`kdcl evaluate {source.folder}` shows them."
+        )
+    lines = [
+        "## Figures",
+        "",
+        f"On the {samples:,} test images; in brackets the 95% score interval of a share of so many (Wilson).",
+        "It covers the choice of the images, not that of the seed.",
+        "",
+        "| network | model | top-1 % | top-5 % | loss, nats |",
+        "| --- | --- | ---: | ---: | ---: |",
+    ]
+    models = {student.name: student.model for student in source.recipe.students}
+    for name, values in source.results.items():
+        shown = f"**{name}**" if name == source.student.name else name
+        cells = [_share(values["top1"], samples), _share(values["top5"], samples), f"{values['loss']:.4f}"]
+        lines.append(f"| {shown} | {models.get(name, '')} | {' | '.join(cells)} |")
+    lines += ["", f"`{ENSEMBLE}`: the mean of the students' probabilities (weighted, for `general`)."]
+    if source.student.precision != "fp32":
+        lines += [
+            f"The run tests this network in {source.student.precision}; the export computes in float32."
+        ]
+    return "\n".join([*lines, *_over_seeds(source.seeds(), source.student.name)])
+
+
+def _share(share: float, samples: int) -> str:
+    value, low, high, _ = share_interval(share, samples)
+    return f"{100 * value:.2f} [{100 * low:.2f}, {100 * high:.2f}]"
+
+
+def _over_seeds(seeds: Mapping[int, Mapping[str, Mapping[str, float]]], student: str) -> list[str]:
+    """The student's top-1 over the seeds of the same arm."""
+    if len(seeds) < 2:
+        return []
+    value, low, _, _ = mean_interval([100 * results[student]["top1"] for results in seeds.values()])
+    return [
+        "",
+        f"Over the {len(seeds)} seeds of this arm that `kdcl compare` trained to their end, top-1 of "
+        f"{student} is {value:.2f} ± {value - low:.2f} % (mean with the 95% interval, Student's t).",
+    ]
+
+
+def _use(description: Description, difference: float) -> str:
+    colours = "with channels of its own" if description.colours == "own" else description.colours
+    shape = "x".join(map(str, description.input_shape))
+    lines = [
+        "## Use",
+        "",
+        "```python",
+        *_code(description),
+        "```",
+        "",
+        "An image becomes `images` as `preprocessing.json` says: decoded to 8 bits, "
+        f"{colours}, channels first; {_view(description.test_view)}then of shape {shape}; divided by 255, "
+        "less `mean`, by `std`. With kdcl_dist, `kdcl predict FOLDER IMAGE...` does all of it.",
+        "",
+        "When it was written, its logits on test images differed from the student's by at most "
+        f"{difference:.1g}.",
+    ]
+    return "\n".join(lines)
+
+
+def _view(items: Sequence[Mapping[str, Any]]) -> str:
+    if not items:
+        return ""
+    names = ", ".join(
+        f"{item['name']}({', '.join(f'{key}={value!r}' for key, value in item.items() if key != 'name')})"
+        for item in items
+    )
+    return f"through `{names}` of torchvision.transforms.v2; "
+
+
+def _code(description: Description) -> list[str]:
+    kind, model = description.kind, description.model
+    read = READ[kind].format(file=description.weights)
+    if kind == "onnx":
+        return [
+            "import onnxruntime",
+            "",
+            read,
+            '(logits,) = session.run(["logits"], {"images": images})  # float32, (B, C, H, W)',
+        ]
+    run = "logits = network(images)  # float32, (B, C, H, W)"
+    if kind == "torch_export":
+        return ["import torch", "", read, run]
+    lines = ["import safetensors.torch" if kind == "safetensors" else "import torch"]
+    channels, classes = description.input_shape[0], len(description.classes)
+    if call := call_without_package(model, classes, channels):
+        lines += ["import torchvision", "", f"network = {call}"]
+    elif module_without_package(model, classes, channels):
+        lines += ["from model import build  # model.py, beside this file", "", "network = build()"]
+    else:
+        module, _, name = model.partition(":")
+        call = call_of(model, classes, channels)
+        lines += [f"from {module} import {name.partition('.')[0]}", "", f"network = {call}"]
+    return [*lines, read, "network.eval()", run]
+
+
+def _data(source: Source) -> str:
+    data = source.recipe.data
+    lines = ["## Data", ""]
+    for part, path, dataset in (
+        ("training", data.train, source.session.train),
+        ("test", data.test, source.session.test),
+    ):
+        lines.append(f"- {part}: `{path}`, {len(dataset):,} images{_origin(dataset)}")
+    shown = ", ".join(source.session.test.classes[:20]) + (
+        ", ..." if len(source.session.test.classes) > 20 else ""
+    )
+    return "\n".join([*lines, f"- classes: {shown}"])
+
+
+def _origin(dataset: ImageDataset) -> str:
+    whole = dataset.whole if isinstance(dataset, ClassSubset) else dataset
+    if not isinstance(whole, ArrowDataset):
+        return "; licence not known"
+    origin = f"; {whole.info.source}" if whole.info.source else ""
+    return f"{origin}; licence: {whole.info.license or 'not known'}"
+
+
+def _training(source: Source) -> str:
+    versions = source.record.get("versions", {})
+    ran = ", ".join(f"{name} {version}" for name, version in versions.items())
+    return f"With {ran}. The recipe:\n\n```yaml\n{dump_recipe(source.recipe).rstrip()}\n```"

@@ -1,0 +1,218 @@
+"""The formats of an export: how a network is written in each, and read again.
+
+Shapes: B batch, C channels or classes, H W image.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import importlib.util
+import io
+import logging
+import pickle
+import threading
+import warnings
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from kdcl_dist.errors import ExportError, ModelError, one_line
+from kdcl_dist.export.archive import check_archive
+from kdcl_dist.export.description import Kind
+from kdcl_dist.export.source import misfit
+
+__all__ = ["FORMATS", "Format", "Network", "read_network", "require", "write_network"]
+
+_SILENT = threading.Lock()
+#: Images (B, C, H, W) to logits (B, C).
+Network = Callable[[Tensor], Tensor]
+
+
+class Format(NamedTuple):
+    """One format.
+
+    Attributes:
+        file: what the weights are called.
+        needs: modules of optional libraries, to write it and to read it.
+        write: writes a network in evaluation mode; images (B, C, H, W) show what it takes.
+        read: reads it; the function builds the plain network, where the file has only weights.
+        program: whether the file holds the network's computation too.
+    """
+
+    file: str
+    needs: tuple[str, ...]
+    write: Callable[[nn.Module, Tensor, Path], None]
+    read: Callable[[Path, Callable[[], nn.Module]], Network]
+    program: bool
+
+
+def require(kind: Kind) -> None:
+    """See that a format's optional libraries are installed.
+
+    Raises:
+        ExportError: one is not.
+    """
+    missing = [name for name in FORMATS[kind].needs if importlib.util.find_spec(name) is None]
+    if missing:
+        raise ExportError(
+            f"format {kind} needs {', '.join(missing)}, not installed here: pip install 'kdcl_dist[export]'"
+        )
+
+
+def _write_state_dict(network: nn.Module, _: Tensor, path: Path) -> None:
+    torch.save(network.state_dict(), path)
+
+
+def _read_state_dict(path: Path, build: Callable[[], nn.Module]) -> Network:
+    try:
+        state = torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError:
+        raise ExportError(f"{path}: holds more than tensors") from None
+    return _filled(build(), state)
+
+
+def _write_safetensors(network: nn.Module, _: Tensor, path: Path) -> None:
+    from safetensors.torch import save
+
+    # Copies: the format has no two names for one tensor.
+    tensors = {name: value.contiguous().clone() for name, value in network.state_dict().items()}
+    path.write_bytes(save(tensors, metadata={"format": "pt"}))
+
+
+def _read_safetensors(path: Path, build: Callable[[], nn.Module]) -> Network:
+    from safetensors.torch import load_file
+
+    return _filled(build(), load_file(path))
+
+
+def _filled(network: nn.Module, state: dict[str, Tensor]) -> Network:
+    try:
+        network.load_state_dict(state)
+    except RuntimeError as error:
+        raise ValueError(f"the weights do not fit {type(network).__name__}: {misfit(error)}") from error
+    return network.eval()
+
+
+def _write_torch_export(network: nn.Module, images_BCHW: Tensor, path: Path) -> None:
+    program = _program(network, images_BCHW)
+    program.example_inputs = None  # they would be pickled into the file
+    torch.export.save(program, path)
+
+
+def _read_torch_export(path: Path, _: Callable[[], nn.Module]) -> Network:
+    check_archive(path)
+    with _silence():
+        return torch.export.load(path).module()
+
+
+def _write_onnx(network: nn.Module, images_BCHW: Tensor, path: Path) -> None:
+    program = _program(network, images_BCHW)
+    names: Any = {"input_names": ["images"], "output_names": ["logits"]}
+    torch.onnx.export(program, (), path, dynamo=True, external_data=False, verbose=False, **names)
+
+
+def _read_onnx(path: Path, _: Callable[[], nn.Module]) -> Network:
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 3  # errors come as exceptions
+    session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+
+    def run(images_BCHW: Tensor) -> Tensor:
+        return torch.from_numpy(session.run(["logits"], {"images": images_BCHW.numpy()})[0])
+
+    return run
+
+
+def _program(network: nn.Module, images_BCHW: Tensor) -> torch.export.ExportedProgram:
+    """The network's computation for any number of images."""
+    shapes = ({0: torch.export.Dim("batch")},)
+    return torch.export.export(network, (images_BCHW,), dynamic_shapes=shapes)
+
+
+FORMATS: dict[Kind, Format] = {
+    "state_dict": Format("model.pt", (), _write_state_dict, _read_state_dict, program=False),
+    "safetensors": Format(
+        "model.safetensors", ("safetensors",), _write_safetensors, _read_safetensors, program=False
+    ),
+    "torch_export": Format("model.pt2", (), _write_torch_export, _read_torch_export, program=True),
+    "onnx": Format(
+        "model.onnx", ("onnx", "onnxscript", "onnxruntime"), _write_onnx, _read_onnx, program=True
+    ),
+}
+
+
+def write_network(kind: Kind, network: nn.Module, images_BCHW: Tensor, path: Path) -> None:
+    """Write a network.
+
+    Args:
+        kind: the format.
+        network: in evaluation mode, on the CPU.
+        images_BCHW: what it takes, at least two.
+        path: the file.
+
+    Raises:
+        ModelError: the format cannot express what the network does.
+        ExportError: the file cannot be written.
+    """
+    try:
+        with _silence():
+            FORMATS[kind].write(network, images_BCHW, path)
+    except OSError as error:
+        raise ExportError(f"{path}: cannot be written: {one_line(error)}") from error
+    except Exception as error:  # exporters raise anything, and a user's network too
+        raise ModelError(
+            f"the network cannot be exported as {kind}: {one_line(_first_cause(error))}; state_dict and "
+            "safetensors take any network"
+        ) from error
+
+
+def read_network(kind: Kind, path: Path, build: Callable[[], nn.Module]) -> Network:
+    """Read a network that `write_network` wrote.
+
+    Raises:
+        ExportError: the file is damaged, or does not fit the network that is built.
+    """
+    try:
+        return FORMATS[kind].read(path, build)
+    except (ExportError, ModelError):
+        raise
+    except Exception as error:  # whatever a damaged file can raise
+        raise ExportError(f"{path}: cannot be read as {kind}: {one_line(error)}; export it again") from error
+
+
+def _first_cause(error: BaseException) -> BaseException:
+    """What names the operator: exporters wrap it in advice on how to mend PyTorch."""
+    while error.__cause__ is not None:
+        error = error.__cause__
+    return error
+
+
+@contextlib.contextmanager
+def _silence() -> Iterator[None]:
+    """Nothing on the terminal: exporters print graphs and warn of their own parts.
+
+    One at a time, since what is changed for it belongs to the whole process.
+    """
+    with _SILENT, _without_logs():
+        nowhere = io.StringIO()
+        with (
+            warnings.catch_warnings(),
+            contextlib.redirect_stdout(nowhere),
+            contextlib.redirect_stderr(nowhere),
+        ):
+            warnings.simplefilter("ignore")
+            yield
+
+
+@contextlib.contextmanager
+def _without_logs() -> Iterator[None]:
+    before = logging.root.manager.disable
+    logging.disable(logging.CRITICAL)
+    try:
+        yield
+    finally:
+        logging.disable(before)

@@ -1,0 +1,188 @@
+"""Using an export: from image files to the most probable classes.
+
+Shapes: B samples, C channels or classes, H W image.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from kdcl_dist import models
+from kdcl_dist.data.decode import decode
+from kdcl_dist.data.loader import normalise
+from kdcl_dist.errors import DataError, ExportError, one_line
+from kdcl_dist.export.description import Description, digest, read_description
+from kdcl_dist.export.formats import Network, read_network, require
+from kdcl_dist.session import test_views
+
+__all__ = ["Export", "Guess", "images_in"]
+
+SUFFIXES = (".jpeg", ".jpg", ".png")
+#: Images that the network sees at a time.
+BATCH = 64
+
+
+class Guess(NamedTuple):
+    """A class that an image may be of; rank 1 is the most probable."""
+
+    image: str
+    rank: int
+    name: str
+    probability: float
+
+
+@dataclass(frozen=True)
+class Export:
+    """An export that was read."""
+
+    folder: Path
+    description: Description
+    network: Network
+
+    @classmethod
+    def read(cls, folder: Path) -> Export:
+        """Read an export of any format.
+
+        Raises:
+            ExportError: it is none, is damaged, or needs a library that is not installed.
+            ModelError: the network is the user's own and cannot be built here.
+        """
+        description = read_description(folder)
+        kind, path = description.kind, folder / description.weights
+        require(kind)
+        try:
+            found = digest(path)
+        except OSError as error:
+            raise ExportError(f"{path}: cannot be read: {one_line(error)}; export it again") from None
+        if found != description.sha256:
+            raise ExportError(f"{path}: damaged: it is not the file that was exported; export it again")
+        classes, channels = len(description.classes), description.input_shape[0]
+        network = read_network(kind, path, lambda: models.build(description.model, classes, channels))
+        return cls(folder, description, network)
+
+    def logits(self, images_BCHW: Tensor) -> Tensor:
+        """The logits (B, C) of images that were preprocessed.
+
+        Raises:
+            ExportError: the network fails.
+        """
+        try:
+            with torch.no_grad():
+                return self.network(images_BCHW)
+        except Exception as error:  # a user's network, or a runtime, can raise anything
+            shape = tuple(images_BCHW.shape)
+            raise ExportError(
+                f"{self.folder}: fails on images of shape {shape}: {one_line(error)}"
+            ) from error
+
+    def predict(self, paths: Sequence[Path], top: int) -> Iterator[Guess | DataError]:
+        """The most probable classes of each image, in order; an error for one that cannot be used.
+
+        Args:
+            paths: the images.
+            top: how many classes of each, at most.
+
+        Raises:
+            ExportError: no image file has what the network takes, or the network fails.
+        """
+        if self.description.colours == "own":
+            channels = self.description.input_shape[0]
+            raise ExportError(f"{self.folder}: takes images of {channels} channels, which no image file has")
+        seen = self.views(paths)
+        for start in range(0, len(paths), BATCH):
+            chunk = list(islice(seen, BATCH))
+            views = [view for view in chunk if isinstance(view, Tensor)]
+            rows = iter(self.logits(self.normalised(torch.stack(views))) if views else ())
+            for path, view in zip(paths[start:], chunk, strict=False):
+                if isinstance(view, DataError):
+                    yield view
+                else:
+                    yield from self._guesses(path, next(rows), top)
+
+    def normalised(self, views_BCHW: Tensor) -> Tensor:
+        """Images as the network takes them, of what the test view gave."""
+        return normalise(views_BCHW, self.description.mean, self.description.std)
+
+    def views(self, paths: Sequence[Path]) -> Iterator[Tensor | DataError]:
+        """What the test view gives of each image, (C, H, W), or why it cannot be used."""
+        wanted = self.description.input_shape
+        files = _Files(paths, self.description)
+        views = test_views(files, self.description.test_view, self.description.seed)
+        for index, path in enumerate(paths):
+            try:
+                view = views[0, index]
+            except DataError as error:
+                yield DataError(f"{path}: {error.message}")
+                continue
+            if tuple(view.shape) == wanted:
+                yield view
+                continue
+            sizes = ["x".join(map(str, shape)) for shape in (view.shape, wanted)]
+            yield DataError(
+                f"{path}: {sizes[0]} after the test view, but the network takes {sizes[1]}: resize it, or "
+                "give the recipe a data.test_view that does"
+            )
+
+    def _guesses(self, path: Path, logits_C: Tensor, top: int) -> Iterator[Guess]:
+        probabilities, classes = torch.sort(F.softmax(logits_C.double(), 0), descending=True, stable=True)
+        for rank, (probability, label) in enumerate(
+            zip(probabilities.tolist(), classes.tolist(), strict=True), 1
+        ):
+            if rank > top:
+                return
+            yield Guess(str(path), rank, self.description.classes[label], probability)
+
+
+class _Files:
+    """Image files as a data set without labels."""
+
+    def __init__(self, paths: Sequence[Path], description: Description) -> None:
+        self.paths, self.classes = paths, description.classes
+        self.mean, self.std = description.mean, description.std
+        self.channels = description.input_shape[0]
+        self.labels = np.zeros(len(paths), np.int64)
+
+    def __len__(self) -> int:
+        return len(self.paths)
+
+    def image(self, index: int) -> Tensor:
+        """One image, uint8 (C, H, W)."""
+        try:
+            pixels_HWC = decode(self.paths[index].read_bytes(), self.channels)
+        except (OSError, ValueError) as error:
+            text = str(error) if isinstance(error, ValueError) else one_line(error)
+            raise DataError(f"unreadable: {text}") from error
+        return torch.from_numpy(pixels_HWC).permute(2, 0, 1).contiguous()
+
+
+def images_in(paths: Sequence[Path]) -> list[Path]:
+    """The images that are meant: files as given, and of folders all that they hold at any depth, by name.
+
+    Raises:
+        DataError: one does not exist, or a folder holds no image.
+    """
+    found: list[Path] = []
+    for path in paths:
+        try:
+            if not path.is_dir():
+                path.stat()
+                found.append(path)
+                continue
+            inside = sorted(
+                each for each in path.rglob("*") if each.suffix.lower() in SUFFIXES and each.is_file()
+            )
+        except (OSError, ValueError) as error:
+            raise DataError(f"{path}: cannot be read: {one_line(error)}") from None
+        if not inside:
+            raise DataError(f"{path}: the folder holds no image ({', '.join(SUFFIXES)})")
+        found += inside
+    return found

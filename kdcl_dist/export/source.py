@@ -1,0 +1,205 @@
+"""What is exported: one student of a run, as it was at one checkpoint.
+
+Shapes: B samples, C channels, H W image.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+from torch import Tensor, nn
+
+from kdcl_dist import models
+from kdcl_dist.checkpoint import Manifest, newest, read_part, steps, whole
+from kdcl_dist.data.loader import batches
+from kdcl_dist.errors import CheckpointError, ModelError, RunFolderError, StorageError, one_line
+from kdcl_dist.evaluation import open_session
+from kdcl_dist.metrics import read_metrics
+from kdcl_dist.recipe import Recipe, Student
+from kdcl_dist.recipe_file import differences
+from kdcl_dist.runs import load_run, read_record
+from kdcl_dist.session import Session, test_views
+from kdcl_dist.storage import Folder
+
+__all__ = ["Source", "label_of", "misfit"]
+
+#: Test images by which an export is compared with the student; two at least, that the batch can vary.
+PROBES = 8
+
+Results = Mapping[str, Mapping[str, float]]
+
+
+@dataclass(frozen=True)
+class Source:
+    """A student, and what is known of it.
+
+    Attributes:
+        folder: of the run.
+        recipe: of the run.
+        student: which of its students.
+        step: training steps that the student has done.
+        network: on the CPU, in evaluation mode.
+        session: the run's data.
+        record: the content of run.json.
+        results: test results of the checkpoint's epoch, by student and "ensemble"; empty within an epoch.
+    """
+
+    folder: Folder
+    recipe: Recipe
+    student: Student
+    step: int
+    network: nn.Module
+    session: Session
+    record: Mapping[str, Any]
+    results: Results
+
+    @classmethod
+    def load(
+        cls,
+        uri: str,
+        name: str,
+        *,
+        epoch: int | None = None,
+        last: bool = False,
+        warn: Callable[[str], None],
+    ) -> Source:
+        """Load a student.
+
+        Args:
+            uri: the run folder's path or URI.
+            name: the student's.
+            epoch: take its checkpoint at the end of this epoch, counted from 1. None: the newest, as
+                `kdcl evaluate` does.
+            last: take the checkpoint of the recipe's last epoch, and no other.
+            warn: hears of damaged checkpoints that are skipped.
+
+        Raises:
+            RunFolderError: it is no run folder, or has no such student or checkpoint.
+            UserError: its data or network cannot be had as they were.
+        """
+        recipe, folder = load_run(uri)
+        student = next((each for each in recipe.students if each.name == name), None)
+        if student is None:
+            raise RunFolderError(
+                f"--student {name!r}: {str(folder)!r} has no such student (it has {', '.join(recipe.names)})"
+            )
+        session = open_session(recipe, folder)
+        wanted = recipe.epochs if last else epoch
+        manifest = (
+            _newest(folder, warn)
+            if wanted is None
+            else _of_epoch(folder, session, wanted, "--last" if last else f"--epoch {epoch}")
+        )
+        network = _load(folder, manifest, student, session)
+        # A student that the run lost and went on without is kept as it was last.
+        part = manifest.parts[name]
+        step = manifest.step if part.step is None else part.step
+        epochs, rest = divmod(step, session.plan.steps_per_epoch)
+        results = {} if rest else _results(folder, epochs)
+        return cls(folder, recipe, student, step, network, session, read_record(folder), results)
+
+    @property
+    def when(self) -> str:
+        """The checkpoint in words."""
+        epochs, rest = divmod(self.step, self.session.plan.steps_per_epoch)
+        text = f"epoch {epochs} of {self.recipe.epochs}"
+        return f"{text} and {rest} steps" if rest else text
+
+    def probes(self) -> Tensor:
+        """A few test images as they are tested, (B, C, H, W)."""
+        views = test_views(self.session.test, self.recipe.data.test_items, self.recipe.seed)
+        ids_B = np.arange(PROBES) % len(self.session.test)
+        return next(batches(views, [(0, ids_B)])).images
+
+    def seeds(self) -> dict[int, Results]:
+        """Final test results of all finished runs of this arm of a `kdcl compare` table, by seed.
+
+        Empty where the run is none of a table. Runs that cannot be read are left out.
+        """
+        if (named := re.fullmatch(r"(.+)-seed\d+", label_of(self.folder))) is None:
+            return {}
+        path, mark, query = self.folder.uri.partition("?")
+        parent = Folder(path.rpartition("/")[0] + mark + query, self.folder.limit_s)
+        found: dict[int, Results] = {}
+        for name in parent.names():
+            if not re.fullmatch(re.escape(named[1]) + r"-seed\d+", name):
+                continue
+            try:
+                recipe, folder = load_run((parent / name).uri)
+                record = read_record(folder)
+            except (RunFolderError, StorageError):
+                continue
+            alike = not differences(self.recipe.model_copy(update={"seed": recipe.seed}), recipe)
+            if alike and record.get("state") == "finished" and record.get("results"):
+                found[recipe.seed] = record["results"]
+        return found
+
+
+def label_of(folder: Folder) -> str:
+    """The run's name."""
+    return str(folder).rstrip("/").rpartition("/")[2]
+
+
+def misfit(error: BaseException) -> str:
+    """Why weights do not fit a network, of what `load_state_dict` raises: its first line says nothing."""
+    return " ".join(str(error).splitlines()[1:2]).strip() or one_line(error)
+
+
+def _newest(folder: Folder, warn: Callable[[str], None]) -> Manifest:
+    if (manifest := newest(folder, warn)) is None:
+        raise RunFolderError(
+            f"{str(folder)!r} has no complete checkpoint that can be exported (checkpoints begun: "
+            f"{len(steps(folder))})"
+        )
+    return manifest
+
+
+def _of_epoch(folder: Folder, session: Session, epoch: int, option: str) -> Manifest:
+    per_epoch = session.plan.steps_per_epoch
+    having = steps(folder)
+    if epoch * per_epoch not in having:
+        ends = [str(step // per_epoch) for step in having if step % per_epoch == 0]
+        kept = f"those of epochs {', '.join(ends)}" if ends else "none at the end of an epoch"
+        raise RunFolderError(
+            f"{option}: {str(folder)!r} has no checkpoint of epoch {epoch}, it has {kept} "
+            "(checkpoint.every_epochs and checkpoint.keep decide which)"
+        )
+    try:
+        return whole(folder, epoch * per_epoch)
+    except CheckpointError as error:
+        raise RunFolderError(
+            f"{option}: the checkpoint of epoch {epoch} cannot be used: {error.message}"
+        ) from None
+
+
+def _load(folder: Folder, manifest: Manifest, student: Student, session: Session) -> nn.Module:
+    network = models.build(student.model, len(session.train.classes), session.train.channels)
+    try:
+        network.load_state_dict(read_part(folder, manifest, student.name)["model"])
+    except (RuntimeError, KeyError) as error:
+        raise ModelError(
+            f"student {student.name!r} of {str(folder)!r} does not fit model {student.model!r} as it is "
+            f"built here: {misfit(error)}; use the versions that recipe.yaml begins with"
+        ) from None
+    except CheckpointError as error:
+        raise RunFolderError(error.message) from None
+    return network.eval()
+
+
+def _results(folder: Folder, epochs: int) -> Results:
+    """The recorded test results after so many epochs; empty if there are none."""
+    try:
+        table = read_metrics(folder)
+    except (pa.ArrowException, OSError):  # an export is not refused for want of its figures
+        return {}
+    rows = table.filter((pc.field("split") == "test") & (pc.field("epoch") == epochs - 1)).to_pylist()
+    found: dict[str, dict[str, float]] = {}
+    for row in rows:
+        found.setdefault(row["student"], {})[row["name"]] = row["value"]
+    return found

@@ -1,0 +1,39 @@
+"""How a network is built without this package."""
+
+from __future__ import annotations
+
+import inspect
+
+from kdcl_dist.models import cifar, imagenet, small
+from kdcl_dist.version import __version__
+
+__all__ = ["MODULE", "call_without_package", "module_without_package"]
+
+#: The file beside the weights that builds the network.
+MODULE = "model.py"
+
+
+def call_without_package(model: str, classes: int, channels: int) -> str | None:
+    """Python that gives torchvision's own network; None where the network is not just that."""
+    if model not in imagenet.NETWORKS or channels != 3:
+        return None
+    factory, arguments = imagenet.NETWORKS[model]
+    more = "".join(f", {name}={value!r}" for name, value in arguments.items())
+    return f"torchvision.models.{factory.__name__}(num_classes={classes}{more})"
+
+
+def module_without_package(model: str, classes: int, channels: int) -> str | None:
+    """The source of a module whose `build()` gives the network; None for a network of the user's own.
+
+    It is the module of this package that has the network, which imports only torch and torchvision.
+    """
+    source = next((module for module in (small, cifar, imagenet) if model in module.FACTORIES), None)
+    if source is None:
+        return None
+    return (
+        f"# {source.__name__} of kdcl_dist {__version__} (Apache-2.0). build() gives the network.\n"
+        f"{inspect.getsource(source)}\n\n"
+        "def build() -> nn.Module:\n"
+        f'    """The network {model} of the weights beside this file."""\n'
+        f'    return FACTORIES["{model}"]({classes}, {channels})\n'
+    )

@@ -1,0 +1,101 @@
+"""Writing an export: a folder that is there whole or not at all.
+
+Shapes: B samples, C channels or classes, H W image.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+
+from kdcl_dist import models
+from kdcl_dist.errors import ExportError, one_line
+from kdcl_dist.export.card import CARD, card
+from kdcl_dist.export.description import DESCRIPTION, Description, Kind
+from kdcl_dist.export.formats import FORMATS, read_network, require, write_network
+from kdcl_dist.export.source import Source, label_of
+from kdcl_dist.export.standalone import MODULE, call_without_package, module_without_package
+from kdcl_dist.staging import staged
+
+__all__ = ["export"]
+
+#: By how much the logits may differ, as a share of the largest: deep networks magnify rounding.
+TOLERANCE = 1e-3
+
+
+def export(
+    uri: str,
+    student: str,
+    kind: Kind,
+    *,
+    epoch: int | None = None,
+    last: bool = False,
+    to: str | Path | None = None,
+    warn: Callable[[str], None] = lambda text: None,
+) -> Path:
+    """Write a student of a run as a folder that needs this package no more.
+
+    Args:
+        uri, student, epoch, last, warn: as for `Source.load`.
+        kind: the format.
+        to: the folder, on this machine. By default exports/RUN-STUDENT-FORMAT.
+
+    Returns:
+        The folder.
+
+    Raises:
+        UserError: what is asked for does not exist, the folder does, or the format cannot take the network.
+    """
+    require(kind)
+    if "://" in str(to):
+        raise ExportError(f"--to {str(to)!r}: a folder of this machine is needed; copy it from there")
+    source = Source.load(uri, student, epoch=epoch, last=last, warn=warn)
+    folder = Path(to or f"exports/{label_of(source.folder)}-{student}-{kind}")
+    try:
+        with staged(folder) as part:
+            write(source, kind, part)
+    except OSError as error:
+        raise ExportError(f"{folder}: cannot be written: {one_line(error)}") from error
+    return folder
+
+
+def write(source: Source, kind: Kind, folder: Path) -> None:
+    """Write all files of an export into a folder, and see that the weights give the student's logits."""
+    form, images_BCHW = FORMATS[kind], source.probes()
+    path = folder / form.file
+    write_network(kind, source.network, images_BCHW, path)
+    difference = _difference(source, kind, path)
+    _, channels, height, width = images_BCHW.shape
+    description = Description.of(source, kind, path, (channels, height, width))
+    model, classes = source.student.model, len(description.classes)
+    files = {
+        DESCRIPTION: description.model_dump_json(indent=1) + "\n",
+        CARD: card(source, description, difference),
+    }
+    module = module_without_package(model, classes, channels)
+    if module is not None and not form.program and call_without_package(model, classes, channels) is None:
+        files[MODULE] = module
+    for name, text in files.items():
+        (folder / name).write_text(text, encoding="utf-8")
+
+
+def _difference(source: Source, kind: Kind, path: Path) -> float:
+    """The largest between what the file gives on test images and what the student does.
+
+    Raises:
+        ExportError: it is more than rounding.
+    """
+    images_BCHW = source.probes()
+    classes, channels = len(source.session.train.classes), source.session.train.channels
+    read = read_network(kind, path, lambda: models.build(source.student.model, classes, channels))
+    with torch.no_grad():
+        expected_BC, found_BC = source.network(images_BCHW), read(images_BCHW)
+    difference = float((found_BC - expected_BC).abs().max())
+    if not difference <= TOLERANCE * max(1.0, float(expected_BC.abs().max())):  # NaN is a difference too
+        raise ExportError(
+            f"student {source.student.name!r} as {kind} gives other logits than the student itself, by up to "
+            f"{difference:g}: does its network draw random numbers in evaluation mode?"
+        )
+    return difference
