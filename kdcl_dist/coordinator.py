@@ -31,6 +31,7 @@ from kdcl_dist.errors import (
 from kdcl_dist.message import MAGIC, PROTOCOL, Contribution, Message, by_student
 from kdcl_dist.plan import Turn, share_of
 from kdcl_dist.recipe import Member, Recipe
+from kdcl_dist.walks import Walks
 
 __all__ = ["Aligned", "Answer", "Coordinator", "Target", "answer_rows", "check_messages", "sends_target"]
 
@@ -83,10 +84,11 @@ class Coordinator:
     Args:
         recipe: the run.
         bank: of the students' last logits, which training with a `window` of several steps needs.
+        walks: of the students through their windows, if it shall be seen that they are of the same samples.
     """
 
-    def __init__(self, recipe: Recipe, bank: Bank | None = None) -> None:
-        self.recipe, self.bank = recipe, bank
+    def __init__(self, recipe: Recipe, bank: Bank | None = None, walks: Walks | None = None) -> None:
+        self.recipe, self.bank, self.walks = recipe, bank, walks
         self.names = recipe.names
         count = len(self.names)
         self.weights_S = torch.full((count,), 1 / count, dtype=torch.float64)
@@ -114,9 +116,11 @@ class Coordinator:
             step: the global step.
 
         Raises:
-            ContributionError: as `align`; students may send different samples where the recipe's window
-                lets them.
+            ContributionError: as `align`; where the recipe's window lets students send different samples
+                at a step, they must be the same by the window's end.
         """
+        if self.walks is not None:
+            self.walks.add(parts, step)
         if self.bank is None and self.recipe.distillation.window != 1:
             return Answer(parts, None, None)
         known = self._align(parts) if self.bank is None else self._recall(self.bank, parts, step)
@@ -217,11 +221,14 @@ class Coordinator:
 
     def state_dict(self) -> dict[str, Any]:
         """What a resumed coordinator needs, between passes over held-out samples."""
-        return {"names": self.names, "weights": self.weights_S}
+        walks = {} if self.walks is None else {"walks": self.walks.sums_S}
+        return {"names": self.names, "weights": self.weights_S, **walks}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Take up the state of `state_dict`."""
         self.weights_S = state["weights"]
+        if self.walks is not None:
+            self.walks.sums_S = state["walks"]
 
     def _rows(self, index: int, part: Contribution, ids_B: Tensor) -> Tensor:
         try:

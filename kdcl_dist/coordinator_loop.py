@@ -38,6 +38,7 @@ from kdcl_dist.runs import (
     update_record,
 )
 from kdcl_dist.student_loop import layout_of, prepare_process
+from kdcl_dist.walks import walks_of
 
 __all__ = ["run_coordinator"]
 
@@ -234,9 +235,8 @@ class CoordinatorLoop:
         self.run_, self.exchange, self.stop, self.tell = run, exchange, stop, tell
         self.recipe, self.plan = run.recipe, Plan(**hellos[0].plan)
         self.hasty = run.folder.within(HASTE_S)
-        self.coordinator = Coordinator(
-            run.recipe, make_bank(run.recipe, self.plan.samples, hellos[0].classes)
-        )
+        bank = make_bank(run.recipe, self.plan.samples, hellos[0].classes)
+        self.coordinator = Coordinator(run.recipe, bank, walks_of(run.recipe, self.plan))
         self.record = Record(run, self.plan)
         self.step: _Step | None = None
         self.told = 0.0
@@ -244,10 +244,9 @@ class CoordinatorLoop:
             state = read_part(run.folder, run.start, COORDINATOR)
             self.coordinator.load_state_dict(state["coordinator"])
             self.record.load_state_dict(state)
-            if (bank := self.coordinator.bank) is not None:
-                for name in run.start.parts:
-                    if name.startswith(PREFIX):
-                        bank.load(read_part(run.folder, run.start, name))
+            if bank is not None:
+                for name in (name for name in run.start.parts if name.startswith(PREFIX)):
+                    bank.load(read_part(run.folder, run.start, name))
         placement, plan = _placement(hellos), self.plan
         generation = {"run": run.id, "number": run.generation}
         update_record(

@@ -45,6 +45,7 @@ ORDER = [
     "student",
     "bank",
     "room",
+    "walks",
     "coordinator",
     "checkpoint",
     "meeting",
