@@ -191,9 +191,9 @@ def main() -> None:
     lines = [
         "# What a window costs",
         "",
-        f"{os.cpu_count()} cores, PyTorch {torch.__version__}, one thread; load average of the machine at the",
-        f"beginning: {os.getloadavg()[0]:.1f}. Medians of {ROUNDS - ROUNDS // 5} rounds in which what is compared",
-        "takes turns; all but the exchange in milliseconds of processor time.",
+        f"{os.cpu_count()} cores, PyTorch {torch.__version__}, one thread; load average of the machine",
+        f"at the beginning: {os.getloadavg()[0]:.1f}. Medians of {ROUNDS - ROUNDS // 5} rounds, by turns,",
+        "for all but the exchange of processor time.",
         "Made by `python -m benchmarks.window_cost`.",
         "",
     ]
