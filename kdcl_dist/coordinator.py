@@ -122,6 +122,8 @@ class Coordinator:
         if self.walks is not None:
             self.walks.add(parts, step)
         if self.bank is None and self.recipe.distillation.window != 1:
+            for name, part in zip(self.names, parts, strict=True):
+                self._check_finite(part.ids, part.logits[None], [name])
             return Answer(parts, None, None)
         known = self._align(parts) if self.bank is None else self._recall(self.bank, parts, step)
         taught = known if known.age is None else known.at(self._covered(known.age))

@@ -368,6 +368,13 @@ def test_a_wrong_contribution_is_refused_and_named(how: str, error: type[KdclErr
     assert caught.value.student == "c"
 
 
+def test_nothing_kept_is_checked_too() -> None:
+    parts = [contribution([1], 0), damaged(contribution([4, 5], 1), "nan"), contribution([7], 2)]
+    with pytest.raises(NonFiniteLogits, match="sample 5") as caught:
+        coordinator("distillation.window=4", "distillation.method=none").answer(parts, 0)
+    assert caught.value.student == "b"
+
+
 @pytest.mark.parametrize("odd", [0, 1, 2])
 @pytest.mark.parametrize("how", ["foreign", "twice"])
 def test_who_walks_other_samples_is_named_at_the_windows_end(odd: int, how: str) -> None:
