@@ -27,6 +27,7 @@ from kdcl_dist.losses import distillation_loss
 from kdcl_dist.message import Contribution
 from kdcl_dist.metrics import read_metrics
 from kdcl_dist.plan import Plan
+from kdcl_dist.planning.traffic import _ensemble
 from kdcl_dist.recipe_file import parse_recipe
 from kdcl_dist.report.load import load
 from kdcl_dist.report.sections import run_sections
@@ -407,3 +408,11 @@ def test_room_for_the_answer() -> None:
     expected = {"window=1": 10, "window=2": 20, "window=9": 30, "window=epoch": 30, "method=none": 0}
     for override, rows in expected.items():
         assert answer_rows(parse_recipe(text, [f"distillation.{override}"])) == rows
+
+
+def test_the_plan_knows_the_coordinators_part() -> None:
+    cast = "{name: a, model: mlp}, {name: b, model: mlp}"
+    text = f"data: {{train: x, test: x}}\nbatch_size: 10\nstudents: [{cast}]"
+    for overrides in ([], ["window=3"], ["window=epoch", "bank.top_k=2", "bank.folder=/nowhere/here"]):
+        recipe = parse_recipe(text, [f"distillation.{override}" for override in overrides])
+        assert 0 < _ensemble(recipe, C) < 10
