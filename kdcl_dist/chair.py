@@ -258,6 +258,8 @@ class _Chair:
             elif position.moment > foremost.moment:
                 foremost = position.rewound
         self.held.position = foremost
+        if self.held.coordinator.walks is not None:
+            self.held.coordinator.walks.interrupt()
         self.failed -= set(present)
         for line in self.absences.note(present, restored, foremost.step, run.start):
             self.tell(Note(line))

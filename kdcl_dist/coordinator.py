@@ -31,6 +31,7 @@ from kdcl_dist.errors import (
 from kdcl_dist.message import MAGIC, PROTOCOL, Contribution, Message, by_student
 from kdcl_dist.plan import Turn, share_of
 from kdcl_dist.recipe import Member, Recipe
+from kdcl_dist.walks import Walks
 
 __all__ = ["Aligned", "Answer", "Coordinator", "Target", "answer_rows", "check_messages", "sends_target"]
 
@@ -87,13 +88,14 @@ class Coordinator:
     Args:
         recipe: the run.
         bank: of the students' last logits, which training with a `window` of several steps needs.
+        walks: of the students through their windows, if it shall be seen that they are of the same samples.
 
     Attributes:
         present: places of the students that take part.
     """
 
-    def __init__(self, recipe: Recipe, bank: Bank | None = None) -> None:
-        self.recipe, self.bank = recipe, bank
+    def __init__(self, recipe: Recipe, bank: Bank | None = None, walks: Walks | None = None) -> None:
+        self.recipe, self.bank, self.walks = recipe, bank, walks
         self.names = recipe.names
         count = len(self.names)
         self.present = list(range(count))
@@ -128,9 +130,11 @@ class Coordinator:
             step: the global step.
 
         Raises:
-            ContributionError: as `align`; students may send different samples where the recipe's window
-                lets them.
+            ContributionError: as `align`; where the recipe's window lets students send different samples
+                at a step, they must be the same by the window's end.
         """
+        if self.walks is not None:
+            self.walks.add(parts, self.present, step)
         if self.bank is None and self.recipe.distillation.window != 1:
             return Answer(parts, None, None, self._bad(parts))
         known = self._align(parts) if self.bank is None else self._recall(self.bank, parts, step)
@@ -255,11 +259,14 @@ class Coordinator:
 
     def state_dict(self) -> dict[str, Any]:
         """What a resumed coordinator needs, between passes over held-out samples."""
-        return {"names": self.names, "weights": self.weights_S}
+        walks = {} if self.walks is None else {"walks": self.walks.sums_S, "whole": self.walks.whole}
+        return {"names": self.names, "weights": self.weights_S, **walks}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Take up the state of `state_dict`."""
         self.weights_S = state["weights"]
+        if self.walks is not None:
+            self.walks.sums_S, self.walks.whole = state["walks"], state["whole"]
 
     def _rows(self, index: int, part: Contribution, ids_B: Tensor) -> Tensor:
         try:

@@ -19,6 +19,7 @@ from kdcl_dist.plan import Plan, Turn
 from kdcl_dist.record import Record
 from kdcl_dist.room import make_bank
 from kdcl_dist.runs import Run, check_owner, update_record
+from kdcl_dist.walks import walks_of
 
 __all__ = ["CoordinatorLoop", "Held"]
 
@@ -54,16 +55,16 @@ class Held:
     @classmethod
     def of(cls, run: Run, plan: Plan, classes: int) -> Held:
         """As a run's start has it."""
-        coordinator = Coordinator(run.recipe, make_bank(run.recipe, plan.samples, classes))
+        bank = make_bank(run.recipe, plan.samples, classes)
+        coordinator = Coordinator(run.recipe, bank, walks_of(run.recipe, plan))
         held = cls(coordinator, Record(run, plan), plan.first(run.step), run.start)
         if run.start is not None:
             state = read_part(run.folder, run.start, COORDINATOR)
             coordinator.load_state_dict(state["coordinator"])
             held.record.load_state_dict(state)
-            if coordinator.bank is not None:
-                for name in run.start.parts:
-                    if name.startswith(PREFIX):
-                        coordinator.bank.load(read_part(run.folder, run.start, name))
+            if bank is not None:
+                for name in (name for name in run.start.parts if name.startswith(PREFIX)):
+                    bank.load(read_part(run.folder, run.start, name))
         return held
 
     def close(self) -> None:

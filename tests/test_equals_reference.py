@@ -75,6 +75,13 @@ def test_ray(
     check(run)
 
 
+def test_ray_with_windows(cluster: None, make_recipe: MakeRecipe, make_run: Callable[..., Run]) -> None:
+    """More on windows is in test_window.py; this cluster is started already."""
+    run = make_run(make_recipe(VIEWS, "batch_size=7", "distillation.window=epoch"))
+    assert on_ray.launch(run, lambda event: None, threading.Event())
+    check(run)
+
+
 @pytest.mark.parametrize(
     "override",
     [

@@ -47,6 +47,7 @@ ORDER = [
     "student",
     "bank",
     "room",
+    "walks",
     "coordinator",
     "checkpoint",
     "meeting",

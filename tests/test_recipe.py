@@ -29,6 +29,8 @@ def test_defaults_are_complete_and_survive_writing() -> None:
         "weight": 1.0,
         "invariant": True,
         "window": 1,
+        "max_staleness": None,
+        "bank": {"folder": None, "top_k": None},
         "logit_noise": 0.0,
         "teacher": None,
     }
@@ -62,7 +64,7 @@ def test_shipped_recipes_load(path: Path) -> None:
         ("distillation.temperature=.nan", ["distillation.temperature", "nan"]),
         ("distillation.weight=-0.1", ["distillation.weight", "-0.1"]),
         ("distillation.method=best", ["distillation.method", "best"]),
-        ("distillation.window=4", ["distillation.window", "4"]),
+        ("distillation.window=0", ["distillation.window", "0"]),
         ("distillation.method=teacher", ["teacher"]),
         ("distillation={method: teacher, teacher: three}", ["three"]),
         ("distillation={method: teacher, teacher: one}", ["students.one.weights"]),

@@ -1,0 +1,213 @@
+"""What a window costs: the bank, the soft target, the wider answer, and a checkpoint.
+
+    python -m benchmarks.window_cost --out docs/results/window-cost.md
+
+What one process computes is measured in seconds of its own thread, so that other work on the machine
+counts little. What is compared takes turns.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from statistics import median
+
+import torch
+
+from kdcl_dist.bank import Bank
+from kdcl_dist.board import Board
+from kdcl_dist.checkpoint import write_part
+from kdcl_dist.coordinator import Coordinator
+from kdcl_dist.exchange import Endpoint, Exchange, connect_store, host_store, scoped
+from kdcl_dist.message import Contribution, Kind, Layout
+from kdcl_dist.planning.processes import apart
+from kdcl_dist.recipe_file import parse_recipe
+from kdcl_dist.storage import Folder
+
+ROUNDS = 40
+LIMIT_S = 60.0
+#: Students, samples of a step, classes.
+SIZES = ((3, 64, 10), (2, 128, 100), (4, 256, 1000))
+
+
+def in_turn(clock: Callable[[], float], *works: Callable[[int], object]) -> list[float]:
+    """Median seconds of each by a clock, called by turns; the first fifth of the rounds warms up."""
+    found: list[list[float]] = [[] for _ in works]
+    for number in range(ROUNDS):
+        for own, work in zip(found, works, strict=True):
+            began = clock()
+            work(number)
+            own.append(clock() - began)
+    return [median(own[ROUNDS // 5 :]) for own in found]
+
+
+def lookups() -> list[str]:
+    """The bank's part of a step for data sets of different size."""
+    students, rows, classes = 2, 128, 100
+    samples = (1_000, 10_000, 100_000, 1_000_000)
+    lines = ["| samples | memory ms | of the smallest | file ms | of the smallest |", "| ---: " * 5 + "|"]
+    logits_BC = torch.randn(rows, classes)
+
+    def step(bank: Bank) -> Callable[[int], object]:
+        drawn = [torch.randint(bank.samples, (rows,)) for _ in range(ROUNDS)]
+
+        def work(number: int) -> object:
+            for student in range(students):
+                bank.put(student, drawn[number], logits_BC, number)
+            return bank.newest(drawn[number], number)
+
+        return work
+
+    with tempfile.TemporaryDirectory() as folder:
+        banks = [Bank(students, n, classes, folder=place) for place in (None, folder) for n in samples]
+        for bank in banks:  # the system gives memory as it is first written: not what a later step costs
+            for array in bank.fields.values():
+                array.fill(0)
+        seconds = in_turn(time.thread_time, *map(step, banks))
+        for bank in banks:
+            bank.close()
+    memory, file = seconds[: len(samples)], seconds[len(samples) :]
+    for n, own, mapped in zip(samples, memory, file, strict=True):
+        ratios = own / memory[0], mapped / file[0]
+        lines.append(f"| {n:,} | {1e3 * own:.2f} | {ratios[0]:.2f} | {1e3 * mapped:.2f} | {ratios[1]:.2f} |")
+    return lines
+
+
+def targets() -> list[str]:
+    """The coordinator's whole part: same samples, and different ones of a full bank."""
+    lines = ["| students | batch | classes | window 1 ms | window ms | ratio |", "| ---: " * 6 + "|"]
+    for students, rows, classes in SIZES:
+        cast = ", ".join(f"{{name: s{i}, model: mlp}}" for i in range(students))
+        recipe = parse_recipe(f"data: {{train: x, test: x}}\nstudents: [{cast}]")
+        samples = 8 * rows
+        labels_N = torch.randint(classes, (samples,))
+        bank = Bank(students, samples, classes)
+        for student in range(students):
+            bank.put(student, torch.arange(samples), 3 * torch.randn(samples, classes), 0)
+        shared = [torch.arange(rows)] * students
+        own = [torch.randperm(samples)[:rows] for _ in range(students)]
+        logits = [3 * torch.randn(rows, classes) for _ in range(students)]
+        parts = [
+            [Contribution(ids, labels_N[ids], z) for ids, z in zip(drawn, logits, strict=True)]
+            for drawn in (shared, own)
+        ]
+        one, windowed = Coordinator(recipe), Coordinator(recipe, bank)
+
+        def plain(number: int, one: Coordinator = one, parts: list[Contribution] = parts[0]) -> object:
+            return one.answer(parts, number)
+
+        def apart_(
+            number: int, other: Coordinator = windowed, parts: list[Contribution] = parts[1]
+        ) -> object:
+            return other.answer(parts, number)
+
+        before, after = in_turn(time.thread_time, plain, apart_)
+        ms = f"{1e3 * before:.2f} | {1e3 * after:.2f} | {after / before:.1f}"
+        lines.append(f"| {students} | {rows} | {classes} | {ms} |")
+    return lines
+
+
+def exchanges() -> list[str]:
+    """Gather and broadcast with an answer of one batch's rows, and of every student's."""
+    lines = [
+        "| students | batch | classes | answer KB, window 1 | more | ms, window 1 | ms | ratio |",
+        "| ---: " * 8 + "|",
+    ]
+    for students, rows, classes in SIZES:
+        store, endpoint = host_store("127.0.0.1")
+        ranks = [(endpoint, rank, students, rows, classes) for rank in range(students + 1)]
+        by_rank = apart(_exchange, ranks)
+        del store
+        before, after = (max(seconds) for seconds in zip(*by_rank, strict=True))
+        sizes = [Layout(k * rows, classes).nbytes / 1e3 for k in (1, students)]
+        ms = f"{1e3 * before:.2f} | {1e3 * after:.2f} | {after / before:.2f}"
+        lines.append(f"| {students} | {rows} | {classes} | {sizes[0]:,.0f} | {sizes[1]:,.0f} | {ms} |")
+    return lines
+
+
+def _exchange(endpoint: Endpoint, rank: int, students: int, rows: int, classes: int) -> list[float]:
+    torch.set_num_threads(1)
+    store = connect_store(endpoint, LIMIT_S)
+    both = []
+    for generation, answer_rows in enumerate((rows, students * rows)):
+        part = scoped(store, f"cost/{generation}")
+        both.append(
+            Exchange(
+                Board(part, [str(number) for number in range(students)], rank),
+                part,
+                host="127.0.0.1",
+                layout=Layout(rows, classes),
+                answer_rows=answer_rows,
+                run=0,
+                generation=generation,
+                step_s=LIMIT_S,
+            )
+        )
+
+    def trade(exchange: Exchange) -> Callable[[int], object]:
+        def work(step: int) -> object:
+            exchange.mine.begin(Kind.TRAIN, step)
+            exchange.answer.begin(Kind.TRAIN, step)
+            exchange.gather()
+            return exchange.broadcast(with_rows=True)
+
+        return work
+
+    found = in_turn(time.perf_counter, *map(trade, both))
+    for exchange in both:
+        exchange.close()
+    return found
+
+
+def checkpoint() -> list[str]:
+    """Writing a full bank, part by part, to this machine's disk."""
+    students, samples, classes = 2, 50_000, 1000
+    bank = Bank(students, samples, classes)
+    for student in range(students):
+        for start in range(0, samples, 5_000):
+            ids_B = torch.arange(start, start + 5_000)
+            bank.put(student, ids_B, torch.randn(5_000, classes), start)
+    with tempfile.TemporaryDirectory() as path:
+        folder = Folder(path)
+        began = time.thread_time()
+        written = sum(write_part(folder, 1, name, part).bytes for name, part in bank.parts(samples))
+        seconds = time.thread_time() - began
+    return [
+        f"A full bank of {students} students, {samples:,} samples and {classes:,} classes is "
+        f"{written / 1e6:.0f} MB in a checkpoint: {seconds:.1f} s of processor time, the hashes included."
+    ]
+
+
+def main() -> None:
+    """Measure everything and print it as Markdown."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser.add_argument("--out", type=Path)
+    arguments = parser.parse_args()
+    torch.set_num_threads(1)
+    lines = [
+        "# What a window costs",
+        "",
+        f"{os.cpu_count()} cores, PyTorch {torch.__version__}, one thread; load average of the machine",
+        f"at the beginning: {os.getloadavg()[0]:.1f}. Medians of {ROUNDS - ROUNDS // 5} rounds, by turns,",
+        "for all but the exchange of processor time.",
+        "Made by `python -m benchmarks.window_cost`.",
+        "",
+    ]
+    for title, work in (
+        ("The bank: 2 students keep 128 samples of 100 classes, and 128 are looked up", lookups),
+        ("The coordinator: from the logits to the soft target (`linear`)", targets),
+        ("The exchange: gather and broadcast on the loopback", exchanges),
+        ("A checkpoint", checkpoint),
+    ):
+        lines += [f"## {title}", "", *work(), ""]
+        print("\n".join(lines[-4:]), flush=True)
+    if arguments.out:
+        arguments.out.write_text("\n".join(lines).rstrip() + "\n")
+
+
+if __name__ == "__main__":
+    main()
