@@ -1,0 +1,52 @@
+"""`train`: the whole of a run as one call, with its progress on the terminal."""
+
+from __future__ import annotations
+
+from rich.console import Console
+
+from examples.detection.coco import require_pycocotools
+from examples.detection.launch import cluster, launch
+from examples.detection.recipe import DetectionRecipe
+from examples.detection.run import prepare
+from kdcl_dist.cli.progress import ImportProgress
+from kdcl_dist.errors import UserError
+from kdcl_dist.launch.signals import stop_on_signals
+from kdcl_dist.runs import read_record, update_record
+from kdcl_dist.storage import Folder
+
+__all__ = ["train"]
+
+
+def train(recipe: DetectionRecipe, storage: str, name: str, *, resume: bool) -> tuple[Folder, bool]:
+    """Train a detector on Ray; the run folder, and whether the run came to its end.
+
+    Args:
+        recipe: what to train.
+        storage: path or URI of the folder that holds runs.
+        name: the run's folder within it.
+        resume: continue the run from its newest checkpoint.
+
+    Raises:
+        UserError: recipe, data, backbone or run folder cannot be used as they are.
+        KdclError: the run failed.
+    """
+    require_pycocotools()
+    console = Console()
+
+    def say(line: str) -> None:
+        console.print(line, highlight=False, markup=False, soft_wrap=True)
+
+    run = prepare(recipe, storage, name, resume=resume, say=say)
+    if read_record(run.folder).get("state") == "finished":
+        say("the run is finished already")
+        return run.folder, True
+    try:
+        with cluster(recipe), ImportProgress(console) as progress, stop_on_signals(say) as asked:
+            finished = launch(run, say, progress.tell, asked)
+    except UserError:
+        if run.folder.names("checkpoints") == ["step-00000000"]:  # nothing is lost: the name is free again
+            run.folder.delete("")
+        raise
+    if not finished:
+        update_record(run.folder, state="stopped")
+    return run.folder, finished

@@ -1,0 +1,222 @@
+"""A run on Ray Train: the workers, and a desk at which they and the driver leave word for each other."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import ray
+import ray.train
+import torch
+from ray.exceptions import RayError
+from ray.train import LoggingConfig, RunConfig, ScalingConfig
+from ray.train.backend import Backend
+from ray.train.torch import TorchConfig, TorchTrainer
+
+from examples.detection.coco import require_pycocotools
+from examples.detection.recipe import DetectionRecipe
+from examples.detection.run import Run
+from examples.detection.training import Worker
+from kdcl_dist.errors import KdclError, RecipeError, one_line
+from kdcl_dist.exchange import Endpoint, connect_store, host_store
+from kdcl_dist.replicas import Replicas, broke_off
+from kdcl_dist.runs import read_record
+
+__all__ = ["cluster", "launch"]
+
+POLL_S = 0.2
+#: Seconds within which the desk answers, unless its host is gone.
+ANSWER_S = 60.0
+
+
+@dataclass(frozen=True)
+class Heard:
+    """What the workers said since the driver asked last: lines, and the newest (what, done, total)."""
+
+    lines: list[str]
+    progress: tuple[str, int, int] | None
+
+
+def launch(
+    run: Run, say: Callable[[str], None], tell: Callable[[str, int, int], None], asked: threading.Event
+) -> bool:
+    """Train on the connected cluster; False when the run was stopped before its end.
+
+    Args:
+        run: prepared.
+        say: hears what there is to know, a line each.
+        tell: hears how far the work is.
+        asked: set to ask for a checkpoint and an end after the step.
+
+    Raises:
+        RecipeError: the cluster is too small.
+        KdclError: the run failed.
+    """
+    _check_room(run.recipe)
+    desk = Desk.options(num_cpus=0).remote()  # type: ignore[attr-defined]
+    failures: list[BaseException] = []
+    thread = threading.Thread(target=_fit, args=(run, desk, failures), name="kdcl-detection", daemon=True)
+    thread.start()
+    while thread.is_alive():
+        thread.join(POLL_S)
+        with contextlib.suppress(RayError):
+            if asked.is_set():
+                ray.get(desk.stop.remote(), timeout=ANSWER_S)
+            heard: Heard = ray.get(desk.heard.remote(), timeout=ANSWER_S)
+            if heard.progress is not None:
+                tell(*heard.progress)
+            for line in heard.lines:
+                say(line)
+    ray.kill(desk)
+    if failures:
+        raise _cause(failures[0])
+    return read_record(run.folder).get("state") == "finished"
+
+
+@contextmanager
+def cluster(recipe: DetectionRecipe) -> Iterator[None]:
+    """Join the cluster of RAY_ADDRESS or this machine, or start one on this machine that ends with this.
+
+    A process that is connected already stays as it is. Raises `KdclError` when RAY_ADDRESS does not answer.
+    """
+    if ray.is_initialized():
+        yield
+        return
+    options: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
+    try:
+        ray.init(address="auto", **options)
+    except ConnectionError:
+        if address := os.environ.get("RAY_ADDRESS"):
+            raise KdclError(f"the Ray cluster at RAY_ADDRESS={address} does not answer") from None
+        cores = max(os.cpu_count() or 1, recipe.workers * recipe.resources.cpu)
+        ray.init(address="local", num_cpus=cores, include_dashboard=False, **options)
+    try:
+        yield
+    finally:
+        ray.shutdown()
+
+
+@ray.remote
+class Desk:
+    """Where the workers find each other's store, and leave word for the driver."""
+
+    def __init__(self) -> None:
+        self.store, self.own = host_store(ray.util.get_node_ip_address())
+        self.lines: list[str] = []
+        self.progress: tuple[str, int, int] | None = None
+        self.stopping = False
+
+    def endpoint(self) -> Endpoint:
+        """Where the store is."""
+        return self.own
+
+    def say(self, line: str) -> None:
+        """Leave a line for the driver."""
+        self.lines.append(line)
+
+    def tell(self, what: str, done: int, total: int) -> None:
+        """Leave word of how far the work is."""
+        self.progress = what, done, total
+
+    def heard(self) -> Heard:
+        """What was left since the last call."""
+        heard = Heard(self.lines, self.progress)
+        self.lines, self.progress = [], None
+        return heard
+
+    def stop(self) -> None:
+        """Ask for a checkpoint and an end after the current step."""
+        self.stopping = True
+
+    def asked(self) -> bool:
+        """Whether that was asked for."""
+        return self.stopping
+
+
+class OwnGroup(TorchConfig):  # type: ignore[misc]
+    """Leaves out Ray Train's process group: the workers form theirs on the address that Ray uses."""
+
+    @property
+    def backend_cls(self) -> type[Backend]:
+        """One that does nothing."""
+        return Backend
+
+
+def _fit(run: Run, desk: Any, failures: list[BaseException]) -> None:
+    resources: dict[str, float] = {"CPU": run.recipe.resources.cpu}
+    if run.recipe.resources.gpu:
+        resources["GPU"] = run.recipe.resources.gpu
+    trainer = TorchTrainer(
+        _train,
+        train_loop_config={"run": run, "desk": desk},
+        torch_config=OwnGroup(),
+        scaling_config=ScalingConfig(
+            num_workers=run.recipe.workers, use_gpu="GPU" in resources, resources_per_worker=resources
+        ),
+        run_config=RunConfig(
+            name="ray", storage_path=run.folder.uri, logging_config=LoggingConfig(log_level="ERROR")
+        ),
+    )
+    try:
+        trainer.fit()
+    except BaseException as error:  # handed to the main thread, which raises it
+        failures.append(error)
+
+
+def _train(config: dict[str, Any]) -> None:
+    """What a worker runs."""
+    run, desk = config["run"], config["desk"]
+    require_pycocotools()
+    rank, resources, limit_s = (
+        ray.train.get_context().get_world_rank(),
+        run.recipe.resources,
+        run.recipe.wait_s,
+    )
+    torch.set_num_threads(resources.cpu)
+    device = torch.device("cuda" if resources.gpu else "cpu")
+    store = connect_store(ray.get(desk.endpoint.remote(), timeout=ANSWER_S), limit_s)
+    host = ray.util.get_node_ip_address()
+    link = Replicas(store, rank, run.recipe.workers, host=host, device=device, limit_s=limit_s)
+    first = rank == 0
+    worker = Worker(
+        run,
+        link,
+        rank,
+        device,
+        tell=lambda *progress: desk.tell.remote(*progress) if first else None,
+        say=lambda line: desk.say.remote(line),
+        asked=lambda: bool(ray.get(desk.asked.remote(), timeout=ANSWER_S)),
+    )
+    try:
+        worker.train()
+    finally:
+        link.close()
+
+
+def _check_room(recipe: DetectionRecipe) -> None:
+    """Refuse what would wait for ever: a cluster without as many CPUs and GPUs."""
+    offered = ray.cluster_resources()
+    for kind, share in (("CPU", recipe.resources.cpu), ("GPU", recipe.resources.gpu)):
+        if recipe.workers * share > offered.get(kind, 0):
+            raise RecipeError(
+                f"workers: {recipe.workers} workers with {share:g} {kind} each are asked for, but the "
+                f"cluster has {offered.get(kind, 0):g}: lower workers or resources.{kind.lower()}"
+            )
+
+
+def _cause(error: BaseException) -> KdclError:
+    """The first failure of a run, as far as it can be told from what followed from it."""
+    failures = dict(getattr(error, "worker_failures", {}))
+    for failure in failures.values():
+        if isinstance(failure, KdclError):
+            return failure
+    for rank, failure in failures.items():
+        if not broke_off(failure) or len(failures) == 1:
+            return KdclError(f"the worker of rank {rank} failed: {one_line(failure)}", detail=str(failure))
+    return KdclError(f"Ray Train failed: {one_line(error)}", detail=str(error))
