@@ -1,20 +1,23 @@
-"""`train`: the whole of a run as one call, with its progress on the terminal."""
+"""`train`: the whole of a run as one call, with its progress on the terminal; `picture` of its detector."""
 
 from __future__ import annotations
 
+import torch
 from rich.console import Console
 
-from examples.detection.coco import require_pycocotools
+from examples.detection.coco import read_split, require_pycocotools
 from examples.detection.launch import cluster, launch
+from examples.detection.model import build_detector
+from examples.detection.picture import draw_predictions
 from examples.detection.recipe import DetectionRecipe
-from examples.detection.run import prepare
+from examples.detection.run import load_run, prepare
 from kdcl_dist.cli.progress import ImportProgress
 from kdcl_dist.errors import UserError
 from kdcl_dist.launch.signals import stop_on_signals
 from kdcl_dist.runs import read_record, update_record
 from kdcl_dist.storage import Folder
 
-__all__ = ["train"]
+__all__ = ["picture", "train"]
 
 
 def train(recipe: DetectionRecipe, storage: str, name: str, *, resume: bool) -> tuple[Folder, bool]:
@@ -50,3 +53,19 @@ def train(recipe: DetectionRecipe, storage: str, name: str, *, resume: bool) -> 
     if not finished:
         update_record(run.folder, state="stopped")
     return run.folder, finished
+
+
+def picture(uri: str, *, count: int, score: float) -> bytes:
+    """A PNG of what the newest checkpoint of a run finds, with at least a score, in some test images.
+
+    Raises:
+        RunFolderError: it is no run, or has no checkpoint.
+        DataError: the data set is not where the recipe has it, or is damaged.
+    """
+    run = load_run(uri)
+    state = run.load()
+    split = read_split(run.data, run.recipe.data.val, masks=run.recipe.masks)
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    model = build_detector(run.recipe, state.parts["classes"], state.normalisation)
+    model.load_state_dict(state.parts["model"])
+    return draw_predictions(model.to(device), split, run.recipe, device, count=count, score=score)

@@ -34,7 +34,7 @@ class Sample(NamedTuple):
     (N, H, W).
     """
 
-    index: int
+    place: int
     image: Tensor
     target: Target
 
@@ -103,7 +103,11 @@ class Images:
 
 
 def load(
-    images: Images, batches: Sequence[Sequence[int]], *, workers: int, timeout_s: float
+    images: Images,
+    batches: Sequence[Sequence[int] | npt.NDArray[np.int64]],
+    *,
+    workers: int,
+    timeout_s: float,
 ) -> Iterator[list[Sample]]:
     """The samples of each batch, in order.
 

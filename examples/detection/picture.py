@@ -6,7 +6,6 @@ Shapes: C channels, H W image, N boxes of an image.
 from __future__ import annotations
 
 import io
-from typing import Any
 
 import numpy as np
 import torch
@@ -76,14 +75,14 @@ def _drawn(image_CHW: Tensor, found: dict[str, Tensor], names: list[str]) -> Ten
     labels = found["labels"].tolist()
     if not labels:
         return image_CHW
-    colours: list[Any] = [COLOURS[label % len(COLOURS)] for label in labels]
+    colours = [COLOURS[label % len(COLOURS)] for label in labels]
     if "masks" in found:
         masks_NHW = resize(found["masks"].reshape(len(labels), *found["masks"].shape[-2:]).float(), size)
-        image_CHW = draw_segmentation_masks(
-            image_CHW, masks_NHW >= MASK_THRESHOLD, alpha=0.45, colors=colours
-        )
+        for mask_HW, colour in zip(masks_NHW >= MASK_THRESHOLD, colours, strict=True):
+            image_CHW = draw_segmentation_masks(image_CHW, mask_HW, alpha=0.45, colors=colour)
     texts = [names[label - 1] for label in labels]
     if "scores" in found:
         texts = [f"{text} {score:.2f}" for text, score in zip(texts, found["scores"].tolist(), strict=True)]
     boxes_N4 = found["boxes"] * scale
-    return draw_bounding_boxes(image_CHW, boxes_N4, labels=texts, colors=colours, width=2)
+    drawn_CHW: Tensor = draw_bounding_boxes(image_CHW, boxes_N4, labels=texts, colors=colours, width=2)
+    return drawn_CHW

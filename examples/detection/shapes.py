@@ -52,11 +52,13 @@ def draw_shapes(root: Path, *, train: int, val: int, seed: int = 0) -> None:
 
 
 def _draw_split(folder: Path, count: int, rng: np.random.Generator) -> dict[str, Any]:
-    images, annotations = [], []
+    images: list[dict[str, Any]] = []
+    annotations: list[dict[str, Any]] = []
     for number in range(1, count + 1):
         width, height = SIDES if number % 2 else SIDES[::-1]
         pixels_HWC = rng.integers(0, 90, (height, width, 3), dtype=np.uint8)
-        found = [_draw(pixels_HWC, kind, rng) for kind in rng.permutation(len(CATEGORIES))[:2]]
+        kinds = rng.permutation(len(CATEGORIES))[:2]
+        found = [_draw(pixels_HWC, half, kind, rng) for half, kind in enumerate(kinds)]
         if number % 5 == 0:
             found.append(_draw_crowd(pixels_HWC, rng))
         name = f"{number:012d}.jpg"
@@ -67,12 +69,18 @@ def _draw_split(folder: Path, count: int, rng: np.random.Generator) -> dict[str,
     return {"images": images, "annotations": annotations, "categories": list(CATEGORIES)}
 
 
-def _draw(pixels_HWC: npt.NDArray[np.uint8], kind: int, rng: np.random.Generator) -> dict[str, Any]:
-    """Draw one shape; its annotation."""
-    height, width = pixels_HWC.shape[:2]
+def _draw(
+    pixels_HWC: npt.NDArray[np.uint8], half: int, kind: int, rng: np.random.Generator
+) -> dict[str, Any]:
+    """Draw one shape in the first or second half of the image's longer side; its annotation."""
+    size = np.array(pixels_HWC.shape[1::-1])
+    longer = int(size.argmax())
+    size[longer] //= 2
     radius = rng.uniform(16, 30)
-    centre = [rng.uniform(radius, side - radius) for side in (width, height)]
-    polygon = np.array(centre) + radius * _corners(kind)
+    centre = rng.uniform(radius, size - radius)
+    centre[longer] += half * size[longer]
+    polygon = centre + radius * _corners(kind)
+    height, width = pixels_HWC.shape[:2]
     mask_HW = _inside(polygon, height, width)
     pixels_HWC[mask_HW] = rng.integers(150, 256, 3)
     lengths = _run_lengths(mask_HW) if kind == 0 else [polygon.round(2).ravel().tolist()]

@@ -12,6 +12,8 @@ import math
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
+import numpy as np
+import numpy.typing as npt
 import torch
 import torch.distributed as dist
 
@@ -35,6 +37,8 @@ METRICS_S = 30.0
 
 #: Hears what is done, and how many images of how many are.
 Tell = Callable[[str, int, int], None]
+#: Places of images in a split.
+Batch = Sequence[int] | npt.NDArray[np.int64]
 
 
 class Worker:
@@ -151,7 +155,7 @@ class Worker:
         row = {"loss": sum(values)} | dict(zip(losses, values, strict=True)) | {"lr": lr}
         epoch = self.step // self.steps_per_epoch
         self.recorder.add(self.recipe.detector, epoch, self.step, "train", row)
-        return stop > 0
+        return bool(stop > 0)
 
     def _end_epoch(self, epoch: int) -> None:
         """Test, and let the first worker note what came of the epoch."""
@@ -178,15 +182,15 @@ class Worker:
         own = range(len(self.val_split))[self.rank :: self.recipe.workers]
         size, categories = self.recipe.images_per_worker, list(self.val_split.categories)
         found: list[Detection] = []
-        batches = [own[start : start + size] for start in range(0, len(own), size)]
+        batches: list[Batch] = [own[start : start + size] for start in range(0, len(own), size)]
         images = Images(self.val_split, self.recipe, targets=False)
         for number, samples in enumerate(self._load(images, batches)):
             for sample, output in zip(samples, detect(self.model, samples, self.device), strict=True):
-                found += to_coco(output, int(self.val_split.ids[sample.index]), categories)
+                found += to_coco(output, int(self.val_split.ids[sample.place]), categories)
             self.tell("testing", min((number + 1) * size, len(own)), len(own))
         return found
 
-    def _load(self, images: Images, batches: Sequence[Sequence[int]]) -> Iterable[list[Sample]]:
+    def _load(self, images: Images, batches: Sequence[Batch]) -> Iterable[list[Sample]]:
         return load(images, batches, workers=self.recipe.loader_workers, timeout_s=self.recipe.wait_s)
 
     def _save(self) -> None:
