@@ -22,9 +22,11 @@ from kdcl_dist.errors import DataError, KdclError, one_line
 from kdcl_dist.orphans import end_with_parent
 from kdcl_dist.seeding import Purpose, derive, permutation
 
-__all__ = ["Images", "Sample", "epoch_steps", "load"]
+__all__ = ["Batch", "Images", "Sample", "epoch_steps", "load"]
 
 Target = dict[str, Tensor]
+#: Places of images in a split.
+Batch = Sequence[int] | npt.NDArray[np.int64]
 
 
 class Sample(NamedTuple):
@@ -104,7 +106,7 @@ class Images:
 
 def load(
     images: Images,
-    batches: Sequence[Sequence[int] | npt.NDArray[np.int64]],
+    batches: Sequence[Batch],
     *,
     workers: int,
     timeout_s: float,

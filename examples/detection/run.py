@@ -109,11 +109,11 @@ def prepare(
     backbone = read_backbone(recipe.backbone)
     Folder(storage).check_writable()
     model = build_detector(recipe, classes, backbone)
-    head = "".join(f"# {package} {version}\n" for package, version in versions().items())
-    folder.write("recipe.yaml", (head + dump_recipe(recipe)).encode())
     parts = {"model": model.state_dict(), "mean": list(backbone.mean), "std": list(backbone.std)}
     run.save(0, parts | {"classes": classes})
     update_record(folder, state="starting", versions=versions())
+    head = "".join(f"# {package} {version}\n" for package, version in versions().items())
+    folder.write("recipe.yaml", (head + dump_recipe(recipe)).encode())  # last: makes it a run
     say(f"run folder {folder}")
     return run
 

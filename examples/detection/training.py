@@ -12,14 +12,12 @@ import math
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
-import numpy as np
-import numpy.typing as npt
 import torch
 import torch.distributed as dist
 
 from examples.detection.coco import annotation_file, read_annotations, read_split
 from examples.detection.evaluation import Detection, average_precision, detect, to_coco
-from examples.detection.loading import Images, Sample, epoch_steps, load
+from examples.detection.loading import Batch, Images, Sample, epoch_steps, load
 from examples.detection.model import build_detector
 from examples.detection.picture import draw_predictions
 from examples.detection.run import Run
@@ -37,8 +35,6 @@ METRICS_S = 30.0
 
 #: Hears what is done, and how many images of how many are.
 Tell = Callable[[str, int, int], None]
-#: Places of images in a split.
-Batch = Sequence[int] | npt.NDArray[np.int64]
 
 
 class Worker:
