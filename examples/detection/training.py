@@ -28,7 +28,7 @@ from kdcl_dist.runs import update_record
 from kdcl_dist.seeding import Purpose, derive
 from kdcl_dist.student import build_optimizer
 
-__all__ = ["Worker"]
+__all__ = ["Worker", "gather"]
 
 #: Seconds for which a storage that does not take the metrics is tried again.
 METRICS_S = 30.0
@@ -154,23 +154,32 @@ class Worker:
         return bool(stop > 0)
 
     def _end_epoch(self, epoch: int) -> None:
-        """Test, and let the first worker note what came of the epoch."""
-        mine = self.detect()
-        detections = [item for part in _gather(mine, self.link, self.device) for item in part]
+        """Test when it is time, and let the first worker note what came of the epoch."""
+        number, last = epoch + 1, self.recipe.epochs
+        results = self._test(epoch) if number % self.recipe.test_every_epochs == 0 or number == last else {}
         if self.rank != 0:
             return
+        loss = self.recorder.mean("train")[self.recipe.detector]["loss"]
+        figures = [f"{kind} AP {values['AP']:.2f}" for kind, values in results.items()]
+        self.say(", ".join([f"epoch {number} of {last}: loss {loss:.4f}", *figures]))
+        self.recorder.end_epoch(epoch)
+        self.recorder.flush(METRICS_S)
+        update_record(self.run.folder, state="running", epoch=number)
+
+    def _test(self, epoch: int) -> dict[str, dict[str, float]]:
+        """AP of all test images, of which each worker takes a share; the first worker judges for all."""
+        mine = self.detect()
+        detections = [item for part in gather(mine, self.link, self.device) for item in part]
+        if self.rank != 0:
+            return {}
         truth = read_annotations(annotation_file(self.run.data, self.recipe.data.val))
         results = average_precision(truth, detections, masks=self.recipe.masks)
         for kind, values in results.items():
             row = {f"{kind}_{name}": value for name, value in values.items()}
             self.recorder.add(self.recipe.detector, epoch, self.step, "test", row)
-        loss = self.recorder.mean("train")[self.recipe.detector]["loss"]
-        shown = ", ".join(f"{kind} AP {values['AP']:.2f}" for kind, values in results.items())
-        self.say(f"epoch {epoch + 1} of {self.recipe.epochs}: loss {loss:.4f}, {shown}")
         self.run.folder.write("detections.json", json.dumps(detections).encode())
-        self.recorder.end_epoch(epoch)
-        self.recorder.flush(METRICS_S)
-        update_record(self.run.folder, state="running", epoch=epoch + 1, results=results)
+        update_record(self.run.folder, results=results)
+        return results
 
     def detect(self) -> list[Detection]:
         """What the detector finds in this worker's share of the test images."""
@@ -206,7 +215,7 @@ class Worker:
         update_record(self.run.folder, state="finished")
 
 
-def _gather(mine: list[Detection], link: Replicas, device: torch.device) -> list[list[Detection]]:
+def gather(mine: list[Detection], link: Replicas, device: torch.device) -> list[list[Detection]]:
     """Every worker's detections, on every worker; as JSON, padded to the longest."""
     own = torch.frombuffer(bytearray(json.dumps(mine).encode()), dtype=torch.uint8)
     sizes = [torch.zeros(1, dtype=torch.int64, device=device) for _ in range(link.count)]
