@@ -18,7 +18,8 @@ __all__ = ["Backbone", "read_backbone"]
 
 #: Mean and deviation of ImageNet's training images.
 IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
-WEIGHTS = ("state_dict.pt", "model.safetensors")
+#: Files of an export that hold a state_dict.
+WEIGHTS = ("model.pt", "state_dict.pt", "model.safetensors")
 
 Channels = Annotated[list[FiniteFloat], Field(min_length=3, max_length=3)]
 
@@ -77,7 +78,7 @@ def _read(file: Path) -> Any:
         if file.suffix == ".safetensors":
             return _read_safetensors(file)
         state = torch.load(file, map_location="cpu", weights_only=True)
-        return state.get("model", state)
+        return state.get("model", state) if isinstance(state, dict) else state
     except UserError:
         raise
     except OSError as error:

@@ -39,7 +39,8 @@ class DetectionRecipe(Strict):
     ResNet-18; null begins with random weights. `optimizer.lr` is that of 32 images a step and is scaled in
     proportion; it is reached after `warmup_steps`. `proposals` are the regions of an image that the heads
     learn from. Images are resized to a shorter side of `min_size`, or a longer of `max_size`, pixels.
-    The last epoch always ends with a test. `wait_s`: seconds after which a worker that does not answer is given up.
+    The last epoch always ends with a test. `wait_s`: seconds after which a worker that does not answer is
+    given up.
     """
 
     name: Name = "detection"
