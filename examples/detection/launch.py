@@ -1,4 +1,8 @@
-"""A run on Ray Train: the workers, and a desk at which they and the driver leave word for each other."""
+"""A run on Ray Train: what the driver does, and how a worker begins.
+
+The driver hosts the store at which the workers meet. Their process group is not Ray Train's, which binds to
+the address of the host's name, and that can be the loopback.
+"""
 
 from __future__ import annotations
 
@@ -8,7 +12,6 @@ import os
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from typing import Any
 
 import ray
@@ -20,11 +23,12 @@ from ray.train.backend import Backend
 from ray.train.torch import TorchConfig, TorchTrainer
 
 from examples.detection.coco import require_pycocotools
+from examples.detection.desk import Desk, Heard
 from examples.detection.recipe import DetectionRecipe
 from examples.detection.run import Run
 from examples.detection.training import Worker
 from kdcl_dist.errors import KdclError, RecipeError, one_line
-from kdcl_dist.exchange import Endpoint, connect_store, host_store
+from kdcl_dist.exchange import connect_store, host_store
 from kdcl_dist.replicas import Replicas, broke_off
 from kdcl_dist.runs import read_record
 
@@ -33,14 +37,6 @@ __all__ = ["cluster", "launch"]
 POLL_S = 0.2
 #: Seconds within which the desk answers, unless its host is gone.
 ANSWER_S = 60.0
-
-
-@dataclass(frozen=True)
-class Heard:
-    """What the workers said since the driver asked last: lines, and the newest (what, done, total)."""
-
-    lines: list[str]
-    progress: tuple[str, int, int] | None
 
 
 def launch(
@@ -59,9 +55,11 @@ def launch(
         KdclError: the run failed.
     """
     _check_room(run.recipe)
+    store, endpoint = host_store(ray.util.get_node_ip_address())
     desk = Desk.options(num_cpus=0).remote()  # type: ignore[attr-defined]
+    config = {"run": run, "desk": desk, "endpoint": endpoint}
     failures: list[BaseException] = []
-    thread = threading.Thread(target=_fit, args=(run, desk, failures), name="kdcl-detection", daemon=True)
+    thread = threading.Thread(target=_fit, args=(config, failures), name="kdcl-detection", daemon=True)
     thread.start()
     while thread.is_alive():
         thread.join(POLL_S)
@@ -74,6 +72,7 @@ def launch(
             for line in heard.lines:
                 say(line)
     ray.kill(desk)
+    del store
     if failures:
         raise _cause(failures[0])
     return read_record(run.folder).get("state") == "finished"
@@ -102,43 +101,6 @@ def cluster(recipe: DetectionRecipe) -> Iterator[None]:
         ray.shutdown()
 
 
-@ray.remote
-class Desk:
-    """Where the workers find each other's store, and leave word for the driver."""
-
-    def __init__(self) -> None:
-        self.store, self.own = host_store(ray.util.get_node_ip_address())
-        self.lines: list[str] = []
-        self.progress: tuple[str, int, int] | None = None
-        self.stopping = False
-
-    def endpoint(self) -> Endpoint:
-        """Where the store is."""
-        return self.own
-
-    def say(self, line: str) -> None:
-        """Leave a line for the driver."""
-        self.lines.append(line)
-
-    def tell(self, what: str, done: int, total: int) -> None:
-        """Leave word of how far the work is."""
-        self.progress = what, done, total
-
-    def heard(self) -> Heard:
-        """What was left since the last call."""
-        heard = Heard(self.lines, self.progress)
-        self.lines, self.progress = [], None
-        return heard
-
-    def stop(self) -> None:
-        """Ask for a checkpoint and an end after the current step."""
-        self.stopping = True
-
-    def asked(self) -> bool:
-        """Whether that was asked for."""
-        return self.stopping
-
-
 class OwnGroup(TorchConfig):  # type: ignore[misc]
     """Leaves out Ray Train's process group: the workers form theirs on the address that Ray uses."""
 
@@ -148,13 +110,14 @@ class OwnGroup(TorchConfig):  # type: ignore[misc]
         return Backend  # type: ignore[no-any-return]
 
 
-def _fit(run: Run, desk: Any, failures: list[BaseException]) -> None:
+def _fit(config: dict[str, Any], failures: list[BaseException]) -> None:
+    run: Run = config["run"]
     resources: dict[str, float] = {"CPU": run.recipe.resources.cpu}
     if run.recipe.resources.gpu:
         resources["GPU"] = run.recipe.resources.gpu
     trainer = TorchTrainer(
         _train,
-        train_loop_config={"run": run, "desk": desk},
+        train_loop_config=config,
         torch_config=OwnGroup(),
         scaling_config=ScalingConfig(
             num_workers=run.recipe.workers, use_gpu="GPU" in resources, resources_per_worker=resources
@@ -180,7 +143,7 @@ def _train(config: dict[str, Any]) -> None:
     )
     torch.set_num_threads(resources.cpu)
     device = torch.device("cuda" if resources.gpu else "cpu")
-    store = connect_store(ray.get(desk.endpoint.remote(), timeout=ANSWER_S), limit_s)
+    store = connect_store(config["endpoint"], limit_s)
     host = ray.util.get_node_ip_address()
     link = Replicas(store, rank, run.recipe.workers, host=host, device=device, limit_s=limit_s)
     first = rank == 0
