@@ -29,7 +29,7 @@ from examples.detection.backbone import IMAGENET, Backbone, read_backbone
 from examples.detection.coco import annotation_file, read_annotations, read_split
 from examples.detection.compare import make_table
 from examples.detection.evaluation import NAMES, average_precision, to_coco
-from examples.detection.launch import cluster, launch
+from examples.detection.launch import launch
 from examples.detection.loading import Images, epoch_steps, load
 from examples.detection.model import build_detector
 from examples.detection.recipe import DetectionRecipe, load_recipe
@@ -98,9 +98,13 @@ def make_recipe(recipe_file: Path) -> Recipe:
 
 
 @pytest.fixture(scope="module")
-def on_ray(make_recipe: Recipe) -> Iterator[None]:
-    with cluster(make_recipe()):
-        yield
+def on_ray() -> Iterator[None]:
+    """A cluster of our own, whatever else runs on this machine."""
+    import ray
+
+    ray.init(address="local", num_cpus=2, include_dashboard=False, log_to_driver=False)
+    yield
+    ray.shutdown()
 
 
 @pytest.fixture(scope="module")

@@ -11,10 +11,10 @@ __all__ = ["Desk", "Heard"]
 
 @dataclass(frozen=True)
 class Heard:
-    """What the workers said since the driver asked last: lines, and the newest (what, done, total)."""
+    """What the workers said since the driver asked last: lines, and of each work the newest (done, total)."""
 
     lines: list[str]
-    progress: tuple[str, int, int] | None
+    progress: dict[str, tuple[int, int]]
 
 
 @ray.remote
@@ -23,7 +23,7 @@ class Desk:
 
     def __init__(self) -> None:
         self.lines: list[str] = []
-        self.progress: tuple[str, int, int] | None = None
+        self.progress: dict[str, tuple[int, int]] = {}
         self.stopping = False
 
     def say(self, line: str) -> None:
@@ -32,12 +32,12 @@ class Desk:
 
     def tell(self, what: str, done: int, total: int) -> None:
         """Leave word of how far the work is."""
-        self.progress = what, done, total
+        self.progress[what] = done, total
 
     def heard(self) -> Heard:
         """What was left since the last call."""
         heard = Heard(self.lines, self.progress)
-        self.lines, self.progress = [], None
+        self.lines, self.progress = [], {}
         return heard
 
     def stop(self) -> None:

@@ -28,7 +28,7 @@ from examples.detection.recipe import DetectionRecipe
 from examples.detection.run import Run
 from examples.detection.training import Worker
 from kdcl_dist.errors import KdclError, RecipeError, one_line
-from kdcl_dist.exchange import connect_store, host_store
+from kdcl_dist.exchange import Endpoint, connect_store, host_store
 from kdcl_dist.replicas import Replicas, broke_off
 from kdcl_dist.runs import read_record
 
@@ -67,8 +67,8 @@ def launch(
             if asked.is_set():
                 ray.get(desk.stop.remote(), timeout=ANSWER_S)
             heard: Heard = ray.get(desk.heard.remote(), timeout=ANSWER_S)
-            if heard.progress is not None:
-                tell(*heard.progress)
+            for what, (done, total) in heard.progress.items():
+                tell(what, done, total)
             for line in heard.lines:
                 say(line)
     ray.kill(desk)
@@ -134,18 +134,11 @@ def _fit(config: dict[str, Any], failures: list[BaseException]) -> None:
 
 def _train(config: dict[str, Any]) -> None:
     """What a worker runs."""
-    run, desk = config["run"], config["desk"]
+    run, desk, rank = config["run"], config["desk"], ray.train.get_context().get_world_rank()
     require_pycocotools()
-    rank, resources, limit_s = (
-        ray.train.get_context().get_world_rank(),
-        run.recipe.resources,
-        run.recipe.wait_s,
-    )
-    torch.set_num_threads(resources.cpu)
-    device = torch.device("cuda" if resources.gpu else "cpu")
-    store = connect_store(config["endpoint"], limit_s)
-    host = ray.util.get_node_ip_address()
-    link = Replicas(store, rank, run.recipe.workers, host=host, device=device, limit_s=limit_s)
+    torch.set_num_threads(run.recipe.resources.cpu)
+    device = torch.device("cuda" if run.recipe.resources.gpu else "cpu")
+    link = _meet(config["endpoint"], run.recipe, rank, device)
     first = rank == 0
     worker = Worker(
         run,
@@ -160,6 +153,20 @@ def _train(config: dict[str, Any]) -> None:
         worker.train()
     finally:
         link.close()
+
+
+def _meet(endpoint: Endpoint, recipe: DetectionRecipe, rank: int, device: torch.device) -> Replicas:
+    """The link to the other workers, by the driver's store."""
+    limit_s, host = recipe.wait_s, ray.util.get_node_ip_address()
+    try:
+        store = connect_store(endpoint, limit_s)
+    except KdclError as error:
+        raise KdclError(
+            f"worker {rank} on {host} cannot reach the driver at {endpoint.host}:{endpoint.port} within "
+            f"{limit_s:g} s (wait_s)",
+            detail=error.message,
+        ) from error
+    return Replicas(store, rank, recipe.workers, host=host, device=device, limit_s=limit_s)
 
 
 def _check_room(recipe: DetectionRecipe) -> None:
