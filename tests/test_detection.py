@@ -35,7 +35,8 @@ from examples.detection.model import build_detector
 from examples.detection.recipe import DetectionRecipe, load_recipe
 from examples.detection.run import load_run, prepare
 from examples.detection.shapes import draw_shapes
-from examples.detection.training import gather
+from examples.detection.training import Worker, gather
+from kdcl_dist.errors import KdclError
 from kdcl_dist.exchange import connect_store, host_store
 from kdcl_dist.metrics import read_metrics
 from kdcl_dist.replicas import Replicas
@@ -230,6 +231,20 @@ def test_an_image_that_a_worker_cannot_read(
     result = run("train", recipe_file, *more, "--storage", tmp_path / "runs")
     assert_one_line(result, "image", "cannot be read", "Truncated")
     assert not (tmp_path / "runs" / "tiny").exists()
+
+
+def test_a_loss_that_is_not_finite_ends_the_run(make_recipe: Recipe, tmp_path: Path) -> None:
+    recipe = make_recipe("workers=1", "optimizer.lr=1e12", "warmup_steps=0")
+    made = prepare(recipe, str(tmp_path), "tiny", resume=False, say=lambda line: None)
+    store, _ = host_store("127.0.0.1")
+    link = Replicas(store, 0, 1, host="127.0.0.1", device=torch.device("cpu"), limit_s=10)
+    deaf: dict[str, Any] = {"tell": lambda *args: None, "say": lambda line: None, "asked": lambda: False}
+    with pytest.raises(
+        KdclError, match=r"step [123]: the loss is not finite \(.*loss_classifier.*optimizer.lr"
+    ):
+        Worker(made, link, 0, torch.device("cpu"), **deaf).train()
+    link.close()
+    assert made.load().step == 0
 
 
 # What is learned from.
@@ -641,10 +656,10 @@ def test_mistakes_about_runs(shapes: Path, recipe_file: Path, make_recipe: Recip
 
 def test_a_cluster_that_is_too_small(on_ray: None, recipe_file: Path, tmp_path: Path) -> None:
     many = run("train", recipe_file, "--set", "resources.cpu=500", "--storage", tmp_path)
-    assert_one_line(many, "2 workers with 500 CPU", "resources.cpu")
+    assert_one_line(many, "2 workers need 500 CPU each", "resources.cpu")
     gpu = run("train", recipe_file, "--set", "resources.gpu=1", "--storage", tmp_path)
     if not torch.cuda.is_available():
-        assert_one_line(gpu, "2 workers with 1 GPU", "has 0")
+        assert_one_line(gpu, "2 workers need 1 GPU each", "has 0")
     assert not (tmp_path / "tiny").exists()
 
 

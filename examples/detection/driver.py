@@ -10,9 +10,9 @@ from examples.detection.launch import cluster, launch
 from examples.detection.model import build_detector
 from examples.detection.picture import draw_predictions
 from examples.detection.recipe import DetectionRecipe
-from examples.detection.run import load_run, prepare
+from examples.detection.run import Run, load_run, prepare
 from kdcl_dist.cli.progress import ImportProgress
-from kdcl_dist.errors import UserError
+from kdcl_dist.errors import KdclError, UserError
 from kdcl_dist.launch.signals import stop_on_signals
 from kdcl_dist.runs import read_record, update_record
 from kdcl_dist.storage import Folder
@@ -46,13 +46,20 @@ def train(recipe: DetectionRecipe, storage: str, name: str, *, resume: bool) -> 
     try:
         with cluster(recipe), ImportProgress(console) as progress, stop_on_signals(say) as asked:
             finished = launch(run, say, progress.tell, asked)
-    except UserError:
-        if run.folder.names("checkpoints") == ["step-00000000"]:  # nothing is lost: the name is free again
-            run.folder.delete("")
+    except KdclError as error:
+        _note_failure(run, error)
         raise
     if not finished:
         update_record(run.folder, state="stopped")
     return run.folder, finished
+
+
+def _note_failure(run: Run, error: KdclError) -> None:
+    """Note why a run failed; one that a mistake kept from learning anything leaves its name free."""
+    if isinstance(error, UserError) and run.folder.names("checkpoints") == ["step-00000000"]:
+        run.folder.delete("")
+    else:
+        update_record(run.folder, state="failed", cause=error.to_dict())
 
 
 def picture(uri: str, *, count: int, score: float) -> bytes:

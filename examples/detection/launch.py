@@ -54,7 +54,7 @@ def launch(
         RecipeError: the cluster is too small.
         KdclError: the run failed.
     """
-    _check_room(run.recipe)
+    _check_room(run.recipe, say)
     store, endpoint = host_store(ray.util.get_node_ip_address())
     desk = Desk.options(num_cpus=0).remote()  # type: ignore[attr-defined]
     config = {"run": run, "desk": desk, "endpoint": endpoint}
@@ -169,15 +169,21 @@ def _meet(endpoint: Endpoint, recipe: DetectionRecipe, rank: int, device: torch.
     return Replicas(store, rank, recipe.workers, host=host, device=device, limit_s=limit_s)
 
 
-def _check_room(recipe: DetectionRecipe) -> None:
-    """Refuse what would wait for ever: a cluster without as many CPUs and GPUs."""
-    offered = ray.cluster_resources()
+def _check_room(recipe: DetectionRecipe, say: Callable[[str], None]) -> None:
+    """Refuse what would wait for ever, and say what has to wait."""
+    if (lack := _lack(recipe, ray.cluster_resources())) is not None:
+        raise RecipeError(f"{lack}: lower workers or resources.cpu and resources.gpu")
+    if (lack := _lack(recipe, ray.available_resources())) is not None:
+        say(f"{lack} free: the run waits until there is room")
+
+
+def _lack(recipe: DetectionRecipe, offered: dict[str, float]) -> str | None:
     for kind, share in (("CPU", recipe.resources.cpu), ("GPU", recipe.resources.gpu)):
-        if recipe.workers * share > offered.get(kind, 0):
-            raise RecipeError(
-                f"workers: {recipe.workers} workers with {share:g} {kind} each are asked for, but the "
-                f"cluster has {offered.get(kind, 0):g}: lower workers or resources.{kind.lower()}"
+        if recipe.workers * share > (there := offered.get(kind, 0)):
+            return (
+                f"workers: {recipe.workers} workers need {share:g} {kind} each, and the cluster has {there:g}"
             )
+    return None
 
 
 def _cause(error: BaseException) -> KdclError:
