@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+
 import torch
 from rich.console import Console
 
@@ -12,7 +14,7 @@ from examples.detection.picture import draw_predictions
 from examples.detection.recipe import DetectionRecipe
 from examples.detection.run import Run, load_run, prepare
 from kdcl_dist.cli.progress import ImportProgress
-from kdcl_dist.errors import KdclError, UserError
+from kdcl_dist.errors import KdclError, StorageError, UserError
 from kdcl_dist.launch.signals import stop_on_signals
 from kdcl_dist.runs import read_record, update_record
 from kdcl_dist.storage import Folder
@@ -43,6 +45,7 @@ def train(recipe: DetectionRecipe, storage: str, name: str, *, resume: bool) -> 
     if read_record(run.folder).get("state") == "finished":
         say("the run is finished already")
         return run.folder, True
+    update_record(run.folder, state="starting", cause=None)
     try:
         with cluster(recipe), ImportProgress(console) as progress, stop_on_signals(say) as asked:
             finished = launch(run, say, progress.tell, asked)
@@ -59,7 +62,8 @@ def _note_failure(run: Run, error: KdclError) -> None:
     if isinstance(error, UserError) and run.folder.names("checkpoints") == ["step-00000000"]:
         run.folder.delete("")
     else:
-        update_record(run.folder, state="failed", cause=error.to_dict())
+        with contextlib.suppress(StorageError):  # which must not hide the cause
+            update_record(run.folder, state="failed", cause=error.to_dict())
 
 
 def picture(uri: str, *, count: int, score: float) -> bytes:

@@ -8,6 +8,7 @@ predictions.png                          some of it drawn, at the end
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,7 +21,7 @@ from examples.detection.model import build_detector
 from examples.detection.recipe import DetectionRecipe, differences, dump_recipe, parse_recipe
 from kdcl_dist.checkpoint import Manifest, commit, newest, prune, read_part, write_part
 from kdcl_dist.errors import CheckpointError, DataError, RunFolderError, StorageError, one_line
-from kdcl_dist.runs import read_record, update_record, versions
+from kdcl_dist.runs import NAME, read_record, update_record, versions
 from kdcl_dist.storage import Folder
 
 __all__ = ["Run", "State", "load_run", "prepare"]
@@ -92,6 +93,11 @@ def prepare(
     Raises:
         UserError: data, backbone or folder cannot be used.
     """
+    if not re.fullmatch(NAME, name):
+        raise RunFolderError(
+            f"--name {name!r}: a name has letters, digits, '.', '_' and '-', and begins with "
+            "a letter or digit"
+        )
     folder = Folder(storage) / name
     run = Run(recipe, folder, str(Path.cwd()))
     if resume:

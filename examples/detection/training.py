@@ -10,7 +10,6 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Callable, Iterable, Sequence
-from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -168,10 +167,10 @@ class Worker:
 
     def _test(self, epoch: int) -> dict[str, dict[str, float]]:
         """AP of all test images, of which each worker takes a share; the first worker judges for all."""
-        mine = self.detect()
-        detections = [item for part in gather(mine, self.link, self.device) for item in part]
+        parts = gather(json.dumps(self.detect()).encode(), self.link, self.device)
         if self.rank != 0:
             return {}
+        detections = [item for part in parts for item in json.loads(part)]
         truth = read_annotations(annotation_file(self.run.data, self.recipe.data.val))
         results = average_precision(truth, detections, masks=self.recipe.masks)
         for kind, values in results.items():
@@ -216,17 +215,13 @@ class Worker:
         update_record(self.run.folder, state="finished")
 
 
-def gather(mine: list[Detection], link: Replicas, device: torch.device) -> list[list[Detection]]:
-    """Every worker's detections, on every worker; as JSON, padded to the longest."""
-    own = torch.frombuffer(bytearray(json.dumps(mine).encode()), dtype=torch.uint8)
+def gather(mine: bytes, link: Replicas, device: torch.device) -> list[bytes]:
+    """What each worker gives, on every worker; it travels padded to the longest."""
+    own = torch.frombuffer(bytearray(mine), dtype=torch.uint8)
     sizes = [torch.zeros(1, dtype=torch.int64, device=device) for _ in range(link.count)]
     dist.all_gather(sizes, torch.tensor([len(own)], device=device), group=link.group)
-    longest = max(int(size) for size in sizes)
-    padded = torch.zeros(longest, dtype=torch.uint8, device=device)
+    padded = torch.zeros(max(int(size) for size in sizes), dtype=torch.uint8, device=device)
     padded[: len(own)] = own
     parts = [torch.empty_like(padded) for _ in sizes]
     dist.all_gather(parts, padded, group=link.group)
-    loaded: list[Any] = []
-    for part, size in zip(parts, sizes, strict=True):
-        loaded.append(json.loads(part[: int(size)].cpu().numpy().tobytes()))
-    return loaded
+    return [part[: int(size)].cpu().numpy().tobytes() for part, size in zip(parts, sizes, strict=True)]
