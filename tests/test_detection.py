@@ -22,6 +22,7 @@ from PIL import Image
 from pycocotools import mask as coco_mask
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
+from ray.train import ControllerError, WorkerGroupError
 from torchvision.models import resnet18, resnet34, resnet50
 
 from examples.detection.__main__ import detection
@@ -29,21 +30,21 @@ from examples.detection.backbone import IMAGENET, Backbone, read_backbone
 from examples.detection.coco import annotation_file, read_annotations, read_split
 from examples.detection.compare import make_table
 from examples.detection.evaluation import NAMES, average_precision, to_coco
-from examples.detection.launch import launch
+from examples.detection.launch import cause_of, launch
 from examples.detection.loading import Images, epoch_steps, load
 from examples.detection.model import build_detector
 from examples.detection.recipe import DetectionRecipe, load_recipe
-from examples.detection.run import load_run, prepare
+from examples.detection.run import Run, load_run, prepare
 from examples.detection.shapes import draw_shapes
 from examples.detection.training import Worker, gather
-from kdcl_dist.errors import KdclError
+from kdcl_dist.errors import DataError, KdclError, RecipeError
 from kdcl_dist.exchange import connect_store, host_store
 from kdcl_dist.metrics import read_metrics
 from kdcl_dist.replicas import Replicas
-from kdcl_dist.runs import read_record
+from kdcl_dist.runs import read_record, update_record
 
 EXAMPLE = ROOT / "examples" / "detection"
-TRAIN, VAL = 12, 5
+TRAIN, VAL = 12, 3
 #: NumPy's word to pycocotools.
 pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")
 
@@ -183,7 +184,7 @@ def test_faster_rcnn_learns_boxes(whole: Path) -> None:
 
 
 def test_mask_rcnn_learns_masks(on_ray: None, recipe_file: Path, storage: Path, tmp_path: Path) -> None:
-    more = ["detector=mask_rcnn", "optimizer.lr=0.04", "epochs=4", "test_every_epochs=4", "loader_workers=1"]
+    more = ["detector=mask_rcnn", "optimizer.lr=0.04", "epochs=4", "test_every_epochs=4", "proposals=16"]
     sets = [part for item in more for part in ("--set", item)]
     result = run("train", recipe_file, *sets, "--storage", storage, "--name", "masks")
     assert result.exit_code == 0, result.output
@@ -220,31 +221,46 @@ def test_stopped_and_resumed_equals_a_run_without_a_break(
     assert (storage / "detection.md").read_text() in result.output
 
 
-def test_an_image_that_a_worker_cannot_read(
-    on_ray: None, shapes: Path, recipe_file: Path, tmp_path: Path
-) -> None:
-    root = tmp_path / "coco"
-    shutil.copytree(shapes, root)
-    for path in (root / "train2017").iterdir():
-        path.write_bytes(path.read_bytes()[:300])
-    more = ["--set", f"data.root={root}", "--set", "workers=1"]
-    result = run("train", recipe_file, *more, "--storage", tmp_path / "runs")
-    assert_one_line(result, "image", "cannot be read", "Truncated")
-    assert not (tmp_path / "runs" / "tiny").exists()
+def worker(made: Run) -> Worker:
+    """The only worker of a run, in this process."""
+    store, _ = host_store("127.0.0.1")
+    link = Replicas(store, 0, 1, host="127.0.0.1", device=torch.device("cpu"), limit_s=10)
+    deaf: dict[str, Any] = {"tell": lambda *args: None, "say": lambda line: None, "asked": lambda: False}
+    return Worker(made, link, 0, torch.device("cpu"), **deaf)
 
 
 def test_a_loss_that_is_not_finite_ends_the_run(make_recipe: Recipe, tmp_path: Path) -> None:
     recipe = make_recipe("workers=1", "optimizer.lr=1e12", "warmup_steps=0")
     made = prepare(recipe, str(tmp_path), "tiny", resume=False, say=lambda line: None)
-    store, _ = host_store("127.0.0.1")
-    link = Replicas(store, 0, 1, host="127.0.0.1", device=torch.device("cpu"), limit_s=10)
-    deaf: dict[str, Any] = {"tell": lambda *args: None, "say": lambda line: None, "asked": lambda: False}
     with pytest.raises(
         KdclError, match=r"step [123]: the loss is not finite \(.*loss_classifier.*optimizer.lr"
     ):
-        Worker(made, link, 0, torch.device("cpu"), **deaf).train()
-    link.close()
+        worker(made).train()
     assert made.load().step == 0
+
+
+@pytest.mark.parametrize("loaders", [0, 1])
+def test_an_image_that_cannot_be_read(
+    shapes: Path, make_recipe: Recipe, tmp_path: Path, loaders: int
+) -> None:
+    root = tmp_path / "coco"
+    shutil.copytree(shapes, root)
+    for path in (root / "train2017").iterdir():
+        path.write_bytes(path.read_bytes()[:300])
+    recipe = make_recipe("workers=1", f"data.root={root}", f"loader_workers={loaders}")
+    made = prepare(recipe, str(tmp_path), "tiny", resume=False, say=lambda line: None)
+    with pytest.raises(DataError, match=r"image '.*jpg' cannot be read: ValueError: OSError: Truncated"):
+        worker(made).train()
+
+
+def test_the_first_cause_is_told_from_what_followed() -> None:
+    cut_off = RuntimeError("[gloo/transport/tcp/pair.cc:547] Connection closed by peer [127.0.0.1]:1")
+    mistake = DataError("image 'x.jpg' cannot be read")
+    assert cause_of(WorkerGroupError("", {0: cut_off, 1: mistake})) is mistake
+    dead = cause_of(WorkerGroupError("", {0: cut_off, 1: OSError("no space left")}))
+    assert str(dead) == "the worker of rank 1 failed: OSError: no space left"
+    assert "rank 0" in str(cause_of(WorkerGroupError("", {0: cut_off})))
+    assert str(cause_of(ControllerError(ValueError("x")))).startswith("Ray Train failed: ControllerError")
 
 
 # What is learned from.
@@ -574,8 +590,6 @@ def test_images_without_a_box_to_find(shapes: Path, recipe_file: Path, tmp_path:
 
 
 def test_images_of_another_size_than_annotated(shapes: Path, make_recipe: Recipe, tmp_path: Path) -> None:
-    from kdcl_dist.errors import DataError
-
     root = changed(shapes, tmp_path, "train2017", first("images", width=100))
     images = Images(read_split(root, "train2017", masks=False), make_recipe())
     with pytest.raises(DataError, match="is 128x96, but annotated as 100x96"):
@@ -665,9 +679,6 @@ def test_a_cluster_that_is_too_small(on_ray: None, recipe_file: Path, tmp_path: 
 
 
 def test_arms_that_differ_in_more_than_their_backbone(make_recipe: Recipe, tmp_path: Path) -> None:
-    from kdcl_dist.errors import RecipeError
-    from kdcl_dist.runs import update_record
-
     runs = []
     for name, change in (("a", "seed=1"), ("b", "seed=2")):
         made = prepare(make_recipe(change), str(tmp_path), name, resume=False, say=lambda line: None)

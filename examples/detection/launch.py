@@ -32,7 +32,7 @@ from kdcl_dist.exchange import Endpoint, connect_store, host_store
 from kdcl_dist.replicas import Replicas, broke_off
 from kdcl_dist.runs import read_record
 
-__all__ = ["cluster", "launch"]
+__all__ = ["cause_of", "cluster", "launch"]
 
 POLL_S = 0.2
 #: Seconds within which the desk answers, unless its host is gone.
@@ -74,7 +74,7 @@ def launch(
     ray.kill(desk)
     del store
     if failures:
-        raise _cause(failures[0])
+        raise cause_of(failures[0])
     return read_record(run.folder).get("state") == "finished"
 
 
@@ -186,7 +186,7 @@ def _lack(recipe: DetectionRecipe, offered: dict[str, float]) -> str | None:
     return None
 
 
-def _cause(error: BaseException) -> KdclError:
+def cause_of(error: BaseException) -> KdclError:
     """The first failure of a run, as far as it can be told from what followed from it."""
     failures = dict(getattr(error, "worker_failures", {}))
     for failure in failures.values():
