@@ -142,6 +142,7 @@ def whole(on_ray: None, recipe_file: Path, exports: tuple[Path, Path], storage: 
     )
     assert result.exit_code == 0, result.output
     assert "epoch 3 of 3: loss" in result.output
+    assert "normalised by mean 0.3, 0.3, 0.3 and deviation 0.2, 0.2, 0.2" in result.output
     assert f"{TRAIN} of {TRAIN} images" in result.output
     return storage / "tiny-vanilla"
 

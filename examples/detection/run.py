@@ -21,7 +21,7 @@ from examples.detection.model import build_detector
 from examples.detection.recipe import DetectionRecipe, differences, dump_recipe, parse_recipe
 from kdcl_dist.checkpoint import Manifest, commit, newest, prune, read_part, write_part
 from kdcl_dist.errors import CheckpointError, DataError, RunFolderError, StorageError, one_line
-from kdcl_dist.runs import NAME, read_record, update_record, versions
+from kdcl_dist.runs import NAME, update_record, versions
 from kdcl_dist.storage import Folder
 
 __all__ = ["Run", "State", "load_run", "prepare"]
@@ -95,33 +95,38 @@ def prepare(
     """
     if not re.fullmatch(NAME, name):
         raise RunFolderError(
-            f"--name {name!r}: a name has letters, digits, '.', '_' and '-', and begins with "
-            "a letter or digit"
+            f"--name {name!r}: a name has letters, digits, '.', '_' and '-', and begins with one of the "
+            "former two"
         )
-    folder = Folder(storage) / name
-    run = Run(recipe, folder, str(Path.cwd()))
+    run = Run(recipe, Folder(storage) / name, str(Path.cwd()))
     if resume:
-        _check_resumable(folder, recipe)
-    elif folder.exists("recipe.yaml"):
+        _check_resumable(run)
+    elif run.folder.exists("recipe.yaml"):
         raise RunFolderError(
-            f"run folder {str(folder)!r} exists: give another --name, or --resume to continue it"
+            f"run folder {str(run.folder)!r} exists: give another --name, or --resume to continue it"
         )
     classes = _check_data(run, say)
     for note in recipe.notes():
         say(note)
-    if resume:
-        say(f"run folder {folder}, from step {run.load(say).step}")
-        return run
+    if not resume:
+        _begin(run, classes, say)
+    say(f"run folder {run.folder}, from step {run.load(say).step}")
+    return run
+
+
+def _begin(run: Run, classes: int, say: Callable[[str], None]) -> None:
+    """Write the recipe, and the first weights as a checkpoint: from there each process goes on alike."""
+    recipe, folder = run.recipe, run.folder
     backbone = read_backbone(recipe.backbone)
-    Folder(storage).check_writable()
+    mean, std = (", ".join(f"{value:g}" for value in values) for values in (backbone.mean, backbone.std))
+    say(f"backbone {recipe.backbone or 'random'}; images are normalised by mean {mean} and deviation {std}")
     model = build_detector(recipe, classes, backbone)
+    folder.check_writable()
     parts = {"model": model.state_dict(), "mean": list(backbone.mean), "std": list(backbone.std)}
     run.save(0, parts | {"classes": classes})
     update_record(folder, state="starting", versions=versions())
     head = "".join(f"# {package} {version}\n" for package, version in versions().items())
     folder.write("recipe.yaml", (head + dump_recipe(recipe)).encode())  # last: makes it a run
-    say(f"run folder {folder}")
-    return run
 
 
 def load_run(uri: str) -> Run:
@@ -135,16 +140,16 @@ def load_run(uri: str) -> Run:
     return Run(recipe, folder, str(Path.cwd()))
 
 
-def _check_resumable(folder: Folder, recipe: DetectionRecipe) -> None:
+def _check_resumable(run: Run) -> None:
+    folder = run.folder
     if not folder.exists("recipe.yaml"):
         raise RunFolderError(
             f"nothing to resume: {str(folder)!r} is not a run folder (see --storage and --name)"
         )
-    if changed := differences(load_run(folder.uri).recipe, recipe):
+    if changed := differences(load_run(folder.uri).recipe, run.recipe):
         raise RunFolderError(
             f"{str(folder)!r} cannot be resumed with another recipe; it differs in {'; '.join(changed)}"
         )
-    read_record(folder)
 
 
 def _check_data(run: Run, say: Callable[[str], None]) -> int:
