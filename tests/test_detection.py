@@ -515,6 +515,7 @@ def assert_one_line(result: Result, *words: str) -> None:
         ("workers=0", ["workers", "0"]),
         ("min_size=2000", ["min_size: 2000 is more than max_size"]),
         ("schedule.warmup_epochs=1", ["warmup_steps"]),
+        ("resources.gpu=0.5", ["resources.gpu: 0.5", "share"]),
         ("optimizer.lr=-1.0", ["optimizer.lr", "-1.0"]),
         ("data.root=none", ["data.root", "instances_train2017.json"]),
         ("data.val=val2014", ["instances_val2014.json"]),

@@ -95,8 +95,8 @@ def prepare(
     """
     if not re.fullmatch(NAME, name):
         raise RunFolderError(
-            f"--name {name!r}: a name has letters, digits, '.', '_' and '-', and begins with one of the "
-            "former two"
+            f"--name {name!r}: a name has letters, digits, '.', '_' and '-', and begins with a letter "
+            "or digit"
         )
     run = Run(recipe, Folder(storage) / name, str(Path.cwd()))
     if resume:
