@@ -42,6 +42,7 @@ from kdcl_dist.exchange import connect_store, host_store
 from kdcl_dist.metrics import read_metrics
 from kdcl_dist.replicas import Replicas
 from kdcl_dist.runs import read_record, update_record
+from kdcl_dist.seeding import Purpose, derive
 
 EXAMPLE = ROOT / "examples" / "detection"
 TRAIN, VAL = 12, 3
@@ -196,6 +197,32 @@ def test_mask_rcnn_learns_masks(on_ray: None, recipe_file: Path, storage: Path, 
         assert 2 * 320 < image.size[1] < 3 * 320
 
 
+def one_step_in_one_process(made: Run) -> dict[str, torch.Tensor]:
+    """A run's first step without its workers: one backbone for all images, then each worker's heads."""
+    path = made.folder.local / "checkpoints" / "step-00000000" / "detector.pt"
+    split, recipe = read_split(made.data, "train2017", masks=False), made.recipe
+    model: Any = build_detector(recipe, 3, Backbone(None, (0.3,) * 3, (0.2,) * 3))
+    model.load_state_dict(torch.load(path, weights_only=True)["model"])
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.08 * 4 / 32 / 4, momentum=0.9, weight_decay=1e-4)
+    places, parts = epoch_steps(split, recipe, 0)[0], []
+    assert len(set(split.wide[places])) == 1  # else the workers pad their images to different sizes
+    for rank in range(2):
+        samples = [Images(split, recipe, 0)[place] for place in places[2 * rank : 2 * rank + 2]]
+        torch.manual_seed(derive(recipe.seed, Purpose.STEP, 0, rank))
+        images = [sample.image.float() / 255 for sample in samples]
+        parts.append((*model.transform(images, [sample.target for sample in samples]), torch.get_rng_state()))
+    features = model.backbone(torch.cat([images.tensors for images, _, _ in parts]))
+    for rank, (images, targets, state) in enumerate(parts):
+        torch.set_rng_state(state)
+        own = {name: value[2 * rank : 2 * rank + 2] for name, value in features.items()}
+        proposals, first = model.rpn(images, own, targets)
+        _, second = model.roi_heads(own, proposals, images.image_sizes, targets)
+        loss = sum([*first.values(), *second.values()]) / 2
+        loss.backward(retain_graph=True)
+    optimizer.step()
+    return dict(model.state_dict())
+
+
 def test_stopped_and_resumed_equals_a_run_without_a_break(
     whole: Path, make_recipe: Recipe, recipe_file: Path, exports: tuple[Path, Path], storage: Path
 ) -> None:
@@ -206,7 +233,10 @@ def test_stopped_and_resumed_equals_a_run_without_a_break(
     asked = threading.Event()
     asked.set()
     assert not launch(stopped, lambda line: None, lambda *progress: None, asked)
-    assert stopped.load().step == 1
+    state = stopped.load()
+    assert state.step == 1
+    for name, value in one_step_in_one_process(stopped).items():
+        assert torch.allclose(state.parts["model"][name], value, atol=1e-5), name
     before = (whole / "run.json").read_bytes()
     result = run("compare", recipe_file, "--vanilla", exports[0], "--kdcl", exports[1], "--storage", storage)
     assert result.exit_code == 0, result.output
@@ -389,6 +419,9 @@ def test_learning_rates_are_the_papers() -> None:
         assert rates == pytest.approx([0.04] * 9 + [0.004] * 3 + [0.0004] * 2)
         assert recipe.lr(0, 1000) == pytest.approx(0.04 / 501)
         assert not recipe.notes()
+    plain = DetectionRecipe.model_validate({"detector": "mask_rcnn", "data": {"root": "x"}, "optimizer": {}})
+    assert plain.optimizer == recipe.optimizer
+    assert plain.schedule == recipe.schedule
     half = load_recipe(EXAMPLE / "faster_rcnn.yaml", ["workers=4"])
     assert half.lr(999, 1000) == pytest.approx(0.02)
     assert half.notes() == ["optimizer.lr 0.04 is for 32 images a step; with 4 x 4 images it is 0.02"]

@@ -7,7 +7,15 @@ from pathlib import Path
 from typing import Literal
 
 import yaml
-from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt, ValidationError, model_validator
+from pydantic import (
+    Field,
+    NonNegativeFloat,
+    NonNegativeInt,
+    PositiveFloat,
+    PositiveInt,
+    ValidationError,
+    model_validator,
+)
 
 from kdcl_dist.errors import RecipeError
 from kdcl_dist.optimisation import SGD, MultiStep
@@ -32,6 +40,19 @@ class Coco(Strict):
     val: Name = "val2017"
 
 
+class PaperSGD(SGD):
+    """Stochastic gradient descent with the paper's values."""
+
+    lr: PositiveFloat = 0.04
+    weight_decay: NonNegativeFloat = 1e-4
+
+
+class PaperSteps(MultiStep):
+    """A tenth of the learning rate at the start of each of the paper's milestones."""
+
+    milestones: list[PositiveInt] = Field(default=[9, 12])
+
+
 class DetectionRecipe(Strict):
     """A whole run.
 
@@ -51,8 +72,8 @@ class DetectionRecipe(Strict):
     epochs: PositiveInt = 14
     workers: PositiveInt = 8
     images_per_worker: PositiveInt = 4
-    optimizer: SGD = SGD(lr=0.04, weight_decay=1e-4)
-    schedule: MultiStep = MultiStep(milestones=[9, 12])
+    optimizer: PaperSGD = PaperSGD()
+    schedule: PaperSteps = PaperSteps()
     warmup_steps: NonNegativeInt = 500
     min_size: PositiveInt = 800
     max_size: PositiveInt = 1333
