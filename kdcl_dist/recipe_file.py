@@ -19,6 +19,7 @@ __all__ = [
     "differences",
     "dump_recipe",
     "load_recipe",
+    "parse_mapping",
     "parse_recipe",
     "read_mapping",
     "roundings",
@@ -102,16 +103,22 @@ def load_recipe(path: str | Path, overrides: Iterable[str] = ()) -> Recipe:
     return parse_recipe(_read(path), overrides, source=str(path))
 
 
-def read_mapping(path: str | Path) -> dict[str, Any]:
-    """A YAML file whose content is a mapping of fields; errors as `load_recipe`."""
-    return _parse_mapping(_read(path), str(path))
+def read_mapping(path: str | Path, overrides: Iterable[str] = ()) -> dict[str, Any]:
+    """A YAML file whose content is a mapping of fields; overrides and errors as `load_recipe`."""
+    return parse_mapping(_read(path), overrides, str(path))
+
+
+def parse_mapping(text: str, overrides: Iterable[str] = (), source: str = "recipe") -> dict[str, Any]:
+    """A mapping of fields from YAML text; arguments and errors as `load_recipe`."""
+    data = _parse_mapping(text, source)
+    for override in overrides:
+        _override(data, override)
+    return data
 
 
 def parse_recipe(text: str, overrides: Iterable[str] = (), source: str = "recipe") -> Recipe:
     """Read a recipe from YAML text; arguments and errors as `load_recipe`."""
-    data = _parse_mapping(text, source)
-    for override in overrides:
-        _override(data, override)
+    data = parse_mapping(text, overrides, source)
     try:
         return Recipe.model_validate(data)
     except ValidationError as error:

@@ -63,8 +63,10 @@ class Replicas:
             return plain_BC
         dims = [dim for dim in range(x_BC.dim()) if dim != 1]
         wide_BC = x_BC.float() if x_BC.dtype in (torch.float16, torch.bfloat16) else x_BC
-        count = x_BC.numel() // x_BC.shape[1] * self.count
-        mean_C = _sum(wide_BC.sum(dims), self.group) / count
+        own_1 = wide_BC.new_full((1,), x_BC.numel() // x_BC.shape[1])  # images can differ in size
+        sums_D = _sum(torch.cat([wide_BC.sum(dims), own_1]), self.group)
+        count = sums_D[-1].detach()
+        mean_C = sums_D[:-1] / count
         shape = [1, -1] + [1] * (x_BC.dim() - 2)
         centred_BC = wide_BC - mean_C.view(shape)
         variance_C = _sum(centred_BC.square().sum(dims), self.group) / count
@@ -115,7 +117,7 @@ class _Sum(torch.autograd.Function):
         return total, None
 
 
-def _track(layer: Any, mean_C: torch.Tensor, variance_C: torch.Tensor, count: int) -> None:
+def _track(layer: Any, mean_C: torch.Tensor, variance_C: torch.Tensor, count: torch.Tensor) -> None:
     """Move the running statistics as torch's own batch norm does, with the unbiased variance."""
     if not layer.track_running_stats:
         return
@@ -124,7 +126,7 @@ def _track(layer: Any, mean_C: torch.Tensor, variance_C: torch.Tensor, count: in
     share = 1 / float(layer.num_batches_tracked) if momentum is None else momentum
     with torch.no_grad():
         layer.running_mean.lerp_(mean_C.to(layer.running_mean), share)
-        layer.running_var.lerp_((variance_C * count / max(count - 1, 1)).to(layer.running_var), share)
+        layer.running_var.lerp_((variance_C * count / (count - 1).clamp(min=1)).to(layer.running_var), share)
 
 
 def broke_off(error: BaseException) -> bool:

@@ -155,6 +155,7 @@ def together(work: Callable[[Replicas, int], Any], count: int = 3) -> list[Any]:
 def test_synchronised_batch_norm_equals_that_of_the_whole_batch(
     shape: Sequence[int], momentum: float
 ) -> None:
+    shares = [2, 4, 6]  # rows of each replica; those of detectors differ by their images' sizes
     torch.manual_seed(0)
     kind = nn.BatchNorm1d if len(shape) == 2 else nn.BatchNorm2d
     whole = kind(4, momentum=momentum).double()
@@ -169,9 +170,9 @@ def test_synchronised_batch_norm_equals_that_of_the_whole_batch(
         layer = kind(4, momentum=momentum).double()
         layer.load_state_dict(initial)
         link.synchronise_batchnorm(layer)
-        mine = x.detach().chunk(3)[rank].requires_grad_()
+        mine = x.detach().split(shares)[rank].requires_grad_()
         result = layer(mine)
-        (result * up.chunk(3)[rank]).sum().backward()
+        (result * up.split(shares)[rank]).sum().backward()
         grads = [layer.weight.grad.clone(), layer.bias.grad.clone()]
         return result.detach(), mine.grad, *grads, *layer.state_dict().values()
 

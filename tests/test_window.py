@@ -395,11 +395,11 @@ def test_an_epochs_last_window_may_be_short() -> None:
     walks = Walks(["a", "b"], width=3, steps_per_epoch=4)
     for epoch in range(2):
         for step, (a, b) in enumerate([(1, 2), (2, 3), (3, 1), (4, 4)]):
-            walks.add([contribution([a], [0, 1], 0), contribution([b], 0)], 4 * epoch + step)
+            walks.add([contribution([a], 0), contribution([b], 0)], [0, 1], 4 * epoch + step)
     for step, (a, b) in enumerate([(1, 2), (2, 4)]):
-        walks.add([contribution([a], [0, 1], 0), contribution([b], 0)], 8 + step)
+        walks.add([contribution([a], 0), contribution([b], 0)], [0, 1], 8 + step)
     with pytest.raises(MisalignedIds):
-        walks.add([contribution([3], [0, 1], 0), contribution([1], 0)], 10)
+        walks.add([contribution([3], 0), contribution([1], 0)], [0, 1], 10)
 
 
 def test_room_for_the_answer() -> None:

@@ -1,0 +1,198 @@
+"""A run on Ray Train: what the driver does, and how a worker begins.
+
+The driver hosts the store at which the workers meet. Their process group is not Ray Train's, which binds to
+the address of the host's name, and that can be the loopback.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import ray
+import ray.train
+import torch
+from ray.exceptions import RayError
+from ray.train import LoggingConfig, RunConfig, ScalingConfig
+from ray.train.backend import Backend
+from ray.train.torch import TorchConfig, TorchTrainer
+
+from examples.detection.coco import require_pycocotools
+from examples.detection.desk import Desk, Heard
+from examples.detection.recipe import DetectionRecipe
+from examples.detection.run import Run
+from examples.detection.training import Worker
+from kdcl_dist.errors import KdclError, RecipeError, one_line
+from kdcl_dist.exchange import Endpoint, connect_store, host_store
+from kdcl_dist.replicas import Replicas, broke_off
+from kdcl_dist.runs import read_record
+
+__all__ = ["cause_of", "cluster", "launch"]
+
+POLL_S = 0.2
+#: Seconds within which the desk answers, unless its host is gone.
+ANSWER_S = 60.0
+
+
+def launch(
+    run: Run, say: Callable[[str], None], tell: Callable[[str, int, int], None], asked: threading.Event
+) -> bool:
+    """Train on the connected cluster; False when the run was stopped before its end.
+
+    Args:
+        run: prepared.
+        say: hears what there is to know, a line each.
+        tell: hears how far the work is.
+        asked: set to ask for a checkpoint and an end after the step.
+
+    Raises:
+        RecipeError: the cluster is too small.
+        KdclError: the run failed.
+    """
+    _check_room(run.recipe, say)
+    store, endpoint = host_store(ray.util.get_node_ip_address())
+    desk = Desk.options(num_cpus=0).remote()  # type: ignore[attr-defined]
+    config = {"run": run, "desk": desk, "endpoint": endpoint}
+    failures: list[BaseException] = []
+    thread = threading.Thread(target=_fit, args=(config, failures), name="kdcl-detection", daemon=True)
+    thread.start()
+    while thread.is_alive():
+        thread.join(POLL_S)
+        with contextlib.suppress(RayError):
+            if asked.is_set():
+                ray.get(desk.stop.remote(), timeout=ANSWER_S)
+            heard: Heard = ray.get(desk.heard.remote(), timeout=ANSWER_S)
+            for what, (done, total) in heard.progress.items():
+                tell(what, done, total)
+            for line in heard.lines:
+                say(line)
+    ray.kill(desk)
+    del store
+    if failures:
+        raise cause_of(failures[0])
+    return read_record(run.folder).get("state") == "finished"
+
+
+@contextmanager
+def cluster(recipe: DetectionRecipe) -> Iterator[None]:
+    """Join the cluster of RAY_ADDRESS or this machine, or start one on this machine that ends with this.
+
+    A process that is connected already stays as it is. Raises `KdclError` when RAY_ADDRESS does not answer.
+    """
+    if ray.is_initialized():
+        yield
+        return
+    options: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
+    try:
+        ray.init(address="auto", **options)
+    except ConnectionError:
+        if address := os.environ.get("RAY_ADDRESS"):
+            raise KdclError(f"the Ray cluster at RAY_ADDRESS={address} does not answer") from None
+        cores = max(os.cpu_count() or 1, recipe.workers * recipe.resources.cpu)
+        ray.init(address="local", num_cpus=cores, include_dashboard=False, **options)
+    try:
+        yield
+    finally:
+        ray.shutdown()
+
+
+class OwnGroup(TorchConfig):  # type: ignore[misc]
+    """Leaves out Ray Train's process group: the workers form theirs on the address that Ray uses."""
+
+    @property
+    def backend_cls(self) -> type[Backend]:
+        """One that does nothing."""
+        return Backend  # type: ignore[no-any-return]
+
+
+def _fit(config: dict[str, Any], failures: list[BaseException]) -> None:
+    run: Run = config["run"]
+    resources: dict[str, float] = {"CPU": run.recipe.resources.cpu}
+    if run.recipe.resources.gpu:
+        resources["GPU"] = run.recipe.resources.gpu
+    trainer = TorchTrainer(
+        _train,
+        train_loop_config=config,
+        torch_config=OwnGroup(),
+        scaling_config=ScalingConfig(
+            num_workers=run.recipe.workers, use_gpu="GPU" in resources, resources_per_worker=resources
+        ),
+        run_config=RunConfig(
+            name="ray", storage_path=run.folder.uri, logging_config=LoggingConfig(log_level="ERROR")
+        ),
+    )
+    try:
+        trainer.fit()
+    except BaseException as error:  # handed to the main thread, which raises it
+        failures.append(error)
+
+
+def _train(config: dict[str, Any]) -> None:
+    """What a worker runs."""
+    run, desk, rank = config["run"], config["desk"], ray.train.get_context().get_world_rank()
+    require_pycocotools()
+    torch.set_num_threads(run.recipe.resources.cpu)
+    device = torch.device("cuda" if run.recipe.resources.gpu else "cpu")
+    link = _meet(config["endpoint"], run.recipe, rank, device)
+    first = rank == 0
+    worker = Worker(
+        run,
+        link,
+        rank,
+        device,
+        tell=lambda *progress: desk.tell.remote(*progress) if first else None,
+        say=lambda line: desk.say.remote(line),
+        asked=lambda: bool(ray.get(desk.asked.remote(), timeout=ANSWER_S)),
+    )
+    try:
+        worker.train()
+    finally:
+        link.close()
+
+
+def _meet(endpoint: Endpoint, recipe: DetectionRecipe, rank: int, device: torch.device) -> Replicas:
+    """The link to the other workers, by the driver's store."""
+    limit_s, host = recipe.wait_s, ray.util.get_node_ip_address()
+    try:
+        store = connect_store(endpoint, limit_s)
+    except KdclError as error:
+        raise KdclError(
+            f"worker {rank} on {host} cannot reach the driver at {endpoint.host}:{endpoint.port} within "
+            f"{limit_s:g} s (wait_s)",
+            detail=error.message,
+        ) from error
+    return Replicas(store, rank, recipe.workers, host=host, device=device, limit_s=limit_s)
+
+
+def _check_room(recipe: DetectionRecipe, say: Callable[[str], None]) -> None:
+    """Refuse what would wait for ever, and say what has to wait."""
+    if (lack := _lack(recipe, ray.cluster_resources())) is not None:
+        raise RecipeError(f"{lack}: lower workers or resources.cpu and resources.gpu")
+    if (lack := _lack(recipe, ray.available_resources())) is not None:
+        say(f"{lack} free: the run waits until there is room")
+
+
+def _lack(recipe: DetectionRecipe, offered: dict[str, float]) -> str | None:
+    for kind, share in (("CPU", recipe.resources.cpu), ("GPU", recipe.resources.gpu)):
+        if recipe.workers * share > (there := offered.get(kind, 0)):
+            return (
+                f"workers: {recipe.workers} workers need {share:g} {kind} each, and the cluster has {there:g}"
+            )
+    return None
+
+
+def cause_of(error: BaseException) -> KdclError:
+    """The first failure of a run, as far as it can be told from what followed from it."""
+    failures = dict(getattr(error, "worker_failures", {}))
+    for failure in failures.values():
+        if isinstance(failure, KdclError):
+            return failure
+    for rank, failure in failures.items():
+        if not broke_off(failure) or len(failures) == 1:
+            return KdclError(f"the worker of rank {rank} failed: {one_line(failure)}", detail=str(failure))
+    return KdclError(f"Ray Train failed: {one_line(error)}", detail=str(error))
