@@ -62,7 +62,7 @@ def epoch_steps(split: Split, recipe: DetectionRecipe, epoch: int) -> list[npt.N
     full = [part[: len(part) // size * size] for part in (wide, high)]
     rest = np.concatenate([wide[len(full[0]) :], high[len(full[1]) :]])
     steps = np.concatenate([*full, rest[: len(rest) // size * size]]).reshape(-1, size)
-    return list(steps[permutation(len(steps), recipe.seed, Purpose.STEP_ORDER, epoch)])
+    return list(steps[permutation(len(steps), recipe.seed, Purpose.WINDOW_ORDER, epoch)])
 
 
 class Images:
