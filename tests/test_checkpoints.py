@@ -59,6 +59,51 @@ def test_a_damaged_one_is_skipped_for_the_one_before(tmp_path: Path, part: str, 
     assert "step-00000002" in notes[0]
 
 
+def test_a_crash_at_any_byte_leaves_the_one_before(tmp_path: Path) -> None:
+    folder = Folder(str(tmp_path))
+    save(folder, 1)
+    save(folder, 2)
+    for name in ("manifest.json", "coordinator.pt", "a.pt"):  # as they are written, the last first
+        path = tmp_path / "checkpoints" / "step-00000002" / name
+        content = path.read_bytes()
+        for cut in range(0, len(content), 1 if name == "manifest.json" else 37):
+            path.write_bytes(content[:cut])
+            assert C.newest(folder, lambda text: None).step == 1, f"{name}, {cut} bytes"
+        path.unlink()
+        assert C.newest(folder, lambda text: None).step == 1
+
+
+def test_what_is_half_deleted_is_no_checkpoint_and_the_last_one_stays(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = Folder(str(tmp_path))
+    for step in (1, 2, 3):
+        save(folder, step)
+
+    def dies(self: Folder, path: str) -> None:
+        raise OSError("the process ends here")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Folder, "delete", dies)
+        with pytest.raises(OSError, match="ends here"):
+            C.prune(folder, keep=1)
+    assert not (tmp_path / "checkpoints/step-00000001/manifest.json").exists()
+    assert C.newest(folder, print).step == 3
+    C.prune(folder, keep=1)
+    assert [path.name for path in (tmp_path / "checkpoints").iterdir()] == ["step-00000003"]
+
+
+def test_a_part_is_carried_over_with_its_own_step(tmp_path: Path) -> None:
+    folder = Folder(str(tmp_path))
+    manifest = save(folder, 1)
+    for step in (2, 3):
+        part = C.carry_part(folder, manifest, step, "a")
+        manifest = C.Manifest(step, {"a": part})
+        C.commit(folder, manifest)
+        assert C.newest(folder, print) == manifest
+        assert (part.step, C.read_part(folder, manifest, "a")["value"]) == (1, 1)
+
+
 def test_parts_without_manifest_do_not_count(tmp_path: Path) -> None:
     folder = Folder(str(tmp_path))
     C.write_part(folder, 5, "a", {})

@@ -8,7 +8,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -30,8 +30,10 @@ from kdcl_dist.errors import (
 from kdcl_dist.launch import local
 from kdcl_dist.message import Flag, Kind
 from kdcl_dist.plan import Turn
+from kdcl_dist.recipe import Recipe
 from kdcl_dist.recipe_file import dump_recipe
 from kdcl_dist.runs import Run, read_record, update_record
+from kdcl_dist.storage import Folder
 from kdcl_dist.student import Student
 
 MakeRun = Callable[..., Run]
@@ -168,39 +170,68 @@ def test_a_failure_after_the_last_epoch_loses_nothing(
     assert read_record(resumed.folder)["state"] == "finished"
 
 
-def test_ctrl_c_takes_a_checkpoint_and_resume_is_identical(make_recipe: MakeRecipe, tmp_path: Path) -> None:
-    recipe = make_recipe(
-        "students.b.model=nets:Slow", "data.augment=[{name: RandomCrop, size: 8, padding: 1}]", "epochs=6"
-    )
-    path = tmp_path / "recipe.yaml"
-    path.write_text(dump_recipe(recipe))
-    environment = os.environ | {"PYTHONPATH": str(TESTS)}
+class Commands:
+    """`kdcl train` of one recipe in processes of its own."""
 
-    def kdcl(name: str, *more: str) -> subprocess.Popen[str]:
-        command = [sys.executable, "-m", "kdcl_dist", "train", str(path), "--launcher", "local"]
-        command += ["--storage", str(tmp_path / "runs"), "--name", name, *more]
-        return subprocess.Popen(command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, text=True)
+    def __init__(self, recipe: Recipe, folder: Path) -> None:
+        self.folder, self.path = folder / "runs", folder / "recipe.yaml"
+        self.path.write_text(dump_recipe(recipe))
+        self.started: list[subprocess.Popen[str]] = []
 
-    whole = kdcl("whole")
-    stopped = kdcl("stopped")
+    def train(self, name: str, *more: str) -> subprocess.Popen[str]:
+        command = [sys.executable, "-m", "kdcl_dist", "train", str(self.path), "--launcher", "local"]
+        command += ["--storage", str(self.folder), "--name", name, *more]
+        environment = os.environ | {"PYTHONPATH": str(TESTS)}
+        process = subprocess.Popen(command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, text=True)
+        self.started.append(process)
+        return process
+
+    def run(self, name: str) -> Folder:
+        return Folder(str(self.folder / name))
+
+
+@pytest.fixture
+def commands(make_recipe: MakeRecipe, tmp_path: Path) -> Iterator[Commands]:
+    augment = "data.augment=[{name: RandomCrop, size: 8, padding: 1}]"
+    made = Commands(make_recipe("students.b.model=nets:Slow", augment, "epochs=6"), tmp_path)
+    yield made
+    for process in made.started:
+        if process.poll() is None:
+            process.kill()
+        assert process.stdout is not None
+        process.stdout.close()
+
+
+def until_epoch_1(process: subprocess.Popen[str]) -> None:
+    assert process.stdout is not None
+    assert any(line.startswith("epoch 1 ") for line in process.stdout)
+
+
+def test_ctrl_c_takes_a_checkpoint_and_resume_is_identical(commands: Commands) -> None:
+    whole, stopped = commands.train("whole"), commands.train("stopped")
+    until_epoch_1(stopped)
+    stopped.send_signal(signal.SIGINT)
     assert stopped.stdout is not None
-    for line in stopped.stdout:
-        if line.startswith("epoch 1 "):
-            stopped.send_signal(signal.SIGINT)
-            break
     rest = stopped.stdout.read()
     assert stopped.wait(60) == 130, rest
     assert whole.wait(60) == 0
-    again = kdcl("stopped", "--resume")
-    assert again.wait(60) == 0
-    from kdcl_dist.storage import Folder
-
+    assert commands.train("stopped", "--resume").wait(60) == 0
     for name in ("a", "b"):
-        folders = [Folder(str(tmp_path / "runs" / run)) for run in ("whole", "stopped")]
-        assert_same(weights(folders[0], 18, name), weights(folders[1], 18, name))
-    for process in (whole, stopped, again):
-        assert process.stdout is not None
-        process.stdout.close()
+        assert_same(*(weights(commands.run(run), 18, name) for run in ("whole", "stopped")))
+
+
+def test_when_the_launching_process_is_killed_all_end_and_resume_goes_on(commands: Commands) -> None:
+    killed = commands.train("killed")
+    until_epoch_1(killed)
+    placement = read_record(commands.run("killed"))["placement"]
+    killed.kill()
+    deadline = time.monotonic() + 20
+    while alive := [name for name, at in placement.items() if Path(f"/proc/{at['pid']}").exists()]:
+        assert time.monotonic() < deadline, f"left behind: {alive}"
+        time.sleep(0.1)
+    again = commands.train("killed", "--resume")
+    assert again.wait(60) == 0
+    assert read_record(commands.run("killed"))["state"] == "finished"
 
 
 def test_the_last_process_to_resume_owns_the_folder(make_recipe: MakeRecipe, make_run: MakeRun) -> None:

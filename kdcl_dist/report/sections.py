@@ -69,7 +69,7 @@ def _head(run: RunData) -> str:
         "Data fingerprints": _plain(record.get("data")),
         "Run folder": run.uri,
     }
-    parts = [_cause(record.get("cause")), facts(items)]
+    parts = [_cause(record.get("cause")), facts(items), *_survived(record)]
     if run.not_finite:
         parts.append(
             note(f"{run.not_finite:,} recorded values are NaN or infinite; no mean includes them.", "warn")
@@ -97,6 +97,23 @@ def _cause(cause: Mapping[str, Any] | None) -> str:
     text = f"The run failed: {cause.get('error')}: {cause.get('message')}" + (f" ({where})" if where else "")
     detail = cause.get("detail")
     return note(text, "warn") + (details("Traceback", verbatim(str(detail))) if detail else "")
+
+
+def _survived(record: Mapping[str, Any]) -> list[str]:
+    """The failures after which the run went on, and who missed steps for it."""
+    causes = (record.get("failures") or {}).get("causes") or []
+    absences = record.get("absences") or []
+    found = []
+    if causes:
+        heads = ["error", "student", "step", "phase", "host", "message"]
+        rows = [[_plain(cause.get(key)) for key in heads] for cause in causes]
+        found.append(table("Failures after which the run went on.", heads, rows))
+    if absences:
+        keys = ("student", "since", "until", "state_of")
+        rows = [[_plain(absence.get(key)) for key in keys] for absence in absences]
+        caption = "Students that were away, and the step of the state with which they came back."
+        found.append(table(caption, ["student", "from step", "to step", "state of step"], rows))
+    return found
 
 
 def _results(run: RunData) -> str:
