@@ -115,15 +115,24 @@ def test_a_student_with_replicas_goes_and_comes_as_one(
     assert len(set(pids(events, "b/1"))) == 2
 
 
-@pytest.mark.parametrize("method", ["general", "dml", "linear"])
+@pytest.mark.parametrize(
+    "more",
+    [
+        ("distillation.method=general", "data.holdout_per_class=2"),
+        ("distillation.method=dml",),
+        ("distillation.method=linear", "distillation.window=2"),
+        ("distillation.method=none", "distillation.window=epoch"),
+    ],
+)
 def test_methods_go_on_with_who_is_there(
-    method: str, order: Order, make_recipe: MakeRecipe, make_run: MakeRun
+    more: tuple[str, ...], order: Order, make_recipe: MakeRecipe, make_run: MakeRun
 ) -> None:
     order("b", "gather", 4, "kill")
-    more = (f"distillation.method={method}", "data.holdout_per_class=2") if method == "general" else ()
     run = make_run(make_recipe(*CONTINUE, *more))
     train(run)
-    assert read_record(run.folder)["absences"][0]["student"] == "b"
+    (absence,) = read_record(run.folder)["absences"]
+    assert absence["student"] == "b"
+    assert set(read_record(run.folder)["results"]) == {"a", "b", "ensemble"}
 
 
 def test_stop_saves_what_the_others_learned(order: Order, make_recipe: MakeRecipe, make_run: MakeRun) -> None:
