@@ -21,7 +21,7 @@ from kdcl_dist import bank
 from kdcl_dist.coordinator import Coordinator, answer_rows
 from kdcl_dist.data import streams
 from kdcl_dist.ensembles import log_soft_target
-from kdcl_dist.errors import KdclError, LabelMismatch, MisalignedIds, NonFiniteLogits, RecipeError
+from kdcl_dist.errors import KdclError, LabelMismatch, MisalignedIds, RecipeError
 from kdcl_dist.launch import local
 from kdcl_dist.losses import distillation_loss
 from kdcl_dist.message import Contribution
@@ -354,7 +354,6 @@ def damaged(part: Contribution, how: str) -> Contribution:
     ("how", "error", "words"),
     [
         ("label", LabelMismatch, "label 3 for sample 2"),
-        ("nan", NonFiniteLogits, "sample 2"),
         ("twice", MisalignedIds, "sample 1 occurs twice"),
         ("negative", MisalignedIds, "sample -1"),
         ("beyond", MisalignedIds, "sample 20, but there are 20"),
@@ -371,9 +370,29 @@ def test_a_wrong_contribution_is_refused_and_named(how: str, error: type[KdclErr
 
 def test_nothing_kept_is_checked_too() -> None:
     parts = [contribution([1], 0), damaged(contribution([4, 5], 1), "nan"), contribution([7], 2)]
-    with pytest.raises(NonFiniteLogits, match="sample 5") as caught:
-        coordinator("distillation.window=4", "distillation.method=none").answer(parts, 0)
-    assert caught.value.student == "b"
+    answer = coordinator("distillation.window=4", "distillation.method=none").answer(parts, 0)
+    assert answer.bad == (1,)
+
+
+def test_logits_that_are_not_finite_are_not_kept_and_the_older_ones_still_teach() -> None:
+    parts = [contribution([1, 2, 3], 0), contribution([4, 5, 6], 1), contribution([7, 8, 9], 2)]
+    found = coordinator("distillation.window=4")
+    found.answer(parts, 0)
+    answer = found.answer(
+        [contribution([7, 8, 9], 0), contribution([1, 2, 3], 1), damaged(parts[1], "nan")], 1
+    )
+    assert answer.bad == (2,)
+    assert answer.known is not None
+    assert answer.target is not None
+    assert answer.known.ids.tolist() == [1, 2, 3, 4, 5, 6, 7, 8, 9]
+    assert answer.known.age is not None
+    assert answer.known.age.tolist() == [
+        [1, 1, 1, -1, -1, -1, 0, 0, 0],
+        [0, 0, 0, 1, 1, 1, -1, -1, -1],
+        [-1, -1, -1, -1, -1, -1, 1, 1, 1],
+    ]
+    assert answer.target.ids.tolist() == [1, 2, 3, 7, 8, 9]
+    assert bool(torch.isfinite(answer.target.log_probabilities).all())
 
 
 @pytest.mark.parametrize("odd", [0, 1, 2])

@@ -1,0 +1,82 @@
+"""Seconds from a fault to when it is found, and to when the cast goes on; one fault after another.
+
+    python -m benchmarks.faults --out docs/results/faults.md
+
+The faults are those of the tests (`tests/inject`): one member meets one in one phase of a step. Three students of
+`examples/digits.yaml`, local launcher.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import sys
+import tempfile
+import threading
+import time
+from pathlib import Path
+
+import torch
+
+from kdcl_dist.events import Event, Note, Started
+from kdcl_dist.launch import local
+from kdcl_dist.recipe_file import load_recipe
+from kdcl_dist.runs import prepare
+
+RECIPE, STEP, STEP_S = "examples/digits.yaml", 40, 5
+CASES = [
+    *(("small", phase, "kill") for phase in ("data", "forward", "gather", "broadcast", "backward")),
+    ("small", "forward", "exception"),
+    ("small", "forward", "stop"),
+    ("small", "data", "block"),
+    *(("coordinator", phase, "kill") for phase in ("gather", "ensemble", "broadcast")),
+    ("coordinator", "ensemble", "stop"),
+]
+HOW = {"kill": "kill -9", "exception": "exception", "stop": "stopped", "block": "blocks"}
+
+
+def measure(policy: str, who: str, phase: str, how: str) -> tuple[float, float]:
+    """Seconds to when the failure is told, and to when the next generation begins."""
+    with tempfile.TemporaryDirectory() as folder:
+        once, faults = Path(folder) / "once", Path(os.environ["KDCL_TEST_FAULTS"])
+        fault = {"who": who, "phase": phase, "step": STEP, "how": how, "once": str(once)}
+        faults.write_text(json.dumps(fault))
+        recipe = load_recipe(RECIPE, ["epochs=3", f"failure.policy={policy}", f"limits.step_s={STEP_S}"])
+        heard: list[tuple[float, Event]] = []
+        run = prepare(recipe, folder, "run", resume=False, warn=print)
+        assert local.launch(run, lambda event: heard.append((time.time(), event)), threading.Event())
+        began = once.stat().st_mtime
+    told = next(t for t, e in heard if isinstance(e, Note) and "failure.max_failures" in e.text)
+    return told - began, next(t for t, e in heard if isinstance(e, Started) and t > began) - began
+
+
+def main() -> None:
+    """Measure all and write the table."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--out", type=Path)
+    given = parser.parse_args()
+    lines = [
+        "# From a fault to the next common step",
+        "",
+        f"Seconds until the failure was told, and until the cast went on; `{RECIPE}`, three students, "
+        f"`limits.step_s: {STEP_S}`, local launcher, {os.cpu_count()} cores, PyTorch {torch.__version__}, Python "
+        f"{platform.python_version()}; one try each. Made by `python -m benchmarks.faults {' '.join(sys.argv[1:])}`.",
+        "",
+        "| who | phase | how | rollback: told | goes on | continue: told | goes on |",
+        "| --- | --- | --- | ---: | ---: | ---: | ---: |",
+    ]
+    with tempfile.TemporaryDirectory() as folder:
+        os.environ["KDCL_TEST_FAULTS"] = f"{folder}/faults.jsonl"
+        os.environ["PYTHONPATH"] = os.pathsep.join([str(Path("tests/inject").absolute()), str(Path.cwd())])
+        for case in CASES:
+            figures = [f"{s:.2f}" for policy in ("rollback", "continue") for s in measure(policy, *case)]
+            lines.append(f"| {case[0]} | {case[1]} | {HOW[case[2]]} | {' | '.join(figures)} |")
+            print(lines[-1], flush=True)
+    if given.out is not None:
+        given.out.write_text("\n".join(lines) + "\n")
+
+
+if __name__ == "__main__":
+    main()
