@@ -2,8 +2,8 @@
 
     python -m benchmarks.faults --out docs/results/faults.md
 
-The faults are those of the tests (`tests/inject`): one member meets one in one phase of a step. Three students of
-`examples/digits.yaml`, local launcher.
+The faults are those of the tests (`tests/inject`): one member meets one in one phase of a step. Three
+students of `examples/digits.yaml`, local launcher.
 """
 
 from __future__ import annotations
@@ -60,9 +60,9 @@ def main() -> None:
     lines = [
         "# From a fault to the next common step",
         "",
-        f"Seconds until the failure was told, and until the cast went on; `{RECIPE}`, three students, "
-        f"`limits.step_s: {STEP_S}`, local launcher, {os.cpu_count()} cores, PyTorch {torch.__version__}, Python "
-        f"{platform.python_version()}; one try each. Made by `python -m benchmarks.faults {' '.join(sys.argv[1:])}`.",
+        f"Seconds until the failure was told, and until the cast went on; `{RECIPE}`, three students, one try "
+        f"each, `limits.step_s: {STEP_S}`, local launcher, {os.cpu_count()} cores, PyTorch {torch.__version__}, "
+        f"Python {platform.python_version()}. Made by `python -m benchmarks.faults {' '.join(sys.argv[1:])}`.",
         "",
         "| who | phase | how | rollback: told | goes on | continue: told | goes on |",
         "| --- | --- | --- | ---: | ---: | ---: | ---: |",
