@@ -60,9 +60,10 @@ def main() -> None:
     lines = [
         "# From a fault to the next common step",
         "",
-        f"Seconds until the failure was told, and until the cast went on; `{RECIPE}`, three students, one try "
-        f"each, `limits.step_s: {STEP_S}`, local launcher, {os.cpu_count()} cores, PyTorch {torch.__version__}, "
-        f"Python {platform.python_version()}. Made by `python -m benchmarks.faults {' '.join(sys.argv[1:])}`.",
+        f"Seconds until the failure was told, and until the cast went on; `{RECIPE}`, three students, one "
+        f"try each, `limits.step_s: {STEP_S}`, local launcher, {os.cpu_count()} cores, PyTorch "
+        f"{torch.__version__}, Python {platform.python_version()}. Made by "
+        f"`python -m benchmarks.faults {' '.join(sys.argv[1:])}`.",
         "",
         "| who | phase | how | rollback: told | goes on | continue: told | goes on |",
         "| --- | --- | --- | ---: | ---: | ---: | ---: |",
