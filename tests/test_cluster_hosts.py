@@ -86,9 +86,11 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
         assert "submit jobs to http://10.0.0.10:8265" in written
         _, resolved = made["a"].run(["bash", "-c", "getent hosts $(hostname)"])
         assert resolved.startswith("127.0.0.1"), "the worst case for finding the own address"
-        code, written = cluster.on_laptop(documented(f"{SCRIPT} status"))
-        assert code == 0, written
-        assert "CPU" in written
+        deadline = time.monotonic() + 60
+        while "CPU" not in written:  # the workers join a moment after they have started
+            assert time.monotonic() < deadline, written
+            code, written = cluster.on_laptop(documented(f"{SCRIPT} status"))
+            assert code == 0, written
         yield cluster
         code, written = cluster.on_laptop(documented(f"{SCRIPT} down"))
         assert code == 0, written
