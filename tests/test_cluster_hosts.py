@@ -201,7 +201,7 @@ def test_no_job_without_the_token(cluster: Cluster, token: str | None, tmp_path:
 
 def test_a_link_that_is_cut_and_a_host_that_dies(cluster: Cluster) -> None:
     """A cut that heals within `limits.step_s` goes unnoticed; a dead host's student waits for room."""
-    sets = "--set epochs=40 --set students.small=null --set students.large.resources.cpu=2"
+    sets = "--set epochs=30 --set students.small=null --set students.large.resources.cpu=2"
     recipe = f"examples/digits.yaml --storage /mnt/shared/runs {sets} --set students.mlp.resources.cpu=2"
     client = cluster.started_on_laptop(f"kdcl submit {recipe} --address {URL} --name disturbed")
     cluster.await_step("disturbed", 1)
@@ -217,14 +217,16 @@ def test_a_link_that_is_cut_and_a_host_that_dies(cluster: Cluster) -> None:
     everything = "for p in /proc/[0-9]*; do p=${p#/proc/}; [ $p -le 2 -o $p = $$ ] || kill -9 $p; done; true"
     own.run(["bash", "-c", everything])  # but for what keeps the host up
     joins = f"ray start --address={ADDRESSES['head']}:6379 --node-ip-address={own.address}"
-    code, written = own.run(["bash", "-c", f"RAY_AUTH_MODE=token {joins} --disable-usage-stats"])
+    label = f"--labels=ray.io/accelerator-type={'A100' if own.name == 'a' else 'T4'}"
+    code, written = own.run(["bash", "-c", f"RAY_AUTH_MODE=token {joins} {label} --disable-usage-stats"])
     assert code == 0, written
     written, _ = client.communicate(timeout=400)
     assert client.returncode == 0, written
     record = read_record(cluster.run("disturbed"))
     assert record["state"] == "finished"
     (cause,) = record["failures"]["causes"]
-    assert (cause["error"], cause["student"], cause["host"]) == ("StudentLost", "mlp", own.address)
+    if cause["error"] != "CoordinatorLost":  # which ran on the host that died, or on another
+        assert (cause["error"], cause["student"], cause["host"]) == ("StudentLost", "mlp", own.address)
     assert record["placement"]["large"] == placement["large"], "the survivor was started again"
     code, written = cluster.on_laptop(f"kdcl train {recipe} --name undisturbed --launcher local", 400)
     assert code == 0, written
