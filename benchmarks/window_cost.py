@@ -27,6 +27,7 @@ from kdcl_dist.message import Contribution, Kind, Layout
 from kdcl_dist.planning.processes import apart
 from kdcl_dist.recipe_file import parse_recipe
 from kdcl_dist.storage import Folder
+from kdcl_dist.wire import Wire
 
 ROUNDS = 40
 LIMIT_S = 60.0
@@ -140,8 +141,7 @@ def _exchange(endpoint: Endpoint, rank: int, students: int, rows: int, classes: 
                 Board(part, [str(number) for number in range(students)], rank),
                 part,
                 host="127.0.0.1",
-                layout=Layout(rows, classes),
-                answer_rows=answer_rows,
+                wire=Wire(Layout(rows, classes), Layout(answer_rows, classes)),
                 run=0,
                 generation=generation,
                 step_s=LIMIT_S,

@@ -9,7 +9,6 @@ from typing import Protocol
 
 from kdcl_dist.board import Board, Store
 from kdcl_dist.checkpoint import Manifest, newest
-from kdcl_dist.coordinator import answer_rows
 from kdcl_dist.coordinator_loop import CoordinatorLoop, Held
 from kdcl_dist.errors import (
     CoordinatorLost,
@@ -34,7 +33,8 @@ from kdcl_dist.runs import (
     record_survival,
     update_record,
 )
-from kdcl_dist.student_loop import layout_of, prepare_process
+from kdcl_dist.student_loop import prepare_process
+from kdcl_dist.wire import Wire
 
 __all__ = ["Processes", "run_coordinator"]
 
@@ -163,8 +163,7 @@ class _Chair:
                 board,
                 scoped(board.store, str(self.number)),
                 host=self.host,
-                layout=layout_of(self.recipe, hellos[0].classes),
-                answer_rows=answer_rows(self.recipe),
+                wire=Wire.of(self.recipe, hellos[0].classes),
                 run=run.number,
                 generation=self.number,
                 step_s=self.recipe.limits.step_s,

@@ -32,8 +32,9 @@ from kdcl_dist.message import MAGIC, PROTOCOL, Contribution, Message, by_student
 from kdcl_dist.plan import Turn, share_of
 from kdcl_dist.recipe import Member, Recipe
 from kdcl_dist.walks import Walks
+from kdcl_dist.wire import sends_target
 
-__all__ = ["Aligned", "Answer", "Coordinator", "Target", "answer_rows", "check_messages", "sends_target"]
+__all__ = ["Aligned", "Answer", "Coordinator", "Target", "check_messages"]
 
 
 class Aligned(NamedTuple):
@@ -153,7 +154,7 @@ class Coordinator:
         absent_BC = parts[there[0]].logits.new_zeros(len(ids_B), parts[there[0]].logits.shape[1])
         logits_SBC = torch.stack(
             [part.logits[rows[index]] if index in rows else absent_BC for index, part in enumerate(parts)]
-        )
+        ).float()
         bad = self._bad(parts)
         if not bad and len(there) == len(parts):
             return Aligned(ids_B, labels_B, logits_SBC)
@@ -179,7 +180,7 @@ class Coordinator:
             row_B = torch.searchsorted(ids_B, parts[index].ids)
             labels_B[row_B] = parts[index].labels
             if index in sound:
-                logits_SBC[index, row_B] = parts[index].logits
+                logits_SBC[index, row_B] = parts[index].logits.float()
         return Aligned(ids_B, labels_B, logits_SBC, age_SB, bad)
 
     def _check_own(self, bank: Bank, index: int, part: Contribution) -> None:
@@ -323,20 +324,6 @@ def _agreed_ids(parts: Sequence[Contribution]) -> Tensor:
     sorted_ids = [torch.sort(part.ids).values for part in parts]
     agreement = [sum(bool(torch.equal(ids, other)) for other in sorted_ids) for ids in sorted_ids]
     return sorted_ids[agreement.index(max(agreement))]
-
-
-def sends_target(recipe: Recipe) -> bool:
-    """Whether the coordinator's answer carries a soft target; every rank knows it from the recipe."""
-    return recipe.distillation.method not in ("none", "dml")
-
-
-def answer_rows(recipe: Recipe) -> int:
-    """Rows of the coordinator's answer: a step's samples, at most as many for each student in a window."""
-    distillation, students = recipe.distillation, len(recipe.students)
-    if not sends_target(recipe):
-        return 0
-    apart = students if distillation.window == "epoch" else min(students, distillation.window)
-    return apart * recipe.batch_size
 
 
 def check_messages(

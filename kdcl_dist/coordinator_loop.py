@@ -7,10 +7,12 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
+import torch
+
 from kdcl_dist.bank import PREFIX
 from kdcl_dist.board import COORDINATOR
 from kdcl_dist.checkpoint import Manifest, Part, carry_part, commit, prune, read_part, write_part
-from kdcl_dist.coordinator import Answer, Coordinator, check_messages, sends_target
+from kdcl_dist.coordinator import Answer, Coordinator, check_messages
 from kdcl_dist.errors import KdclError, StorageError
 from kdcl_dist.events import CheckpointSaved, Event, Note, Stepped
 from kdcl_dist.exchange import Exchange
@@ -20,6 +22,7 @@ from kdcl_dist.record import Record
 from kdcl_dist.room import make_bank
 from kdcl_dist.runs import Run, check_owner, update_record
 from kdcl_dist.walks import walks_of
+from kdcl_dist.wire import sends_target
 
 __all__ = ["CoordinatorLoop", "Held"]
 
@@ -134,6 +137,7 @@ class CoordinatorLoop:
         exchange.answer.begin(turn.kind, turn.step, turn.part)
         limits = self.recipe.limits
         messages = exchange.gather(limits.startup_s if turn.kind is Kind.CHECKPOINT else None)
+        exchange.answer.header["busy_s"] = max(float(message.header["busy_s"]) for message in messages)
         pulse.enter("ensemble")
         with_rows = turn.kind is Kind.TRAIN and sends_target(self.recipe)
         try:
@@ -194,7 +198,10 @@ class CoordinatorLoop:
         answer = self.coordinator.answer(self.coordinator.parts(messages), turn.step)
         self._exclude(answer.bad, turn)
         if answer.target is not None:
-            self.exchange.answer.put(answer.target.ids, answer.target.log_probabilities)
+            own = self.exchange.answer
+            # In half precision a tiny probability's logarithm would be infinite.
+            lowest = torch.finfo(own.layout.dtype).min
+            own.put(answer.target.ids, answer.target.log_probabilities.clamp(min=lowest))
         self.step = _Step(answer, time.perf_counter() - started)
 
     def _exclude(self, bad: Sequence[int], turn: Turn) -> None:

@@ -1,4 +1,9 @@
-"""The exchange group: one all-gather and one broadcast a step, over students and coordinator.
+"""The exchange group: the students' messages are gathered, and the coordinator's answer comes back.
+
+Where students learn from each other's own logits (`dml`) these are gloo's all-gather, a ring, and its
+broadcast. Else nobody but the coordinator reads what a student sends, and a star is several times as fast:
+each student sends to the coordinator, which sends the answer to each. Point to point also spares the change
+to gloo's own thread. `python -m benchmarks.exchange` shows both.
 
 The group is built directly on a store, never as torch.distributed's global default, so that it can be
 formed anew while its members live, and several can exist in one process. The coordinator is the last
@@ -12,18 +17,21 @@ No other module of the package calls torch.distributed.
 from __future__ import annotations
 
 import socket
+import time
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from datetime import timedelta
 from typing import Any
 
 import torch
 import torch.distributed as dist
+from torch import Tensor
 
 from kdcl_dist.board import Board, Store
 from kdcl_dist.errors import CoordinatorLost, ForeignMessage, KdclError, one_line
-from kdcl_dist.message import HEADER, MAGIC, PROTOCOL, Flag, Layout, Message
+from kdcl_dist.message import HEADER, MAGIC, PROTOCOL, Flag, Message
+from kdcl_dist.wire import Wire
 
 __all__ = ["Endpoint", "Exchange", "connect_store", "host_store", "scoped"]
 
@@ -33,6 +41,8 @@ c10d: Any = dist
 
 #: Seconds that forming the group may take at least, since many connections are made at once.
 FORM_S = 30.0
+#: Tags of a student's message and of the coordinator's answer.
+MESSAGE, ANSWER = 1, 2
 
 
 @dataclass(frozen=True)
@@ -94,10 +104,10 @@ class Exchange:
         board: the board of the same run and generation; it knows who takes part and judges failures.
         store: the store below which the group meets.
         host: address of this process, by which the others reach it.
-        layout: rows and classes of every member's message, on which the whole cast agreed.
-        answer_rows: rows of the coordinator's answer: those of a whole batch.
+        wire: size of the messages, and who reads them, on which the whole cast agreed.
         run: 64-bit number of the run, and generation of the group; messages of others are refused.
         step_s: limit for one collective.
+        pinned: whether the own messages lie where a GPU reads and writes them directly.
     """
 
     def __init__(
@@ -106,30 +116,32 @@ class Exchange:
         store: Store,
         *,
         host: str,
-        layout: Layout,
-        answer_rows: int,
+        wire: Wire,
         run: int,
         generation: int,
         step_s: float,
+        pinned: bool = False,
     ) -> None:
-        self.board, self.layout, self.run, self.generation = board, layout, run, generation
+        self.board, self.run, self.generation, self.mutual = board, run, generation, wire.mutual
         ranks = [*board.present, len(board.names) - 1]
         self.size, self.rank = len(ranks), ranks.index(board.rank)
         self.step_s = step_s
-        self._parts = [torch.zeros(layout.nbytes, dtype=torch.uint8) for _ in ranks]
-        self.messages = [Message(layout, part) for part in self._parts[:-1]]
-        self.mine = Message(layout)
+        self.root = self.size - 1
+        reads = wire.mutual or self.rank == self.root
+        self.messages = [Message(wire.message) for _ in ranks[:-1]] if reads else []
+        self._unread = torch.empty(wire.message.nbytes if wire.mutual else 0, dtype=torch.uint8)
+        self.mine = Message(wire.message, pinned=pinned)
         self.mine.address(run=run, generation=generation, sender=self.rank)
-        self.answer = Message(Layout(answer_rows, layout.classes))
-        self.answer.address(run=run, generation=generation, sender=self.size - 1)
+        self.answer = Message(wire.answer, pinned=pinned)
+        self.answer.address(run=run, generation=generation, sender=self.root)
         limit = timedelta(seconds=max(step_s, FORM_S))
         self._group: Any | None = None
         self._group = self._guard(lambda: _form(store, self.rank, self.size, host, limit))
 
     def gather(self, limit_s: float | None = None) -> list[Message]:
-        """Send `mine` to all and receive all; returns the students' messages in the order of the cast.
+        """Send `mine` to those who read it; returns the students' messages, in the order of the cast.
 
-        The messages are views that the next `gather` overwrites.
+        For a student that does not read them there are none. The next `gather` overwrites them.
 
         Args:
             limit_s: seconds to wait, where a phase may take longer than a step.
@@ -137,10 +149,7 @@ class Exchange:
         Raises:
             KdclError: the first failure of the run, when any process failed, died or did not answer.
         """
-        self._run(
-            lambda group: dist.all_gather(self._parts, self.mine.buffer, group=group, async_op=True),
-            limit_s,
-        )
+        self._run(self._all_gather if self.mutual else self._to_coordinator, limit_s)
         return self.messages
 
     def broadcast(self, with_rows: bool, limit_s: float | None = None) -> Message:
@@ -155,9 +164,8 @@ class Exchange:
             ForeignMessage: the answer is not of this run, generation or step.
         """
         buffer = self.answer.buffer if with_rows else self.answer.buffer[: HEADER.itemsize]
-        self._run(
-            lambda group: dist.broadcast(buffer, group_src=self.size - 1, group=group, async_op=True), limit_s
-        )
+        action = self._broadcast if self.mutual else self._from_coordinator
+        self._run(lambda group, limit: action(group, limit, buffer), limit_s)
         self._check_answer()
         if Flag.REFUSED in self.answer.flags:
             self.board.raise_failure()
@@ -171,13 +179,35 @@ class Exchange:
         """
         self._group = None
 
-    def _run(self, collective: Callable[[Any], Any], limit_s: float | None) -> None:
+    def _run(self, action: Callable[[Any, timedelta], None], limit_s: float | None) -> None:
         if self._group is None:
             raise RuntimeError("the exchange is closed")
+        limit = timedelta(seconds=self.step_s if limit_s is None else limit_s)
+        self._guard(lambda: action(self._group, limit))
+
+    def _to_coordinator(self, group: Any, limit: timedelta) -> None:
+        if self.rank == self.root:
+            buffers = [message.buffer for message in self.messages]
+            _await([group.recv([buffer], rank, MESSAGE) for rank, buffer in enumerate(buffers)], limit)
+        else:
+            _await([group.send([self.mine.buffer], self.root, MESSAGE)], limit)
+
+    def _from_coordinator(self, group: Any, limit: timedelta, buffer: Tensor) -> None:
+        if self.rank == self.root:
+            _await([group.send([buffer], rank, ANSWER) for rank in range(self.root)], limit)
+        else:
+            _await([group.recv([buffer], self.root, ANSWER)], limit)
+
+    def _all_gather(self, group: Any, limit: timedelta) -> None:
         # The group's own limit: with `wait(limit)` the thread that carries the collective would go on
         # waiting, and hold the connections open, after the wait was given up.
-        self._group._set_default_timeout(timedelta(seconds=self.step_s if limit_s is None else limit_s))
-        self._guard(lambda: collective(self._group).wait())
+        group._set_default_timeout(limit)
+        parts = [*(message.buffer for message in self.messages), self._unread]
+        _await([dist.all_gather(parts, self.mine.buffer, group=group, async_op=True)])
+
+    def _broadcast(self, group: Any, limit: timedelta, buffer: Tensor) -> None:
+        group._set_default_timeout(limit)
+        _await([dist.broadcast(buffer, group_src=self.root, group=group, async_op=True)])
 
     def _guard(self, action: Callable[[], Any]) -> Any:
         """Run a blocking action; turn what breaks it into the first failure of the run.
@@ -206,6 +236,16 @@ class Exchange:
                 "the coordinator's answer has (magic, protocol, run, generation, step) "
                 f"{found}, not {expected}"
             )
+
+
+def _await(works: Sequence[Any], limit: timedelta | None = None) -> None:
+    """Wait for all, together at most for the limit; without one the group's counts."""
+    deadline = None if limit is None else time.monotonic() + limit.total_seconds()
+    for work in works:
+        if deadline is None:
+            work.wait()
+        else:
+            work.wait(timedelta(seconds=max(0.001, deadline - time.monotonic())))
 
 
 def _form(store: Store, rank: int, size: int, host: str, limit: timedelta) -> Any:

@@ -24,7 +24,7 @@ from kdcl_dist.errors import ShapeMismatch
 __all__ = ["MAX_STUDENTS", "Contribution", "Flag", "Kind", "Layout", "Message", "Numbers", "by_student"]
 
 MAGIC = 0x4B44434C
-PROTOCOL = 2
+PROTOCOL = 3
 #: Students of one cast, each of which has a bit in the coordinator's answer.
 MAX_STUDENTS = 256
 
@@ -99,7 +99,7 @@ HEADER = np.dtype(
 class Contribution(NamedTuple):
     """The used part of a training or evaluation message.
 
-    Shapes: ids_B int64, labels_B int64, logits_BC float32.
+    Shapes: ids_B int64, labels_B int64, logits_BC float32, or of the 16 bits in which they were sent.
     """
 
     ids: Tensor
@@ -131,36 +131,44 @@ def _joined(parts: Sequence[Contribution]) -> Contribution:
 
 @dataclass(frozen=True)
 class Layout:
-    """Where the parts lie in the buffer: `rows` is the capacity R, `classes` C."""
+    """Where the parts lie in the buffer: `rows` is the capacity R, `classes` C, `dtype` that of logits."""
 
     rows: int
     classes: int
+    dtype: torch.dtype = torch.float32
 
     @property
     def nbytes(self) -> int:
         """Size of a whole message; a multiple of 8, so that messages in a row stay aligned."""
-        logits = self.rows * self.classes * 4
+        logits = self.rows * self.classes * self.dtype.itemsize
         return HEADER.itemsize + self.rows * 16 + (logits + 7) // 8 * 8
 
 
 class Message:
     """Typed views over one buffer; nothing is copied.
 
+    Args:
+        layout: of the buffer.
+        buffer: where the message lies; None makes it one.
+        pinned: whether a buffer is made that a GPU reads and writes without a copy in between.
+
     Attributes:
         buffer: uint8, (layout.nbytes,).
         header: zero-dimensional record of `HEADER`.
-        ids: int64 (R,); labels: int64 (R,); logits: float32 (R, C).
+        ids: int64 (R,); labels: int64 (R,); logits: `layout.dtype` (R, C).
     """
 
-    def __init__(self, layout: Layout, buffer: Tensor | None = None) -> None:
+    def __init__(self, layout: Layout, buffer: Tensor | None = None, *, pinned: bool = False) -> None:
         self.layout = layout
-        self.buffer = torch.zeros(layout.nbytes, dtype=torch.uint8) if buffer is None else buffer
+        if buffer is None:
+            buffer = torch.zeros(layout.nbytes, dtype=torch.uint8, pin_memory=pinned)
+        self.buffer = buffer
         rows, start = layout.rows, HEADER.itemsize
         self.header: Any = self.buffer[:start].numpy().view(HEADER).reshape(())
         self.ids = self.buffer[start : start + rows * 8].view(torch.int64)
         self.labels = self.buffer[start + rows * 8 : start + rows * 16].view(torch.int64)
-        end = start + rows * 16 + rows * layout.classes * 4
-        self.logits = self.buffer[start + rows * 16 : end].view(torch.float32).view(rows, layout.classes)
+        end = start + rows * 16 + rows * layout.classes * layout.dtype.itemsize
+        self.logits = self.buffer[start + rows * 16 : end].view(layout.dtype).view(rows, layout.classes)
 
     def address(self, *, run: int, generation: int, sender: int) -> None:
         """Write what stays the same in all messages of one rank."""

@@ -10,7 +10,6 @@ import torch
 
 from kdcl_dist.board import Board
 from kdcl_dist.checkpoint import read_part
-from kdcl_dist.coordinator import answer_rows
 from kdcl_dist.errors import CoordinatorLost, KdclError, NonFiniteLogits, wrap
 from kdcl_dist.exchange import Endpoint, Exchange, connect_store, scoped
 from kdcl_dist.meeting import Call, Hello, Meeting
@@ -21,7 +20,8 @@ from kdcl_dist.replicas import Replicas
 from kdcl_dist.runs import Run, versions
 from kdcl_dist.session import Session
 from kdcl_dist.student import Student
-from kdcl_dist.student_loop import StudentLoop, layout_of, prepare_process
+from kdcl_dist.student_loop import StudentLoop, prepare_process
+from kdcl_dist.wire import Wire
 
 __all__ = ["Find", "run_student"]
 
@@ -160,8 +160,7 @@ class _Seat:
                 board,
                 scoped(self.store, str(call.number)),
                 host=self.host,
-                layout=layout_of(run.recipe, self.student.classes),
-                answer_rows=answer_rows(run.recipe),
+                wire=Wire.of(run.recipe, self.student.classes),
                 run=run.number,
                 generation=call.number,
                 step_s=self.limits.step_s,

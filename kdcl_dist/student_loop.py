@@ -14,25 +14,20 @@ from torch import Tensor
 
 from kdcl_dist.alignment import find_rows, rows_of
 from kdcl_dist.checkpoint import write_part
-from kdcl_dist.coordinator import sends_target
 from kdcl_dist.data.loader import Batch
 from kdcl_dist.exchange import Exchange
 from kdcl_dist.losses import Losses
 from kdcl_dist.meeting import Call
-from kdcl_dist.message import Flag, Kind, Layout, Message, Numbers, by_student
-from kdcl_dist.plan import Turn, share_of
-from kdcl_dist.recipe import Member, Recipe
+from kdcl_dist.message import Flag, Kind, Message, Numbers, by_student
+from kdcl_dist.plan import Turn
+from kdcl_dist.recipe import Member
 from kdcl_dist.replicas import broke_off
 from kdcl_dist.runs import Run
 from kdcl_dist.session import Session
 from kdcl_dist.student import Student
+from kdcl_dist.wire import sends_target
 
-__all__ = ["StudentLoop", "layout_of", "prepare_process"]
-
-
-def layout_of(recipe: Recipe, classes: int) -> Layout:
-    """The size of every member's message: what the student with the fewest replicas needs."""
-    return Layout(max(share_of(recipe.batch_size, 0, each.replicas) for each in recipe.students), classes)
+__all__ = ["StudentLoop", "prepare_process"]
 
 
 def prepare_process(run: Run, threads: int) -> None:
@@ -120,7 +115,7 @@ class StudentLoop:
             raise
         ended = time.perf_counter()
         # Who waits for whom: the last to come has no wait, the others as long as they were faster.
-        slowest_s = max(float(message.header["busy_s"]) for message in self.exchange.messages)
+        slowest_s = float(answer.header["busy_s"])
         wait_s = min(max(0.0, slowest_s - busy_s), self.answered - computed)
         self.numbers = numbers._replace(
             data_s=loaded - started,
@@ -220,4 +215,4 @@ class StudentLoop:
         peers = [peer for peer in self.present if peer != self.member.student and not answer.excludes(peer)]
         rows = [parts[peer].logits[rows_of(ids_B, parts[peer].ids)] for peer in peers]
         empty = torch.empty(0, len(ids_B), self.student.classes)
-        return F.log_softmax(torch.stack(rows), dim=2) if rows else empty
+        return F.log_softmax(torch.stack(rows).float(), dim=2) if rows else empty

@@ -95,7 +95,7 @@ def train(recipe: Recipe) -> list[dict[str, Tensor]]:
                     seed = derive(seeds[i], Purpose.LOGIT_NOISE, epoch * T_epoch + step)
                     noise = torch.randn(sent.shape, generator=torch.Generator().manual_seed(seed))
                     sent = sent + recipe.distillation.logit_noise * noise
-                all_sent.append(sent)
+                all_sent.append(on_the_wire(recipe, sent))
             target: dict[int, Tensor] = {}
             if W > 1 and method != "none":
                 target = windowed_targets(
@@ -105,6 +105,7 @@ def train(recipe: Recipe) -> list[dict[str, Tensor]]:
                 aligned = [all_sent[i][np.argsort(mine[i])] for i in range(S)]
                 rows = soft_target(method, aligned, labels[np.sort(ids)], T, w, teacher)
                 target = dict(zip(np.sort(ids).tolist(), rows, strict=True))
+            target = {id: on_the_wire(recipe, row) for id, row in target.items()}
             losses = []
             for i in range(S):
                 loss = F.cross_entropy(logits[i], labels[mine[i]])
@@ -130,6 +131,13 @@ def train(recipe: Recipe) -> list[dict[str, Tensor]]:
         if method == "general":
             w = held_out_weights(recipe, data, nets, sorted(held))
     return [net.state_dict() for net in nets]
+
+
+def on_the_wire(recipe: Recipe, values: Tensor) -> Tensor:
+    """As it arrives."""
+    if recipe.distillation.wire_precision == "fp16":
+        return values.clamp(min=-65504).half().float()
+    return values.bfloat16().float() if recipe.distillation.wire_precision == "bf16" else values
 
 
 def windowed_targets(

@@ -32,7 +32,9 @@ from kdcl_dist.message import Flag, Kind, Layout, Message, Numbers
 from kdcl_dist.plan import Turn
 from kdcl_dist.recipe import Member
 from kdcl_dist.recipe_file import parse_recipe
+from kdcl_dist.wire import Wire
 
+Together = Callable[..., list[Any]]
 NAMES = ["a", "b", "c"]
 TURN = Turn(Kind.TRAIN, 0, 7)
 RUN = 2**63 + 5
@@ -159,8 +161,14 @@ def test_every_field_of_the_header_is_checked(field: str, value: int, error: typ
     assert (caught.value.student, caught.value.step) == ("b", 7)
 
 
-def together(work: Callable[[Exchange], Any], step_s: float = 3.0) -> list[Any]:
-    """Run `work` on every rank of a real group; its results or errors by rank."""
+@pytest.fixture(params=[False, True], ids=["star", "mutual"])
+def together(request: pytest.FixtureRequest) -> Together:
+    """Runs on every rank of a real group, which has one of either shape."""
+    return lambda work, step_s=3.0: _together(work, step_s, request.param)
+
+
+def _together(work: Callable[[Exchange], Any], step_s: float, mutual: bool) -> list[Any]:
+    """The results or errors of `work`, by rank."""
     server, endpoint = host_store("127.0.0.1")
     results: list[Any] = [None] * 4
 
@@ -173,8 +181,7 @@ def together(work: Callable[[Exchange], Any], step_s: float = 3.0) -> list[Any]:
                 board,
                 store,
                 host="127.0.0.1",
-                layout=Layout(8, 3),
-                answer_rows=8,
+                wire=Wire(Layout(8, 3), Layout(8, 3), mutual),
                 run=RUN,
                 generation=0,
                 step_s=step_s,
@@ -208,12 +215,13 @@ def step(exchange: Exchange, number: int) -> tuple[list[int], float]:
     return [int(m.header["sender"]) for m in messages], answer.contribution().logits.sum().item()
 
 
-def test_all_see_all_and_one_answer() -> None:
-    results = together(lambda exchange: [step(exchange, n) for n in range(20)])
-    assert results == [[([0, 1, 2], 9.0)] * 20] * 4
+def test_all_see_all_and_one_answer(together: Together) -> None:
+    *students, coordinator = together(lambda exchange: [step(exchange, n) for n in range(20)])
+    assert coordinator == [([0, 1, 2], 9.0)] * 20
+    assert [student in ([([0, 1, 2], 9.0)] * 20, [([], 9.0)] * 20) for student in students] == [True] * 3
 
 
-def test_a_reported_failure_reaches_all_at_once() -> None:
+def test_a_reported_failure_reaches_all_at_once(together: Together) -> None:
     def work(exchange: Exchange) -> float:
         step(exchange, 0)
         if exchange.board.rank == 1:
@@ -230,7 +238,7 @@ def test_a_reported_failure_reaches_all_at_once() -> None:
     assert all(results[rank] < 5 for rank in (0, 2, 3))
 
 
-def test_one_that_does_not_answer_is_named_with_its_phase() -> None:
+def test_one_that_does_not_answer_is_named_with_its_phase(together: Together) -> None:
     def work(exchange: Exchange) -> None:
         step(exchange, 0)
         if exchange.board.rank == 2:
@@ -246,7 +254,7 @@ def test_one_that_does_not_answer_is_named_with_its_phase() -> None:
         assert "limits.step_s" in str(results[rank])
 
 
-def test_a_refused_step_ends_all() -> None:
+def test_a_refused_step_ends_all(together: Together) -> None:
     def work(exchange: Exchange) -> None:
         exchange.mine.begin(Kind.TRAIN, 0)
         exchange.gather()
@@ -259,7 +267,7 @@ def test_a_refused_step_ends_all() -> None:
     assert [type(result) for result in together(work)] == [NonFiniteLogits] * 4
 
 
-def test_an_answer_of_another_step_is_refused() -> None:
+def test_an_answer_of_another_step_is_refused(together: Together) -> None:
     def work(exchange: Exchange) -> None:
         exchange.mine.begin(Kind.TRAIN, 5)
         exchange.gather()

@@ -33,6 +33,7 @@ ORDER = [
     "data",
     "message",
     "plan",
+    "wire",
     "alignment",
     "retrying",
     "uris",

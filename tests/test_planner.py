@@ -60,13 +60,15 @@ def test_idle_counts_every_worker() -> None:
 
 
 @pytest.mark.parametrize("rows", [64, 0, 3 * 64])
-def test_the_exchange_is_a_ring_and_a_tree(rows: int) -> None:
+def test_the_exchange_is_a_star(rows: int) -> None:
     link = Link(latency_s=0.01, bandwidth=1e5)
     whole = Cast(64, 10, [figures(1.0), figures(1.0), figures(1.0)], link, 0.0, rows)
-    # 4 members and the coordinator: 4 rounds of the ring, 3 levels of the tree. One has all rows.
-    volume = 4 * Layout(64, 10).nbytes + 3 * (Layout(rows, 10).nbytes if rows else HEADER.itemsize)
-    assert whole.predict([2, 1, 1]).step_s == pytest.approx(1.0 + 0.07 + volume / 1e5)
-    assert whole.predict([2, 2, 2]).step_s < 0.5 + 0.09 + (6 * Layout(32, 10).nbytes + 3 * volume) / 1e5
+    # 4 members: 4 messages to the coordinator, 4 answers. One member has all rows of its student.
+    answer = Layout(rows, 10).nbytes if rows else HEADER.itemsize
+    volume = 4 * Layout(64, 10).nbytes + 4 * answer
+    assert whole.predict([2, 1, 1]).step_s == pytest.approx(1.0 + 0.08 + volume / 1e5)
+    halved = 6 * Layout(32, 10).nbytes + 6 * answer
+    assert whole.predict([2, 2, 2]).step_s == pytest.approx(0.5 + 0.12 + halved / 1e5)
 
 
 def test_a_link_is_found_again_from_two_exchanges() -> None:

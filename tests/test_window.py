@@ -18,7 +18,7 @@ from test_replicas import check as check_replicas
 
 from benchmarks.in_turn import InTurn
 from kdcl_dist import bank
-from kdcl_dist.coordinator import Coordinator, answer_rows
+from kdcl_dist.coordinator import Coordinator
 from kdcl_dist.data import streams
 from kdcl_dist.ensembles import log_soft_target
 from kdcl_dist.errors import KdclError, LabelMismatch, MisalignedIds, RecipeError
@@ -35,6 +35,7 @@ from kdcl_dist.room import make_bank
 from kdcl_dist.runs import Run
 from kdcl_dist.session import Session
 from kdcl_dist.walks import Walks, walks_of
+from kdcl_dist.wire import answer_rows
 
 MakeRun = Callable[..., Run]
 METHODS = ("none", "naive", "linear", "min_logit", "general", "mean", "teacher")

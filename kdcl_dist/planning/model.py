@@ -10,6 +10,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
+import torch
+
 from kdcl_dist.message import Layout
 
 __all__ = ["Cast", "Cost", "Figures", "Link", "Prediction", "fit_link"]
@@ -35,7 +37,7 @@ class Link:
     bandwidth: float
 
     def exchange_s(self, members: int, message_bytes: int, answer_bytes: int) -> float:
-        """Seconds of a step's gather and broadcast between the members and the coordinator."""
+        """Seconds in which the coordinator gets a message from each member and answers it."""
         rounds, volume = exchange_volume(members, message_bytes, answer_bytes)
         return rounds * self.latency_s + volume / self.bandwidth
 
@@ -46,9 +48,8 @@ class Link:
 
 
 def exchange_volume(members: int, message_bytes: int, answer_bytes: int) -> tuple[int, int]:
-    """Rounds one after another, and bytes one after another: a ring that gathers, a tree that answers."""
-    depth = math.ceil(math.log2(members + 1))
-    return members + depth, members * message_bytes + depth * answer_bytes
+    """Messages, and their bytes, that pass the coordinator one after another: one in and one out a member."""
+    return 2 * members, members * (message_bytes + answer_bytes)
 
 
 def fit_link(members: int, timed: Sequence[tuple[int, int, float]]) -> Link:
@@ -131,8 +132,9 @@ class Cast:
         students: in the order of the cast.
         link: between all processes.
         ensemble_s: seconds from the gather's end to the broadcast's start.
-        answer_rows: of `kdcl_dist.coordinator.answer_rows`; None as many as a step has samples.
+        answer_rows: of `kdcl_dist.wire.answer_rows`; None as many as a step has samples.
         cores: CPU cores that all workers share; infinite if each has its own.
+        dtype: of logits on their way.
     """
 
     batch_size: int
@@ -142,6 +144,7 @@ class Cast:
     ensemble_s: float
     answer_rows: int | None = None
     cores: float = math.inf
+    dtype: torch.dtype = torch.float32
 
     def predict(self, replicas: Sequence[int]) -> Prediction:
         """The step with so many replicas of each student."""
@@ -169,9 +172,9 @@ class Cast:
 
     def _between_s(self, members: int, fewest: int) -> float:
         """Exchange and ensemble; the student with the fewest replicas decides the size of all messages."""
-        message = Layout(self.batch_size // fewest, self.classes).nbytes
+        message = Layout(self.batch_size // fewest, self.classes, self.dtype).nbytes
         rows = self.batch_size if self.answer_rows is None else self.answer_rows
-        answer = Layout(rows, self.classes).nbytes
+        answer = Layout(rows, self.classes, self.dtype).nbytes
         return self.link.exchange_s(members, message, answer) + self.ensemble_s
 
 

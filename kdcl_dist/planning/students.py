@@ -16,7 +16,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from kdcl_dist.coordinator import sends_target
 from kdcl_dist.data.loader import Batch
 from kdcl_dist.errors import ModelError, RecipeError
 from kdcl_dist.message import Kind, Layout, Message
@@ -25,6 +24,7 @@ from kdcl_dist.planning.processes import apart, timed
 from kdcl_dist.recipe import Recipe
 from kdcl_dist.session import Session
 from kdcl_dist.student import Student
+from kdcl_dist.wire import sends_target
 
 __all__ = ["measure_student", "with_replicas"]
 

@@ -7,7 +7,6 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 from kdcl_dist import models
-from kdcl_dist.coordinator import answer_rows
 from kdcl_dist.data.subset import open_classes
 from kdcl_dist.errors import DataError
 from kdcl_dist.planning.cores import measure_cores
@@ -17,6 +16,7 @@ from kdcl_dist.planning.proposal import divisors
 from kdcl_dist.planning.students import measure_student
 from kdcl_dist.planning.traffic import measure_ensemble, measure_link
 from kdcl_dist.recipe import Recipe, Student
+from kdcl_dist.wire import DTYPES, answer_rows
 
 __all__ = ["DEFAULT_ENSEMBLE_S", "DEFAULT_LINK", "Survey", "survey"]
 
@@ -84,6 +84,7 @@ def survey(
         ensemble_s,
         answer_rows(recipe),
         cores or math.inf,
+        DTYPES[recipe.distillation.wire_precision],
     )
     return Survey(recipe, cast, notes)
 

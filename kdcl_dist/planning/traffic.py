@@ -9,12 +9,13 @@ import torch
 
 from kdcl_dist.bank import Bank
 from kdcl_dist.board import Board
-from kdcl_dist.coordinator import Coordinator, answer_rows
+from kdcl_dist.coordinator import Coordinator
 from kdcl_dist.exchange import Endpoint, Exchange, connect_store, host_store, scoped
 from kdcl_dist.message import Contribution, Kind, Layout, Message
 from kdcl_dist.planning.model import Link, fit_link
 from kdcl_dist.planning.processes import STEPS, WARMUP_STEPS, apart, timed
 from kdcl_dist.recipe import Recipe
+from kdcl_dist.wire import Wire
 
 __all__ = ["measure_ensemble", "measure_link"]
 
@@ -55,8 +56,7 @@ def _exchange(endpoint: Endpoint, rank: int, members: int) -> list[float]:
             Board(part, [str(number) for number in range(members)], rank),
             part,
             host=HOST,
-            layout=layout,
-            answer_rows=layout.rows,
+            wire=Wire(layout, layout),
             run=0,
             generation=generation,
             step_s=LIMIT_S,
@@ -83,7 +83,7 @@ def _ensemble(recipe: Recipe, classes: int) -> float:
     bank = None
     if distillation.keeps_logits:  # as for few samples: its time does not depend on how many there are
         bank = Bank(students, 2 * rows, classes, top_k=distillation.bank.top_k)
-    coordinator, answer = Coordinator(recipe, bank), Message(Layout(answer_rows(recipe), classes))
+    coordinator, answer = Coordinator(recipe, bank), Message(Wire.of(recipe, classes).answer)
     labels_N = torch.randint(classes, (2 * rows,))
 
     def step(number: int) -> float:
