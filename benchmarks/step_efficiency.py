@@ -28,6 +28,7 @@ from typing import Any
 import torch
 
 from benchmarks.in_turn import InTurn
+from kdcl_dist.memory import keep_freed_memory
 from kdcl_dist.metrics import ENSEMBLE, read_metrics
 from kdcl_dist.recipe import Recipe
 from kdcl_dist.recipe_file import load_recipe
@@ -65,6 +66,7 @@ def alone(recipe: Recipe) -> float:
 def _alone(recipe: Recipe, index: int, start: Any, found: Any, through: Any) -> None:
     """One student by itself; it goes on until the slowest is through, so that all cores stay in use."""
     torch.set_num_threads(recipe.students[index].resources.cpu)
+    keep_freed_memory()
     session = Session.open(recipe)
     classes, channels = len(session.train.classes), session.train.channels
     student = Student(recipe, index, classes=classes, channels=channels, device=torch.device("cpu"))
@@ -105,6 +107,7 @@ def in_turn(recipe: Recipe) -> float:
 
 def _in_turn(recipe: Recipe) -> float:
     torch.set_num_threads(os.cpu_count() or 1)
+    keep_freed_memory()
     baseline = InTurn(recipe)
     steps = baseline.session.plan.steps_per_epoch * recipe.epochs
     return median([baseline.step(step) for step in range(steps)][WARMUP_STEPS:])

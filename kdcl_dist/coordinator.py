@@ -148,13 +148,12 @@ class Coordinator:
 
     def _align(self, parts: Sequence[Contribution]) -> Aligned:
         there = self.present
-        ids_B = _agreed_ids([parts[index] for index in there])
-        rows = {index: self._rows(index, parts[index], ids_B) for index in there}
-        labels_B = self._agreed_labels(ids_B, torch.stack([parts[i].labels[rows[i]] for i in there]))
-        absent_BC = parts[there[0]].logits.new_zeros(len(ids_B), parts[there[0]].logits.shape[1])
-        logits_SBC = torch.stack(
-            [part.logits[rows[index]] if index in rows else absent_BC for index, part in enumerate(parts)]
-        ).float()
+        ids_B, rows = self._agreed_rows(parts)
+        labels_B = self._agreed_labels(ids_B, [parts[index].labels[rows[index]] for index in there])
+        logits_SBC = torch.zeros(len(parts), len(ids_B), parts[there[0]].logits.shape[1])
+        for index in there:
+            logits_BC = parts[index].logits.float()
+            torch.index_select(logits_BC, 0, rows[index], out=logits_SBC[index])
         bad = self._bad(parts)
         if not bad and len(there) == len(parts):
             return Aligned(ids_B, labels_B, logits_SBC)
@@ -164,6 +163,15 @@ class Coordinator:
         age_SB = torch.full(logits_SBC.shape[:2], -1)
         age_SB[sound] = 0
         return Aligned(ids_B, labels_B, logits_SBC, age_SB, bad)
+
+    def _agreed_rows(self, parts: Sequence[Contribution]) -> tuple[Tensor, dict[int, Tensor]]:
+        """The ascending ids, and in which row each student has them."""
+        sorts = {index: torch.sort(parts[index].ids) for index in self.present}
+        ids_B = sorts[self.present[0]].values
+        if all(torch.equal(found.values, ids_B) for found in sorts.values()) and _distinct(ids_B):
+            return ids_B, {index: found.indices for index, found in sorts.items()}
+        ids_B = _most_common([found.values for found in sorts.values()])
+        return ids_B, {index: self._rows(index, parts[index], ids_B) for index in self.present}
 
     def _recall(self, bank: Bank, parts: Sequence[Contribution], step: int) -> Aligned:
         """Keep a step's logits; what there is of its samples."""
@@ -276,16 +284,17 @@ class Coordinator:
             error.message = f"sends other samples than the rest of the cast: {error.message}"
             raise error.at(student=self.names[index]) from None
 
-    def _agreed_labels(self, ids_B: Tensor, labels_SB: Tensor) -> Tensor:
+    def _agreed_labels(self, ids_B: Tensor, labels: Sequence[Tensor]) -> Tensor:
+        if all(torch.equal(each, labels[0]) for each in labels):
+            return labels[0]
+        labels_SB = torch.stack(list(labels))
         labels_B = torch.mode(labels_SB, dim=0).values
-        if bool((differs_SB := labels_SB != labels_B).any()):
-            student, sample = differs_SB.nonzero()[0].tolist()
-            raise LabelMismatch(
-                f"has label {int(labels_SB[student, sample])} for sample {int(ids_B[sample])}, where the "
-                f"rest of the cast has {int(labels_B[sample])}: do all read the same data?",
-                student=self.names[student],
-            )
-        return labels_B
+        place, sample = (labels_SB != labels_B).nonzero()[0].tolist()
+        raise LabelMismatch(
+            f"has label {int(labels_SB[place, sample])} for sample {int(ids_B[sample])}, where the "
+            f"rest of the cast has {int(labels_B[sample])}: do all read the same data?",
+            student=self.names[self.present[place]],
+        )
 
     def check_bad(self, bad: Sequence[int], steps: int) -> None:
         """See that no student has had unusable logits for too long.
@@ -314,15 +323,18 @@ class Coordinator:
     def _bad(parts: Sequence[Contribution]) -> tuple[int, ...]:
         """The students whose logits are not all finite."""
         # One sum tells: it is finite unless a logit is not, or finite logits overflow it.
-        sums = [part.logits.sum(dtype=torch.float64) for part in parts]
+        sums = [part.logits.sum(dtype=torch.float32) for part in parts]
         suspects = [index for index, total in enumerate(sums) if not bool(torch.isfinite(total))]
         return tuple(index for index in suspects if not bool(torch.isfinite(parts[index].logits).all()))
 
 
-def _agreed_ids(parts: Sequence[Contribution]) -> Tensor:
-    """The ascending ids that most students send, so that an error names the odd one out."""
-    sorted_ids = [torch.sort(part.ids).values for part in parts]
-    agreement = [sum(bool(torch.equal(ids, other)) for other in sorted_ids) for ids in sorted_ids]
+def _distinct(ascending_B: Tensor) -> bool:
+    return not bool((ascending_B[1:] == ascending_B[:-1]).any())
+
+
+def _most_common(sorted_ids: Sequence[Tensor]) -> Tensor:
+    """The ids that most students send, so that an error names the odd one out."""
+    agreement = [sum(torch.equal(ids, other) for other in sorted_ids) for ids in sorted_ids]
     return sorted_ids[agreement.index(max(agreement))]
 
 

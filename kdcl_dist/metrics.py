@@ -48,9 +48,11 @@ class Scores:
     def add(self, log_probabilities_BC: Tensor, labels_B: Tensor) -> None:
         """Add a batch. Of equal scores the lower class number counts as the higher score."""
         own_B1 = log_probabilities_BC.gather(1, labels_B[:, None])
-        classes_C = torch.arange(log_probabilities_BC.shape[1], device=labels_B.device)
-        ties_BC = (log_probabilities_BC == own_B1) & (classes_C < labels_B[:, None])
-        rank_B = ((log_probabilities_BC > own_B1) | ties_BC).sum(dim=1)
+        rank_B = (log_probabilities_BC > own_B1).sum(dim=1)
+        ties_BC = log_probabilities_BC == own_B1
+        if int(ties_BC.sum()) > len(labels_B):  # more than each class with itself
+            classes_C = torch.arange(log_probabilities_BC.shape[1], device=labels_B.device)
+            rank_B += (ties_BC & (classes_C < labels_B[:, None])).sum(dim=1)
         self.samples += len(labels_B)
         self.loss -= float(own_B1.sum(dtype=torch.float64))
         self.top1 += int((rank_B < 1).sum())

@@ -18,6 +18,7 @@ from kdcl_dist.data.loader import Batch
 from kdcl_dist.exchange import Exchange
 from kdcl_dist.losses import Losses
 from kdcl_dist.meeting import Call
+from kdcl_dist.memory import keep_freed_memory
 from kdcl_dist.message import Flag, Kind, Message, Numbers, by_student
 from kdcl_dist.plan import Turn
 from kdcl_dist.recipe import Member
@@ -31,8 +32,9 @@ __all__ = ["StudentLoop", "prepare_process"]
 
 
 def prepare_process(run: Run, threads: int) -> None:
-    """Set this process's threads, determinism, and the folders in which import strings are looked up."""
+    """Set this process's threads, memory, determinism, and the folders of import strings."""
     torch.set_num_threads(threads)
+    keep_freed_memory()
     if run.recipe.deterministic:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
         torch.use_deterministic_algorithms(True)

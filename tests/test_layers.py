@@ -19,6 +19,7 @@ ORDER = [
     "seeding",
     "orphans",
     "importing",
+    "memory",
     "strict",
     "optimisation",
     "recipe",

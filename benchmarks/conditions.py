@@ -1,0 +1,22 @@
+"""Under what conditions a page of results was measured."""
+
+from __future__ import annotations
+
+import os
+import platform
+
+import torch
+
+__all__ = ["conditions"]
+
+
+def conditions(module: str, how: str) -> list[str]:
+    """Lines of Markdown: the machine, the versions, how often, and the command.
+
+    Args:
+        module: below `benchmarks`.
+        how: rounds, sizes, and what else makes the figures.
+    """
+    machine = f"{os.cpu_count()} cores ({platform.machine()}), no GPU"
+    load = f"load average at the end {os.getloadavg()[0]:.1f}"
+    return [f"{machine}, PyTorch {torch.__version__}, {load}.", f"{how}.", f"`python -m benchmarks.{module}`"]

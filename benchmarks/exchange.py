@@ -1,0 +1,165 @@
+"""What the exchange of a step costs beside gloo's own all-gather and broadcast of the same bytes.
+
+    python -m benchmarks.exchange --out docs/results/exchange.md
+
+Students and coordinator are processes of this machine that meet over its loopback. In each round all
+take turns: (a) gloo's all_gather and broadcast of plain tensors; (b) the exchange as a star, which is how
+all methods but `dml` use it; (c) as all-gather and broadcast, for `dml`; (d) gloo's gather and broadcast,
+which was considered; (e) as (b) with 16-bit logits. In (b), (c) and (e) writing the logits into the
+message and checking the headers is part of it. A round's time is that of the slowest student.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from statistics import median
+from time import perf_counter
+from typing import Any
+
+import torch
+import torch.distributed as dist
+
+from benchmarks.conditions import conditions
+from benchmarks.figures import Figure
+from kdcl_dist.board import Board
+from kdcl_dist.exchange import Endpoint, Exchange, connect_store, host_store, scoped
+from kdcl_dist.message import Kind, Layout
+from kdcl_dist.planning.processes import apart
+from kdcl_dist.wire import Wire
+
+HOST, LIMIT_S = "127.0.0.1", 60.0
+BATCH = 128
+SIZES = [(students, classes) for students in (2, 4, 8) for classes in (10, 100, 1000)]
+ARMS = ("gloo", "star", "mutual", "gather", "star, 16 bits")
+GOAL = 1.3
+#: Steps of one arm in one round.
+STEPS = 5
+Work = Callable[[int], object]
+
+
+def measure(students: int, classes: int, rounds: int) -> dict[str, float]:
+    """Median seconds of a step of each arm."""
+    store, endpoint = host_store(HOST)
+    by_rank = apart(_rank, [(endpoint, rank, students, classes, rounds) for rank in range(students + 1)])
+    del store
+    # The time of a step is that of the student for which it takes longest.
+    rounds_of = [[max(times) for times in zip(*arm, strict=True)] for arm in zip(*by_rank[:-1], strict=True)]
+    return {name: median(found) for name, found in zip(ARMS, rounds_of, strict=True)}
+
+
+def _rank(endpoint: Endpoint, rank: int, students: int, classes: int, rounds: int) -> list[list[float]]:
+    """Seconds of a step by arm and round."""
+    torch.set_num_threads(1)
+    store = connect_store(endpoint, LIMIT_S)
+    full, half = Layout(BATCH, classes), Layout(BATCH, classes, torch.float16)
+    wires = {"star": Wire(full, full), "mutual": Wire(full, full, True), "star, 16 bits": Wire(half, half)}
+    exchanges = {
+        name: _exchange(store, number, rank, students, wire)
+        for number, (name, wire) in enumerate(wires.items())
+    }
+    bare = _exchange(store, len(wires), rank, students, wires["star"])
+    works: dict[str, Work] = {name: _trade(exchange) for name, exchange in exchanges.items()}
+    works |= {"gloo": _gloo(bare, all_gather=True), "gather": _gloo(bare, all_gather=False)}
+    found: list[list[float]] = [[] for _ in ARMS]
+    for number in range(rounds + 1):
+        for times, name in zip(found, ARMS, strict=True):
+            works["gloo"](0)  # so that all begin together
+            began = perf_counter()
+            for step in range(STEPS):
+                works[name](number * STEPS + step)
+            times.append((perf_counter() - began) / STEPS)
+    for exchange in (*exchanges.values(), bare):
+        exchange.close()
+    return [times[1:] for times in found]
+
+
+def _exchange(store: Any, number: int, rank: int, students: int, wire: Wire) -> Exchange:
+    part = scoped(store, str(number))
+    board = Board(part, [str(place) for place in range(students)], rank)
+    return Exchange(board, part, host=HOST, wire=wire, run=0, generation=number, step_s=LIMIT_S)
+
+
+def _trade(exchange: Exchange) -> Work:
+    """A step as a run takes it, but for what is computed."""
+    layout = exchange.mine.layout
+    ids_B, logits_BC = torch.arange(layout.rows), torch.randn(layout.rows, layout.classes)
+    is_coordinator = exchange.board.is_coordinator
+
+    def work(step: int) -> None:
+        exchange.mine.begin(Kind.TRAIN, step)
+        if not is_coordinator:
+            exchange.mine.put(ids_B, logits_BC, ids_B)
+        exchange.gather()
+        exchange.answer.begin(Kind.TRAIN, step)
+        if is_coordinator:
+            exchange.answer.put(ids_B, logits_BC)
+        exchange.broadcast(with_rows=True)
+
+    return work
+
+
+def _gloo(exchange: Exchange, *, all_gather: bool) -> Work:
+    """Gloo alone, on the group of an exchange."""
+    mine, answer, root = exchange.mine.buffer, exchange.answer.buffer, exchange.root
+    parts = [torch.empty_like(mine) for _ in range(exchange.size)]
+    listed = parts if exchange.rank == root else None
+    gather: Callable[..., Any] = partial(dist.all_gather, parts, mine)
+    if not all_gather:
+        gather = partial(dist.gather, mine, listed, group_dst=root)
+
+    def work(step: int) -> None:
+        group: Any = exchange._group
+        gather(group=group, async_op=True).wait()
+        broadcast: Any = dist.broadcast(answer, group_src=root, group=group, async_op=True)
+        broadcast.wait()
+
+    return work
+
+
+def figures(quick: bool = False) -> list[Figure]:
+    """Star and all-gather over gloo's own, for each size."""
+    sizes, rounds = ([(2, 100)], 10) if quick else ([(2, 10), (2, 1000), (8, 10), (8, 1000)], 20)
+    found = []
+    for students, classes in sizes:
+        seconds = measure(students, classes, rounds)
+        for arm in ("star", "mutual"):
+            what = f"{arm}, S={students}, C={classes}, over gloo's all_gather + broadcast"
+            found.append(Figure("exchange", what, seconds[arm] / seconds["gloo"], GOAL))
+    return found
+
+
+def main() -> None:
+    """Measure all sizes, print the table, and write it where asked."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser.add_argument("--rounds", type=int, default=40)
+    parser.add_argument("--out", type=Path)
+    arguments = parser.parse_args()
+    lines = [
+        "# The exchange of a step",
+        "",
+        *conditions("exchange", f"{arguments.rounds} rounds of {STEPS} steps by turns, medians; B = {BATCH}"),
+        "",
+        "(a) gloo's all_gather and broadcast of the same bytes; (b) the star; (c) all-gather, for `dml`;",
+        "(d) gloo's gather and broadcast; (e) the star with 16-bit logits. Milliseconds, and ratios to (a).",
+        "",
+        "| S | C | KB | (a) ms | (b) ms | (b)/(a) | (c)/(a) | (d)/(a) | (e)/(a) |",
+        "| ---: " * 9 + "|",
+    ]
+    print("\n".join(lines), flush=True)
+    for students, classes in SIZES:
+        seconds = measure(students, classes, arguments.rounds)
+        base = seconds["gloo"]
+        ratios = " | ".join(f"{seconds[name] / base:.2f}" for name in ARMS[1:])
+        kilobytes = Layout(BATCH, classes).nbytes / 1e3
+        ms = f"{1e3 * base:.2f} | {1e3 * seconds['star']:.2f}"
+        lines.append(f"| {students} | {classes} | {kilobytes:,.0f} | {ms} | {ratios} |")
+        print(lines[-1], flush=True)
+    if arguments.out:
+        arguments.out.write_text("\n".join(lines) + "\n")
+
+
+if __name__ == "__main__":
+    main()
