@@ -16,10 +16,10 @@ from statistics import median
 
 import torch
 
-from benchmarks.step_efficiency import CASTS, RECIPE
+from benchmarks.figures import Figure
+from benchmarks.step_efficiency import CASTS, recipe_of
 from kdcl_dist.metrics import ENSEMBLE, read_metrics
 from kdcl_dist.recipe import Analysis, Recipe
-from kdcl_dist.recipe_file import load_recipe
 from kdcl_dist.storage import Folder
 from kdcl_dist.training import train
 
@@ -29,6 +29,7 @@ WARMUP_STEPS = 5
 
 def measure(recipe: Recipe) -> tuple[float, float]:
     """Median seconds of a step of the cast: of those that are measured, and of the others."""
+    recipe = recipe.model_copy(update={"analysis": Analysis(every_steps=EVERY)})
     with tempfile.TemporaryDirectory() as storage:
         rows = read_metrics(Folder(train(recipe, launcher="local", storage=storage).path)).to_pylist()
     by_step: dict[int, float] = {}
@@ -41,6 +42,18 @@ def measure(recipe: Recipe) -> tuple[float, float]:
         if step >= WARMUP_STEPS:
             kinds[step % EVERY in (0, 1)].append(seconds)
     return median(kinds[True]), median(kinds[False])
+
+
+def cost_of(measured: float, others: float) -> float:
+    """The extra time of a measured step and the one after it, as a share of the default interval's time."""
+    return 2 * (measured - others) / (Analysis().every_steps * others)
+
+
+def figures(quick: bool = False) -> list[Figure]:
+    """The step with analysis over the step without, at the default interval."""
+    cast = "20 ms" if quick else "100 ms"
+    cost = cost_of(*measure(recipe_of(cast, 6 if quick else 12)))
+    return [Figure("analysis", f"cast of {cast}, a step with it over one without", 1 + cost, 1.03)]
 
 
 def main() -> None:
@@ -61,12 +74,11 @@ def main() -> None:
         "| students | batch | measured ms | others ms | cost |",
         "| --- | ---: | ---: | ---: | ---: |",
     ]
-    for overrides in CASTS.values():
-        settings = ["data.augment=[]", f"epochs={arguments.epochs}", f"analysis.every_steps={EVERY}"]
-        recipe = load_recipe(RECIPE, [*overrides, *settings])
+    for cast in CASTS:
+        recipe = recipe_of(cast, arguments.epochs)
         measured, others = measure(recipe)
         names = " + ".join(student.model for student in recipe.students)
-        cost = 2 * (measured - others) / (every * others)
+        cost = cost_of(measured, others)
         times = f"{1000 * measured:.1f} | {1000 * others:.1f}"
         lines.append(f"| {names} | {recipe.batch_size} | {times} | {cost:.1%} |")
         print(lines[-1], flush=True)

@@ -10,6 +10,7 @@ import time
 
 import torch
 import torch.nn.functional as F
+from torch import Tensor
 
 from kdcl_dist.alignment import find_rows
 from kdcl_dist.coordinator import Aligned, Coordinator
@@ -19,6 +20,7 @@ from kdcl_dist.recipe import Recipe
 from kdcl_dist.room import make_bank
 from kdcl_dist.session import Session
 from kdcl_dist.student import Student
+from kdcl_dist.wire import DTYPES
 
 __all__ = ["InTurn"]
 
@@ -60,14 +62,16 @@ class InTurn:
             student.forward(batch.images, step, learns=learning)
             for student, batch, learning in zip(self.students, batches, learns, strict=True)
         ]
-        sent = [s.contribution(z, step) for s, z in zip(self.students, logits, strict=True)]
+        sent = [
+            self._on_the_wire(s.contribution(z, step)) for s, z in zip(self.students, logits, strict=True)
+        ]
         parts = [Contribution(b.ids, b.labels, z) for b, z in zip(batches, sent, strict=True)]
         answer = self.coordinator.answer(parts, step)
         for index, (student, batch) in enumerate(zip(self.students, batches, strict=True)):
             own = covered = None
             if answer.target is not None and len(answer.target.ids):
                 row, covered = find_rows(batch.ids, answer.target.ids)
-                own = answer.target.log_probabilities[row]
+                own = self._on_the_wire(answer.target.log_probabilities[row])
             elif self.recipe.distillation.method == "dml" and answer.known is not None:
                 row, _ = find_rows(batch.ids, answer.known.ids)
                 peers = [j for j in range(len(self.students)) if j != index]
@@ -76,6 +80,11 @@ class InTurn:
             if learns[index]:
                 student.learn(loss, student.lr(step, per_epoch))
         return time.perf_counter() - started
+
+    def _on_the_wire(self, values: Tensor) -> Tensor:
+        """As values arrive that were sent with the recipe's precision."""
+        dtype = DTYPES[self.recipe.distillation.wire_precision]
+        return values.clamp(min=torch.finfo(dtype).min).to(dtype).float()
 
     def test(self) -> dict[str, dict[str, float]]:
         """Loss, top1 and top5 on the test samples, by student and for the ensemble."""

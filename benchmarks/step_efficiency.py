@@ -14,11 +14,10 @@ for casts of three sizes. The figures are medians over steps, then over rounds; 
 from __future__ import annotations
 
 import argparse
+import math
 import os
-import platform
 import tempfile
 import time
-from collections.abc import Sequence
 from itertools import chain, count
 from multiprocessing import get_context
 from pathlib import Path
@@ -27,6 +26,8 @@ from typing import Any
 
 import torch
 
+from benchmarks.conditions import conditions
+from benchmarks.figures import Figure
 from benchmarks.in_turn import InTurn
 from kdcl_dist.memory import keep_freed_memory
 from kdcl_dist.metrics import ENSEMBLE, read_metrics
@@ -38,11 +39,13 @@ from kdcl_dist.student import Student
 from kdcl_dist.training import train
 
 RECIPE = "examples/digits.yaml"
-#: Each is two students on one core each; augmentation is left out, so that networks make up the step.
-CASTS = {
-    "small": ["students=[{name: one, model: cnn_medium}, {name: two, model: cnn_small}]", "batch_size=64"],
-    "medium": ["students=[{name: one, model: cnn_large}, {name: two, model: cnn_medium}]", "batch_size=64"],
-    "large": ["students=[{name: one, model: cnn_large}, {name: two, model: cnn_large}]", "batch_size=192"],
+#: Two students on one core each, the batch, and the goal of (b) / max(a), if there is one for steps of this
+#: length. Augmentation is left out, so that networks make up the step.
+CASTS: dict[str, tuple[tuple[str, str], int, float | None]] = {
+    "10 ms": (("cnn_medium", "cnn_small"), 64, None),
+    "20 ms": (("cnn_medium", "cnn_medium"), 160, 1.2),
+    "30 ms": (("cnn_large", "cnn_medium"), 64, 1.2),
+    "100 ms": (("cnn_large", "cnn_large"), 256, 1.05),
 }
 WARMUP_STEPS = 5
 
@@ -122,14 +125,17 @@ def measure(recipe: Recipe, rounds: int) -> tuple[float, float, float]:
 
 def report(measured: dict[str, tuple[Recipe, tuple[float, float, float]]], rounds: int, epochs: int) -> str:
     """The figures with their conditions, as Markdown."""
+    method = next(iter(measured.values()))[0].distillation.method
     lines = [
         "# What a step costs",
         "",
         "(a) each student alone, all at once on the same cores, the slowest; (b) the same students with",
         "kdcl, local launcher; (c) one process that trains all in turn with all cores. Medians.",
-        f"{os.cpu_count()} cores ({platform.machine()}), no GPU, PyTorch {torch.__version__}; digits 8x8, no",
-        f"augmentation, method `{next(iter(measured.values()))[0].distillation.method}`, {rounds} rounds of",
-        f"{epochs} epochs. Made by `python -m benchmarks.step_efficiency`.",
+        "",
+        *conditions(
+            "step_efficiency",
+            f"digits 8x8, no augmentation, method {method}, {rounds} rounds of {epochs} epochs",
+        ),
         "",
         "| students | batch | (a) ms | (b) ms | (c) ms | (b) / max(a) | (c) / (b) |",
         "| --- | ---: | ---: | ---: | ---: | ---: | ---: |",
@@ -141,6 +147,34 @@ def report(measured: dict[str, tuple[Recipe, tuple[float, float, float]]], round
     return "\n".join(lines) + "\n"
 
 
+def recipe_of(name: str, epochs: int, method: str = "linear") -> Recipe:
+    """The recipe of one of `CASTS`."""
+    models, batch_size, _ = CASTS[name]
+    students = ", ".join(f"{{name: s{place}, model: {model}}}" for place, model in enumerate(models))
+    overrides = (
+        f"students=[{students}]",
+        f"batch_size={batch_size}",
+        "data.augment=[]",
+        f"epochs={epochs}",
+        f"checkpoint.every_epochs={epochs}",
+        f"distillation.method={method}",
+    )
+    return load_recipe(RECIPE, overrides)
+
+
+def figures(quick: bool = False) -> list[Figure]:
+    """(b) / max(a) of the casts that have a goal, and (c) / (b), which has none but 1."""
+    names, rounds, epochs = (["20 ms"], 1, 3) if quick else (["20 ms", "100 ms"], 3, 6)
+    found = []
+    for name in names:
+        goal = CASTS[name][2] or math.inf
+        a, b, c = measure(recipe_of(name, epochs), rounds)
+        what = f"{' + '.join(CASTS[name][0])}, {1000 * a:.0f} ms alone"
+        found.append(Figure("step", f"{what}: over the slowest alone", b / a, goal))
+        found.append(Figure("step", f"{what}: training in turn over it", c / b, 1.0, at_least=True))
+    return found
+
+
 def main() -> None:
     """Measure all casts, print the table, and write it where asked."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
@@ -150,8 +184,8 @@ def main() -> None:
     parser.add_argument("--out", type=Path)
     arguments = parser.parse_args()
     measured = {}
-    for name, overrides in CASTS.items():
-        recipe = load_recipe(RECIPE, [*overrides, *_common(arguments)])
+    for name in CASTS:
+        recipe = recipe_of(name, arguments.epochs, arguments.method)
         measured[name] = recipe, measure(recipe, arguments.rounds)
         print(f"{name}: {[round(1000 * value, 1) for value in measured[name][1]]} ms", flush=True)
     table = report(measured, arguments.rounds, arguments.epochs)
@@ -159,15 +193,6 @@ def main() -> None:
     if arguments.out:
         arguments.out.parent.mkdir(parents=True, exist_ok=True)
         arguments.out.write_text(table)
-
-
-def _common(arguments: argparse.Namespace) -> Sequence[str]:
-    return (
-        "data.augment=[]",
-        f"epochs={arguments.epochs}",
-        f"checkpoint.every_epochs={arguments.epochs}",
-        f"distillation.method={arguments.method}",
-    )
 
 
 if __name__ == "__main__":

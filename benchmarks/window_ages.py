@@ -13,7 +13,8 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from benchmarks.window_accuracy import ARMS, OVERRIDES, RECIPE
+from benchmarks.accuracy import OVERRIDES, RECIPE
+from benchmarks.window_accuracy import STUDY
 from kdcl_dist.bank import Bank
 from kdcl_dist.coordinator import Aligned
 from kdcl_dist.data.streams import epoch_steps, own_steps, student_seed
@@ -59,7 +60,7 @@ def main() -> None:
     arguments = parser.parse_args()
     found = {
         name: ages(load_recipe(RECIPE, [*OVERRIDES, *overrides]))
-        for name, overrides in ARMS.items()
+        for name, overrides in STUDY.arms.items()
         if "distillation.method=none" not in overrides
     }
     bins = [b for b in BINS if any(part.get(f"staleness/{b}") for both in found.values() for part in both)]
