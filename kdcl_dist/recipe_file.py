@@ -236,18 +236,24 @@ def _position(items: list[Any], key: str, override: str) -> int:
 
 
 def _describe(error: ValidationError, model: type[BaseModel]) -> Iterator[str]:
+    found: dict[tuple[str, str], list[str]] = {}
     for item in error.errors(include_url=False):
-        path = ".".join(
-            str(part) for part in item["loc"] if part not in ("sgd", "adam", "adamw", *_SCHEDULES)
-        )
+        path = ".".join(str(part) for part in item["loc"] if part not in _BRANCHES)
         message, value = item["msg"].removeprefix("Value error, "), item["input"]
         if item["type"] == "extra_forbidden":
             message = f"unknown field here{_suggestion(str(item['loc'][-1]), model)}"
         shown = f" (got {_short(value)})" if item["type"] != "missing" and not _is_section(value) else ""
-        yield f"{path}: {message}{shown}" if path else f"{message}{shown}"
+        found.setdefault((path, shown), []).append(message)
+    for (path, shown), messages in found.items():
+        text = " or ".join([messages[0], *(each.removeprefix("Input should be ") for each in messages[1:])])
+        yield f"{path}: {text}{shown}" if path else f"{text}{shown}"
 
 
-_SCHEDULES = ("constant", "multistep", "cosine")
+#: What pydantic puts into a path for the branch of a union; no field of a recipe is called so.
+_BRANCHES = (
+    *("sgd", "adam", "adamw", "constant", "multistep", "cosine"),
+    *("constrained-int", "literal['epoch']"),
+)
 
 
 def _is_section(value: Any) -> bool:

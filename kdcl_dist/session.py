@@ -6,6 +6,7 @@ Shapes: B batch.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -18,7 +19,7 @@ from kdcl_dist.data.loader import Batch, batches
 from kdcl_dist.data.streams import Ids, batches_of, epoch_steps, own_steps, split_holdout, student_seed
 from kdcl_dist.data.subset import open_classes
 from kdcl_dist.data.views import Transforms, Views
-from kdcl_dist.errors import DataError
+from kdcl_dist.errors import DataError, RecipeError
 from kdcl_dist.plan import Plan, share_of
 from kdcl_dist.recipe import Recipe
 
@@ -42,22 +43,28 @@ class Session:
     def open(cls, recipe: Recipe) -> Session:
         """Open both data sets and check that they fit the recipe and each other."""
         data = recipe.data
-        session = cls(recipe, open_classes(data.train, data.classes), open_classes(data.test, data.classes))
-        train, test = session.train, session.test
+        with _naming("data.train"):
+            train = open_classes(data.train, data.classes)
+        with _naming("data.test"):
+            test = open_classes(data.test, data.classes)
         if tuple(train.classes) != tuple(test.classes) or train.channels != test.channels:
             raise DataError(
                 f"data.test has {len(test.classes)} classes and {test.channels} channels, data.train "
                 f"{len(train.classes)} and {train.channels}: both must be the same, class names included"
             )
+        session = cls(recipe, train, test)
         session.check()
         return session
 
     def check(self) -> None:
         """Build all that can fail for the whole cast: the plan and every student's transforms."""
         _ = self.plan
-        Transforms(self.recipe.data.test_items, self.test.mean)
+        with _naming("data.test_view"):
+            Transforms(self.recipe.data.test_items, self.test.mean)
         for student in self.recipe.students:
-            Transforms(self.recipe.augment_of(student), self.train.mean)
+            own = student.augment is not None
+            with _naming(f"students.{student.name}.augment" if own else "data.augment"):
+                Transforms(self.recipe.augment_of(student), self.train.mean)
 
     @cached_property
     def split(self) -> tuple[Ids, Ids]:
@@ -139,6 +146,15 @@ class Session:
     def _load(self, views: Views, plan: Iterator[tuple[int, Ids]]) -> Iterator[Batch]:
         data, limits = self.recipe.data, self.recipe.limits
         return batches(views, plan, workers=data.loader_workers, timeout_s=limits.step_s)
+
+
+@contextmanager
+def _naming(field: str) -> Iterator[None]:
+    """Say which field of the recipe an error is about."""
+    try:
+        yield
+    except (DataError, RecipeError) as error:
+        raise type(error)(f"{field}: {error.message}", detail=error.detail) from error
 
 
 def test_views(dataset: ImageDataset, items: Sequence[Mapping[str, Any]], seed: int) -> Views:

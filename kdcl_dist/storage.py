@@ -75,7 +75,10 @@ class Folder:
 
     def write(self, name: str, data: bytes) -> None:
         """Write a file whole, in place of what is there."""
-        self._try("written to", name, lambda path: self._write(path, data))
+        try:
+            self._try("written to", name, lambda path: self._write(path, data))
+        except FileNotFoundError as error:  # of its folder, which cannot be made, as in /proc
+            raise StorageError(f"{name} cannot be written to {self}: {one_line(error)}") from error
 
     def read(self, name: str) -> bytes:
         """A file's content; raises `FileNotFoundError` when it is missing."""

@@ -105,6 +105,10 @@ def _launch(run: Run, launcher: Launcher, tell: Callable[[Event], None], asked: 
     if launcher == "local":
         from kdcl_dist.launch import local
 
+        for student in run.recipe.students:
+            if student.accelerator is not None:
+                path = f"students.{student.name}.accelerator"
+                tell(Note(f"warning: {path}: {student.accelerator!r} is not looked for by launcher 'local'"))
         return local.launch(run, tell, asked)
     from kdcl_dist.launch import ray
 

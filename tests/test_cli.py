@@ -106,8 +106,9 @@ def check_tensorboard(folder: Path) -> None:
         ("distillation.temperature=-2.0", ["temperature", "-2.0"]),
         ("students=[]", ["students"]),
         ("students.b.name=a", ["differ"]),
-        ("data.train=none.arrow", ["none.arrow", "no such file"]),
-        ("data.test=README.md", ["README.md", "not an Arrow"]),
+        ("data.train=none.arrow", ["data.train: none.arrow", "no such file"]),
+        ("data.test=README.md", ["data.test: README.md", "not an Arrow"]),
+        ("distillation.window=0", ["distillation.window: Input", "greater than 0 or 'epoch' (got 0)"]),
         ("batch_size=1000", ["batch_size is 1000", "60"]),
         ("data.holdout_per_class=15", ["holdout_per_class is 15", "15"]),
         ("students.a.model=cnn_smal", ["cnn_smal", "did you mean 'cnn_small'"]),
@@ -124,8 +125,10 @@ def check_tensorboard(folder: Path) -> None:
         ("students.a.weights={weights}", ["do not fit Cnn", "size mismatch"]),
         ("students.b.weights={weights}", ["do not fit Mlp", "without layers.2.weight", "more"]),
         ("students.a.resources.gpu=1", ["students.a.resources.gpu", "0 GPUs"]),
-        ("data.augment=[{name: Blur}]", ["Blur", "transforms.v2"]),
+        ("data.augment=[{name: Blur}]", ["data.augment: transform 0", "Blur", "transforms.v2"]),
         ("students.a.model=vgg16", ["student 'a'", "fails on images of shape (2, 1, 8, 8)"]),
+        ("students.b.augment=[{name: Blur}]", ["students.b.augment: transform 0"]),
+        ("data.test_view=[{name: Blur}]", ["data.test_view: transform 0"]),
         ("data.augment=[{name: RandomCrop, size: 20}]", ["transform fails", "sample"]),
         ("data.augment=[{name: FiveCrop, size: 8}]", ["give a tuple"]),
         ("data.augment=[{name: ToPILImage}]", ["give a Image"]),
@@ -239,16 +242,20 @@ def test_a_failed_run_exits_with_1_and_its_cause(recipe: str, tmp_path: Path) ->
     assert (cause["student"], cause["step"], cause["error"]) == ("b", 3, "StudentFailed")
 
 
-def test_a_warning_about_students_that_start_identical(recipe: str, tmp_path: Path) -> None:
+def test_warnings_about_equal_starts_and_an_accelerator_that_is_not_looked_for(
+    recipe: str, tmp_path: Path
+) -> None:
     more = [
         "--set",
         "students.0={name: a, model: mlp, seed: 1}",
         "--set",
         "students.1={name: b, model: mlp, seed: 1}",
     ]
+    more += ["--set", "students.0.accelerator=T4"]
     result = train(recipe, tmp_path, *more, "--set", "epochs=1")
-    assert result.exit_code == 0
+    assert result.exit_code == 0, result.output
     assert "start identical" in result.output
+    assert "students.a.accelerator: 'T4' is not looked for by launcher 'local'" in result.output
 
 
 def test_data_and_models(tmp_path: Path) -> None:

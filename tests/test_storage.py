@@ -55,6 +55,13 @@ def test_a_folder_below_and_a_copy_in_another_process(tmp_path: Path) -> None:
     assert pickle.loads(pickle.dumps(below)).read("c") == b"x"
 
 
+@pytest.mark.skipif(not Path("/proc").is_dir(), reason="there is no /proc here")
+def test_a_place_where_no_folder_can_be_made_is_named() -> None:
+    """The kernel says there that what is missing cannot be found, which reads like a missing file."""
+    with pytest.raises(RunFolderError, match=r"storage '/proc/runs' cannot be written: .*; choose another"):
+        Folder("/proc/runs").check_writable()
+
+
 def test_nothing_half_written_is_ever_seen(tmp_path: Path) -> None:
     folder, sizes, done = Folder(str(tmp_path)), set(), threading.Event()
     folder.write("file", b"0" * 100_000)

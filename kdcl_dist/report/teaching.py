@@ -66,5 +66,5 @@ def _targets(run: RunData) -> str:
 def _window(run: RunData) -> str:
     """The epochs of the means in words."""
     first = run.last_quarter + 1
-    last = f"the last quarter of training (epochs {first} to {run.epochs})"
+    last = f"the last quarter of the measured epochs (from epoch {first} on)"
     return last if first < run.epochs else f"epoch {run.epochs}"

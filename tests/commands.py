@@ -1,0 +1,42 @@
+"""Command lines in documents and scripts, held against the real `kdcl`."""
+
+from __future__ import annotations
+
+import re
+import shlex
+from pathlib import Path
+
+import click
+
+from kdcl_dist.cli import kdcl
+from kdcl_dist.compare.table import load_table
+from kdcl_dist.recipe_file import load_recipe
+
+_COMMAND = re.compile(rf"(?:^|[ /])(kdcl (?:{'|'.join(kdcl.commands)})\b[^\n#`|>]*)", re.MULTILINE)
+_FENCE = re.compile(r"^ *```\w*\n(.*?)^ *```", re.MULTILINE | re.DOTALL)
+
+
+def fences(markdown: str) -> list[str]:
+    """The blocks of code of a document."""
+    return _FENCE.findall(markdown)
+
+
+def commands_in(script: str) -> list[str]:
+    """Every `kdcl ...` of a script or block of code, a line each, without those that show a syntax."""
+    joined = re.sub(r"\\\n\s*", " ", script)
+    return [line.strip() for line in _COMMAND.findall(joined) if "[--" not in line]
+
+
+def check(line: str) -> None:
+    """Parse a command line as `kdcl` does; recipes and tables that it names are loaded, if they are there."""
+    name, *arguments = shlex.split(line)[1:]
+    command: click.Command = kdcl.commands[name]
+    while isinstance(command, click.Group):
+        name, *arguments = arguments
+        command = command.commands[name]
+    with command.make_context(name, arguments) as context:
+        recipe, table = context.params.get("recipe"), context.params.get("table")
+        if recipe and Path(recipe).is_file():
+            load_recipe(recipe, context.params.get("overrides", ()))
+        if isinstance(table, Path) and table.is_file():
+            load_table(table)
