@@ -51,6 +51,6 @@ def gather(ranks: int, nbytes: int) -> Traffic:
 
 
 def broadcast(ranks: int, nbytes: int) -> Traffic:
-    """Every rank gets the same `nbytes` from one, down a tree whose root sends to ceil(log2(ranks)) others."""
+    """Every rank gets the same `nbytes` from one, down a tree with log2(ranks) levels."""
     depth = math.ceil(math.log2(ranks))
     return Traffic(depth, depth * nbytes, ranks - 1, (ranks - 1) * nbytes)
