@@ -1,8 +1,10 @@
-"""What gloo's collectives put on the wire, counted from how it does them.
+"""What an exchange puts on the wire, counted from how gloo and the exchange group do it.
 
-All-gather goes round a ring, every block in two halves that follow each other; gather is one message from
-each rank to the root at once; broadcast goes down a binomial tree, in which a rank passes on only what it
-has whole (gloo/allgather.cc, gather.cc and broadcast.cc of github.com/facebookincubator/gloo).
+All-gather goes round a ring, every block in two halves that follow each other; broadcast goes down a
+binomial tree, in which a rank passes on only what it has whole (gloo/allgather.cc and broadcast.cc of
+github.com/facebookincubator/gloo). A star is one message between the root and each other rank, all at once:
+gloo's gather, and `kdcl_dist.exchange` both ways.
+
 Nothing is measured here; docs/scale.md says how well the counts tell the time.
 """
 
@@ -11,7 +13,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-__all__ = ["Traffic", "all_gather", "broadcast", "gather"]
+__all__ = ["Traffic", "ring", "star", "tree"]
 
 
 @dataclass(frozen=True)
@@ -38,19 +40,19 @@ class Traffic:
         )
 
 
-def all_gather(ranks: int, nbytes: int) -> Traffic:
-    """Every rank gets a block of `nbytes` from every other, round a ring."""
+def ring(ranks: int, nbytes: int) -> Traffic:
+    """Every rank gets a block of `nbytes` from every other."""
     others = ranks - 1
     return Traffic(others, others * nbytes, 2 * ranks * others, ranks * others * nbytes)
 
 
-def gather(ranks: int, nbytes: int) -> Traffic:
-    """One rank gets a block of `nbytes` from every other, all at once."""
+def star(ranks: int, nbytes: int) -> Traffic:
+    """The root gets `nbytes` from every other rank, or sends them to every other."""
     others = ranks - 1
     return Traffic(1, others * nbytes, others, others * nbytes)
 
 
-def broadcast(ranks: int, nbytes: int) -> Traffic:
-    """Every rank gets the same `nbytes` from one, down a tree with log2(ranks) levels."""
+def tree(ranks: int, nbytes: int) -> Traffic:
+    """Every rank gets the same `nbytes` from the root, over as many levels as log2(ranks), rounded up."""
     depth = math.ceil(math.log2(ranks))
     return Traffic(depth, depth * nbytes, ranks - 1, (ranks - 1) * nbytes)

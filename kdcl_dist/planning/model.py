@@ -13,6 +13,7 @@ from typing import NamedTuple
 import torch
 
 from kdcl_dist.message import Layout
+from kdcl_dist.planning.collectives import star
 
 __all__ = ["Cast", "Cost", "Figures", "Link", "Prediction", "fit_link"]
 
@@ -49,7 +50,8 @@ class Link:
 
 def exchange_volume(members: int, message_bytes: int, answer_bytes: int) -> tuple[int, int]:
     """Messages, and their bytes, that pass the coordinator one after another: one in and one out a member."""
-    return 2 * members, members * (message_bytes + answer_bytes)
+    traffic = star(members + 1, message_bytes) + star(members + 1, answer_bytes)
+    return traffic.messages, traffic.volume
 
 
 def fit_link(members: int, timed: Sequence[tuple[int, int, float]]) -> Link:

@@ -1,0 +1,296 @@
+"""How the exchange grows with the ranks: measured, fitted, and predicted where nothing was fitted.
+
+    python -m benchmarks.scale --out docs/results/scale.md
+
+Up to 65 processes of this machine form groups of 3 to 65 ranks, smaller ones within larger ones, and trade
+messages and answers in three ways. Each way has three figures (seconds a round, a message and a byte)
+that are fitted to groups of up to 17 ranks with small and with large messages; what they say of medium
+messages, of more ranks and of an answer larger than the messages is compared with what is measured there.
+All points take turns, and medians over the rounds count. The model and its use are in docs/scale.md.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable, Sequence
+from itertools import combinations
+from pathlib import Path
+from statistics import median
+from time import perf_counter
+from typing import Any, NamedTuple
+
+import torch
+import torch.distributed as dist
+
+from benchmarks.conditions import conditions
+from benchmarks.figures import Figure
+from kdcl_dist.board import Board
+from kdcl_dist.exchange import Endpoint, Exchange, connect_store, host_store, scoped
+from kdcl_dist.message import Kind, Layout
+from kdcl_dist.planning.collectives import Traffic, ring, star, tree
+from kdcl_dist.planning.processes import apart
+from kdcl_dist.wire import Wire
+
+__all__ = ["WAYS", "Costs", "Point", "fit", "measure"]
+
+HOST, LIMIT_S = "127.0.0.1", 100.0
+ROUNDS, STEPS = 5, 2
+GOAL = 1.3
+#: How messages come together, and how the answer comes back.
+WAYS: dict[str, tuple[Callable[[int, int], Traffic], Callable[[int, int], Traffic]]] = {
+    "star": (star, star),
+    "ring + tree": (ring, tree),
+    "gather + tree": (star, tree),
+}
+#: Which of them kdcl's exchange has, and whether its students read each other's messages.
+MUTUAL = {"star": False, "ring + tree": True}
+#: Processes of a group, those that the costs are fitted to, and from where on kdcl's exchange is measured.
+RANKS, MOST_FITTED, FEWEST_REAL = (3, 5, 9, 17, 33, 65), 17, 5
+#: Rows and classes of a message and of the answer: (64, 10), (128, 100) and (256, 250).
+SMALL, MEDIUM, LARGE = Layout(64, 10), Layout(128, 100), Layout(256, 250)
+
+
+class Point(NamedTuple):
+    """One case.
+
+    Attributes:
+        way: of `WAYS`.
+        fitted: whether the costs may know its time.
+        real: whether it is kdcl's own exchange; else gloo alone.
+    """
+
+    way: str
+    ranks: int
+    message: Layout
+    answer: Layout
+    fitted: bool = False
+    real: bool = False
+
+    @property
+    def traffic(self) -> Traffic:
+        """Of one step."""
+        gathered, answered = WAYS[self.way]
+        return gathered(self.ranks, self.message.nbytes) + answered(self.ranks, self.answer.nbytes)
+
+
+class Costs(NamedTuple):
+    """Seconds that one round, one message and one byte take on a machine that all ranks share."""
+
+    round_s: float
+    message_s: float
+    byte_s: float
+
+    def seconds(self, traffic: Traffic) -> float:
+        """What an exchange takes."""
+        return sum(cost * count for cost, count in zip(self, _counts(traffic), strict=True))
+
+
+def _counts(traffic: Traffic) -> tuple[int, int, int]:
+    return traffic.rounds, traffic.messages, traffic.total
+
+
+def fit(known: Sequence[tuple[Traffic, float]]) -> Costs:
+    """The costs, none negative, with the smallest sum of squared relative errors.
+
+    With three of them, every choice of those that are not zero is tried.
+    """
+    counts = torch.tensor([_counts(traffic) for traffic, _ in known], dtype=torch.float64)
+    seconds = torch.tensor([seconds for _, seconds in known], dtype=torch.float64)
+    scale = counts.amax(dim=0)
+    relative = counts / scale / seconds[:, None]
+    best, least = torch.zeros(3, dtype=torch.float64), float("inf")
+    for chosen in (list(c) for size in (1, 2, 3) for c in combinations(range(3), size)):
+        costs = torch.zeros(3, dtype=torch.float64)
+        costs[chosen] = torch.linalg.lstsq(relative[:, chosen], torch.ones(len(known), 1).double()).solution[
+            :, 0
+        ]
+        error = float(((relative @ costs - 1) ** 2).sum())
+        if bool((costs >= 0).all()) and error < least:
+            best, least = costs, error
+    return Costs(*(best / scale).tolist())
+
+
+def points(ranks: Sequence[int], most_fitted: int) -> list[Point]:
+    """All ways with so many ranks; more than `most_fitted` are only predicted, without large messages."""
+    found = []
+    for way in WAYS:
+        for number in ranks:
+            known = number <= most_fitted
+            found += [Point(way, number, size, size, fitted=known) for size in (SMALL, LARGE)[: 1 + known]]
+            found += [Point(way, number, *sizes) for sizes in ((MEDIUM, MEDIUM), (SMALL, LARGE))]
+            if way in MUTUAL and number >= FEWEST_REAL:
+                found.append(Point(way, number, MEDIUM, MEDIUM, real=True))
+    return found
+
+
+def measure(cases: Sequence[Point], rounds: int) -> list[float]:
+    """Median seconds of a step of each point, as the coordinator sees them."""
+    store, endpoint = host_store(HOST)
+    most = max(case.ranks for case in cases)
+    by_place = apart(_place, [(endpoint, place, cases, rounds) for place in range(most)])
+    del store
+    return by_place[0]
+
+
+# -- in the processes --------------------------------------------------------------------------------
+
+
+def _place(endpoint: Endpoint, place: int, cases: Sequence[Point], rounds: int) -> list[float]:
+    """Of one process: the first is the coordinator of all groups, the next are students."""
+    torch.set_num_threads(1)
+    store = connect_store(endpoint, LIMIT_S)
+    own = [case for case in cases if place < case.ranks]
+    bare = {ranks: _exchange(store, place, ranks) for ranks in sorted({case.ranks for case in own})}
+    real = {case: _exchange(store, place, case.ranks, case) for case in own if case.real}
+    found: dict[Point, list[float]] = {case: [] for case in own}
+    for _ in range(rounds):
+        for case in own:
+            # Buffers of gloo alone are made anew: all at once they would not fit.
+            step = _trade(real[case]) if case.real else _gloo(bare[case.ranks], case)
+            step(0)  # so that all begin together
+            began = perf_counter()
+            for number in range(1, STEPS + 1):
+                step(number)
+            found[case].append((perf_counter() - began) / STEPS)
+    for exchange in (*bare.values(), *real.values()):
+        exchange.close()
+    return [median(found[case]) for case in own]
+
+
+def _exchange(store: Any, place: int, ranks: int, case: Point | None = None) -> Exchange:
+    """An exchange of so many; without a case only its group is used."""
+    way, message, answer = (case.way, case.message, case.answer) if case else ("star", SMALL, SMALL)
+    part = scoped(store, f"{ranks}/{way}" if case else str(ranks))
+    board = Board(part, [str(student) for student in range(ranks - 1)], ranks - 1 - place)
+    wire = Wire(message, answer, mutual=MUTUAL[way])
+    return Exchange(board, part, host=HOST, wire=wire, run=0, generation=0, step_s=LIMIT_S)
+
+
+def _trade(exchange: Exchange) -> Callable[[int], None]:
+    """A step of kdcl's own exchange."""
+
+    def step(number: int) -> None:
+        exchange.mine.begin(Kind.TRAIN, number)
+        exchange.gather()
+        exchange.answer.begin(Kind.TRAIN, number)
+        exchange.broadcast(with_rows=True)
+
+    return step
+
+
+def _gloo(exchange: Exchange, case: Point) -> Callable[[int], None]:
+    """A step of gloo alone, on the group of an exchange."""
+    group: Any = exchange._group
+    root, is_root = exchange.root, exchange.rank == exchange.root
+    mine, answer = (torch.zeros(each.nbytes, dtype=torch.uint8) for each in (case.message, case.answer))
+    reads = is_root or case.way == "ring + tree"
+    parts = [torch.zeros_like(mine) for _ in range(case.ranks)] if reads else []
+
+    def wait(*works: Any) -> None:
+        for work in works:
+            work.wait()
+
+    def stars(number: int) -> None:
+        if is_root:
+            wait(*(group.recv([parts[rank]], rank, 1) for rank in range(root)))
+            wait(*(group.send([answer], rank, 2) for rank in range(root)))
+        else:
+            wait(group.send([mine], root, 1))
+            wait(group.recv([answer], root, 2))
+
+    def collectives(number: int) -> None:
+        if case.way == "ring + tree":
+            wait(dist.all_gather(parts, mine, group=group, async_op=True))
+        else:
+            wait(dist.gather(mine, parts or None, group_dst=root, group=group, async_op=True))
+        wait(dist.broadcast(answer, group_src=root, group=group, async_op=True))
+
+    return stars if case.way == "star" else collectives
+
+
+# -- results -----------------------------------------------------------------------------------------
+
+
+class Result(NamedTuple):
+    """A point with its measured and predicted seconds."""
+
+    point: Point
+    measured_s: float
+    predicted_s: float
+
+    @property
+    def error(self) -> float:
+        """The larger of the two over the smaller."""
+        return max(self.measured_s / self.predicted_s, self.predicted_s / self.measured_s)
+
+
+def run(ranks: Sequence[int], most_fitted: int, rounds: int) -> tuple[dict[str, Costs], list[Result]]:
+    """The fitted costs of each way, and all points."""
+    cases = points(ranks, most_fitted)
+    timed = list(zip(cases, measure(cases, rounds), strict=True))
+    costs = {
+        way: fit([(case.traffic, seconds) for case, seconds in timed if case.fitted and case.way == way])
+        for way in WAYS
+    }
+    return costs, [Result(case, seconds, costs[case.way].seconds(case.traffic)) for case, seconds in timed]
+
+
+def figures(quick: bool = False) -> list[Figure]:
+    """The median error of prediction at the points that were not fitted, and that at the most ranks."""
+    costs, results = run((3, 5, 7), 5, 3) if quick else run(RANKS, MOST_FITTED, ROUNDS)
+    found = []
+    for way in costs:
+        held_out = [result for result in results if result.point.way == way and not result.point.fitted]
+        most = max(result.point.ranks for result in held_out)
+        far = [result.error for result in held_out if result.point.ranks == most]
+        what = f"{way}, measured and predicted"
+        found.append(Figure("scale", f"{what}, up to {most} ranks", median(r.error for r in held_out), GOAL))
+        found.append(Figure("scale", f"{what}, at {most} ranks", median(far), GOAL))
+    return found
+
+
+def page(costs: dict[str, Costs], results: Sequence[Result], rounds: int) -> list[str]:
+    """The results as Markdown."""
+    lines = [
+        "# How the exchange grows with the ranks",
+        "",
+        *conditions("scale", f"{rounds} rounds of {STEPS} steps by turns, medians; one thread a process"),
+        "",
+        "| way | us a round | us a message | GB/s | median error | worst |",
+        "| --- " + "| ---: " * 5 + "|",
+    ]
+    for way, (round_s, message_s, byte_s) in costs.items():
+        errors = [r.error for r in results if r.point.way == way and not r.point.fitted]
+        speed = f"{1e-9 / byte_s:.1f}" if byte_s else "-"
+        cells = f"{1e6 * round_s:.0f} | {1e6 * message_s:.0f} | {speed}"
+        lines.append(f"| {way} | {cells} | {median(errors):.2f} | {max(errors):.2f} |")
+    lines += [
+        "",
+        "Errors are those at the points that were not fitted: the larger of measured and predicted over the",
+        "smaller. Bytes are those of all messages, which one machine carries.",
+        "",
+        "| way | ranks | message KB | answer KB | measured ms | predicted ms | error | |",
+        "| --- " + "| ---: " * 6 + "| --- |",
+    ]
+    for point, measured_s, predicted_s in results:
+        sizes = f"{point.ranks} | {point.message.nbytes / 1e3:,.0f} | {point.answer.nbytes / 1e3:,.0f}"
+        times = f"{1e3 * measured_s:.2f} | {1e3 * predicted_s:.2f} | {measured_s / predicted_s - 1:+.0%}"
+        use = "fitted" if point.fitted else "kdcl's exchange" if point.real else "held out"
+        lines.append(f"| {point.way} | {sizes} | {times} | {use} |")
+    return lines
+
+
+def main() -> None:
+    """Measure, fit, compare, and print the page."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser.add_argument("--rounds", type=int, default=ROUNDS)
+    parser.add_argument("--out", type=Path)
+    arguments = parser.parse_args()
+    lines = page(*run(RANKS, MOST_FITTED, arguments.rounds), arguments.rounds)
+    print("\n".join(lines))
+    if arguments.out:
+        arguments.out.write_text("\n".join(lines) + "\n")
+
+
+if __name__ == "__main__":
+    main()
