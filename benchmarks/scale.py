@@ -31,7 +31,7 @@ from kdcl_dist.planning.collectives import Traffic, ring, star, tree
 from kdcl_dist.planning.processes import apart
 from kdcl_dist.wire import Wire
 
-__all__ = ["WAYS", "Costs", "Point", "fit", "measure"]
+__all__ = ["LARGE", "MEDIUM", "WAYS", "Costs", "Point", "figures", "fit", "measure", "measure_from"]
 
 HOST, LIMIT_S = "127.0.0.1", 100.0
 ROUNDS, STEPS = 5, 2
@@ -127,7 +127,7 @@ def measure(cases: Sequence[Point], rounds: int) -> list[float]:
     """Median seconds of a step of each point, as the coordinator sees them."""
     store, endpoint = host_store(HOST)
     most = max(case.ranks for case in cases)
-    by_place = apart(_place, [(endpoint, place, cases, rounds) for place in range(most)])
+    by_place = apart(measure_from, [(endpoint, place, cases, rounds) for place in range(most)])
     del store
     return by_place[0]
 
@@ -135,13 +135,15 @@ def measure(cases: Sequence[Point], rounds: int) -> list[float]:
 # -- in the processes --------------------------------------------------------------------------------
 
 
-def _place(endpoint: Endpoint, place: int, cases: Sequence[Point], rounds: int) -> list[float]:
-    """Of one process: the first is the coordinator of all groups, the next are students."""
+def measure_from(
+    endpoint: Endpoint, place: int, cases: Sequence[Point], rounds: int, host: str = HOST
+) -> list[float]:
+    """As `measure`, of one process: the first is the coordinator of all groups, the next are students."""
     torch.set_num_threads(1)
     store = connect_store(endpoint, LIMIT_S)
     own = [case for case in cases if place < case.ranks]
-    bare = {ranks: _exchange(store, place, ranks) for ranks in sorted({case.ranks for case in own})}
-    real = {case: _exchange(store, place, case.ranks, case) for case in own if case.real}
+    bare = {ranks: _exchange(store, host, place, ranks) for ranks in sorted({case.ranks for case in own})}
+    real = {case: _exchange(store, host, place, case.ranks, case) for case in own if case.real}
     found: dict[Point, list[float]] = {case: [] for case in own}
     for _ in range(rounds):
         for case in own:
@@ -157,13 +159,13 @@ def _place(endpoint: Endpoint, place: int, cases: Sequence[Point], rounds: int) 
     return [median(found[case]) for case in own]
 
 
-def _exchange(store: Any, place: int, ranks: int, case: Point | None = None) -> Exchange:
+def _exchange(store: Any, host: str, place: int, ranks: int, case: Point | None = None) -> Exchange:
     """An exchange of so many; without a case only its group is used."""
     way, message, answer = (case.way, case.message, case.answer) if case else ("star", SMALL, SMALL)
     part = scoped(store, f"{ranks}/{way}" if case else str(ranks))
     board = Board(part, [str(student) for student in range(ranks - 1)], ranks - 1 - place)
     wire = Wire(message, answer, mutual=MUTUAL[way])
-    return Exchange(board, part, host=HOST, wire=wire, run=0, generation=0, step_s=LIMIT_S)
+    return Exchange(board, part, host=host, wire=wire, run=0, generation=0, step_s=LIMIT_S)
 
 
 def _trade(exchange: Exchange) -> Callable[[int], None]:

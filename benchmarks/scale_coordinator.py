@@ -30,7 +30,8 @@ STUDENTS, CLASSES = (2, 4, 8, 16, 32, 64), (10, 100, 1000)
 def measure(method: str, students: int, classes: int) -> tuple[float, float]:
     """Median seconds of an answer, and bytes of memory at its peak."""
     cast = ", ".join(f"{{name: s{number}, model: mlp}}" for number in range(students))
-    recipe = f"data: {{train: x, test: x, holdout_per_class: 1}}\nstudents: [{cast}]\ndistillation: {{method: {method}}}"
+    data = "data: {train: x, test: x, holdout_per_class: 1}"
+    recipe = f"{data}\nstudents: [{cast}]\ndistillation: {{method: {method}}}"
     found = apart(_answer, [(recipe, students, classes)])
     return found[0]
 
