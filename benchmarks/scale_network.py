@@ -51,7 +51,7 @@ def _host(place: int, hub: int) -> str:
     libc = ctypes.CDLL(None, use_errno=True)
     if libc.unshare(CLONE_NEWNET):
         raise OSError(ctypes.get_errno(), "no new network")
-    address, bucket = f"10.9.0.{place + 1}", f"root tbf rate {MBIT}mbit burst 64kb latency 1s"
+    address, bucket = f"10.9.0.{place + 1}", f"root tbf rate {MBIT}mbit burst 16kb latency 1s"
     there = f"nsenter --target {hub} --net"
     for command in (
         f"ip link add eth0 type veth peer name h{place} netns {hub}",

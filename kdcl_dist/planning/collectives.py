@@ -22,11 +22,12 @@ class Traffic:
 
     Attributes:
         rounds: messages that follow one another, each waiting for the one before.
-        volume: bytes one after another through the busiest rank's connection to its network.
+        passages, volume: messages, and their bytes, one after another at the busiest rank, in or out.
         messages, total: all messages, and the bytes of all, whoever sends them.
     """
 
     rounds: int
+    passages: int
     volume: int
     messages: int
     total: int
@@ -34,6 +35,7 @@ class Traffic:
     def __add__(self, other: Traffic) -> Traffic:
         return Traffic(
             self.rounds + other.rounds,
+            self.passages + other.passages,
             self.volume + other.volume,
             self.messages + other.messages,
             self.total + other.total,
@@ -43,16 +45,16 @@ class Traffic:
 def ring(ranks: int, nbytes: int) -> Traffic:
     """Every rank gets a block of `nbytes` from every other."""
     others = ranks - 1
-    return Traffic(others, others * nbytes, 2 * ranks * others, ranks * others * nbytes)
+    return Traffic(others, 2 * others, others * nbytes, 2 * ranks * others, ranks * others * nbytes)
 
 
 def star(ranks: int, nbytes: int) -> Traffic:
     """The root gets `nbytes` from every other rank, or sends them to every other."""
     others = ranks - 1
-    return Traffic(1, others * nbytes, others, others * nbytes)
+    return Traffic(1, others, others * nbytes, others, others * nbytes)
 
 
 def tree(ranks: int, nbytes: int) -> Traffic:
     """Every rank gets the same `nbytes` from the root, over as many levels as log2(ranks), rounded up."""
     depth = math.ceil(math.log2(ranks))
-    return Traffic(depth, depth * nbytes, ranks - 1, (ranks - 1) * nbytes)
+    return Traffic(depth, depth, depth * nbytes, ranks - 1, (ranks - 1) * nbytes)

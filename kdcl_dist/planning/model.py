@@ -51,7 +51,7 @@ class Link:
 def exchange_volume(members: int, message_bytes: int, answer_bytes: int) -> tuple[int, int]:
     """Messages, and their bytes, that pass the coordinator one after another: one in and one out a member."""
     traffic = star(members + 1, message_bytes) + star(members + 1, answer_bytes)
-    return traffic.messages, traffic.volume
+    return traffic.passages, traffic.volume
 
 
 def fit_link(members: int, timed: Sequence[tuple[int, int, float]]) -> Link:

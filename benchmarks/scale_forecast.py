@@ -1,0 +1,96 @@
+"""What the model says of casts that no machine here carries; arithmetic, nothing is measured.
+
+    python -m benchmarks.scale_forecast --out docs/results/scale-forecast.md
+
+Every rank has a host of its own. A step's exchange is
+
+    rounds * latency + passages * message + volume / bandwidth
+
+with the counts of `kdcl_dist.planning.collectives`.
+"""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+
+from benchmarks.scale import WAYS
+from kdcl_dist.message import HEADER, Layout
+from kdcl_dist.planning.collectives import Traffic, star, tree
+
+LATENCY_S, MESSAGE_S = 50e-6, 50e-6
+#: Gbit/s, and the bytes a second of each.
+RATES = {10: 1.25e9, 100: 12.5e9}
+BATCH, CLASSES, TOP_K = 256, 1000, 32
+
+
+class Case(NamedTuple):
+    """One line: the workers, and the traffic of a step."""
+
+    what: str
+    workers: int
+    traffic: Traffic
+
+
+def _answered(way: str, members: int, message: int, answer: int) -> Traffic:
+    gathered, answers = WAYS[way]
+    return gathered(members + 1, message) + answers(members + 1, answer)
+
+
+def _cases(students: int, replicas: int) -> list[Case]:
+    """As it is, and what could be instead."""
+    members, rows = students * replicas, BATCH // replicas
+    message, answer = Layout(rows, CLASSES).nbytes, Layout(BATCH, CLASSES).nbytes
+    own = Layout(rows, CLASSES).nbytes
+    half = [Layout(each, CLASSES, torch.float16).nbytes for each in (rows, BATCH)]
+    # Of a row its id, label, K logits and classes of 16 bits each, and what the other classes have together.
+    sparse = [HEADER.itemsize + each * (16 + 4 * TOP_K + 2) for each in (rows, BATCH)]
+    wide = Layout(students * BATCH, CLASSES).nbytes
+    shards = 8
+    found = [(way, _answered(way, members, message, answer)) for way in WAYS]
+    found += [
+        ("star, 16-bit logits", _answered("star", members, *half)),
+        (f"star, the {TOP_K} largest logits", _answered("star", members, *sparse)),
+        ("star, each its own rows back", star(members + 1, message) + star(members + 1, own)),
+        (f"star, {shards} coordinators", _answered("star", members, message // shards, answer // shards)),
+        ("tree both ways, sums on the way", tree(members + 1, message) + tree(members + 1, answer)),
+        ("star, window: epoch", _answered("star", members, message, wide)),
+    ]
+    return [Case(what, members, traffic) for what, traffic in found]
+
+
+def _seconds(traffic: Traffic, rate: float) -> float:
+    return traffic.rounds * LATENCY_S + traffic.passages * MESSAGE_S + traffic.volume / rate
+
+
+def main() -> None:
+    """Print the table, and write it where asked."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser.add_argument("--out", type=Path)
+    arguments = parser.parse_args()
+    lines = [
+        "# What the model says of large casts",
+        "",
+        f"Arithmetic: {1e6 * LATENCY_S:.0f} us a round, {1e6 * MESSAGE_S:.0f} us a message of the busiest",
+        f"rank, one rank a host, B = {BATCH}, C = {CLASSES}. Milliseconds of a step's exchange, without the",
+        "ensemble; the MB are those that the busiest rank sends or receives.",
+        "Made by `python -m benchmarks.scale_forecast`.",
+        "",
+        f"| workers | exchange | MB | {' | '.join(f'{rate} Gbit/s' for rate in RATES)} |",
+        "| ---: | --- | ---: " + "| ---: " * len(RATES) + "|",
+    ]
+    for students, replicas in ((8, 1), (64, 1), (125, 8)):
+        for what, workers, traffic in _cases(students, replicas):
+            times = " | ".join(f"{1e3 * _seconds(traffic, rate):,.1f}" for rate in RATES.values())
+            name = f"{workers:,}" if replicas == 1 else f"{workers:,} ({students} x {replicas})"
+            lines.append(f"| {name} | {what} | {traffic.volume / 1e6:,.1f} | {times} |")
+    print("\n".join(lines))
+    if arguments.out:
+        arguments.out.write_text("\n".join(lines) + "\n")
+
+
+if __name__ == "__main__":
+    main()
