@@ -189,9 +189,8 @@ def _of_present(
     if present_SB.shape != logits_SBC.shape[:2] or not bool(present_SB.any(dim=0).all()):
         raise ValueError("present_SB: each sample needs the logits of at least one student")
     target_BC = torch.empty_like(_checked(logits_SBC, labels_B)[0])
-    place_S1 = 2 ** torch.arange(len(logits_SBC), device=present_SB.device)[:, None]
-    sets, which_B = torch.unique((present_SB * place_S1).sum(dim=0), return_inverse=True)
-    for number in range(len(sets)):
+    sets, which_B = torch.unique(present_SB, dim=1, return_inverse=True)
+    for number in range(sets.shape[1]):
         rows = (which_B == number).nonzero()[:, 0]
         there_S = present_SB[:, rows[0]]
         target_BC[rows] = log_soft_target(

@@ -297,3 +297,15 @@ def test_linear_never_loses_to_naive_in_half_precisions_range() -> None:
         losses.append(torch.nn.functional.cross_entropy(target, labels, reduction="none"))
     linear, naive = losses
     assert bool((linear <= naive).all())
+
+
+def test_absent_students_are_told_apart_in_casts_of_any_size() -> None:
+    students, rows = 70, 6
+    logits_SBC, labels_B = torch.randn(students, rows, 4), torch.zeros(rows, dtype=torch.int64)
+    present_SB = torch.ones(students, rows, dtype=torch.bool)
+    for row in range(rows - 1):
+        present_SB[students - 1 - row, row] = False
+    found_BC = E.log_soft_target("mean", logits_SBC, labels_B, 1.0, None, present_SB)
+    for row in range(rows):
+        own_SC = logits_SBC[present_SB[:, row], row]
+        torch.testing.assert_close(found_BC[row], torch.log_softmax(own_SC.mean(dim=0), dim=0))
