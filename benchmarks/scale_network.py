@@ -21,7 +21,7 @@ from benchmarks.scale import LARGE, MEDIUM, WAYS, Point, measure_from
 from kdcl_dist.exchange import Endpoint, host_store
 from kdcl_dist.planning.processes import apart
 
-RANKS, ROUNDS = (3, 5, 9, 17), 3
+RANKS, ROUNDS = (3, 5, 9), 3
 MBIT = 200
 SWITCH = "10.9.0.254"
 CLONE_NEWNET = 0x40000000
