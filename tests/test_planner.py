@@ -68,7 +68,8 @@ def test_the_exchange_is_a_star(rows: int) -> None:
     volume = 4 * Layout(64, 10).nbytes + 4 * answer
     assert whole.predict([2, 1, 1]).step_s == pytest.approx(1.0 + 0.08 + volume / 1e5)
     halved = 6 * Layout(32, 10).nbytes + 6 * answer
-    assert whole.predict([2, 2, 2]).step_s == pytest.approx(0.5 + 0.12 + halved / 1e5)
+    # Beside them two replicas average their gradients, in two rounds.
+    assert whole.predict([2, 2, 2]).step_s == pytest.approx(0.5 + 0.02 + 0.12 + halved / 1e5)
 
 
 def test_a_link_is_found_again_from_two_exchanges() -> None:
