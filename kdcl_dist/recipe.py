@@ -160,6 +160,8 @@ class Student(Strict):
     alone learns, with "finetune" all does.
     `augment` replaces data.augment for this student. `epochs` are fewer than the run's for a student that
     learns for a shorter time: its schedule ends then, and it goes on teaching the others as it is.
+    `channels_last` keeps images and convolutions with their channels side by side, and `compile` runs the
+    training steps through torch.compile: faster on many GPUs, with other last bits.
     `replicas` are workers that share each step's samples evenly and average their gradients; with
     `sync_batchnorm` batch norm takes its statistics over all of them.
     """
@@ -174,6 +176,8 @@ class Student(Strict):
     optimizer: Optimizer = SGD()
     schedule: Schedule = MultiStep()
     precision: Literal["fp32", "bf16", "fp16"] = "fp32"
+    channels_last: bool = False
+    compile: bool = False
     replicas: PositiveInt = 1
     sync_batchnorm: bool = False
     accelerator: str | None = None
