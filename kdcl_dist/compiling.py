@@ -6,6 +6,8 @@ itself: a last, smaller batch would be compiled for itself, and names would begi
 
 from __future__ import annotations
 
+from typing import cast
+
 import torch
 from torch import nn
 
@@ -26,5 +28,4 @@ def compiled(network: nn.Module, threads: int) -> nn.Module:
     inductor.compile_threads = threads
     # The conflict of gradients goes through the graph before the step itself does, so it must survive.
     autograd.donated_buffer = False
-    module: nn.Module = torch.compile(network)
-    return module
+    return cast(nn.Module, torch.compile(network))

@@ -191,6 +191,15 @@ class Student(Strict):
         return value
 
     @model_validator(mode="after")
+    def _batchnorm_can_be_compiled(self) -> Student:
+        if self.compile and self.sync_batchnorm:
+            raise ValueError(
+                "compile: true and sync_batchnorm: true do not go together: torch.compile cannot follow what "
+                "the replicas say to each other inside the network"
+            )
+        return self
+
+    @model_validator(mode="after")
     def _transfer_has_weights(self) -> Student:
         if self.transfer is not None and self.weights is None:
             raise ValueError(

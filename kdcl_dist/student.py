@@ -74,7 +74,7 @@ class Student:
         if self.head is not None and self.spec.transfer == "probe":
             freeze_body(self.model, self.head)
         self.memory_format = torch.channels_last if self.spec.channels_last else torch.preserve_format
-        self.model.to(device, memory_format=self.memory_format)
+        self.model.to(device).to(memory_format=self.memory_format)
         self._set_training(self.model, not self.frozen)
         # What a step runs, and what it runs if the student learns; tests and checkpoints see `model` itself.
         self.network = compiled(self.model, self.spec.resources.cpu) if self.spec.compile else self.model
