@@ -202,3 +202,17 @@ def test_networks_that_need_the_other_layout_are_named(make_recipe: MakeRecipe) 
     with pytest.raises(ModelError, match=r"student 'a'.*nets:Views.*view size"):
         student.try_step(images[:2], labels[:2])
     student_of(make_recipe, "students.a.model=nets:Views").try_step(images[:2], labels[:2])
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="a GPU is there")
+def test_the_benchmark_says_that_there_is_no_gpu(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from benchmarks import gpu
+
+    monkeypatch.setattr("sys.argv", ["gpu"])
+    with pytest.raises(SystemExit) as caught:
+        gpu.main()
+    assert caught.value.code == 2
+    assert "no GPU" in capsys.readouterr().err
+    assert gpu.figures(quick=True) == []
