@@ -1,6 +1,6 @@
 """The losses of KDCL (Guo et al., CVPR 2020, eq. 1-2) and of deep mutual learning (Zhang et al., CVPR 2018).
 
-Shapes: B batch, C classes, P peers.
+Shapes: B batch, C classes, K samples with a soft target, P peers.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ def task_loss(logits_BC: Tensor, labels_B: Tensor) -> Tensor:
 
 
 def distillation_loss(
-    logits_BC: Tensor, log_target_BC: Tensor, temperature: float, covered_B: Tensor | None = None
+    logits_BC: Tensor, log_target_BC: Tensor, temperature: float, covered_K: Tensor | None = None
 ) -> Tensor:
     """T^2 * KL(p || softmax(z / T)), summed over classes and averaged over the batch, in nats.
 
@@ -39,13 +39,14 @@ def distillation_loss(
         logits_BC: z.
         log_target_BC: log p, the soft target's log-probabilities, already at temperature T.
         temperature: T.
-        covered_B: which samples have a soft target; the others add nothing to the sum over the batch, which
-            is divided by B all the same, so that a sample weighs alike in every batch. None: all have one.
+        covered_K: numbers of the samples that have a soft target; the others add nothing to the sum over the
+            batch, which is divided by B all the same, so that a sample weighs alike in every batch. None:
+            all have one.
     """
     log_q_BC = F.log_softmax(_widened(logits_BC) / temperature, dim=1)
-    if covered_B is None:
+    if covered_K is None:
         return temperature**2 * _divergence(log_target_BC, log_q_BC)
-    log_q_KC, log_p_KC = log_q_BC[covered_B], log_target_BC[covered_B].detach().to(log_q_BC)
+    log_q_KC, log_p_KC = log_q_BC[covered_K], log_target_BC[covered_K].detach().to(log_q_BC)
     total = F.kl_div(log_q_KC, log_p_KC, reduction="sum", log_target=True)
     return temperature**2 * (total / len(logits_BC))
 
@@ -56,14 +57,14 @@ def kdcl_loss(
     log_target_BC: Tensor,
     temperature: float,
     weight: float,
-    covered_B: Tensor | None = None,
+    covered_K: Tensor | None = None,
 ) -> Losses:
     """CE(z, y) + lambda * T^2 * KL(p || softmax(z / T)) of one student (KDCL eq. 1-2).
 
     Cross-entropy keeps weight 1; `weight` is lambda. Other arguments as `distillation_loss`.
     """
     task = task_loss(logits_BC, labels_B)
-    distillation = distillation_loss(logits_BC, log_target_BC, temperature, covered_B)
+    distillation = distillation_loss(logits_BC, log_target_BC, temperature, covered_K)
     return Losses(task + weight * distillation, task, distillation)
 
 

@@ -163,6 +163,8 @@ class Student(Strict):
     alone learns, with "finetune" all does.
     `augment` replaces data.augment for this student. `epochs` are fewer than the run's for a student that
     learns for a shorter time: its schedule ends then, and it goes on teaching the others as it is.
+    `channels_last` keeps images and convolutions with their channels side by side, and `compile` runs the
+    training steps through torch.compile: faster on many GPUs, with other last bits.
     `replicas` are workers that share each step's samples evenly and average their gradients; with
     `sync_batchnorm` batch norm takes its statistics over all of them.
     """
@@ -177,6 +179,8 @@ class Student(Strict):
     optimizer: Optimizer = SGD()
     schedule: Schedule = MultiStep()
     precision: Precision = "fp32"
+    channels_last: bool = False
+    compile: bool = False
     replicas: PositiveInt = 1
     sync_batchnorm: bool = False
     accelerator: str | None = None
@@ -188,6 +192,15 @@ class Student(Strict):
         if value.lower() in RESERVED_NAMES:
             raise ValueError(f"{', '.join(RESERVED_NAMES)} are names of other parts of a run")
         return value
+
+    @model_validator(mode="after")
+    def _batchnorm_can_be_compiled(self) -> Student:
+        if self.compile and self.sync_batchnorm:
+            raise ValueError(
+                "compile: true and sync_batchnorm: true do not go together: torch.compile cannot follow what "
+                "the replicas say to each other inside the network"
+            )
+        return self
 
     @model_validator(mode="after")
     def _transfer_has_weights(self) -> Student:

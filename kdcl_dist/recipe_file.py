@@ -36,7 +36,12 @@ FREE_FIELDS = (
     "distillation.bank.folder",
 )
 #: Fields that may change too, but sums are then taken in another order: results differ in the last bits.
-ROUNDING_FIELDS = ("students.*.resources", "students.*.accelerator")
+ROUNDING_FIELDS = (
+    "students.*.resources",
+    "students.*.accelerator",
+    "students.*.channels_last",
+    "students.*.compile",
+)
 
 MERGE = "tag:yaml.org,2002:merge"
 

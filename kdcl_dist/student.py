@@ -7,24 +7,25 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterator
-from contextlib import contextmanager
-from pathlib import Path
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from kdcl_dist import models
-from kdcl_dist import optimisation as specs
 from kdcl_dist.analysis import Conflict, conflict
+from kdcl_dist.compiling import compiled
 from kdcl_dist.data.streams import student_seed
 from kdcl_dist.errors import ModelError, one_line
 from kdcl_dist.losses import Losses, dml_loss, kdcl_loss, task_loss
+from kdcl_dist.optimisers import build_optimizer, load_optimizer
 from kdcl_dist.recipe import Recipe
 from kdcl_dist.replicas import Replicas
 from kdcl_dist.schedules import learning_rate
 from kdcl_dist.seeding import Purpose, derive
 from kdcl_dist.transfer import freeze_body, head_of, train_head
+from kdcl_dist.weights import load_weights
 
 __all__ = ["Student"]
 
@@ -72,8 +73,12 @@ class Student:
             load_weights(self.model, self.spec.weights, fresh=self.head)
         if self.head is not None and self.spec.transfer == "probe":
             freeze_body(self.model, self.head)
-        self._set_training(self.model.to(device), not self.frozen)
-        self.training_model: nn.Module = self.model
+        self.memory_format = torch.channels_last if self.spec.channels_last else torch.preserve_format
+        self.model.to(device).to(memory_format=self.memory_format)
+        self._set_training(self.model, not self.frozen)
+        # What a step runs, and what it runs if the student learns; tests and checkpoints see `model` itself.
+        self.network = compiled(self.model, self.spec.resources.cpu) if self.spec.compile else self.model
+        self.training_network = self.network
         self.buffers = list(self.model.buffers())
         self.before = [buffer.clone() for buffer in self.buffers]
         self.optimizer = build_optimizer(self.spec.optimizer, self.model)
@@ -86,7 +91,7 @@ class Student:
             replicas.synchronise_batchnorm(self.model)
         self.replicas = replicas
         if not self.frozen:
-            self.training_model = replicas.wrap(self.model)
+            self.training_network = replicas.wrap(self.network)
 
     def share_buffers(self) -> None:
         """Take the first replica's buffers, such as running statistics, before a test or a checkpoint."""
@@ -106,7 +111,7 @@ class Student:
         """
         with self.evaluating():
             try:
-                logits = self.model(images_BCHW.to(self.device))
+                logits = self.model(self._images(images_BCHW))
             except Exception as error:
                 shape = tuple(images_BCHW.shape)
                 raise ModelError(
@@ -127,18 +132,22 @@ class Student:
         return not self.frozen and epoch < self.recipe.epochs_of(self.spec)
 
     def try_step(self, images_BCHW: Tensor, labels_B: Tensor) -> None:
-        """Take one training step's forward and backward pass on a copy; changes nothing.
+        """Take one training step's forward and backward pass on a copy, and compile; changes nothing.
 
         Raises:
-            ModelError: the network fails in training mode, or its loss has no gradient.
+            ModelError: the network fails in training mode, its loss has no gradient, or the compiler fails.
         """
-        if self.frozen:
-            return
+        if not self.frozen:
+            self._try_plainly(images_BCHW, labels_B)
+        if self.spec.compile:
+            self._compile(images_BCHW, labels_B)
+
+    def _try_plainly(self, images_BCHW: Tensor, labels_B: Tensor) -> None:
         network = copy.deepcopy(self.model)
         self._set_training(network, True)
         with self._autocast():
             try:
-                logits = network(images_BCHW.to(self.device))
+                logits = network(self._images(images_BCHW))
                 torch.autograd.backward(task_loss(logits, labels_B.to(self.device)))
             except Exception as error:  # a user's network can raise anything
                 shape = tuple(images_BCHW.shape)
@@ -148,6 +157,26 @@ class Student:
                     student=self.spec.name,
                 ) from error
 
+    def _compile(self, images_BCHW: Tensor, labels_B: Tensor) -> None:
+        """Run all that a step will run, in its own shape: a compiler takes longer than a step may."""
+        rows = self.recipe.batch_size // self.spec.replicas
+        images_BCHW, labels_B = images_BCHW[:1].repeat(rows, 1, 1, 1), labels_B[:1].repeat(rows)
+        for learns in {self.learns(0), self.learns(self.recipe.epochs - 1)}:
+            try:
+                logits_BC = self.forward(images_BCHW, 0, learns=learns)
+                if learns:
+                    torch.autograd.backward(task_loss(logits_BC, labels_B.to(self.device)))
+            except Exception as error:  # the same network has run uncompiled
+                raise ModelError(
+                    f"students.{self.spec.name}.compile: torch.compile fails on model {self.spec.model!r} "
+                    f"({one_line(error)}); set it to false",
+                    student=self.spec.name,
+                ) from error
+            if learns:
+                self.optimizer.zero_grad(set_to_none=True)
+                self.forget_step()
+        self._set_training(self.model, not self.frozen)
+
     def forward(self, images_BCHW: Tensor, step: int, *, learns: bool = True) -> Tensor:
         """The logits (B, C) of one training step, float32; with gradient if the student learns from it.
 
@@ -156,8 +185,8 @@ class Student:
         if self.model.training != learns:
             self._set_training(self.model, learns)
         torch.manual_seed(self._draw(Purpose.STEP, step))
-        images_BCHW = images_BCHW.to(self.device, non_blocking=True)
-        network = self.training_model if learns else self.model
+        images_BCHW = self._images(images_BCHW)
+        network = self.training_network if learns else self.network
         if learns and self.buffers:
             torch._foreach_copy_(self.before, self.buffers)
         with torch.set_grad_enabled(learns), self._autocast():
@@ -166,9 +195,8 @@ class Student:
 
     def forget_step(self) -> None:
         """Undo what a forward pass left in the network's buffers, such as running statistics of NaN."""
-        with torch.no_grad():
-            for buffer, before in zip(self.buffers, self.before, strict=True):
-                buffer.copy_(before)
+        if self.buffers:
+            torch._foreach_copy_(self.buffers, self.before)
 
     def contribution(self, logits_BC: Tensor, step: int) -> Tensor:
         """What the others learn from: the logits without gradient, with noise if the recipe asks for it."""
@@ -177,7 +205,7 @@ class Student:
             return logits_BC
         generator = torch.Generator().manual_seed(self._draw(Purpose.LOGIT_NOISE, step))
         noise_BC = torch.randn(logits_BC.shape, generator=generator)
-        return logits_BC + deviation * noise_BC.to(self.device)
+        return logits_BC + deviation * self._moved(noise_BC)
 
     def loss(
         self, logits_BC: Tensor, labels_B: Tensor, target: Tensor | None, covered_B: Tensor | None = None
@@ -192,16 +220,17 @@ class Student:
             covered_B: which samples have a soft target, where not all have; see `distillation_loss`.
         """
         distillation = self.recipe.distillation
-        labels_B = labels_B.to(self.device, non_blocking=True)
+        labels_B = self._moved(labels_B)
         if target is None:
             task = task_loss(logits_BC, labels_B)
             return Losses(task, task, torch.zeros_like(task))
-        target = target.to(self.device, non_blocking=True)
+        target = self._moved(target)
         if distillation.method == "dml":
             return dml_loss(logits_BC, labels_B, target, distillation.weight)
-        covered_B = covered_B if covered_B is None else covered_B.to(self.device, non_blocking=True)
+        # Numbers of rows, found here: to find them in a mask the host would wait for the GPU.
+        covered_K = None if covered_B is None else self._moved(covered_B.nonzero()[:, 0])
         temperature, weight = distillation.temperature, distillation.weight
-        return kdcl_loss(logits_BC, labels_B, target, temperature, weight, covered_B)
+        return kdcl_loss(logits_BC, labels_B, target, temperature, weight, covered_K)
 
     def conflict(self, losses: Losses) -> Conflict:
         """How the step's two gradients stand to each other; changes nothing."""
@@ -232,7 +261,7 @@ class Student:
         if not len(images_BCHW):
             return torch.empty(0, self.classes)
         with self.evaluating(), self._autocast():
-            logits_BC: Tensor = self.model(images_BCHW.to(self.device, non_blocking=True))
+            logits_BC: Tensor = self.model(self._images(images_BCHW))
         return logits_BC.float()
 
     @contextmanager
@@ -257,7 +286,7 @@ class Student:
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Take up the state of `state_dict`."""
         self.model.load_state_dict(state["model"])
-        self.optimizer.load_state_dict(state["optimizer"])
+        load_optimizer(self.optimizer, state["optimizer"])
         self.scaler.load_state_dict(state["scaler"])
 
     def _set_training(self, network: nn.Module, training: bool) -> None:
@@ -269,57 +298,17 @@ class Student:
         """The seed of what is random in a step; the first replica draws as a student without replicas."""
         return derive(self.seed, purpose, *((step, self.replica) if self.replica else (step,)))
 
-    def _autocast(self) -> torch.autocast:
-        return torch.autocast(self.device.type, dtype=self.dtype, enabled=self.dtype is not None)
+    def _autocast(self) -> AbstractContextManager[object]:
+        return nullcontext() if self.dtype is None else torch.autocast(self.device.type, dtype=self.dtype)
 
+    def _moved(self, tensor: Tensor) -> Tensor:
+        """On the student's device, without waiting for it.
 
-def build_optimizer(spec: specs.Optimizer, model: nn.Module) -> torch.optim.Optimizer:
-    """The optimiser of a recipe over all parameters of a network."""
-    parameters = list(model.parameters())
-    if isinstance(spec, specs.SGD):
-        return torch.optim.SGD(
-            parameters,
-            lr=spec.lr,
-            momentum=spec.momentum,
-            nesterov=spec.nesterov,
-            weight_decay=spec.weight_decay,
-        )
-    kind = torch.optim.AdamW if isinstance(spec, specs.AdamW) else torch.optim.Adam
-    betas = (spec.beta1, spec.beta2)
-    return kind(parameters, lr=spec.lr, betas=betas, eps=spec.eps, weight_decay=spec.weight_decay)
+        From memory that is not pinned a copy to a GPU waits until that has done all that it was given.
+        """
+        if self.device.type == "cuda" and tensor.device.type == "cpu":
+            tensor = tensor.pin_memory()
+        return tensor.to(self.device, non_blocking=True)
 
-
-def load_weights(model: nn.Module, path: str, fresh: str | None = None) -> None:
-    """Load a state_dict, or the `model` entry of a checkpoint's student part, strictly.
-
-    Args:
-        model: the network.
-        path: the file.
-        fresh: a layer that keeps its own weights, whatever the file has for it.
-
-    Raises:
-        ModelError: the file is missing, holds more than tensors, or does not fit the network.
-    """
-    try:
-        state = torch.load(Path(path), map_location="cpu", weights_only=True)
-        state = state.get("model", state)
-        if fresh is not None:
-            own = model.get_submodule(fresh).state_dict(prefix=f"{fresh}.")
-            state = {name: value for name, value in state.items() if name not in own} | own
-        missing, unexpected = model.load_state_dict(state, strict=False)
-    except OSError as error:
-        raise ModelError(f"weights {path!r} cannot be read: {one_line(error)}") from error
-    except RuntimeError as error:  # its second line names the first parameter of another shape
-        reason = " ".join(line.strip() for line in str(error).splitlines()[1:2]) or one_line(error)
-        raise ModelError(f"weights {path!r} do not fit {type(model).__name__}: {reason}") from error
-    except Exception as error:  # whatever a file from outside can raise
-        raise ModelError(
-            f"weights {path!r} are not a file of torch.save(model.state_dict()) with tensors only "
-            f"({type(error).__name__})"
-        ) from error
-    if missing or unexpected:
-        shown = [f"without {name}" for name in missing] + [
-            f"with {name}, unknown there" for name in unexpected
-        ]
-        more = f" and {len(shown) - 3} more" if len(shown) > 3 else ""
-        raise ModelError(f"weights {path!r} do not fit {type(model).__name__}: {'; '.join(shown[:3])}{more}")
+    def _images(self, images_BCHW: Tensor) -> Tensor:
+        return self._moved(images_BCHW).to(memory_format=self.memory_format)

@@ -78,7 +78,7 @@ def test_a_link_is_found_again_from_two_exchanges() -> None:
     found = fit_link(4, timed)
     assert (found.latency_s, found.bandwidth) == pytest.approx((2e-4, 3e8))
     noisy = fit_link(4, [(100, 100, 0.7), (10**6, 10**6, 0.6)])
-    assert noisy == Link(pytest.approx(0.1), math.inf)  # type: ignore[arg-type]
+    assert noisy == Link(pytest.approx(0.7 / 8), math.inf)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize(
@@ -148,7 +148,7 @@ def test_a_large_cast_is_planned_at_once() -> None:
     students = [figures(0.01 * (place + 1), gradient_bytes=10**6) for place in range(12)]
     found = propose(cast(*students, link=Link(1e-4, 1e9)), 64)
     assert found.workers <= 64
-    assert found.step_s < 0.03
+    assert found.step_s < 0.035
 
 
 def test_too_few_workers_are_refused() -> None:
@@ -259,8 +259,8 @@ def test_cores_and_a_fixed_part() -> None:
 
 
 def test_a_given_link() -> None:
-    result = plan(*GIVEN, "--link", "0.01:1e12")  # 3 rounds of the ring, 2 of the tree
-    assert "step 155.0 ms, of which exchange and ensemble 55.0 ms" in result.output
+    result = plan(*GIVEN, "--link", "0.01:1e12")  # 3 messages and 3 answers
+    assert "step 165.0 ms, of which exchange and ensemble 65.0 ms" in result.output
 
 
 def test_data_elsewhere() -> None:

@@ -83,6 +83,11 @@ def test_shipped_recipes_load(path: Path) -> None:
         ("students.one.epochs=31", ["students.one.epochs", "31", "30"]),
         ("students.one.epochs=0", ["students.0.epochs", "0"]),
         ("students.one.precision=fp8", ["precision", "fp8"]),
+        (
+            "students.one={name: one, model: mlp, compile: true, sync_batchnorm: true}",
+            ["students.0", "compile"],
+        ),
+        ("students.one.compile=max-autotune", ["students.0.compile", "max-autotune"]),
         ("students.one.resources.gpu=2", ["resources.gpu", "2"]),
         ("students.7.seed=1", ["'7'", "2"]),
         ("data.augment=[{degrees: 5}]", ["augment.0.name"]),

@@ -22,10 +22,10 @@ from examples.detection.picture import draw_predictions
 from examples.detection.run import Run
 from kdcl_dist.errors import KdclError
 from kdcl_dist.metrics import Recorder
+from kdcl_dist.optimisers import build_optimizer, load_optimizer
 from kdcl_dist.replicas import Replicas
 from kdcl_dist.runs import update_record
 from kdcl_dist.seeding import Purpose, derive
-from kdcl_dist.student import build_optimizer
 
 __all__ = ["Worker", "gather"]
 
@@ -73,7 +73,7 @@ class Worker:
         self.optimizer = build_optimizer(self.recipe.optimizer, self.model)
         self.recorder = Recorder(run.folder)
         if "optimizer" in state.parts:
-            self.optimizer.load_state_dict(state.parts["optimizer"])
+            load_optimizer(self.optimizer, state.parts["optimizer"])
             self.recorder.load_state_dict(state.parts["recorder"])
         link.synchronise_batchnorm(self.model)
         self.training_model = link.wrap(self.model)
