@@ -164,6 +164,7 @@ class _Seat:
                 run=run.number,
                 generation=call.number,
                 step_s=self.limits.step_s,
+                pinned=self.device.type == "cuda",
             )
             loop = StudentLoop(run, self.member, self.student, self.session, exchange, call, self.stop)
             try:

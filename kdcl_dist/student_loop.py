@@ -174,19 +174,22 @@ class StudentLoop:
         return self._trade(with_rows=False, limit_s=self.run_.recipe.limits.startup_s).flags
 
     def _begin(self, turn: Turn) -> None:
-        """Start a message; it carries the figures of the training step before it, once."""
         flags = Flag.STOP if self.stop() else Flag.NONE
         self.exchange.mine.begin(turn.kind, turn.step, turn.part, flags)
+
+    def _trade(self, *, with_rows: bool, limit_s: float | None = None) -> Message:
+        """Give the own message, get the coordinator's answer.
+
+        The message carries the figures of the training step before it, once. They are read when the logits
+        have been, so that a GPU is not waited for twice.
+        """
+        self.exchange.board.pulse.enter("gather")
         if self.losses is not None:
             total, task, distillation = torch.stack(self.losses).tolist()
             self.exchange.mine.header["numbers"][:] = self.numbers._replace(
                 loss=total, task_loss=task, distillation_loss=distillation
             )
             self.losses = None
-
-    def _trade(self, *, with_rows: bool, limit_s: float | None = None) -> Message:
-        """Give the own message, get the coordinator's answer."""
-        self.exchange.board.pulse.enter("gather")
         self.exchange.gather(limit_s)
         self.exchange.board.pulse.enter("broadcast")
         answer = self.exchange.broadcast(with_rows, limit_s)
