@@ -37,6 +37,8 @@ AIM = 1e-9
 MAX_STEPS = 200
 #: How many steps, and how many passes of each quadratic programme, are taken blindly on an accelerator.
 BLIND_STEPS, BLIND_PASSES = 64, 3
+#: The same for two students: half of them halve the bracket, where Newton's steps do not help.
+BLIND_HALVINGS = 100
 #: How far the students' logits may lie apart, in bits, for a problem to be solved at tau = 1 at once.
 EASY_SPREAD = 100.0
 #: By how much tau falls once the problem at the present tau is roughly solved.
@@ -97,6 +99,8 @@ def minimise_logsumexp(logits_BSC: Tensor, early_exit: bool | None = None) -> Te
     if early_exit is None:
         early_exit = logits_BSC.device.type == "cpu"
     problems = _prepared(logits_BSC)
+    if students == 2:
+        return _minimised_of_two(problems, early_exit)
     search = _begun(problems, uniform_BS)
     if not early_exit:
         for _ in range(BLIND_STEPS):
@@ -105,13 +109,14 @@ def minimise_logsumexp(logits_BSC: Tensor, early_exit: bool | None = None) -> Te
     result_BS, place_B = uniform_BS, torch.arange(batch)
     for _ in range(MAX_STEPS):
         search = _advanced(problems, search, early_exit=True)
-        if bool(search.solved_B.any()):
+        keep_B = (~search.solved_B).nonzero()[:, 0]
+        if not len(keep_B):
+            break
+        # To move the open ones together is worth it only when many others leave.
+        if 4 * len(keep_B) <= 3 * len(place_B):
             result_BS[place_B] = search.trial_BS
-            keep_B = (~search.solved_B).nonzero()[:, 0]
-            if not len(keep_B):
-                return result_BS
             place_B, problems, search = place_B[keep_B], problems.keep(keep_B), search.keep(keep_B)
-    result_BS[place_B] = search.start_BS
+    result_BS[place_B] = search.trial_BS
     return result_BS
 
 
@@ -125,6 +130,35 @@ def _prepared(logits_BSC: Tensor) -> _Problems:
     noise_B = NOISE * largest_B
     aim_B = (100 * noise_B).clamp(min=AIM / LN2, max=TOLERANCE / LN2)
     return _Problems(last_BC, apart_BRC, torch.empty_like(apart_BRC), spread_B, noise_B, aim_B)
+
+
+def _minimised_of_two(problems: _Problems, early_exit: bool) -> Tensor:
+    """The weights (B, 2): the root of f's slope on [0, 1], by Newton's method kept within its bracket."""
+    last_BC, apart_BC = problems.last_BC, problems.apart_BRC[:, 0]
+    low_B1 = torch.zeros_like(last_BC[:, :1])
+    high_B1, first_B1 = low_B1 + 1, low_B1 + 0.5
+    steepness_B1 = low_B1 + torch.inf
+    for _ in range(MAX_STEPS if early_exit else BLIND_HALVINGS):
+        power_BC = torch.addcmul(last_BC, first_B1, apart_BC)
+        power_BC = power_BC.sub_(power_BC.amax(dim=1, keepdim=True)).exp2_()
+        power_BC.div_(power_BC.sum(dim=1, keepdim=True))
+        weighted_BC = power_BC.mul_(apart_BC)
+        slope_B1 = weighted_BC.sum(dim=1, keepdim=True)
+        moment_B1 = torch.linalg.vecdot(weighted_BC, apart_BC)[:, None]
+        rising_B1 = slope_B1 > 0
+        gap_B1 = slope_B1 * (first_B1 - (~rising_B1).to(first_B1.dtype))
+        open_B1 = gap_B1 > problems.aim_B[:, None]
+        if early_exit and not bool(open_B1.any()):
+            break
+        low_B1, high_B1 = torch.where(rising_B1, low_B1, first_B1), torch.where(rising_B1, first_B1, high_B1)
+        curvature_B1 = torch.addcmul(moment_B1, slope_B1, slope_B1, value=-1).mul_(LN2).clamp_(min=1e-100)
+        newton_B1 = (first_B1 - slope_B1 / curvature_B1).clamp_(min=low_B1, max=high_B1)
+        # Where Newton did not halve the slope, f has a kink: halve the bracket.
+        poor_B1 = slope_B1.abs() > 0.5 * steepness_B1
+        steepness_B1 = torch.where(poor_B1, torch.inf, slope_B1.abs())
+        next_B1 = torch.where(poor_B1, (low_B1 + high_B1) / 2, newton_B1)
+        first_B1 = torch.where(open_B1, next_B1, first_B1)
+    return torch.cat([first_B1, 1 - first_B1], dim=1)
 
 
 def _begun(problems: _Problems, start_BS: Tensor) -> _Search:
@@ -189,7 +223,9 @@ def _newton_step(
     # Taylor's remainder of the gradient: the third derivative along the step is at most the range of
     # the logits times the variance along it, which grows by no more than 2^range of the step.
     range_B = step_BS.abs().sum(dim=1) * problems.spread_B / 2
-    rest_B = 0.5 * LN2 * problems.spread_B * (step_BS * bend_BS).sum(dim=1).abs() * range_B.clamp(max=50).exp2()
+    rest_B = (
+        0.5 * LN2 * problems.spread_B * (step_BS * bend_BS).sum(dim=1).abs() * range_B.clamp(max=50).exp2()
+    )
     return next_BS, (slope_BS * step_BS).sum(dim=1), gap_B + rest_B <= problems.aim_B
 
 
@@ -208,8 +244,6 @@ def minimise_quadratic(
             for the device; the result is then better than `start_BS`, and mostly the minimum.
     """
     size = start_BS.shape[1]
-    if size == 2:
-        return _minimum_of_two(hessian_BSS, gradient_BS, start_BS)
     x_BS, fixed_BS, slope_BS = start_BS, start_BS <= 0, gradient_BS
     # The conditions of a minimum on a face: H step + level = -slope, sum of step = 0.
     system_BTT = F.pad(hessian_BSS, (0, 1, 0, 1), value=1.0)
@@ -235,14 +269,6 @@ def minimise_quadratic(
         slope_BS = torch.addcmul(slope_BS, taken_B1, bend_BS)
         fixed_BS = (fixed_BS | blocked_BS) & ~(free_B[:, None] & (places_S == freed_B[:, None]))
     return x_BS / x_BS.sum(dim=1, keepdim=True)
-
-
-def _minimum_of_two(hessian_BSS: Tensor, gradient_BS: Tensor, start_BS: Tensor) -> Tensor:
-    """`minimise_quadratic` for S = 2, where a step moves t from the second to the first."""
-    curvature_B = hessian_BSS[:, 0, 0] + hessian_BSS[:, 1, 1] - 2 * hessian_BSS[:, 0, 1]
-    step_B = (gradient_BS[:, 1] - gradient_BS[:, 0]) / curvature_B
-    first_B = (start_BS[:, 0] + step_B).clamp_(min=0, max=1)
-    return torch.stack([first_B, 1 - first_B], dim=1)
 
 
 def _face_step(system_BTT: Tensor, slope_BS: Tensor, fixed_BS: Tensor) -> tuple[Tensor, Tensor]:
