@@ -36,7 +36,7 @@ AIM = 1e-9
 #: Logits to 1e4 take about 50 at most. Beyond 1e5 double precision ends before the gap is closed.
 MAX_STEPS = 200
 #: How many steps, and how many passes of each quadratic programme, are taken blindly on an accelerator.
-BLIND_STEPS, BLIND_PASSES = 64, 3
+BLIND_STEPS, BLIND_PASSES = 128, 4
 #: The same for two students: half of them halve the bracket, where Newton's steps do not help.
 BLIND_HALVINGS = 100
 #: How far the students' logits may lie apart, in bits, for a problem to be solved at tau = 1 at once.
