@@ -164,7 +164,7 @@ def _page(rounds: int) -> list[str]:
     lines += [
         "",
         "`linear` to a KKT gap of 1e-6. A gradient is a softmax of the combination and S dot products,",
-        f"in the solver's float64. SLSQP has the analytic gradient, ftol 1e-6, median of {SLSQP_SAMPLES} samples:",
+        f"in the solver's float64. SLSQP: analytic gradient, ftol 1e-6, median of {SLSQP_SAMPLES} samples:",
         "",
         "| S | B | C | gradient us | weights ms | in gradients | SLSQP over it | soft target ms |",
         "| ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: |",
