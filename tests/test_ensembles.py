@@ -309,3 +309,27 @@ def test_absent_students_are_told_apart_in_casts_of_any_size() -> None:
     for row in range(rows):
         own_SC = logits_SBC[present_SB[:, row], row]
         torch.testing.assert_close(found_BC[row], torch.log_softmax(own_SC.mean(dim=0), dim=0))
+
+
+@pytest.mark.parametrize("method", ["naive", "linear", "min_logit", "mean", "general"])
+@pytest.mark.parametrize("students", [1, 2, 3, 8])
+def test_no_ensemble_waits_for_an_accelerator(method: str, students: int) -> None:
+    """A tensor on "meta" has no values: code that looks at one, or whose shapes depend on one, fails."""
+    logits = torch.empty(students, 16, 10, device="meta")
+    labels = torch.empty(16, dtype=torch.int64, device="meta")
+    weights = torch.full((students,), 1 / students, dtype=torch.float64)
+    assert E.log_soft_target(method, logits, labels, 2.0, weights).shape == (16, 10)
+    with pytest.raises(RuntimeError, match="meta"):
+        bool(labels.any())
+
+
+@pytest.mark.parametrize("classes", [2, 10, 1000])
+def test_general_is_exact_where_only_some_probabilities_underflow(classes: int) -> None:
+    logits, labels = random_case(8, 3, 20, classes, 1.0)
+    logits[:, 3, 0] = -500.0
+    found = E.log_soft_target("general", logits, labels, 1.0, torch.tensor([0.5, 0.0, 0.5]))
+    expected = special.logsumexp(
+        special.log_softmax(logits.double().numpy(), axis=2), axis=0, b=np.array([0.5, 0, 0.5])[:, None, None]
+    )
+    np.testing.assert_allclose(found.numpy(), expected, rtol=1e-5, atol=1e-5)
+    assert found[3, 0] < -400

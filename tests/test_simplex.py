@@ -9,6 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.optimize import minimize
 from scipy.special import logsumexp, softmax
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from kdcl_dist.simplex import TOLERANCE, minimise_logsumexp, minimise_quadratic
 
@@ -181,3 +182,29 @@ def test_quadratic_against_all_faces(size):
     found = minimise_quadratic(*(torch.from_numpy(array) for array in (hessian, gradient, start))).numpy()
     for h, g, s, x in zip(hessian, gradient, start, found, strict=True):
         np.testing.assert_allclose(x, best_of_all_faces(h, g - h @ s), atol=1e-8)
+
+
+class NoWaiting(TorchDispatchMode):
+    """Fails where an operation would make the host wait for an accelerator's results."""
+
+    def __torch_dispatch__(self, operation, types, args=(), kwargs=None):
+        name = str(operation)
+        waits = ("_local_scalar_dense", "nonzero", "item", "is_nonzero", "equal.default", "check_errors")
+        assert not any(word in name for word in (*waits, "masked_select", "unique", "aten.index")), name
+        return operation(*args, **(kwargs or {}))
+
+
+def test_what_fails_in_no_waiting():
+    with NoWaiting(), pytest.raises(AssertionError, match="_local_scalar_dense"):
+        minimise_logsumexp(draw("normal", 3, 10, 1.0, batch=4, seed=0), early_exit=True)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("students", [2, 4, 8])
+def test_as_on_an_accelerator_every_problem_is_solved_without_waiting(kind, students):
+    for seed, (classes, scale) in enumerate(itertools.product((2, 10), (1, 30, 1e4))):
+        z_BSC = draw(kind, students, classes, scale, batch=8, seed=seed)
+        with NoWaiting():
+            weights_BS = minimise_logsumexp(z_BSC, early_exit=False)
+        assert_on_simplex(weights_BS)
+        assert kkt_gap(z_BSC, weights_BS).max() <= TOLERANCE
