@@ -15,12 +15,13 @@ import numpy as np
 import torch
 
 from kdcl_dist.data.dataset import ImageDataset, fingerprint
-from kdcl_dist.data.loader import Batch, batches
+from kdcl_dist.data.loader import Batch, Part, batches, mixed_batches
 from kdcl_dist.data.streams import Ids, batches_of, epoch_steps, own_steps, split_holdout, student_seed
 from kdcl_dist.data.subset import open_classes
 from kdcl_dist.data.views import Transforms, Views
 from kdcl_dist.errors import DataError, RecipeError
-from kdcl_dist.plan import Plan, share_of
+from kdcl_dist.message import Kind
+from kdcl_dist.plan import Plan, Turn, share_of
 from kdcl_dist.recipe import Recipe
 
 __all__ = ["Session", "test_views"]
@@ -91,17 +92,37 @@ class Session:
         """The data sets' fingerprints, by which two processes see that they read the same."""
         return {"train": fingerprint(self.train), "test": fingerprint(self.test)}
 
+    def run(self, index: int, start: Turn, replica: int = 0) -> Iterator[Batch]:
+        """One replica's share of a student's batches, of all turns that take any, from one turn on.
+
+        One loader serves them all: what follows a pass over the test samples is loaded while it runs, and
+        no process is started between two epochs.
+        """
+        student, recipe = self.recipe.students[index], self.recipe
+        steps = self._steps(self._seed(index), start.step)
+        holdout, test = (
+            batches_of(ids, recipe.batch_size) for ids in (self.split[1], np.arange(len(self.test)))
+        )
+
+        def parts() -> Iterator[Part]:
+            for turn in self.plan.turns(start):
+                if turn.kind is Kind.TRAIN:
+                    yield Part(0, *next(steps))
+                elif turn.kind is Kind.HOLDOUT:
+                    yield Part(1, 0, holdout[turn.part])
+                elif turn.kind is Kind.EVALUATE:
+                    yield Part(2, 0, test[turn.part])
+
+        views = [self._training_views(index), self._test_views(self.train), self._test_views(self.test)]
+        shares = (part._replace(ids_B=_share(part.ids_B, replica, student.replicas)) for part in parts())
+        return self._load(views, shares)
+
     def training(self, index: int, start: int, replica: int = 0) -> Iterator[Batch]:
         """One replica's share of a student's training batches, from a global step to the end of the run."""
-        recipe = self.recipe
-        student = recipe.students[index]
-        seed = student_seed(recipe.seed, index, student.seed)
-        views = Views(
-            self.train,
-            Transforms(recipe.augment_of(student), self.train.mean),
-            seed if recipe.distillation.invariant else recipe.seed,
-        )
-        return self._load(views, _shares(self._steps(seed, start), replica, student.replicas))
+        replicas = self.recipe.students[index].replicas
+        steps = self._steps(self._seed(index), start)
+        parts = (Part(0, epoch, _share(ids_B, replica, replicas)) for epoch, ids_B in steps)
+        return self._load([self._training_views(index)], parts)
 
     def first_views(self, index: int, count: int) -> Batch:
         """The first few samples of a student's run, as it sees them in training.
@@ -122,13 +143,25 @@ class Session:
             raise DataError("data.augment gives images with NaN or infinite pixels", student=student.name)
         return batch
 
-    def holdout(self, replica: int = 0, replicas: int = 1) -> Iterator[Batch]:
-        """The held-out samples once, or one replica's share of each batch, seen through the test view."""
-        return self._once(self.train, self.split[1], replica, replicas)
+    def holdout(self) -> Iterator[Batch]:
+        """The held-out samples once, seen through the test view."""
+        return self._once(self.train, self.split[1])
 
-    def testing(self, replica: int = 0, replicas: int = 1) -> Iterator[Batch]:
-        """The test samples once, or one replica's share of each batch, seen through the test view."""
-        return self._once(self.test, np.arange(len(self.test)), replica, replicas)
+    def testing(self) -> Iterator[Batch]:
+        """The test samples once, seen through the test view."""
+        return self._once(self.test, np.arange(len(self.test)))
+
+    def _seed(self, index: int) -> int:
+        return student_seed(self.recipe.seed, index, self.recipe.students[index].seed)
+
+    def _training_views(self, index: int) -> Views:
+        recipe = self.recipe
+        transforms = Transforms(recipe.augment_of(recipe.students[index]), self.train.mean)
+        seed = self._seed(index) if recipe.distillation.invariant else recipe.seed
+        return Views(self.train, transforms, seed)
+
+    def _test_views(self, dataset: ImageDataset) -> Views:
+        return test_views(dataset, self.recipe.data.test_items, self.recipe.seed)
 
     def _steps(self, seed: int, start: int) -> Iterator[tuple[int, Ids]]:
         per_epoch, window = self.plan.steps_per_epoch, self.recipe.distillation.window
@@ -138,14 +171,13 @@ class Session:
             for ids_B in own_steps(steps_TB, width, seed, epoch, max(0, start - epoch * per_epoch)):
                 yield epoch, ids_B
 
-    def _once(self, dataset: ImageDataset, ids: Ids, replica: int, replicas: int) -> Iterator[Batch]:
-        views = test_views(dataset, self.recipe.data.test_items, self.recipe.seed)
-        plan = ((0, ids_B) for ids_B in batches_of(ids, self.recipe.batch_size))
-        return self._load(views, _shares(plan, replica, replicas))
+    def _once(self, dataset: ImageDataset, ids: Ids) -> Iterator[Batch]:
+        parts = (Part(0, 0, ids_B) for ids_B in batches_of(ids, self.recipe.batch_size))
+        return self._load([self._test_views(dataset)], parts)
 
-    def _load(self, views: Views, plan: Iterator[tuple[int, Ids]]) -> Iterator[Batch]:
+    def _load(self, views: Sequence[Views], plan: Iterator[Part]) -> Iterator[Batch]:
         data, limits = self.recipe.data, self.recipe.limits
-        return batches(views, plan, workers=data.loader_workers, timeout_s=limits.step_s)
+        return mixed_batches(views, plan, workers=data.loader_workers, timeout_s=limits.step_s)
 
 
 @contextmanager
@@ -162,8 +194,7 @@ def test_views(dataset: ImageDataset, items: Sequence[Mapping[str, Any]], seed: 
     return Views(dataset, Transforms(items, dataset.mean), seed)
 
 
-def _shares(plan: Iterator[tuple[int, Ids]], replica: int, replicas: int) -> Iterator[tuple[int, Ids]]:
-    """One replica's rows of each batch, as `share_of` counts them; a small batch may leave it none."""
-    for epoch, ids_B in plan:
-        start = sum(share_of(len(ids_B), earlier, replicas) for earlier in range(replica))
-        yield epoch, ids_B[start : start + share_of(len(ids_B), replica, replicas)]
+def _share(ids_B: Ids, replica: int, replicas: int) -> Ids:
+    """One replica's rows of a batch, as `share_of` counts them; a small batch may leave it none."""
+    start = sum(share_of(len(ids_B), earlier, replicas) for earlier in range(replica))
+    return ids_B[start : start + share_of(len(ids_B), replica, replicas)]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import torch
@@ -65,8 +65,7 @@ class StudentLoop:
         self.run_, self.member, self.student, self.session = run, member, student, session
         self.exchange, self.stop, self.present = exchange, stop, call.students
         self.position = call.at
-        self.training = session.training(member.student, call.at.step, member.replica)
-        self.passing: Iterator[Batch] = iter(())
+        self.batches = session.run(member.student, call.at, member.replica)
         self.numbers = Numbers()
         self.losses: Losses | None = None
         self.answered = time.perf_counter()
@@ -99,7 +98,7 @@ class StudentLoop:
         """One training step: own view, logits to all, soft target back, own update."""
         student, enter = self.student, self.exchange.board.pulse.enter
         started = time.perf_counter()
-        batch = next(self.training)
+        batch = next(self.batches)
         loaded = time.perf_counter()
         enter("forward")
         logits_BC = student.forward(batch.images, turn.step, learns=student.learns(turn.epoch))
@@ -149,18 +148,11 @@ class StudentLoop:
         """One batch of a pass over held-out or test samples, in evaluation mode."""
         if turn.part == 0:
             self.student.share_buffers()
-            share = self.member.replica, self.student.spec.replicas
-            session = self.session
-            self.passing = session.holdout(*share) if turn.kind is Kind.HOLDOUT else session.testing(*share)
-        batch = next(self.passing)
+        batch = next(self.batches)
         self.exchange.board.pulse.enter("evaluation")
         self._begin(turn)
         self.exchange.mine.put(batch.ids, self.student.predict(batch.images), batch.labels)
-        flags = self._trade(with_rows=False).flags
-        plan = self.session.plan
-        if turn.part + 1 == (plan.holdout_batches if turn.kind is Kind.HOLDOUT else plan.test_batches):
-            self.passing = iter(())  # lets the loader's processes go until the next pass
-        return flags
+        return self._trade(with_rows=False).flags
 
     def _checkpoint(self, turn: Turn) -> Flag:
         """Write the student's part, then tell the coordinator its hash; the manifest makes it count."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import itertools
 import json
 import os
 import pickle
@@ -14,19 +15,24 @@ import numpy as np
 import pyarrow as pa
 import pytest
 import torch
-from conftest import ROOT, write_images
+from conftest import ROOT, MakeRecipe, write_images
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
+from torchvision.transforms import v2
 
 from kdcl_dist.data import streams
 from kdcl_dist.data.dataset import ArrowDataset, Info, fingerprint, open_dataset
 from kdcl_dist.data.describe import describe
 from kdcl_dist.data.importers.digits import import_digits
 from kdcl_dist.data.loader import batches, normalise
+from kdcl_dist.data.view_seeds import view_seeds
 from kdcl_dist.data.views import Transforms, Views
 from kdcl_dist.data.writer import write_dataset
 from kdcl_dist.errors import DataError, RecipeError
+from kdcl_dist.message import Kind
+from kdcl_dist.plan import Turn
+from kdcl_dist.session import Session
 
 SETTINGS = settings(max_examples=50, deadline=None, derandomize=True)
 INFO = Info(("x", "y"), "raw", 1, (1, 2, 2), (0.5,), (0.5,))
@@ -289,6 +295,128 @@ def test_workers_do_not_change_a_batch(workers: int, images: ArrowDataset) -> No
     assert len(inline) == len(loaded) == 8
     for left, right in zip(inline, loaded, strict=True):
         assert all(torch.equal(a, b) for a, b in zip(left, right, strict=True))
+
+
+def test_seeds_of_a_batch_are_those_of_its_samples() -> None:
+    ids = np.array([0, 1, 77, 2**31, 2**32 - 1])
+    for student, epoch in itertools.product((0, 5, 2**32 - 1, 2**32, 2**63 - 1), (0, 3, 2**33)):
+        wanted = [streams.view_seed(student, epoch, int(i)) for i in ids]
+        assert view_seeds(student, epoch, ids) == wanted
+    assert view_seeds(1, 2, ids[:0]) == []
+
+
+PADDINGS = st.sampled_from([None, 0, 3, [1, 2], [0, 1, 2, 3]])
+
+
+@SETTINGS
+@given(
+    size=st.tuples(st.integers(1, 8), st.integers(1, 8)),
+    padding=PADDINGS,
+    crops=st.booleans(),
+    flip=st.sampled_from([None, 0.0, 0.5, 1.0]),
+    seed=st.integers(0, 2**40),
+)
+def test_crops_of_whole_batches_are_torchvisions(
+    size: tuple[int, int],
+    padding: object,
+    crops: bool,
+    flip: float | None,
+    seed: int,
+    crop_data: ArrowDataset,
+) -> None:
+    """The same transforms, called one by one by torchvision on each image, are the reference."""
+    calls = [v2.RandomCrop(size, padding=padding)] if crops else []
+    calls += [v2.RandomHorizontalFlip(flip)] if flip is not None else []
+    items = [{"name": "RandomCrop", "size": list(size), "padding": padding}] if crops else []
+    items += [{"name": "RandomHorizontalFlip", "p": flip}] if flip is not None else []
+    ids = np.array([3, 0, 2, 4, 3])
+    torch.manual_seed(1)
+    state = torch.get_rng_state()
+    found = Views(crop_data, Transforms(items), seed).batch(1, ids)
+    assert torch.equal(torch.get_rng_state(), state), "what others draw is left alone"
+    for row, i in enumerate(ids.tolist()):
+        torch.manual_seed(streams.view_seed(seed, 1, i))
+        image = crop_data.image(i)
+        for call in calls:
+            image = call(image)
+        assert torch.equal(found[row], image)
+
+
+@pytest.fixture(scope="module")
+def crop_data(tmp_path_factory: pytest.TempPathFactory) -> ArrowDataset:
+    """Five images of 3 x 8 x 9 in two files, so that one lies behind the other's end."""
+    folder = tmp_path_factory.mktemp("crops")
+    rng = np.random.default_rng(0)
+    info = Info(("x",), "raw", 3, (3, 8, 9), (0.5,) * 3, (0.5,) * 3)
+    for name, count in (("a", 3), ("b", 2)):
+        images = rng.integers(1, 256, (count, 3, 8, 9), dtype=np.uint8)
+        write_dataset(folder / f"{name}.arrow", ((0, image.tobytes()) for image in images), info)
+    return ArrowDataset(str(folder))
+
+
+@pytest.mark.parametrize(
+    "item",
+    [
+        {"name": "RandomCrop", "size": 4, "fill": 7, "padding": 2},
+        {"name": "RandomCrop", "size": 4, "padding": 2, "padding_mode": "reflect"},
+        {"name": "RandomCrop", "size": 30, "padding": 2, "pad_if_needed": True},
+        {"name": "RandomVerticalFlip"},
+    ],
+)
+def test_other_transforms_go_image_by_image(item: dict, crop_data: ArrowDataset) -> None:
+    views = Views(crop_data, Transforms([item]), seed=1)
+    ids = np.arange(5)
+    assert torch.equal(views.batch(2, ids), torch.stack([views[2, i] for i in range(5)]))
+
+
+@pytest.mark.parametrize(
+    "items",
+    [
+        [{"name": "RandomResizedCrop", "size": 24}, {"name": "RandomPhotometricDistort"}],
+        [{"name": "Resize", "size": [20, 20]}, {"name": "CenterCrop", "size": 16}],
+        [{"name": "Resize", "size": [60, 80]}, {"name": "ColorJitter", "contrast": 0.5}],
+    ],
+)
+def test_decoded_images_give_the_same_views_in_either_layout(items: list[dict], tmp_path: Path) -> None:
+    """Torchvision's transforms of the same pixels, plane by plane in memory, are the reference."""
+    rng, rows = np.random.default_rng(0), []
+    for _ in range(12):
+        buffer = io.BytesIO()
+        Image.fromarray(rng.integers(0, 256, (60, 80, 3), dtype=np.uint8)).save(buffer, "JPEG")
+        rows.append((0, buffer.getvalue()))
+    info = Info(("x",), "encoded", 3, None, (0.5,) * 3, (0.5,) * 3)
+    write_dataset(tmp_path / "e.arrow", rows, info)
+    dataset = ArrowDataset(str(tmp_path / "e.arrow"))
+    found = Views(dataset, Transforms(items), seed=4).batch(0, np.arange(12))
+    calls = [getattr(v2, item["name"])(**{k: v for k, v in item.items() if k != "name"}) for item in items]
+    for i, (_, data) in enumerate(rows):
+        planes = np.ascontiguousarray(np.asarray(Image.open(io.BytesIO(data))).transpose(2, 0, 1))
+        torch.manual_seed(streams.view_seed(4, 0, i))
+        image = torch.from_numpy(planes)
+        for call in calls:
+            image = call(image)
+        assert torch.equal(found[i], image)
+
+
+@pytest.mark.parametrize("workers", [0, 1, 2])
+def test_one_loader_serves_a_whole_run(workers: int, make_recipe: MakeRecipe) -> None:
+    """From any turn on: the training steps, the held-out and the test samples, in the plan's order."""
+    crop = [{"name": "RandomCrop", "size": 8, "padding": 1}]
+    common = f"data.augment={crop}", "data.holdout_per_class=2", "distillation.method=general"
+    session = Session.open(make_recipe(*common, f"data.loader_workers={workers}"))
+    alone = Session.open(make_recipe(*common))
+    plan = session.plan
+    for start in (Turn(Kind.TRAIN, 0, 1), Turn(Kind.EVALUATE, 0, plan.steps_per_epoch)):
+        steps = alone.training(1, start.step)
+        found = session.run(1, start)
+        for turn in plan.turns(start):
+            if turn.kind not in (Kind.TRAIN, Kind.HOLDOUT, Kind.EVALUATE):
+                continue
+            if turn.part == 0 and turn.kind is not Kind.TRAIN:
+                passing = alone.holdout() if turn.kind is Kind.HOLDOUT else alone.testing()
+            wanted = next(steps if turn.kind is Kind.TRAIN else passing)
+            assert all(torch.equal(a, b) for a, b in zip(next(found), wanted, strict=True))
+        assert next(found, None) is None
 
 
 def test_foreign_transforms_are_seeded_too(

@@ -17,8 +17,9 @@ from kdcl_dist.errors import StudentLost
 from kdcl_dist.exchange import connect_store, host_store, scoped
 from kdcl_dist.interfaces import interface_of
 from kdcl_dist.launch import local
+from kdcl_dist.message import Kind
 from kdcl_dist.metrics import read_metrics
-from kdcl_dist.plan import share_of
+from kdcl_dist.plan import Turn, share_of
 from kdcl_dist.recipe import Recipe
 from kdcl_dist.replicas import Replicas
 from kdcl_dist.runs import Run, read_record
@@ -115,7 +116,8 @@ def test_shares_are_even_and_whole(rows: int, replicas: int) -> None:
 
 def test_every_sample_once(make_recipe: MakeRecipe) -> None:
     session = Session.open(make_recipe(PAIR))
-    parts = [list(session.testing(replica, 2)) for replica in range(2)]
+    test_turns = Turn(Kind.EVALUATE, session.recipe.epochs - 1, session.plan.steps_per_epoch)
+    parts = [list(session.run(0, test_turns, replica)) for replica in range(2)]
     whole = [batch.ids for batch in session.testing()]
     assert [torch.cat([a.ids, b.ids]).tolist() for a, b in zip(*parts, strict=True)] == [
         i.tolist() for i in whole

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from bisect import bisect_right
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from functools import cached_property
@@ -118,9 +119,10 @@ class ArrowDataset:
         self.labels: npt.NDArray[np.int64] = np.concatenate(labels)
         if not len(self.labels):
             raise DataError(f"{path}: the data set has no samples")
-        chunks = [chunk for table in self._tables for chunk in table["image"].chunks]
-        self._chunks = chunks
-        self._starts = np.cumsum([0] + [len(chunk) for chunk in chunks])
+        self._chunks = [chunk for table in self._tables for chunk in table["image"].chunks]
+        self._starts: list[int] = np.cumsum([0] + [len(chunk) for chunk in self._chunks]).tolist()
+        shape = self.info.shape
+        self._raw = [_raw(chunk, shape) for chunk in self._chunks] if shape else []
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -150,19 +152,31 @@ class ArrowDataset:
 
     def data(self, index: int) -> pa.Buffer:
         """One image's stored bytes, without copying."""
-        chunk = int(np.searchsorted(self._starts, index, side="right")) - 1
-        return self._chunks[chunk][index - int(self._starts[chunk])].as_buffer()
+        chunk, row = self._place(index)
+        return self._chunks[chunk][row].as_buffer()
+
+    def pixels(self, index: int) -> npt.NDArray[np.uint8]:
+        """One raw image (C, H, W), read-only, without copying; for data sets with raw pixels."""
+        chunk, row = self._place(index)
+        image_CHW: npt.NDArray[np.uint8] = self._raw[chunk][row]
+        return image_CHW
 
     def image(self, index: int) -> Tensor:
-        """One image as uint8 (C, H, W), a copy that may be changed; `DataError` if it cannot be decoded."""
-        data = self.data(index)
+        """One image as uint8 (C, H, W), a copy that may be changed; `DataError` if it cannot be decoded.
+
+        A decoded image lies in memory as the decoder leaves it, the channels of a pixel side by side.
+        """
         if self.info.shape is not None:
-            return torch.frombuffer(bytearray(data), dtype=torch.uint8).view(self.info.shape)
+            return torch.from_numpy(self.pixels(index).copy())
         try:
-            pixels_HWC = decode(data, self.channels)
+            pixels_HWC = decode(self.data(index), self.channels)
         except ValueError as error:
             raise DataError(f"{self.path}: the image in row {index} is unreadable: {error}") from error
-        return torch.from_numpy(pixels_HWC).permute(2, 0, 1).contiguous()
+        return torch.from_numpy(pixels_HWC).permute(2, 0, 1)
+
+    def _place(self, index: int) -> tuple[int, int]:
+        chunk = bisect_right(self._starts, index) - 1
+        return chunk, index - self._starts[chunk]
 
     @cached_property
     def fingerprint(self) -> str:
@@ -258,6 +272,13 @@ def _open(file: Path) -> pa.Table:
         raise DataError(
             f"{file}: not an Arrow IPC file, or a truncated one: {one_line(error)}; import it again"
         ) from error
+
+
+def _raw(chunk: pa.Array, shape: tuple[int, int, int]) -> npt.NDArray[np.uint8]:
+    """The pixels (N, C, H, W) of a chunk of raw images, without copying."""
+    flat = np.frombuffer(chunk.buffers()[1], np.uint8) if len(chunk) else np.empty(0, np.uint8)
+    size = int(np.prod(shape))
+    return flat[chunk.offset * size :][: len(chunk) * size].reshape(len(chunk), *shape)
 
 
 def _info(file: Path, schema: pa.Schema) -> Info:

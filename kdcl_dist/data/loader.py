@@ -5,6 +5,7 @@ Shapes: B batch, C channels, H W image.
 
 from __future__ import annotations
 
+import gc
 import multiprocessing
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, NamedTuple
@@ -17,10 +18,13 @@ from torch.utils.data import DataLoader
 from kdcl_dist.data.dataset import ImageDataset
 from kdcl_dist.data.streams import Ids
 from kdcl_dist.data.views import Views
-from kdcl_dist.errors import DataError, KdclError
+from kdcl_dist.errors import KdclError
 from kdcl_dist.orphans import end_with_parent
 
-__all__ = ["Batch", "batches"]
+__all__ = ["Batch", "Part", "batches", "mixed_batches"]
+
+#: Pixels that are normalised at a time: few enough to stay in a core's cache from one pass to the next.
+CACHED_PIXELS = 1 << 16
 
 
 class Batch(NamedTuple):
@@ -31,10 +35,26 @@ class Batch(NamedTuple):
     images: Tensor
 
 
+class Part(NamedTuple):
+    """What to load: of which views (a place in their list), in which epoch, which samples."""
+
+    views: int
+    epoch: int
+    ids_B: Ids
+
+
 def batches(
     views: Views, plan: Iterable[tuple[int, Ids]], *, workers: int = 0, timeout_s: float = 0
 ) -> Iterator[Batch]:
-    """One batch for each (epoch, ids_B) of the plan, in order.
+    """One batch for each (epoch, ids_B) of the plan, in order; as `mixed_batches`."""
+    parts = (Part(0, epoch, ids_B) for epoch, ids_B in plan)
+    return mixed_batches([views], parts, workers=workers, timeout_s=timeout_s)
+
+
+def mixed_batches(
+    views: Sequence[Views], plan: Iterable[Part], *, workers: int = 0, timeout_s: float = 0
+) -> Iterator[Batch]:
+    """One batch for each part of the plan, in order, all by the same workers.
 
     Args:
         views: what is loaded.
@@ -45,21 +65,26 @@ def batches(
     Raises:
         DataError: images of a batch differ in size, or one cannot be read or transformed.
     """
-    if workers == 0:
-        for epoch, ids_B in plan:
-            yield _batch(views.dataset, _Collate()([_Sample(views)[epoch, int(i)] for i in ids_B]))
-        return
-    loader: Iterable[_Loaded] = DataLoader(
-        _Sample(views),  # type: ignore[arg-type]
-        batch_sampler=_Indices(plan),
+    load = _Load(views)
+    here = map(load.__getitem__, plan)
+    for loaded in here if workers == 0 else _processes(load, plan, workers, timeout_s):
+        if isinstance(loaded, KdclError):
+            raise loaded
+        part, images_BCHW = loaded
+        yield _batch(views[part.views].dataset, part.ids_B, images_BCHW)
+
+
+def _processes(load: _Load, plan: Iterable[Part], workers: int, timeout_s: float) -> Iterable[_Loaded]:
+    return DataLoader(
+        load,  # type: ignore[arg-type]
+        batch_size=None,
+        sampler=_Plan(plan),
         num_workers=workers,
-        collate_fn=_Collate(),
+        collate_fn=_as_it_is,
         multiprocessing_context=_context(),
         worker_init_fn=_begin,
         timeout=timeout_s,
     )
-    for loaded in loader:
-        yield _batch(views.dataset, loaded)
 
 
 def _context() -> Any:
@@ -70,68 +95,58 @@ def _context() -> Any:
 
 
 def _begin(_worker: int) -> None:
-    """End a worker when the process that loads from it dies, however it dies."""
+    """End a worker when the process that loads from it dies, however it dies.
+
+    What the worker has of the server it was forked from stays shared: no collection of garbage touches it.
+    """
+    gc.freeze()
     end_with_parent()
 
 
-#: What a worker sends: ids_B and images_BCHW; or an error, which would lose its fields if raised there.
-_Loaded = tuple[Tensor, Tensor] | KdclError
+def _as_it_is(loaded: Any) -> Any:
+    return loaded
 
 
-class _Sample:
-    """Views together with their id; an error takes the view's place."""
+#: What a worker sends: a part and its images_BCHW; or an error, which would lose its fields if raised there.
+_Loaded = tuple[Part, Tensor] | KdclError
 
-    def __init__(self, views: Views) -> None:
+
+class _Load:
+    """The views as a data set whose samples are whole batches; an error takes a batch's place."""
+
+    def __init__(self, views: Sequence[Views]) -> None:
         self.views = views
 
-    def __getitem__(self, index: tuple[int, int]) -> tuple[int, Tensor | KdclError]:
+    def __getitem__(self, part: Part) -> _Loaded:
         try:
-            return index[1], self.views[index]
+            return part, self.views[part.views].batch(part.epoch, part.ids_B)
         except KdclError as error:
-            return index[1], error
+            return error
 
 
-class _Indices:
-    """The plan as a batch sampler: lists of (epoch, id)."""
+class _Plan:
+    """The plan as a sampler."""
 
-    def __init__(self, plan: Iterable[tuple[int, Ids]]) -> None:
+    def __init__(self, plan: Iterable[Part]) -> None:
         self.plan = plan
 
-    def __iter__(self) -> Iterator[list[tuple[int, int]]]:
-        for epoch, ids_B in self.plan:
-            yield [(epoch, int(sample_id)) for sample_id in ids_B]
+    def __iter__(self) -> Iterator[Part]:
+        return iter(self.plan)
 
 
-class _Collate:
-    """Stack a batch's images, which must be of one size."""
-
-    def __call__(self, samples: Sequence[tuple[int, Tensor | KdclError]]) -> _Loaded:
-        images: list[Tensor] = []
-        for sample_id, image_CHW in samples:
-            if isinstance(image_CHW, KdclError):
-                return image_CHW
-            images.append(image_CHW)
-            if image_CHW.shape != images[0].shape:
-                return DataError(
-                    f"samples {samples[0][0]} and {sample_id} have shapes {tuple(images[0].shape)} and "
-                    f"{tuple(image_CHW.shape)}: add a transform that gives all one size, such as "
-                    "RandomResizedCrop in data.augment and Resize with CenterCrop in data.test_view"
-                )
-        ids_B = torch.tensor([sample_id for sample_id, _ in samples], dtype=torch.int64)
-        return ids_B, torch.stack(images) if images else torch.empty(0, 1, 1, 1)
-
-
-def _batch(dataset: ImageDataset, loaded: _Loaded) -> Batch:
-    if isinstance(loaded, KdclError):
-        raise loaded
-    ids_B, images_BCHW = loaded
-    labels_B = torch.from_numpy(np.asarray(dataset.labels, np.int64)[ids_B.numpy()])
-    return Batch(ids_B, labels_B, normalise(images_BCHW, dataset.mean, dataset.std))
+def _batch(dataset: ImageDataset, ids_B: Ids, images_BCHW: Tensor) -> Batch:
+    labels_B = torch.from_numpy(np.asarray(dataset.labels, np.int64)[ids_B])
+    return Batch(torch.from_numpy(ids_B), labels_B, normalise(images_BCHW, dataset.mean, dataset.std))
 
 
 def normalise(images_BCHW: Tensor, mean: Sequence[float], std: Sequence[float]) -> Tensor:
     """Images with zero mean and unit deviation, float32; uint8 counts as 0..255, anything else as 0..1."""
-    if images_BCHW.dtype == torch.uint8:
-        images_BCHW = images_BCHW.float().div_(255)
     mean_C11, std_C11 = (torch.tensor(value)[:, None, None] for value in (mean, std))
-    return images_BCHW.float().sub(mean_C11).div_(std_C11)
+    out_BCHW = torch.empty(images_BCHW.shape, dtype=torch.float32)
+    count = max(1, CACHED_PIXELS // max(1, images_BCHW[:1].numel()))
+    for start in range(0, len(out_BCHW), count):
+        out = out_BCHW[start : start + count].copy_(images_BCHW[start : start + count])
+        if images_BCHW.dtype == torch.uint8:
+            out.div_(255)
+        out.sub_(mean_C11).div_(std_C11)
+    return out_BCHW

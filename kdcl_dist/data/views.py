@@ -1,6 +1,6 @@
 """What a student sees of a sample: transforms whose random numbers belong to the sample, not to a process.
 
-Shapes: C channels, H W image.
+Shapes: B batch, C channels, H W image.
 """
 
 from __future__ import annotations
@@ -13,11 +13,14 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
+from torch.utils.data import default_collate
 from torchvision.transforms import v2
 
+from kdcl_dist.data.crops import CropFlip
 from kdcl_dist.data.cutout import Cutout
-from kdcl_dist.data.dataset import ImageDataset
-from kdcl_dist.data.streams import view_seed
+from kdcl_dist.data.dataset import ArrowDataset, ImageDataset
+from kdcl_dist.data.streams import Ids, view_seed
+from kdcl_dist.data.view_seeds import view_seeds
 from kdcl_dist.errors import DataError, KdclError, RecipeError, one_line
 from kdcl_dist.importing import is_import_string, load_object
 
@@ -25,6 +28,8 @@ __all__ = ["Transforms", "Views"]
 
 #: Transforms of our own, by the name a recipe gives; called with the data set's mean and the arguments.
 BUILT_IN = {"Cutout": Cutout}
+#: Transforms that read pixels in the decoder's layout, with the same result; all others get planes.
+ANY_LAYOUT = (v2.RandomResizedCrop, v2.Resize)
 
 
 class Transforms:
@@ -40,14 +45,17 @@ class Transforms:
 
     def __init__(self, items: Sequence[Mapping[str, Any]], mean_C: Sequence[float] = ()) -> None:
         self.items, self.mean_C = [dict(item) for item in items], tuple(mean_C)
-        self._calls = [_build(position, item, self.mean_C) for position, item in enumerate(self.items)]
+        self.calls = [_build(position, item, self.mean_C) for position, item in enumerate(self.items)]
         # torchvision draws from torch alone; a user's own transform may draw from anywhere.
         self.foreign = any(is_import_string(item["name"]) for item in self.items)
+        self.any_layout = bool(self.calls) and type(self.calls[0]) in ANY_LAYOUT
 
     def __call__(self, image_CHW: Tensor) -> Tensor:
         """Apply all transforms to one image."""
-        for call in self._calls:
+        for call in self.calls:
             image_CHW = call(image_CHW)
+            if self.any_layout and call is self.calls[0]:
+                image_CHW = image_CHW.contiguous()
         return image_CHW
 
     def __reduce__(self) -> tuple[type[Transforms], tuple[Any, ...]]:
@@ -68,13 +76,43 @@ class Views:
 
     def __init__(self, dataset: ImageDataset, transforms: Transforms, seed: int) -> None:
         self.dataset, self.transforms, self.seed = dataset, transforms, seed
+        raw = isinstance(dataset, ArrowDataset) and dataset.info.shape
+        self._whole_batches = CropFlip.of(transforms.calls, raw) if raw else None
+
+    def __reduce__(self) -> tuple[type[Views], tuple[Any, ...]]:
+        return Views, (self.dataset, self.transforms, self.seed)
+
+    def batch(self, epoch: int, ids_B: Ids) -> Tensor:
+        """The views of several samples of an epoch, (B, C, H, W); equal to a view by itself.
+
+        Raises:
+            DataError: the views differ in size, or one cannot be read or transformed.
+        """
+        seeds_B = view_seeds(self.seed, epoch, ids_B)
+        if self._whole_batches is not None:
+            assert isinstance(self.dataset, ArrowDataset)
+            return self._whole_batches([self.dataset.pixels(i) for i in ids_B.tolist()], seeds_B)
+        views = [self._view(epoch, i, seed) for i, seed in zip(ids_B.tolist(), seeds_B, strict=True)]
+        for sample_id, view_CHW in zip(ids_B.tolist(), views, strict=True):
+            if view_CHW.shape != views[0].shape:
+                raise DataError(
+                    f"samples {int(ids_B[0])} and {sample_id} have shapes {tuple(views[0].shape)} and "
+                    f"{tuple(view_CHW.shape)}: add a transform that gives all one size, such as "
+                    "RandomResizedCrop in data.augment and Resize with CenterCrop in data.test_view"
+                )
+        # In a loader's process this stacks into shared memory, so that sending copies nothing.
+        stacked_BCHW: Tensor = default_collate(views) if views else torch.empty(0, 1, 1, 1)
+        return stacked_BCHW
 
     def __getitem__(self, index: tuple[int, int]) -> Tensor:
         epoch, sample_id = index
+        return self._view(epoch, sample_id, view_seed(self.seed, epoch, sample_id))
+
+    def _view(self, epoch: int, sample_id: int, seed: int) -> Tensor:
         image_CHW = self._image(sample_id)
         if not self.transforms.items:
             return image_CHW
-        self._seed(epoch, sample_id)
+        self._seed(seed)
         try:
             view = self.transforms(image_CHW)
         except Exception as error:  # a user's transform can raise anything
@@ -82,7 +120,6 @@ class Views:
             raise DataError(
                 f"a transform fails on sample {sample_id} of shape {shape}, epoch {epoch}: {one_line(error)}"
             ) from error
-
         if not isinstance(view, Tensor):
             raise DataError(
                 f"the transforms give a {type(view).__name__} for sample {sample_id}, not a tensor"
@@ -91,14 +128,14 @@ class Views:
 
     def _image(self, sample_id: int) -> Tensor:
         try:
-            return self.dataset.image(sample_id)
+            image_CHW = self.dataset.image(sample_id)
+            return image_CHW if self.transforms.any_layout else image_CHW.contiguous()
         except KdclError:
             raise
         except Exception as error:  # a user's data set can raise anything
             raise DataError(f"the data set fails on sample {sample_id}: {one_line(error)}") from error
 
-    def _seed(self, epoch: int, sample_id: int) -> None:
-        seed = view_seed(self.seed, epoch, sample_id)
+    def _seed(self, seed: int) -> None:
         torch.default_generator.manual_seed(seed)
         if self.transforms.foreign:
             random.seed(seed)

@@ -1,0 +1,256 @@
+"""Loading against torchvision's own way, memory of its own, and the first step of an epoch.
+
+    python -m benchmarks.data_loading --out docs/results/data-loading.md
+
+JPEGs of ImageNet's size and raw images of CIFAR's are made in a temporary folder. torchvision reads them with
+ImageFolder (Pillow) and CIFAR10, `transforms.v2` and DataLoader; kdcl imports them and reads its own files.
+Both give the views of the same transforms, float32 and normalised. Rounds alternate; compare
+ratios, not times.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import platform
+import tempfile
+import time
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from statistics import median
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from torch.utils.data import DataLoader, Dataset
+from torchvision.datasets import ImageFolder
+from torchvision.transforms import v2
+
+from benchmarks.data_files import TorchvisionCIFAR10, cifar, jpegs
+from benchmarks.figures import Figure
+from benchmarks.private_memory import growth, write_raw
+from kdcl_dist.data.dataset import ArrowDataset
+from kdcl_dist.data.loader import batches
+from kdcl_dist.data.streams import batches_of
+from kdcl_dist.data.views import Transforms, Views
+from kdcl_dist.message import Kind
+from kdcl_dist.plan import Turn
+from kdcl_dist.recipe_file import load_recipe
+from kdcl_dist.session import Session
+
+WORKERS = (0, 1, 2)
+BATCH = 32
+IMAGENET: list[dict[str, Any]] = [
+    {"name": "RandomResizedCrop", "size": 224},
+    {"name": "RandomPhotometricDistort"},
+    {"name": "RandomHorizontalFlip"},
+]
+CIFAR: list[dict[str, Any]] = [
+    {"name": "RandomCrop", "size": 32, "padding": 4},
+    {"name": "RandomHorizontalFlip"},
+]
+#: Seconds of a step's computation in the measurement of an epoch's first step.
+COMPUTE_S = 0.02
+
+
+class Sizes(NamedTuple):
+    """How much is measured: rounds, JPEGs, raw images of a file (of five), bytes of the memory's data set."""
+
+    rounds: int
+    jpegs: int
+    raw: int
+    memory_images: int
+    epochs: int
+
+
+FULL = Sizes(rounds=3, jpegs=256, raw=1000, memory_images=8_000, epochs=6)
+QUICK = Sizes(rounds=1, jpegs=192, raw=500, memory_images=8_000, epochs=3)
+
+
+class Speed(NamedTuple):
+    """Seconds an image, medians: torchvision's and kdcl's."""
+
+    torchvision_s: float
+    kdcl_s: float
+
+
+def speed(theirs: Dataset[Any], ours: Views, workers: int, rounds: int) -> Speed:
+    """Both ways over all images, by turns."""
+    plan = batches_of(np.arange(len(ours.dataset)), BATCH)
+
+    def torchvision() -> Iterable[Any]:
+        return DataLoader(theirs, batch_size=BATCH, num_workers=workers)
+
+    def kdcl() -> Iterable[Any]:
+        return batches(ours, [(0, ids_B) for ids_B in plan], workers=workers, timeout_s=120)
+
+    found = [(_per_image(torchvision), _per_image(kdcl)) for _ in range(rounds)]
+    return Speed(*(median(column) for column in zip(*found, strict=True)))
+
+
+def _per_image(load: Callable[[], Iterable[Any]]) -> float:
+    """Seconds an image from the first batch to the last, so without the start of the workers."""
+    stream = iter(load())
+    next(stream)
+    started = time.perf_counter()
+    images = sum(len(batch[-1]) for batch in stream)
+    return (time.perf_counter() - started) / images
+
+
+def jpeg_pair(folder: Path, count: int) -> tuple[Dataset[Any], Views]:
+    """The ImageNet training view of the same JPEGs, read by torchvision and by kdcl."""
+    root, path = jpegs(folder, count)
+    ours = ArrowDataset(path)
+    return ImageFolder(str(root), _torchvision(IMAGENET, ours)), Views(ours, Transforms(IMAGENET), 0)
+
+
+def raw_pair(folder: Path, rows: int) -> tuple[Dataset[Any], Views]:
+    """The CIFAR training view of the same images, read by torchvision and by kdcl."""
+    root, path = cifar(folder, rows)
+    ours = ArrowDataset(path)
+    return TorchvisionCIFAR10(str(root), transform=_torchvision(CIFAR, ours)), Views(
+        ours, Transforms(CIFAR), 0
+    )
+
+
+def _torchvision(items: list[dict[str, Any]], ours: ArrowDataset) -> v2.Compose:
+    """The transforms on Pillow's images, as torchvision's references have them, then float32, normalised."""
+    transforms = [
+        getattr(v2, each["name"])(**{k: v for k, v in each.items() if k != "name"}) for each in items
+    ]
+    last = [v2.PILToTensor(), v2.ToDtype(torch.float32, scale=True), v2.Normalize(ours.mean, ours.std)]
+    return v2.Compose([*transforms, *last])
+
+
+def _split(item: dict[str, Any]) -> tuple[str, dict[str, Any]]:
+    return item["name"], {key: value for key, value in item.items() if key != "name"}
+
+
+class Start(NamedTuple):
+    """Seconds of data time, medians: an epoch's first step, any step, the first batch of a new loader."""
+
+    first_s: float
+    step_s: float
+    new_loader_s: float
+
+
+def epoch_start(epochs: int) -> Start:
+    """Walk a run with one loader process; steps compute nothing, but take their time."""
+    augment = "data.augment=[{name: RandomCrop, size: 8, padding: 1}]"
+    overrides = [f"epochs={epochs}", "data.loader_workers=1", augment]
+    session = Session.open(load_recipe("examples/digits.yaml", overrides))
+    stream = session.run(0, Turn(Kind.TRAIN, 0, 0))
+    first: list[float] = []
+    others: list[float] = []
+    for turn in session.plan.turns(Turn(Kind.TRAIN, 0, 0)):
+        if turn.kind not in (Kind.TRAIN, Kind.HOLDOUT, Kind.EVALUATE):
+            continue
+        seconds = _timed(lambda: next(stream))
+        time.sleep(COMPUTE_S)
+        if turn.kind is Kind.TRAIN and turn.epoch > 0:
+            starts = turn.step == turn.epoch * session.plan.steps_per_epoch
+            (first if starts else others).append(seconds)
+    return Start(median(first), median(others), _timed(lambda: next(session.testing())))
+
+
+def _timed(call: Callable[[], Any]) -> float:
+    started = time.perf_counter()
+    call()
+    return time.perf_counter() - started
+
+
+class Measured(NamedTuple):
+    """Everything on the page; speeds and memory by number of workers."""
+
+    jpeg: dict[int, Speed]
+    raw: dict[int, Speed]
+    memory: dict[int, float]
+    start: Start
+
+
+def measure(sizes: Sizes, workers: tuple[int, ...] = WORKERS) -> Measured:
+    """Measure all of it in this run; the calling process uses one thread meanwhile."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        with tempfile.TemporaryDirectory() as name:
+            folder = Path(name)
+            pairs = jpeg_pair(folder / "jpeg", sizes.jpegs), raw_pair(folder / "raw", sizes.raw)
+            jpeg, raw = ({w: speed(*pair, w, sizes.rounds) for w in workers} for pair in pairs)
+            large, small = (
+                write_raw(folder / f"{n}.arrow", n) for n in (sizes.memory_images, sizes.memory_images // 20)
+            )
+            memory = {w: growth(large, small, w) for w in (0, 2)}
+            return Measured(jpeg, raw, memory, epoch_start(sizes.epochs))
+    finally:
+        torch.set_num_threads(threads)
+
+
+def figures(quick: bool = False) -> list[Figure]:
+    """Lines of the speed table; `quick` measures without workers only."""
+    found = measure(QUICK if quick else FULL, (0,) if quick else WORKERS)
+    lines = []
+    for kind, speeds in (("JPEG, ImageNet's view", found.jpeg), ("raw, CIFAR's view", found.raw)):
+        for workers, (theirs_s, ours_s) in speeds.items():
+            what = f"{kind}, loader processes: {workers}; torchvision's seconds an image over kdcl's"
+            lines.append(Figure("data", what, theirs_s / ours_s, 1.0, at_least=True))
+    for workers, share in found.memory.items():
+        what = f"private memory a student, share of the data set, loader processes: {workers}"
+        lines.append(Figure("data", what, share, 0.05))
+    ratio = found.start.first_s / found.start.step_s
+    lines.append(Figure("data", "data time of an epoch's first step over the median step's", ratio, 1.5))
+    return lines
+
+
+def report(found: Measured, sizes: Sizes) -> str:
+    """The figures with their conditions, as Markdown."""
+    first_ms, step_ms, new_ms = (1000 * value for value in found.start)
+    lines = [
+        "# Loading data",
+        "",
+        f"{os.cpu_count()} cores ({platform.machine()}), load average {os.getloadavg()[0]:.1f} at the end,",
+        f"PyTorch {torch.__version__}; {sizes.rounds} rounds by turns, medians, batch {BATCH}, one thread a",
+        "process. Made by `python -m benchmarks.data_loading`.",
+        "",
+        f"{sizes.jpegs} JPEGs of 500x375 with crop to 224, photometric distortion and flip;",
+        f"{5 * sizes.raw} raw images of 32x32 with pad, crop and flip. torchvision: ImageFolder or CIFAR10,",
+        "v2 transforms, DataLoader.",
+        "",
+        "| images | loader processes | torchvision, images/s | kdcl, images/s | kdcl / torchvision |",
+        "| --- | ---: | ---: | ---: | ---: |",
+    ]
+    for kind, speeds in (("JPEG", found.jpeg), ("raw", found.raw)):
+        for workers, (theirs_s, ours_s) in speeds.items():
+            rates = f"{1 / theirs_s:,.0f} | {1 / ours_s:,.0f}"
+            lines.append(f"| {kind} | {workers} | {rates} | {theirs_s / ours_s:.2f} |")
+    grown = " and ".join(f"{100 * share:.1f}% with {w} loader processes" for w, share in found.memory.items())
+    lines += [
+        "",
+        "Private memory (pages written, and the data's own mapped by nobody else; loader processes",
+        "included) that reading a whole raw data",
+        f"set of {sizes.memory_images * 12288 / 1e6:.0f} MB adds to a student over reading as many images of",
+        f"one of a twentieth; two students at once; as a share of the data set: {grown}.",
+        "",
+        f"Data time of a step, one loader process, steps of {1000 * COMPUTE_S:.0f} ms: {first_ms:.2f} ms in",
+        f"an epoch's first step, {step_ms:.2f} ms in the median step. The first batch of a loader that is",
+        f"started anew takes {new_ms:.0f} ms; one loader serves a whole run, so that no pass starts another.",
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def main() -> None:
+    """Measure, print the page, and write it where asked."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser.add_argument("--quick", action="store_true", help="smaller data, one round")
+    parser.add_argument("--out", type=Path)
+    arguments = parser.parse_args()
+    sizes = QUICK if arguments.quick else FULL
+    page = report(measure(sizes), sizes)
+    print(page)
+    if arguments.out:
+        arguments.out.parent.mkdir(parents=True, exist_ok=True)
+        arguments.out.write_text(page)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,88 @@
+"""Padded crops and flips of raw images, straight from the mapped file into the batch.
+
+The views of CIFAR. The pixels are torchvision's, and so are the numbers drawn for them; what is saved is its
+path from image to image, which takes far longer than 3,072 bytes of pixels.
+
+Shapes: B batch, C channels, H W image, h w view.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+from torchvision.transforms import v2
+
+__all__ = ["CropFlip"]
+
+Pixels = npt.NDArray[np.uint8]
+
+
+class CropFlip:
+    """RandomCrop with zeros as padding, then RandomHorizontalFlip; either or both may be missing.
+
+    Args:
+        crop, flip: the transforms whose work is done here.
+        shape: (C, H, W) of every image.
+    """
+
+    def __init__(
+        self, crop: v2.RandomCrop | None, flip: v2.RandomHorizontalFlip | None, shape: tuple[int, int, int]
+    ) -> None:
+        channels, image_height, image_width = shape
+        padding: Sequence[int] = (crop.padding if crop else None) or (0, 0, 0, 0)
+        self.pad_left, right, self.pad_top, bottom = padding
+        height, width = crop.size if crop else shape[1:]
+        self.shape = channels, height, width
+        self.rows = image_height + self.pad_top + bottom - height + 1
+        self.columns = image_width + self.pad_left + right - width + 1
+        self.flip_p = flip.p if flip else None
+        self.generator = torch.Generator()
+
+    @classmethod
+    def of(cls, calls: Sequence[Callable[..., Any]], shape: tuple[int, int, int]) -> CropFlip | None:
+        """What does the same as these transforms, or None if that is not in its power."""
+        left: list[Any] = list(calls)
+        crop = left.pop(0) if left and _is_plain(left[0]) else None
+        flip = left.pop(0) if left and type(left[0]) is v2.RandomHorizontalFlip else None
+        if left:
+            return None
+        found = cls(crop, flip, shape)
+        return found if found.rows > 0 and found.columns > 0 else None
+
+    def __call__(self, images: Sequence[Pixels], seeds: Sequence[int]) -> Tensor:
+        """The views, uint8 (B, C, h, w), of B images (C, H, W)."""
+        out_BChw = np.zeros((len(images), *self.shape), np.uint8)
+        for image_CHW, view_Chw, seed in zip(images, out_BChw, seeds, strict=True):
+            top, left, flips = self._draw(seed)
+            self._place(image_CHW, view_Chw[..., ::-1] if flips else view_Chw, top, left)
+        return torch.from_numpy(out_BChw)
+
+    def _draw(self, seed: int) -> tuple[int, int, bool]:
+        """Corner and flip, drawn in torchvision's order, and nothing where there is nothing to choose."""
+        generator = self.generator.manual_seed(seed)
+        top = int(torch.randint(self.rows, (), generator=generator)) if self.rows > 1 else 0
+        left = int(torch.randint(self.columns, (), generator=generator)) if self.columns > 1 else 0
+        return top, left, self.flip_p is not None and float(torch.rand((), generator=generator)) < self.flip_p
+
+    def _place(self, image_CHW: Pixels, view_Chw: Pixels, top: int, left: int) -> None:
+        """Copy the part of the image that a crop shows; (top, left) is its corner in the padded image."""
+        above, y = max(0, self.pad_top - top), max(0, top - self.pad_top)
+        before, x = max(0, self.pad_left - left), max(0, left - self.pad_left)
+        height, width = max(0, self.shape[1] - above), max(0, self.shape[2] - before)
+        seen_Chw = image_CHW[:, y : y + height, x : x + width]
+        view_Chw[:, above : above + seen_Chw.shape[1], before : before + seen_Chw.shape[2]] = seen_Chw
+
+
+def _is_plain(call: Any) -> bool:
+    """Whether a transform is a RandomCrop that pads with zeros, and always alike."""
+    return (
+        type(call) is v2.RandomCrop
+        and call.padding_mode == "constant"
+        and call.fill == 0
+        and not call.pad_if_needed
+    )
