@@ -13,7 +13,6 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
-from torchvision.transforms import v2
 
 from kdcl_dist.data.cutout import Cutout
 from kdcl_dist.data.dataset import ImageDataset
@@ -114,12 +113,7 @@ def _build(position: int, item: Mapping[str, Any], mean_C: tuple[float, ...]) ->
     elif name in BUILT_IN:
         factory = partial(BUILT_IN[name], mean_C)
     else:
-        factory = getattr(v2, name, None)
-        if not (isinstance(factory, type) and issubclass(factory, v2.Transform)):
-            raise RecipeError(
-                f"transform {position}: {name!r} is neither a class of torchvision.transforms.v2 nor "
-                f"{' or '.join(BUILT_IN)} nor an import string package.module:factory"
-            )
+        factory = _of_torchvision(position, name)
     try:
         built = factory(**arguments)
     except Exception as error:  # a constructor can raise anything
@@ -130,6 +124,18 @@ def _build(position: int, item: Mapping[str, Any], mean_C: tuple[float, ...]) ->
         )
     transform: Callable[[Tensor], Tensor] = built
     return transform
+
+
+def _of_torchvision(position: int, name: str) -> Any:
+    from torchvision.transforms import v2  # seconds that only who uses it waits for
+
+    found = getattr(v2, name, None)
+    if not (isinstance(found, type) and issubclass(found, v2.Transform)):
+        raise RecipeError(
+            f"transform {position}: {name!r} is neither a class of torchvision.transforms.v2 nor "
+            f"{' or '.join(BUILT_IN)} nor an import string package.module:factory"
+        )
+    return found
 
 
 def _load(position: int, name: str) -> Any:
