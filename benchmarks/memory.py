@@ -148,12 +148,12 @@ def report() -> str:
         "# Memory of a student",
         "",
         "MB of a student trained alone in a process, and of the same student in a cast of two by the local",
-        "launcher. `peak` is of resident memory, shared pages included (VmHWM); `private` is what no other",
-        "process shares, the most at any step; `buffers` is what the exchange needs, from the message's layout.",
-        f"{os.cpu_count()} cores ({platform.machine()}), no GPU, PyTorch {torch.__version__}, batches of 64, no",
-        "augmentation, one epoch. Made by `python -m benchmarks.memory`.",
+        "launcher. Peak: of resident memory, shared pages included (VmHWM). Private: what no other process",
+        "shares, the most at any step. Buffers: what the exchange needs, from the message's layout; they are",
+        f"taken off for the ratio. {os.cpu_count()} cores ({platform.machine()}), no GPU, PyTorch",
+        f"{torch.__version__}, batches of 64, no augmentation. Made by `python -m benchmarks.memory`.",
         "",
-        "| student | peak alone | peak in cast | buffers | (cast - buffers) / alone | private alone | in cast |",
+        "| student | peak alone | in cast | buffers | ratio | private alone | in cast |",
         "| --- | ---: | ---: | ---: | ---: | ---: | ---: |",
     ]
     for cast in CASTS:
