@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 
 import torch.distributed as dist
-import torch.multiprocessing as mp
+from torch.multiprocessing.spawn import spawn
 
 from benchmarks.bare_training import MODELS, train
 
@@ -17,4 +17,4 @@ def _train(rank: int, store: str) -> None:
 
 
 if __name__ == "__main__":
-    mp.spawn(_train, (f"{sys.argv[1]}/store",), nprocs=len(MODELS))
+    spawn(_train, (f"{sys.argv[1]}/store",), nprocs=len(MODELS))

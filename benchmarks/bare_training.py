@@ -25,10 +25,10 @@ def train(rank: int, steps: int = 20) -> None:
     network = getattr(first_step, MODELS[rank])(num_classes=len(data.classes), in_channels=data.channels)
     optimizer = torch.optim.SGD(network.parameters(), lr=0.1, momentum=0.9)
     order_N = torch.randperm(len(data))
-    for ids_B in order_N.split(BATCH)[:steps]:
+    for ids_B in torch.split(order_N, BATCH)[:steps]:
         logits_BC = network(images_NCHW[ids_B])
         everyone = [torch.empty_like(logits_BC) for _ in MODELS]
         dist.all_gather(everyone, logits_BC.detach())
         optimizer.zero_grad()
-        F.cross_entropy(logits_BC, labels_N[ids_B]).backward()
+        torch.autograd.backward(F.cross_entropy(logits_BC, labels_N[ids_B]))
         optimizer.step()

@@ -28,7 +28,7 @@ def _noting(model: str, num_classes: int, in_channels: int) -> nn.Module:
 
 def _watch(_network: nn.Module, _images: Any, logits_BC: Tensor) -> None:
     if logits_BC.requires_grad and len(logits_BC) >= LEAST:
-        logits_BC.register_hook(_note)
+        logits_BC.register_hook(_note)  # type: ignore[no-untyped-call]
 
 
 def _note(_gradient: Tensor) -> None:

@@ -27,7 +27,7 @@ def _weighed(model: str, num_classes: int, in_channels: int) -> nn.Module:
 
 def _watch(note: Path, _network: nn.Module, _images: Any, logits_BC: Tensor) -> None:
     if logits_BC.requires_grad:
-        logits_BC.register_hook(lambda _gradient: _weigh(note))
+        logits_BC.register_hook(lambda _gradient: _weigh(note))  # type: ignore[no-untyped-call]
 
 
 def _weigh(note: Path) -> None:
