@@ -9,10 +9,11 @@ Shapes: B samples, C classes.
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
@@ -97,7 +98,7 @@ class Recorder:
 
     def end_epoch(self, epoch: int) -> pa.Table:
         """Make the epoch's file, for `flush` to write, and start the next; returns its rows."""
-        table = pa.table(self.columns, schema=SCHEMA)
+        table = _table(self.columns)
         self.unwritten[f"metrics/epoch-{epoch:04d}.parquet"] = _to_parquet(table)
         self._clear()
         return table
@@ -117,7 +118,7 @@ class Recorder:
 
     def state_dict(self) -> dict[str, Any]:
         """The rows of an unfinished epoch, and unwritten files by name; as bytes, uint8."""
-        rows = _to_parquet(pa.table(self.columns, schema=SCHEMA))
+        rows = _to_parquet(_table(self.columns))
         return {"rows": _to_tensor(rows), "unwritten": {k: _to_tensor(v) for k, v in self.unwritten.items()}}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
@@ -129,7 +130,7 @@ class Recorder:
             self.add(row["student"], row["epoch"], row["step"], row["split"], {row["name"]: row["value"]})
 
     def _clear(self) -> None:
-        self.columns: dict[str, list[object]] = {name: [] for name in SCHEMA.names}
+        self.columns: dict[str, list[Any]] = {name: [] for name in SCHEMA.names}
         self._sums: dict[tuple[str, str, str], tuple[float, int]] = {}
 
 
@@ -138,6 +139,20 @@ def read_metrics(run: Folder) -> pa.Table:
     names = [name for name in run.names("metrics") if name.endswith(".parquet")]
     tables = [pq.read_table(pa.BufferReader(run.read(f"metrics/{name}"))) for name in names]
     return pa.concat_tables(tables) if tables else SCHEMA.empty_table()
+
+
+def _table(columns: Mapping[str, Sequence[Any]]) -> pa.Table:
+    """`pa.table` of Python values, which would import pandas, in the middle of a run."""
+    return pa.Table.from_arrays([_array(field.type, columns[field.name]) for field in SCHEMA], schema=SCHEMA)
+
+
+def _array(kind: pa.DataType, values: Sequence[Any]) -> pa.Array:
+    if not pa.types.is_string(kind):
+        data = np.array(values, kind.to_pandas_dtype())
+        return pa.Array.from_buffers(kind, len(values), [None, pa.py_buffer(data)])
+    texts = [value.encode() for value in values]
+    ends = np.cumsum([0, *map(len, texts)], dtype=np.int32)
+    return pa.Array.from_buffers(kind, len(values), [None, pa.py_buffer(ends), pa.py_buffer(b"".join(texts))])
 
 
 def _to_tensor(data: bytes) -> Tensor:

@@ -18,13 +18,11 @@ import uuid
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timezone
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-import numpy
-import pyarrow
 import torch
-import torchvision
 
 from kdcl_dist.checkpoint import Manifest, newest
 from kdcl_dist.errors import KdclError, RunFolderError, StorageError, from_dict, one_line
@@ -209,9 +207,9 @@ def recorded_failure(run: Run) -> KdclError | None:
 
 def versions() -> dict[str, str]:
     """The versions on which a result can depend."""
-    packages = (numpy, pyarrow, torch, torchvision)
-    found = {package.__name__: str(package.__version__) for package in packages}
-    return {"kdcl_dist": __version__, "python": platform.python_version()} | found
+    installed = {package: version(package) for package in ("numpy", "pyarrow", "torchvision")}
+    own = {"kdcl_dist": __version__, "python": platform.python_version()}
+    return own | installed | {"torch": str(torch.__version__)}  # its own says which build it is
 
 
 def _has_checkpoint(folder: Folder) -> bool:

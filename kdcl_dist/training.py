@@ -10,6 +10,7 @@ from typing import Literal
 
 from kdcl_dist.errors import PreflightError, UserError, wrap
 from kdcl_dist.events import Event, Note
+from kdcl_dist.launch.server import start_server
 from kdcl_dist.launch.signals import stop_on_signals
 from kdcl_dist.recipe import Recipe
 from kdcl_dist.room import look_for_room
@@ -63,6 +64,8 @@ def train(
         UserError: the recipe, its data, models or the run folder cannot be used as they are.
         KdclError: the run failed; the first cause, with what was saved left in the run folder.
     """
+    if launcher == "local":
+        start_server()  # imports beside this process
     session = Session.open(recipe)
     for warning in recipe.warnings():
         tell(Note(f"warning: {warning}"))

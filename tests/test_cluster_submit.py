@@ -23,6 +23,7 @@ from kdcl_dist.cli import kdcl
 from kdcl_dist.errors import RunFolderError
 from kdcl_dist.launch import jobs
 from kdcl_dist.launch import ray as launcher
+from kdcl_dist.launch.ray_coordinator import at_this_host
 from kdcl_dist.recipe_file import dump_recipe
 
 URL = "http://head:8265"
@@ -208,8 +209,8 @@ def test_the_root_on_a_host_with_another_temporary_folder(
     context = SimpleNamespace(runtime_env={"working_dir": "gcs://_ray_pkg_1.zip"})
     monkeypatch.setattr(ray, "get_runtime_context", lambda: context)
     monkeypatch.setenv("PYTHONPATH", f"{tmp_path}:/other")
-    assert launcher._at_this_host(run).root == run.root
+    assert at_this_host(run).root == run.root
     elsewhere = replace(run, root="/no/such/folder")
-    assert launcher._at_this_host(elsewhere).root == str(tmp_path)
+    assert at_this_host(elsewhere).root == str(tmp_path)
     context.runtime_env = {}
-    assert launcher._at_this_host(elsewhere).root == "/no/such/folder"
+    assert at_this_host(elsewhere).root == "/no/such/folder"

@@ -25,11 +25,12 @@ def preflight(recipe: str, overrides: tuple[str, ...], launcher: str, storage: s
 
     Every run on Ray starts with the same checks.
     """
-    from kdcl_dist.preflight import require
     from kdcl_dist.recipe_file import load_recipe
+
+    wanted = load_recipe(recipe, overrides)  # before what takes seconds to import
+    from kdcl_dist.preflight import require
     from kdcl_dist.storage import Folder
 
-    wanted = load_recipe(recipe, overrides)
     folder = Folder(storage, wanted.limits.patience_s)
     if launcher == "local":
         from kdcl_dist.launch import local

@@ -15,9 +15,8 @@ import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor
-from torchvision.transforms import v2
 
-__all__ = ["CropFlip"]
+__all__ = ["CropFlip", "is_of_torchvision"]
 
 Pixels = npt.NDArray[np.uint8]
 
@@ -30,9 +29,7 @@ class CropFlip:
         shape: (C, H, W) of every image.
     """
 
-    def __init__(
-        self, crop: v2.RandomCrop | None, flip: v2.RandomHorizontalFlip | None, shape: tuple[int, int, int]
-    ) -> None:
+    def __init__(self, crop: Any | None, flip: Any | None, shape: tuple[int, int, int]) -> None:
         channels, image_height, image_width = shape
         padding: Sequence[int] = (crop.padding if crop else None) or (0, 0, 0, 0)
         self.pad_left, right, self.pad_top, bottom = padding
@@ -48,7 +45,7 @@ class CropFlip:
         """What does the same as these transforms, or None if that is not in its power."""
         left: list[Any] = list(calls)
         crop = left.pop(0) if left and _is_plain(left[0]) else None
-        flip = left.pop(0) if left and type(left[0]) is v2.RandomHorizontalFlip else None
+        flip = left.pop(0) if left and is_of_torchvision(left[0], "RandomHorizontalFlip") else None
         if left:
             return None
         found = cls(crop, flip, shape)
@@ -81,8 +78,13 @@ class CropFlip:
 def _is_plain(call: Any) -> bool:
     """Whether a transform is a RandomCrop that pads with zeros, and always alike."""
     return (
-        type(call) is v2.RandomCrop
+        is_of_torchvision(call, "RandomCrop")
         and call.padding_mode == "constant"
         and call.fill == 0
         and not call.pad_if_needed
     )
+
+
+def is_of_torchvision(call: Any, *names: str) -> bool:
+    """Whether a transform is one of torchvision's, of these names; without importing what may be absent."""
+    return type(call).__name__ in names and type(call).__module__.startswith("torchvision.transforms.v2.")

@@ -14,9 +14,8 @@ import numpy as np
 import torch
 from torch import Tensor
 from torch.utils.data import default_collate
-from torchvision.transforms import v2
 
-from kdcl_dist.data.crops import CropFlip
+from kdcl_dist.data.crops import CropFlip, is_of_torchvision
 from kdcl_dist.data.cutout import Cutout
 from kdcl_dist.data.dataset import ArrowDataset, ImageDataset
 from kdcl_dist.data.streams import Ids, view_seed
@@ -29,7 +28,7 @@ __all__ = ["Transforms", "Views"]
 #: Transforms of our own, by the name a recipe gives; called with the data set's mean and the arguments.
 BUILT_IN = {"Cutout": Cutout}
 #: Transforms that read pixels in the decoder's layout, with the same result; all others get planes.
-ANY_LAYOUT = (v2.RandomResizedCrop, v2.Resize)
+ANY_LAYOUT = ("RandomResizedCrop", "Resize")
 
 
 class Transforms:
@@ -48,7 +47,7 @@ class Transforms:
         self.calls = [_build(position, item, self.mean_C) for position, item in enumerate(self.items)]
         # torchvision draws from torch alone; a user's own transform may draw from anywhere.
         self.foreign = any(is_import_string(item["name"]) for item in self.items)
-        self.any_layout = bool(self.calls) and type(self.calls[0]) in ANY_LAYOUT
+        self.any_layout = bool(self.calls) and is_of_torchvision(self.calls[0], *ANY_LAYOUT)
 
     def __call__(self, image_CHW: Tensor) -> Tensor:
         """Apply all transforms to one image."""
@@ -151,12 +150,7 @@ def _build(position: int, item: Mapping[str, Any], mean_C: tuple[float, ...]) ->
     elif name in BUILT_IN:
         factory = partial(BUILT_IN[name], mean_C)
     else:
-        factory = getattr(v2, name, None)
-        if not (isinstance(factory, type) and issubclass(factory, v2.Transform)):
-            raise RecipeError(
-                f"transform {position}: {name!r} is neither a class of torchvision.transforms.v2 nor "
-                f"{' or '.join(BUILT_IN)} nor an import string package.module:factory"
-            )
+        factory = _of_torchvision(position, name)
     try:
         built = factory(**arguments)
     except Exception as error:  # a constructor can raise anything
@@ -167,6 +161,18 @@ def _build(position: int, item: Mapping[str, Any], mean_C: tuple[float, ...]) ->
         )
     transform: Callable[[Tensor], Tensor] = built
     return transform
+
+
+def _of_torchvision(position: int, name: str) -> Any:
+    from torchvision.transforms import v2  # seconds that only who uses it waits for
+
+    found = getattr(v2, name, None)
+    if not (isinstance(found, type) and issubclass(found, v2.Transform)):
+        raise RecipeError(
+            f"transform {position}: {name!r} is neither a class of torchvision.transforms.v2 nor "
+            f"{' or '.join(BUILT_IN)} nor an import string package.module:factory"
+        )
+    return found
 
 
 def _load(position: int, name: str) -> Any:

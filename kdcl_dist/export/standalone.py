@@ -17,9 +17,9 @@ def call_without_package(model: str, classes: int, channels: int) -> str | None:
     """Python that gives torchvision's own network; None where the network is not just that."""
     if model not in imagenet.NETWORKS or channels != 3:
         return None
-    factory, arguments = imagenet.NETWORKS[model]
+    function, arguments = imagenet.NETWORKS[model]
     more = "".join(f", {name}={value!r}" for name, value in arguments.items())
-    return f"torchvision.models.{factory.__name__}(num_classes={classes}{more})"
+    return f"torchvision.models.{function}(num_classes={classes}{more})"
 
 
 def module_without_package(model: str, classes: int, channels: int) -> str | None:

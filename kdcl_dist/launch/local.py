@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import contextlib
-import multiprocessing as mp
+import gc
 import os
 import signal
 import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from multiprocessing import forkserver
 from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
 from typing import Any
@@ -32,6 +31,7 @@ from kdcl_dist.errors import (
 from kdcl_dist.events import Event, Note
 from kdcl_dist.exchange import Endpoint, host_store
 from kdcl_dist.launch.devices import assign_devices
+from kdcl_dist.launch.server import start_server
 from kdcl_dist.meeting import RunOver
 from kdcl_dist.orphans import end_with_parent
 from kdcl_dist.preflight import Check, check_here
@@ -87,7 +87,7 @@ class _Cast:
     def __init__(self, run: Run, tell: Callable[[Event], None], asked: threading.Event) -> None:
         self.run, self.tell, self.asked = run, tell, asked
         self.devices = assign_devices(run.recipe, torch.cuda.device_count())
-        self.context = _context()
+        self.context = start_server()
         self.stop = self.context.Event()
         self.endpoint: Endpoint | None = None
         self.members: list[_Member] = []
@@ -189,21 +189,6 @@ class _Cast:
         for student in self.members[1:]:
             with contextlib.suppress(OSError):  # one that died is replaced, and told then
                 student.link.send(endpoint)
-
-
-def _context() -> Any:
-    """A server that has imported everything, from which the cast's processes are forked at once."""
-    # A store whose peer has died logs a C++ stack for each of its connections; the cause is told by us.
-    os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
-    context = mp.get_context("forkserver")
-    context.set_forkserver_preload([__name__])
-    # Ctrl-C reaches the whole foreground group: the server must not die of it while it imports.
-    old = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
-    try:
-        forkserver.ensure_running()
-    finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, old)
-    return context
 
 
 def check(recipe: Recipe, storage: Folder) -> list[Check]:
@@ -341,6 +326,7 @@ def _report(link: Connection, work: Callable[[], bool], student: str | None) -> 
     """Run a process's work and tell the launcher how it ended."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches all processes; the launcher decides
     end_with_parent()
+    gc.freeze()  # a collection that passed over all that is imported would make its pages this process's own
     try:
         link.send(("finished", work()))
     except RunOver as over:

@@ -13,11 +13,9 @@ import os
 import signal
 import threading
 import time
-from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
-from pathlib import Path
+from dataclasses import dataclass
 from typing import Any
 
 import ray
@@ -27,15 +25,20 @@ from ray.exceptions import RayError
 from ray.train import FailureConfig, LoggingConfig, RunConfig, ScalingConfig
 from ray.train.backend import Backend
 from ray.train.torch import TorchConfig, TorchTrainer
-from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from kdcl_dist.chair import run_coordinator
 from kdcl_dist.errors import CoordinatorLost, KdclError, RunFolderError, StudentLost, one_line
 from kdcl_dist.events import Event, Note
-from kdcl_dist.exchange import Endpoint, host_store
+from kdcl_dist.exchange import Endpoint
 from kdcl_dist.launch.devices import assign_accelerators
 from kdcl_dist.launch.preflight import run_checks
-from kdcl_dist.launch.ray_metrics import RayMetrics
+from kdcl_dist.launch.ray_coordinator import (
+    END_S,
+    POLL_S,
+    Hearing,
+    actor_name,
+    at_this_host,
+    start_coordinator,
+)
 from kdcl_dist.launch.ray_title import set_title
 from kdcl_dist.meeting import RunOver
 from kdcl_dist.placement import ACCELERATOR
@@ -49,15 +52,8 @@ __all__ = ["check", "cluster", "launch", "room_for"]
 
 #: Ray sets it for the command of a job.
 JOB_VARIABLE = "RAY_JOB_CONFIG_JSON_ENV_VAR"
-POLL_S = 0.2
-#: Seconds between two looks for hosts that are to go.
-DRAIN_S = 2.0
-#: Seconds that the coordinator may take to end, once the students have.
-END_S = 20.0
 #: Seconds within which a coordinator answers that is not stopped or cut off.
 ANSWER_S = 10.0
-#: Seconds in which it learns of a worker's failure and decides.
-DECIDE_S = 1.0
 #: Failures of workers that Ray Train lets pass for each failure of the recipe.
 RETRIES = 4
 
@@ -69,8 +65,12 @@ def launch(run: Run, tell: Callable[[Event], None], asked: threading.Event) -> b
     """
     _check_storage_of_job(run)
     with cluster([run.recipe], tell):
-        require(_checks(run.recipe, run.folder, tell), lambda text: tell(Note(text)))
-        return _Watcher(run, tell, asked).fit()
+        coordinator = start_coordinator(run)
+        try:
+            require(_checks(run.recipe, run.folder, tell), lambda text: tell(Note(text)))
+            return _Watcher(run, tell, asked).fit()
+        finally:
+            ray.kill(coordinator)
 
 
 def _check_storage_of_job(run: Run) -> None:
@@ -160,21 +160,13 @@ def _init(**options: Any) -> None:
         signal.signal(signal.SIGTERM, handler)
 
 
-@dataclass(frozen=True)
-class _Hearing:
-    """How many events the driver has heard, and of which coordinator: a new one begins anew."""
-
-    coordinator: str = ""
-    count: int = 0
-
-
 class _Watcher:
     """The driver's side: runs the trainer in a thread, passes events on, and forwards a stop."""
 
     def __init__(self, run: Run, tell: Callable[[Event], None], asked: threading.Event) -> None:
         self.run, self.tell, self.asked = run, tell, asked
         self.error: BaseException | None = None
-        self.hearing = _Hearing()
+        self.hearing = Hearing()
         self.forwarded = False
 
     def fit(self) -> bool:
@@ -200,7 +192,7 @@ class _Watcher:
     def _look(self) -> None:
         """Hear the coordinator's events, if it is there yet or still."""
         try:
-            actor = ray.get_actor(_actor_name(self.run))
+            actor = ray.get_actor(actor_name(self.run))
             if self.asked.is_set():  # said at each look: the actor may be another by now
                 ray.get(actor.stop.remote(), timeout=END_S)
                 self.forwarded = True
@@ -245,7 +237,7 @@ def trainer(run: Run) -> TorchTrainer:
 
 def _train(config: dict[str, Any]) -> None:
     """What a worker runs."""
-    run = _at_this_host(config["run"])
+    run = at_this_host(config["run"])
     rank = ray.train.get_context().get_world_rank()
     find = _Finder(run, rank)
     gpu = run.recipe.students[run.recipe.members[find.place].student].resources.gpu > 0
@@ -270,7 +262,7 @@ class _Finder:
 
     def __init__(self, run: Run, rank: int) -> None:
         self.run, self.limit_s = run, run.recipe.limits.startup_s
-        self.actor = ray.get_actor(_actor_name(run))
+        self.actor = ray.get_actor(actor_name(run))
         context = ray.get_runtime_context()
         known = rank, os.getpid(), context.get_node_id(), context.current_actor
         self.place: int = ray.get(self.actor.place.remote(*known), timeout=self.limit_s)
@@ -312,7 +304,7 @@ class CastConfig(TorchConfig):  # type: ignore[misc]
 
 
 class CastBackend(Backend):  # type: ignore[misc]
-    """Makes the coordinator when the workers are there, and lets it end after them.
+    """Tells the coordinator which worker trains whom, and lets it end after them.
 
     With replica groups, of one worker each, Ray Train replaces a worker that died and leaves the others.
     """
@@ -320,31 +312,18 @@ class CastBackend(Backend):  # type: ignore[misc]
     has_replica_groups = True
 
     def on_start(self, worker_group: Any, backend_config: CastConfig) -> None:
-        """Start the coordinator on this node, when the first workers are there, and name their processes."""
+        """Let the coordinator begin, now that workers are there, and name their processes."""
         run = backend_config.run
         assert run is not None
         ranks = [worker.distributed_context.world_rank for worker in worker_group.get_workers()]
         if len(ranks) == len(run.recipe.members):
-            self.places = self._places(run, worker_group)
+            wanted = [run.recipe.students[member.student].accelerator for member in run.recipe.members]
+            self.places = assign_accelerators(wanted, worker_group.execute(_accelerator))
+            self.actor = ray.get_actor(actor_name(run))
+        ray.get(self.actor.begin.remote(self.places), timeout=run.recipe.limits.startup_s)
         for index, rank in enumerate(ranks):
             name = run.recipe.members[self.places[rank]].name
             worker_group.execute_single_async(index, set_title, f"{run.name}/{name}")
-
-    def _places(self, run: Run, worker_group: Any) -> list[int]:
-        """Which student the worker of each rank trains, as the coordinator tells them."""
-        wanted = [run.recipe.students[member.student].accelerator for member in run.recipe.members]
-        places = assign_accelerators(wanted, worker_group.execute(_accelerator))
-        here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=True)
-        self.actor = _CoordinatorActor.options(  # type: ignore[attr-defined]
-            name=_actor_name(run),
-            num_cpus=0,
-            max_concurrency=8 + len(places),
-            max_restarts=run.recipe.failure.allowed,
-            get_if_exists=True,
-            scheduling_strategy=here,
-        ).remote(run, places)
-        ray.get(self.actor.endpoint.remote(), timeout=run.recipe.limits.startup_s)
-        return places
 
     def on_shutdown(self, worker_group: Any, backend_config: CastConfig) -> None:
         """Let the coordinator finish its record, and the driver hear the last of it."""
@@ -355,160 +334,9 @@ class CastBackend(Backend):  # type: ignore[misc]
             ray.get(self.actor.drain.remote(), timeout=END_S)
 
 
-#: Process id and actor of each member.
-Workers = dict[str, tuple[int, Any]]
-
-
-class _Processes:
-    """See `kdcl_dist.chair.Processes`."""
-
-    def __init__(self, workers: Workers, nodes: dict[str, str]) -> None:
-        self.workers, self.nodes = workers, nodes
-        self.asked: dict[int, Any] = {}
-        self.draining: set[str] = set()
-        self.told: set[str] = set()
-
-    def is_gone(self, name: str, pid: int) -> bool:
-        """Whether Ray knows that the worker is dead: a question to it fails then, and else waits or ends."""
-        known, worker = self.workers.get(name, (pid, None))
-        if known != pid or worker is None:
-            return known != pid
-        if pid not in self.asked:
-            self.asked[pid] = worker.__ray_call__.remote(_nothing)
-        if not ray.wait([self.asked[pid]], timeout=0)[0]:
-            return False
-        try:
-            ray.get(self.asked.pop(pid))
-        except RayError:
-            return True
-        return False
-
-    def end(self, name: str, pid: int) -> None:
-        """End the worker's process."""
-        known, worker = self.workers.get(name, (0, None))
-        if known == pid:  # else another has taken its place already
-            ray.kill(worker)
-
-    def notice(self) -> str | None:
-        """A host of the cast that drains, as spot hosts do before they are taken away."""
-        news = self.draining & set(self.nodes) - self.told
-        self.told |= news
-        return (
-            f"the host of {', '.join(self.nodes[node] for node in sorted(news))} is to go" if news else None
-        )
-
-    def watch(self) -> None:
-        """Look for hosts that drain, for ever; in a thread, since nobody knows how long Ray takes to answer.
-
-        Ray Train's own watcher does not work where one worker is replaced at a time. The call is Ray's own,
-        which that watcher uses; with a Ray that lacks it there is no notice.
-        """
-        with contextlib.suppress(AttributeError):
-            while True:
-                with contextlib.suppress(RayError, RuntimeError):
-                    self.draining = set(ray._private.state.state.get_draining_nodes())
-                time.sleep(DRAIN_S)
-
-
-def _nothing(worker: Any) -> None:
-    """What a worker is asked to see whether it lives."""
-
-
-@ray.remote
-class _CoordinatorActor:
-    """The coordinator's process, which works in a thread; the calls are answered beside it.
-
-    Ray makes it again when it dies, with the same arguments; it then goes on from the run's record.
-    """
-
-    def __init__(self, run: Run, places: list[int]) -> None:
-        self.run = _at_this_host(run)
-        self.host = ray.util.get_node_ip_address()
-        self.store, self.own = host_store(self.host)
-        self.places = places
-        self.workers: Workers = {}
-        self.nodes = {ray.get_runtime_context().get_node_id(): "the coordinator"}
-        self.processes = _Processes(self.workers, self.nodes)
-        threading.Thread(target=self.processes.watch, name="kdcl-drains", daemon=True).start()
-        self.stopping = threading.Event()
-        self.told: deque[Event] = deque()
-        self.heard = 0
-        self.metrics = RayMetrics(run.name)
-        set_title(f"{run.name}/coordinator")
-        self.thread = threading.Thread(target=self._serve, name="kdcl-coordinator", daemon=True)
-        self.thread.start()
-
-    def _serve(self) -> None:
-        with contextlib.suppress(KdclError):  # the run's record has the cause
-            run_coordinator(
-                self.run,
-                self.store,
-                host=self.host,
-                stop=self.stopping.is_set,
-                tell=self._tell,
-                processes=self.processes,
-            )
-
-    def _tell(self, event: Event) -> None:
-        self.told.append(event)
-        self.metrics.hear(event)
-
-    def place(self, rank: int, pid: int, node: str, worker: Any) -> int:
-        """Which student the worker of this rank trains; it is an actor with this process id on a node."""
-        place = self.places[rank]
-        name = self.run.recipe.members[place].name
-        self.workers[name] = pid, worker
-        self.nodes[node] = name
-        return place
-
-    def endpoint(self) -> Endpoint:
-        """Where the store is."""
-        return self.own
-
-    def is_over(self) -> bool:
-        """Whether the run has ended; waits a moment for a decision that is about to be taken."""
-        self.thread.join(timeout=DECIDE_S)
-        return not self.thread.is_alive()
-
-    def stop(self) -> None:
-        """Ask for a checkpoint and an end after the current step."""
-        self.stopping.set()
-
-    def events(self, hearing: _Hearing) -> tuple[_Hearing, list[Event]]:
-        """The events after those that the driver has heard."""
-        count = hearing.count if hearing.coordinator == self.own.id else 0
-        events = list(self.told)
-        self.heard = len(events)
-        return _Hearing(self.own.id, self.heard), events[count:]
-
-    def drain(self) -> None:
-        """Return when the driver has heard all events, or after a few polls without it."""
-        self.thread.join(timeout=END_S / 4)  # it does not end when all workers are about to be replaced
-        deadline = time.monotonic() + 5 * POLL_S
-        while self.heard < len(self.told) and time.monotonic() < deadline:
-            time.sleep(POLL_S / 4)
-
-
-def _at_this_host(run: Run) -> Run:
-    """The run with the root that it has on this host.
-
-    Ray unpacks a job's working directory on every host, below its own temporary folder: mostly at the same
-    path as on the driver's host, which is the root, but not where that folder was chosen otherwise. A
-    worker of such a job has its copy first on PYTHONPATH.
-    """
-    unpacked = os.environ.get("PYTHONPATH", "").split(os.pathsep)[0]
-    if Path(run.root).is_dir() or not ray.get_runtime_context().runtime_env.get("working_dir"):
-        return run
-    return replace(run, root=unpacked)
-
-
 def _accelerator() -> str | None:
     labels: dict[str, str] = ray.get_runtime_context().get_node_labels()
     return labels.get(ACCELERATOR)
-
-
-def _actor_name(run: Run) -> str:
-    return f"kdcl-coordinator-{run.id}"
 
 
 def _cause(error: BaseException, run: Run) -> KdclError:

@@ -1,4 +1,7 @@
-"""Networks for 224x224 images, from torchvision, with random weights."""
+"""Networks for 224x224 images, from torchvision, with random weights.
+
+torchvision takes seconds to import, so only a process that builds one of these does.
+"""
 
 from __future__ import annotations
 
@@ -7,15 +10,14 @@ from functools import partial
 from typing import Any
 
 from torch import nn
-from torchvision import models
 
 __all__ = ["FACTORIES", "NETWORKS"]
 
 
-def _build(
-    factory: Callable[..., nn.Module], arguments: dict[str, Any], num_classes: int, in_channels: int
-) -> nn.Module:
-    network = factory(weights=None, num_classes=num_classes, **arguments)
+def _build(function: str, arguments: dict[str, Any], num_classes: int, in_channels: int) -> nn.Module:
+    from torchvision import models
+
+    network: nn.Module = getattr(models, function)(weights=None, num_classes=num_classes, **arguments)
     if in_channels != 3:
         _replace_first_convolution(network, in_channels)
     return network
@@ -30,20 +32,20 @@ def _replace_first_convolution(network: nn.Module, in_channels: int) -> None:
     setattr(network.get_submodule(parent_name), own_name, new)
 
 
-#: torchvision's function, and its arguments besides the number of classes.
-NETWORKS: dict[str, tuple[Callable[..., nn.Module], dict[str, Any]]] = {
-    "resnet18": (models.resnet18, {}),
-    "resnet34": (models.resnet34, {}),
-    "resnet50": (models.resnet50, {}),
-    "resnet101": (models.resnet101, {}),
-    "mobilenet_v2": (models.mobilenet_v2, {}),
-    "mobilenet_v2_x0_5": (models.mobilenet_v2, {"width_mult": 0.5}),
-    "mobilenet_v2_x1_2": (models.mobilenet_v2, {"width_mult": 1.2}),
-    "shufflenet_v2_x0_5": (models.shufflenet_v2_x0_5, {}),
-    "shufflenet_v2_x1_0": (models.shufflenet_v2_x1_0, {}),
-    "shufflenet_v2_x1_5": (models.shufflenet_v2_x1_5, {}),
-    "shufflenet_v2_x2_0": (models.shufflenet_v2_x2_0, {}),
+#: The function of torchvision.models, and its arguments besides the number of classes.
+NETWORKS: dict[str, tuple[str, dict[str, Any]]] = {
+    "resnet18": ("resnet18", {}),
+    "resnet34": ("resnet34", {}),
+    "resnet50": ("resnet50", {}),
+    "resnet101": ("resnet101", {}),
+    "mobilenet_v2": ("mobilenet_v2", {}),
+    "mobilenet_v2_x0_5": ("mobilenet_v2", {"width_mult": 0.5}),
+    "mobilenet_v2_x1_2": ("mobilenet_v2", {"width_mult": 1.2}),
+    "shufflenet_v2_x0_5": ("shufflenet_v2_x0_5", {}),
+    "shufflenet_v2_x1_0": ("shufflenet_v2_x1_0", {}),
+    "shufflenet_v2_x1_5": ("shufflenet_v2_x1_5", {}),
+    "shufflenet_v2_x2_0": ("shufflenet_v2_x2_0", {}),
 }
 FACTORIES: dict[str, Callable[[int, int], nn.Module]] = {
-    name: partial(_build, factory, arguments) for name, (factory, arguments) in NETWORKS.items()
+    name: partial(_build, function, arguments) for name, (function, arguments) in NETWORKS.items()
 }

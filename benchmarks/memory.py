@@ -1,0 +1,181 @@
+"""Peak memory of a student in a cast against the same student trained alone in one process.
+
+Alone means this package's `Student` on its own batches: no coordinator, no exchange, a fresh process. The
+peak is that of resident memory (VmHWM), in the cast with the pages that its processes share; the exchange's
+buffers, which a student alone does not have, are counted from the message's layout and taken off.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import tempfile
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from multiprocessing import get_context
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import torch
+
+from benchmarks.figures import Figure
+from benchmarks.weighed import FOLDER
+from kdcl_dist.data.dataset import Info
+from kdcl_dist.data.writer import write_dataset
+from kdcl_dist.message import Layout
+from kdcl_dist.recipe import Recipe
+from kdcl_dist.recipe_file import load_recipe
+from kdcl_dist.session import Session
+from kdcl_dist.student import Student
+
+__all__ = ["figures"]
+
+GOAL = 1.1
+MB = 1e6
+#: Models of a cast, and its recipe's further fields; `pixels` is 3 x 64 x 64 noise of 100 classes.
+CASTS: dict[str, tuple[tuple[str, str], list[str]]] = {
+    "digits": (("cnn_medium", "cnn_small"), []),
+    "pixels": (("resnet18", "cnn_small"), ["data.train=pixels.arrow", "data.test=pixels.arrow"]),
+}
+#: Samples of `pixels`: a few steps show the peak.
+SAMPLES = 400
+
+
+class Memory(NamedTuple):
+    """Bytes of one process: peak of its resident memory, and its most private memory at a step."""
+
+    peak: int
+    private: int
+
+
+def measure(cast: str) -> Iterator[tuple[str, Memory, Memory, int]]:
+    """Each student of a cast: its model, its memory alone and in the cast, and the exchange's buffers."""
+    models, more = CASTS[cast]
+    with _folder() as folder:
+        recipe = load_recipe(folder / "recipe.yaml", [*_overrides(models), *more])
+        classes = len(Session.open(recipe).train.classes)
+        alone = {}
+        for index, model in enumerate(models):
+            job = get_context("spawn").Process(target=_alone, args=(recipe, index))
+            job.start()
+            job.join()
+            alone[model] = _read(folder, model)
+        job = get_context("spawn").Process(target=_together, args=(recipe, folder))
+        job.start()
+        job.join()
+        for model in models:
+            yield model, alone[model], _read(folder, model), buffers(recipe, classes)
+
+
+def buffers(recipe: Recipe, classes: int) -> int:
+    """Bytes of a student's end of the exchange: everyone's message, its own, and the answer."""
+    ranks = len(recipe.members) + 1
+    return (ranks + 2) * Layout(recipe.batch_size, classes).nbytes
+
+
+@contextmanager
+def _folder() -> Iterator[Path]:
+    """A folder to work in, with the digits' recipe and the noise; the environment names it for the notes."""
+    examples, before = Path("examples").absolute(), Path.cwd()
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        text = (examples / "digits.yaml").read_text().replace("examples/", f"{examples}/")
+        (folder / "recipe.yaml").write_text(text)
+        _write_noise(folder / "pixels.arrow")
+        os.environ[FOLDER] = name
+        os.chdir(folder)
+        try:
+            yield folder
+        finally:
+            os.chdir(before)
+
+
+def _overrides(models: Sequence[str]) -> list[str]:
+    students = ", ".join(f"{{name: {model}, model: 'benchmarks.weighed:{model}'}}" for model in models)
+    return [f"students=[{students}]", "data.augment=[]", "epochs=1", "checkpoint.every_epochs=1"]
+
+
+def _write_noise(path: Path) -> None:
+    rng = np.random.default_rng(0)
+    shape = (3, 64, 64)
+    names = tuple(str(number) for number in range(100))
+    info = Info(names, "raw", 3, shape, (0.5,) * 3, (0.29,) * 3, "random numbers")
+    rows = ((number % 100, rng.integers(0, 256, shape, np.uint8).tobytes()) for number in range(SAMPLES))
+    write_dataset(path, rows, info)
+
+
+def _read(folder: Path, model: str) -> Memory:
+    note = folder / f"{model}.json"
+    found = Memory(**json.loads(note.read_text()))
+    note.unlink()
+    return found
+
+
+def _alone(recipe: Recipe, index: int) -> None:
+    """One epoch of one student."""
+    torch.set_num_threads(recipe.students[index].resources.cpu)
+    session = Session.open(recipe)
+    classes, channels = len(session.train.classes), session.train.channels
+    student = Student(recipe, index, classes=classes, channels=channels, device=torch.device("cpu"))
+    for step, batch in enumerate(session.training(index, 0)):
+        loss = student.loss(student.forward(batch.images, step), batch.labels, None).total
+        student.learn(loss, student.spec.optimizer.lr)
+
+
+def _together(recipe: Recipe, folder: Path) -> None:
+    """One epoch of the cast by the local launcher."""
+    from kdcl_dist.training import train
+
+    train(recipe, launcher="local", storage=str(folder / "runs"))
+
+
+def figures(quick: bool = False) -> list[Figure]:
+    """The ratios of the speed table; quick leaves the large network out."""
+    found = []
+    for cast in ["digits"] if quick else list(CASTS):
+        for model, alone, together, taken in measure(cast):
+            ratio = (together.peak - taken) / alone.peak
+            found.append(Figure("memory", f"{model} on {cast}, without buffers", ratio, GOAL))
+    return found
+
+
+def report() -> str:
+    """The page."""
+    lines = [
+        "# Memory of a student",
+        "",
+        "MB of a student trained alone in a process, and of the same student in a cast of two by the local",
+        "launcher. Peak: of resident memory, shared pages included (VmHWM). Private: what no other process",
+        "shares, the most at any step. Buffers: what the exchange needs, from the message's layout; they are",
+        f"taken off for the ratio. {os.cpu_count()} cores ({platform.machine()}), no GPU, PyTorch",
+        f"{torch.__version__}, batches of 64, no augmentation. Made by `python -m benchmarks.memory`.",
+        "",
+        "| student | peak alone | in cast | buffers | ratio | private alone | in cast |",
+        "| --- | ---: | ---: | ---: | ---: | ---: | ---: |",
+    ]
+    for cast in CASTS:
+        for model, alone, together, taken in measure(cast):
+            sizes = [alone.peak, together.peak, taken]
+            ratio = (together.peak - taken) / alone.peak
+            cells = [f"{size / MB:.1f}" for size in sizes] + [f"{ratio:.2f}"]
+            cells += [f"{size / MB:.1f}" for size in (alone.private, together.private)]
+            lines.append(f"| {model} on {cast} | {' | '.join(cells)} |")
+    return "\n".join(lines) + "\n"
+
+
+def main() -> None:
+    """Measure, print the page, and write it where asked."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser.add_argument("--out", type=Path)
+    arguments = parser.parse_args()
+    page = report()
+    print(page)
+    if arguments.out:
+        arguments.out.write_text(page)
+
+
+if __name__ == "__main__":
+    main()
