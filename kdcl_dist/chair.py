@@ -135,6 +135,7 @@ class _Chair:
                 self.number += 1
         except Exception as error:
             cause = wrap(error, student=None, step=None, phase="recovery")
+            cause.at(host=self.host if cause.student is None else None)
             record_failure(self.run_, cause)
             self.meeting.end(cause)
             raise cause from error

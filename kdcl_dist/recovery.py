@@ -100,7 +100,7 @@ def _same(cause: KdclError, earlier: KdclError) -> bool:
 
     A process that died or fell silent may have been killed, or its host: that says nothing of its code.
     """
-    if isinstance(cause, StudentLost) or type(cause) is not type(earlier):
+    if isinstance(cause, (StudentLost, CoordinatorLost)) or type(cause) is not type(earlier):
         return False
     place = (cause.student, cause.step, cause.phase)
     return None not in place[1:] and place == (earlier.student, earlier.step, earlier.phase)

@@ -62,7 +62,8 @@ def run_student(
         endpoint = find(lost)
         try:
             return _Seat(run, rank, endpoint, host, device, stop).run()
-        except CoordinatorLost:
+        except CoordinatorLost as error:
+            error.at(host=endpoint.host)
             if not run.recipe.failure.allowed:
                 raise
             lost = endpoint
@@ -120,13 +121,13 @@ class _Seat:
 
     def _prepare(self) -> None:
         """Open the data, build the student, and find what is wrong before the cast comes together."""
-        self.board.pulse.enter("start")
         try:
+            self.board.pulse.enter("start")
             self.session = Session.open(self.run_.recipe)
             self.student = _build(self.run_, self.member, self.device, self.session)
             _try_out(self.student, self.session, self.member)
         except Exception as error:
-            cause = wrap(error, student=self.member.name, step=None, phase="start")
+            cause = wrap(error, student=self.member.name, step=None, phase="start").at(host=self.host)
             self.meeting.report(cause)
             raise cause from error
 
