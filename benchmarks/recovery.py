@@ -126,7 +126,6 @@ def measure(folder: Path, job: threading.Thread, asked: threading.Event) -> None
 
 def theirs(folder: Path) -> None:
     """(b)."""
-    stop = threading.Event()
     trainer = TorchTrainer(
         _loop,
         train_loop_config={"notes": str(folder / "notes"), "stop": str(folder / "stop")},
@@ -138,7 +137,6 @@ def theirs(folder: Path) -> None:
     job = threading.Thread(target=trainer.fit)
     job.start()
     (folder / "seconds").write_text(str(recovery_s(folder / "notes", job)))
-    stop.set()
     (folder / "stop").touch()
     job.join()
 
@@ -152,12 +150,10 @@ def _loop(config: dict[str, str]) -> None:
     optimizer = torch.optim.SGD(network.parameters(), lr=0.1, momentum=0.9)
     if rank == 0 and (checkpoint := ray.train.get_checkpoint()) is not None:
         with checkpoint.as_directory() as saved:
-            network.load_state_dict(
-                torch.load(Path(saved) / "model.pt", weights_only=True)
-            ) if rank == 0 else None
+            network.load_state_dict(torch.load(Path(saved) / "model.pt", weights_only=True))
     images, labels = torch.randn(BATCH, 1, 8, 8), torch.randint(CLASSES, (BATCH,))
     step = 0
-    while not Path(config["stop"]).exists():
+    while not _stops(Path(config["stop"])):
         note(STUDENTS[rank])
         logits = network(images)
         parts = [torch.empty_like(logits) for _ in STUDENTS]
@@ -170,6 +166,13 @@ def _loop(config: dict[str, str]) -> None:
             with tempfile.TemporaryDirectory() as saved:
                 torch.save(network.state_dict(), Path(saved) / "model.pt")
                 ray.train.report({}, checkpoint=Checkpoint.from_directory(saved) if rank == 0 else None)
+
+
+def _stops(file: Path) -> bool:
+    """Whether all workers stop now: one that stopped alone would leave the others in their next collective."""
+    asked = torch.tensor(int(file.exists()))
+    dist.all_reduce(asked)
+    return bool(asked)
 
 
 def main() -> None:
