@@ -123,6 +123,7 @@ class _Chair:
         """Coordinate; see `run_coordinator`."""
         try:
             if self.number > 0:  # another coordinator was here, and died
+                self.run_.sweep()
                 self._recover(CoordinatorLost("the coordinator died", phase="start"))
             while True:
                 try:
