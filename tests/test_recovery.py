@@ -87,7 +87,7 @@ def pids(events: list[Event], name: str) -> list[Any]:
         ("coordinator", "record", 3, "torn"),
         ("b", "gather", 4, "cut"),
         ("b", "gather", 4, "cut off"),
-        ("coordinator", "gather", 4, "cut off"),
+        ("coordinator", "gather", 4, "cut"),
         ("b", "end", 6, "kill"),
         ("coordinator", "end", 6, "kill"),
     ],
