@@ -87,7 +87,7 @@ def recovery_s(notes: Path, job: threading.Thread, awaited: str = STUDENTS[1]) -
     while job.is_alive():
         time.sleep(0.02)
         lines = notes.read_text().splitlines() if notes.exists() else []
-        found = [(name, pid, moment) for name, pid, moment in map(json.loads, lines)]
+        found: list[tuple[str, int, float]] = [json.loads(line) for line in lines]
         own = [pid for name, pid, _ in found if name == STUDENTS[1]]
         if not victim and len(own) >= KILL_AT:
             victim, killed_at = own[-1], time.time()

@@ -117,7 +117,7 @@ class _Chair:
         self.held: Held | None = None
         self.away: set[int] = set()
         self.failed: set[int] = set()
-        self.absences = Absences(run.recipe.names)
+        self.absences = Absences(run.recipe.names, read_record(run.folder).get("absences", ()))
 
     def run(self) -> bool:
         """Coordinate; see `run_coordinator`."""
@@ -248,7 +248,7 @@ class _Chair:
         self.away = set(self._places()) - set(present)
         if self.held is None:
             self.held = Held.of(run, plan, next(iter(ready.values())).hello.classes)
-            self.absences.forget()
+            self.absences.rewind(run.start)
             return tuple(present)
         foremost, restored = self.held.position.rewound, []
         for place in present:

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 from conftest import MakeRecipe, Order, assert_same, train, weights
 
-from kdcl_dist.errors import CoordinatorLost, KdclError, StudentFailed, StudentLost
+from kdcl_dist.errors import CoordinatorLost, KdclError, ShapeMismatch, StudentFailed, StudentLost
 from kdcl_dist.events import Event, Note, Started
 from kdcl_dist.launch import local
 from kdcl_dist.recipe import Failure, Recipe
@@ -184,6 +184,14 @@ def test_code_that_fails_at_the_same_place_again_ends_the_run(
     assert len(record["failures"]["causes"]) == 1
 
 
+def test_what_cannot_be_mended_is_not_tried_again(make_recipe: MakeRecipe, make_run: MakeRun) -> None:
+    run, events = make_run(make_recipe(*OVERRIDES, "students.b.model=nets:TooFewRows")), list[Event]()
+    with pytest.raises(ShapeMismatch, match="for 20 samples") as caught:
+        local.launch(run, events.append, threading.Event())
+    assert (caught.value.student, caught.value.step, caught.value.host) == ("b", 3, "127.0.0.1")
+    assert not [event.text for event in events if isinstance(event, Note)]
+
+
 def test_a_student_that_always_dies_uses_up_the_failures(make_recipe: MakeRecipe, make_run: MakeRun) -> None:
     recipe = make_recipe(*OVERRIDES, "students.b.model=nets:Killed", "failure.max_failures=2")
     run = make_run(recipe, "r")
@@ -211,6 +219,12 @@ def failed(step: int, student: str = "b") -> KdclError:
         ({}, [StudentLost("x", student="b", step=3)] * 7, StudentLost("x", student="b", step=3), False),
         ({}, [StudentLost("x", student="b", step=3)] * 8, StudentLost("x", student="b", step=3), True),
         ({"max_failures": 0}, [], CoordinatorLost("x"), True),
+        (
+            {},
+            [CoordinatorLost("x", step=3, phase="gather")],
+            CoordinatorLost("x", step=3, phase="gather"),
+            False,
+        ),
         ({"policy": "stop"}, [], StudentLost("x"), True),
     ],
 )

@@ -25,7 +25,6 @@ from kdcl_dist.errors import (
     RecipeError,
     StartupTimeout,
     StudentLost,
-    UserError,
     from_dict,
     wrap,
 )
@@ -36,6 +35,7 @@ from kdcl_dist.meeting import RunOver
 from kdcl_dist.orphans import end_with_parent
 from kdcl_dist.preflight import Check, check_here
 from kdcl_dist.recipe import Recipe
+from kdcl_dist.recovery import gives_up
 from kdcl_dist.runs import Run
 from kdcl_dist.seat import run_student
 from kdcl_dist.storage import Folder
@@ -150,7 +150,7 @@ class _Cast:
             member.finished, self.over = value, True
         elif kind == "failed":
             member.error = from_dict(value)
-            self.over |= member.name == COORDINATOR or isinstance(member.error, UserError)
+            self.over |= member.name == COORDINATOR or gives_up(self.run.recipe.failure, [], member.error)
         elif kind == "over":  # what the coordinator tells, too, if it lives
             member.error, self.over = from_dict(value), True
         elif kind == "endpoint":
@@ -170,7 +170,8 @@ class _Cast:
                 return
             self.replaced += 1
             _finish(member)
-            died = f"process {member.process.pid} failed ({_how(member)})"
+            why = member.error.message if member.error else _how(member)
+            died = f"process {member.process.pid} failed ({why})"
             self.tell(Note(f"{member.name}: {died}; a new one takes its place"))
             if place == 0:
                 self.endpoint = None
