@@ -132,6 +132,7 @@ class _Chair:
                     self._recover(wrap(error, student=None, step=None, phase=self.board.pulse.phase))
                 else:
                     if Flag.REFORM not in flags:
+                        self.meeting.close(Flag.STOP not in flags)
                         return Flag.STOP not in flags
                 self.number += 1
         except Exception as error:

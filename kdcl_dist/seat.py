@@ -13,7 +13,7 @@ from kdcl_dist.checkpoint import read_part
 from kdcl_dist.coordinator import answer_rows
 from kdcl_dist.errors import CoordinatorLost, KdclError, NonFiniteLogits, wrap
 from kdcl_dist.exchange import Endpoint, Exchange, connect_store, scoped
-from kdcl_dist.meeting import Call, Hello, Meeting
+from kdcl_dist.meeting import Call, Hello, Meeting, RunEnded
 from kdcl_dist.message import Flag
 from kdcl_dist.plan import Turn
 from kdcl_dist.recipe import Member
@@ -109,6 +109,8 @@ class _Seat:
                 else:
                     if Flag.REFORM not in flags:
                         return Flag.STOP not in flags
+        except RunEnded as ended:
+            return ended.finished
         finally:
             self.board.say_bye()
             self.board.close()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Callable
 from typing import Any
 
@@ -111,6 +112,19 @@ def test_what_one_missed_stays_in_the_record_when_the_coordinator_dies(
     order("coordinator", "ensemble", 8, "kill")
     train(run)
     assert read_record(run.folder)["absences"] == [{"student": "b", "since": 4, "until": 4, "state_of": 3}]
+
+
+def test_a_run_that_ends_without_a_student_ends_at_once(
+    order: Order, make_recipe: MakeRecipe, make_run: MakeRun
+) -> None:
+    order("b", "forward", 4, "kill")
+    models = ("students.a.model=nets:Plain", "students.b.model=nets:Late")
+    run = make_run(make_recipe(*CONTINUE, *models, "epochs=2"))
+    began = time.monotonic()
+    train(run)
+    assert time.monotonic() - began < 45, "limits.startup_s is 60"
+    record = read_record(run.folder)
+    assert (record["state"], set(record["results"])) == ("finished", {"a", "ensemble"})
 
 
 def test_a_student_with_replicas_goes_and_comes_as_one(

@@ -123,8 +123,8 @@ class _Cast:
         return _Member(name, process, ours)
 
     def _attend(self) -> None:
-        """Pass on what the processes say until all have ended, or a failure had time to reach all."""
-        failed_at: float | None = None
+        """Pass on what the processes say until all have ended, or an end had time to reach all."""
+        over_at: float | None = None
         limits, stops = self.run.recipe.limits, self.run.recipe.failure.policy == "stop"
         grace_s = max(GRACE_S, limits.startup_s) if stops else GRACE_S  # the others take a checkpoint
         while talking := {member.link: member for member in self.members if not member.ended}:
@@ -133,9 +133,9 @@ class _Cast:
             for link in wait(list(talking), timeout=0.2):
                 self._hear(talking[link])  # type: ignore[index]
             self._mend()
-            failed = any(member.failed for member in self.members)
-            failed_at = (failed_at or time.monotonic()) if failed else None
-            if failed_at is not None and time.monotonic() - failed_at > grace_s:
+            over = any(member.failed for member in self.members) or self.members[0].finished is not None
+            over_at = (over_at or time.monotonic()) if over else None
+            if over_at is not None and time.monotonic() - over_at > grace_s:
                 return
 
     def _hear(self, member: _Member) -> None:
@@ -157,6 +157,9 @@ class _Cast:
             self._announce(value)
         elif kind == "end":
             self._kill(*value)
+        elif kind == "lost" and self.members[0].finished is not None:  # it was away when the run ended
+            member.finished = self.members[0].finished
+            member.process.kill()
         elif kind == "lost" and self.endpoint is not None and self.endpoint.id == value:
             self.members[0].process.kill()
 
