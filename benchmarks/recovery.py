@@ -5,7 +5,8 @@
 In one run, round after round, each on a Ray of its own: (a) this package, which replaces the dead worker and
 keeps the others; (b) a plain Ray Train trainer with as many workers of the same networks, which all-gather
 their logits each step and save a checkpoint now and then, and which Ray Train starts all again; (c) this
-package without Ray. Every process notes the time of each step; one is killed with SIGKILL in the middle.
+package with the policy `continue`, until those who are left take their next step; (d) this package without
+Ray. Every process notes the time of each step; one is killed with SIGKILL in the middle.
 """
 
 from __future__ import annotations
@@ -76,30 +77,29 @@ def note(name: str) -> None:
         file.write(json.dumps([name, os.getpid(), time.time()]) + "\n")
 
 
-def recovery_s(notes: Path, job: threading.Thread) -> float:
-    """Kill the second student in the middle of a job; seconds to the next common step.
+def recovery_s(notes: Path, job: threading.Thread, awaited: str = STUDENTS[1]) -> float:
+    """Kill the second student in the middle of a job; seconds to the next step of the awaited one.
 
-    A student's second step after its own first shows that the first was taken together.
+    Its second note after that counts: the first may be of the step in which the other died, and that it is
+    followed by a second shows that its step was taken together by all who are there.
     """
     killed_at, victim = 0.0, 0
     while job.is_alive():
-        time.sleep(0.005)
-        steps: dict[int, list[float]] = defaultdict(list)
-        for line in notes.read_text().splitlines() if notes.exists() else ():
-            name, pid, moment = json.loads(line)
-            if name == STUDENTS[1]:
-                steps[pid].append(moment)
-        for pid, times in steps.items():
-            if not victim and len(times) >= KILL_AT:
-                victim, killed_at = pid, time.time()
-                os.kill(pid, signal.SIGKILL)
-            if victim not in (0, pid) and len(times) >= 2:
-                return times[1] - killed_at
+        time.sleep(0.02)
+        lines = notes.read_text().splitlines() if notes.exists() else []
+        found: list[tuple[str, int, float]] = [json.loads(line) for line in lines]
+        own = [pid for name, pid, _ in found if name == STUDENTS[1]]
+        if not victim and len(own) >= KILL_AT:
+            victim, killed_at = own[-1], time.time()
+            os.kill(victim, signal.SIGKILL)
+        after = [at for name, pid, at in found if name == awaited and pid != victim and at > killed_at]
+        if victim and len(after) >= 2:
+            return after[1] - killed_at
     raise RuntimeError("the job ended before it recovered")
 
 
-def ours(launcher: Any, folder: Path) -> None:
-    """(a) and (c)."""
+def ours(launcher: Any, folder: Path, policy: str = "rollback") -> None:
+    """(a), (c) and (d)."""
     students = ", ".join(
         f"{{name: {name}, model: 'benchmarks.recovery:{factory}'}}"
         for name, factory in zip(STUDENTS, ("medium", "small"), strict=True)
@@ -109,24 +109,20 @@ def ours(launcher: Any, folder: Path) -> None:
         batch_size: {BATCH}
         data: {{train: examples/data/digits-train.arrow, test: examples/data/digits-test.arrow}}
         students: [{students}]
+        failure: {{policy: {policy}, min_students: 1}}
     """)
     run = prepare(recipe, str(folder), "run", resume=False, warn=print)
     asked = threading.Event()
     job = threading.Thread(target=lambda: launcher.launch(run, lambda event: None, asked))
-    measure(folder, job, asked)
-
-
-def measure(folder: Path, job: threading.Thread, asked: threading.Event) -> None:
-    """Run a job and write its figure into its folder."""
     job.start()
-    (folder / "seconds").write_text(str(recovery_s(folder / "notes", job)))
+    seconds = recovery_s(folder / "notes", job, STUDENTS[policy == "rollback"])
+    (folder / "seconds").write_text(str(seconds))
     asked.set()
     job.join()
 
 
 def theirs(folder: Path) -> None:
     """(b)."""
-    stop = threading.Event()
     trainer = TorchTrainer(
         _loop,
         train_loop_config={"notes": str(folder / "notes"), "stop": str(folder / "stop")},
@@ -138,7 +134,6 @@ def theirs(folder: Path) -> None:
     job = threading.Thread(target=trainer.fit)
     job.start()
     (folder / "seconds").write_text(str(recovery_s(folder / "notes", job)))
-    stop.set()
     (folder / "stop").touch()
     job.join()
 
@@ -152,12 +147,10 @@ def _loop(config: dict[str, str]) -> None:
     optimizer = torch.optim.SGD(network.parameters(), lr=0.1, momentum=0.9)
     if rank == 0 and (checkpoint := ray.train.get_checkpoint()) is not None:
         with checkpoint.as_directory() as saved:
-            network.load_state_dict(
-                torch.load(Path(saved) / "model.pt", weights_only=True)
-            ) if rank == 0 else None
+            network.load_state_dict(torch.load(Path(saved) / "model.pt", weights_only=True))
     images, labels = torch.randn(BATCH, 1, 8, 8), torch.randint(CLASSES, (BATCH,))
     step = 0
-    while not Path(config["stop"]).exists():
+    while not _stops(Path(config["stop"])):
         note(STUDENTS[rank])
         logits = network(images)
         parts = [torch.empty_like(logits) for _ in STUDENTS]
@@ -172,6 +165,13 @@ def _loop(config: dict[str, str]) -> None:
                 ray.train.report({}, checkpoint=Checkpoint.from_directory(saved) if rank == 0 else None)
 
 
+def _stops(file: Path) -> bool:
+    """Whether all stop now: one that stopped alone would leave the others in their next collective."""
+    asked = torch.tensor(int(file.exists()))
+    dist.all_reduce(asked)
+    return bool(asked)
+
+
 def main() -> None:
     """Run all rounds and write the table."""
     parser = argparse.ArgumentParser(description=__doc__)
@@ -180,7 +180,7 @@ def main() -> None:
     given = parser.parse_args()
     found: dict[str, list[float]] = defaultdict(list)
     for number in range(given.rounds):
-        for name in ("ours", "theirs", "local"):
+        for name in ("ours", "theirs", "continue", "local"):
             with tempfile.TemporaryDirectory() as text:
                 folder = Path(text)
                 os.environ[NOTES] = str(folder / "notes")
@@ -190,7 +190,8 @@ def main() -> None:
                     if name == "theirs":
                         theirs(folder)
                     else:
-                        ours(on_ray if name == "ours" else local, folder)
+                        policy = "continue" if name == "continue" else "rollback"
+                        ours(local if name == "local" else on_ray, folder, policy)
                 finally:
                     ray.shutdown()
                 found[name].append(float((folder / "seconds").read_text()))
@@ -206,7 +207,8 @@ def _table(found: dict[str, list[float]], rounds: int) -> str:
     titles = {
         "ours": "kdcl_dist on Ray: the dead worker is replaced",
         "theirs": "plain Ray Train: all workers are started again",
-        "local": "kdcl_dist, local launcher",
+        "continue": "kdcl_dist on Ray, policy `continue`: the next step of those who are left",
+        "local": "kdcl_dist, local launcher: the dead process is replaced",
     }
     rows = []
     for name, times in found.items():

@@ -33,6 +33,8 @@ PULSE_S = 1.0
 STALE_S = 4.0
 #: How long survivors may take to say that they were cut off too.
 GRACE_S = 3.0
+#: How a member's exchange ended: by its limit, or because another closed the connection.
+LATE, CLOSED = "late", "closed"
 #: Within which the coordinator's store answers, however busy it is.
 ANSWER_S = 10.0
 
@@ -139,11 +141,18 @@ class Board:
     def report(self, error: KdclError) -> KdclError:
         """Pin up a failure unless there is one already; returns the first failure of the generation."""
         try:
+            error.at(host=self._host_of(error))
             first = self.call(self.store.compare_set, self._own("failure"), "", json.dumps(error.to_dict()))
         except CoordinatorLost:  # this process's own error is all there is
             return error
         found = from_dict(json.loads(first))
         return error if found.to_dict() == error.to_dict() else found
+
+    def _host_of(self, error: KdclError) -> str | None:
+        """Where the member is whose failure it is, by its pulse."""
+        name = COORDINATOR if isinstance(error, CoordinatorLost) else error.student or self.name
+        pulse = self.pulse_of(self.names.index(name)) if name in self.names else None
+        return None if pulse is None else str(pulse["host"])
 
     def failure(self) -> KdclError | None:
         """The first failure that was reported, if any."""
@@ -168,7 +177,7 @@ class Board:
             limit_s: seconds that a live student may be busy before it notices.
         """
         try:
-            self.call(self.store.set, self._own(f"cut/{self.rank}"), "1")
+            self.call(self.store.set, self._own(f"cut/{self.rank}"), LATE if timed_out else CLOSED)
             found = self._judge(cause, timed_out, limit_s) if self.is_coordinator else self._verdict(limit_s)
         except CoordinatorLost as error:
             found = error.at(step=self.pulse.step, phase=self.pulse.phase)
@@ -178,16 +187,22 @@ class Board:
         return found
 
     def _judge(self, cause: BaseException, timed_out: bool, limit_s: float) -> KdclError:
-        deadline = time.monotonic() + (GRACE_S if timed_out else limit_s)
-        watch = {rank: Watch() for rank in self.present}
-        while time.monotonic() < deadline:
+        began = time.monotonic()
+        watch, late = {rank: Watch() for rank in self.present}, [self.rank] if timed_out else []
+        dead: list[int] = []
+        while time.monotonic() < began + (GRACE_S if late else limit_s):
             if (error := self.failure()) is not None:
                 return error
-            watch = {rank: seen for rank, seen in watch.items() if not self.has(self._own(f"cut/{rank}"))}
-            if all(self._is_dead(rank, seen) for rank, seen in watch.items()):
+            for rank in [rank for rank in watch if self.has(self._own(f"cut/{rank}"))]:
+                del watch[rank]
+                if self.call(self.store.get, self._own(f"cut/{rank}")).decode() == LATE:
+                    late.append(rank)  # it closed its connections, and so broke those of the others
+            dead = [rank for rank, seen in watch.items() if self._is_dead(rank, seen)]
+            if len(dead) == len(watch):
                 break
             time.sleep(POLL_S)
-        return self.report(self._lost(sorted(watch), cause, timed_out))
+        lost = dead or list(watch)  # beside one that is dead, the others are just busy
+        return self.report(self._lost(lost, late) if lost else self._nobody_lost(cause, late))
 
     def _is_dead(self, rank: int, seen: Watch) -> bool:
         """Whether a process has fallen silent, was replaced, or is known to be dead."""
@@ -211,13 +226,8 @@ class Board:
             time.sleep(POLL_S)
         return self.report(self._coordinator_lost(TimeoutError("it gives no sign of life")))
 
-    def _lost(self, ranks: Sequence[int], cause: BaseException, timed_out: bool) -> KdclError:
-        if not ranks:
-            return KdclError(
-                f"the exchange broke although every process lives: {one_line(cause)}",
-                step=self.pulse.step,
-                phase=self.pulse.phase,
-            )
+    def _lost(self, ranks: Sequence[int], late: Sequence[int]) -> KdclError:
+        """The students of some ranks are dead, or others waited too long for them."""
         pulses = {rank: self.pulse_of(rank) or {} for rank in ranks}
         self.lost = [
             (self.names[rank], pulse["pid"])
@@ -226,7 +236,7 @@ class Board:
         ]
         names = ", ".join(self.names[rank] for rank in ranks)
         seen = pulses[ranks[0]]
-        how = "did not answer within limits.step_s" if timed_out else "died"
+        how = "did not answer within limits.step_s" if late else "died"
         # A pulse is up to a second old: it tells the phase only if it is of the step that is waited for.
         step = max(self.pulse.step, seen.get("step", 0))
         return StudentLost(
@@ -237,6 +247,13 @@ class Board:
             host=seen.get("host"),
             detail=seen.get("stack"),
         )
+
+    def _nobody_lost(self, cause: BaseException, late: Sequence[int]) -> KdclError:
+        """All live and were cut off: one was too slow, which answers again by now, or a link is bad."""
+        names = ", ".join(self.names[rank] for rank in late)
+        slow = f"{names} waited longer than limits.step_s, although every process lives: raise it"
+        broke = f"the exchange broke although every process lives: {one_line(cause)}"
+        return KdclError(slow if late else broke, step=self.pulse.step, phase=self.pulse.phase)
 
     def _coordinator_lost(self, cause: BaseException) -> KdclError:
         return CoordinatorLost(f"the coordinator died or cannot be reached ({one_line(cause)})")

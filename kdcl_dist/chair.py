@@ -117,12 +117,13 @@ class _Chair:
         self.held: Held | None = None
         self.away: set[int] = set()
         self.failed: set[int] = set()
-        self.absences = Absences(run.recipe.names)
+        self.absences = Absences(run.recipe.names, read_record(run.folder).get("absences", ()))
 
     def run(self) -> bool:
         """Coordinate; see `run_coordinator`."""
         try:
             if self.number > 0:  # another coordinator was here, and died
+                self.run_.sweep()
                 self._recover(CoordinatorLost("the coordinator died", phase="start"))
             while True:
                 try:
@@ -131,10 +132,12 @@ class _Chair:
                     self._recover(wrap(error, student=None, step=None, phase=self.board.pulse.phase))
                 else:
                     if Flag.REFORM not in flags:
+                        self.meeting.close(Flag.STOP not in flags)
                         return Flag.STOP not in flags
                 self.number += 1
         except Exception as error:
             cause = wrap(error, student=None, step=None, phase="recovery")
+            cause.at(host=self.host if cause.student is None else None)
             record_failure(self.run_, cause)
             self.meeting.end(cause)
             raise cause from error
@@ -245,7 +248,7 @@ class _Chair:
         self.away = set(self._places()) - set(present)
         if self.held is None:
             self.held = Held.of(run, plan, next(iter(ready.values())).hello.classes)
-            self.absences.forget()
+            self.absences.rewind(run.start)
             return tuple(present)
         foremost, restored = self.held.position.rewound, []
         for place in present:

@@ -104,6 +104,7 @@ def carry_part(run: Folder, earlier: Manifest, step: int, name: str) -> Part:
 def commit(run: Folder, manifest: Manifest) -> None:
     """Write the manifest, which makes the checkpoint count; errors as `write_part`."""
     try:
+        run.sweep(manifest.folder)
         run.write(f"{manifest.folder}/manifest.json", json.dumps(asdict(manifest), indent=1).encode())
     except StorageError as error:
         raise CheckpointError(f"{error.message}; the last checkpoint stays") from error

@@ -20,7 +20,7 @@ from kdcl_dist.errors import CoordinatorLost, KdclError, StartupTimeout, from_di
 from kdcl_dist.message import Kind
 from kdcl_dist.plan import Turn
 
-__all__ = ["Call", "Hello", "Meeting", "Ready", "RunOver"]
+__all__ = ["Call", "Hello", "Meeting", "Ready", "RunEnded", "RunOver"]
 
 POLL_S = 0.02
 
@@ -70,6 +70,14 @@ class Ready:
     watch: Watch = field(default_factory=Watch)
 
 
+class RunEnded(Exception):
+    """The run has come to its end, or to a stop, without this student."""
+
+    def __init__(self, finished: bool) -> None:
+        super().__init__(finished)
+        self.finished = finished
+
+
 class RunOver(Exception):
     """The run has ended; `cause` is the failure that ended it."""
 
@@ -103,7 +111,7 @@ class Meeting:
             silence_s: seconds without a sign of life after which the coordinator is taken for dead.
 
         Raises:
-            RunOver: instead of a call.
+            RunEnded, RunOver: instead of a call.
             CoordinatorLost: it gives no sign of life, or its store is gone.
         """
         letter = {"hello": asdict(hello), "position": None if position is None else asdict(position)}
@@ -132,6 +140,8 @@ class Meeting:
         return ticket
 
     def _look_for_end(self) -> None:
+        if self.board.has("ended"):
+            raise RunEnded(self.board.read("ended"))
         if self.board.has("over"):
             raise RunOver(from_dict(self.board.read("over")))
 
@@ -175,6 +185,10 @@ class Meeting:
         tickets = [self._ready.pop(rank).ticket for rank in ranks]
         self._pin("call", asdict(call) | {"tickets": tickets})
 
+    def close(self, finished: bool) -> None:
+        """Tell students that were away that the run has ended without them."""
+        self._pin("ended", finished)
+
     def end(self, cause: KdclError) -> None:
         """Tell all who are ready, now or later, that the run is over."""
         self._pin("over", cause.to_dict())
@@ -196,7 +210,7 @@ class Meeting:
             hello, position = Hello(**letter["hello"]), _turn(letter["position"])
             self._ready[letter["rank"]] = Ready(letter["ticket"], hello, position)
 
-    def _pin(self, key: str, value: dict[str, Any]) -> None:
+    def _pin(self, key: str, value: Any) -> None:
         self.board.call(self.board.store.set, key, json.dumps(value))
 
 

@@ -53,19 +53,24 @@ class Absences:
 
     Args:
         names: the students.
+        found: those that the run's record has already.
 
     Attributes:
         found: as the run's record has it: the student, the steps between which it took no part, and the
             step of the state with which it came back.
     """
 
-    def __init__(self, names: Sequence[str]) -> None:
+    def __init__(self, names: Sequence[str], found: Sequence[dict[str, Any]] = ()) -> None:
         self.names = names
-        self.found: list[dict[str, Any]] = []
+        self.found = [dict(absence) for absence in found]
 
-    def forget(self) -> None:
-        """All are back at a checkpoint: nobody has missed anything."""
-        self.found = []
+    def rewind(self, start: Manifest | None) -> None:
+        """All are back at a checkpoint, or at the start: what came after it has not happened."""
+        step = 0 if start is None else start.step
+        self.found = [absence for absence in self.found if absence["since"] < step]
+        for absence in self.found:
+            if absence["until"] is None or absence["until"] > step:
+                absence |= {"until": step, "state_of": _state_of(start, absence["student"])}
 
     def note(
         self, present: Collection[int], restored: Collection[int], step: int, start: Manifest | None
@@ -84,10 +89,7 @@ class Absences:
                 self.found.append({"student": name, "since": step, "until": None, "state_of": None})
                 lines.append(f"{name} is away from step {step} on")
             elif place in restored:
-                part = None if start is None else start.parts.get(name)
-                state_of = (
-                    0 if start is None or part is None else start.step if part.step is None else part.step
-                )
+                state_of = _state_of(start, name)
                 if absence is None:
                     self.found.append(absence := {"student": name, "since": step})
                 absence |= {"until": step, "state_of": state_of}
@@ -95,12 +97,19 @@ class Absences:
         return lines
 
 
+def _state_of(start: Manifest | None, name: str) -> int:
+    """Training steps in the state that a student takes up."""
+    if start is None or (part := start.parts.get(name)) is None:
+        return 0
+    return start.step if part.step is None else part.step
+
+
 def _same(cause: KdclError, earlier: KdclError) -> bool:
     """Whether code raised at the same place again: going back to before it would repeat it for ever.
 
     A process that died or fell silent may have been killed, or its host: that says nothing of its code.
     """
-    if isinstance(cause, StudentLost) or type(cause) is not type(earlier):
+    if isinstance(cause, (StudentLost, CoordinatorLost)) or type(cause) is not type(earlier):
         return False
     place = (cause.student, cause.step, cause.phase)
     return None not in place[1:] and place == (earlier.student, earlier.step, earlier.phase)

@@ -88,6 +88,11 @@ class Run:
         """Training steps that are done already."""
         return self.start.step if self.start else 0
 
+    def sweep(self) -> None:
+        """Delete what a coordinator that died in the middle of a write left; the next one has begun."""
+        for name in ("", "metrics"):
+            self.folder.sweep(name)
+
 
 def prepare(
     recipe: Recipe, storage: str, name: str | None, *, resume: bool, warn: Callable[[str], None]
@@ -122,7 +127,9 @@ def prepare(
     folder = root / name
     root.check_writable()
     run = Run(recipe, f"{name}-{uuid.uuid4().hex[:12]}", folder, start, str(Path.cwd()))
-    if not resume:
+    if resume:
+        run.sweep()
+    else:
         _create(folder, recipe)
     if read_record(folder).get("state") != "finished":
         update_record(folder, state="starting", cause=None, owner=run.id, root=run.root)

@@ -12,7 +12,7 @@ from kdcl_dist.board import Board
 from kdcl_dist.checkpoint import read_part
 from kdcl_dist.errors import CoordinatorLost, KdclError, NonFiniteLogits, wrap
 from kdcl_dist.exchange import Endpoint, Exchange, connect_store, scoped
-from kdcl_dist.meeting import Call, Hello, Meeting
+from kdcl_dist.meeting import Call, Hello, Meeting, RunEnded
 from kdcl_dist.message import Flag
 from kdcl_dist.plan import Turn
 from kdcl_dist.recipe import Member
@@ -62,7 +62,8 @@ def run_student(
         endpoint = find(lost)
         try:
             return _Seat(run, rank, endpoint, host, device, stop).run()
-        except CoordinatorLost:
+        except CoordinatorLost as error:
+            error.at(host=endpoint.host)
             if not run.recipe.failure.allowed:
                 raise
             lost = endpoint
@@ -108,6 +109,8 @@ class _Seat:
                 else:
                     if Flag.REFORM not in flags:
                         return Flag.STOP not in flags
+        except RunEnded as ended:
+            return ended.finished
         finally:
             self.board.say_bye()
             self.board.close()
@@ -120,13 +123,13 @@ class _Seat:
 
     def _prepare(self) -> None:
         """Open the data, build the student, and find what is wrong before the cast comes together."""
-        self.board.pulse.enter("start")
         try:
+            self.board.pulse.enter("start")
             self.session = Session.open(self.run_.recipe)
             self.student = _build(self.run_, self.member, self.device, self.session)
             _try_out(self.student, self.session, self.member)
         except Exception as error:
-            cause = wrap(error, student=self.member.name, step=None, phase="start")
+            cause = wrap(error, student=self.member.name, step=None, phase="start").at(host=self.host)
             self.meeting.report(cause)
             raise cause from error
 

@@ -25,6 +25,8 @@ Result = TypeVar("Result")
 
 #: Seconds for which a storage that fails is tried again, where a recipe does not say it.
 LIMIT_S = 30.0
+#: Ending of a file that is not whole yet.
+UNFINISHED = ".tmp"
 
 
 class Folder:
@@ -118,6 +120,13 @@ class Folder:
             with contextlib.suppress(FileNotFoundError):
                 self._try("deleted in", name, self._fs.delete_dir)
 
+    def sweep(self, name: str = "") -> None:
+        """Delete what processes that died in the middle of a write left directly below a folder."""
+        if self.local is not None:  # elsewhere nothing is seen before it is whole
+            for left in self.names(name):
+                if left.endswith(UNFINISHED):
+                    self.delete_file(f"{name}/{left}")
+
     def check_writable(self) -> None:
         """Write and delete a small file; raises `RunFolderError` when that fails."""
         try:
@@ -151,7 +160,7 @@ class Folder:
 
 
 def _write_local(path: Path, data: bytes) -> None:
-    temporary = Path(f"{path}.{uuid.uuid4().hex[:8]}.tmp")
+    temporary = Path(f"{path}.{uuid.uuid4().hex[:8]}{UNFINISHED}")
     try:
         with temporary.open("wb") as file:
             file.write(data)

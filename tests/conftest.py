@@ -197,17 +197,17 @@ def train(run: Run) -> list[Event]:
     return events
 
 
-Order = Callable[[str, str, int, str], None]
+Order = Callable[..., None]
 
 
 @pytest.fixture
 def order(tmp_path: Path) -> Iterator[Order]:
     """Orders a fault of (who, phase, step, how), once; all are off afterwards. See tests/inject."""
 
-    def order(who: str, phase: str, step: int, how: str) -> None:
+    def order(who: str, phase: str, step: int, how: str, nth: int = 1) -> None:
         number = len(FAULTS.read_text().splitlines()) if FAULTS.exists() else 0
         once = str(tmp_path / f"fault-{number}")
-        fault = {"who": who, "phase": phase, "step": step, "how": how, "once": once}
+        fault = {"who": who, "phase": phase, "step": step, "how": how, "once": once, "nth": nth}
         with FAULTS.open("a") as file:
             file.write(json.dumps(fault) + "\n")
 

@@ -146,12 +146,27 @@ class Explodes(Plain):
         return logits * -1000 if step == 24 else logits
 
 
+class Late(Plain):
+    """Takes seconds to build, so that the others have ended when one that died is back."""
+
+    def __init__(self, num_classes: int) -> None:
+        time.sleep(4)
+        super().__init__(num_classes)
+
+
 class Paced(Plain):
     """A twentieth of a second a step, so that a process is replaced before the run ends."""
 
     def trouble(self, step: int, logits: Tensor) -> Tensor:
         time.sleep(0.05)
         return logits
+
+
+class TooFewRows(Plain):
+    """Loses a sample at step 3."""
+
+    def trouble(self, step: int, logits: Tensor) -> Tensor:
+        return logits[1:] if step == 3 else logits
 
 
 class WrongClasses(nn.Module):

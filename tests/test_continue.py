@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Callable
 from typing import Any
 
@@ -101,6 +102,29 @@ def test_a_coordinator_that_dies_takes_all_back(
     for name in ("a", "b"):
         assert_same(weights(run.folder, 6, name), weights(whole.folder, 6, name))
     assert read_record(run.folder)["absences"] == []
+
+
+def test_what_one_missed_stays_in_the_record_when_the_coordinator_dies(
+    order: Order, make_recipe: MakeRecipe, make_run: MakeRun
+) -> None:
+    run = make_run(make_recipe(*CONTINUE, "failure.min_students=2"))
+    order("b", "forward", 4, "kill")
+    order("coordinator", "ensemble", 8, "kill")
+    train(run)
+    assert read_record(run.folder)["absences"] == [{"student": "b", "since": 4, "until": 4, "state_of": 3}]
+
+
+def test_a_run_that_ends_without_a_student_ends_at_once(
+    order: Order, make_recipe: MakeRecipe, make_run: MakeRun
+) -> None:
+    order("b", "forward", 4, "kill")
+    models = ("students.a.model=nets:Plain", "students.b.model=nets:Late")
+    run = make_run(make_recipe(*CONTINUE, *models, "epochs=2"))
+    began = time.monotonic()
+    train(run)
+    assert time.monotonic() - began < 45, "limits.startup_s is 60"
+    record = read_record(run.folder)
+    assert (record["state"], set(record["results"])) == ("finished", {"a", "ensemble"})
 
 
 def test_a_student_with_replicas_goes_and_comes_as_one(
@@ -230,3 +254,15 @@ def test_absences_are_noted_once() -> None:
         ("a", 16, 16, 9),
         ("a", 20, 21, 0),
     ]
+
+
+def test_absences_before_a_checkpoint_stay_when_all_go_back_to_it() -> None:
+    def absence(student: str, since: int, until: int | None, state_of: int | None) -> dict[str, Any]:
+        return {"student": student, "since": since, "until": until, "state_of": state_of}
+
+    past, open_, later = absence("a", 3, 5, 0), absence("b", 7, None, None), absence("a", 9, 11, 6)
+    book = Absences(["a", "b"], [past, open_, later])
+    book.rewind(Manifest(9, {"a": Part("", 0), "b": Part("", 0, step=6)}))
+    assert book.found == [past, absence("b", 7, 9, 6)]
+    book.rewind(None)
+    assert book.found == []

@@ -294,3 +294,19 @@ def test_only_the_first_failure_stands() -> None:
     assert boards[0].report(first) is first
     assert str(boards[1].report(second)) == str(first)
     assert isinstance(boards[1].failure(), StudentFailed)
+
+
+def test_who_waits_longer_than_the_limit_says_so_though_all_live() -> None:
+    """A student's limit ends first; it closes its connections, and so those of all others break."""
+
+    def work(exchange: Exchange) -> None:
+        exchange.mine.begin(Kind.TRAIN, 0)
+        exchange.gather()
+        if exchange.board.is_coordinator:
+            time.sleep(3)  # as long as a storage may take
+        exchange.broadcast(with_rows=False, limit_s=1 if exchange.board.rank == 1 else 20)
+        exchange.gather()  # those that have their answer find out here
+
+    for error in together(work, step_s=20):
+        assert isinstance(error, KdclError)
+        assert "b waited longer than limits.step_s" in str(error)

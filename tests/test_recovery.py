@@ -5,13 +5,14 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable
+from multiprocessing import active_children
 from pathlib import Path
 from typing import Any
 
 import pytest
 from conftest import MakeRecipe, Order, assert_same, train, weights
 
-from kdcl_dist.errors import CoordinatorLost, KdclError, StudentFailed, StudentLost
+from kdcl_dist.errors import CoordinatorLost, KdclError, ShapeMismatch, StudentFailed, StudentLost
 from kdcl_dist.events import Event, Note, Started
 from kdcl_dist.launch import local
 from kdcl_dist.recipe import Failure, Recipe
@@ -46,6 +47,16 @@ def assert_as_undisturbed(run: Run, undisturbed: Folder) -> None:
     assert record["results"] == whole["results"]
 
 
+def assert_nothing_is_left(run: Run, events: list[Event]) -> None:
+    """No process, and so no port, of the run; no shared memory of its processes; no file half written."""
+    known = {pid for name in ("a", "b") for pid in pids(events, name)}
+    assert not [pid for pid in known if Path(f"/proc/{pid}").exists()]
+    assert not [child.name for child in active_children()]
+    shared = {path.name for path in Path("/dev/shm").iterdir()}
+    assert not [name for name in shared for pid in known if f"_{pid}_" in name]
+    assert not list(Path(run.folder.local or "").rglob("*.tmp"))
+
+
 def pids(events: list[Event], name: str) -> list[Any]:
     return [event.placement[name]["pid"] for event in events if isinstance(event, Started)]
 
@@ -72,6 +83,13 @@ def pids(events: list[Event], name: str) -> list[Any]:
         ("coordinator", "broadcast", 4, "kill"),
         ("coordinator", "record", 4, "kill"),
         ("coordinator", "checkpoint", 3, "kill"),
+        ("b", "checkpoint", 3, "torn"),
+        ("coordinator", "record", 3, "torn"),
+        ("b", "gather", 4, "cut"),
+        ("b", "gather", 4, "cut off"),
+        ("coordinator", "gather", 4, "cut"),
+        ("b", "end", 6, "kill"),
+        ("coordinator", "end", 6, "kill"),
     ],
 )
 def test_a_run_with_a_fault_ends_as_one_without(
@@ -84,7 +102,8 @@ def test_a_run_with_a_fault_ends_as_one_without(
     make_run: MakeRun,
     undisturbed: Folder,
 ) -> None:
-    order(who, phase, step, how)
+    # After the last step come two parts of the test pass, the checkpoint, and the end: the fourth gathering.
+    order(who, *((phase, step, how) if phase != "end" else ("gather", step, how, 4)))
     run = make_run(make_recipe(*OVERRIDES))
     began = time.monotonic()
     events = train(run)
@@ -93,9 +112,12 @@ def test_a_run_with_a_fault_ends_as_one_without(
     survivor = "a" if who != "a" else "b"
     assert len(set(pids(events, survivor))) == 1, "a survivor's process was replaced"
     told = " ".join(event.text for event in events if isinstance(event, Note))
-    # A coordinator that raises lives on: it calls the next generation itself.
-    assert (f"{who}: process" in told) is ((who, how) != ("coordinator", "exception"))
-    assert list(Path(run.folder.local or "", "checkpoints").iterdir()), "no checkpoint left"
+    replaced = [name for name in ("a", "b", "coordinator") if f"{name}: process" in told]
+    # A coordinator that raises calls the next generation itself, and a broken connection is made again; who
+    # reaches the coordinator's store no more asks for another coordinator.
+    lives = how == "cut" or (who, how) == ("coordinator", "exception")
+    assert replaced == ([] if lives else ["coordinator"] if how == "cut off" else [who])
+    assert_nothing_is_left(run, events)
 
 
 @pytest.mark.parametrize(
@@ -162,6 +184,14 @@ def test_code_that_fails_at_the_same_place_again_ends_the_run(
     assert len(record["failures"]["causes"]) == 1
 
 
+def test_what_cannot_be_mended_is_not_tried_again(make_recipe: MakeRecipe, make_run: MakeRun) -> None:
+    run, events = make_run(make_recipe(*OVERRIDES, "students.b.model=nets:TooFewRows")), list[Event]()
+    with pytest.raises(ShapeMismatch, match="for 20 samples") as caught:
+        local.launch(run, events.append, threading.Event())
+    assert (caught.value.student, caught.value.step, caught.value.host) == ("b", 3, "127.0.0.1")
+    assert not [event.text for event in events if isinstance(event, Note)]
+
+
 def test_a_student_that_always_dies_uses_up_the_failures(make_recipe: MakeRecipe, make_run: MakeRun) -> None:
     recipe = make_recipe(*OVERRIDES, "students.b.model=nets:Killed", "failure.max_failures=2")
     run = make_run(recipe, "r")
@@ -170,14 +200,6 @@ def test_a_student_that_always_dies_uses_up_the_failures(make_recipe: MakeRecipe
     assert caught.value.student == "b"
     assert len(read_record(run.folder)["failures"]["causes"]) == 2
     assert make_run(recipe, "r", resume=True).step == 3
-
-
-def test_no_process_is_left(order: Order, make_recipe: MakeRecipe, make_run: MakeRun) -> None:
-    order("b", "forward", 4, "kill")
-    events = train(make_run(make_recipe(*OVERRIDES)))
-    for name in ("a", "b"):
-        for pid in pids(events, name):
-            assert not Path(f"/proc/{pid}").exists()
 
 
 # -- the decision --------------------------------------------------------------------------------
@@ -197,6 +219,12 @@ def failed(step: int, student: str = "b") -> KdclError:
         ({}, [StudentLost("x", student="b", step=3)] * 7, StudentLost("x", student="b", step=3), False),
         ({}, [StudentLost("x", student="b", step=3)] * 8, StudentLost("x", student="b", step=3), True),
         ({"max_failures": 0}, [], CoordinatorLost("x"), True),
+        (
+            {},
+            [CoordinatorLost("x", step=3, phase="gather")],
+            CoordinatorLost("x", step=3, phase="gather"),
+            False,
+        ),
         ({"policy": "stop"}, [], StudentLost("x"), True),
     ],
 )

@@ -17,18 +17,18 @@ __all__ = ["kdcl", "reports_errors"]
 
 
 def reports_errors(command: Callable[..., None]) -> Callable[..., None]:
-    """Print our errors, a line each, a failed run's traceback below, and exit with their code."""
+    """Print our errors, a line each, below a failed run's traceback, and exit with their code."""
 
     @wraps(command)
     def run(*args: Any, **kwargs: Any) -> None:
         try:
             command(*args, **kwargs)
         except KdclError as error:
+            if error.detail and not isinstance(error, UserError):
+                click.echo(error.detail.rstrip(), err=True)
             kind = "error" if isinstance(error, UserError) else type(error).__name__
             for line in str(error).splitlines():
                 click.echo(f"kdcl: {kind}: {line}", err=True)
-            if error.detail and not isinstance(error, UserError):
-                click.echo(error.detail, err=True)
             sys.exit(error.exit_code)
         except KeyboardInterrupt:
             click.echo("kdcl: interrupted", err=True)

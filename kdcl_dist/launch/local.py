@@ -24,7 +24,6 @@ from kdcl_dist.errors import (
     RecipeError,
     StartupTimeout,
     StudentLost,
-    UserError,
     from_dict,
     wrap,
 )
@@ -36,6 +35,7 @@ from kdcl_dist.meeting import RunOver
 from kdcl_dist.orphans import end_with_parent
 from kdcl_dist.preflight import Check, check_here
 from kdcl_dist.recipe import Recipe
+from kdcl_dist.recovery import gives_up
 from kdcl_dist.runs import Run
 from kdcl_dist.seat import run_student
 from kdcl_dist.storage import Folder
@@ -123,8 +123,8 @@ class _Cast:
         return _Member(name, process, ours)
 
     def _attend(self) -> None:
-        """Pass on what the processes say until all have ended, or a failure had time to reach all."""
-        failed_at: float | None = None
+        """Pass on what the processes say until all have ended, or an end had time to reach all."""
+        over_at: float | None = None
         limits, stops = self.run.recipe.limits, self.run.recipe.failure.policy == "stop"
         grace_s = max(GRACE_S, limits.startup_s) if stops else GRACE_S  # the others take a checkpoint
         while talking := {member.link: member for member in self.members if not member.ended}:
@@ -133,9 +133,9 @@ class _Cast:
             for link in wait(list(talking), timeout=0.2):
                 self._hear(talking[link])  # type: ignore[index]
             self._mend()
-            failed = any(member.failed for member in self.members)
-            failed_at = (failed_at or time.monotonic()) if failed else None
-            if failed_at is not None and time.monotonic() - failed_at > grace_s:
+            over = any(member.failed for member in self.members) or self.members[0].finished is not None
+            over_at = (over_at or time.monotonic()) if over else None
+            if over_at is not None and time.monotonic() - over_at > grace_s:
                 return
 
     def _hear(self, member: _Member) -> None:
@@ -150,13 +150,16 @@ class _Cast:
             member.finished, self.over = value, True
         elif kind == "failed":
             member.error = from_dict(value)
-            self.over |= member.name == COORDINATOR or isinstance(member.error, UserError)
+            self.over |= member.name == COORDINATOR or gives_up(self.run.recipe.failure, [], member.error)
         elif kind == "over":  # what the coordinator tells, too, if it lives
             member.error, self.over = from_dict(value), True
         elif kind == "endpoint":
             self._announce(value)
         elif kind == "end":
             self._kill(*value)
+        elif kind == "lost" and self.members[0].finished is not None:  # it was away when the run ended
+            member.finished = self.members[0].finished
+            member.process.kill()
         elif kind == "lost" and self.endpoint is not None and self.endpoint.id == value:
             self.members[0].process.kill()
 
@@ -170,7 +173,8 @@ class _Cast:
                 return
             self.replaced += 1
             _finish(member)
-            died = f"process {member.process.pid} failed ({_how(member)})"
+            why = member.error.message if member.error else _how(member)
+            died = f"process {member.process.pid} failed ({why})"
             self.tell(Note(f"{member.name}: {died}; a new one takes its place"))
             if place == 0:
                 self.endpoint = None

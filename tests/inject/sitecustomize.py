@@ -1,13 +1,17 @@
 """Faults on order, in every process that is started with this folder on PYTHONPATH.
 
-KDCL_TEST_FAULTS names a file of lines of JSON: {"who", "phase", "step", "how", "once"}. A member of a cast
-that enters that phase of that step meets the fault, unless the file `once` exists, which it creates.
+KDCL_TEST_FAULTS names a file of lines of JSON: {"who", "phase", "step", "how", "once", "nth"}. A member of a
+cast that enters that phase of that step for the nth time (the first by default) meets the fault, unless the
+file `once` exists, which it creates.
 """
 
+import contextlib
 import json
 import os
 import signal
+import socket
 import time
+from collections import Counter
 from pathlib import Path
 
 
@@ -20,12 +24,37 @@ def _meet(how: str) -> None:
         os.kill(os.getpid(), signal.SIGSTOP)
     if how == "block":
         time.sleep(600)
+    if how == "cut":  # the group's connections
+        _cut_links(socket.AF_INET)
+    if how == "cut off":  # the store's too
+        _cut_links(socket.AF_INET, socket.AF_INET6)
+    if how == "torn":  # killed in the middle of its next write to a disk
+        os.fsync = lambda file: os.kill(os.getpid(), signal.SIGKILL)
+
+
+def _cut_links(*families: int) -> None:
+    """End the TCP connections of this process, as a firewall that resets them would."""
+    for entry in list(Path("/proc/self/fd").iterdir()):
+        try:
+            fd = os.dup(int(entry.name))
+        except OSError:  # closed by now
+            continue
+        try:
+            link = socket.socket(fileno=fd)
+        except OSError:  # no socket
+            os.close(fd)
+            continue
+        with link:
+            if link.family in families:
+                with contextlib.suppress(OSError):  # it listens, or has ended
+                    link.getpeername()
+                    link.shutdown(socket.SHUT_RDWR)
 
 
 def _install(path: Path) -> None:
     from kdcl_dist.board import Board, Pulse
 
-    init, enter = Board.__init__, Pulse.enter
+    init, enter, times = Board.__init__, Pulse.enter, Counter()
 
     def named(self, *arguments, **more):
         init(self, *arguments, **more)
@@ -39,8 +68,10 @@ def _install(path: Path) -> None:
             fault = json.loads(line)
             place = {"who": getattr(self, "who", None), "phase": phase, "step": self.step}
             if place.items() <= fault.items() and not Path(fault["once"]).exists():
-                Path(fault["once"]).touch()
-                _meet(fault["how"])
+                times[fault["once"]] += 1
+                if times[fault["once"]] == fault.get("nth", 1):
+                    Path(fault["once"]).touch()
+                    _meet(fault["how"])
 
     Board.__init__, Pulse.enter = named, entered
 
