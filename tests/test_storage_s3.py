@@ -40,9 +40,8 @@ def port() -> Iterator[int]:
 
 @pytest.fixture
 def proxy(port: int) -> Iterator[s3.Proxy]:
-    made = s3.Proxy(port)
-    yield made
-    made.close()
+    with s3.Proxy(port) as made:
+        yield made
 
 
 def folder_of(port: int, limit_s: float = 2.0) -> Folder:
