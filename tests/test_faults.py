@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import signal
 import subprocess
 import sys
@@ -13,7 +12,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import ROOT, TESTS, Cast, MakeRecipe, assert_same, weights
+from conftest import ROOT, Cast, MakeRecipe, assert_same, weights
 
 from kdcl_dist import student_loop
 from kdcl_dist.checkpoint import newest
@@ -181,8 +180,7 @@ class Commands:
     def train(self, name: str, *more: str) -> subprocess.Popen[str]:
         command = [sys.executable, "-m", "kdcl_dist", "train", str(self.path), "--launcher", "local"]
         command += ["--storage", str(self.folder), "--name", name, *more]
-        environment = os.environ | {"PYTHONPATH": str(TESTS)}
-        process = subprocess.Popen(command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, text=True)
+        process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True)
         self.started.append(process)
         return process
 

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 import ray
-from conftest import TESTS, MakeRecipe, Order, assert_same, recipe_text, train, weights
+from conftest import MakeRecipe, Order, assert_same, recipe_text, train, weights
 
 from kdcl_dist.events import Event, Started
 from kdcl_dist.launch import ray as on_ray
@@ -28,11 +28,6 @@ def cluster() -> Iterator[None]:
     ray.init(address="local", num_cpus=4, include_dashboard=False, log_to_driver=False)
     yield
     ray.shutdown()
-
-
-@pytest.fixture(autouse=True)
-def _where_the_networks_are(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(TESTS)
 
 
 @pytest.fixture(scope="module")
