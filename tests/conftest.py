@@ -114,7 +114,7 @@ def recipe_text(data: dict[str, str]) -> str:
           - {{name: a, model: cnn_small}}
           - {{name: b, model: mlp, optimizer: {{lr: 0.05}}}}
         failure: {{max_failures: 0}}
-        limits: {{startup_s: 60, step_s: 20}}
+        limits: {{startup_s: 200, step_s: 30}}
     """
 
 

@@ -19,7 +19,7 @@ from kdcl_dist.runs import Run, prepare, read_record
 from kdcl_dist.storage import Folder
 
 MakeRun = Callable[..., Run]
-OVERRIDES = ("failure.max_failures=3", "batch_size=20", "limits.step_s=15", "students.b.model=nets:Plain")
+OVERRIDES = ("failure.max_failures=3", "batch_size=20", "limits.step_s=30", "students.b.model=nets:Plain")
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -62,7 +62,7 @@ def test_a_run_with_a_fault_ends_as_one_without(
     undisturbed: Folder,
 ) -> None:
     order(who, phase, 4, how)
-    run = make_run(make_recipe(*OVERRIDES, *(["limits.step_s=3"] if how == "stop" else [])))
+    run = make_run(make_recipe(*OVERRIDES, *(["limits.step_s=5"] if how == "stop" else [])))
     events: list[Event] = []
     assert on_ray.launch(run, events.append, threading.Event())
     for name in ("a", "b"):
@@ -73,7 +73,7 @@ def test_a_run_with_a_fault_ends_as_one_without(
     assert len(record["failures"]["causes"]) == 1
     assert len(set(pids(events, "a"))) == 1, "a survivor's process was replaced"
     assert len(set(pids(events, "b"))) == (1 if who == "coordinator" else 2)
-    deadline = time.monotonic() + 30
+    deadline = time.monotonic() + 60
     while alive := [
         pid for name in ("a", "b") for pid in pids(events, name) if Path(f"/proc/{pid}").exists()
     ]:
