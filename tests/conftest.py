@@ -32,6 +32,7 @@ TESTS = Path(__file__).parent
 ROOT = TESTS.parent
 
 
+@pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """With `-n`: tests that share a fixture of their module run in one process, which makes it once."""
     for item in items:
