@@ -10,7 +10,7 @@ demo: $(READY)  ## train the digits recipe on a Ray cluster of this machine
 	$(BIN)/kdcl train examples/digits.yaml
 
 test: $(READY)  ## run all tests, in two processes: much of their time is waiting
-	$(BIN)/python -m pytest --numprocesses 2 --dist loadgroup
+	$(BIN)/python -m pytest --numprocesses 2 --dist worksteal
 
 lint: $(READY)  ## check style and types
 	$(BIN)/ruff check .

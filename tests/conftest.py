@@ -32,15 +32,6 @@ TESTS = Path(__file__).parent
 ROOT = TESTS.parent
 
 
-@pytest.hookimpl(tryfirst=True)
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """With `-n`: tests that share a fixture of their module run in one process, which makes it once."""
-    for item in items:
-        used = item._fixtureinfo.name2fixturedefs.values()  # type: ignore[attr-defined]
-        if any(definitions[-1].scope == "module" for definitions in used):
-            item.add_marker(pytest.mark.xdist_group(item.module.__name__))  # type: ignore[attr-defined]
-
-
 @pytest.fixture(scope="session", autouse=True)
 def faults(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     """The file of faults on order, see tests/inject: all processes that the tests start read it.
