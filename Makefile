@@ -9,8 +9,8 @@ READY := $(VENV)/.ready
 demo: $(READY)  ## train the digits recipe on a Ray cluster of this machine
 	$(BIN)/kdcl train examples/digits.yaml
 
-test: $(READY)  ## run all tests
-	$(BIN)/python -m pytest
+test: $(READY)  ## run all tests, in two processes: much of their time is waiting
+	$(BIN)/python -m pytest --numprocesses 2 --dist worksteal
 
 lint: $(READY)  ## check style and types
 	$(BIN)/ruff check .

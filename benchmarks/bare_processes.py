@@ -17,4 +17,6 @@ def _train(rank: int, store: str) -> None:
 
 
 if __name__ == "__main__":
-    spawn(_train, (f"{sys.argv[1]}/store",), nprocs=len(MODELS))
+    spawn(  # type: ignore[no-untyped-call]
+        _train, (f"{sys.argv[1]}/store",), nprocs=len(MODELS)
+    )

@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import atexit
 import json
 import os
-import shutil
-import tempfile
 import threading
 import uuid
 from collections.abc import Callable, Iterator
@@ -33,14 +30,20 @@ from kdcl_dist.seat import run_student
 
 TESTS = Path(__file__).parent
 ROOT = TESTS.parent
-#: Faults on order; see tests/inject. Set before any process is started that could meet one.
-if "KDCL_TEST_FAULTS" not in os.environ:
-    os.environ["KDCL_TEST_FAULTS"] = str(Path(tempfile.mkdtemp(prefix="kdcl-faults-")) / "faults.jsonl")
-    atexit.register(shutil.rmtree, Path(os.environ["KDCL_TEST_FAULTS"]).parent, ignore_errors=True)
-    os.environ["PYTHONPATH"] = os.pathsep.join(
-        [str(TESTS / "inject"), *filter(None, [os.environ.get("PYTHONPATH")])]
-    )
-FAULTS = Path(os.environ["KDCL_TEST_FAULTS"])
+
+
+@pytest.fixture(scope="session", autouse=True)
+def faults(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """The file of faults on order, see tests/inject: all processes that the tests start read it.
+
+    They also find the networks of the tests, whatever their working directory is.
+    """
+    path = tmp_path_factory.mktemp("faults") / "faults.jsonl"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("KDCL_TEST_FAULTS", str(path))
+        for folder in (TESTS, TESTS / "inject"):
+            patch.setenv("PYTHONPATH", str(folder), prepend=os.pathsep)
+        yield path
 
 
 @pytest.fixture(autouse=True)
@@ -103,7 +106,7 @@ def recipe_text(data: dict[str, str]) -> str:
           - {{name: a, model: cnn_small}}
           - {{name: b, model: mlp, optimizer: {{lr: 0.05}}}}
         failure: {{max_failures: 0}}
-        limits: {{startup_s: 60, step_s: 20}}
+        limits: {{startup_s: 200, step_s: 30}}
     """
 
 
@@ -201,15 +204,15 @@ Order = Callable[..., None]
 
 
 @pytest.fixture
-def order(tmp_path: Path) -> Iterator[Order]:
+def order(faults: Path, tmp_path: Path) -> Iterator[Order]:
     """Orders a fault of (who, phase, step, how), once; all are off afterwards. See tests/inject."""
 
     def order(who: str, phase: str, step: int, how: str, nth: int = 1) -> None:
-        number = len(FAULTS.read_text().splitlines()) if FAULTS.exists() else 0
+        number = len(faults.read_text().splitlines()) if faults.exists() else 0
         once = str(tmp_path / f"fault-{number}")
         fault = {"who": who, "phase": phase, "step": step, "how": how, "once": once, "nth": nth}
-        with FAULTS.open("a") as file:
+        with faults.open("a") as file:
             file.write(json.dumps(fault) + "\n")
 
     yield order
-    FAULTS.unlink(missing_ok=True)
+    faults.unlink(missing_ok=True)

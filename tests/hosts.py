@@ -156,15 +156,14 @@ def _hold(namespaces: Sequence[str], holders: list[subprocess.Popen[bytes]]) -> 
     holder = subprocess.Popen(["setpriv", "--pdeathsig", "KILL", *unshare, *waits])
     holders.append(holder)
     children = Path(f"/proc/{holder.pid}/task/{holder.pid}/children")
-    deadline = time.monotonic() + 10
+    deadline = time.monotonic() + 60
     while time.monotonic() < deadline:
-        if found := children.read_text().split():
-            pid = int(found[0])
-            if Path(f"/proc/{pid}/ns/net").readlink() != Path("/proc/self/ns/net").readlink():
-                time.sleep(0.2)  # the mount of /proc comes after the namespaces
-                return pid
+        for pid in children.read_text().split():
+            # The namespaces and the mount of /proc are there once it is no longer a copy of `unshare`.
+            if Path(f"/proc/{pid}/comm").read_text().strip() == waits[0]:
+                return int(pid)
         time.sleep(0.02)
-    raise AssertionError("the namespaces were not made within 10 s")
+    raise AssertionError("the namespaces were not made within 60 s")
 
 
 def _in(pid: int, script: str) -> None:

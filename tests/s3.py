@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import re
-import socket
 import threading
-import time
+from asyncio import StreamReader, StreamWriter
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass, field
 
 import pyarrow.fs as fs
@@ -43,48 +43,74 @@ def make_bucket(port: int, name: str) -> None:
 
 @dataclass
 class Proxy:
-    """Passes bytes between its own port and a server's, one thread a direction."""
+    """Passes bytes between its own port and a server's.
+
+    A thread that ends with the `with` block holds all connections; they end with it. A server that is
+    gone is a connection that is cut: whoever still tries to connect is no test's failure.
+    """
 
     target: int
     rule: Rule = lambda method, path: None
     seen: list[tuple[str, str]] = field(default_factory=list)
 
-    def __post_init__(self) -> None:
-        self.listener = socket.create_server(("127.0.0.1", 0))
-        self.port: int = self.listener.getsockname()[1]
-        threading.Thread(target=self._accept, daemon=True).start()
+    def __enter__(self) -> Proxy:
+        self._ready = threading.Event()
+        self._thread = threading.Thread(target=asyncio.run, args=[self._serve()], name="kdcl-proxy")
+        self._thread.start()
+        assert self._ready.wait(60)
+        return self
 
-    def close(self) -> None:
-        self.listener.close()
+    def __exit__(self, *error: object) -> None:
+        self._loop.call_soon_threadsafe(self._ended.set)
+        self._thread.join(60)
+        assert not self._thread.is_alive()
 
-    def _accept(self) -> None:
+    async def _serve(self) -> None:
+        self._loop, self._ended = asyncio.get_running_loop(), asyncio.Event()
+        listener = await asyncio.start_server(self._connected, "127.0.0.1", 0)
+        self.port: int = listener.sockets[0].getsockname()[1]
+        self._ready.set()
+        await self._ended.wait()
+        listener.close()  # and the end of the loop ends all connections
+
+    async def _connected(self, client: StreamReader, to_client: StreamWriter) -> None:
+        """One connection, until either side or the rule ends it."""
+        with suppress(OSError), closing(to_client):
+            server, to_server = await asyncio.open_connection("127.0.0.1", self.target)
+            there = asyncio.create_task(self._pass_on(client, to_client, to_server))
+            back = asyncio.create_task(_copy(server, to_client))
+            with closing(to_server):
+                await asyncio.wait([there, back], return_when=asyncio.FIRST_COMPLETED)
+                there.cancel()
+                back.cancel()
+
+    async def _pass_on(self, client: StreamReader, to_client: StreamWriter, to_server: StreamWriter) -> None:
         with suppress(OSError):
-            while True:
-                client, _ = self.listener.accept()
-                threading.Thread(target=self._serve, args=(client,), daemon=True).start()
-
-    def _serve(self, client: socket.socket) -> None:
-        server = socket.create_connection(("127.0.0.1", self.target))
-        threading.Thread(target=self._pass_back, args=(server, client), daemon=True).start()
-        with client, server, suppress(OSError):
-            while data := client.recv(1 << 16):
+            while data := await client.read(1 << 16):
                 if match := re.match(rb"(GET|PUT|POST|HEAD|DELETE) (\S+) HTTP", data):
                     method, path = match[1].decode(), match[2].decode()
                     self.seen.append((method, path))
-                    if not self._pass(client, self.rule(method, path)):
+                    verdict = self.rule(method, path)
+                    if isinstance(verdict, float):
+                        await asyncio.sleep(verdict)
+                    elif verdict is not None:
+                        await _refuse(client, to_client, verdict)
                         return
-                server.sendall(data)
+                to_server.write(data)
+                await to_server.drain()
 
-    def _pass(self, client: socket.socket, verdict: str | float | int | None) -> bool:
-        """Do what the rule says; whether the request goes on."""
-        if isinstance(verdict, float):
-            time.sleep(verdict)
-        elif isinstance(verdict, int):
-            client.sendall(b"HTTP/1.1 %d No\r\nContent-Length: 0\r\nConnection: close\r\n\r\n" % verdict)
-        return verdict is None or isinstance(verdict, float)
 
-    def _pass_back(self, server: socket.socket, client: socket.socket) -> None:
-        with suppress(OSError):
-            while data := server.recv(1 << 16):
-                client.sendall(data)
-            client.shutdown(socket.SHUT_RDWR)
+async def _refuse(client: StreamReader, to_client: StreamWriter, verdict: str | int) -> None:
+    """Cut the connection, or answer with a status and wait until the client has closed it."""
+    if isinstance(verdict, int):
+        to_client.write(b"HTTP/1.1 %d No\r\nContent-Length: 0\r\nConnection: close\r\n\r\n" % verdict)
+        to_client.write_eof()
+        while await client.read(1 << 16):
+            pass  # closed with data unread, the answer itself could be lost
+
+
+async def _copy(source: StreamReader, target: StreamWriter) -> None:
+    with suppress(OSError):
+        while data := await source.read(1 << 16):
+            target.write(data)
+            await target.drain()

@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
+import ray
 import torch
 import yaml
 from click.testing import CliRunner, Result
-from conftest import ROOT, TESTS, MakeRecipe
+from conftest import ROOT, MakeRecipe
 
 from kdcl_dist import models
 from kdcl_dist.cli import kdcl
@@ -273,26 +274,36 @@ def test_data_and_models(tmp_path: Path) -> None:
 
 def test_the_module_is_the_command(tmp_path: Path) -> None:
     command = [sys.executable, "-m", "kdcl_dist", "train", str(tmp_path / "none.yaml")]
-    done = subprocess.run(
-        command, capture_output=True, text=True, env=os.environ | {"PYTHONPATH": str(TESTS)}
-    )
+    done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 2
     assert done.stderr.count("\n") == 1
     assert "none.yaml" in done.stderr
 
 
-def test_a_mistake_found_in_a_ray_worker(
-    recipe: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("PYTHONPATH", str(TESTS))
+@pytest.fixture
+def no_other_ray(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As on a machine where no Ray runs: that of another test run would be joined."""
+    start = ray.init
+
+    def init(*, address: str, **options: Any) -> None:
+        if address == "auto":
+            raise ConnectionError
+        start(address=address, **options)
+
+    monkeypatch.setattr(ray, "init", init)
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+
+
+@pytest.mark.usefixtures("no_other_ray")
+def test_a_mistake_found_in_a_ray_worker(recipe: str, tmp_path: Path) -> None:
     result = train(recipe, tmp_path, "--set", "students.a.model=nets:WrongClasses", launcher="ray")
     assert result.exit_code == 2, result.output
     assert "4 classes" in result.output
     assert "Traceback" not in result.output
 
 
-def test_a_killed_ray_worker_is_named(recipe: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("PYTHONPATH", str(TESTS))
+@pytest.mark.usefixtures("no_other_ray")
+def test_a_killed_ray_worker_is_named(recipe: str, tmp_path: Path) -> None:
     result = train(recipe, tmp_path, "--set", "students.b.model=nets:Killed", "--name", "r", launcher="ray")
     assert result.exit_code == 1, result.output
     assert "student 'b'" in result.output

@@ -130,7 +130,7 @@ def test_a_job_from_the_laptop_gives_what_one_host_gives(cluster: Cluster) -> No
     client = cluster.started_on_laptop(line)
     cluster.await_step("first", 1)
     client.send_signal(signal.SIGINT)
-    written, _ = client.communicate(timeout=30)
+    written, _ = client.communicate(timeout=120)
     assert "submitted successfully" in written
     assert "run folder /mnt/shared/runs/first" in written, "the job's log was not streamed"
     job = re.search(r"raysubmit_\w+", written)
@@ -167,7 +167,7 @@ def test_stopping_a_job_takes_a_checkpoint(cluster: Cluster) -> None:
     client = cluster.started_on_laptop(documented("kdcl submit"))
     cluster.await_step("second", 1)
     client.send_signal(signal.SIGINT)
-    written, _ = client.communicate(timeout=30)
+    written, _ = client.communicate(timeout=120)
     assert client.returncode == 130, written
     assert "run folder /mnt/shared/runs/second" in written, "the job's log was not streamed"
     assert "the job goes on" in written

@@ -62,7 +62,7 @@ def one(folder: Path, beginning: str) -> str:
 @pytest.mark.parametrize("code", [0, 1])
 def test_a_run(folder: Path, code: int) -> None:
     process = start(folder, code=code)
-    assert process.wait(30) == code
+    assert process.wait(120) == code
     assert "--include-dashboard=false" in one(
         folder, "ray start --head --node-ip-address=10.0.0.1 --port=22345"
     )
@@ -77,16 +77,16 @@ def test_a_run(folder: Path, code: int) -> None:
 
 def test_a_signal_takes_a_checkpoint_and_queues_the_job_again(folder: Path) -> None:
     process = start(folder, stopped=True)
-    deadline = time.monotonic() + 20
+    deadline = time.monotonic() + 60
     while "ready" not in calls(folder):
         assert time.monotonic() < deadline, calls(folder)
         time.sleep(0.05)
     process.send_signal(signal.SIGTERM)
-    assert process.wait(30) == 130
+    assert process.wait(120) == 130
     assert one(folder, "scontrol") == "scontrol requeue 12345"
     assert not list(folder.glob(".kdcl-token-*"))
 
     (folder / "calls").unlink()
     (folder / "runs" / "slurm-12345" / "checkpoints").mkdir(parents=True)
-    assert start(folder).wait(30) == 0
+    assert start(folder).wait(120) == 0
     assert "--resume" in one(folder, "kdcl train examples/digits.yaml")

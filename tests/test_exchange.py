@@ -235,7 +235,7 @@ def test_a_reported_failure_reaches_all_at_once(together: Together) -> None:
 
     results = together(work, step_s=30)
     assert isinstance(results[1], StudentFailed)
-    assert all(results[rank] < 5 for rank in (0, 2, 3))
+    assert all(results[rank] < 15 for rank in (0, 2, 3))
 
 
 def test_one_that_does_not_answer_is_named_with_its_phase(together: Together) -> None:

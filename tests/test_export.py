@@ -85,7 +85,7 @@ def trained(pictures: Path, tmp_path_factory: pytest.TempPathFactory) -> Run:
         students:
           - {{name: a, model: cnn_small}}
           - {{name: b, model: nets:Dropout}}
-        limits: {{startup_s: 60, step_s: 20}}
+        limits: {{startup_s: 200, step_s: 30}}
     """)
     torch.set_num_threads(1)
     made = prepare(recipe, str(tmp_path_factory.mktemp("runs")), "arm-seed0", resume=False, warn=print)

@@ -91,11 +91,11 @@ def content(folder: Path) -> dict[str, bytes]:
 # -- pixels --------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("kind", ["JPEG", "PNG"])
-@pytest.mark.parametrize("mode", ["1", "L", "LA", "P", "RGB", "RGBA", "CMYK"])
+MODES = {"JPEG": ("1", "L", "RGB", "CMYK"), "PNG": ("1", "L", "LA", "P", "RGB", "RGBA")}
+
+
+@pytest.mark.parametrize(("kind", "mode"), [(kind, mode) for kind, modes in MODES.items() for mode in modes])
 def test_all_colours_become_rgb(kind: str, mode: str) -> None:
-    if (kind == "JPEG" and mode in ("LA", "P", "RGBA")) or (kind, mode) == ("PNG", "CMYK"):
-        pytest.skip("the format has no such images")
     assert decode(encoded(kind, mode), 3).shape == (16, 20, 3)
     assert decode(encoded(kind, mode), 1).shape == (16, 20, 1)
 

@@ -140,7 +140,7 @@ def together(work: Callable[[Replicas, int], Any], count: int = 3) -> list[Any]:
 
     def run(rank: int) -> None:
         store = scoped(server if rank == 0 else connect_store(endpoint, 10), "test")
-        link = Replicas(store, rank, count, host="127.0.0.1", device=torch.device("cpu"), limit_s=10)
+        link = Replicas(store, rank, count, host="127.0.0.1", device=torch.device("cpu"), limit_s=30)
         results[rank] = work(link, rank)
         link.close()
 
@@ -148,7 +148,8 @@ def together(work: Callable[[Replicas, int], Any], count: int = 3) -> list[Any]:
     for thread in threads:
         thread.start()
     for thread in threads:
-        thread.join(30)
+        thread.join(60)
+        assert not thread.is_alive(), results
     return results
 
 

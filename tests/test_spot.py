@@ -7,9 +7,8 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-import pytest
 import ray
-from conftest import TESTS, MakeRecipe
+from conftest import MakeRecipe
 from ray._raylet import GcsClient
 from ray.cluster_utils import Cluster
 from ray.core.generated.autoscaler_pb2 import DrainNodeReason
@@ -20,9 +19,8 @@ from kdcl_dist.runs import Run
 
 
 def test_a_notice_takes_a_checkpoint_and_training_goes_on(
-    make_recipe: MakeRecipe, make_run: Callable[..., Run], monkeypatch: pytest.MonkeyPatch
+    make_recipe: MakeRecipe, make_run: Callable[..., Run]
 ) -> None:
-    monkeypatch.chdir(TESTS)
     recipe = make_recipe(
         "students.a.model=nets:Paced", "batch_size=10", "epochs=40", "checkpoint.every_epochs=40"
     )

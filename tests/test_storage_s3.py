@@ -40,9 +40,8 @@ def port() -> Iterator[int]:
 
 @pytest.fixture
 def proxy(port: int) -> Iterator[s3.Proxy]:
-    made = s3.Proxy(port)
-    yield made
-    made.close()
+    with s3.Proxy(port) as made:
+        yield made
 
 
 def folder_of(port: int, limit_s: float = 2.0) -> Folder:
@@ -113,7 +112,7 @@ def test_what_cannot_work_is_told_at_once(port: int, proxy: s3.Proxy) -> None:
         Folder(s3.uri(proxy.port, "bucket/runs")).check_writable()
     with pytest.raises(RunFolderError, match="bogus"):
         Folder("s3://bucket/x?bogus=1")
-    assert time.monotonic() - began < 5
+    assert time.monotonic() - began < 30
 
 
 @pytest.mark.parametrize("fault", ["cut", 503, 429])
@@ -143,7 +142,7 @@ def test_a_storage_that_hangs_is_given_up(proxy: s3.Proxy, monkeypatch: pytest.M
     began = time.monotonic()
     with pytest.raises(StorageError, match="cannot be written"):
         folder.write("one", b"abc")
-    assert time.monotonic() - began < 15
+    assert time.monotonic() - began < 30
 
 
 def test_a_cloud_storage_that_is_away_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -151,7 +150,7 @@ def test_a_cloud_storage_that_is_away_is_given_up(monkeypatch: pytest.MonkeyPatc
     began = time.monotonic()
     with pytest.raises(RunFolderError, match=r"gs://anonymous@bucket/runs.* tried \d times"):
         Folder("gs://anonymous@bucket/runs?endpoint_override=127.0.0.1:1&scheme=http", 0.5).check_writable()
-    assert time.monotonic() - began < 20
+    assert time.monotonic() - began < 30
 
 
 @pytest.mark.parametrize("part", [2, None])

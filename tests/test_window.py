@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import threading
 from collections.abc import Callable
 from pathlib import Path
@@ -11,7 +10,7 @@ import numpy as np
 import pytest
 import reference
 import torch
-from conftest import FAULTS, Cast, MakeRecipe, assert_same
+from conftest import Cast, MakeRecipe, Order, assert_same
 from test_equals_reference import VIEWS, check, recipe_for, students_of
 from test_replicas import PAIR
 from test_replicas import check as check_replicas
@@ -32,7 +31,7 @@ from kdcl_dist.recipe_file import parse_recipe
 from kdcl_dist.report.load import load
 from kdcl_dist.report.sections import run_sections
 from kdcl_dist.room import make_bank
-from kdcl_dist.runs import Run
+from kdcl_dist.runs import Run, read_record
 from kdcl_dist.session import Session
 from kdcl_dist.walks import Walks, walks_of
 from kdcl_dist.wire import answer_rows
@@ -164,16 +163,11 @@ def _rows(run: Run) -> dict[tuple[str, int, str, str], float]:
     return {key: row["value"] for key, row in zip(keys, rows, strict=True) if not key[3].endswith("_s")}
 
 
-def test_a_killed_student_changes_nothing(make_recipe: MakeRecipe, make_run: MakeRun, tmp_path: Path) -> None:
-    recipe = make_recipe(*SMALL, "distillation.window=epoch", "failure.max_failures=1")
-    fault = {"who": "b", "phase": "forward", "step": 13, "how": "kill", "once": str(tmp_path / "once")}
-    FAULTS.write_text(json.dumps(fault) + "\n")
-    try:
-        run = make_run(recipe)
-        assert local.launch(run, lambda event: None, threading.Event())
-    finally:
-        FAULTS.unlink()
-    assert Path(fault["once"]).exists()
+def test_a_killed_student_changes_nothing(order: Order, make_recipe: MakeRecipe, make_run: MakeRun) -> None:
+    order("b", "forward", 13, "kill")
+    run = make_run(make_recipe(*SMALL, "distillation.window=epoch", "failure.max_failures=1"))
+    assert local.launch(run, lambda event: None, threading.Event())
+    assert len(read_record(run.folder)["failures"]["causes"]) == 1
     check(run)
 
 
