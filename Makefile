@@ -17,8 +17,8 @@ lint: $(READY)  ## check style and types
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-bench: $(READY)  ## measure the step against its baselines
-	$(BIN)/python -m benchmarks.step_efficiency
+bench: $(READY)  ## measure every ratio of docs/speed.md, in under 15 minutes on a quiet machine
+	$(BIN)/python -m benchmarks.speed --out docs/results/speed.md
 
 clean:  ## remove the environment and all runs
 	rm -rf $(VENV) runs build *.egg-info
