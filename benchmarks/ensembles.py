@@ -83,13 +83,8 @@ def linear_and_gradient(size: tuple[int, int, int], rounds: int) -> dict[str, fl
 
     def gradient() -> Tensor:
         p_BC = torch.einsum("sb,sbc->bc", weights_SB, relative_SBC).softmax(dim=1)
-<<<<<<< HEAD
-        found: Tensor = torch.linalg.vecdot(relative_SBC, p_BC)
-        return found
-=======
         slope_SB: Tensor = torch.linalg.vecdot(relative_SBC, p_BC)
         return slope_SB
->>>>>>> ensembles
 
     return in_turns(
         {
