@@ -1,4 +1,8 @@
-"""A distributed run gives the weights of a sequential one, bit for bit: each method, both launchers."""
+"""A distributed run gives the weights of a sequential one, bit for bit: each method, both launchers.
+
+On Ray half of the methods are marked slow; all of them:
+`.venv/bin/python -m pytest -m "slow or not slow" tests/test_equals_reference.py`.
+"""
 
 from __future__ import annotations
 
@@ -18,6 +22,9 @@ from kdcl_dist.recipe import Recipe
 from kdcl_dist.runs import Run
 
 METHODS = ("none", "naive", "linear", "min_logit", "general", "mean", "dml", "teacher")
+#: A run on Ray costs many times that of plain processes, whose members run the same code. These differ in
+#: what a launcher moves: a plain answer, all logits, the coordinator's own state, weights from a file.
+ON_RAY = ("linear", "dml", "general", "teacher")
 VIEWS = "data.augment=[{name: RandomCrop, size: 8, padding: 1}, {name: RandomErasing, p: 0.5}]"
 
 
@@ -66,7 +73,9 @@ def cluster() -> Iterator[None]:
     ray.shutdown()
 
 
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize(
+    "method", [pytest.param(m, marks=[] if m in ON_RAY else [pytest.mark.slow]) for m in METHODS]
+)
 def test_ray(
     method: str, cluster: None, make_recipe: MakeRecipe, make_run: Callable[..., Run], tmp_path: Path
 ) -> None:
