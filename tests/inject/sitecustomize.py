@@ -24,7 +24,7 @@ def _meet(how: str) -> None:
         os.kill(os.getpid(), signal.SIGSTOP)
     if how == "block":
         time.sleep(600)
-    if how == "cut":  # the group's connections
+    if how == "cut":  # the group's connections; the coordinator's also those of its store
         _cut_links(socket.AF_INET)
     if how == "cut off":  # the store's too
         _cut_links(socket.AF_INET, socket.AF_INET6)
