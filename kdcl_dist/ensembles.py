@@ -131,16 +131,9 @@ def general_log(logits_SBC: Tensor, weights_S: Tensor, temperature: float) -> Te
     logits_SBC = _checked(logits_SBC)
     _check_temperature(temperature)
     _check_weights(weights_S, len(logits_SBC))
-    weights_S = weights_S.detach().to(logits_SBC.device).double()
-    if logits_SBC.device.type == "cpu" and logits_SBC.shape[1]:
-        power_SBC = _powers(logits_SBC, logits_SBC.amax(dim=2), temperature)
-        share_SB = weights_S.to(power_SBC.dtype)[:, None] / power_SBC.sum(dim=2)
-        mixture_BC = torch.einsum("sb,sbc->bc", share_SB, power_SBC)
-        # Far above the smallest number, so that addends that underflow do not matter.
-        if float(mixture_BC.amin()) > 1e-30:
-            return mixture_BC.log_()
+    log_weights_S = weights_S.detach().to(logits_SBC.device).double().log().to(logits_SBC.dtype)
     log_p_SBC = F.log_softmax(logits_SBC / temperature, dim=2)
-    return torch.logsumexp(log_p_SBC + weights_S.log().to(log_p_SBC.dtype)[:, None, None], dim=0)
+    return torch.logsumexp(log_p_SBC + log_weights_S[:, None, None], dim=0)
 
 
 def general_weights(residuals_SN: Tensor) -> Tensor:
@@ -279,17 +272,11 @@ def _of_true_class(logits_SBC: Tensor, labels_B: Tensor) -> Tensor:
     return logits_SBC.gather(2, labels_B.expand(len(logits_SBC), -1)[:, :, None])
 
 
-def _powers(logits_SBC: Tensor, peak_SB: Tensor, temperature: float = 1.0) -> Tensor:
-    """exp((z - peak) / T) (S, B, C)."""
-    return (logits_SBC - peak_SB[:, :, None]).mul_(1 / (temperature * math.log(2))).exp2_()
-
-
 def _losses(logits_SBC: Tensor, labels_B: Tensor) -> Tensor:
     """The cross-entropy of each student on each sample at T = 1, (S, B)."""
-    peak_SB = logits_SBC.amax(dim=2)
-    return _powers(logits_SBC, peak_SB).sum(dim=2).log_() + (
-        peak_SB - _of_true_class(logits_SBC, labels_B)[:, :, 0]
-    )
+    peak_SB1 = logits_SBC.amax(dim=2, keepdim=True)
+    total_SB = (logits_SBC - peak_SB1).mul_(1 / math.log(2)).exp2_().sum(dim=2)
+    return total_SB.log_() + (peak_SB1 - _of_true_class(logits_SBC, labels_B))[:, :, 0]
 
 
 def _naive(logits_SBC: Tensor, labels_B: Tensor) -> Tensor:
