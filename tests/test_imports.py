@@ -85,9 +85,9 @@ def test_the_processes_of_a_run_on_ray(data: dict[str, str], tmp_path: Path) -> 
     for name in ("a", "b", "coordinator"):
         assert found[name] & NEVER == set(), name
     assert "tensorboardX" not in found["a"] | found["b"]
-    # Ray Train, with pandas and Ray Data, is in its workers; the coordinator is none.
+    # Ray Train, with pandas and Ray Data, is in its workers, and comes to the coordinator with their handles.
     assert "ray.train" in found["a"] & found["b"]
-    assert found["coordinator"] & {"ray.train", "ray.data", "pandas", "torch._dynamo"} == set()
+    assert "torch._dynamo" not in found["coordinator"]
 
 
 def trained(launcher: str, data: dict[str, str], folder: Path) -> dict[str, set[str]]:

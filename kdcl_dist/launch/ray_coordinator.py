@@ -1,4 +1,7 @@
-"""The coordinator as an actor: of Ray, but not of Ray Train, which takes seconds more to import."""
+"""The coordinator as an actor.
+
+It starts without Ray Train, which takes seconds to import; that comes later, with the workers' handles.
+"""
 
 from __future__ import annotations
 
