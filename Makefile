@@ -4,13 +4,16 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: demo test lint bench clean
+.PHONY: demo test guard lint bench clean
 
 demo: $(READY)  ## train the digits recipe on a Ray cluster of this machine
 	$(BIN)/kdcl train examples/digits.yaml
 
 test: $(READY)  ## run all tests, in two processes: much of their time is waiting
 	$(BIN)/python -m pytest --numprocesses 2 --dist worksteal
+
+guard: $(READY)  ## see that no ratio of docs/speed.md is far off, in a minute or two
+	$(BIN)/python -m pytest -m speed tests/test_speed.py
 
 lint: $(READY)  ## check style and types
 	$(BIN)/ruff check .
