@@ -296,7 +296,7 @@ def test_only_the_first_failure_stands() -> None:
     assert isinstance(boards[1].failure(), StudentFailed)
 
 
-def test_who_waits_longer_than_the_limit_says_so_though_all_live() -> None:
+def test_who_waits_longer_than_the_limit_says_so_though_all_live(together: Together) -> None:
     """A student's limit ends first; it closes its connections, and so those of all others break."""
 
     def work(exchange: Exchange) -> None:
