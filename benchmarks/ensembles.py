@@ -156,7 +156,7 @@ def _page(rounds: int) -> list[str]:
         "Soft target of a closed form over one softmax of all the logits:",
         "",
         "| S | B | C | softmax us | " + " | ".join(CLOSED_FORMS) + " |",
-        "| ---: | ---: | ---: | ---: | " + "---: | " * len(CLOSED_FORMS),
+        "| ---: | ---: | ---: | ---: |" + " ---: |" * len(CLOSED_FORMS),
     ]
     for size in SIZES:
         times = closed_forms(size, rounds)

@@ -199,12 +199,18 @@ def test_what_fails_in_no_waiting():
         minimise_logsumexp(draw("normal", 3, 10, 1.0, batch=4, seed=0), early_exit=True)
 
 
+@pytest.mark.parametrize("students", [2, 4])
+def test_as_on_an_accelerator_nothing_waits(students):
+    z_BSC = draw("normal", students, 10, 30.0, batch=8, seed=0)
+    with NoWaiting():
+        minimise_logsumexp(z_BSC, early_exit=False)
+
+
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("students", [2, 4, 8])
-def test_as_on_an_accelerator_every_problem_is_solved_without_waiting(kind, students):
-    for seed, (classes, scale) in enumerate(itertools.product((2, 10), (1, 30, 1e4))):
-        z_BSC = draw(kind, students, classes, scale, batch=8, seed=seed)
-        with NoWaiting():
-            weights_BS = minimise_logsumexp(z_BSC, early_exit=False)
+def test_as_on_an_accelerator_every_problem_is_solved(kind, students):
+    for seed, scale in enumerate((1, 30, 1e4)):
+        z_BSC = draw(kind, students, 10, scale, batch=16, seed=seed)
+        weights_BS = minimise_logsumexp(z_BSC, early_exit=False)
         assert_on_simplex(weights_BS)
         assert kkt_gap(z_BSC, weights_BS).max() <= TOLERANCE
