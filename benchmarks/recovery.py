@@ -218,7 +218,8 @@ def _table(found: dict[str, list[float]], rounds: int) -> str:
         [
             "# From the death of a worker to the next common step",
             "",
-            f"Seconds, {rounds} rounds in one run on a shared machine (load average {os.getloadavg()[1]:.0f}); two students ({' and '.join(STUDENTS)}), the second "
+            f"Seconds, {rounds} rounds in one run on a shared machine (load average "
+            f"{os.getloadavg()[1]:.0f}); two students ({' and '.join(STUDENTS)}), the second "
             f"killed with SIGKILL. {os.cpu_count()} cores, PyTorch {torch.__version__}, Ray "
             f"{ray.__version__}, Python {platform.python_version()}. Made by "
             f"`python -m benchmarks.recovery {' '.join(sys.argv[1:])}`.",
