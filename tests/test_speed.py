@@ -16,7 +16,8 @@ TRIES = 3
 pytestmark = pytest.mark.speed
 
 
-@pytest.mark.parametrize("module", MODULES)
+# "scale" is how well a model predicts, not how fast anything is.
+@pytest.mark.parametrize("module", [name for name in MODULES if name != "scale"])
 def test_no_ratio_is_far_from_its_goal(module: str) -> None:
     for _ in range(TRIES):
         figures = MODULES[module](True)
