@@ -107,7 +107,8 @@ def _as_it_is(loaded: Any) -> Any:
     return loaded
 
 
-#: What a worker sends: a part and its images_BCHW, normalised; or an error, which would lose its fields if raised there.
+#: What a worker sends: a part and its normalised images_BCHW; or an error, which would lose its fields if
+#: it were raised there.
 _Loaded = tuple[Part, Tensor] | KdclError
 
 
