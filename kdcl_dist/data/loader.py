@@ -107,7 +107,8 @@ def _as_it_is(loaded: Any) -> Any:
     return loaded
 
 
-#: What a worker sends: a part and its images_BCHW; or an error, which would lose its fields if raised there.
+#: What a worker sends: a part and its normalised images_BCHW; or an error, which would lose its fields if
+#: it were raised there.
 _Loaded = tuple[Part, Tensor] | KdclError
 
 
@@ -118,10 +119,12 @@ class _Load:
         self.views = views
 
     def __getitem__(self, part: Part) -> _Loaded:
+        views = self.views[part.views]
         try:
-            return part, self.views[part.views].batch(part.epoch, part.ids_B)
+            images_BCHW = views.batch(part.epoch, part.ids_B)
         except KdclError as error:
             return error
+        return part, normalise(images_BCHW, views.dataset.mean, views.dataset.std)
 
 
 class _Plan:
@@ -136,7 +139,7 @@ class _Plan:
 
 def _batch(dataset: ImageDataset, ids_B: Ids, images_BCHW: Tensor) -> Batch:
     labels_B = torch.from_numpy(np.asarray(dataset.labels, np.int64)[ids_B])
-    return Batch(torch.from_numpy(ids_B), labels_B, normalise(images_BCHW, dataset.mean, dataset.std))
+    return Batch(torch.from_numpy(ids_B), labels_B, images_BCHW)
 
 
 def normalise(images_BCHW: Tensor, mean: Sequence[float], std: Sequence[float]) -> Tensor:

@@ -13,7 +13,6 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import default_collate
 
 from kdcl_dist.data.crops import CropFlip, is_of_torchvision
 from kdcl_dist.data.cutout import Cutout
@@ -99,9 +98,7 @@ class Views:
                     f"{tuple(view_CHW.shape)}: add a transform that gives all one size, such as "
                     "RandomResizedCrop in data.augment and Resize with CenterCrop in data.test_view"
                 )
-        # In a loader's process this stacks into shared memory, so that sending copies nothing.
-        stacked_BCHW: Tensor = default_collate(views) if views else torch.empty(0, 1, 1, 1)
-        return stacked_BCHW
+        return torch.stack(views) if views else torch.empty(0, 1, 1, 1)
 
     def __getitem__(self, index: tuple[int, int]) -> Tensor:
         epoch, sample_id = index
