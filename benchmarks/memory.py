@@ -153,6 +153,10 @@ def report() -> str:
         f"taken off for the ratio. {os.cpu_count()} cores ({platform.machine()}), no GPU, PyTorch",
         f"{torch.__version__}, batches of 64, no augmentation. Made by `python -m benchmarks.memory`.",
         "",
+        "The local launcher forks its processes from one that has imported everything. Such a process counts",
+        "a page of a library only when it touches it, and shares what it does not change: so the ratio says",
+        "what a process takes, not what the exchange adds. It is none for Ray, whose workers import anew.",
+        "",
         "| student | peak alone | in cast | buffers | ratio | private alone | in cast |",
         "| --- | ---: | ---: | ---: | ---: | ---: | ---: |",
     ]
