@@ -40,6 +40,8 @@ COMMANDS = {
 LOCAL, ON_RAY = ("bare processes", "kdcl, local launcher"), ("bare Ray Train", "kdcl, Ray")
 LIMIT_S = 240.0
 GOAL = 1.3
+#: In which the processes of a Ray that the command started end, so that the next does not join it.
+SETTLE_S = 5.0
 #: A Ray that runs already, until its standard input closes.
 HOLD = "import ray; ray.init(include_dashboard=False); print(ray.get_runtime_context().gcs_address); input()"
 
@@ -53,6 +55,7 @@ def start(name: str, notes: Path, variables: dict[str, str]) -> float:
         done = subprocess.run(
             command, env=os.environ | variables, capture_output=True, text=True, timeout=LIMIT_S
         )
+    time.sleep(SETTLE_S)
     steps = [float(note.read_text()) for note in notes.iterdir()]
     if done.returncode or len(steps) != len(MODELS):
         raise RuntimeError(f"{name}: exit code {done.returncode}, {len(steps)} first steps\n{done.stderr}")

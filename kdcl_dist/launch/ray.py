@@ -135,7 +135,8 @@ def _connect(recipes: Sequence[Recipe], tell: Callable[[Event], None]) -> None:
     try:
         _init(address="auto", **options)
         return
-    except ConnectionError:
+    except (ConnectionError, RuntimeError):  # none is there, or one that is about to end
+        ray.shutdown()
         if address := os.environ.get("RAY_ADDRESS"):
             raise KdclError(f"the Ray cluster at RAY_ADDRESS={address} does not answer") from None
     needed = max(int(_taken_by(recipe)["CPU"]) for recipe in recipes)
