@@ -201,7 +201,7 @@ def test_no_job_without_the_token(cluster: Cluster, token: str | None, tmp_path:
 
 def test_a_link_that_is_cut_and_a_host_that_dies(cluster: Cluster) -> None:
     """A cut that heals within `limits.step_s` goes unnoticed; a dead host's student waits for room."""
-    sets = "--set epochs=30 --set students.small=null --set students.large.resources.cpu=2"
+    sets = "--set epochs=14 --set students.small=null --set students.large.resources.cpu=2"
     recipe = f"examples/digits.yaml --storage /mnt/shared/runs {sets} --set students.mlp.resources.cpu=2"
     client = cluster.started_on_laptop(f"kdcl submit {recipe} --address {URL} --name disturbed")
     cluster.await_step("disturbed", 1)

@@ -32,6 +32,7 @@ def test_defaults_are_complete_and_survive_writing() -> None:
         "max_staleness": None,
         "bank": {"folder": None, "top_k": None},
         "logit_noise": 0.0,
+        "wire_precision": "fp32",
         "teacher": None,
     }
     assert written["students"][0]["optimizer"] == {
