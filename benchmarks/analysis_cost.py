@@ -17,10 +17,8 @@ from statistics import median
 import torch
 
 from benchmarks.figures import Figure
-from benchmarks.step_efficiency import CASTS, recipe_of
-from kdcl_dist.metrics import ENSEMBLE, read_metrics
+from benchmarks.step_efficiency import CASTS, recipe_of, seconds_by_step
 from kdcl_dist.recipe import Analysis, Recipe
-from kdcl_dist.storage import Folder
 from kdcl_dist.training import train
 
 EVERY = 10
@@ -31,11 +29,7 @@ def measure(recipe: Recipe) -> tuple[float, float]:
     """Median seconds of a step of the cast: of those that are measured, and of the others."""
     recipe = recipe.model_copy(update={"analysis": Analysis(every_steps=EVERY)})
     with tempfile.TemporaryDirectory() as storage:
-        rows = read_metrics(Folder(train(recipe, launcher="local", storage=storage).path)).to_pylist()
-    by_step: dict[int, float] = {}
-    for row in rows:
-        if row["name"] == "step_s" and row["student"] != ENSEMBLE:
-            by_step[row["step"]] = max(row["value"], by_step.get(row["step"], 0.0))
+        by_step = seconds_by_step(train(recipe, launcher="local", storage=storage).path)
     kinds: dict[bool, list[float]] = {True: [], False: []}
     for step, seconds in by_step.items():
         # The coordinator measures while the students learn, so the step after may feel it too.

@@ -50,13 +50,19 @@ CASTS: dict[str, tuple[tuple[str, str], int, float | None]] = {
 WARMUP_STEPS = 5
 
 
-def alone(recipe: Recipe) -> float:
-    """(a): median seconds of a step of the slowest student, all running at once, none knowing of another."""
+def alone(recipe: Recipe, kind: str = "cpu") -> float:
+    """(a): median seconds of a step of the slowest student, all running at once, none knowing of another.
+
+    Args:
+        recipe: the cast.
+        kind: of device, which all share.
+    """
     context = get_context("spawn")
     number = len(recipe.students)
     start, found, through = context.Barrier(number), context.SimpleQueue(), context.Value("i", 0)
     jobs = [
-        context.Process(target=_alone, args=(recipe, index, start, found, through)) for index in range(number)
+        context.Process(target=_alone, args=(recipe, index, kind, start, found, through))
+        for index in range(number)
     ]
     for job in jobs:
         job.start()
@@ -66,13 +72,13 @@ def alone(recipe: Recipe) -> float:
     return float(max(seconds))
 
 
-def _alone(recipe: Recipe, index: int, start: Any, found: Any, through: Any) -> None:
+def _alone(recipe: Recipe, index: int, kind: str, start: Any, found: Any, through: Any) -> None:
     """One student by itself; it goes on until the slowest is through, so that all cores stay in use."""
     torch.set_num_threads(recipe.students[index].resources.cpu)
     keep_freed_memory()
     session = Session.open(recipe)
     classes, channels = len(session.train.classes), session.train.channels
-    student = Student(recipe, index, classes=classes, channels=channels, device=torch.device("cpu"))
+    student = Student(recipe, index, classes=classes, channels=channels, device=torch.device(kind))
     steps = session.plan.steps_per_epoch * recipe.epochs
     batches = chain.from_iterable(session.training(index, 0) for _ in count())
     seconds: list[float] = []
@@ -93,13 +99,17 @@ def _alone(recipe: Recipe, index: int, start: Any, found: Any, through: Any) -> 
 def together(recipe: Recipe) -> float:
     """(b): median seconds of a step of the cast, each process of which is on its own."""
     with tempfile.TemporaryDirectory() as storage:
-        result = train(recipe, launcher="local", storage=storage)
-        rows = read_metrics(Folder(result.path)).to_pylist()
+        by_step = seconds_by_step(train(recipe, launcher="local", storage=storage).path)
+    return median(list(by_step.values())[WARMUP_STEPS:])
+
+
+def seconds_by_step(path: str) -> dict[int, float]:
+    """Of each training step of a run, the time of the student for which it took longest."""
     by_step: dict[int, float] = {}
-    for row in rows:
+    for row in read_metrics(Folder(path)).to_pylist():
         if row["name"] == "step_s" and row["student"] != ENSEMBLE:
             by_step[row["step"]] = max(row["value"], by_step.get(row["step"], 0.0))
-    return median(list(by_step.values())[WARMUP_STEPS:])
+    return by_step
 
 
 def in_turn(recipe: Recipe) -> float:
