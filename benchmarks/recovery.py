@@ -115,7 +115,7 @@ def ours(launcher: Any, folder: Path, policy: str = "rollback") -> None:
     asked = threading.Event()
     job = threading.Thread(target=lambda: launcher.launch(run, lambda event: None, asked))
     job.start()
-    seconds = recovery_s(folder / "notes", job, STUDENTS[policy == "rollback"])
+    seconds = recovery_s(Path(os.environ[NOTES]), job, STUDENTS[policy == "rollback"])
     (folder / "seconds").write_text(str(seconds))
     asked.set()
     job.join()
@@ -125,7 +125,7 @@ def theirs(folder: Path) -> None:
     """(b)."""
     trainer = TorchTrainer(
         _loop,
-        train_loop_config={"notes": str(folder / "notes"), "stop": str(folder / "stop")},
+        train_loop_config={"notes": os.environ[NOTES], "stop": str(folder / "stop")},
         scaling_config=ScalingConfig(num_workers=len(STUDENTS), resources_per_worker={"CPU": 1}),
         run_config=RunConfig(
             name="plain", storage_path=str(folder), failure_config=FailureConfig(max_failures=3)
@@ -133,7 +133,7 @@ def theirs(folder: Path) -> None:
     )
     job = threading.Thread(target=trainer.fit)
     job.start()
-    (folder / "seconds").write_text(str(recovery_s(folder / "notes", job)))
+    (folder / "seconds").write_text(str(recovery_s(Path(os.environ[NOTES]), job)))
     (folder / "stop").touch()
     job.join()
 
@@ -178,12 +178,24 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--out", type=Path)
     given = parser.parse_args()
+    with tempfile.TemporaryDirectory() as notes:
+        # One place for all rounds: the server that local processes are forked from keeps its environment.
+        os.environ[NOTES] = f"{notes}/notes"
+        found = measured(given.rounds)
+    text = _table(found, given.rounds)
+    print(text)
+    if given.out is not None:
+        given.out.write_text(text)
+
+
+def measured(rounds: int) -> dict[str, list[float]]:
+    """Seconds of each way, round after round."""
     found: dict[str, list[float]] = defaultdict(list)
-    for number in range(given.rounds):
+    for number in range(rounds):
         for name in ("ours", "theirs", "continue", "local"):
+            Path(os.environ[NOTES]).unlink(missing_ok=True)
             with tempfile.TemporaryDirectory() as text:
                 folder = Path(text)
-                os.environ[NOTES] = str(folder / "notes")
                 if name != "local":
                     ray.init(address="local", num_cpus=4, include_dashboard=False, log_to_driver=False)
                 try:
@@ -196,10 +208,7 @@ def main() -> None:
                     ray.shutdown()
                 found[name].append(float((folder / "seconds").read_text()))
             print(number, name, f"{found[name][-1]:.2f} s", flush=True)
-    text = _table(found, given.rounds)
-    print(text)
-    if given.out is not None:
-        given.out.write_text(text)
+    return found
 
 
 def _table(found: dict[str, list[float]], rounds: int) -> str:
@@ -218,8 +227,8 @@ def _table(found: dict[str, list[float]], rounds: int) -> str:
         [
             "# From the death of a worker to the next common step",
             "",
-            f"Seconds, {rounds} rounds in one run on a shared machine (load average "
-            f"{os.getloadavg()[1]:.0f}); two students ({' and '.join(STUDENTS)}), the second "
+            f"Seconds, {rounds} rounds in one run, load average "
+            f"{os.getloadavg()[1]:.0f}; two students ({' and '.join(STUDENTS)}), the second "
             f"killed with SIGKILL. {os.cpu_count()} cores, PyTorch {torch.__version__}, Ray "
             f"{ray.__version__}, Python {platform.python_version()}. Made by "
             f"`python -m benchmarks.recovery {' '.join(sys.argv[1:])}`.",
