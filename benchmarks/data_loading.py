@@ -180,7 +180,7 @@ def measure(sizes: Sizes, workers: tuple[int, ...] = WORKERS) -> Measured:
             large, small = (
                 write_raw(folder / f"{n}.arrow", n) for n in (sizes.memory_images, sizes.memory_images // 20)
             )
-            memory = {w: growth(large, small, w) for w in (0, 2)}
+            memory = {w: growth(large, small, w) for w in sorted({workers[0], workers[-1]})}
             return Measured(jpeg, raw, memory, epoch_start(sizes.epochs))
     finally:
         torch.set_num_threads(threads)
