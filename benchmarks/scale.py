@@ -25,7 +25,8 @@ import torch.distributed as dist
 from benchmarks.conditions import conditions
 from benchmarks.figures import Figure
 from kdcl_dist.board import Board
-from kdcl_dist.exchange import Endpoint, Exchange, connect_store, host_store, scoped
+from kdcl_dist.endpoint import Endpoint
+from kdcl_dist.exchange import Exchange, connect_store, host_store, scoped
 from kdcl_dist.message import Kind, Layout
 from kdcl_dist.planning.collectives import Traffic, ring, star, tree
 from kdcl_dist.planning.processes import apart

@@ -22,7 +22,8 @@ from kdcl_dist.bank import Bank
 from kdcl_dist.board import Board
 from kdcl_dist.checkpoint import write_part
 from kdcl_dist.coordinator import Coordinator
-from kdcl_dist.exchange import Endpoint, Exchange, connect_store, host_store, scoped
+from kdcl_dist.endpoint import Endpoint
+from kdcl_dist.exchange import Exchange, connect_store, host_store, scoped
 from kdcl_dist.message import Contribution, Kind, Layout
 from kdcl_dist.planning.processes import apart
 from kdcl_dist.recipe_file import parse_recipe

@@ -19,8 +19,6 @@ from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
-import torch
-
 from kdcl_dist.errors import CheckpointError, StorageError, one_line
 from kdcl_dist.storage import Folder
 
@@ -81,6 +79,8 @@ def write_part(run: Folder, step: int, name: str, state: Mapping[str, Any]) -> P
     Raises:
         CheckpointError: the storage does not take it.
     """
+    import torch  # not at the top: who only looks for checkpoints does without its import
+
     buffer = io.BytesIO()
     torch.save(dict(state), buffer)
     data = buffer.getvalue()
@@ -144,6 +144,8 @@ def read_part(run: Folder, manifest: Manifest, name: str) -> dict[str, Any]:
     Raises:
         CheckpointError: the part is missing, damaged, or holds more than tensors and plain values.
     """
+    import torch
+
     data = _verified(run, manifest, name)
     try:
         state: dict[str, Any] = torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)

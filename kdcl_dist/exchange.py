@@ -18,9 +18,7 @@ from __future__ import annotations
 
 import socket
 import time
-import uuid
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
 from datetime import timedelta
 from typing import Any
 
@@ -29,11 +27,12 @@ import torch.distributed as dist
 from torch import Tensor
 
 from kdcl_dist.board import Board, Store
+from kdcl_dist.endpoint import Endpoint
 from kdcl_dist.errors import CoordinatorLost, ForeignMessage, KdclError, one_line
 from kdcl_dist.message import HEADER, MAGIC, PROTOCOL, Flag, Message
 from kdcl_dist.wire import Wire
 
-__all__ = ["Endpoint", "Exchange", "connect_store", "host_store", "scoped"]
+__all__ = ["Exchange", "connect_store", "host_store", "scoped"]
 
 #: torch's annotations leave out the stores and the gloo group.
 c10d: Any = dist
@@ -43,15 +42,6 @@ c10d: Any = dist
 FORM_S = 30.0
 #: Tags of a student's message and of the coordinator's answer.
 MESSAGE, ANSWER = 1, 2
-
-
-@dataclass(frozen=True)
-class Endpoint:
-    """Where the coordinator's store listens; `id` tells it from that of a coordinator before."""
-
-    host: str
-    port: int
-    id: str = field(default_factory=lambda: uuid.uuid4().hex)
 
 
 def host_store(host: str) -> tuple[Store, Endpoint]:

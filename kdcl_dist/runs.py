@@ -22,8 +22,6 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from kdcl_dist.checkpoint import Manifest, newest
 from kdcl_dist.errors import KdclError, RunFolderError, StorageError, from_dict, one_line
 from kdcl_dist.recipe import Recipe
@@ -214,6 +212,8 @@ def recorded_failure(run: Run) -> KdclError | None:
 
 def versions() -> dict[str, str]:
     """The versions on which a result can depend."""
+    import torch  # not at the top: a worker of Ray that holds a run does without its import
+
     installed = {package: version(package) for package in ("numpy", "pyarrow", "torchvision")}
     own = {"kdcl_dist": __version__, "python": platform.python_version()}
     return own | installed | {"torch": str(torch.__version__)}  # its own says which build it is

@@ -10,8 +10,9 @@ import torch
 
 from kdcl_dist.board import Board
 from kdcl_dist.checkpoint import read_part
+from kdcl_dist.endpoint import Endpoint
 from kdcl_dist.errors import CoordinatorLost, KdclError, NonFiniteLogits, wrap
-from kdcl_dist.exchange import Endpoint, Exchange, connect_store, scoped
+from kdcl_dist.exchange import Exchange, connect_store, scoped
 from kdcl_dist.meeting import Call, Hello, Meeting, RunEnded
 from kdcl_dist.message import Flag
 from kdcl_dist.plan import Turn

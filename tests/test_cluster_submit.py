@@ -23,7 +23,7 @@ from kdcl_dist.cli import kdcl
 from kdcl_dist.errors import RunFolderError
 from kdcl_dist.launch import jobs
 from kdcl_dist.launch import ray as launcher
-from kdcl_dist.launch.ray_coordinator import at_this_host
+from kdcl_dist.launch.ray_run import at_this_host
 from kdcl_dist.recipe_file import dump_recipe
 
 URL = "http://head:8265"

@@ -27,8 +27,9 @@ from examples.detection.desk import Desk, Heard
 from examples.detection.recipe import DetectionRecipe
 from examples.detection.run import Run
 from examples.detection.training import Worker
+from kdcl_dist.endpoint import Endpoint
 from kdcl_dist.errors import KdclError, RecipeError, one_line
-from kdcl_dist.exchange import Endpoint, connect_store, host_store
+from kdcl_dist.exchange import connect_store, host_store
 from kdcl_dist.replicas import Replicas, broke_off
 from kdcl_dist.runs import read_record
 

@@ -3,65 +3,29 @@
 from __future__ import annotations
 
 import contextlib
-import gc
-import os
-import signal
 import threading
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
-from multiprocessing.connection import Connection, wait
-from multiprocessing.process import BaseProcess
-from typing import Any
+from multiprocessing.connection import wait
 
 import torch
 
 from kdcl_dist.board import COORDINATOR
-from kdcl_dist.chair import run_coordinator
-from kdcl_dist.errors import (
-    CoordinatorLost,
-    KdclError,
-    RecipeError,
-    StartupTimeout,
-    StudentLost,
-    from_dict,
-    wrap,
-)
+from kdcl_dist.endpoint import Endpoint
+from kdcl_dist.errors import CoordinatorLost, KdclError, RecipeError, StartupTimeout, StudentLost, from_dict
 from kdcl_dist.events import Event, Note
-from kdcl_dist.exchange import Endpoint, host_store
 from kdcl_dist.launch.devices import assign_devices
+from kdcl_dist.launch.processes import GRACE_S, Process, finish, how_it_ended, start
 from kdcl_dist.launch.server import start_server
-from kdcl_dist.meeting import RunOver
-from kdcl_dist.orphans import end_with_parent
 from kdcl_dist.preflight import Check, check_here
 from kdcl_dist.recipe import Recipe
 from kdcl_dist.recovery import gives_up
 from kdcl_dist.runs import Run
-from kdcl_dist.seat import run_student
 from kdcl_dist.storage import Folder
 
 __all__ = ["check", "launch"]
 
 HOST = "127.0.0.1"
-#: Seconds that the others have to notice a failure by themselves before they are ended.
-GRACE_S = 15.0
-
-
-@dataclass
-class _Member:
-    """One process of the cast, as the launcher sees it."""
-
-    name: str
-    process: BaseProcess
-    link: Connection
-    finished: bool | None = None
-    error: KdclError | None = None
-    ended: bool = False
-
-    @property
-    def failed(self) -> bool:
-        """Whether the process ended, or is about to, without having finished."""
-        return self.error is not None or (self.ended and self.finished is None)
 
 
 def launch(run: Run, tell: Callable[[Event], None], asked: threading.Event) -> bool:
@@ -90,7 +54,7 @@ class _Cast:
         self.context = start_server()
         self.stop = self.context.Event()
         self.endpoint: Endpoint | None = None
-        self.members: list[_Member] = []
+        self.members: list[Process] = []
         self.replaced = 0
         self.over = False
 
@@ -108,19 +72,12 @@ class _Cast:
             raise cause
         return bool(self.members[0].finished)
 
-    def _start_coordinator(self) -> _Member:
-        return self._start(COORDINATOR, _coordinate, self.run, self.stop)
+    def _start_coordinator(self) -> Process:
+        return start(self.context, COORDINATOR, "coordinate", self.run, HOST, self.stop)
 
-    def _start_student(self, rank: int) -> _Member:
+    def _start_student(self, rank: int) -> Process:
         name, device = self.run.recipe.members[rank].name, self.devices[rank]
-        return self._start(name, _train, self.run, rank, self.endpoint, device)
-
-    def _start(self, name: str, target: Callable[..., None], *arguments: Any) -> _Member:
-        ours, theirs = self.context.Pipe()
-        process = self.context.Process(target=target, args=(theirs, *arguments), name=f"kdcl-{name}")
-        process.start()
-        theirs.close()
-        return _Member(name, process, ours)
+        return start(self.context, name, "train", self.run, rank, self.endpoint, HOST, device)
 
     def _attend(self) -> None:
         """Pass on what the processes say until all have ended, or an end had time to reach all."""
@@ -138,7 +95,7 @@ class _Cast:
             if over_at is not None and time.monotonic() - over_at > grace_s:
                 return
 
-    def _hear(self, member: _Member) -> None:
+    def _hear(self, member: Process) -> None:
         try:
             kind, value = member.link.recv()
         except (EOFError, ConnectionResetError):
@@ -172,8 +129,8 @@ class _Cast:
                 self.over = True
                 return
             self.replaced += 1
-            _finish(member)
-            why = member.error.message if member.error else _how(member)
+            finish(member)
+            why = member.error.message if member.error else how_it_ended(member)
             died = f"process {member.process.pid} failed ({why})"
             self.tell(Note(f"{member.name}: {died}; a new one takes its place"))
             if place == 0:
@@ -206,134 +163,34 @@ def check(recipe: Recipe, storage: Folder) -> list[Check]:
     return [Check("placement", figure, failures), *check_here(recipe, storage, HOST, {})]
 
 
-def _await_endpoint(coordinator: _Member, limit_s: float) -> Endpoint:
+def _await_endpoint(coordinator: Process, limit_s: float) -> Endpoint:
     if not coordinator.link.poll(limit_s):
         raise StartupTimeout(f"the coordinator did not start within {limit_s:g} s (limits.startup_s)")
     try:
         kind, value = coordinator.link.recv()
     except EOFError:
         coordinator.process.join(GRACE_S)
-        raise CoordinatorLost(f"the coordinator died at its start ({_how(coordinator)})") from None
+        raise CoordinatorLost(f"the coordinator died at its start ({how_it_ended(coordinator)})") from None
     if kind == "failed":
         raise from_dict(value)
     assert isinstance(value, Endpoint)
     return value
 
 
-def _end(cast: list[_Member]) -> None:
+def _end(cast: list[Process]) -> None:
     """Wait for processes that are about to end by themselves, and end the others."""
     for member in reversed(cast):  # the coordinator, which hosts the store, goes last
-        _finish(member)
+        finish(member)
 
 
-def _finish(member: _Member) -> None:
-    done = member.ended or member.error is not None or member.finished is not None
-    member.process.join(GRACE_S if done else 0)
-    if member.process.is_alive():
-        member.process.terminate()
-        member.process.join(2)
-    if member.process.is_alive():
-        member.process.kill()
-        member.process.join()
-    member.link.close()
-
-
-def _first_cause(cast: list[_Member]) -> KdclError | None:
+def _first_cause(cast: list[Process]) -> KdclError | None:
     """A process that died without a word is the cause; else what was reported first of all."""
     for member in cast:
         if member.ended and member.finished is None and member.error is None:
             reported = next((m.error for m in cast if m.error and m.error.student == member.name), None)
             kind = CoordinatorLost if member.name == COORDINATOR else StudentLost
-            error = kind(f"the process of {member.name} died ({_how(member)})", host=HOST)
+            error = kind(f"the process of {member.name} died ({how_it_ended(member)})", host=HOST)
             if member.name != COORDINATOR:
                 error.at(student=member.name)
             return error.at(step=reported.step, phase=reported.phase) if reported else error
     return next((member.error for member in cast if member.error), None)
-
-
-def _how(member: _Member) -> str:
-    code = member.process.exitcode
-    if code is not None and code < 0:
-        name = signal.Signals(-code).name
-        hint = "; out of memory, or killed by hand" if name == "SIGKILL" else ""
-        return f"killed by {name}{hint}"
-    return f"exit code {code}"
-
-
-# -- in the processes ----------------------------------------------------------------------------
-
-
-def _coordinate(link: Connection, run: Run, stop: Any) -> None:
-    def work() -> bool:
-        store, endpoint = host_store(HOST)
-        link.send(("endpoint", endpoint))
-        return run_coordinator(
-            run,
-            store,
-            host=HOST,
-            stop=stop.is_set,
-            tell=lambda event: link.send(("event", event)),
-            processes=_Processes(link),
-        )
-
-    _report(link, work, student=None)
-
-
-@dataclass(frozen=True)
-class _Processes:
-    """See `kdcl_dist.chair.Processes`."""
-
-    link: Connection
-
-    def is_gone(self, name: str, pid: int) -> bool:
-        """Whether the process is dead."""
-        try:
-            os.kill(pid, 0)
-        except ProcessLookupError:
-            return True
-        return False
-
-    def end(self, name: str, pid: int) -> None:
-        """Let the launcher end it."""
-        self.link.send(("end", (name, pid)))
-
-    def notice(self) -> str | None:
-        """This machine gives none."""
-        return None
-
-
-def _train(link: Connection, run: Run, rank: int, endpoint: Endpoint, device: str) -> None:
-    asked = threading.Event()
-    signal.signal(signal.SIGTERM, lambda *_: asked.set())
-
-    def find(lost: Endpoint | None) -> Endpoint:
-        return endpoint if lost is None else _await_next(link, lost, run.recipe.limits.startup_s)
-
-    def work() -> bool:
-        return run_student(run, rank, find, host=HOST, device=torch.device(device), stop=asked.is_set)
-
-    _report(link, work, student=run.recipe.members[rank].name)
-
-
-def _await_next(link: Connection, lost: Endpoint, limit_s: float) -> Endpoint:
-    """The store of the coordinator that follows after a lost one."""
-    link.send(("lost", lost.id))
-    deadline = time.monotonic() + limit_s
-    while link.poll(max(0.0, deadline - time.monotonic())):
-        found: Endpoint = link.recv()
-        if found.id != lost.id:
-            return found
-    raise CoordinatorLost(f"no other coordinator has started within {limit_s:g} s (limits.startup_s)")
-
-
-def _report(link: Connection, work: Callable[[], bool], student: str | None) -> None:
-    """Run a process's work and tell the launcher how it ended."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches all processes; the launcher decides
-    end_with_parent()
-    gc.freeze()  # a collection that passed over all that is imported would make its pages this process's own
-    try:
-        link.send(("finished", work()))
-    except RunOver as over:
-        link.send(("over", over.cause.to_dict()))
-    except Exception as error:
-        link.send(("failed", wrap(error, student=student, step=None, phase="start").to_dict()))

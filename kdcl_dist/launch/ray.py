@@ -7,53 +7,35 @@ to start, to stop, and to hear what happens.
 
 from __future__ import annotations
 
-import contextlib
 import logging
 import os
 import signal
 import threading
-import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from typing import Any
 
 import ray
-import ray.train
-import torch
 from ray.exceptions import RayError
 from ray.train import FailureConfig, LoggingConfig, RunConfig, ScalingConfig
-from ray.train.backend import Backend
-from ray.train.torch import TorchConfig, TorchTrainer
+from ray.train.torch import TorchTrainer
 
 from kdcl_dist.errors import CoordinatorLost, KdclError, RunFolderError, StudentLost, one_line
 from kdcl_dist.events import Event, Note
-from kdcl_dist.exchange import Endpoint
-from kdcl_dist.launch.devices import assign_accelerators
 from kdcl_dist.launch.preflight import run_checks
-from kdcl_dist.launch.ray_coordinator import (
-    END_S,
-    POLL_S,
-    Hearing,
-    actor_name,
-    at_this_host,
-    start_coordinator,
-)
-from kdcl_dist.launch.ray_title import set_title
-from kdcl_dist.meeting import RunOver
+from kdcl_dist.launch.ray_coordinator import END_S, Hearing, start_coordinator
+from kdcl_dist.launch.ray_run import POLL_S, actor_name
+from kdcl_dist.launch.ray_worker import CastConfig, train
 from kdcl_dist.placement import ACCELERATOR
 from kdcl_dist.preflight import Check, require
 from kdcl_dist.recipe import Recipe
 from kdcl_dist.runs import Run, read_record, recorded_failure
-from kdcl_dist.seat import run_student
 from kdcl_dist.storage import Folder
 
 __all__ = ["check", "cluster", "launch", "room_for"]
 
 #: Ray sets it for the command of a job.
 JOB_VARIABLE = "RAY_JOB_CONFIG_JSON_ENV_VAR"
-#: Seconds within which a coordinator answers that is not stopped or cut off.
-ANSWER_S = 10.0
 #: Failures of workers that Ray Train lets pass for each failure of the recipe.
 RETRIES = 4
 
@@ -216,9 +198,9 @@ def trainer(run: Run) -> TorchTrainer:
     wanted = [students[member.student].accelerator for member in run.recipe.members]
     selectors = [{ACCELERATOR: accelerator} if accelerator else {} for accelerator in wanted]
     return TorchTrainer(
-        _train,
+        train,
         train_loop_config={"run": run},
-        torch_config=CastConfig(run=run),
+        torch_config=CastConfig(run),
         scaling_config=ScalingConfig(
             num_workers=len(wanted),
             use_gpu=gpu > 0,
@@ -234,110 +216,6 @@ def trainer(run: Run) -> TorchTrainer:
             logging_config=LoggingConfig(log_level="ERROR"),
         ),
     )
-
-
-def _train(config: dict[str, Any]) -> None:
-    """What a worker runs."""
-    run = at_this_host(config["run"])
-    rank = ray.train.get_context().get_world_rank()
-    find = _Finder(run, rank)
-    gpu = run.recipe.students[run.recipe.members[find.place].student].resources.gpu > 0
-    try:
-        run_student(
-            run,
-            find.place,
-            find,
-            host=ray.util.get_node_ip_address(),
-            device=torch.device("cuda" if gpu else "cpu"),
-            stop=lambda: False,
-        )
-    except RunOver:
-        return  # the run's record has the cause
-    except KdclError:
-        if not find.is_over():  # else Ray Train must not start this worker again
-            raise
-
-
-class _Finder:
-    """Finds the coordinator from a worker: the actor, and its store."""
-
-    def __init__(self, run: Run, rank: int) -> None:
-        self.run, self.limit_s = run, run.recipe.limits.startup_s
-        self.actor = ray.get_actor(actor_name(run))
-        context = ray.get_runtime_context()
-        known = rank, os.getpid(), context.get_node_id(), context.current_actor
-        self.place: int = ray.get(self.actor.place.remote(*known), timeout=self.limit_s)
-
-    def __call__(self, lost: Endpoint | None) -> Endpoint:
-        """See `kdcl_dist.seat.run_student`; an actor that stays the same is ended, and made again."""
-        deadline, replaced = time.monotonic() + self.limit_s, False
-        while time.monotonic() < deadline:
-            endpoint: Endpoint | None = self._ask(self.actor.endpoint.remote())
-            if endpoint is not None and (lost is None or endpoint.id != lost.id):
-                return endpoint
-            if lost is not None and not replaced:
-                ray.kill(self.actor, no_restart=False)
-                replaced = True
-            time.sleep(POLL_S)
-        raise CoordinatorLost(f"no coordinator answers within {self.limit_s:g} s (limits.startup_s)")
-
-    def is_over(self) -> bool:
-        """Whether the coordinator has ended the run."""
-        return bool(self._ask(self.actor.is_over.remote()))
-
-    def _ask(self, ref: Any) -> Any:
-        try:
-            return ray.get(ref, timeout=ANSWER_S)
-        except (RayError, TimeoutError):
-            return None
-
-
-@dataclass
-class CastConfig(TorchConfig):  # type: ignore[misc]
-    """Tells Ray Train to form the cast instead of a default process group."""
-
-    run: Run | None = None
-
-    @property
-    def backend_cls(self) -> type[Backend]:
-        """The backend below."""
-        return CastBackend
-
-
-class CastBackend(Backend):  # type: ignore[misc]
-    """Tells the coordinator which worker trains whom, and lets it end after them.
-
-    With replica groups, of one worker each, Ray Train replaces a worker that died and leaves the others.
-    """
-
-    has_replica_groups = True
-
-    def on_start(self, worker_group: Any, backend_config: CastConfig) -> None:
-        """Let the coordinator begin, now that workers are there, and name their processes."""
-        run = backend_config.run
-        assert run is not None
-        ranks = [worker.distributed_context.world_rank for worker in worker_group.get_workers()]
-        if len(ranks) == len(run.recipe.members):
-            wanted = [run.recipe.students[member.student].accelerator for member in run.recipe.members]
-            self.places = assign_accelerators(wanted, worker_group.execute(_accelerator))
-            self.actor = ray.get_actor(actor_name(run))
-        ray.get(self.actor.begin.remote(self.places), timeout=run.recipe.limits.startup_s)
-        for index, rank in enumerate(ranks):
-            name = run.recipe.members[self.places[rank]].name
-            worker_group.execute_single_async(index, set_title, f"{run.name}/{name}")
-
-    def on_shutdown(self, worker_group: Any, backend_config: CastConfig) -> None:
-        """Let the coordinator finish its record, and the driver hear the last of it."""
-        assert backend_config.run is not None
-        if len(worker_group) < len(backend_config.run.recipe.members):
-            return  # one worker is replaced
-        with contextlib.suppress(RayError, TimeoutError):
-            ray.get(self.actor.drain.remote(), timeout=END_S)
-
-
-def _accelerator() -> str | None:
-    labels: dict[str, str] = ray.get_runtime_context().get_node_labels()
-    return labels.get(ACCELERATOR)
 
 
 def _cause(error: BaseException, run: Run) -> KdclError:

@@ -10,8 +10,7 @@ import os
 import threading
 import time
 from collections import deque
-from dataclasses import dataclass, replace
-from pathlib import Path
+from dataclasses import dataclass
 from typing import Any
 
 import ray
@@ -19,23 +18,23 @@ from ray.exceptions import RayError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from kdcl_dist.chair import run_coordinator
+from kdcl_dist.endpoint import Endpoint
 from kdcl_dist.errors import KdclError
 from kdcl_dist.events import Event
-from kdcl_dist.exchange import Endpoint, host_store
+from kdcl_dist.exchange import host_store
 from kdcl_dist.launch.ray_metrics import RayMetrics
+from kdcl_dist.launch.ray_run import POLL_S, actor_name, at_this_host, end_process, nothing
 from kdcl_dist.launch.ray_title import set_title
 from kdcl_dist.runs import Run
 
-__all__ = ["END_S", "POLL_S", "Hearing", "actor_name", "at_this_host", "start_coordinator"]
+__all__ = ["END_S", "Hearing", "start_coordinator"]
 
-#: Seconds between two looks for what is new.
-POLL_S = 0.2
 #: Seconds between two looks for hosts that are to go.
 DRAIN_S = 2.0
 #: Seconds that the coordinator may take to end, once the students have.
 END_S = 20.0
-#: Seconds in which it learns of a worker's failure and decides.
-DECIDE_S = 1.0
+#: Seconds within which a worker ends the process that it has started.
+KILL_S = 5.0
 
 
 def start_coordinator(run: Run) -> Any:
@@ -50,11 +49,6 @@ def start_coordinator(run: Run) -> Any:
     ).remote(run)
 
 
-def actor_name(run: Run) -> str:
-    """By which workers and driver find the actor."""
-    return f"kdcl-coordinator-{run.id}"
-
-
 @dataclass(frozen=True)
 class Hearing:
     """How many events the driver has heard, and of which coordinator: a new one begins anew."""
@@ -63,20 +57,7 @@ class Hearing:
     count: int = 0
 
 
-def at_this_host(run: Run) -> Run:
-    """The run with the root that it has on this host.
-
-    Ray unpacks a job's working directory on every host, below its own temporary folder: mostly at the same
-    path as on the driver's host, which is the root, but not where that folder was chosen otherwise. A
-    worker of such a job has its copy first on PYTHONPATH.
-    """
-    unpacked = os.environ.get("PYTHONPATH", "").split(os.pathsep)[0]
-    if Path(run.root).is_dir() or not ray.get_runtime_context().runtime_env.get("working_dir"):
-        return run
-    return replace(run, root=unpacked)
-
-
-#: Process id and actor of each member.
+#: For each member, the process that trains, and the actor of the worker that has started it.
 Workers = dict[str, tuple[int, Any]]
 
 
@@ -90,12 +71,15 @@ class _Processes:
         self.told: set[str] = set()
 
     def is_gone(self, name: str, pid: int) -> bool:
-        """Whether Ray knows that the worker is dead: a question to it fails then, and else waits or ends."""
+        """Whether the process is known to be dead, by its worker's word, or since that is dead itself.
+
+        A question to a dead worker fails, and else waits or ends.
+        """
         known, worker = self.workers.get(name, (pid, None))
         if known != pid or worker is None:
             return known != pid
         if pid not in self.asked:
-            self.asked[pid] = worker.__ray_call__.remote(_nothing)
+            self.asked[pid] = worker.__ray_call__.remote(nothing)
         if not ray.wait([self.asked[pid]], timeout=0)[0]:
             return False
         try:
@@ -105,9 +89,12 @@ class _Processes:
         return False
 
     def end(self, name: str, pid: int) -> None:
-        """End the worker's process."""
+        """Let the worker end its process; a worker that does not answer is ended itself."""
         known, worker = self.workers.get(name, (0, None))
-        if known == pid:  # else another has taken its place already
+        if known != pid:  # another has taken its place already
+            return
+        asked = worker.__ray_call__.remote(end_process, pid)
+        if not ray.wait([asked], timeout=KILL_S)[0]:
             ray.kill(worker)
 
     def notice(self) -> str | None:
@@ -129,10 +116,6 @@ class _Processes:
                 with contextlib.suppress(RayError, RuntimeError):
                     self.draining = set(ray._private.state.state.get_draining_nodes())
                 time.sleep(DRAIN_S)
-
-
-def _nothing(worker: Any) -> None:
-    """What a worker is asked to see whether it lives."""
 
 
 @ray.remote
@@ -184,21 +167,24 @@ class CoordinatorActor:
         self.told.append(event)
         self.metrics.hear(event)
 
-    def place(self, rank: int, pid: int, node: str, worker: Any) -> int:
-        """Which student the worker of this rank trains; it is an actor with this process id on a node."""
-        place = self.places[rank]
-        name = self.run.recipe.members[place].name
+    def place(self, rank: int) -> int:
+        """Which student, or replica, the worker of this rank trains."""
+        return self.places[rank]
+
+    def note(self, name: str, pid: int, node: str, worker: Any) -> None:
+        """A worker, on a node, says which process trains now, 0 for none."""
         self.workers[name] = pid, worker
         self.nodes[node] = name
-        return place
 
-    def endpoint(self) -> Endpoint:
-        """Where the store is."""
+    def endpoint(self, lost: str | None) -> Endpoint:
+        """Where the store is. If a student has lost the one of this id, and it is this, the actor ends."""
+        if lost == self.own.id:
+            os._exit(1)  # Ray makes it again
         return self.own
 
-    def is_over(self) -> bool:
-        """Whether the run has ended; waits a moment for a decision that is about to be taken."""
-        self.thread.join(timeout=DECIDE_S)
+    def is_over(self, wait_s: float) -> bool:
+        """Whether the run has ended; waits some seconds for a decision that is about to be taken."""
+        self.thread.join(timeout=wait_s)
         return not self.thread.is_alive()
 
     def stop(self) -> None:

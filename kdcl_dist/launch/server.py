@@ -14,7 +14,7 @@ from typing import Any
 __all__ = ["start_server"]
 
 #: torch's optimisers import torch._dynamo when they are first used, 2 s in each process.
-MODULES = ["kdcl_dist.launch.local", "torch._dynamo"]
+MODULES = ["kdcl_dist.launch.members", "torch._dynamo"]
 
 
 def start_server() -> Any:

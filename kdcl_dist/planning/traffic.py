@@ -10,7 +10,8 @@ import torch
 from kdcl_dist.bank import Bank
 from kdcl_dist.board import Board
 from kdcl_dist.coordinator import Coordinator
-from kdcl_dist.exchange import Endpoint, Exchange, connect_store, host_store, scoped
+from kdcl_dist.endpoint import Endpoint
+from kdcl_dist.exchange import Exchange, connect_store, host_store, scoped
 from kdcl_dist.message import Contribution, Kind, Layout, Message
 from kdcl_dist.planning.model import Link, fit_link
 from kdcl_dist.planning.processes import STEPS, WARMUP_STEPS, apart, timed

@@ -1,0 +1,110 @@
+"""What the processes of a cast do, that their launcher started; they tell it how it ended.
+
+They say `(kind, value)`: an event of the coordinator, its endpoint, a student's process that is to be ended;
+that a student has lost the coordinator's store; at the end that they have finished, that the run is over, or
+why they failed.
+"""
+
+from __future__ import annotations
+
+import gc
+import os
+import signal
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from multiprocessing.connection import Connection
+from typing import Any
+
+import torch
+
+from kdcl_dist.chair import run_coordinator
+from kdcl_dist.endpoint import Endpoint
+from kdcl_dist.errors import CoordinatorLost, wrap
+from kdcl_dist.exchange import host_store
+from kdcl_dist.meeting import RunOver
+from kdcl_dist.orphans import end_with_parent
+from kdcl_dist.runs import Run
+from kdcl_dist.seat import run_student
+
+__all__ = ["coordinate", "train"]
+
+
+def coordinate(link: Connection, run: Run, host: str, stop: Any) -> None:
+    """Host the store of a run, and coordinate it."""
+
+    def work() -> bool:
+        store, endpoint = host_store(host)
+        link.send(("endpoint", endpoint))
+        return run_coordinator(
+            run,
+            store,
+            host=host,
+            stop=stop.is_set,
+            tell=lambda event: link.send(("event", event)),
+            processes=_Processes(link),
+        )
+
+    _report(link, work, student=None)
+
+
+@dataclass(frozen=True)
+class _Processes:
+    """See `kdcl_dist.chair.Processes`."""
+
+    link: Connection
+
+    def is_gone(self, name: str, pid: int) -> bool:
+        """Whether the process is dead."""
+        try:
+            os.kill(pid, 0)
+        except ProcessLookupError:
+            return True
+        return False
+
+    def end(self, name: str, pid: int) -> None:
+        """Let the launcher end it."""
+        self.link.send(("end", (name, pid)))
+
+    def notice(self) -> str | None:
+        """This machine gives none."""
+        return None
+
+
+def train(link: Connection, run: Run, rank: int, endpoint: Endpoint, host: str, device: str) -> None:
+    """Train the student, or replica, of a place in the cast."""
+    asked = threading.Event()
+    signal.signal(signal.SIGTERM, lambda *_: asked.set())
+
+    def find(lost: Endpoint | None) -> Endpoint:
+        return endpoint if lost is None else _await_next(link, lost, run.recipe.limits.startup_s)
+
+    def work() -> bool:
+        return run_student(run, rank, find, host=host, device=torch.device(device), stop=asked.is_set)
+
+    _report(link, work, student=run.recipe.members[rank].name)
+
+
+def _await_next(link: Connection, lost: Endpoint, limit_s: float) -> Endpoint:
+    """The store of the coordinator that follows after a lost one."""
+    link.send(("lost", lost.id))
+    deadline = time.monotonic() + limit_s
+    while link.poll(max(0.0, deadline - time.monotonic())):
+        found: Endpoint = link.recv()
+        if found.id != lost.id:
+            return found
+    raise CoordinatorLost(f"no other coordinator has started within {limit_s:g} s (limits.startup_s)")
+
+
+def _report(link: Connection, work: Callable[[], bool], student: str | None) -> None:
+    """Run a process's work and tell the launcher how it ended."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches all processes; the launcher decides
+    end_with_parent()
+    gc.freeze()  # a collection that passed over all that is imported would make its pages this process's own
+    try:
+        link.send(("finished", work()))
+    except RunOver as over:
+        link.send(("over", over.cause.to_dict()))
+    except Exception as error:
+        link.send(("failed", wrap(error, student=student, step=None, phase="start").to_dict()))
