@@ -2,11 +2,12 @@
 
     python -m benchmarks.recovery --out docs/results/recovery.md
 
-In one run, round after round, each on a Ray of its own: (a) this package, which replaces the dead worker and
+In one run, round after round, each on a Ray of its own: (a) this package, which replaces the dead process and
 keeps the others; (b) a plain Ray Train trainer with as many workers of the same networks, which all-gather
 their logits each step and save a checkpoint now and then, and which Ray Train starts all again; (c) this
-package with the policy `continue`, until those who are left take their next step; (d) this package without
-Ray. Every process notes the time of each step; one is killed with SIGKILL in the middle.
+package with the policy `continue`, until those who are left take their next step; (d) this package, where
+Ray's worker dies and with it the process that it has started; (e) this package without Ray. Every process
+notes the time of each step; one is killed with SIGKILL in the middle.
 """
 
 from __future__ import annotations
@@ -77,11 +78,25 @@ def note(name: str) -> None:
         file.write(json.dumps([name, os.getpid(), time.time()]) + "\n")
 
 
-def recovery_s(notes: Path, job: threading.Thread, awaited: str = STUDENTS[1]) -> float:
+def worker_of(pid: int) -> int:
+    """The worker of Ray that has started the server from which a student's process was forked."""
+    for _ in range(2):
+        pid = int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1])
+    return pid
+
+
+def recovery_s(
+    notes: Path, job: threading.Thread, awaited: str = STUDENTS[1], *, with_worker: bool = False
+) -> float:
     """Kill the second student in the middle of a job; seconds to the next step of the awaited one.
 
     Its second note after that counts: the first may be of the step in which the other died, and that it is
     followed by a second shows that its step was taken together by all who are there.
+
+    Args:
+        notes, job: where the job notes its steps, and the thread that waits for its end.
+        awaited: the student whose step counts.
+        with_worker: kill the worker of Ray that has started the student's process.
     """
     killed_at, victim = 0.0, 0
     while job.is_alive():
@@ -91,15 +106,15 @@ def recovery_s(notes: Path, job: threading.Thread, awaited: str = STUDENTS[1]) -
         own = [pid for name, pid, _ in found if name == STUDENTS[1]]
         if not victim and len(own) >= KILL_AT:
             victim, killed_at = own[-1], time.time()
-            os.kill(victim, signal.SIGKILL)
+            os.kill(worker_of(victim) if with_worker else victim, signal.SIGKILL)
         after = [at for name, pid, at in found if name == awaited and pid != victim and at > killed_at]
         if victim and len(after) >= 2:
             return after[1] - killed_at
     raise RuntimeError("the job ended before it recovered")
 
 
-def ours(launcher: Any, folder: Path, policy: str = "rollback") -> None:
-    """(a), (c) and (d)."""
+def ours(launcher: Any, folder: Path, policy: str = "rollback", *, with_worker: bool = False) -> None:
+    """(a), (c), (d) and (e)."""
     students = ", ".join(
         f"{{name: {name}, model: 'benchmarks.recovery:{factory}'}}"
         for name, factory in zip(STUDENTS, ("medium", "small"), strict=True)
@@ -115,7 +130,8 @@ def ours(launcher: Any, folder: Path, policy: str = "rollback") -> None:
     asked = threading.Event()
     job = threading.Thread(target=lambda: launcher.launch(run, lambda event: None, asked))
     job.start()
-    seconds = recovery_s(Path(os.environ[NOTES]), job, STUDENTS[policy == "rollback"])
+    awaited = STUDENTS[policy == "rollback"]
+    seconds = recovery_s(Path(os.environ[NOTES]), job, awaited, with_worker=with_worker)
     (folder / "seconds").write_text(str(seconds))
     asked.set()
     job.join()
@@ -192,7 +208,7 @@ def measured(rounds: int) -> dict[str, list[float]]:
     """Seconds of each way, round after round."""
     found: dict[str, list[float]] = defaultdict(list)
     for number in range(rounds):
-        for name in ("ours", "theirs", "continue", "local"):
+        for name in ("ours", "theirs", "continue", "worker", "local"):
             Path(os.environ[NOTES]).unlink(missing_ok=True)
             with tempfile.TemporaryDirectory() as text:
                 folder = Path(text)
@@ -203,7 +219,9 @@ def measured(rounds: int) -> dict[str, list[float]]:
                         theirs(folder)
                     else:
                         policy = "continue" if name == "continue" else "rollback"
-                        ours(local if name == "local" else on_ray, folder, policy)
+                        ours(
+                            local if name == "local" else on_ray, folder, policy, with_worker=name == "worker"
+                        )
                 finally:
                     ray.shutdown()
                 found[name].append(float((folder / "seconds").read_text()))
@@ -214,10 +232,11 @@ def measured(rounds: int) -> dict[str, list[float]]:
 def _table(found: dict[str, list[float]], rounds: int) -> str:
     base = median(found["theirs"])
     titles = {
-        "ours": "kdcl_dist on Ray: the dead worker is replaced",
+        "ours": "kdcl_dist on Ray, policy `rollback`: the dead process is replaced",
         "theirs": "plain Ray Train: all workers are started again",
         "continue": "kdcl_dist on Ray, policy `continue`: the next step of those who are left",
-        "local": "kdcl_dist, local launcher: the dead process is replaced",
+        "worker": "kdcl_dist on Ray, policy `rollback`: Ray's worker dies, and Ray Train replaces it",
+        "local": "kdcl_dist, local launcher, `rollback`: the dead process is replaced",
     }
     rows = []
     for name, times in found.items():

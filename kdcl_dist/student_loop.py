@@ -50,6 +50,7 @@ class StudentLoop:
 
     Attributes:
         position: the turn that it takes next.
+        ahead: the next step's batch, if it is loaded already; ahead_s: seconds that this took.
     """
 
     def __init__(
@@ -69,6 +70,8 @@ class StudentLoop:
         self.numbers = Numbers()
         self.losses: Losses | None = None
         self.answered = time.perf_counter()
+        self.ahead: Batch | None = None
+        self.ahead_s = 0.0
 
     def run(self) -> Flag:
         """Take every turn to the run's end, or to the first after which it stops or forms anew."""
@@ -91,22 +94,24 @@ class StudentLoop:
             return self._checkpoint(turn)
         if turn.kind is Kind.END:
             self._begin(turn)
-            return self._trade(with_rows=False).flags
+            return self._trade(turn).flags
         return self._predict(turn)
 
     def _train(self, turn: Turn) -> Flag:
         """One training step: own view, logits to all, soft target back, own update."""
         student, enter = self.student, self.exchange.board.pulse.enter
-        started = time.perf_counter()
-        batch = next(self.batches)
+        started, earlier_s = time.perf_counter(), self.ahead_s
+        batch = self._batch()
         loaded = time.perf_counter()
         enter("forward")
         logits_BC = student.forward(batch.images, turn.step, learns=student.learns(turn.epoch))
         self._begin(turn)
         self.exchange.mine.put(batch.ids, student.contribution(logits_BC, turn.step), batch.labels)
         computed = time.perf_counter()
-        busy_s = self.exchange.mine.header["busy_s"] = computed - self.answered
-        answer = self._trade(with_rows=sends_target(student.recipe))
+        busy_s = self.exchange.mine.header["busy_s"] = earlier_s + computed - self.answered
+        self._send()
+        self._load_ahead(turn)
+        answer = self._receive(turn, with_rows=sends_target(student.recipe))
         enter("backward")
         try:
             numbers = self._learn(turn, logits_BC, batch, answer)
@@ -117,16 +122,34 @@ class StudentLoop:
         ended = time.perf_counter()
         # Who waits for whom: the last to come has no wait, the others as long as they were faster.
         slowest_s = float(answer.header["busy_s"])
-        wait_s = min(max(0.0, slowest_s - busy_s), self.answered - computed)
+        idle_s = self.answered - computed - self.ahead_s
+        wait_s = min(max(0.0, slowest_s - busy_s), idle_s)
         self.numbers = numbers._replace(
-            data_s=loaded - started,
+            data_s=loaded - started + self.ahead_s,
             forward_s=computed - loaded,
             wait_s=wait_s,
-            exchange_s=self.answered - computed - wait_s,
+            exchange_s=idle_s - wait_s,
             backward_s=ended - self.answered,
             step_s=ended - started,
         )
         return answer.flags
+
+    def _batch(self) -> Batch:
+        """The next batch: loaded ahead, or now."""
+        batch, self.ahead, self.ahead_s = self.ahead, None, 0.0
+        return next(self.batches) if batch is None else batch
+
+    def _load_ahead(self, turn: Turn) -> None:
+        """Load the next step's batch while the others and the coordinator are waited for.
+
+        Not beyond an epoch's end: what is wrong with the data of the next must not cost this one's results.
+        """
+        if (turn.step + 1) % self.session.plan.steps_per_epoch == 0:
+            return
+        began = time.perf_counter()
+        self.exchange.board.pulse.enter("data", turn.step + 1)
+        self.ahead = next(self.batches)
+        self.ahead_s = time.perf_counter() - began
 
     def _learn(self, turn: Turn, logits_BC: Tensor, batch: Batch, answer: Message) -> Numbers:
         """The own update, if the student learns in this epoch; what is to be told of it but the losses."""
@@ -148,11 +171,11 @@ class StudentLoop:
         """One batch of a pass over held-out or test samples, in evaluation mode."""
         if turn.part == 0:
             self.student.share_buffers()
-        batch = next(self.batches)
+        batch = self._batch()
         self.exchange.board.pulse.enter("evaluation")
         self._begin(turn)
         self.exchange.mine.put(batch.ids, self.student.predict(batch.images), batch.labels)
-        return self._trade(with_rows=False).flags
+        return self._trade(turn).flags
 
     def _checkpoint(self, turn: Turn) -> Flag:
         """Write the student's part, then tell the coordinator its hash; the manifest makes it count."""
@@ -163,17 +186,22 @@ class StudentLoop:
             part = write_part(self.run_.folder, turn.step, self.student.spec.name, self.student.state_dict())
             header = self.exchange.mine.header
             header["bytes"], header["digest"] = part.bytes, list(bytes.fromhex(part.sha256))
-        return self._trade(with_rows=False, limit_s=self.run_.recipe.limits.startup_s).flags
+        return self._trade(turn, limit_s=self.run_.recipe.limits.startup_s).flags
 
     def _begin(self, turn: Turn) -> None:
         flags = Flag.STOP if self.stop() else Flag.NONE
         self.exchange.mine.begin(turn.kind, turn.step, turn.part, flags)
 
-    def _trade(self, *, with_rows: bool, limit_s: float | None = None) -> Message:
-        """Give the own message, get the coordinator's answer.
+    def _trade(self, turn: Turn, *, with_rows: bool = False, limit_s: float | None = None) -> Message:
+        """Give the own message, get the coordinator's answer."""
+        self._send(limit_s)
+        return self._receive(turn, with_rows=with_rows, limit_s=limit_s)
 
-        The message carries the figures of the training step before it, once. They are read when the logits
-        have been, so that a GPU is not waited for twice.
+    def _send(self, limit_s: float | None = None) -> None:
+        """Give the own message.
+
+        It carries the figures of the training step before it, once. They are read when the logits have been,
+        so that a GPU is not waited for twice.
         """
         self.exchange.board.pulse.enter("gather")
         if self.losses is not None:
@@ -183,7 +211,9 @@ class StudentLoop:
             )
             self.losses = None
         self.exchange.gather(limit_s)
-        self.exchange.board.pulse.enter("broadcast")
+
+    def _receive(self, turn: Turn, *, with_rows: bool, limit_s: float | None = None) -> Message:
+        self.exchange.board.pulse.enter("broadcast", turn.step)
         answer = self.exchange.broadcast(with_rows, limit_s)
         self.answered = time.perf_counter()
         return answer

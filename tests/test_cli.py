@@ -5,11 +5,9 @@ from __future__ import annotations
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
-import ray
 import torch
 import yaml
 from click.testing import CliRunner, Result
@@ -278,21 +276,21 @@ def test_the_module_is_the_command(tmp_path: Path) -> None:
     assert "none.yaml" in done.stderr
 
 
-@pytest.fixture
-def no_other_ray(monkeypatch: pytest.MonkeyPatch) -> None:
-    """As on a machine where no Ray runs: that of another test run would be joined."""
-    start = ray.init
+def test_a_ray_of_another_program_is_left_alone(recipe: str, tmp_path: Path) -> None:
+    """It would end with that program, and what is too much for it would wait for ever."""
+    code = "import ray; ray.init(num_cpus=1, include_dashboard=False); print('there', flush=True); input()"
+    with subprocess.Popen(
+        [sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    ) as other:
+        assert other.stdout is not None
+        while "there" not in other.stdout.readline():
+            pass
+        result = train(recipe, tmp_path, "--set", "epochs=1", launcher="ray")
+        assert other.poll() is None
+        other.communicate("\n")
+    assert result.exit_code == 0, result.output
 
-    def init(*, address: str, **options: Any) -> None:
-        if address == "auto":
-            raise ConnectionError
-        start(address=address, **options)
 
-    monkeypatch.setattr(ray, "init", init)
-    monkeypatch.delenv("RAY_ADDRESS", raising=False)
-
-
-@pytest.mark.usefixtures("no_other_ray")
 def test_a_mistake_found_in_a_ray_worker(recipe: str, tmp_path: Path) -> None:
     result = train(recipe, tmp_path, "--set", "students.a.model=nets:WrongClasses", launcher="ray")
     assert result.exit_code == 2, result.output
@@ -300,7 +298,6 @@ def test_a_mistake_found_in_a_ray_worker(recipe: str, tmp_path: Path) -> None:
     assert "Traceback" not in result.output
 
 
-@pytest.mark.usefixtures("no_other_ray")
 def test_a_killed_ray_worker_is_named(recipe: str, tmp_path: Path) -> None:
     result = train(recipe, tmp_path, "--set", "students.b.model=nets:Killed", "--name", "r", launcher="ray")
     assert result.exit_code == 1, result.output

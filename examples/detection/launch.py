@@ -81,7 +81,7 @@ def launch(
 
 @contextmanager
 def cluster(recipe: DetectionRecipe) -> Iterator[None]:
-    """Join the cluster of RAY_ADDRESS or this machine, or start one on this machine that ends with this.
+    """Join the cluster of RAY_ADDRESS, or start one on this machine that ends with this.
 
     A process that is connected already stays as it is. Raises `KdclError` when RAY_ADDRESS does not answer.
     """
@@ -89,11 +89,12 @@ def cluster(recipe: DetectionRecipe) -> Iterator[None]:
         yield
         return
     options: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
-    try:
-        ray.init(address="auto", **options)
-    except ConnectionError:
-        if address := os.environ.get("RAY_ADDRESS"):
+    if address := os.environ.get("RAY_ADDRESS"):
+        try:
+            ray.init(address=address, **options)
+        except ConnectionError:
             raise KdclError(f"the Ray cluster at RAY_ADDRESS={address} does not answer") from None
+    else:
         cores = max(os.cpu_count() or 1, recipe.workers * recipe.resources.cpu)
         ray.init(address="local", num_cpus=cores, include_dashboard=False, **options)
     try:

@@ -6,6 +6,7 @@ Shapes: B batch, C channels, H W image.
 from __future__ import annotations
 
 import gc
+import math
 import multiprocessing
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, NamedTuple
@@ -13,7 +14,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, get_worker_info
 
 from kdcl_dist.data.dataset import ImageDataset
 from kdcl_dist.data.streams import Ids
@@ -145,7 +146,7 @@ def _batch(dataset: ImageDataset, ids_B: Ids, images_BCHW: Tensor) -> Batch:
 def normalise(images_BCHW: Tensor, mean: Sequence[float], std: Sequence[float]) -> Tensor:
     """Images with zero mean and unit deviation, float32; uint8 counts as 0..255, anything else as 0..1."""
     mean_C11, std_C11 = (torch.tensor(value)[:, None, None] for value in (mean, std))
-    out_BCHW = torch.empty(images_BCHW.shape, dtype=torch.float32)
+    out_BCHW = _empty(images_BCHW.shape)
     count = max(1, CACHED_PIXELS // max(1, images_BCHW[:1].numel()))
     for start in range(0, len(out_BCHW), count):
         out = out_BCHW[start : start + count].copy_(images_BCHW[start : start + count])
@@ -153,3 +154,11 @@ def normalise(images_BCHW: Tensor, mean: Sequence[float], std: Sequence[float]) 
             out.div_(255)
         out.sub_(mean_C11).div_(std_C11)
     return out_BCHW
+
+
+def _empty(shape: Sequence[int]) -> Tensor:
+    """Room for float32; a loader process takes it in the shared memory by which it sends, to spare a copy."""
+    if get_worker_info() is None:
+        return torch.empty(shape, dtype=torch.float32)
+    storage = torch.UntypedStorage._new_shared(4 * math.prod(shape))  # type: ignore[no-untyped-call]
+    return torch.empty(0, dtype=torch.float32).set_(storage).view(shape)

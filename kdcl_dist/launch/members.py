@@ -7,9 +7,11 @@ why they failed.
 
 from __future__ import annotations
 
+import ctypes
 import gc
 import os
 import signal
+import sys
 import threading
 import time
 from collections.abc import Callable
@@ -19,6 +21,7 @@ from typing import Any
 
 import torch
 
+from kdcl_dist.board import COORDINATOR
 from kdcl_dist.chair import run_coordinator
 from kdcl_dist.endpoint import Endpoint
 from kdcl_dist.errors import CoordinatorLost, wrap
@@ -29,6 +32,9 @@ from kdcl_dist.runs import Run
 from kdcl_dist.seat import run_student
 
 __all__ = ["coordinate", "train"]
+
+#: Of Linux's prctl; the kernel keeps 15 bytes.
+PR_SET_NAME = 15
 
 
 def coordinate(link: Connection, run: Run, host: str, stop: Any) -> None:
@@ -46,6 +52,7 @@ def coordinate(link: Connection, run: Run, host: str, stop: Any) -> None:
             processes=_Processes(link),
         )
 
+    _name_process(COORDINATOR)
     _report(link, work, student=None)
 
 
@@ -83,7 +90,14 @@ def train(link: Connection, run: Run, rank: int, endpoint: Endpoint, host: str, 
     def work() -> bool:
         return run_student(run, rank, find, host=host, device=torch.device(device), stop=asked.is_set)
 
+    _name_process(run.recipe.members[rank].name)
     _report(link, work, student=run.recipe.members[rank].name)
+
+
+def _name_process(name: str) -> None:
+    """Show a process as `kdcl:NAME` to `top` and `ps -o comm`, where all forked ones would look alike."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(PR_SET_NAME, f"kdcl:{name}".encode()[:15], 0, 0, 0)
 
 
 def _await_next(link: Connection, lost: Endpoint, limit_s: float) -> Endpoint:

@@ -16,6 +16,7 @@ from contextlib import contextmanager
 from typing import Any
 
 import ray
+from ray._private import services
 from ray.exceptions import RayError
 from ray.train import FailureConfig, LoggingConfig, RunConfig, ScalingConfig
 from ray.train.torch import TorchTrainer
@@ -41,7 +42,7 @@ RETRIES = 4
 
 
 def launch(run: Run, tell: Callable[[Event], None], asked: threading.Event) -> bool:
-    """Train a run on the Ray cluster that RAY_ADDRESS or this machine offers, else on one of its own.
+    """Train a run on the Ray cluster of RAY_ADDRESS, or of `ray start` on this machine, or on one of its own.
 
     Args, returns, raises: as `kdcl_dist.launch.local.launch`.
     """
@@ -83,7 +84,7 @@ def _checks(recipe: Recipe, folder: Folder, tell: Callable[[Event], None]) -> li
 
 @contextmanager
 def cluster(recipes: Sequence[Recipe], tell: Callable[[Event], None]) -> Iterator[None]:
-    """Join the cluster of RAY_ADDRESS or this machine, or start one that is large enough and ends with this.
+    """Join the cluster of RAY_ADDRESS, or of `ray start` on this machine, or start one that ends with this.
 
     A process that is connected already stays as it is. Raises `KdclError` when RAY_ADDRESS does not answer.
     """
@@ -115,9 +116,11 @@ def _taken_by(recipe: Recipe) -> dict[str, float]:
 def _connect(recipes: Sequence[Recipe], tell: Callable[[Event], None]) -> None:
     options: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
     try:
-        _init(address="auto", **options)
-        return
-    except (ConnectionError, RuntimeError):  # none is there, or one that is about to end
+        # Of RAY_ADDRESS or `ray start`. "auto" would join what another program has for itself, too.
+        if found := services.get_ray_address_from_environment(None, None):
+            _init(address=found, **options)
+            return
+    except (ConnectionError, RuntimeError):  # it has ended, or is about to
         ray.shutdown()
         if address := os.environ.get("RAY_ADDRESS"):
             raise KdclError(f"the Ray cluster at RAY_ADDRESS={address} does not answer") from None
