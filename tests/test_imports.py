@@ -63,7 +63,7 @@ def test_help_and_mistakes_wait_for_nothing(arguments: list[str], code: int) -> 
         ("import kdcl_dist", HEAVY),
         ("import kdcl_dist; kdcl_dist.load_recipe('examples/digits.yaml')", HEAVY),
         ("import kdcl_dist.seat, kdcl_dist.chair", NEVER | {"ray", "pandas", "tensorboardX"}),
-        ("import kdcl_dist.launch.ray_coordinator", NEVER | {"pandas", "tensorboardX"}),
+        ("import kdcl_dist.launch.ray_coordinator", NEVER | {"torch", "pandas", "tensorboardX"}),
         ("import kdcl_dist.launch.server", HEAVY),
         ("import kdcl_dist.launch.ray_worker", NEVER | {"torch", "tensorboardX"}),
     ],

@@ -1,6 +1,7 @@
 """The coordinator as an actor.
 
-It starts without Ray Train, which takes seconds to import; that comes later, with the workers' handles.
+It starts without Ray Train, which takes seconds to import; that comes later, with the workers' handles. Who
+calls it imports this module to know its methods, so the actor itself imports what they need.
 """
 
 from __future__ import annotations
@@ -17,12 +18,9 @@ import ray
 from ray.exceptions import RayError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from kdcl_dist.chair import run_coordinator
 from kdcl_dist.endpoint import Endpoint
 from kdcl_dist.errors import KdclError
 from kdcl_dist.events import Event
-from kdcl_dist.exchange import host_store
-from kdcl_dist.launch.ray_metrics import RayMetrics
 from kdcl_dist.launch.ray_run import POLL_S, actor_name, at_this_host, end_process, nothing
 from kdcl_dist.launch.ray_title import set_title
 from kdcl_dist.runs import Run
@@ -127,6 +125,9 @@ class CoordinatorActor:
     """
 
     def __init__(self, run: Run) -> None:
+        from kdcl_dist.exchange import host_store  # torch comes with them
+        from kdcl_dist.launch.ray_metrics import RayMetrics
+
         self.run = at_this_host(run)
         self.host = ray.util.get_node_ip_address()
         self.store, self.own = host_store(self.host)
@@ -152,6 +153,8 @@ class CoordinatorActor:
         self.begun.set()
 
     def _serve(self) -> None:
+        from kdcl_dist.chair import run_coordinator
+
         self.begun.wait()
         with contextlib.suppress(KdclError):  # the run's record has the cause
             run_coordinator(
