@@ -63,7 +63,7 @@ class Sizes(NamedTuple):
     epochs: int
 
 
-FULL = Sizes(rounds=3, jpegs=256, raw=1000, memory_images=8_000, epochs=6)
+FULL = Sizes(rounds=3, jpegs=256, raw=1000, memory_images=50_000, epochs=6)
 QUICK = Sizes(rounds=1, jpegs=192, raw=500, memory_images=8_000, epochs=3)
 
 
