@@ -6,8 +6,8 @@ CE(min_logit) <= CE(linear) <= CE(naive) <= CE(each student).
 Logits of any floating type are computed in float32 at least; results are float32 (float64 for float64)
 and carry no gradient: a soft target is a constant.
 
-The coordinator's answer waits for them, so they are written for few passes over the logits: powers of 2,
-which cost half as much as powers of e, in place, and arguments are checked once.
+The coordinator's answer waits for them, so they are written for few operations and few passes over the
+logits: powers of 2, which cost half as much as powers of e, in place, and arguments are checked once.
 
 Shapes: S students, B batch, C classes, N held-out samples.
 """
@@ -15,7 +15,9 @@ Shapes: S students, B batch, C classes, N held-out samples.
 from __future__ import annotations
 
 import math
+from functools import reduce
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -50,7 +52,7 @@ def naive(logits_SBC: Tensor, labels_B: Tensor) -> Tensor:
 
 def naive_choice(logits_SBC: Tensor, labels_B: Tensor) -> Tensor:
     """Which student `naive` takes for each sample, int64 (B,). Raises as `naive`."""
-    return _losses(_checked(logits_SBC, labels_B), labels_B).argmin(dim=0)
+    return _choice(_checked(logits_SBC, labels_B), labels_B)
 
 
 def linear(logits_SBC: Tensor, labels_B: Tensor) -> Tensor:
@@ -101,15 +103,14 @@ def min_logit(logits_SBC: Tensor, labels_B: Tensor) -> Tensor:
     """
     logits_SBC = _checked(logits_SBC, labels_B)
     true_SB1 = _of_true_class(logits_SBC, labels_B)
-    lowest_BC = logits_SBC[0] - true_SB1[0]
-    for logits_BC, true_B1 in zip(logits_SBC[1:], true_SB1[1:], strict=True):
-        torch.minimum(lowest_BC, logits_BC - true_B1, out=lowest_BC)
-    return lowest_BC
+    # Student by student: what is written last is still in the cache.
+    return reduce(torch.minimum, map(torch.sub, logits_SBC.unbind(), true_SB1.unbind()))
 
 
 def mean(logits_SBC: Tensor, labels_B: Tensor) -> Tensor:
     """The mean of the students' logits (B, C); not in the paper, but often run under its name."""
-    return _checked(logits_SBC, labels_B).sum(dim=0).div_(len(logits_SBC))
+    logits_SBC = _checked(logits_SBC, labels_B)
+    return reduce(torch.add, logits_SBC.unbind()) / len(logits_SBC)
 
 
 def general(logits_SBC: Tensor, weights_S: Tensor, temperature: float) -> Tensor:
@@ -128,12 +129,31 @@ def general_log(logits_SBC: Tensor, weights_S: Tensor, temperature: float) -> Te
     Raises:
         ValueError: shapes, types or weights do not fit, or T is not positive and finite.
     """
-    logits_SBC = _checked(logits_SBC)
+    return _general_log(_checked(logits_SBC), weights_S, temperature)
+
+
+def _general_log(logits_SBC: Tensor, weights_S: Tensor, temperature: float) -> Tensor:
     _check_temperature(temperature)
     _check_weights(weights_S, len(logits_SBC))
-    log_weights_S = weights_S.detach().to(logits_SBC.device).double().log().to(logits_SBC.dtype)
+    weights_S11 = weights_S.detach().to(logits_SBC.device).view(-1, 1, 1)
+    if logits_SBC.is_cpu:
+        mixed_BC = _mixed(logits_SBC, weights_S11.to(logits_SBC), temperature)
+        # What underflowed is less than the rounding of a sum above this. An accelerator isn't waited for.
+        limits = torch.finfo(mixed_BC.dtype)
+        if mixed_BC.numel() and float(mixed_BC.amin()) > limits.tiny / limits.eps:
+            # NumPy's logarithm takes less than half the time of PyTorch's.
+            return torch.from_numpy(np.log(mixed_BC.numpy()))
     log_p_SBC = F.log_softmax(logits_SBC / temperature, dim=2)
-    return torch.logsumexp(log_p_SBC + log_weights_S[:, None, None], dim=0)
+    return torch.logsumexp(log_p_SBC + weights_S11.double().log().to(log_p_SBC.dtype), dim=0)
+
+
+def _mixed(logits_SBC: Tensor, weights_S11: Tensor, temperature: float) -> Tensor:
+    """`general`, (B, C), where the smallest may be 0 by underflow.
+
+    By `softmax`, not by powers of 2, whose last bits depend on a sample's place in the batch.
+    """
+    weighted_SBC = F.softmax(logits_SBC / temperature, dim=2).mul_(weights_S11)
+    return reduce(Tensor.add_, weighted_SBC.unbind())
 
 
 def general_weights(residuals_SN: Tensor) -> Tensor:
@@ -190,7 +210,7 @@ def log_soft_target(
     if method == "general":
         if weights_S is None:
             raise ValueError("weights_S: method 'general' needs the students' weights (got None)")
-        return general_log(_checked(logits_SBC, labels_B), weights_S, temperature)
+        return _general_log(_checked(logits_SBC, labels_B), weights_S, temperature)
     by_logits = {"naive": naive, "linear": linear, "min_logit": min_logit, "mean": mean}
     if method not in by_logits:
         raise ValueError(f"method: unknown ensemble {method!r}; have {', '.join([*by_logits, 'general'])}")
@@ -234,18 +254,17 @@ def _renormalised(weights_S: Tensor, there_S: Tensor) -> Tensor:
 
 def _checked(logits_SBC: Tensor, labels_B: Tensor | None = None) -> Tensor:
     """The logits without gradient in float32 at least; raises ValueError where something does not fit."""
-    shape = tuple(logits_SBC.shape)
-    if logits_SBC.ndim != 3 or shape[0] == 0 or shape[2] == 0 or not logits_SBC.is_floating_point():
-        raise ValueError(
-            f"logits_SBC: floating point of shape (S, B, C) is needed (got {logits_SBC.dtype} {shape})"
-        )
+    shape = logits_SBC.shape
+    if len(shape) != 3 or not shape[0] or not shape[2] or not logits_SBC.is_floating_point():
+        got = f"{logits_SBC.dtype} {tuple(shape)}"
+        raise ValueError(f"logits_SBC: floating point of shape (S, B, C) is needed (got {got})")
     if labels_B is not None:
-        if tuple(labels_B.shape) != shape[1:2] or labels_B.dtype != torch.int64:
+        if labels_B.shape != shape[1:2] or labels_B.dtype != torch.int64:
             got = f"{labels_B.dtype} {tuple(labels_B.shape)}"
             raise ValueError(f"labels_B: int64 of shape ({shape[1]},) is needed (got {got})")
         # To look at labels on an accelerator would wait for it; there the gather refuses them itself.
-        if len(labels_B) and labels_B.device.type == "cpu":
-            lowest, highest = (int(label) for label in labels_B.aminmax())
+        if shape[1] and labels_B.is_cpu:
+            lowest, highest = map(int, labels_B.aminmax())
             if lowest < 0 or highest >= shape[2]:
                 raise ValueError(f"labels_B: {lowest} to {highest} for {shape[2]} classes")
     logits_SBC = logits_SBC.detach()
@@ -261,25 +280,31 @@ def _check_weights(weights_S: Tensor, students: int) -> None:
     if tuple(weights_S.shape) != (students,) or not weights_S.is_floating_point():
         got = f"{weights_S.dtype} {tuple(weights_S.shape)}"
         raise ValueError(f"weights_S: floating point of shape ({students},) is needed (got {got})")
-    # Wide enough for weights that were stored in half precision.
-    sound = (weights_S >= 0).all() & ((weights_S.double().sum() - 1).abs() <= 1e-2)
-    if weights_S.device.type == "cpu" and not bool(sound):
-        raise ValueError(f"weights_S: must be non-negative with sum 1 (got {weights_S.tolist()})")
+    if weights_S.is_cpu:
+        # As Python's numbers: operations on few numbers cost more. 1e-2 is for sums of half precision.
+        values = weights_S.tolist()
+        if not (min(values) >= 0 and abs(sum(values) - 1) <= 1e-2):
+            raise ValueError(f"weights_S: must be non-negative with sum 1 (got {values})")
 
 
 def _of_true_class(logits_SBC: Tensor, labels_B: Tensor) -> Tensor:
     """The logits of the true classes (S, B, 1)."""
-    return logits_SBC.gather(2, labels_B.expand(len(logits_SBC), -1)[:, :, None])
+    return logits_SBC.gather(2, labels_B.view(1, -1, 1).expand(len(logits_SBC), -1, 1))
 
 
 def _losses(logits_SBC: Tensor, labels_B: Tensor) -> Tensor:
     """The cross-entropy of each student on each sample at T = 1, (S, B)."""
     peak_SB1 = logits_SBC.amax(dim=2, keepdim=True)
-    total_SB = (logits_SBC - peak_SB1).mul_(1 / math.log(2)).exp2_().sum(dim=2)
-    return total_SB.log_() + (peak_SB1 - _of_true_class(logits_SBC, labels_B))[:, :, 0]
+    total_SB1 = (logits_SBC - peak_SB1).mul_(1 / math.log(2)).exp2_().sum(dim=2, keepdim=True)
+    return total_SB1.log_().add_(peak_SB1).sub_(_of_true_class(logits_SBC, labels_B))[:, :, 0]
+
+
+def _choice(logits_SBC: Tensor, labels_B: Tensor) -> Tensor:
+    """`naive_choice`; `min` takes the first of equal ones in less time than `argmin`."""
+    return _losses(logits_SBC, labels_B).min(dim=0).indices
 
 
 def _naive(logits_SBC: Tensor, labels_B: Tensor) -> Tensor:
     students, batch, classes = logits_SBC.shape
-    row_B = _losses(logits_SBC, labels_B).argmin(dim=0) * batch + torch.arange(batch, device=labels_B.device)
+    row_B = torch.arange(batch, device=labels_B.device).add_(_choice(logits_SBC, labels_B), alpha=batch)
     return logits_SBC.reshape(students * batch, classes).index_select(0, row_B)

@@ -196,10 +196,10 @@ class NoWaiting(TorchDispatchMode):
 
 def test_what_fails_in_no_waiting():
     with NoWaiting(), pytest.raises(AssertionError, match="_local_scalar_dense"):
-        minimise_logsumexp(draw("normal", 3, 10, 1.0, batch=4, seed=0), early_exit=True)
+        minimise_logsumexp(draw("normal", 2, 10, 1.0, batch=4, seed=0), early_exit=True)
 
 
-@pytest.mark.parametrize("students", [2, 4])
+@pytest.mark.parametrize("students", [2, 4, 5])
 def test_as_on_an_accelerator_nothing_waits(students):
     z_BSC = draw("normal", students, 10, 30.0, batch=8, seed=0)
     with NoWaiting():
@@ -207,7 +207,7 @@ def test_as_on_an_accelerator_nothing_waits(students):
 
 
 @pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("students", [2, 4, 8])
+@pytest.mark.parametrize("students", [2, 3, 4, 8])
 def test_as_on_an_accelerator_every_problem_is_solved(kind, students):
     for seed, scale in enumerate((1, 30, 1e4)):
         z_BSC = draw(kind, students, 10, scale, batch=16, seed=seed)
