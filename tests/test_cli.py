@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import pytest
+import ray
 import torch
 import yaml
 from click.testing import CliRunner, Result
@@ -285,12 +287,22 @@ def test_a_ray_of_another_program_is_left_alone(recipe: str, tmp_path: Path) -> 
         assert other.stdout is not None
         while "there" not in other.stdout.readline():
             pass
-        result = train(recipe, tmp_path, "--set", "epochs=1", launcher="ray")
+        command = [sys.executable, "-m", "kdcl_dist", "preflight", recipe, "--storage", str(tmp_path)]
+        done = subprocess.run(command, capture_output=True, text=True, timeout=200)
         assert other.poll() is None
         other.communicate("\n")
-    assert result.exit_code == 0, result.output
+    assert done.returncode == 0, done.stdout + done.stderr
 
 
+@pytest.fixture(scope="module")
+def cluster() -> Iterator[None]:
+    """A Ray that is connected already, so that each command does not start one."""
+    ray.init(address="local", num_cpus=2, include_dashboard=False, log_to_driver=False)
+    yield
+    ray.shutdown()
+
+
+@pytest.mark.usefixtures("cluster")
 def test_a_mistake_found_in_a_ray_worker(recipe: str, tmp_path: Path) -> None:
     result = train(recipe, tmp_path, "--set", "students.a.model=nets:WrongClasses", launcher="ray")
     assert result.exit_code == 2, result.output
@@ -298,6 +310,7 @@ def test_a_mistake_found_in_a_ray_worker(recipe: str, tmp_path: Path) -> None:
     assert "Traceback" not in result.output
 
 
+@pytest.mark.usefixtures("cluster")
 def test_a_killed_ray_worker_is_named(recipe: str, tmp_path: Path) -> None:
     result = train(recipe, tmp_path, "--set", "students.b.model=nets:Killed", "--name", "r", launcher="ray")
     assert result.exit_code == 1, result.output

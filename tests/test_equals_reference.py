@@ -23,8 +23,8 @@ from kdcl_dist.runs import Run
 
 METHODS = ("none", "naive", "linear", "min_logit", "general", "mean", "dml", "teacher")
 #: A run on Ray costs many times that of plain processes, whose members run the same code. These differ in
-#: what a launcher moves: a plain answer, all logits, the coordinator's own state, weights from a file.
-ON_RAY = ("linear", "dml", "general", "teacher")
+#: what is moved: one answer for all, all logits to all.
+ON_RAY = ("linear", "dml")
 VIEWS = "data.augment=[{name: RandomCrop, size: 8, padding: 1}, {name: RandomErasing, p: 0.5}]"
 
 
