@@ -67,6 +67,13 @@ class Session:
             with _naming(f"students.{student.name}.augment" if own else "data.augment"):
                 Transforms(self.recipe.augment_of(student), self.train.mean)
 
+    def warnings(self) -> list[str]:
+        """What the data make of the recipe, but hardly is meant, one line each."""
+        window, steps = self.recipe.distillation.window, self.plan.steps_per_epoch
+        if isinstance(window, int) and window > max(1, steps):
+            return [f"distillation.window: an epoch has only {steps} steps, so {window} is as much as 'epoch'"]
+        return []
+
     @cached_property
     def split(self) -> tuple[Ids, Ids]:
         """Ids trained on, and ids held out."""

@@ -67,7 +67,7 @@ def train(
     if launcher == "local":
         start_server()  # imports beside this process
     session = Session.open(recipe)
-    for warning in recipe.warnings():
+    for warning in (*recipe.warnings(), *session.warnings()):
         tell(Note(f"warning: {warning}"))
     if room := look_for_room(recipe, len(session.train), len(session.train.classes)):
         tell(Note(f"bank of logits: {room}"))
