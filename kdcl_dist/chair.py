@@ -83,7 +83,7 @@ def run_coordinator(
     names = [member.name for member in run.recipe.members]
     is_gone = None if processes is None else processes.is_gone
     board = Board(scoped(store, run.id), names, len(names), is_gone=is_gone)
-    board.start_pulse(host)
+    board.start_pulse(host, slow_s=run.recipe.limits.step_s / 2)
     try:
         prepare_process(run, threads=1)
         return _Chair(run, board, host, stop, tell, processes).run()

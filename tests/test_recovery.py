@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Callable
 from multiprocessing import active_children
 from pathlib import Path
@@ -119,7 +120,12 @@ def test_a_run_with_a_fault_ends_as_one_without(
 
 @pytest.mark.parametrize(
     ("who", "phase", "how"),
-    [("b", "forward", "stop"), ("b", "data", "block"), ("coordinator", "ensemble", "stop")],
+    [
+        ("b", "forward", "stop"),
+        ("b", "data", "block"),
+        ("coordinator", "ensemble", "stop"),
+        ("coordinator", "ensemble", "block"),
+    ],
 )
 def test_who_hangs_is_found_ended_and_replaced(
     who: str,
@@ -129,11 +135,16 @@ def test_who_hangs_is_found_ended_and_replaced(
     make_recipe: MakeRecipe,
     make_run: MakeRun,
     undisturbed: Folder,
+    tmp_path: Path,
 ) -> None:
     order(who, phase, 4, how)
-    run = make_run(make_recipe(*OVERRIDES, "limits.step_s=5"))
-    events = train(run)
+    run, heard = make_run(make_recipe(*OVERRIDES, "limits.step_s=5")), list[tuple[float, Event]]()
+    local.launch(run, lambda event: heard.append((time.time(), event)), threading.Event())
+    events = [event for _, event in heard]
     assert_as_undisturbed(run, undisturbed)
+    told = next(t for t, e in heard if isinstance(e, Note) and "failure.max_failures" in e.text)
+    # Two seconds for a machine that has other work, and for another coordinator's start.
+    assert told - (tmp_path / "fault-0").stat().st_mtime < 5 + 2
     causes = read_record(run.folder)["failures"]["causes"]
     assert len(causes) == 1
     if who == "b":
@@ -142,7 +153,7 @@ def test_who_hangs_is_found_ended_and_replaced(
         assert (causes[0]["student"], causes[0]["step"]) == ("b", 4)
         assert causes[0]["phase"] in phases
         assert "limits.step_s" in causes[0]["message"]
-    if how == "block":
+    if how == "block" and who == "b":
         assert "time.sleep(600)" in causes[0]["detail"], "the stack of the one that hangs is told"
     assert any("killed by SIGKILL" in event.text for event in events if isinstance(event, Note))
 
