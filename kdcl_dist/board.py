@@ -294,8 +294,9 @@ class Board:
         names = ", ".join(self.names[rank] for rank in ranks)
         seen = pulses[ranks[0]]
         how = "did not answer within limits.step_s" if late else "died"
-        # A pulse is up to a second old: it tells the phase only if it is of the step that is waited for.
-        step = max(self.pulse.step, seen.get("step", 0))
+        # A pulse is up to a second old: it tells the phase only if it is of the step that is waited for, or
+        # if its process has stood there for long.
+        step = seen["step"] if seen.get("stack") else max(self.pulse.step, seen.get("step", 0))
         return StudentLost(
             f"{names} {how}; see its log for the reason",
             student=self.names[ranks[0]],
