@@ -282,8 +282,8 @@ def test_who_does_not_come_back_is_named_in_time(
     assert_nothing_is_lost(cast.run, undisturbed, saved)
 
 
-#: The coordinator needs no connection to complete a checkpoint whose parts it has. Without b's end, at which one
-#: of the others has been seen to wait until the limit.
+#: The coordinator needs no connection to complete a checkpoint whose parts it has. Without b's end, at which
+#: one of the others has been seen to wait until the limit.
 CUTS = [
     (who, phase, step, step if (who, phase) == (COORDINATOR, "checkpoint") else saved)
     for who, phase, step, saved in EXCEPTIONS

@@ -21,6 +21,8 @@ from kdcl_dist.runs import Run, read_record
 from kdcl_dist.storage import Folder
 
 MakeRun = Callable[..., Run]
+#: In which students wait for the coordinator.
+PHASES = ("gather", "broadcast")
 #: Steps 0 to 2, tests and a checkpoint, steps 3 to 5, tests and a checkpoint.
 OVERRIDES = ("failure.max_failures=3", "batch_size=20", "limits.step_s=30", "students.b.model=nets:Plain")
 
@@ -107,6 +109,11 @@ def test_a_run_with_a_fault_ends_as_one_without(
     run = make_run(make_recipe(*OVERRIDES))
     events = train(run)
     assert_as_undisturbed(run, undisturbed)
+    if (who, how) == ("coordinator", "kill"):
+        (cause,) = read_record(run.folder)["failures"]["causes"]
+        assert (cause["error"], cause["host"]) == ("CoordinatorLost", "127.0.0.1")
+        assert cause["step"] in (step, step + 1)  # the students may have its answer, and wait for the next
+        assert cause["phase"] in (*PHASES, phase)
     survivor = "a" if who != "a" else "b"
     assert len(set(pids(events, survivor))) == 1, "a survivor's process was replaced"
     told = " ".join(event.text for event in events if isinstance(event, Note))
@@ -153,7 +160,7 @@ def test_who_hangs_is_found_ended_and_replaced(
         assert (causes[0]["student"], causes[0]["step"]) == ("b", 4)
         assert causes[0]["phase"] in phases
         assert "limits.step_s" in causes[0]["message"]
-    if how == "block" and who == "b":
+    if how == "block":
         assert "time.sleep(600)" in causes[0]["detail"], "the stack of the one that hangs is told"
     assert any("killed by SIGKILL" in event.text for event in events if isinstance(event, Note))
 
