@@ -33,6 +33,7 @@ CASES = [
     ("small", "data", "block"),
     *(("coordinator", phase, "kill") for phase in ("gather", "ensemble", "broadcast")),
     ("coordinator", "ensemble", "stop"),
+    ("coordinator", "ensemble", "block"),
 ]
 HOW = {"kill": "kill -9", "exception": "exception", "stop": "stopped", "block": "blocks"}
 

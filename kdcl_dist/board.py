@@ -31,8 +31,8 @@ POLL_S = 0.02
 PULSE_S = 1.0
 #: A process whose pulse stands still for so long is taken for dead or stopped.
 STALE_S = 4.0
-#: How long survivors may take to say that they were cut off too.
-GRACE_S = 3.0
+#: How long survivors may take to say that they were cut off too, and the time in which most do.
+GRACE_S, NOTICE_S = 3.0, 0.5
 #: How a member's exchange ended: by its limit, or because another closed the connection.
 LATE, CLOSED = "late", "closed"
 #: Within which the coordinator's store answers, however busy it is.
@@ -110,6 +110,7 @@ class Board:
         self._stop = threading.Event()
         self._thread: threading.Thread | None = None
         self._beats = itertools.count()
+        self._asked: float | None = None
         self.enter(generation)
 
     @property
@@ -120,7 +121,12 @@ class Board:
     @property
     def is_coordinator(self) -> bool:
         """Whether this process is the coordinator, which judges who is lost."""
-        return self.rank == len(self.names) - 1
+        return self.rank == self._last
+
+    @property
+    def _last(self) -> int:
+        """The coordinator's rank."""
+        return len(self.names) - 1
 
     def enter(self, generation: int, present: Sequence[int] | None = None) -> None:
         """Turn to the next generation, in which nothing has failed yet.
@@ -133,6 +139,8 @@ class Board:
         self.present = list(range(len(self.names) - 1)) if present is None else list(present)
         self.cause: KdclError | None = None
         self.lost: list[tuple[str, int]] = []
+        # Looked at with each pulse, so that whose stands still is known as soon as a limit ends.
+        self.watches = {rank: Watch() for rank in (self.present if self.is_coordinator else [self._last])}
         if self._thread is not None:  # at once: a pulse of the generation before means a new process
             self._beat()
 
@@ -165,49 +173,83 @@ class Board:
             self.cause = error
             raise error
 
-    def explain(self, cause: BaseException, *, timed_out: bool, limit_s: float) -> KdclError:
+    def explain(
+        self, cause: BaseException, *, timed_out: bool, limit_s: float, unheard: Sequence[int] = ()
+    ) -> KdclError:
         """Why a collective failed: the first failure of the generation, found or judged; also `cause`.
 
-        The coordinator waits until every student has either said that it was cut off too or fallen
-        silent, and names the silent ones; students wait for that verdict.
+        The coordinator names the students that it waited for in vain. Where it does not know them it waits
+        until every student has either said that it was cut off too or fallen silent, and names the silent
+        ones. Students wait for that verdict.
 
         Args:
             cause: what the collective raised.
             timed_out: whether it ended by its limit rather than by a closed connection.
             limit_s: seconds that a live student may be busy before it notices.
+            unheard: ranks that are known not to have done their part of it when its limit ended.
         """
+        how, answer_s = (LATE, self._answer_s()) if timed_out else (CLOSED, ANSWER_S)
         try:
-            self.call(self.store.set, self._own(f"cut/{self.rank}"), LATE if timed_out else CLOSED)
-            found = self._judge(cause, timed_out, limit_s) if self.is_coordinator else self._verdict(limit_s)
+            self.call(self.store.set, self._own(f"cut/{self.rank}"), how, answer_s=answer_s)
+            if self.is_coordinator:
+                found = self._judge(cause, timed_out, limit_s, unheard)
+            else:
+                found = self._verdict(timed_out, limit_s)
         except CoordinatorLost as error:
-            found = error.at(step=self.pulse.step, phase=self.pulse.phase)
+            found = error
         except Exception as error:
-            found = self._coordinator_lost(error).at(step=self.pulse.step, phase=self.pulse.phase)
+            found = self._coordinator_lost(f"cannot be reached ({one_line(error)})")
         self.cause = found
         return found
 
-    def _judge(self, cause: BaseException, timed_out: bool, limit_s: float) -> KdclError:
-        began = time.monotonic()
-        watch, late = {rank: Watch() for rank in self.present}, [self.rank] if timed_out else []
-        dead: list[int] = []
+    def _answer_s(self) -> float:
+        """Seconds in which the store must answer when a limit has ended: some have passed since a pulse."""
+        asked = self._asked
+        return max(NOTICE_S, STALE_S - (0 if asked is None else time.monotonic() - asked))
+
+    def _judge(
+        self, cause: BaseException, timed_out: bool, limit_s: float, unheard: Sequence[int]
+    ) -> KdclError:
+        began, late = time.monotonic(), [self.rank] if timed_out else []
+        silent, dead = {rank: Watch() for rank in self.present}, list[int]()
         while time.monotonic() < began + (GRACE_S if late else limit_s):
             if (error := self.failure()) is not None:
                 return error
-            for rank in [rank for rank in watch if self.has(self._own(f"cut/{rank}"))]:
-                del watch[rank]
-                if self.call(self.store.get, self._own(f"cut/{rank}")).decode() == LATE:
-                    late.append(rank)  # it closed its connections, and so broke those of the others
-            dead = [rank for rank, seen in watch.items() if self._is_dead(rank, seen)]
-            if len(dead) == len(watch):
+            late += self._hear(silent)
+            dead = [rank for rank, seen in silent.items() if self._is_dead(rank, seen, bool(late))]
+            if known := [rank for rank in unheard if rank in silent]:
+                silent = {rank: silent[rank] for rank in known}
+                break
+            busy = [seen for rank, seen in silent.items() if rank not in dead]
+            # Who lives has noticed by its next pulse, unless it is busy; and the limit ended on who is busy.
+            noticed = late and time.monotonic() > began + NOTICE_S and all(seen.beats > 1 for seen in busy)
+            if noticed or not busy:
                 break
             time.sleep(POLL_S)
-        lost = dead or list(watch)  # beside one that is dead, the others are just busy
+        lost = [rank for rank in dead if rank in silent] or list(silent)  # beside them others are just busy
         return self.report(self._lost(lost, late) if lost else self._nobody_lost(cause, late))
 
-    def _is_dead(self, rank: int, seen: Watch) -> bool:
-        """Whether a process has fallen silent, was replaced, or is known to be dead."""
+    def _hear(self, silent: dict[int, Watch]) -> list[int]:
+        """Take out those who said that they were cut off; returns those of them whose own limit ended.
+
+        One whose limit ended closed its connections, and so broke those of the others.
+        """
+        heard = [rank for rank in silent if self.has(self._own(f"cut/{rank}"))]
+        for rank in heard:
+            del silent[rank]
+        return [r for r in heard if self.call(self.store.get, self._own(f"cut/{r}")).decode() == LATE]
+
+    def _is_dead(self, rank: int, seen: Watch, waited: bool) -> bool:
+        """Whether a process has fallen silent, was replaced, or is known to be dead.
+
+        Args:
+            rank: of the process.
+            seen: its pulse since the exchange broke.
+            waited: whether it was waited for until the limit, so that its pulse before counts too.
+        """
         pulse = self.pulse_of(rank)
-        if seen.is_stale(pulse) or self._is_new(pulse):
+        stale = seen.is_stale(pulse) or (waited and self.watches[rank].is_stale(pulse))
+        if stale or self._is_new(pulse):
             return True
         return (
             pulse is not None and self._is_gone is not None and self._is_gone(self.names[rank], pulse["pid"])
@@ -217,14 +259,29 @@ class Board:
         """Whether a process is not of this generation: the one that was, in its place, is dead."""
         return pulse is not None and pulse["generation"] != self.generation
 
-    def _verdict(self, limit_s: float) -> KdclError:
-        deadline = time.monotonic() + limit_s + GRACE_S + STALE_S
-        watch, coordinator = Watch(), len(self.names) - 1
-        while time.monotonic() < deadline and not watch.is_stale(self.pulse_of(coordinator)):
-            if (error := self.failure()) is not None:
-                return error
+    def _verdict(self, timed_out: bool, limit_s: float) -> KdclError:
+        began, watch = time.monotonic(), self.watches[self._last] if timed_out else Watch()
+        while (error := self.failure()) is None:
+            pulse = self.pulse_of(self._last)
+            if watch.is_stale(pulse):
+                return self.report(self._coordinator_lost("gives no sign of life"))
+            if time.monotonic() > began + self._patience(pulse, timed_out, limit_s):
+                return self.report(self._coordinator_lost("did not answer within limits.step_s"))
             time.sleep(POLL_S)
-        return self.report(self._coordinator_lost(TimeoutError("it gives no sign of life")))
+        return error
+
+    def _patience(self, pulse: dict[str, Any] | None, timed_out: bool, limit_s: float) -> float:
+        """Seconds that a coordinator which lives has for its verdict.
+
+        While it forms an ensemble it waits for nobody, in an exchange it notices that this process closed
+        its connections; else its storage may be slow, or it waits for students that are busy.
+        """
+        if timed_out and pulse is not None and not self.has(self._own(f"cut/{self._last}")):
+            if pulse["phase"] == "ensemble" and pulse["stack"] is not None:
+                return 0.0
+            if pulse["phase"] in ("ensemble", "gather", "broadcast"):
+                return GRACE_S
+        return limit_s + GRACE_S + STALE_S
 
     def _lost(self, ranks: Sequence[int], late: Sequence[int]) -> KdclError:
         """The students of some ranks are dead, or others waited too long for them."""
@@ -237,8 +294,9 @@ class Board:
         names = ", ".join(self.names[rank] for rank in ranks)
         seen = pulses[ranks[0]]
         how = "did not answer within limits.step_s" if late else "died"
-        # A pulse is up to a second old: it tells the phase only if it is of the step that is waited for.
-        step = max(self.pulse.step, seen.get("step", 0))
+        # A pulse is up to a second old: it tells the phase only if it is of the step that is waited for, or
+        # if its process has stood there for long.
+        step = seen["step"] if seen.get("stack") else max(self.pulse.step, seen.get("step", 0))
         return StudentLost(
             f"{names} {how}; see its log for the reason",
             student=self.names[ranks[0]],
@@ -255,8 +313,17 @@ class Board:
         broke = f"the exchange broke although every process lives: {one_line(cause)}"
         return KdclError(slow if late else broke, step=self.pulse.step, phase=self.pulse.phase)
 
-    def _coordinator_lost(self, cause: BaseException) -> KdclError:
-        return CoordinatorLost(f"the coordinator died or cannot be reached ({one_line(cause)})")
+    def _coordinator_lost(self, how: str) -> CoordinatorLost:
+        watch = self.watches.get(self._last)
+        seen = (watch.last if watch is not None else None) or {}
+        step = max(self.pulse.step, seen.get("step", 0))
+        return CoordinatorLost(
+            f"the coordinator {how}",
+            step=step,
+            phase=seen["phase"] if seen.get("step") == step else self.pulse.phase,
+            host=seen.get("host"),
+            detail=seen.get("stack"),
+        )
 
     # -- pulse -----------------------------------------------------------------------------------
 
@@ -282,17 +349,25 @@ class Board:
         """Send a pulse; False when the store is gone, which the loop will find out by itself."""
         now, own = self.pulse, {"host": self._host, "pid": os.getpid(), "generation": self.generation}
         place = {"step": now.step, "phase": now.phase, "stack": now.stack(self._slow_s)}
+        self._asked = time.monotonic()
         try:
             self.store.set(f"pulse/{self.rank}", json.dumps({"count": next(self._beats)} | own | place))
+            self._look()
         except Exception:
             return False
+        self._asked = None
         return True
 
+    def _look(self) -> None:
+        for rank, seen in self.watches.items():
+            if self.store.check([key := f"pulse/{rank}"]):
+                seen.look(json.loads(self.store.get(key)))
+
     def close(self) -> None:
-        """Stop the pulse."""
+        """Stop the pulse; one that the store does not take is left alone."""
         self._stop.set()
         if self._thread is not None:
-            self._thread.join(timeout=2 * PULSE_S)
+            self._thread.join(timeout=POLL_S if isinstance(self.cause, CoordinatorLost) else 2 * PULSE_S)
 
     def say_bye(self) -> None:
         """Tell the coordinator that this student needs the store no more."""
@@ -333,12 +408,12 @@ class Board:
         """The JSON value of a key that exists."""
         return json.loads(self.call(self.store.get, key))
 
-    def call(self, operation: Callable[..., Any], *arguments: Any) -> Any:
+    def call(self, operation: Callable[..., Any], *arguments: Any, answer_s: float = ANSWER_S) -> Any:
         """An operation of the store, which answers at once or never: its process does nothing else there."""
         try:
-            return within(ANSWER_S, lambda: operation(*arguments))
+            return within(answer_s, lambda: operation(*arguments))
         except Exception as error:
-            self.cause = self._coordinator_lost(error)
+            self.cause = self._coordinator_lost(f"died or cannot be reached ({one_line(error)})")
             raise self.cause from error
 
     def _own(self, key: str) -> str:
@@ -364,7 +439,7 @@ def within(limit_s: float, operation: Callable[[], Any]) -> Any:
     try:
         return future.result(limit_s)
     except FutureTimeout:
-        raise TimeoutError(f"no answer within {limit_s:g} s") from None
+        raise TimeoutError(f"no answer within {limit_s:.2g} s") from None
 
 
 class Watch:
@@ -373,9 +448,14 @@ class Watch:
     def __init__(self) -> None:
         self.last: dict[str, Any] | None = None
         self.since = time.monotonic()
+        self.beats = 0
+
+    def look(self, pulse: dict[str, Any] | None) -> None:
+        """Take note of what the pulse is now."""
+        if pulse != self.last:
+            self.last, self.since, self.beats = pulse, time.monotonic(), self.beats + 1
 
     def is_stale(self, pulse: dict[str, Any] | None, after_s: float = STALE_S) -> bool:
         """Whether this pulse has been the same for so many seconds."""
-        if pulse != self.last:
-            self.last, self.since = pulse, time.monotonic()
+        self.look(pulse)
         return time.monotonic() - self.since > after_s

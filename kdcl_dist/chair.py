@@ -83,7 +83,7 @@ def run_coordinator(
     names = [member.name for member in run.recipe.members]
     is_gone = None if processes is None else processes.is_gone
     board = Board(scoped(store, run.id), names, len(names), is_gone=is_gone)
-    board.start_pulse(host)
+    board.start_pulse(host, slow_s=run.recipe.limits.step_s / 2)
     try:
         prepare_process(run, threads=1)
         return _Chair(run, board, host, stop, tell, processes).run()
@@ -124,7 +124,7 @@ class _Chair:
         try:
             if self.number > 0:  # another coordinator was here, and died
                 self.run_.sweep()
-                self._recover(CoordinatorLost("the coordinator died", phase="start"))
+                self._recover(CoordinatorLost("the coordinator died"))
             while True:
                 try:
                     flags = self._generation(self.stop)
@@ -150,6 +150,7 @@ class _Chair:
         board.enter(self.number)
         board.pulse.enter("start", self.held.position.step if self.held else None)
         ready = self.meeting.assemble(self._awaited(), self.recipe.limits.startup_s)
+        self._learn_of_loss([each.lost for each in ready.values() if each.lost is not None])
         present = [place for place in self._places() if set(self._ranks([place])) <= set(ready)]
         ranks = self._ranks(present)
         hellos = [ready[rank].hello for rank in ranks]
@@ -192,6 +193,15 @@ class _Chair:
         finally:
             if exchange is not None:
                 exchange.close()
+
+    def _learn_of_loss(self, told: Sequence[KdclError]) -> None:
+        """Complete the record of a coordinator that died by what the students saw of it; once."""
+        cause = self.past[-1] if self.past else None
+        if told and isinstance(cause, CoordinatorLost) and cause.host is None:
+            last = max(told, key=lambda error: error.step or 0)
+            cause.at(step=last.step, phase=last.phase, host=last.host).detail = last.detail
+            with contextlib.suppress(StorageError):
+                record_survival(self.run_, self.past)
 
     # -- who takes part --------------------------------------------------------------------------
 

@@ -297,10 +297,10 @@ class Coordinator:
         )
 
     def check_bad(self, bad: Sequence[int], steps: int) -> None:
-        """See that no student has had unusable logits for too long.
+        """See that no student has had unusable numbers for too long.
 
         Args:
-            bad: students whose logits of this step are not finite.
+            bad: students whose logits of this step, or gradient of the one before, are not finite.
             steps: how many steps in a row a student may have such; see `recipe.Failure`.
 
         Raises:
@@ -314,8 +314,9 @@ class Coordinator:
     def _not_finite(self, index: int) -> NonFiniteLogits:
         count = max(1, self.bad_steps.get(index, 0))
         return NonFiniteLogits(
-            f"its logits are NaN or infinite, for {count} steps in a row (failure.max_bad_steps: "
-            f"{self.recipe.failure.max_bad_steps}): lower its optimizer.lr, or use precision fp32",
+            f"its logits or gradients are NaN or infinite, for {count} steps in a row "
+            f"(failure.max_bad_steps: {self.recipe.failure.max_bad_steps}): lower its optimizer.lr, or use "
+            "precision fp32",
             student=self.names[index],
         )
 

@@ -112,6 +112,7 @@ class CoordinatorLoop:
         self.coordinator, self.record = held.coordinator, held.record
         self.hasty = run.folder.within(HASTE_S)
         self.step: _Step | None = None
+        self.skipped: set[int] = set()
         self.told = self.looked = 0.0
 
     def run(self) -> Flag:
@@ -161,8 +162,7 @@ class CoordinatorLoop:
 
     def _answer(self, turn: Turn, messages: Sequence[Message]) -> None:
         check_messages(messages, self.members, turn, run=self.run_.number, generation=self.run_.generation)
-        for line in self.record.numbers(self.members, [message.numbers for message in messages]):
-            self.tell(Note(f"warning: {line}"))
+        self._hear(messages)
         if turn.kind is Kind.TRAIN:
             self._train(turn, messages)
         elif turn.kind is Kind.HOLDOUT:
@@ -174,6 +174,20 @@ class CoordinatorLoop:
             self._checkpoint(turn, messages)
         else:
             self._finish()
+
+    def _hear(self, messages: Sequence[Message]) -> None:
+        """Take the figures of each student's last training step."""
+        numbers = [message.numbers for message in messages]
+        for line in self.record.numbers(self.members, numbers):
+            self.tell(Note(f"warning: {line}"))
+        skipped = {
+            m.student: int(own.step) for m, own in zip(self.members, numbers, strict=True) if own.skipped
+        }
+        self.skipped |= set(skipped)
+        for index, step in skipped.items():
+            if index not in self.coordinator.bad_steps:
+                where = f"the gradient of {self.recipe.names[index]} at step {step}"
+                self.tell(Note(f"warning: {where} is NaN or infinite: it skips this step"))
 
     def _interruption(self, turn: Turn) -> Flag:
         """Whether the cast forms anew, or takes a checkpoint before the next of the plan."""
@@ -207,7 +221,8 @@ class CoordinatorLoop:
     def _exclude(self, bad: Sequence[int], turn: Turn) -> None:
         """Go on without the students whose logits of this step are not finite, but not for long."""
         news = [self.recipe.names[index] for index in bad if index not in self.coordinator.bad_steps]
-        self.coordinator.check_bad(bad, self.recipe.failure.max_bad_steps)
+        self.coordinator.check_bad(sorted({*bad, *self.skipped}), self.recipe.failure.max_bad_steps)
+        self.skipped.clear()
         if bad:
             self.exchange.answer.exclude(bad)
         if news:

@@ -192,7 +192,7 @@ class LabelMismatch(ContributionError):
 
 
 class NonFiniteLogits(ContributionError):
-    """The logits contain NaN or infinity."""
+    """The logits, or the gradient, contain NaN or infinity."""
 
 
 class StudentLost(KdclError):

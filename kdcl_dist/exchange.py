@@ -178,26 +178,28 @@ class Exchange:
     def _to_coordinator(self, group: Any, limit: timedelta) -> None:
         if self.rank == self.root:
             buffers = [message.buffer for message in self.messages]
-            _await([group.recv([buffer], rank, MESSAGE) for rank, buffer in enumerate(buffers)], limit)
+            _await_each([group.recv([buffer], rank, MESSAGE) for rank, buffer in enumerate(buffers)], limit)
         else:
-            _await([group.send([self.mine.buffer], self.root, MESSAGE)], limit)
+            group.send([self.mine.buffer], self.root, MESSAGE).wait(limit)
 
     def _from_coordinator(self, group: Any, limit: timedelta, buffer: Tensor) -> None:
         if self.rank == self.root:
-            _await([group.send([buffer], rank, ANSWER) for rank in range(self.root)], limit)
+            _await_each([group.send([buffer], rank, ANSWER) for rank in range(self.root)], limit)
         else:
-            _await([group.recv([buffer], self.root, ANSWER)], limit)
+            group.recv([buffer], self.root, ANSWER).wait(limit)
 
     def _all_gather(self, group: Any, limit: timedelta) -> None:
         # The group's own limit: with `wait(limit)` the thread that carries the collective would go on
         # waiting, and hold the connections open, after the wait was given up.
         group._set_default_timeout(limit)
         parts = [*(message.buffer for message in self.messages), self._unread]
-        _await([dist.all_gather(parts, self.mine.buffer, group=group, async_op=True)])
+        work: Any = dist.all_gather(parts, self.mine.buffer, group=group, async_op=True)
+        work.wait()
 
     def _broadcast(self, group: Any, limit: timedelta, buffer: Tensor) -> None:
         group._set_default_timeout(limit)
-        _await([dist.broadcast(buffer, group_src=self.root, group=group, async_op=True)])
+        work: Any = dist.broadcast(buffer, group_src=self.root, group=group, async_op=True)
+        work.wait()
 
     def _guard(self, action: Callable[[], Any]) -> Any:
         """Run a blocking action; turn what breaks it into the first failure of the run.
@@ -214,8 +216,8 @@ class Exchange:
     def explain(self, cause: BaseException) -> KdclError:
         """Close the own connections after one broke; the first failure of the run."""
         self.close()
-        timed_out = "timed out" in str(cause).lower()
-        return self.board.explain(cause, timed_out=timed_out, limit_s=self.step_s)
+        unheard = [self.board.present[place] for place in cause.places] if isinstance(cause, _Unheard) else []
+        return self.board.explain(cause, timed_out=_timed_out(cause), limit_s=self.step_s, unheard=unheard)
 
     def _check_answer(self) -> None:
         header = self.answer.header
@@ -228,14 +230,34 @@ class Exchange:
             )
 
 
-def _await(works: Sequence[Any], limit: timedelta | None = None) -> None:
-    """Wait for all, together at most for the limit; without one the group's counts."""
-    deadline = None if limit is None else time.monotonic() + limit.total_seconds()
-    for work in works:
-        if deadline is None:
-            work.wait()
-        else:
+class _Unheard(RuntimeError):
+    """The limit ended before the transfers with some ranks of the group, `places`, were done."""
+
+    def __init__(self, places: Sequence[int], message: str) -> None:
+        super().__init__(message)
+        self.places = places
+
+
+def _timed_out(cause: BaseException) -> bool:
+    return "timed out" in str(cause).lower()
+
+
+def _await_each(works: Sequence[Any], limit: timedelta) -> None:
+    """Wait for the transfers with ranks 0, 1, ..., together at most for the limit.
+
+    When that ends gloo closes the connections of the group, but what was transferred by then is.
+    """
+    deadline, places, message = time.monotonic() + limit.total_seconds(), list[int](), ""
+    for place, work in enumerate(works):
+        try:
             work.wait(timedelta(seconds=max(0.001, deadline - time.monotonic())))
+        except RuntimeError as error:
+            if not places and not _timed_out(error):
+                raise
+            places.append(place)
+            message = message or str(error)
+    if places:
+        raise _Unheard(places, message)
 
 
 def _form(store: Store, rank: int, size: int, host: str, limit: timedelta) -> Any:

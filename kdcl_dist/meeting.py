@@ -62,11 +62,17 @@ class Call:
 
 @dataclass
 class Ready:
-    """A student's letter that waits for its answer: where it stands, None before its first generation."""
+    """A student's letter that waits for its answer.
+
+    Attributes:
+        position: where it stands, None before its first generation.
+        lost: how it lost the coordinator before this one, if it did.
+    """
 
     ticket: str
     hello: Hello
     position: Turn | None
+    lost: KdclError | None = None
     watch: Watch = field(default_factory=Watch)
 
 
@@ -102,19 +108,26 @@ class Meeting:
 
     # -- students --------------------------------------------------------------------------------
 
-    def join(self, hello: Hello, position: Turn | None, silence_s: float) -> Call:
+    def join(
+        self, hello: Hello, position: Turn | None, silence_s: float, lost: KdclError | None = None
+    ) -> Call:
         """Say that this student is ready, and wait for the call of the coordinator, as long as that lives.
 
         Args:
             hello: of this student.
             position: the turn that it would take next, if it was in a generation.
             silence_s: seconds without a sign of life after which the coordinator is taken for dead.
+            lost: how this student lost the coordinator before this one, if it did.
 
         Raises:
             RunEnded, RunOver: instead of a call.
             CoordinatorLost: it gives no sign of life, or its store is gone.
         """
-        letter = {"hello": asdict(hello), "position": None if position is None else asdict(position)}
+        letter = {
+            "hello": asdict(hello),
+            "position": None if position is None else asdict(position),
+            "lost": None if lost is None else lost.to_dict(),
+        }
         ticket, watch, coordinator = self._write(letter), Watch(), len(self.board.names) - 1
         while not watch.is_stale(self.board.pulse_of(coordinator), silence_s):
             self._look_for_end()
@@ -208,7 +221,8 @@ class Meeting:
                 self._failures.append(from_dict(letter["failed"]))
                 continue
             hello, position = Hello(**letter["hello"]), _turn(letter["position"])
-            self._ready[letter["rank"]] = Ready(letter["ticket"], hello, position)
+            lost = None if letter["lost"] is None else from_dict(letter["lost"])
+            self._ready[letter["rank"]] = Ready(letter["ticket"], hello, position, lost)
 
     def _pin(self, key: str, value: Any) -> None:
         self.board.call(self.board.store.set, key, json.dumps(value))

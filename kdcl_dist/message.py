@@ -24,7 +24,7 @@ from kdcl_dist.errors import ShapeMismatch
 __all__ = ["MAX_STUDENTS", "Contribution", "Flag", "Kind", "Layout", "Message", "Numbers", "by_student"]
 
 MAGIC = 0x4B44434C
-PROTOCOL = 3
+PROTOCOL = 4
 #: Students of one cast, each of which has a bit in the coordinator's answer.
 MAX_STUDENTS = 256
 
@@ -56,7 +56,8 @@ class Flag(IntFlag):
 class Numbers(NamedTuple):
     """A student's own figures of one training step, sent with the next message. Seconds end in _s.
 
-    The last two are those of `kdcl_dist.analysis.Conflict`, NaN where they were not measured.
+    skipped: 1 if it learned nothing, since its gradient was not finite. The last two are those of
+    `kdcl_dist.analysis.Conflict`, NaN where they were not measured.
     """
 
     step: float = -1.0
@@ -70,6 +71,7 @@ class Numbers(NamedTuple):
     exchange_s: float = 0.0
     backward_s: float = 0.0
     step_s: float = 0.0
+    skipped: float = 0.0
     gradient_cosine: float = math.nan
     gradient_ratio: float = math.nan
 

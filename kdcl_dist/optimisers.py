@@ -27,7 +27,7 @@ def build_optimizer(
     if fused is None:
         fused = all(each.is_cuda and each.is_floating_point() for each in parameters)
     if isinstance(spec, specs.SGD):
-        return torch.optim.SGD(
+        sgd = torch.optim.SGD(
             parameters,
             lr=spec.lr,
             momentum=spec.momentum,
@@ -35,6 +35,10 @@ def build_optimizer(
             weight_decay=spec.weight_decay,
             fused=fused or None,
         )
+        if fused and spec.momentum:  # torch leaves them without a value where the first step is skipped
+            learned = (each for each in parameters if each.requires_grad)
+            sgd.state.update({each: {"momentum_buffer": torch.zeros_like(each)} for each in learned})
+        return sgd
     kind = torch.optim.AdamW if isinstance(spec, specs.AdamW) else torch.optim.Adam
     betas = (spec.beta1, spec.beta2)
     return kind(

@@ -243,8 +243,8 @@ class Failure(Strict):
     the result is that of a run without the failure, bit for bit. `continue`: the others go on without it,
     if they are at least `min_students`, and it joins them again, from its checkpoint, once it is replaced.
     `stop`: the others save their state, and the run ends. `max_failures` are those of a whole run; one more
-    ends it. A student whose logits are not finite sits out that step; more than `max_bad_steps` in a row
-    are a failure.
+    ends it. A student whose logits or gradients are not finite skips that step; more than `max_bad_steps`
+    in a row are a failure.
     """
 
     policy: Literal["rollback", "continue", "stop"] = "rollback"

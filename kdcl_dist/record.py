@@ -86,6 +86,9 @@ class Record:
             if step < 0:
                 continue
             epoch = step // self.plan.steps_per_epoch
+            if values.pop("skipped"):
+                self.recorder.add(name, epoch, step, "train", {"skipped": 1.0})
+                continue
             gradients = {key: values.pop(key) for key in GRADIENTS}
             self.recorder.add(name, epoch, step, "train", values)
             if (mean := self.losses[name].leaves(values["task_loss"])) is not None:

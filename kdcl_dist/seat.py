@@ -59,15 +59,16 @@ def run_student(
     """
     prepare_process(run, threads=run.recipe.students[run.recipe.members[rank].student].resources.cpu)
     lost: Endpoint | None = None
+    how: CoordinatorLost | None = None
     while True:
         endpoint = find(lost)
         try:
-            return _Seat(run, rank, endpoint, host, device, stop).run()
+            return _Seat(run, rank, endpoint, host, device, stop, how).run()
         except CoordinatorLost as error:
             error.at(host=endpoint.host)
             if not run.recipe.failure.allowed:
                 raise
-            lost = endpoint
+            lost, how = endpoint, error
 
 
 class _Seat:
@@ -75,6 +76,7 @@ class _Seat:
 
     Attributes:
         position: the turn that the student takes next; None before its first generation.
+        lost: how the student lost the coordinator before this one, if there was one.
     """
 
     def __init__(
@@ -85,7 +87,9 @@ class _Seat:
         host: str,
         device: torch.device,
         stop: Callable[[], bool],
+        lost: KdclError | None,
     ) -> None:
+        self.lost = lost
         self.run_, self.host, self.device, self.stop = run, host, device, stop
         self.member, self.limits = run.recipe.members[rank], run.recipe.limits
         self.spec = run.recipe.students[self.member.student]
@@ -101,7 +105,7 @@ class _Seat:
             self.board.start_pulse(self.host, slow_s=self.limits.step_s / 2)
             self._prepare()
             while True:
-                call = self.meeting.join(self._hello(), self.position, self.limits.startup_s)
+                call = self.meeting.join(self._hello(), self.position, self.limits.startup_s, self.lost)
                 try:
                     flags = self._generation(call)
                 except KdclError as error:

@@ -237,14 +237,34 @@ class Student:
         average = self.replicas.average if self.replicas is not None else None
         return conflict(losses, self.recipe.distillation.weight, self.model, self.scaler.scale, average)
 
-    def learn(self, loss: Tensor, lr: float) -> None:
-        """One step of the optimiser on a loss."""
+    def learn(self, loss: Tensor, lr: float) -> Tensor:
+        """One step of the optimiser on a loss, which is left out if the gradient is not finite.
+
+        Returns whether it was left out, as 0 or 1. A loss scale is too large now and then, and leaves out a
+        step itself: that counts as 0.
+        """
         for group in self.optimizer.param_groups:
             group["lr"] = lr
         self.optimizer.zero_grad(set_to_none=True)
         torch.autograd.backward(self.scaler.scale(loss))
-        self.scaler.step(self.optimizer)
-        self.scaler.update()
+        if self.scaler.is_enabled():
+            self.scaler.step(self.optimizer)
+            self.scaler.update()
+            return torch.zeros_like(loss)
+        bad = self._is_bad()
+        if self.optimizer.defaults["fused"]:  # it skips the step by itself: the host need not wait for a GPU
+            self.optimizer.found_inf = bad  # type: ignore[attr-defined]
+        elif self.device.type == "cpu" and bad:
+            return bad
+        self.optimizer.step()
+        return bad
+
+    def _is_bad(self) -> Tensor:
+        """Whether the gradient is not finite, as 0 or 1; replicas have the same, and so agree."""
+        (group,) = self.optimizer.param_groups
+        gradients = [each.grad for each in group["params"] if each.grad is not None]
+        norm = torch.stack(torch._foreach_norm(gradients)).sum()
+        return (~torch.isfinite(norm)).float()
 
     def lr(self, step: int, steps_per_epoch: int) -> float:
         """The learning rate of a step, a pure function of the recipe."""

@@ -69,6 +69,7 @@ class StudentLoop:
         self.batches = session.run(member.student, call.at, member.replica)
         self.numbers = Numbers()
         self.losses: Losses | None = None
+        self.skipped = torch.zeros(())
         self.answered = time.perf_counter()
         self.ahead: Batch | None = None
         self.ahead_s = 0.0
@@ -158,13 +159,14 @@ class StudentLoop:
             student.forget_step()
             return Numbers(step=turn.step)
         self.losses = student.loss(logits_BC, batch.labels, *self._target(batch.ids, answer))
+        self.skipped = torch.zeros_like(self.losses.total)
         if not student.learns(turn.epoch):
             return Numbers(step=turn.step)
         numbers = Numbers(step=turn.step, lr=student.lr(turn.step, self.session.plan.steps_per_epoch))
         if student.recipe.analysis.measures(turn.step) and self.losses.distillation.requires_grad:
             found = student.conflict(self.losses)
             numbers = numbers._replace(gradient_cosine=found.cosine, gradient_ratio=found.ratio)
-        student.learn(self.losses.total, numbers.lr)
+        self.skipped = student.learn(self.losses.total, numbers.lr)
         return numbers
 
     def _predict(self, turn: Turn) -> Flag:
@@ -205,9 +207,9 @@ class StudentLoop:
         """
         self.exchange.board.pulse.enter("gather")
         if self.losses is not None:
-            total, task, distillation = torch.stack(self.losses).tolist()
+            total, task, distillation, skipped = torch.stack([*self.losses, self.skipped]).tolist()
             self.exchange.mine.header["numbers"][:] = self.numbers._replace(
-                loss=total, task_loss=task, distillation_loss=distillation
+                loss=total, task_loss=task, distillation_loss=distillation, skipped=skipped
             )
             self.losses = None
         self.exchange.gather(limit_s)

@@ -139,6 +139,47 @@ class NotFiniteOnce(Plain):
         return logits * torch.nan if self.steps_here == 4 else logits
 
 
+class _Poison(torch.autograd.Function):
+    """Nothing on the way forth, NaN on the way back."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        """The same."""
+        return x.clone()
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> Tensor:
+        """NaN."""
+        return gradient * torch.nan
+
+
+class BadGradient(Plain):
+    """The gradient of step 3 is NaN, and those of all later ones."""
+
+    first, last = 3, 10**9
+
+    def trouble(self, step: int, logits: Tensor) -> Tensor:
+        bad = self.first <= step <= self.last
+        poisoned: Tensor = _Poison.apply(logits) if bad else logits
+        return poisoned
+
+
+class BadGradientOnce(BadGradient):
+    """The gradient of step 3 is NaN."""
+
+    last = 3
+
+
+class BadGradientInOne(BadGradient):
+    """The gradient of step 3 is NaN in the second replica only."""
+
+    last = 3
+
+    def trouble(self, step: int, logits: Tensor) -> Tensor:
+        second = multiprocessing.current_process().name.endswith("/1")
+        return super().trouble(step, logits) if second else logits
+
+
 class Explodes(Plain):
     """Sure of the wrong class at step 24."""
 

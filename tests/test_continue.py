@@ -212,6 +212,52 @@ def test_buffers_are_as_before_a_step_that_is_skipped(make_recipe: MakeRecipe, m
     assert_same(weights(cast.run.folder, 9, "b"), weights(cast.run.folder, 3, "b"))
 
 
+def test_a_gradient_that_is_not_finite_is_not_learned(make_recipe: MakeRecipe, make_run: MakeRun) -> None:
+    more = ("batch_size=20", "students.b.model=nets:BadGradientOnce")
+    cast = Cast(make_run(make_recipe(*more))).train()
+    assert not cast.errors
+    run = cast.run
+    assert values(run, "b", "train", "skipped") == {3: 1.0}
+    assert values(run, "a", "train", "skipped") == {}
+    assert set(values(run, "b", "train", "loss")) == {0, 1, 2, 4, 5}
+    for value in weights(run.folder, 6, "b").values():
+        assert bool(torch.isfinite(value).all())
+    (note,) = [event.text for event in cast.events if isinstance(event, Note)]
+    assert "gradient of b at step 3 is NaN" in note
+
+
+def test_a_step_without_a_gradient_leaves_the_weights_and_is_warned_of_once(
+    make_recipe: MakeRecipe, make_run: MakeRun
+) -> None:
+    more = ("batch_size=20", "students.b.model=nets:BadGradient", "epochs=3", "checkpoint.keep=9")
+    cast = Cast(make_run(make_recipe(*more))).train()
+    assert not cast.errors
+    assert set(values(cast.run, "b", "train", "skipped")) == {3, 4, 5, 6, 7, 8}
+    before, after = (weights(cast.run.folder, step, "b") for step in (3, 9))
+    for name in ("linear.weight", "linear.bias"):
+        assert torch.equal(before[name], after[name])
+    assert len([event for event in cast.events if isinstance(event, Note)]) == 1
+
+
+def test_replicas_skip_a_bad_gradient_together(make_recipe: MakeRecipe, make_run: MakeRun) -> None:
+    more = ("students.b.replicas=2", "batch_size=20", "students.b.model=nets:BadGradientInOne")
+    run = make_run(make_recipe(*more))
+    train(run)
+    assert values(run, "b", "train", "skipped") == {3: 1.0}
+    for value in weights(run.folder, 6, "b").values():
+        assert bool(torch.isfinite(value).all())
+
+
+def test_too_many_bad_gradients_are_a_failure(make_recipe: MakeRecipe, make_run: MakeRun) -> None:
+    more = ("batch_size=20", "students.b.model=nets:BadGradient", "epochs=6", "failure.max_bad_steps=4")
+    cast = Cast(make_run(make_recipe(*more))).train()
+    error = cast.errors["a"]
+    assert isinstance(error, NonFiniteLogits)
+    # Steps 3 to 7, told with the step after; the tests and a checkpoint in between do not end the row.
+    assert (error.student, error.step) == ("b", 8)
+    assert "5 steps in a row" in error.message
+
+
 @pytest.mark.parametrize("policy", ["rollback", "continue"])
 def test_too_many_bad_steps_are_a_failure(policy: str, make_recipe: MakeRecipe, make_run: MakeRun) -> None:
     more = ("students.b.model=nets:NotFinite", "failure.max_bad_steps=2", f"failure.policy={policy}")

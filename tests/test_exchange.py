@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from kdcl_dist.alignment import rows_of
-from kdcl_dist.board import Board
+from kdcl_dist.board import GRACE_S, Board
 from kdcl_dist.coordinator import Coordinator, check_messages
 from kdcl_dist.errors import (
     CoordinatorLost,
@@ -175,7 +175,7 @@ def _together(work: Callable[[Exchange], Any], step_s: float, mutual: bool) -> l
     def member(rank: int) -> None:
         store = scoped(server if rank == 3 else connect_store(endpoint, 10), "run")
         board = Board(store, NAMES, rank)
-        board.start_pulse("127.0.0.1")
+        board.start_pulse("127.0.0.1", slow_s=step_s / 2)
         try:
             exchange = Exchange(
                 board,
@@ -238,20 +238,58 @@ def test_a_reported_failure_reaches_all_at_once(together: Together) -> None:
     assert all(results[rank] < 15 for rank in (0, 2, 3))
 
 
-def test_one_that_does_not_answer_is_named_with_its_phase(together: Together) -> None:
+@pytest.mark.parametrize("stopped", [False, True])
+def test_one_that_does_not_answer_is_named_when_the_limit_ends(together: Together, stopped: bool) -> None:
+    limit_s, took_s = 6.0 if stopped else 2.0, [0.0] * 4
+
     def work(exchange: Exchange) -> None:
         step(exchange, 0)
-        if exchange.board.rank == 2:
-            exchange.board.pulse.enter("data", 1)
-            time.sleep(8)
+        began, board = time.monotonic(), exchange.board
+        board.pulse.enter("data", 1)
+        if board.rank == 2:
+            time.sleep(1.5)  # until its pulse has told
+            if stopped:
+                board.close()
+            time.sleep(limit_s + 1)
             return
-        step(exchange, 1)
+        try:
+            step(exchange, 1)
+        finally:
+            took_s[board.rank] = time.monotonic() - began
 
-    results = together(work, step_s=2)
+    results = together(work, step_s=limit_s)
     for rank in (0, 1, 3):
         assert isinstance(results[rank], StudentLost)
         assert (results[rank].student, results[rank].phase) == ("c", "data")
         assert "limits.step_s" in str(results[rank])
+    # Nobody knows who is late in a ring until those who live have told so, at most one pulse later.
+    assert limit_s <= max(took_s) < limit_s + 2
+
+
+@pytest.mark.parametrize(("phase", "more_s"), [("ensemble", 0.0), ("broadcast", GRACE_S)])
+def test_a_coordinator_that_does_not_answer_is_named_when_the_limit_ends(
+    together: Together, phase: str, more_s: float
+) -> None:
+    took_s = [0.0] * 4
+
+    def work(exchange: Exchange) -> None:
+        began, board = time.monotonic(), exchange.board
+        exchange.mine.begin(Kind.TRAIN, 0)
+        exchange.gather()
+        if board.is_coordinator:
+            board.pulse.enter(phase, 0)
+            time.sleep(3 + more_s + 3)
+            return
+        try:
+            exchange.broadcast(with_rows=False)
+        finally:
+            took_s[board.rank] = time.monotonic() - began
+
+    for error in together(work, step_s=3)[:3]:
+        assert isinstance(error, CoordinatorLost)
+        assert (error.step, error.phase, error.host) == (0, phase, "127.0.0.1")
+        assert "time.sleep(" in (error.detail or "")
+    assert 3 <= max(took_s) < 3 + more_s + 2
 
 
 def test_a_refused_step_ends_all(together: Together) -> None:

@@ -8,6 +8,9 @@ from __future__ import annotations
 
 import contextlib
 import gc
+import os
+import socket
+import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -18,18 +21,22 @@ import torch
 from conftest import Cast, MakeRecipe, assert_same, recipe_text, weights
 from torch import Tensor
 
-from kdcl_dist.board import COORDINATOR, Board, Pulse
+from kdcl_dist import chair, exchange
+from kdcl_dist.board import COORDINATOR, GRACE_S, Board, Pulse
 from kdcl_dist.checkpoint import newest
 from kdcl_dist.coordinator_loop import CoordinatorLoop
 from kdcl_dist.errors import (
     CoordinatorFailed,
+    CoordinatorLost,
     KdclError,
     LabelMismatch,
     MisalignedIds,
     ShapeMismatch,
     StaleContribution,
     StudentFailed,
+    StudentLost,
 )
+from kdcl_dist.meeting import Meeting
 from kdcl_dist.message import Flag, Kind, Message
 from kdcl_dist.plan import Turn
 from kdcl_dist.recipe_file import parse_recipe
@@ -53,9 +60,16 @@ def undisturbed(data: dict[str, str], tmp_path_factory: pytest.TempPathFactory) 
 
 
 class Fault:
-    """An exception for one member that enters a phase of a step; `at` is when."""
+    """What one member meets as it enters a phase of a step, by default an exception; `at` is when."""
 
-    def __init__(self, patch: pytest.MonkeyPatch, who: str, phase: str, step: int) -> None:
+    def __init__(
+        self,
+        patch: pytest.MonkeyPatch,
+        who: str,
+        phase: str,
+        step: int,
+        meet: Callable[[], None] | None = None,
+    ) -> None:
         self.place, self.at = (who, phase, step), 0.0
         init, enter = Board.__init__, Pulse.enter
         begin, finish = StudentLoop._begin, CoordinatorLoop._finish
@@ -68,7 +82,9 @@ class Fault:
             enter(pulse, phase, step)
             if (getattr(pulse, "who", None), phase, pulse.step) == self.place and not self.at:
                 self.at = time.monotonic()
-                raise ArithmeticError("a fault on order")
+                if meet is None:
+                    raise ArithmeticError("a fault on order")
+                meet()
 
         def begun(loop: StudentLoop, turn: Turn) -> None:
             if turn.kind is Kind.END:
@@ -83,6 +99,36 @@ class Fault:
         patch.setattr(Pulse, "enter", entered)
         patch.setattr(StudentLoop, "_begin", begun)
         patch.setattr(CoordinatorLoop, "_finish", finished)
+
+
+class Links:
+    """The connections of a cast's group: those that are opened once the first of its members joins it."""
+
+    def __init__(self, patch: pytest.MonkeyPatch) -> None:
+        self.before: set[str] | None = None
+        form, lock = exchange._form, threading.Lock()
+
+        def formed(*arguments: Any) -> Any:
+            with lock:
+                self.before = set(links_here()) if self.before is None else self.before
+            return form(*arguments)
+
+        patch.setattr(exchange, "_form", formed)
+
+    def cut(self) -> None:
+        """Reset them, as a firewall would, when all others wait.
+
+        A message that gloo begins to send in the very moment in which its connection is reset is not
+        refused: its sender waits until the limit.
+        """
+        time.sleep(0.2)
+        for name, entry in links_here().items():
+            if name in (self.before or ()):
+                continue
+            with contextlib.suppress(OSError), socket.socket(fileno=os.dup(entry)) as link:
+                if link.family == socket.AF_INET:
+                    link.getpeername()  # one that listens has none
+                    link.shutdown(socket.SHUT_RDWR)
 
 
 def one_cause(cast: Cast) -> KdclError:
@@ -109,14 +155,20 @@ def assert_nothing_is_lost(run: Run, undisturbed: Run, saved: int) -> None:
     assert not list(Path(run.folder.local or "").rglob("*.tmp"))
 
 
-def sockets() -> int:
-    """Open sockets of this process."""
-    gc.collect()
-    count = 0
+def links_here() -> dict[str, int]:
+    """Open sockets of this process, and their file descriptors."""
+    found = {}
     for entry in list(Path("/proc/self/fd").iterdir()):
         with contextlib.suppress(OSError):  # closed by now
-            count += str(entry.readlink()).startswith("socket:")
-    return count
+            if (name := str(entry.readlink())).startswith("socket:"):
+                found[name] = int(entry.name)
+    return found
+
+
+def sockets() -> int:
+    """Number of open sockets of this process."""
+    gc.collect()
+    return len(links_here())
 
 
 @pytest.fixture(autouse=True)
@@ -166,6 +218,98 @@ def test_an_exception_is_the_cause_for_all(
     assert error.step == (None if phase == "start" else step)
     assert error.host == "127.0.0.1"
     assert "a fault on order" in error.message
+    assert_nothing_is_lost(cast.run, undisturbed, saved)
+
+
+#: A phase that does not come back, and seconds after the fault within which all others must have ended: the
+#: limit, two seconds for a machine that has other work, and for a coordinator the grace that docs/failures.md
+#: tells of. A checkpoint's limit is that of the start.
+STEP_S, STARTUP_S, MORE_S = 2.0, 6.0, 2.0
+BLOCKS = [
+    *(("b", phase, 4, 3, STEP_S) for phase in ("data", "forward", "gather", "broadcast", "backward")),
+    ("b", "evaluation", 3, 0, STEP_S),
+    ("b", "checkpoint", 3, 0, STARTUP_S),
+    ("b", "end", 6, 6, STEP_S),
+    (COORDINATOR, "ensemble", 4, 3, STEP_S),
+    (COORDINATOR, "gather", 4, 3, STEP_S + GRACE_S),
+]
+
+
+@pytest.mark.parametrize(("who", "phase", "step", "saved", "found_s"), BLOCKS)
+def test_who_does_not_come_back_is_named_in_time(
+    who: str,
+    phase: str,
+    step: int,
+    saved: int,
+    found_s: float,
+    make_recipe: MakeRecipe,
+    make_run: MakeRun,
+    undisturbed: Run,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    limits = (f"limits.step_s={STEP_S}", f"limits.startup_s={STARTUP_S}")
+    cast = Cast(make_run(make_recipe(*OVERRIDES, *limits)))
+    others, waited_s = {"a", "b", COORDINATOR} - {who}, 0.0
+
+    def block() -> None:
+        nonlocal waited_s
+        began = time.monotonic()
+        while not others <= cast.errors.keys() | held and time.monotonic() < began + 30:
+            time.sleep(0.01)
+        waited_s = time.monotonic() - began
+        raise SystemExit("ended, as a launcher would")
+
+    # A coordinator that has ended waits for those who live to read why; the one that blocks seems to.
+    held: set[str] = set()
+    end = Meeting.end
+
+    def ended(meeting: Meeting, cause: KdclError) -> None:
+        end(meeting, cause)
+        held.add(COORDINATOR)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Meeting, "end", ended)
+        patch.setattr(chair, "LINGER_S", 1.0)
+        fault = Fault(patch, who, phase, step, block)
+        cast.train()
+        assert fault.at, "the fault was not met"
+    assert found_s - 0.5 < waited_s < found_s + MORE_S
+    for name in others:
+        error = cast.errors[name]
+        assert isinstance(error, CoordinatorLost if who == COORDINATOR else StudentLost)
+        assert (error.student, error.step) == (None if who == COORDINATOR else who, step)
+        assert "limits.step_s" in error.message
+    assert_nothing_is_lost(cast.run, undisturbed, saved)
+
+
+#: The coordinator needs no connection to complete a checkpoint whose parts it has. Without b's end, at which
+#: one of the others has been seen to wait until the limit.
+CUTS = [
+    (who, phase, step, step if (who, phase) == (COORDINATOR, "checkpoint") else saved)
+    for who, phase, step, saved in EXCEPTIONS
+    if phase != "start" and (who, phase) != ("b", "end")
+]
+
+
+@pytest.mark.parametrize(("who", "phase", "step", "saved"), CUTS)
+def test_a_cut_link_is_named_by_all(
+    who: str,
+    phase: str,
+    step: int,
+    saved: int,
+    make_recipe: MakeRecipe,
+    make_run: MakeRun,
+    undisturbed: Run,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    with monkeypatch.context() as patch:
+        links = Links(patch)
+        fault = Fault(patch, who, phase, step, links.cut)
+        cast = Cast(make_run(make_recipe(*OVERRIDES))).train()
+        assert fault.at, "the fault was not met"
+        assert time.monotonic() - fault.at < FOUND_S
+    error = one_cause(cast)
+    assert "the exchange broke although every process lives" in error.message
     assert_nothing_is_lost(cast.run, undisturbed, saved)
 
 

@@ -116,6 +116,29 @@ def test_a_loss_scale_is_read_only_without_a_fused_optimiser(
 
 # -- fused optimisers ----------------------------------------------------------------------------
 
+
+@pytest.mark.parametrize("at", [0, 2])
+@pytest.mark.parametrize("name", ["sgd", "adam", "adamw"])
+def test_a_fused_optimiser_skips_a_bad_gradient_by_itself(
+    name: str, at: int, make_recipe: MakeRecipe
+) -> None:
+    batch = steps(1)[0]
+    sound, bad = (student_of(make_recipe, f"students.a.optimizer={{name: {name}}}") for _ in range(2))
+    for student in (sound, bad):
+        student.optimizer = build_optimizer(student.spec.optimizer, student.model, fused=True)
+    for number in (each for each in range(4) if each != at):
+        take(sound, number, batch)
+    for number in range(4):
+        loss = bad.loss(bad.forward(batch[0], number), *batch[1:]).total
+        with Reads() as reads:
+            skipped = bad.learn(loss * (torch.nan if number == at else 1), 0.05)
+        assert not reads.count["_local_scalar_dense"]
+        assert float(skipped) == (number == at)
+        if number == at:
+            bad.forget_step()
+    assert_same(bad.model.state_dict(), sound.model.state_dict())
+
+
 SPECS = [
     optimisation.SGD(momentum=0.0, weight_decay=0.0),
     optimisation.SGD(weight_decay=0.1),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Callable
 from multiprocessing import active_children
 from pathlib import Path
@@ -20,6 +21,8 @@ from kdcl_dist.runs import Run, read_record
 from kdcl_dist.storage import Folder
 
 MakeRun = Callable[..., Run]
+#: In which students wait for the coordinator.
+PHASES = ("gather", "broadcast")
 #: Steps 0 to 2, tests and a checkpoint, steps 3 to 5, tests and a checkpoint.
 OVERRIDES = ("failure.max_failures=3", "batch_size=20", "limits.step_s=30", "students.b.model=nets:Plain")
 
@@ -106,6 +109,11 @@ def test_a_run_with_a_fault_ends_as_one_without(
     run = make_run(make_recipe(*OVERRIDES))
     events = train(run)
     assert_as_undisturbed(run, undisturbed)
+    if (who, how) == ("coordinator", "kill"):
+        (cause,) = read_record(run.folder)["failures"]["causes"]
+        assert (cause["error"], cause["host"]) == ("CoordinatorLost", "127.0.0.1")
+        assert cause["step"] in (step, step + 1)  # the students may have its answer, and wait for the next
+        assert cause["phase"] in (*PHASES, phase)
     survivor = "a" if who != "a" else "b"
     assert len(set(pids(events, survivor))) == 1, "a survivor's process was replaced"
     told = " ".join(event.text for event in events if isinstance(event, Note))
@@ -119,7 +127,12 @@ def test_a_run_with_a_fault_ends_as_one_without(
 
 @pytest.mark.parametrize(
     ("who", "phase", "how"),
-    [("b", "forward", "stop"), ("b", "data", "block"), ("coordinator", "ensemble", "stop")],
+    [
+        ("b", "forward", "stop"),
+        ("b", "data", "block"),
+        ("coordinator", "ensemble", "stop"),
+        ("coordinator", "ensemble", "block"),
+    ],
 )
 def test_who_hangs_is_found_ended_and_replaced(
     who: str,
@@ -129,11 +142,16 @@ def test_who_hangs_is_found_ended_and_replaced(
     make_recipe: MakeRecipe,
     make_run: MakeRun,
     undisturbed: Folder,
+    tmp_path: Path,
 ) -> None:
     order(who, phase, 4, how)
-    run = make_run(make_recipe(*OVERRIDES, "limits.step_s=5"))
-    events = train(run)
+    run, heard = make_run(make_recipe(*OVERRIDES, "limits.step_s=5")), list[tuple[float, Event]]()
+    local.launch(run, lambda event: heard.append((time.time(), event)), threading.Event())
+    events = [event for _, event in heard]
     assert_as_undisturbed(run, undisturbed)
+    told = next(t for t, e in heard if isinstance(e, Note) and "failure.max_failures" in e.text)
+    # Two seconds for a machine that has other work, and for another coordinator's start.
+    assert told - (tmp_path / "fault-0").stat().st_mtime < 5 + 2
     causes = read_record(run.folder)["failures"]["causes"]
     assert len(causes) == 1
     if who == "b":
