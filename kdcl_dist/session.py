@@ -71,7 +71,7 @@ class Session:
         """What the data make of the recipe, but hardly is meant, one line each."""
         window, steps = self.recipe.distillation.window, self.plan.steps_per_epoch
         if isinstance(window, int) and window > max(1, steps):
-            return [f"distillation.window: an epoch has only {steps} steps, so {window} is as much as 'epoch'"]
+            return [f"distillation.window: an epoch has {steps} steps, so {window} is as much as 'epoch'"]
         return []
 
     @cached_property
