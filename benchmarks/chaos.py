@@ -1,15 +1,18 @@
-"""A run whose processes die at random, every few seconds, against one that nobody disturbs.
+"""Runs whose processes die at random, every few seconds, against the same ones that nobody disturbs.
 
     python -m benchmarks.chaos --policy rollback --out docs/results/chaos-rollback.md
+    python -m benchmarks.chaos --policy continue --seeds 3 --out docs/results/chaos-continue.md
 
 Victims are drawn from the students and the coordinator, the times between deaths from an exponential
-distribution, both by a seed. With `rollback` the weights of both runs must be equal bit for bit, else the
-exit code is 1; with `continue` the table shows what the deaths cost.
+distribution, both by the run's seed. With `rollback` the weights of both runs of a seed must be equal bit for
+bit; with `continue` no student's accuracy may fall by more than chance: the interval of the differences, seed
+by seed, must reach up to zero. Else the exit code is 1.
 """
 
 from __future__ import annotations
 
 import argparse
+import math
 import os
 import platform
 import random
@@ -20,6 +23,7 @@ import time
 from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
+from statistics import fmean
 
 import torch
 
@@ -27,6 +31,7 @@ from kdcl_dist.checkpoint import newest, read_part
 from kdcl_dist.launch import local
 from kdcl_dist.recipe_file import load_recipe
 from kdcl_dist.runs import Run, prepare, read_record
+from kdcl_dist.statistics import Interval, mean_interval
 from kdcl_dist.storage import Folder
 
 RECIPE = "examples/digits.yaml"
@@ -77,63 +82,94 @@ def differ(left: Folder, right: Folder, names: list[str]) -> list[str]:
     return found
 
 
-def table(policy: str, quiet: Outcome, stormy: Outcome, names: list[str]) -> str:
+Pair = tuple[Outcome, Outcome]
+
+
+def top1(outcome: Outcome, name: str) -> float:
+    """Percent of the test samples that a student classifies right at the end; NaN if it was away then."""
+    results = read_record(outcome.folder)["results"]
+    return 100 * results[name]["top1"] if name in results else math.nan
+
+
+def gains(pairs: list[Pair], name: str) -> Interval:
+    """What the deaths changed in a student's accuracy: the mean over seeds with its 95% interval."""
+    return mean_interval([top1(stormy, name) - top1(quiet, name) for quiet, stormy in pairs])
+
+
+def has_failed(policy: str, pairs: list[Pair], names: list[str]) -> bool:
+    """Whether the runs ended otherwise than the policy promises."""
+    if policy == "rollback":
+        return any(differ(quiet.folder, stormy.folder, names) for quiet, stormy in pairs)
+    return any(gains(pairs, name).high < 0 for name in names)
+
+
+def table(policy: str, pairs: list[Pair], names: list[str]) -> str:
     """The result in Markdown."""
-    causes = read_record(stormy.folder)["failures"]["causes"]
-    died = Counter(name for _, name in stormy.deaths)
+    died = Counter(name for _, stormy in pairs for _, name in stormy.deaths)
     victims = ", ".join(f"{count} {name}" for name, count in sorted(died.items()))
-    apart = differ(quiet.folder, stormy.folder, names)
+    survived = sum(len(read_record(stormy.folder)["failures"]["causes"]) for _, stormy in pairs)
+    quiet_s, stormy_s = (sum(pair[place].seconds for pair in pairs) for place in (0, 1))
     lines = [
         f"# Chaos, policy `{policy}`",
         "",
-        f"`{RECIPE}`, local launcher, {os.cpu_count()} cores, PyTorch {torch.__version__}, Python "
-        f"{platform.python_version()}. Made by `python -m benchmarks.chaos {' '.join(sys.argv[1:])}`.",
+        f"`{RECIPE}`, local launcher, {os.cpu_count()} cores, load average {os.getloadavg()[2]:.0f}, PyTorch "
+        f"{torch.__version__}, Python {platform.python_version()}. Made by "
+        f"`python -m benchmarks.chaos {' '.join(sys.argv[1:])}`.",
         "",
-        f"{len(stormy.deaths)} processes killed with SIGKILL ({victims}), {len(causes)} failures survived; "
-        f"{quiet.seconds:.0f} s undisturbed, {stormy.seconds:.0f} s disturbed.",
+        f"{len(pairs)} seeds, {died.total()} processes killed with SIGKILL ({victims}), {survived} failures "
+        f"survived; {quiet_s:.0f} s undisturbed, {stormy_s:.0f} s disturbed.",
         "",
-        "| test top-1 % | undisturbed | disturbed |",
-        "| --- | ---: | ---: |",
+        "| test top-1 %, means | undisturbed | disturbed | difference (95% interval) |",
+        "| --- | ---: | ---: | ---: |",
     ]
-    results = [read_record(each.folder)["results"] for each in (quiet, stormy)]
     for name in [*names, "ensemble"]:
-        shown = [f"{100 * result[name]['top1']:.2f}" if name in result else "away" for result in results]
-        lines.append(f"| {name} | {shown[0]} | {shown[1]} |")
+        means = [fmean(top1(pair[place], name) for pair in pairs) for place in (0, 1)]
+        gain = gains(pairs, name)
+        interval = "" if math.isnan(gain.low) else f" ({gain.low:+.2f} to {gain.high:+.2f})"
+        lines.append(f"| {name} | {means[0]:.2f} | {means[1]:.2f} | {gain.value:+.2f}{interval} |")
+    apart = sum(bool(differ(quiet.folder, stormy.folder, names)) for quiet, stormy in pairs)
     same = "The final weights of all students are the same, bit for bit."
-    lines += ["", same if not apart else f"The final weights differ: {', '.join(apart)}."]
-    missed = read_record(stormy.folder).get("absences", [])
-    if missed:
-        lines += [
-            "",
-            "| away | from step | to step | back with the state of step |",
-            "| --- | ---: | ---: | ---: |",
-        ]
-        lines += [f"| {m['student']} | {m['since']} | {m['until']} | {m['state_of']} |" for m in missed]
-    return "\n".join(lines) + "\n"
+    lines += ["", same if not apart else f"The final weights differ for {apart} of {len(pairs)} seeds."]
+    return "\n".join([*lines, *_absences(pairs)]) + "\n"
+
+
+def _absences(pairs: list[Pair]) -> list[str]:
+    rows = [
+        f"| {seed} | {each['student']} | {each['since']} | {each['until']} | {each['state_of']} |"
+        for seed, (_, stormy) in enumerate(pairs)
+        for each in read_record(stormy.folder).get("absences", [])
+    ]
+    if not rows:
+        return []
+    titles = "| run | away | from step | to step | back with the state of step |"
+    return ["", titles, "| ---: | --- | ---: | ---: | ---: |", *rows]
+
+
+def pair_of(given: argparse.Namespace, folder: str, seed: int) -> Pair:
+    """Both runs of one seed."""
+    failure = [f"failure.policy={given.policy}", f"failure.max_failures={10 * given.kills}"]
+    recipe = load_recipe(RECIPE, [*failure, f"epochs={given.epochs}", f"seed={seed}"])
+    quiet, stormy = (
+        prepare(recipe, folder, f"{name}-{seed}", resume=False, warn=print) for name in ("quiet", "stormy")
+    )
+    return train(quiet, 0, given.every, seed), train(stormy, given.kills, given.every, seed)
 
 
 def main() -> int:
-    """Run both and write the table."""
-    parser = argparse.ArgumentParser(description=__doc__)
+    """Run all and write the table."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("--policy", choices=["rollback", "continue"], default="rollback")
     parser.add_argument("--kills", type=int, default=20)
     parser.add_argument("--every", type=float, default=6.0, help="seconds between two deaths, in the mean")
     parser.add_argument("--epochs", type=int, default=60)
-    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--seeds", type=int, default=1)
     parser.add_argument("--out", type=Path)
     given = parser.parse_args()
-    options = [
-        f"failure.policy={given.policy}",
-        f"failure.max_failures={10 * given.kills}",
-        f"epochs={given.epochs}",
-    ]
-    recipe = load_recipe(RECIPE, options)
+    names = load_recipe(RECIPE).names
     with tempfile.TemporaryDirectory() as folder:
-        runs = [prepare(recipe, folder, name, resume=False, warn=print) for name in ("quiet", "stormy")]
-        quiet = train(runs[0], 0, given.every, given.seed)
-        stormy = train(runs[1], given.kills, given.every, given.seed)
-        text = table(given.policy, quiet, stormy, recipe.names)
-        failed = given.policy == "rollback" and bool(differ(quiet.folder, stormy.folder, recipe.names))
+        pairs = [pair_of(given, folder, seed) for seed in range(given.seeds)]
+        text = table(given.policy, pairs, names)
+        failed = has_failed(given.policy, pairs, names)
     print(text)
     if given.out is not None:
         given.out.write_text(text)

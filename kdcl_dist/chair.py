@@ -11,6 +11,7 @@ from kdcl_dist.board import Board, Store
 from kdcl_dist.checkpoint import Manifest, newest
 from kdcl_dist.coordinator_loop import CoordinatorLoop, Held
 from kdcl_dist.errors import (
+    CoordinatorCutOff,
     CoordinatorLost,
     DataError,
     KdclError,
@@ -78,6 +79,7 @@ def run_coordinator(
         True at the end of the run, False when it was stopped before, after a checkpoint.
 
     Raises:
+        CoordinatorCutOff: this process cannot reach the store; another coordinator can go on.
         KdclError: the failure that ended the run.
     """
     names = [member.name for member in run.recipe.members]
@@ -88,7 +90,8 @@ def run_coordinator(
         prepare_process(run, threads=1)
         return _Chair(run, board, host, stop, tell, processes).run()
     finally:
-        board.await_byes(LINGER_S)
+        with contextlib.suppress(CoordinatorLost):
+            board.await_byes(LINGER_S)
         board.close()
 
 
@@ -135,6 +138,8 @@ class _Chair:
                         self.meeting.close(Flag.STOP not in flags)
                         return Flag.STOP not in flags
                 self.number += 1
+        except CoordinatorCutOff:
+            raise
         except Exception as error:
             cause = wrap(error, student=None, step=None, phase="recovery")
             cause.at(host=self.host if cause.student is None else None)
@@ -297,6 +302,8 @@ class _Chair:
     def _recover(self, cause: KdclError) -> None:
         """Make room for the next generation; raises the cause where the run ends with it."""
         failure = self.recipe.failure
+        if isinstance(cause, CoordinatorLost) and len(self.past) < failure.allowed:
+            self._check_store()
         lost = self._lost(cause)
         if gives_up(failure, self.past, cause):
             if failure.policy == "stop" and goes_on(cause):
@@ -322,6 +329,13 @@ class _Chair:
         self.tell(Note(f"{cause}; {then} ({count}, failure.max_failures)"))
         with contextlib.suppress(StorageError):
             record_survival(self.run_, self.past)
+
+    def _check_store(self) -> None:
+        """See that this process reaches its store, without which it would lose every generation."""
+        try:
+            self.board.has("over")
+        except CoordinatorLost as error:
+            raise CoordinatorCutOff(error.message, host=self.host, phase="recovery") from error
 
     def _lost(self, cause: KdclError) -> set[int]:
         """Places of the students that a failure takes out."""

@@ -19,6 +19,7 @@
     |   `-- NonFiniteLogits      NaN or infinity
     |-- StudentLost              a student's process died or does not answer
     |-- CoordinatorLost          the coordinator died or does not answer
+    |   `-- CoordinatorCutOff    it lives, but cannot reach its own store
     |-- StartupTimeout           the cast did not come together in time
     |-- StorageError             the storage refuses, or does not answer after many tries
     `-- CheckpointError          a checkpoint cannot be written or read
@@ -35,6 +36,7 @@ from typing import Any, ClassVar
 __all__ = [
     "CheckpointError",
     "ContributionError",
+    "CoordinatorCutOff",
     "CoordinatorFailed",
     "CoordinatorLost",
     "DataError",
@@ -201,6 +203,10 @@ class StudentLost(KdclError):
 
 class CoordinatorLost(KdclError):
     """The coordinator died or does not answer within the limit."""
+
+
+class CoordinatorCutOff(CoordinatorLost):
+    """The coordinator lives but cannot reach its own store: another one has to take its place."""
 
 
 class StartupTimeout(KdclError):

@@ -90,6 +90,7 @@ def pids(events: list[Event], name: str) -> list[Any]:
         ("b", "gather", 4, "cut"),
         ("b", "gather", 4, "cut off"),
         ("coordinator", "gather", 4, "cut"),
+        ("coordinator", "gather", 4, "cut off"),
         ("b", "end", 6, "kill"),
         ("coordinator", "end", 6, "kill"),
     ],

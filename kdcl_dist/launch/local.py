@@ -12,7 +12,15 @@ import torch
 
 from kdcl_dist.board import COORDINATOR
 from kdcl_dist.endpoint import Endpoint
-from kdcl_dist.errors import CoordinatorLost, KdclError, RecipeError, StartupTimeout, StudentLost, from_dict
+from kdcl_dist.errors import (
+    CoordinatorCutOff,
+    CoordinatorLost,
+    KdclError,
+    RecipeError,
+    StartupTimeout,
+    StudentLost,
+    from_dict,
+)
 from kdcl_dist.events import Event, Note
 from kdcl_dist.launch.devices import assign_devices
 from kdcl_dist.launch.processes import GRACE_S, Process, finish, how_it_ended, start
@@ -107,7 +115,8 @@ class _Cast:
             member.finished, self.over = value, True
         elif kind == "failed":
             member.error = from_dict(value)
-            self.over |= member.name == COORDINATOR or gives_up(self.run.recipe.failure, [], member.error)
+            decided = member.name == COORDINATOR and not isinstance(member.error, CoordinatorCutOff)
+            self.over |= decided or gives_up(self.run.recipe.failure, [], member.error)
         elif kind == "over":  # what the coordinator tells, too, if it lives
             member.error, self.over = from_dict(value), True
         elif kind == "endpoint":

@@ -19,7 +19,7 @@ from ray.exceptions import RayError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from kdcl_dist.endpoint import Endpoint
-from kdcl_dist.errors import KdclError
+from kdcl_dist.errors import CoordinatorCutOff, KdclError
 from kdcl_dist.events import Event
 from kdcl_dist.launch.ray_run import POLL_S, actor_name, at_this_host, end_process, nothing
 from kdcl_dist.launch.ray_title import set_title
@@ -156,7 +156,7 @@ class CoordinatorActor:
         from kdcl_dist.chair import run_coordinator
 
         self.begun.wait()
-        with contextlib.suppress(KdclError):  # the run's record has the cause
+        try:
             run_coordinator(
                 self.run,
                 self.store,
@@ -165,6 +165,10 @@ class CoordinatorActor:
                 tell=self._tell,
                 processes=self.processes,
             )
+        except CoordinatorCutOff:
+            os._exit(1)  # Ray makes it again
+        except KdclError:
+            pass  # the run's record has the cause
 
     def _tell(self, event: Event) -> None:
         self.told.append(event)
