@@ -241,20 +241,19 @@ def test_a_failed_run_exits_with_1_and_its_cause(recipe: str, tmp_path: Path) ->
     assert (cause["student"], cause["step"], cause["error"]) == ("b", 3, "StudentFailed")
 
 
-def test_warnings_about_equal_starts_and_an_accelerator_that_is_not_looked_for(
-    recipe: str, tmp_path: Path
-) -> None:
+def test_warnings_about_what_is_hardly_meant(recipe: str, tmp_path: Path) -> None:
     more = [
         "--set",
         "students.0={name: a, model: mlp, seed: 1}",
         "--set",
         "students.1={name: b, model: mlp, seed: 1}",
     ]
-    more += ["--set", "students.0.accelerator=T4"]
+    more += ["--set", "students.0.accelerator=T4", "--set", "distillation.window=500"]
     result = train(recipe, tmp_path, *more, "--set", "epochs=1")
     assert result.exit_code == 0, result.output
     assert "start identical" in result.output
     assert "students.a.accelerator: 'T4' is not looked for by launcher 'local'" in result.output
+    assert "distillation.window: an epoch has 3 steps, so 500 is as much as 'epoch'" in result.output
 
 
 def test_data_and_models(tmp_path: Path) -> None:
