@@ -165,6 +165,8 @@ def check(recipe: Recipe, storage: Folder) -> list[Check]:
     """All checks of `kdcl preflight` for training in processes of this machine."""
     count = torch.cuda.device_count()
     figure, failures = f"{len(recipe.members)} workers on this machine, GPU {count}", []
+    if named := [student.name for student in recipe.students if student.accelerator is not None]:
+        figure += f"; accelerator of {', '.join(named)} not looked for"
     try:
         assign_devices(recipe, count)
     except RecipeError as error:
