@@ -216,7 +216,7 @@ def test_its_size_is_told_before_the_start(make_recipe: MakeRecipe, monkeypatch:
     monkeypatch.setattr(room, "_free_memory", lambda: 10)
     told: list[Event] = []
     with pytest.raises(PreflightError, match="bank of logits"):
-        train(make_recipe("distillation.window=4"), launcher="local", tell=told.append)
+        train(make_recipe("distillation.window=3"), launcher="local", tell=told.append)
     size = "bank of logits: 2 students, 60 samples, 4 classes: 0.0 MB in memory, 0.0 MB free"
     assert told == [Note(size)]
 

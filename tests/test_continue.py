@@ -69,11 +69,13 @@ def test_the_others_go_on_and_it_joins_them_again(
     (absence,) = record["absences"]
     assert absence["student"] == "b"
     assert absence["state_of"] == 3
-    assert step <= absence["since"] <= absence["until"] < 75
+    # A step's data are loaded while the answer of the one before is waited for.
+    first = step - 1 if phase == "data" else step
+    assert first <= absence["since"] <= absence["until"] < 75
     alone = range(absence["since"], absence["until"])
     # What was learned before the failure is kept, what was learned alone counts, and no step is doubled.
     learned = values(run, "a", "train", "top1")
-    assert set(range(75)) - set(learned) <= {step}
+    assert set(range(75)) - set(learned) <= {first, step}
     assert not set(alone) & set(values(run, "b", "train", "top1"))
     assert set(range(absence["until"], 75)) <= set(values(run, "b", "train", "top1"))
     assert newest(run.folder, print) is not None

@@ -305,11 +305,12 @@ def test_a_cut_link_is_named_by_all(
     with monkeypatch.context() as patch:
         links = Links(patch)
         fault = Fault(patch, who, phase, step, links.cut)
-        cast = Cast(make_run(make_recipe(*OVERRIDES))).train()
+        # Now and then gloo does not tell a member of a reset in the moment of its transfer: the limit does.
+        cast = Cast(make_run(make_recipe(*OVERRIDES, "limits.step_s=4"))).train()
         assert fault.at, "the fault was not met"
         assert time.monotonic() - fault.at < FOUND_S
     error = one_cause(cast)
-    assert "the exchange broke although every process lives" in error.message
+    assert "although every process lives" in error.message
     assert_nothing_is_lost(cast.run, undisturbed, saved)
 
 
