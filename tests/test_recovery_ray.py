@@ -117,12 +117,12 @@ def test_the_others_go_on_while_a_worker_is_replaced(
     order: Order, make_recipe: MakeRecipe, make_run: MakeRun
 ) -> None:
     order("b", "forward", 4, "kill")
-    more = ("failure.policy=continue", "failure.min_students=1", "students.a.model=nets:Paced", "epochs=100")
+    more = ("failure.policy=continue", "failure.min_students=1", "students.a.model=nets:Paced", "epochs=40")
     run = make_run(make_recipe(*OVERRIDES, *more))
     events: list[Event] = []
     assert on_ray.launch(run, events.append, threading.Event())
     (absence,) = read_record(run.folder)["absences"]
     assert (absence["student"], absence["state_of"]) == ("b", 3)
-    assert 4 <= absence["since"] <= absence["until"] < 300  # the process may be back within a step
+    assert 4 <= absence["since"] <= absence["until"] < 120  # the process may be back within a step
     assert len(set(pids(events, "a"))) == 1
     assert set(read_record(run.folder)["results"]) == {"a", "b", "ensemble"}
