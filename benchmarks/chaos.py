@@ -116,7 +116,7 @@ def table(policy: str, pairs: list[Pair], names: list[str]) -> str:
         f"{torch.__version__}, Python {platform.python_version()}. Made by "
         f"`python -m benchmarks.chaos {' '.join(sys.argv[1:])}`.",
         "",
-        f"{len(pairs)} seeds, {died.total()} processes killed with SIGKILL ({victims}), {survived} failures "
+        f"Seeds: {len(pairs)}; {died.total()} processes killed with SIGKILL ({victims}), {survived} failures "
         f"survived; {quiet_s:.0f} s undisturbed, {stormy_s:.0f} s disturbed.",
         "",
         "| test top-1 %, means | undisturbed | disturbed | difference (95% interval) |",

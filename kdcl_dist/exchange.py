@@ -126,6 +126,7 @@ class Exchange:
         self.answer.address(run=run, generation=generation, sender=self.root)
         limit = timedelta(seconds=max(step_s, FORM_S))
         self._group: Any | None = None
+        self._expected: Any | None = None
         self._group = self._guard(lambda: _form(store, self.rank, self.size, host, limit))
 
     def gather(self, limit_s: float | None = None) -> list[Message]:
@@ -142,6 +143,18 @@ class Exchange:
         self._run(self._all_gather if self.mutual else self._to_coordinator, limit_s)
         return self.messages
 
+    def expect(self, with_rows: bool) -> None:
+        """Make ready to receive the next answer; for a student, before it sends.
+
+        Gloo moves a message only when its receiver is ready. So the answer arrives while the student does
+        something else, and does not wait for that.
+
+        Args:
+            with_rows: as `broadcast` is called then.
+        """
+        if not self.mutual and self._group is not None:
+            self._expected = self._group.recv([self._part(with_rows)], self.root, ANSWER)
+
     def broadcast(self, with_rows: bool, limit_s: float | None = None) -> Message:
         """Send the coordinator's `answer` to all, or receive it: the header, and the rows if `with_rows`.
 
@@ -153,7 +166,7 @@ class Exchange:
             KdclError: as `gather`; also when the coordinator refused the step.
             ForeignMessage: the answer is not of this run, generation or step.
         """
-        buffer = self.answer.buffer if with_rows else self.answer.buffer[: HEADER.itemsize]
+        buffer = self._part(with_rows)
         action = self._broadcast if self.mutual else self._from_coordinator
         self._run(lambda group, limit: action(group, limit, buffer), limit_s)
         self._check_answer()
@@ -167,7 +180,12 @@ class Exchange:
         Gloo closes its sockets when the last reference to the group goes, and not before (neither
         `shutdown` nor `abort` does it), so nothing but this attribute may hold the group.
         """
+        self._expected = None
         self._group = None
+
+    def _part(self, with_rows: bool) -> Tensor:
+        """What of the answer is sent."""
+        return self.answer.buffer if with_rows else self.answer.buffer[: HEADER.itemsize]
 
     def _run(self, action: Callable[[Any, timedelta], None], limit_s: float | None) -> None:
         if self._group is None:
@@ -186,7 +204,8 @@ class Exchange:
         if self.rank == self.root:
             _await_each([group.send([buffer], rank, ANSWER) for rank in range(self.root)], limit)
         else:
-            group.recv([buffer], self.root, ANSWER).wait(limit)
+            expected, self._expected = self._expected, None
+            (expected or group.recv([buffer], self.root, ANSWER)).wait(limit)
 
     def _all_gather(self, group: Any, limit: timedelta) -> None:
         # The group's own limit: with `wait(limit)` the thread that carries the collective would go on

@@ -75,6 +75,8 @@ class Plan:
 
     def after(self, turn: Turn) -> Turn:
         """The turn that follows; the last follows itself."""
+        if turn.kind is Kind.TRAIN and (turn.step + 1) % self.steps_per_epoch:
+            return replace(turn, step=turn.step + 1)  # at every step: no walk through the epoch
         turns = self.turns(turn)
         return next(turns) if turn.kind is Kind.END else next(islice(turns, 1, None))
 

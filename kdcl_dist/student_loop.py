@@ -110,9 +110,10 @@ class StudentLoop:
         self.exchange.mine.put(batch.ids, student.contribution(logits_BC, turn.step), batch.labels)
         computed = time.perf_counter()
         busy_s = self.exchange.mine.header["busy_s"] = earlier_s + computed - self.answered
-        self._send()
+        with_rows = sends_target(student.recipe)
+        self._send(with_rows=with_rows)
         self._load_ahead(turn)
-        answer = self._receive(turn, with_rows=sends_target(student.recipe))
+        answer = self._receive(turn, with_rows=with_rows)
         enter("backward")
         try:
             numbers = self._learn(turn, logits_BC, batch, answer)
@@ -188,18 +189,18 @@ class StudentLoop:
             part = write_part(self.run_.folder, turn.step, self.student.spec.name, self.student.state_dict())
             header = self.exchange.mine.header
             header["bytes"], header["digest"] = part.bytes, list(bytes.fromhex(part.sha256))
-        return self._trade(turn, limit_s=self.run_.recipe.limits.startup_s).flags
+        return self._trade(turn, self.run_.recipe.limits.startup_s).flags
 
     def _begin(self, turn: Turn) -> None:
         flags = Flag.STOP if self.stop() else Flag.NONE
         self.exchange.mine.begin(turn.kind, turn.step, turn.part, flags)
 
-    def _trade(self, turn: Turn, *, with_rows: bool = False, limit_s: float | None = None) -> Message:
-        """Give the own message, get the coordinator's answer."""
-        self._send(limit_s)
-        return self._receive(turn, with_rows=with_rows, limit_s=limit_s)
+    def _trade(self, turn: Turn, limit_s: float | None = None) -> Message:
+        """Give the own message, get the coordinator's answer, where that has no rows."""
+        self._send(with_rows=False, limit_s=limit_s)
+        return self._receive(turn, with_rows=False, limit_s=limit_s)
 
-    def _send(self, limit_s: float | None = None) -> None:
+    def _send(self, *, with_rows: bool, limit_s: float | None = None) -> None:
         """Give the own message.
 
         It carries the figures of the training step before it, once. They are read when the logits have been,
@@ -212,6 +213,7 @@ class StudentLoop:
                 loss=total, task_loss=task, distillation_loss=distillation, skipped=skipped
             )
             self.losses = None
+        self.exchange.expect(with_rows)
         self.exchange.gather(limit_s)
 
     def _receive(self, turn: Turn, *, with_rows: bool, limit_s: float | None = None) -> Message:
