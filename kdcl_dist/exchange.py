@@ -151,9 +151,14 @@ class Exchange:
 
         Args:
             with_rows: as `broadcast` is called then.
+
+        Raises:
+            KdclError: as `gather`.
         """
-        if not self.mutual and self._group is not None:
-            self._expected = self._group.recv([self._part(with_rows)], self.root, ANSWER)
+        if self.mutual:
+            return
+        part = self._part(with_rows)
+        self._expected = self._guard(lambda: self._opened().recv([part], self.root, ANSWER))
 
     def broadcast(self, with_rows: bool, limit_s: float | None = None) -> Message:
         """Send the coordinator's `answer` to all, or receive it: the header, and the rows if `with_rows`.
@@ -188,10 +193,14 @@ class Exchange:
         return self.answer.buffer if with_rows else self.answer.buffer[: HEADER.itemsize]
 
     def _run(self, action: Callable[[Any, timedelta], None], limit_s: float | None) -> None:
+        limit = timedelta(seconds=self.step_s if limit_s is None else limit_s)
+        self._guard(lambda: action(self._opened(), limit))
+
+    def _opened(self) -> Any:
+        """The group, which only a transfer's own frame may hold."""
         if self._group is None:
             raise RuntimeError("the exchange is closed")
-        limit = timedelta(seconds=self.step_s if limit_s is None else limit_s)
-        self._guard(lambda: action(self._group, limit))
+        return self._group
 
     def _to_coordinator(self, group: Any, limit: timedelta) -> None:
         if self.rank == self.root:
