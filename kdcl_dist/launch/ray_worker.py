@@ -92,6 +92,8 @@ class _Worker:
         while True:
             wait([process.link, process.process.sentinel])
             try:
+                if not process.link.poll():  # it has died, and a process of its own holds the link
+                    raise EOFError
                 kind, value = process.link.recv()
             except (EOFError, ConnectionResetError):
                 process.ended = True
