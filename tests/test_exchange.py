@@ -221,6 +221,30 @@ def test_all_see_all_and_one_answer(together: Together) -> None:
     assert [student in ([([0, 1, 2], 9.0)] * 20, [([], 9.0)] * 20) for student in students] == [True] * 3
 
 
+def test_an_answer_does_not_wait_for_a_student_that_expects_it(together: Together) -> None:
+    """Gloo's own transfers end when both sides take part; all-gather and broadcast have no such way."""
+    sent = threading.Event()
+
+    def work(exchange: Exchange) -> float:
+        exchange.mine.begin(Kind.TRAIN, 0)
+        exchange.answer.begin(Kind.TRAIN, 0)
+        if exchange.board.is_coordinator:
+            exchange.gather()
+            exchange.answer.put(torch.tensor([0]), torch.full((1, 3), 2.0))
+        else:
+            exchange.mine.put(torch.tensor([0]), torch.zeros(1, 3))
+            exchange.expect(with_rows=True)
+            exchange.gather()
+            if exchange.board.rank == 1 and not exchange.mutual:
+                assert sent.wait(30), "the coordinator waits for a student that is busy"
+        answer = exchange.broadcast(with_rows=True)
+        if exchange.board.is_coordinator:
+            sent.set()
+        return answer.contribution().logits.sum().item()
+
+    assert together(work, step_s=20) == [6.0] * 4
+
+
 def test_a_reported_failure_reaches_all_at_once(together: Together) -> None:
     def work(exchange: Exchange) -> float:
         step(exchange, 0)
