@@ -21,8 +21,8 @@ from kdcl_dist.runs import Run, read_record
 from kdcl_dist.storage import Folder
 
 MakeRun = Callable[..., Run]
-#: In which students wait for the coordinator.
-PHASES = ("gather", "broadcast")
+#: In which students wait for the coordinator, and what its last pulse, up to a second old, may tell instead.
+PHASES = ("gather", "broadcast", "ensemble", "record")
 #: Steps 0 to 2, tests and a checkpoint, steps 3 to 5, tests and a checkpoint.
 OVERRIDES = ("failure.max_failures=3", "batch_size=20", "limits.step_s=30", "students.b.model=nets:Plain")
 
