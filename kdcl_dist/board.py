@@ -227,7 +227,9 @@ class Board:
                 break
             time.sleep(POLL_S)
         lost = [rank for rank in dead if rank in silent] or list(silent)  # beside them others are just busy
-        return self.report(self._lost(lost, late) if lost else self._nobody_lost(cause, late))
+        if not lost:
+            return self.report(self._nobody_lost(cause, late))
+        return self.report(self._lost(lost, died=not late and any(rank in dead for rank in lost)))
 
     def _hear(self, silent: dict[int, Watch]) -> list[int]:
         """Take out those who said that they were cut off; returns those of them whose own limit ended.
@@ -283,7 +285,7 @@ class Board:
                 return GRACE_S
         return limit_s + GRACE_S + STALE_S
 
-    def _lost(self, ranks: Sequence[int], late: Sequence[int]) -> KdclError:
+    def _lost(self, ranks: Sequence[int], died: bool) -> KdclError:
         """The students of some ranks are dead, or others waited too long for them."""
         pulses = {rank: self.pulse_of(rank) or {} for rank in ranks}
         self.lost = [
@@ -293,7 +295,7 @@ class Board:
         ]
         names = ", ".join(self.names[rank] for rank in ranks)
         seen = pulses[ranks[0]]
-        how = "did not answer within limits.step_s" if late else "died"
+        how = "died" if died else "did not answer within limits.step_s"
         # A pulse is up to a second old: it tells the phase only if it is of the step that is waited for, or
         # if its process has stood there for long.
         step = seen["step"] if seen.get("stack") else max(self.pulse.step, seen.get("step", 0))
