@@ -144,7 +144,7 @@ class Exchange:
         return self.messages
 
     def expect(self, with_rows: bool) -> None:
-        """Make ready to receive the next answer; for a student, before it sends.
+        """Make ready to receive the next answer; for a student, once it has sent.
 
         Gloo moves a message only when its receiver is ready. So the answer arrives while the student does
         something else, and does not wait for that.

@@ -111,7 +111,8 @@ class StudentLoop:
         computed = time.perf_counter()
         busy_s = self.exchange.mine.header["busy_s"] = earlier_s + computed - self.answered
         with_rows = sends_target(student.recipe)
-        self._send(with_rows=with_rows)
+        self._send()
+        self.exchange.expect(with_rows)
         self._load_ahead(turn)
         answer = self._receive(turn, with_rows=with_rows)
         enter("backward")
@@ -197,10 +198,10 @@ class StudentLoop:
 
     def _trade(self, turn: Turn, limit_s: float | None = None) -> Message:
         """Give the own message, get the coordinator's answer, where that has no rows."""
-        self._send(with_rows=False, limit_s=limit_s)
+        self._send(limit_s)
         return self._receive(turn, with_rows=False, limit_s=limit_s)
 
-    def _send(self, *, with_rows: bool, limit_s: float | None = None) -> None:
+    def _send(self, limit_s: float | None = None) -> None:
         """Give the own message.
 
         It carries the figures of the training step before it, once. They are read when the logits have been,
@@ -213,7 +214,6 @@ class StudentLoop:
                 loss=total, task_loss=task, distillation_loss=distillation, skipped=skipped
             )
             self.losses = None
-        self.exchange.expect(with_rows)
         self.exchange.gather(limit_s)
 
     def _receive(self, turn: Turn, *, with_rows: bool, limit_s: float | None = None) -> Message:

@@ -233,8 +233,8 @@ def test_an_answer_does_not_wait_for_a_student_that_expects_it(together: Togethe
             exchange.answer.put(torch.tensor([0]), torch.full((1, 3), 2.0))
         else:
             exchange.mine.put(torch.tensor([0]), torch.zeros(1, 3))
-            exchange.expect(with_rows=True)
             exchange.gather()
+            exchange.expect(with_rows=True)
             if exchange.board.rank == 1 and not exchange.mutual:
                 assert sent.wait(30), "the coordinator waits for a student that is busy"
         answer = exchange.broadcast(with_rows=True)
