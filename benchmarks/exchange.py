@@ -73,6 +73,7 @@ def _rank(endpoint: Endpoint, rank: int, students: int, classes: int, rounds: in
                 works[name](number * STEPS + step)
             times.append((perf_counter() - began) / STEPS)
     for exchange in (*exchanges.values(), bare):
+        exchange.flush()
         exchange.close()
     return [times[1:] for times in found]
 

@@ -158,6 +158,7 @@ def measure_from(
                 step(number)
             found[case].append((perf_counter() - began) / STEPS[case.way])
     for exchange in (*bare.values(), *real.values()):
+        exchange.flush()
         exchange.close()
     return [median(found[case]) for case in own]
 

@@ -152,14 +152,15 @@ def _exchange(endpoint: Endpoint, rank: int, students: int, rows: int, classes: 
     def trade(exchange: Exchange) -> Callable[[int], object]:
         def work(step: int) -> object:
             exchange.mine.begin(Kind.TRAIN, step)
-            exchange.answer.begin(Kind.TRAIN, step)
             exchange.gather()
+            exchange.answer.begin(Kind.TRAIN, step)
             return exchange.broadcast(with_rows=True)
 
         return work
 
     found = in_turn(time.perf_counter, *map(trade, both))
     for exchange in both:
+        exchange.flush()
         exchange.close()
     return found
 

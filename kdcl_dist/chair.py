@@ -189,7 +189,9 @@ class _Chair:
                 notice=(lambda: None) if self.processes is None else self.processes.notice,
                 tell=self.tell,
             )
-            return loop.run()
+            flags = loop.run()
+            exchange.flush()
+            return flags
         except Exception as error:
             if error is board.cause:
                 raise

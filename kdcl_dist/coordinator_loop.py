@@ -135,9 +135,9 @@ class CoordinatorLoop:
         exchange, pulse = self.exchange, self.exchange.board.pulse
         pulse.enter("gather", turn.step)
         exchange.mine.begin(turn.kind, turn.step, turn.part)
-        exchange.answer.begin(turn.kind, turn.step, turn.part)
         limits = self.recipe.limits
         messages = exchange.gather(limits.startup_s if turn.kind is Kind.CHECKPOINT else None)
+        exchange.answer.begin(turn.kind, turn.step, turn.part)  # the one before has left by now
         exchange.answer.header["busy_s"] = max(float(message.header["busy_s"]) for message in messages)
         pulse.enter("ensemble")
         with_rows = turn.kind is Kind.TRAIN and sends_target(self.recipe)

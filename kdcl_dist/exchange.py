@@ -5,6 +5,10 @@ broadcast. Else nobody but the coordinator reads what a student sends, and a sta
 each student sends to the coordinator, which sends the answer to each. Point to point also spares the change
 to gloo's own thread. `python -m benchmarks.exchange` shows both.
 
+In the star nobody waits for what it sends, only for what it receives: that shows that the other side has
+it. Gloo forgets a message that it is about to send when the connection breaks, and its sender would wait
+until the limit, but it tells whoever waits to receive.
+
 The group is built directly on a store, never as torch.distributed's global default, so that it can be
 formed anew while its members live, and several can exist in one process. The coordinator is the last
 rank. Gloo carries it: the payload is small, lies on the CPU, and two ranks may share a device, which
@@ -40,6 +44,8 @@ c10d: Any = dist
 
 #: Seconds that forming the group may take at least, since many connections are made at once.
 FORM_S = 30.0
+#: Seconds that a student waits longer for the coordinator than that for the students: it knows who is late.
+PATIENCE_S = 0.25
 #: Tags of a student's message and of the coordinator's answer.
 MESSAGE, ANSWER = 1, 2
 
@@ -127,12 +133,14 @@ class Exchange:
         limit = timedelta(seconds=max(step_s, FORM_S))
         self._group: Any | None = None
         self._expected: Any | None = None
+        self._sent: list[Any] = []
         self._group = self._guard(lambda: _form(store, self.rank, self.size, host, limit))
 
     def gather(self, limit_s: float | None = None) -> list[Message]:
         """Send `mine` to those who read it; returns the students' messages, in the order of the cast.
 
-        For a student that does not read them there are none. The next `gather` overwrites them.
+        For a student that does not read them there are none, and `mine` is on its way until it has the
+        answer. The next `gather` overwrites them.
 
         Args:
             limit_s: seconds to wait, where a phase may take longer than a step.
@@ -163,6 +171,8 @@ class Exchange:
     def broadcast(self, with_rows: bool, limit_s: float | None = None) -> Message:
         """Send the coordinator's `answer` to all, or receive it: the header, and the rows if `with_rows`.
 
+        It is on its way until the next `gather` has ended, or `flush`.
+
         Args:
             with_rows: the same on every rank.
             limit_s: seconds to wait, where the coordinator may need longer than a step.
@@ -179,13 +189,22 @@ class Exchange:
             self.board.raise_failure()
         return self.answer
 
+    def flush(self) -> None:
+        """Wait until the last answer has left; for the coordinator, before it closes a group that is whole.
+
+        Raises:
+            KdclError: as `gather`.
+        """
+        if self._sent:
+            self._run(self._await_sent, None)
+
     def close(self) -> None:
         """Close the connections; peers that wait in a collective fail at once.
 
         Gloo closes its sockets when the last reference to the group goes, and not before (neither
         `shutdown` nor `abort` does it), so nothing but this attribute may hold the group.
         """
-        self._expected = None
+        self._expected, self._sent = None, []  # they hold it too
         self._group = None
 
     def _part(self, with_rows: bool) -> Tensor:
@@ -206,15 +225,23 @@ class Exchange:
         if self.rank == self.root:
             buffers = [message.buffer for message in self.messages]
             _await_each([group.recv([buffer], rank, MESSAGE) for rank, buffer in enumerate(buffers)], limit)
+            self._await_sent(group, limit)
         else:
-            group.send([self.mine.buffer], self.root, MESSAGE).wait(limit)
+            self._sent = [group.send([self.mine.buffer], self.root, MESSAGE)]
 
     def _from_coordinator(self, group: Any, limit: timedelta, buffer: Tensor) -> None:
         if self.rank == self.root:
-            _await_each([group.send([buffer], rank, ANSWER) for rank in range(self.root)], limit)
+            self._sent = [group.send([buffer], rank, ANSWER) for rank in range(self.root)]
         else:
             expected, self._expected = self._expected, None
-            (expected or group.recv([buffer], self.root, ANSWER)).wait(limit)
+            expected = expected or group.recv([buffer], self.root, ANSWER)
+            expected.wait(limit + timedelta(seconds=PATIENCE_S))
+            self._await_sent(group, limit)
+
+    def _await_sent(self, group: Any, limit: timedelta) -> None:
+        """See that what was sent last has left; it has where an answer to it came."""
+        sent, self._sent = self._sent, []
+        _await_each(sent, limit)
 
     def _all_gather(self, group: Any, limit: timedelta) -> None:
         # The group's own limit: with `wait(limit)` the thread that carries the collective would go on

@@ -187,6 +187,7 @@ def _together(work: Callable[[Exchange], Any], step_s: float, mutual: bool) -> l
                 step_s=step_s,
             )
             results[rank] = work(exchange)
+            exchange.flush()
             exchange.close()
         except KdclError as error:
             results[rank] = error
@@ -367,7 +368,8 @@ def test_who_waits_longer_than_the_limit_says_so_though_all_live(together: Toget
         if exchange.board.is_coordinator:
             time.sleep(3)  # as long as a storage may take
         exchange.broadcast(with_rows=False, limit_s=1 if exchange.board.rank == 1 else 20)
-        exchange.gather()  # those that have their answer find out here
+        exchange.gather()
+        exchange.broadcast(with_rows=False)  # those that have their answer find out here
 
     for error in together(work, step_s=20):
         assert isinstance(error, KdclError)

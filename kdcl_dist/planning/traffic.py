@@ -64,6 +64,7 @@ def _exchange(endpoint: Endpoint, rank: int, members: int) -> list[float]:
         )
         # No budget here: all ranks must take as many steps.
         seconds = [_trade(exchange, step) for step in range(WARMUP_STEPS + STEPS)]
+        exchange.flush()
         exchange.close()
         found.append(median(seconds[WARMUP_STEPS:]))
     return found
@@ -71,9 +72,9 @@ def _exchange(endpoint: Endpoint, rank: int, members: int) -> list[float]:
 
 def _trade(exchange: Exchange, step: int) -> float:
     exchange.mine.begin(Kind.TRAIN, step)
-    exchange.answer.begin(Kind.TRAIN, step)
     started = time.perf_counter()
     exchange.gather()
+    exchange.answer.begin(Kind.TRAIN, step)
     exchange.broadcast(with_rows=True)
     return time.perf_counter() - started
 
