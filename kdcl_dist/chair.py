@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict, replace
 from typing import Protocol
 
-from kdcl_dist.board import Board, Store
+from kdcl_dist.board import Board
 from kdcl_dist.checkpoint import Manifest, newest
 from kdcl_dist.coordinator_loop import CoordinatorLoop, Held
 from kdcl_dist.errors import (
@@ -34,6 +34,7 @@ from kdcl_dist.runs import (
     record_survival,
     update_record,
 )
+from kdcl_dist.store import Store
 from kdcl_dist.student_loop import prepare_process
 from kdcl_dist.wire import Wire
 

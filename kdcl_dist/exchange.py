@@ -30,10 +30,12 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from kdcl_dist.board import Board, Store
+from kdcl_dist import verdict
+from kdcl_dist.board import Board
 from kdcl_dist.endpoint import Endpoint
 from kdcl_dist.errors import CoordinatorLost, ForeignMessage, KdclError, one_line
 from kdcl_dist.message import HEADER, MAGIC, PROTOCOL, Flag, Message
+from kdcl_dist.store import Store
 from kdcl_dist.wire import Wire
 
 __all__ = ["Exchange", "connect_store", "host_store", "scoped"]
@@ -272,7 +274,8 @@ class Exchange:
         """Close the own connections after one broke; the first failure of the run."""
         self.close()
         unheard = [self.board.present[place] for place in cause.places] if isinstance(cause, _Unheard) else []
-        return self.board.explain(cause, timed_out=_timed_out(cause), limit_s=self.step_s, unheard=unheard)
+        late = _timed_out(cause)
+        return verdict.explain(self.board, cause, timed_out=late, limit_s=self.step_s, unheard=unheard)
 
     def _check_answer(self) -> None:
         header = self.answer.header

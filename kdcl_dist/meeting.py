@@ -14,11 +14,12 @@ from collections.abc import Collection
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from kdcl_dist.board import Board, Watch
+from kdcl_dist.board import Board
 from kdcl_dist.checkpoint import Manifest, Part
 from kdcl_dist.errors import CoordinatorLost, KdclError, StartupTimeout, from_dict
 from kdcl_dist.message import Kind
 from kdcl_dist.plan import Turn
+from kdcl_dist.pulse import Watch
 
 __all__ = ["Call", "Hello", "Meeting", "Ready", "RunEnded", "RunOver"]
 

@@ -17,8 +17,8 @@ import torch.distributed as dist
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
-from kdcl_dist.board import Store
 from kdcl_dist.interfaces import interface_of
+from kdcl_dist.store import Store
 
 __all__ = ["Replicas", "broke_off"]
 

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from kdcl_dist.alignment import rows_of
-from kdcl_dist.board import GRACE_S, Board
+from kdcl_dist.board import Board
 from kdcl_dist.coordinator import Coordinator, check_messages
 from kdcl_dist.errors import (
     CoordinatorLost,
@@ -32,6 +32,7 @@ from kdcl_dist.message import Flag, Kind, Layout, Message, Numbers
 from kdcl_dist.plan import Turn
 from kdcl_dist.recipe import Member
 from kdcl_dist.recipe_file import parse_recipe
+from kdcl_dist.verdict import GRACE_S
 from kdcl_dist.wire import Wire
 
 Together = Callable[..., list[Any]]

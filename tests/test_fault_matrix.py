@@ -22,7 +22,7 @@ from conftest import Cast, MakeRecipe, assert_same, recipe_text, weights
 from torch import Tensor
 
 from kdcl_dist import chair, exchange
-from kdcl_dist.board import COORDINATOR, GRACE_S, Board, Pulse
+from kdcl_dist.board import COORDINATOR, Board
 from kdcl_dist.checkpoint import newest
 from kdcl_dist.coordinator_loop import CoordinatorLoop
 from kdcl_dist.errors import (
@@ -39,9 +39,11 @@ from kdcl_dist.errors import (
 from kdcl_dist.meeting import Meeting
 from kdcl_dist.message import Flag, Kind, Message
 from kdcl_dist.plan import Turn
+from kdcl_dist.pulse import Pulse
 from kdcl_dist.recipe_file import parse_recipe
 from kdcl_dist.runs import Run, prepare, read_record
 from kdcl_dist.student_loop import StudentLoop
+from kdcl_dist.verdict import GRACE_S
 
 MakeRun = Callable[..., Run]
 #: Steps 0 to 2, held-out samples, tests, a checkpoint; steps 3 to 5, and the same again.

@@ -52,7 +52,8 @@ def _cut_links(*families: int) -> None:
 
 
 def _install(path: Path) -> None:
-    from kdcl_dist.board import Board, Pulse
+    from kdcl_dist.board import Board
+    from kdcl_dist.pulse import Pulse
 
     init, enter, times = Board.__init__, Pulse.enter, Counter()
 
