@@ -117,7 +117,8 @@ def table(policy: str, pairs: list[Pair], names: list[str]) -> str:
         f"`python -m benchmarks.chaos {' '.join(sys.argv[1:])}`.",
         "",
         f"Seeds: {len(pairs)}; {died.total()} processes killed with SIGKILL ({victims}), {survived} failures "
-        f"survived; {quiet_s:.0f} s undisturbed, {stormy_s:.0f} s disturbed.",
+        f"survived (deaths close together count as one); {quiet_s:.0f} s undisturbed, {stormy_s:.0f} s "
+        "disturbed. A run that has ended loses nobody, and under `continue` nobody waits for who is away.",
         "",
         "| test top-1 %, means | undisturbed | disturbed | difference (95% interval) |",
         "| --- | ---: | ---: | ---: |",

@@ -28,21 +28,38 @@ from kdcl_dist.runs import prepare
 RECIPE, STEP, STEP_S = "examples/digits.yaml", 40, 5
 CASES = [
     *(("small", phase, "kill") for phase in ("data", "forward", "gather", "broadcast", "backward")),
+    *(("small", phase, "kill") for phase in ("evaluation", "checkpoint")),
     ("small", "forward", "exception"),
     ("small", "forward", "stop"),
     ("small", "data", "block"),
-    *(("coordinator", phase, "kill") for phase in ("gather", "ensemble", "broadcast")),
+    ("small", "gather", "cut"),
+    ("small", "gather", "cut off"),
+    *(("coordinator", phase, "kill") for phase in ("gather", "ensemble", "broadcast", "record")),
+    ("coordinator", "checkpoint", "kill"),
+    ("coordinator", "ensemble", "exception"),
     ("coordinator", "ensemble", "stop"),
     ("coordinator", "ensemble", "block"),
+    ("coordinator", "gather", "block"),
+    ("coordinator", "gather", "cut"),
+    ("coordinator", "gather", "cut off"),
 ]
-HOW = {"kill": "kill -9", "exception": "exception", "stop": "stopped", "block": "blocks"}
+HOW = {
+    "kill": "kill -9",
+    "exception": "exception",
+    "stop": "stopped",
+    "block": "blocks",
+    "cut": "connections reset",
+    "cut off": "those of the store too",
+}
+#: Where a step of training is not meant, but the end of an epoch.
+STEPS = {"evaluation": 44, "checkpoint": 44}
 
 
 def measure(policy: str, who: str, phase: str, how: str) -> tuple[float, float]:
     """Seconds to when the failure is told, and to when the next generation begins."""
     with tempfile.TemporaryDirectory() as folder:
         once, faults = Path(folder) / "once", Path(os.environ["KDCL_TEST_FAULTS"])
-        fault = {"who": who, "phase": phase, "step": STEP, "how": how, "once": str(once)}
+        fault = {"who": who, "phase": phase, "step": STEPS.get(phase, STEP), "how": how, "once": str(once)}
         faults.write_text(json.dumps(fault))
         recipe = load_recipe(RECIPE, ["epochs=3", f"failure.policy={policy}", f"limits.step_s={STEP_S}"])
         heard: list[tuple[float, Event]] = []
@@ -59,10 +76,11 @@ def main() -> None:
     parser.add_argument("--out", type=Path)
     given = parser.parse_args()
     lines = [
-        "# From a fault to the next common step",
+        "# From a fault until it is told, and until the cast is called together again",
         "",
-        f"Seconds until the failure was told, and until the cast went on; `{RECIPE}`, three students, one "
-        f"try each, `limits.step_s: {STEP_S}`, local launcher, {os.cpu_count()} cores, PyTorch "
+        "Seconds until the failure was told, and until the next generation of the exchange group began; the "
+        f"first step comes soon after that. `{RECIPE}`, three students, one try "
+        f"each, `limits.step_s: {STEP_S}`, local launcher, {os.cpu_count()} cores, PyTorch "
         f"{torch.__version__}, Python {platform.python_version()}. Made by "
         f"`python -m benchmarks.faults {' '.join(sys.argv[1:])}`.",
         "",

@@ -53,7 +53,7 @@ def train(
 
     Args:
         recipe: what to train.
-        launcher: "ray" on a Ray cluster (this machine's own if there is none), "local" without Ray.
+        launcher: "ray" on the Ray of RAY_ADDRESS or of `ray start` here, else on its own; "local" without it.
         storage: path or URI of the folder that holds runs.
         name: the run's folder within it; by default the recipe's name and the time.
         resume: continue the run from its newest checkpoint.

@@ -17,7 +17,9 @@ __all__ = ["train"]
 @click.option("--launcher", type=click.Choice(["ray", "local"]), default="ray", show_default=True)
 @click.option("--storage", default="runs", show_default=True, help="Path or URI of the folder of runs.")
 @click.option("--name", help="The run's folder below it. [default: the recipe's name and the time]")
-@click.option("--resume", is_flag=True, help="Continue from the newest checkpoint.")
+@click.option(
+    "--resume", is_flag=True, help="Continue from the newest checkpoint; without --name, of the newest run."
+)
 @reports_errors
 def train(
     recipe: str, overrides: tuple[str, ...], launcher: str, storage: str, name: str | None, resume: bool
