@@ -14,7 +14,7 @@ import json
 import os
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from kdcl_dist.errors import CoordinatorLost, KdclError, from_dict, one_line
@@ -79,21 +79,28 @@ class Board:
         """The coordinator's rank."""
         return len(self.names) - 1
 
-    def enter(self, generation: int, present: Sequence[int] | None = None) -> None:
+    def enter(
+        self,
+        generation: int,
+        present: Sequence[int] | None = None,
+        processes: Mapping[int, tuple[str, int]] | None = None,
+    ) -> None:
         """Turn to the next generation, in which nothing has failed yet.
 
         Args:
             generation: its number.
             present: ranks of the students that take part; None: all.
+            processes: host and process id of each, where that is known; another one in a student's place
+                has followed it.
         """
-        self.generation = generation
+        self.generation, self.processes = generation, processes or {}
         self.present = list(range(len(self.names) - 1)) if present is None else list(present)
         self.cause: KdclError | None = None
         self.lost: list[tuple[str, int]] = []
         # Looked at with each pulse, so that whose stands still is known as soon as a limit ends.
         self.watches = {rank: Watch() for rank in (self.present if self.is_coordinator else [self.last])}
         if self._thread is not None:  # at once: a pulse of the generation before means a new process
-            self._beat()
+            self.call(self._beat)
 
     # -- failures --------------------------------------------------------------------------------
 

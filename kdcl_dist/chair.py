@@ -36,6 +36,7 @@ from kdcl_dist.runs import (
 )
 from kdcl_dist.store import Store
 from kdcl_dist.student_loop import prepare_process
+from kdcl_dist.verdict import await_all
 from kdcl_dist.wire import Wire
 
 __all__ = ["Processes", "run_coordinator"]
@@ -166,9 +167,11 @@ class _Chair:
         assert self.held is not None
         held = self.held
         self.meeting.call(Call(self.number, run.start, held.position, tuple(present), restored), ranks)
-        board.enter(self.number, ranks)
+        processes = {rank: (ready[rank].hello.host, ready[rank].hello.pid) for rank in ranks}
+        board.enter(self.number, ranks, processes)
         exchange: Exchange | None = None
         try:
+            await_all(board, self.recipe.limits.startup_s)
             exchange = Exchange(
                 board,
                 scoped(board.store, str(self.number)),

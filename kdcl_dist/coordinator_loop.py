@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -112,17 +113,18 @@ class CoordinatorLoop:
         self.coordinator, self.record = held.coordinator, held.record
         self.hasty = run.folder.within(HASTE_S)
         self.step: _Step | None = None
+        self.stopping = False
         self.skipped: set[int] = set()
         self.told = self.looked = 0.0
 
     def run(self) -> Flag:
         """Take every turn to the run's end, or to the first after which it stops or forms anew."""
         for turn in self.plan.turns(self.held.position):
-            self.held.position = turn
-            flags = self._take(turn)
-            if turn.kind is Kind.TRAIN and flags & (Flag.STOP | Flag.SAVE):
-                self._take(Turn(Kind.CHECKPOINT, turn.epoch, turn.step + 1))
-            self.held.position = self.plan.after(turn)
+            after = self.plan.after(turn)
+            flags = self._take(turn, after)
+            self.held.position = after
+            if turn.kind is Kind.TRAIN and flags & (Flag.STOP | Flag.SAVE):  # one that the plan does not have
+                self._take(Turn(Kind.CHECKPOINT, turn.epoch, turn.step + 1), after)
             if Flag.STOP in flags:
                 self._tell_trouble(self.record.flush(HASTE_S))
                 self._tell_trouble(_try(lambda: update_record(self.hasty, state="interrupted")))
@@ -130,8 +132,13 @@ class CoordinatorLoop:
                 return flags
         return Flag.NONE
 
-    def _take(self, turn: Turn) -> Flag:
-        """One turn: gather, check, answer; then note the step, while the students learn from it."""
+    def _take(self, turn: Turn, after: Turn) -> Flag:
+        """One turn: gather, check, answer; then note the step, while the students learn from it.
+
+        Args:
+            turn: what is to be done.
+            after: the turn of the plan that follows.
+        """
         exchange, pulse = self.exchange, self.exchange.board.pulse
         pulse.enter("gather", turn.step)
         exchange.mine.begin(turn.kind, turn.step, turn.part)
@@ -149,16 +156,31 @@ class CoordinatorLoop:
             exchange.broadcast(with_rows)
             raise
         if turn.kind is not Kind.TRAIN:  # is done, whether or not all hear of it
-            self.held.position = self.plan.after(turn)
+            self.held.position = after
         if self._may_stop(turn) and (self.stop() or any(Flag.STOP in m.flags for m in messages)):
             exchange.answer.header["flags"] = Flag.STOP
         elif turn.kind is Kind.TRAIN:
             exchange.answer.header["flags"] = self._interruption(turn)
         pulse.enter("broadcast")
-        flags = exchange.broadcast(with_rows).flags
+        flags = self._tell(turn, with_rows)
         pulse.enter("record")
         self._note_step(turn)
         return flags
+
+    def _tell(self, turn: Turn, with_rows: bool) -> Flag:
+        """Give all the answer; its flags.
+
+        After the last one each student leaves by itself, and all is saved: who does not get it hears from the
+        board that the run has ended, and nobody is waited for.
+        """
+        exchange, flags = self.exchange, self.exchange.answer.flags
+        self.stopping |= Flag.STOP in flags
+        if turn.kind is Kind.END or (turn.kind is Kind.CHECKPOINT and self.stopping):
+            with contextlib.suppress(KdclError):
+                exchange.broadcast(with_rows)
+                exchange.flush()
+            return flags
+        return exchange.broadcast(with_rows).flags
 
     def _answer(self, turn: Turn, messages: Sequence[Message]) -> None:
         check_messages(messages, self.members, turn, run=self.run_.number, generation=self.run_.generation)
@@ -286,6 +308,7 @@ class CoordinatorLoop:
 
     def _finish(self) -> None:
         """Note the end. The last checkpoint has all: who cannot write here can resume and write then."""
+        self.exchange.board.pulse.enter("record")
         try:
             if (error := self.record.flush(self.recipe.limits.patience_s)) is not None:
                 raise error

@@ -209,6 +209,10 @@ class CoordinatorCutOff(CoordinatorLost):
     """The coordinator lives but cannot reach its own store: another one has to take its place."""
 
 
+class ExchangeBroke(KdclError):
+    """A connection of the exchange group broke, or a limit ended, though every process lives."""
+
+
 class StartupTimeout(KdclError):
     """The cast did not come together within `limits.startup_s`."""
 

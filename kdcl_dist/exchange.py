@@ -7,7 +7,7 @@ to gloo's own thread. `python -m benchmarks.exchange` shows both.
 
 In the star nobody waits for what it sends, only for what it receives: that shows that the other side has
 it. Gloo forgets a message that it is about to send when the connection breaks, and its sender would wait
-until the limit, but it tells whoever waits to receive.
+until the limit, but it tells whoever waits to receive, unless the message has come in part.
 
 The group is built directly on a store, never as torch.distributed's global default, so that it can be
 formed anew while its members live, and several can exist in one process. The coordinator is the last
@@ -20,6 +20,7 @@ No other module of the package calls torch.distributed.
 
 from __future__ import annotations
 
+import contextlib
 import socket
 import time
 from collections.abc import Callable, Sequence
@@ -48,6 +49,8 @@ c10d: Any = dist
 FORM_S = 30.0
 #: Seconds that a student waits longer for the coordinator than that for the students: it knows who is late.
 PATIENCE_S = 0.25
+#: Seconds in which an answer that some get has left, when others cannot be reached.
+LEAVE_S = 1.0
 #: Tags of a student's message and of the coordinator's answer.
 MESSAGE, ANSWER = 1, 2
 
@@ -136,6 +139,7 @@ class Exchange:
         self._group: Any | None = None
         self._expected: Any | None = None
         self._sent: list[Any] = []
+        self._limit = "limits.step_s"
         self._group = self._guard(lambda: _form(store, self.rank, self.size, host, limit))
 
     def gather(self, limit_s: float | None = None) -> list[Message]:
@@ -145,7 +149,7 @@ class Exchange:
         answer. The next `gather` overwrites them.
 
         Args:
-            limit_s: seconds to wait, where a phase may take longer than a step.
+            limit_s: seconds of `limits.startup_s`, where a phase may take longer than a step.
 
         Raises:
             KdclError: the first failure of the run, when any process failed, died or did not answer.
@@ -177,7 +181,7 @@ class Exchange:
 
         Args:
             with_rows: the same on every rank.
-            limit_s: seconds to wait, where the coordinator may need longer than a step.
+            limit_s: seconds of `limits.startup_s`, where the coordinator may need longer than a step.
 
         Raises:
             KdclError: as `gather`; also when the coordinator refused the step.
@@ -214,6 +218,7 @@ class Exchange:
         return self.answer.buffer if with_rows else self.answer.buffer[: HEADER.itemsize]
 
     def _run(self, action: Callable[[Any, timedelta], None], limit_s: float | None) -> None:
+        self._limit = "limits.step_s" if limit_s is None else "limits.startup_s"
         limit = timedelta(seconds=self.step_s if limit_s is None else limit_s)
         self._guard(lambda: action(self._opened(), limit))
 
@@ -233,12 +238,25 @@ class Exchange:
 
     def _from_coordinator(self, group: Any, limit: timedelta, buffer: Tensor) -> None:
         if self.rank == self.root:
-            self._sent = [group.send([buffer], rank, ANSWER) for rank in range(self.root)]
+            self._answer_all(group, buffer)
         else:
             expected, self._expected = self._expected, None
             expected = expected or group.recv([buffer], self.root, ANSWER)
             expected.wait(limit + timedelta(seconds=PATIENCE_S))
             self._await_sent(group, limit)
+
+    def _answer_all(self, group: Any, buffer: Tensor) -> None:
+        """Send the answer to all who can be reached before it is said that one cannot."""
+        broken: RuntimeError | None = None
+        for rank in range(self.root):
+            try:
+                self._sent.append(group.send([buffer], rank, ANSWER))
+            except RuntimeError as error:
+                broken = broken or error.with_traceback(None)
+        if broken is not None:  # an answer that was cut off in its middle would be waited for until the limit
+            with contextlib.suppress(RuntimeError):
+                self._await_sent(group, timedelta(seconds=LEAVE_S))
+            raise broken
 
     def _await_sent(self, group: Any, limit: timedelta) -> None:
         """See that what was sent last has left; it has where an answer to it came."""
@@ -268,14 +286,15 @@ class Exchange:
             return action()
         except RuntimeError as error:
             cause = error.with_traceback(None)  # its frames would hold the group, and so its sockets
-            raise self.explain(cause) from cause
+        raise self.explain(cause) from cause  # not above: before Python 3.11 the frames live until there
 
     def explain(self, cause: BaseException) -> KdclError:
         """Close the own connections after one broke; the first failure of the run."""
         self.close()
         unheard = [self.board.present[place] for place in cause.places] if isinstance(cause, _Unheard) else []
-        late = _timed_out(cause)
-        return verdict.explain(self.board, cause, timed_out=late, limit_s=self.step_s, unheard=unheard)
+        return verdict.explain(
+            self.board, cause, limit_s=self.step_s, limit_name=self._limit, unheard=unheard
+        )
 
     def _check_answer(self) -> None:
         header = self.answer.header
@@ -296,10 +315,6 @@ class _Unheard(RuntimeError):
         self.places = places
 
 
-def _timed_out(cause: BaseException) -> bool:
-    return "timed out" in str(cause).lower()
-
-
 def _await_each(works: Sequence[Any], limit: timedelta) -> None:
     """Wait for the transfers with ranks 0, 1, ..., together at most for the limit.
 
@@ -310,7 +325,7 @@ def _await_each(works: Sequence[Any], limit: timedelta) -> None:
         try:
             work.wait(timedelta(seconds=max(0.001, deadline - time.monotonic())))
         except RuntimeError as error:
-            if not places and not _timed_out(error):
+            if not places and not verdict.timed_out(error):
                 raise
             places.append(place)
             message = message or str(error)

@@ -176,18 +176,23 @@ class Meeting:
                 missing = [self.board.names[rank] for rank in sorted(set(ranks) - set(self._ready))]
                 raise _late(f"no word from {', '.join(missing)}", limit_s)
             time.sleep(POLL_S)
-        return dict(sorted(self._ready.items()))
+        return dict(sorted(self._there().items()))
 
     def waits_for(self, ranks: Collection[int]) -> bool:
         """Whether the students of some ranks are ready, and wait for their call."""
         self._read_letters()
-        # One that died while it waited for the others is waited for anew: it may be replaced.
-        self._ready = {
-            rank: ready
-            for rank, ready in self._ready.items()
-            if not ready.watch.is_stale(self.board.pulse_of(rank))
-        }
-        return set(ranks) <= set(self._ready)
+        return set(ranks) <= set(self._there())
+
+    def _there(self) -> dict[int, Ready]:
+        """Who is ready and lives. Who died while it waited for the others is waited for anew."""
+        found = {}
+        for rank, ready in self._ready.items():
+            pulse = self.board.pulse_of(rank)
+            own = ready.hello.pid, ready.hello.host
+            replaced = pulse is not None and (pulse["pid"], pulse["host"]) != own
+            if not ready.watch.is_stale(pulse) and not replaced:
+                found[rank] = ready
+        return found
 
     def failures(self) -> list[KdclError]:
         """What students reported that failed outside of a generation, once."""

@@ -11,6 +11,7 @@ from kdcl_dist.errors import (
     ContributionError,
     CoordinatorFailed,
     CoordinatorLost,
+    ExchangeBroke,
     KdclError,
     NonFiniteLogits,
     StartupTimeout,
@@ -107,9 +108,10 @@ def _state_of(start: Manifest | None, name: str) -> int:
 def _same(cause: KdclError, earlier: KdclError) -> bool:
     """Whether code raised at the same place again: going back to before it would repeat it for ever.
 
-    A process that died or fell silent may have been killed, or its host: that says nothing of its code.
+    A process that died or fell silent may have been killed, or its host: that says nothing of its code, nor
+    does a connection that broke.
     """
-    if isinstance(cause, (StudentLost, CoordinatorLost)) or type(cause) is not type(earlier):
+    if isinstance(cause, (StudentLost, CoordinatorLost, ExchangeBroke)) or type(cause) is not type(earlier):
         return False
     place = (cause.student, cause.step, cause.phase)
     return None not in place[1:] and place == (earlier.student, earlier.step, earlier.phase)

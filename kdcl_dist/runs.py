@@ -179,8 +179,12 @@ def update_record(folder: Folder, **changes: Any) -> None:
 
 
 def record_failure(run: Run, cause: KdclError) -> None:
-    """Note the first cause of a failure; a storage that fails as well must not hide it."""
+    """Note the first cause of a failure, in a run that is this process's own still.
+
+    A storage that fails as well must not hide it.
+    """
     with contextlib.suppress(Exception):
+        check_owner(run)
         update_record(run.folder, state="failed", cause=cause.to_dict())
 
 

@@ -11,17 +11,18 @@ import torch
 from kdcl_dist.board import Board
 from kdcl_dist.checkpoint import read_part
 from kdcl_dist.endpoint import Endpoint
-from kdcl_dist.errors import CoordinatorLost, KdclError, NonFiniteLogits, wrap
+from kdcl_dist.errors import CoordinatorLost, KdclError, NonFiniteLogits, from_dict, wrap
 from kdcl_dist.exchange import Exchange, connect_store, scoped
 from kdcl_dist.meeting import Call, Hello, Meeting, RunEnded
 from kdcl_dist.message import Flag
 from kdcl_dist.plan import Turn
 from kdcl_dist.recipe import Member
-from kdcl_dist.replicas import Replicas
+from kdcl_dist.replicas import Replicas, broke_off
 from kdcl_dist.runs import Run, versions
 from kdcl_dist.session import Session
 from kdcl_dist.student import Student
 from kdcl_dist.student_loop import StudentLoop, prepare_process
+from kdcl_dist.verdict import await_all, explain
 from kdcl_dist.wire import Wire
 
 __all__ = ["Find", "run_student"]
@@ -59,7 +60,7 @@ def run_student(
     """
     prepare_process(run, threads=run.recipe.students[run.recipe.members[rank].student].resources.cpu)
     lost: Endpoint | None = None
-    how: CoordinatorLost | None = None
+    how: KdclError | None = None
     while True:
         endpoint = find(lost)
         try:
@@ -68,7 +69,8 @@ def run_student(
             error.at(host=endpoint.host)
             if not run.recipe.failure.allowed:
                 raise
-            lost, how = endpoint, error
+            # A copy: the error's frames hold the network that was trained here, and the step's activations.
+            lost, how = endpoint, from_dict(error.to_dict())
 
 
 class _Seat:
@@ -157,13 +159,14 @@ class _Seat:
         board, run = self.board, replace(self.run_, start=call.start, generation=call.number)
         members = run.recipe.members
         board.enter(call.number, [rank for rank, each in enumerate(members) if each.student in call.students])
+        board.pulse.enter("start", call.at.step)
         exchange: Exchange | None = None
         replicas: Replicas | None = None
         try:
             self._take_up(call)
+            await_all(board, self.limits.startup_s)
             if self.spec.replicas > 1:
                 replicas = self._join_replicas(call.number)
-                self.student.join(replicas)
             exchange = Exchange(
                 board,
                 scoped(self.store, str(call.number)),
@@ -203,14 +206,21 @@ class _Seat:
             self.student.load_state_dict(state)
 
     def _join_replicas(self, generation: int) -> Replicas:
-        return Replicas(
-            scoped(self.store, f"{generation}/replicas/{self.spec.name}"),
-            self.member.replica,
-            self.spec.replicas,
-            host=self.host,
-            device=self.device,
-            limit_s=max(self.limits.startup_s, self.limits.step_s),
-        )
+        try:
+            replicas = Replicas(
+                scoped(self.store, f"{generation}/replicas/{self.spec.name}"),
+                self.member.replica,
+                self.spec.replicas,
+                host=self.host,
+                device=self.device,
+                limit_s=max(self.limits.startup_s, self.limits.step_s),
+            )
+            self.student.join(replicas)
+        except RuntimeError as error:
+            if broke_off(error):
+                raise explain(self.board, error, limit_s=self.limits.step_s) from error
+            raise
+        return replicas
 
 
 def _build(run: Run, member: Member, device: torch.device, session: Session) -> Student:
@@ -221,7 +231,7 @@ def _build(run: Run, member: Member, device: torch.device, session: Session) -> 
         classes=len(session.train.classes),
         channels=session.train.channels,
         device=device,
-        resumed=run.start is not None,
+        resumed=run.start is not None and run.recipe.students[member.student].name in run.start.parts,
     )
 
 

@@ -78,16 +78,23 @@ class StudentLoop:
         """Take every turn to the run's end, or to the first after which it stops or forms anew."""
         plan = self.session.plan
         for turn in plan.turns(self.position):
-            self.position = turn
             flags = self._take(turn)
-            if turn.kind is Kind.TRAIN and flags & (Flag.STOP | Flag.SAVE):
-                self._checkpoint(Turn(Kind.CHECKPOINT, turn.epoch, turn.step + 1))
+            self.position = plan.after(turn)
+            if turn.kind is Kind.TRAIN and flags & (Flag.STOP | Flag.SAVE):  # one that the plan does not have
+                self._take(Turn(Kind.CHECKPOINT, turn.epoch, turn.step + 1))
             if flags & (Flag.STOP | Flag.REFORM):
-                self.position = plan.after(turn)
                 return flags
         return Flag.NONE
 
     def _take(self, turn: Turn) -> Flag:
+        try:
+            return self._do(turn)
+        except RuntimeError as error:
+            if self.student.replicas is not None and broke_off(error):
+                raise self.exchange.explain(error) from error
+            raise
+
+    def _do(self, turn: Turn) -> Flag:
         self.exchange.board.pulse.enter("data", turn.step)
         if turn.kind is Kind.TRAIN:
             return self._train(turn)
@@ -116,12 +123,7 @@ class StudentLoop:
         self._load_ahead(turn)
         answer = self._receive(turn, with_rows=with_rows)
         enter("backward")
-        try:
-            numbers = self._learn(turn, logits_BC, batch, answer)
-        except RuntimeError as error:
-            if student.replicas is not None and broke_off(error):
-                raise self.exchange.explain(error) from error
-            raise
+        numbers = self._learn(turn, logits_BC, batch, answer)
         ended = time.perf_counter()
         # Who waits for whom: the last to come has no wait, the others as long as they were faster.
         slowest_s = float(answer.header["busy_s"])

@@ -7,10 +7,10 @@ from collections.abc import Sequence
 from typing import Any
 
 from kdcl_dist.board import ANSWER_S, POLL_S, Board
-from kdcl_dist.errors import CoordinatorLost, KdclError, StudentLost, one_line
+from kdcl_dist.errors import CoordinatorLost, ExchangeBroke, KdclError, StudentLost, one_line
 from kdcl_dist.pulse import STALE_S, Watch
 
-__all__ = ["GRACE_S", "explain"]
+__all__ = ["GRACE_S", "await_all", "explain", "timed_out"]
 
 #: How long survivors may take to say that they were cut off too, and the time in which most do.
 GRACE_S, NOTICE_S = 3.0, 0.5
@@ -18,8 +18,45 @@ GRACE_S, NOTICE_S = 3.0, 0.5
 LATE, CLOSED = "late", "closed"
 
 
+def await_all(board: Board, limit_s: float) -> None:
+    """Wait until all who were called into a generation are about to form its group.
+
+    While gloo forms a group nobody looks at the board; so who dies or fails before is found here.
+
+    Raises:
+        KdclError: the first failure of the generation: who died or failed, or did not come in time.
+    """
+    board.call(board.store.set, board.own(f"here/{board.rank}"), "1")
+    watches = {rank: Watch() for rank in (board.present if board.is_coordinator else [board.last])}
+    began, ranks = time.monotonic(), [*board.present, board.last]
+    while missing := [rank for rank in ranks if not board.has(board.own(f"here/{rank}"))]:
+        board.raise_failure()
+        lost = [
+            rank for rank, seen in watches.items() if rank in missing and _is_dead(board, rank, seen, False)
+        ]
+        died, waited_s = bool(lost), time.monotonic() - began
+        if waited_s > limit_s + (0 if board.is_coordinator else GRACE_S + STALE_S):  # which tells who is late
+            lost = [rank for rank in missing if rank in watches] or [board.last]
+        if lost:
+            how = "died" if died else "did not answer within limits.startup_s"
+            found = _lost(board, lost, how) if board.is_coordinator else board.coordinator_lost(how)
+            board.cause = board.report(found)
+            raise board.cause
+        time.sleep(POLL_S)
+
+
+def timed_out(cause: BaseException) -> bool:
+    """Whether a transfer ended by its limit rather than by a closed connection."""
+    return "timed out" in str(cause).lower()
+
+
 def explain(
-    board: Board, cause: BaseException, *, timed_out: bool, limit_s: float, unheard: Sequence[int] = ()
+    board: Board,
+    cause: BaseException,
+    *,
+    limit_s: float,
+    limit_name: str = "limits.step_s",
+    unheard: Sequence[int] = (),
 ) -> KdclError:
     """Why a transfer failed: the first failure of the generation, found or judged; also the board's `cause`.
 
@@ -30,17 +67,18 @@ def explain(
     Args:
         board: of this process.
         cause: what the transfer raised.
-        timed_out: whether it ended by its limit rather than by a closed connection.
         limit_s: seconds that a live student may be busy before it notices.
+        limit_name: the recipe's field of the limit that the transfer had.
         unheard: ranks that are known not to have done their part of it when its limit ended.
     """
-    how, answer_s = (LATE, _answer_s(board)) if timed_out else (CLOSED, ANSWER_S)
+    late = timed_out(cause)
+    how, answer_s = (LATE, _answer_s(board)) if late else (CLOSED, ANSWER_S)
     try:
         board.call(board.store.set, board.own(f"cut/{board.rank}"), how, answer_s=answer_s)
         if board.is_coordinator:
-            found = _judge(board, cause, timed_out, limit_s, unheard)
+            found = _judge(board, cause, late, limit_s, limit_name, unheard)
         else:
-            found = _await_verdict(board, timed_out, limit_s)
+            found = _await_verdict(board, late, limit_s, limit_name)
     except CoordinatorLost as error:
         found = error
     except Exception as error:
@@ -56,9 +94,14 @@ def _answer_s(board: Board) -> float:
 
 
 def _judge(
-    board: Board, cause: BaseException, timed_out: bool, limit_s: float, unheard: Sequence[int]
+    board: Board,
+    cause: BaseException,
+    own_limit: bool,
+    limit_s: float,
+    limit_name: str,
+    unheard: Sequence[int],
 ) -> KdclError:
-    began, late = time.monotonic(), [board.rank] if timed_out else []
+    began, late = time.monotonic(), [board.rank] if own_limit else []
     silent, dead = {rank: Watch() for rank in board.present}, list[int]()
     while time.monotonic() < began + (GRACE_S if late else limit_s):
         if (error := board.failure()) is not None:
@@ -76,8 +119,9 @@ def _judge(
         time.sleep(POLL_S)
     lost = [rank for rank in dead if rank in silent] or list(silent)  # beside them others are just busy
     if not lost:
-        return board.report(_nobody_lost(board, cause, late))
-    return board.report(_lost(board, lost, died=not late and any(rank in dead for rank in lost)))
+        return board.report(_nobody_lost(board, cause, late, limit_name))
+    died = not late and any(rank in dead for rank in lost)
+    return board.report(_lost(board, lost, "died" if died else f"did not answer within {limit_name}"))
 
 
 def _hear(board: Board, silent: dict[int, Watch]) -> list[int]:
@@ -101,35 +145,36 @@ def _is_dead(board: Board, rank: int, seen: Watch, waited: bool) -> bool:
     """
     pulse = board.pulse_of(rank)
     stale = seen.is_stale(pulse) or (waited and board.watches[rank].is_stale(pulse))
-    if stale or _is_new(board, pulse):
+    if stale or _is_new(board, rank, pulse):
         return True
     return pulse is not None and board.is_gone is not None and board.is_gone(board.names[rank], pulse["pid"])
 
 
-def _is_new(board: Board, pulse: dict[str, Any] | None) -> bool:
-    """Whether a process is not of this generation: the one that was, in its place, is dead."""
-    return pulse is not None and pulse["generation"] != board.generation
+def _is_new(board: Board, rank: int, pulse: dict[str, Any] | None) -> bool:
+    """Whether a process is not the one that was called into this generation, so that that one is dead."""
+    found = None if pulse is None else (pulse["host"], pulse["pid"])
+    return found is not None and board.processes.get(rank, found) != found
 
 
-def _await_verdict(board: Board, timed_out: bool, limit_s: float) -> KdclError:
-    began, watch = time.monotonic(), board.watches[board.last] if timed_out else Watch()
+def _await_verdict(board: Board, own_limit: bool, limit_s: float, limit_name: str) -> KdclError:
+    began, watch = time.monotonic(), board.watches[board.last] if own_limit else Watch()
     while (error := board.failure()) is None:
         pulse = board.pulse_of(board.last)
         if watch.is_stale(pulse):
             return board.report(board.coordinator_lost("gives no sign of life"))
-        if time.monotonic() > began + _patience(board, pulse, timed_out, limit_s):
-            return board.report(board.coordinator_lost("did not answer within limits.step_s"))
+        if time.monotonic() > began + _patience(board, pulse, own_limit, limit_s):
+            return board.report(board.coordinator_lost(f"did not answer within {limit_name}"))
         time.sleep(POLL_S)
     return error
 
 
-def _patience(board: Board, pulse: dict[str, Any] | None, timed_out: bool, limit_s: float) -> float:
+def _patience(board: Board, pulse: dict[str, Any] | None, own_limit: bool, limit_s: float) -> float:
     """Seconds that a coordinator which lives has for its verdict.
 
     While it forms an ensemble it waits for nobody, in an exchange it notices that this process closed
     its connections; else its storage may be slow, or it waits for students that are busy.
     """
-    if timed_out and pulse is not None and not board.has(board.own(f"cut/{board.last}")):
+    if own_limit and pulse is not None and not board.has(board.own(f"cut/{board.last}")):
         if pulse["phase"] == "ensemble" and pulse["stack"] is not None:
             return 0.0
         if pulse["phase"] in ("ensemble", "gather", "broadcast"):
@@ -137,17 +182,16 @@ def _patience(board: Board, pulse: dict[str, Any] | None, timed_out: bool, limit
     return limit_s + GRACE_S + STALE_S
 
 
-def _lost(board: Board, ranks: Sequence[int], died: bool) -> KdclError:
+def _lost(board: Board, ranks: Sequence[int], how: str) -> KdclError:
     """The students of some ranks are dead, or others waited too long for them."""
     pulses = {rank: board.pulse_of(rank) or {} for rank in ranks}
     board.lost = [
         (board.names[rank], pulse["pid"])
         for rank, pulse in pulses.items()
-        if pulse and not _is_new(board, pulse)
+        if pulse and not _is_new(board, rank, pulse)
     ]
     names = ", ".join(board.names[rank] for rank in ranks)
     seen = pulses[ranks[0]]
-    how = "died" if died else "did not answer within limits.step_s"
     # A pulse is up to a second old: it tells the phase only if it is of the step that is waited for, or
     # if its process has stood there for long.
     step = seen["step"] if seen.get("stack") else max(board.pulse.step, seen.get("step", 0))
@@ -161,9 +205,9 @@ def _lost(board: Board, ranks: Sequence[int], died: bool) -> KdclError:
     )
 
 
-def _nobody_lost(board: Board, cause: BaseException, late: Sequence[int]) -> KdclError:
+def _nobody_lost(board: Board, cause: BaseException, late: Sequence[int], limit_name: str) -> KdclError:
     """All live and were cut off: one was too slow, which answers again by now, or a link is bad."""
     names = ", ".join(board.names[rank] for rank in late)
-    slow = f"{names} waited longer than limits.step_s, although every process lives: raise it"
+    slow = f"{names} waited longer than {limit_name}, although every process lives: raise it"
     broke = f"the exchange broke although every process lives: {one_line(cause)}"
-    return KdclError(slow if late else broke, step=board.pulse.step, phase=board.pulse.phase)
+    return ExchangeBroke(slow if late else broke, step=board.pulse.step, phase=board.pulse.phase)

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import threading
 import time
 from collections.abc import Callable
+from dataclasses import asdict
 from typing import Any
 
 import pytest
@@ -32,7 +34,7 @@ from kdcl_dist.message import Flag, Kind, Layout, Message, Numbers
 from kdcl_dist.plan import Turn
 from kdcl_dist.recipe import Member
 from kdcl_dist.recipe_file import parse_recipe
-from kdcl_dist.verdict import GRACE_S
+from kdcl_dist.verdict import GRACE_S, await_all
 from kdcl_dist.wire import Wire
 
 Together = Callable[..., list[Any]]
@@ -165,10 +167,10 @@ def test_every_field_of_the_header_is_checked(field: str, value: int, error: typ
 @pytest.fixture(params=[False, True], ids=["star", "mutual"])
 def together(request: pytest.FixtureRequest) -> Together:
     """Runs on every rank of a real group, which has one of either shape."""
-    return lambda work, step_s=3.0: _together(work, step_s, request.param)
+    return lambda work, step_s=3.0: _together(work, step_s, Wire(Layout(8, 3), Layout(8, 3), request.param))
 
 
-def _together(work: Callable[[Exchange], Any], step_s: float, mutual: bool) -> list[Any]:
+def _together(work: Callable[[Exchange], Any], step_s: float, wire: Wire) -> list[Any]:
     """The results or errors of `work`, by rank."""
     server, endpoint = host_store("127.0.0.1")
     results: list[Any] = [None] * 4
@@ -182,7 +184,7 @@ def _together(work: Callable[[Exchange], Any], step_s: float, mutual: bool) -> l
                 board,
                 store,
                 host="127.0.0.1",
-                wire=Wire(Layout(8, 3), Layout(8, 3), mutual),
+                wire=wire,
                 run=RUN,
                 generation=0,
                 step_s=step_s,
@@ -245,6 +247,37 @@ def test_an_answer_does_not_wait_for_a_student_that_expects_it(together: Togethe
         return answer.contribution().logits.sum().item()
 
     assert together(work, step_s=20) == [6.0] * 4
+
+
+def test_an_answer_is_not_cut_off_where_another_cannot_be_reached() -> None:
+    """Gloo tells nobody who has a part of a message that the rest will not come."""
+    took_s = [0.0] * 4
+
+    def work(exchange: Exchange) -> None:
+        rank, layout = exchange.board.rank, exchange.answer.layout
+        exchange.mine.begin(Kind.TRAIN, 0)
+        exchange.gather()
+        if rank == 1:
+            exchange.expect(with_rows=True)
+            time.sleep(0.1)
+            exchange.close()
+            return
+        if exchange.board.is_coordinator:
+            time.sleep(0.5)
+            exchange.answer.begin(Kind.TRAIN, 0)
+            exchange.answer.put(torch.arange(layout.rows), torch.zeros(layout.rows, layout.classes))
+        began = time.monotonic()
+        try:
+            exchange.broadcast(with_rows=True)
+            exchange.gather()
+            exchange.broadcast(with_rows=True)
+        finally:
+            took_s[rank] = time.monotonic() - began
+
+    big = Layout(8000, 1000)
+    results = _together(work, 20.0, Wire(Layout(8, 3), big, mutual=False))
+    assert all(isinstance(results[rank], KdclError) for rank in (0, 2, 3))
+    assert max(took_s) < 15
 
 
 def test_a_reported_failure_reaches_all_at_once(together: Together) -> None:
@@ -351,6 +384,57 @@ def test_who_does_not_come_is_named() -> None:
         Meeting(boards[1]).assemble([0, 1, 2], 0.3)
 
 
+def test_a_letter_of_a_process_that_was_replaced_does_not_count() -> None:
+    server, _ = host_store("127.0.0.1")
+    student, chair = (Board(scoped(server, "run"), NAMES, rank) for rank in (0, 3))
+    student.start_pulse("127.0.0.1")
+    try:
+        for pid, counts in ((os.getpid() + 1, False), (os.getpid(), True)):
+            letter = Hello("a", "127.0.0.1", pid, "cpu", 1, 3, {}, {}, {})
+            Meeting(student)._write({"hello": asdict(letter), "position": None, "lost": None})
+            meeting, deadline = Meeting(chair), time.monotonic() + 10
+            while meeting.waits_for([0]) != counts:
+                assert time.monotonic() < deadline
+            assert list(meeting._there()) == [0] * counts
+    finally:
+        student.close()
+
+
+def test_who_dies_before_the_group_is_formed_is_found_at_once() -> None:
+    server, _ = host_store("127.0.0.1")
+    boards = [Board(scoped(server, "run"), NAMES, rank) for rank in range(4)]
+    boards[3].is_gone = lambda name, pid: name == "b"
+    for board in boards:
+        board.start_pulse("127.0.0.1")
+    found: dict[int, KdclError] = {}
+
+    def wait(board: Board) -> None:
+        try:
+            await_all(board, 60)
+        except KdclError as error:
+            found[board.rank] = error
+
+    threads = [threading.Thread(target=wait, args=(boards[rank],)) for rank in (0, 2, 3)]
+    try:
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join(10)
+    finally:
+        for board in boards:
+            board.close()
+    assert {str(error) for error in found.values()} == {str(found[3])}
+    assert (type(found[3]), found[3].student, len(found)) == (StudentLost, "b", 3)
+    assert boards[3].lost == [("b", os.getpid())]
+
+
+def test_who_is_not_there_when_the_group_is_to_be_formed_is_named() -> None:
+    server, _ = host_store("127.0.0.1")
+    board = Board(scoped(server, "run"), NAMES, 3)
+    with pytest.raises(StudentLost, match=r"a, b, c did not answer within limits\.startup_s"):
+        await_all(board, 0.2)
+
+
 def test_only_the_first_failure_stands() -> None:
     server, _ = host_store("127.0.0.1")
     boards = [Board(scoped(server, "run"), NAMES, rank) for rank in range(2)]
@@ -374,4 +458,4 @@ def test_who_waits_longer_than_the_limit_says_so_though_all_live(together: Toget
 
     for error in together(work, step_s=20):
         assert isinstance(error, KdclError)
-        assert "b waited longer than limits.step_s" in str(error)
+        assert "b waited longer than limits.startup_s" in str(error)  # the limit of a long wait

@@ -38,10 +38,12 @@ from kdcl_dist.errors import (
 )
 from kdcl_dist.meeting import Meeting
 from kdcl_dist.message import Flag, Kind, Message
+from kdcl_dist.metrics import read_metrics
 from kdcl_dist.plan import Turn
 from kdcl_dist.pulse import Pulse
 from kdcl_dist.recipe_file import parse_recipe
 from kdcl_dist.runs import Run, prepare, read_record
+from kdcl_dist.student import Student
 from kdcl_dist.student_loop import StudentLoop
 from kdcl_dist.verdict import GRACE_S
 
@@ -284,7 +286,7 @@ def test_who_does_not_come_back_is_named_in_time(
         error = cast.errors[name]
         assert isinstance(error, CoordinatorLost if who == COORDINATOR else StudentLost)
         assert (error.student, error.step) == (None if who == COORDINATOR else who, step)
-        assert "limits.step_s" in error.message
+        assert ("limits.startup_s" if phase == "checkpoint" else "limits.step_s") in error.message
     assert_nothing_is_lost(cast.run, undisturbed, saved)
 
 
@@ -317,6 +319,53 @@ def test_a_cut_link_is_named_by_all(
         assert time.monotonic() - fault.at < FOUND_S
     assert "although every process lives" in one_cause(cast).message
     assert_nothing_is_lost(cast.run, undisturbed, saved)
+
+
+@pytest.mark.parametrize("phase", ["checkpoint", "broadcast"])
+@pytest.mark.parametrize("why", ["notice", "stop"])
+def test_who_leaves_in_a_checkpoint_that_was_asked_for_takes_no_step_from_the_others(
+    phase: str, why: str, make_recipe: MakeRecipe, make_run: MakeRun, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Before it has told of its part, or after: the others go on, and miss or repeat nothing."""
+    asked = iter([False] * 4 + [why == "stop"])  # at steps 0, 1, the checkpoint after 2, 3, and 4
+    learned: list[float] = []
+    learn, checkpoint = Student.learn, CoordinatorLoop._checkpoint
+    told = iter([False] * 4 + [why == "notice"])  # at steps 0, 1, 2, 3 and 4
+
+    def counted(student: Student, loss: Tensor, lr: float) -> Tensor:
+        if student.spec.name == "a":
+            learned.append(lr)
+        return learn(student, loss, lr)
+
+    def slow(loop: CoordinatorLoop, *arguments: Any) -> None:
+        time.sleep(0.5)  # until the one that leaves has left
+        checkpoint(loop, *arguments)
+
+    goes_on = ("failure.policy=continue", "failure.max_failures=1", "failure.min_students=1")
+    with monkeypatch.context() as patch:
+        patch.setattr(Student, "learn", counted)
+        patch.setattr(CoordinatorLoop, "_checkpoint", slow)
+        patch.setattr(
+            CoordinatorLoop, "_interruption", lambda *_: Flag.SAVE if next(told, False) else Flag.NONE
+        )
+        fault = Fault(patch, "b", phase, 5)
+        cast = Cast(make_run(make_recipe(*OVERRIDES, *goes_on, "distillation.method=mean")))
+        cast.train(lambda: next(asked, False))
+        assert fault.at, "the fault was not met"
+    assert cast.errors.keys() == {"b"}
+    ends = why == "notice" or phase == "checkpoint"  # else all parts were there, and so the run has stopped
+    assert cast.finished == {"a": ends, COORDINATOR: ends}
+    assert len(learned) == (6 if ends else 5)
+    if not ends:
+        kept = newest(cast.run.folder, print)
+        assert kept is not None
+        assert kept.step == 5
+        return
+    assert set(read_record(cast.run.folder)["results"]) >= {"a"}
+    rows = read_metrics(cast.run.folder).to_pylist()
+    steps = [r["step"] for r in rows if (r["student"], r["split"], r["name"]) == ("a", "train", "loss")]
+    assert len(steps) == len(set(steps))
+    assert {*steps, 4} == set(range(6))  # the figures of a step come with the next message, which may be lost
 
 
 Put = Callable[[Tensor, Tensor, Tensor], tuple[Tensor, Tensor, Tensor]]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import threading
 import time
+from collections import Counter
 from collections.abc import Callable
 from multiprocessing.connection import wait
 
@@ -63,7 +64,7 @@ class _Cast:
         self.stop = self.context.Event()
         self.endpoint: Endpoint | None = None
         self.members: list[Process] = []
-        self.replaced = 0
+        self.replaced = Counter[int]()
         self.over = False
 
     def train(self) -> bool:
@@ -76,9 +77,10 @@ class _Cast:
             self._attend()
         finally:
             _end(self.members)
-        if (cause := _first_cause(self.members)) is not None:
+        finished = self.members[0].finished if self.members else None
+        if finished is None and (cause := _first_cause(self.members)) is not None:
             raise cause
-        return bool(self.members[0].finished)
+        return bool(finished)  # who dies after the last answer has lost nothing
 
     def _start_coordinator(self) -> Process:
         return start(self.context, COORDINATOR, "coordinate", self.run, HOST, self.stop)
@@ -92,11 +94,14 @@ class _Cast:
         over_at: float | None = None
         limits, stops = self.run.recipe.limits, self.run.recipe.failure.policy == "stop"
         grace_s = max(GRACE_S, limits.startup_s) if stops else GRACE_S  # the others take a checkpoint
-        while talking := {member.link: member for member in self.members if not member.ended}:
+        while talking := [member for member in self.members if not member.ended]:
             if self.asked.is_set():
                 self.stop.set()
-            for link in wait(list(talking), timeout=0.2):
-                self._hear(talking[link])  # type: ignore[index]
+            # A process of its own may hold the link of one that has died.
+            signs = {sign: member for member in talking for sign in (member.link, member.process.sentinel)}
+            spoke = {signs[sign].name: signs[sign] for sign in wait(list(signs), timeout=0.2)}  # type: ignore[index]
+            for member in spoke.values():
+                self._hear(member)
             self._mend()
             over = any(member.failed for member in self.members) or self.members[0].finished is not None
             over_at = (over_at or time.monotonic()) if over else None
@@ -105,6 +110,8 @@ class _Cast:
 
     def _hear(self, member: Process) -> None:
         try:
+            if not member.link.poll():
+                raise EOFError
             kind, value = member.link.recv()
         except (EOFError, ConnectionResetError):
             member.ended = True
@@ -127,6 +134,7 @@ class _Cast:
             member.finished = self.members[0].finished
             member.process.kill()
         elif kind == "lost" and self.endpoint is not None and self.endpoint.id == value:
+            self.members[0].why = "ended, since a student does not reach its store"
             self.members[0].process.kill()
 
     def _mend(self) -> None:
@@ -134,10 +142,10 @@ class _Cast:
         for place, member in enumerate(self.members):
             if self.over or not member.failed or (place > 0 and self.endpoint is None):
                 continue
-            if self.replaced >= self.run.recipe.failure.allowed:
+            if self.replaced[place] >= self.run.recipe.failure.allowed:
                 self.over = True
                 return
-            self.replaced += 1
+            self.replaced[place] += 1
             finish(member)
             why = member.error.message if member.error else how_it_ended(member)
             died = f"process {member.process.pid} failed ({why})"
@@ -151,6 +159,7 @@ class _Cast:
     def _kill(self, name: str, pid: int) -> None:
         for member in self.members:
             if (member.name, member.process.pid) == (name, pid):
+                member.why = "ended, since it did not answer"
                 member.process.kill()
 
     def _announce(self, endpoint: Endpoint) -> None:

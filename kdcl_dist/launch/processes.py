@@ -32,6 +32,7 @@ class Process:
         finished: its own word at its end: True at the end of the run, False when that was stopped before.
         error: why it failed, if it could say so.
         ended: whether it says no more.
+        why: why it was killed, if whoever started it did so.
     """
 
     name: str
@@ -40,6 +41,7 @@ class Process:
     finished: bool | None = None
     error: KdclError | None = None
     ended: bool = False
+    why: str | None = None
 
     @property
     def failed(self) -> bool:
@@ -83,6 +85,8 @@ def finish(member: Process) -> None:
 
 def how_it_ended(member: Process) -> str:
     """Why a process is gone that said nothing."""
+    if member.why is not None:
+        return member.why
     code = member.process.exitcode
     if code is not None and code < 0:
         name = signal.Signals(-code).name

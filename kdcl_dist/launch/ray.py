@@ -12,7 +12,7 @@ import os
 import signal
 import threading
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any
 
 import ray
@@ -21,7 +21,7 @@ from ray.exceptions import RayError
 from ray.train import FailureConfig, LoggingConfig, RunConfig, ScalingConfig
 from ray.train.torch import TorchTrainer
 
-from kdcl_dist.errors import CoordinatorLost, KdclError, RunFolderError, StudentLost, one_line
+from kdcl_dist.errors import CoordinatorLost, KdclError, RunFolderError, StudentLost, from_dict, one_line
 from kdcl_dist.events import Event, Note
 from kdcl_dist.launch.preflight import run_checks
 from kdcl_dist.launch.ray_coordinator import END_S, Hearing, start_coordinator
@@ -167,7 +167,7 @@ class _Watcher:
             raise _cause(self.error, self.run)
         if (noted := recorded_failure(self.run)) is not None:
             raise noted
-        return not self.forwarded or self._finished()
+        return self._outcome()
 
     def _fit(self) -> None:
         try:
@@ -188,8 +188,19 @@ class _Watcher:
         for event in events:
             self.tell(event)
 
-    def _finished(self) -> bool:
-        return read_record(self.run.folder).get("state") == "finished"
+    def _outcome(self) -> bool:
+        """How the run ended, by the coordinator's own word: the storage may not have taken the record."""
+        found = None
+        with suppress(ValueError, RayError, TimeoutError):
+            found = ray.get(ray.get_actor(actor_name(self.run)).how_it_ended.remote(), timeout=END_S)
+        if isinstance(found, dict):
+            raise from_dict(found)
+        state = {"finished": True, "interrupted": False}.get(read_record(self.run.folder).get("state", ""))
+        if found is None and state is None:
+            raise CoordinatorLost(
+                "all workers have ended, and the coordinator does not say how; use --resume"
+            )
+        return bool(state if found is None else found)
 
 
 def trainer(run: Run) -> TorchTrainer:

@@ -19,7 +19,7 @@ from ray.exceptions import RayError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from kdcl_dist.endpoint import Endpoint
-from kdcl_dist.errors import CoordinatorCutOff, KdclError
+from kdcl_dist.errors import CoordinatorCutOff, wrap
 from kdcl_dist.events import Event
 from kdcl_dist.launch.ray_run import POLL_S, actor_name, at_this_host, end_process, nothing
 from kdcl_dist.launch.ray_title import set_title
@@ -138,7 +138,8 @@ class CoordinatorActor:
         threading.Thread(target=self.processes.watch, name="kdcl-drains", daemon=True).start()
         self.stopping = threading.Event()
         self.told: deque[Event] = deque()
-        self.heard = 0
+        self.forgotten = self.heard = 0
+        self.outcome: bool | dict[str, Any] | None = None
         self.metrics = RayMetrics(run.name)
         set_title(f"{run.name}/coordinator")
         self.begun = threading.Event()
@@ -157,7 +158,7 @@ class CoordinatorActor:
 
         self.begun.wait()
         try:
-            run_coordinator(
+            self.outcome = run_coordinator(
                 self.run,
                 self.store,
                 host=self.host,
@@ -167,8 +168,8 @@ class CoordinatorActor:
             )
         except CoordinatorCutOff:
             os._exit(1)  # Ray makes it again
-        except KdclError:
-            pass  # the run's record has the cause
+        except Exception as error:  # the run's record has it, if the storage takes it
+            self.outcome = wrap(error, student=None, step=None, phase="start").to_dict()
 
     def _tell(self, event: Event) -> None:
         self.told.append(event)
@@ -194,16 +195,24 @@ class CoordinatorActor:
         self.thread.join(timeout=wait_s)
         return not self.thread.is_alive()
 
+    def how_it_ended(self) -> bool | dict[str, Any] | None:
+        """True at the end of the run, False when it was stopped before, or its error; None: nobody knows."""
+        self.thread.join(timeout=END_S / 2)
+        return self.outcome
+
     def stop(self) -> None:
         """Ask for a checkpoint and an end after the current step."""
         self.stopping.set()
 
     def events(self, hearing: Hearing) -> tuple[Hearing, list[Event]]:
-        """The events after those that the driver has heard."""
+        """The events after those that the driver has heard, which are forgotten."""
         count = hearing.count if hearing.coordinator == self.own.id else 0
+        while self.forgotten < count:
+            self.told.popleft()
+            self.forgotten += 1
         events = list(self.told)
-        self.heard = len(events)
-        return Hearing(self.own.id, self.heard), events[count:]
+        self.heard = self.forgotten + len(events)
+        return Hearing(self.own.id, self.heard), events
 
     def drain(self) -> None:
         """Return when the driver has heard all events, or after a few polls without it."""
@@ -211,5 +220,5 @@ class CoordinatorActor:
             return
         self.thread.join(timeout=END_S / 4)  # it does not end when all workers are about to be replaced
         deadline = time.monotonic() + 5 * POLL_S
-        while self.heard < len(self.told) and time.monotonic() < deadline:
+        while self.heard < self.forgotten + len(self.told) and time.monotonic() < deadline:
             time.sleep(POLL_S / 4)
