@@ -84,6 +84,7 @@ class Board:
         generation: int,
         present: Sequence[int] | None = None,
         processes: Mapping[int, tuple[str, int]] | None = None,
+        step: int | None = None,
     ) -> None:
         """Turn to the next generation, in which nothing has failed yet.
 
@@ -92,6 +93,7 @@ class Board:
             present: ranks of the students that take part; None: all.
             processes: host and process id of each, where that is known; another one in a student's place
                 has followed it.
+            step: at which it begins.
         """
         self.generation, self.processes = generation, processes or {}
         self.present = list(range(len(self.names) - 1)) if present is None else list(present)
@@ -99,6 +101,7 @@ class Board:
         self.lost: list[tuple[str, int]] = []
         # Looked at with each pulse, so that whose stands still is known as soon as a limit ends.
         self.watches = {rank: Watch() for rank in (self.present if self.is_coordinator else [self.last])}
+        self.pulse.enter("start", step)
         if self._thread is not None:  # at once: a pulse of the generation before means a new process
             self.call(self._beat)
 

@@ -154,8 +154,7 @@ class _Chair:
     def _generation(self, stop: Callable[[], bool]) -> Flag:
         """Coordinate from one call to the end of the run, the next call, or the first failure."""
         board = self.board
-        board.enter(self.number)
-        board.pulse.enter("start", self.held.position.step if self.held else None)
+        board.enter(self.number, step=self.held.position.step if self.held else None)
         ready = self.meeting.assemble(self._awaited(), self.recipe.limits.startup_s)
         self._learn_of_loss([each.lost for each in ready.values() if each.lost is not None])
         present = [place for place in self._places() if set(self._ranks([place])) <= set(ready)]
@@ -168,7 +167,7 @@ class _Chair:
         held = self.held
         self.meeting.call(Call(self.number, run.start, held.position, tuple(present), restored), ranks)
         processes = {rank: (ready[rank].hello.host, ready[rank].hello.pid) for rank in ranks}
-        board.enter(self.number, ranks, processes)
+        board.enter(self.number, ranks, processes, held.position.step)
         exchange: Exchange | None = None
         try:
             await_all(board, self.recipe.limits.startup_s)

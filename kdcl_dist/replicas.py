@@ -88,7 +88,7 @@ class Replicas:
             tensor.div_(self.count)
 
     def close(self) -> None:
-        """Close the connections, so that the others notice at once."""
+        """Let go of the group; its connections close when the network that averages over it goes, too."""
         self.group = None
 
 

@@ -158,11 +158,11 @@ class _Seat:
         """Train from the turn of the call until the last that it has, or the first failure."""
         board, run = self.board, replace(self.run_, start=call.start, generation=call.number)
         members = run.recipe.members
-        board.enter(call.number, [rank for rank, each in enumerate(members) if each.student in call.students])
-        board.pulse.enter("start", call.at.step)
+        present = [rank for rank, each in enumerate(members) if each.student in call.students]
         exchange: Exchange | None = None
         replicas: Replicas | None = None
         try:
+            board.enter(call.number, present, step=call.at.step)
             self._take_up(call)
             await_all(board, self.limits.startup_s)
             if self.spec.replicas > 1:

@@ -5,19 +5,26 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
+import nets
 import pytest
 import torch
 from conftest import Cast, MakeRecipe, Order, assert_same, train, weights
 
+from kdcl_dist import seat
 from kdcl_dist.checkpoint import Manifest, Part, newest
-from kdcl_dist.errors import NonFiniteLogits, StudentLost
+from kdcl_dist.endpoint import Endpoint
+from kdcl_dist.errors import CoordinatorLost, NonFiniteLogits, StudentLost
 from kdcl_dist.events import Event, Note, Started
 from kdcl_dist.launch import local
 from kdcl_dist.metrics import read_metrics
 from kdcl_dist.recovery import Absences
 from kdcl_dist.runs import Run, read_record
+from kdcl_dist.seat import run_student
+from kdcl_dist.session import Session
 
 MakeRun = Callable[..., Run]
 #: Three steps an epoch; `a` takes half a second for ten.
@@ -159,6 +166,51 @@ def test_methods_go_on_with_who_is_there(
     (absence,) = read_record(run.folder)["absences"]
     assert absence["student"] == "b"
     assert set(read_record(run.folder)["results"]) == {"a", "b", "ensemble"}
+
+
+def test_a_student_without_a_part_in_the_checkpoint_begins_from_its_weights(
+    make_recipe: MakeRecipe, make_run: MakeRun, tmp_path: Path
+) -> None:
+    """It was away when the checkpoint was taken from which the run is resumed."""
+    torch.manual_seed(5)
+    given = nets.Plain(4).state_dict()
+    torch.save(given, tmp_path / "b.pt")
+    weights_of_b = ("students.b.model=nets:Plain", f"students.b.weights={tmp_path / 'b.pt'}")
+    run = make_run(make_recipe(*CONTINUE, *weights_of_b))
+    member, session = run.recipe.members[1], Session.open(run.recipe)
+    for parts, same in (({}, True), ({"b": Part("0" * 64, 1)}, False)):
+        student = seat._build(replace(run, start=Manifest(3, parts)), member, torch.device("cpu"), session)
+        found = student.model.state_dict()
+        assert all(torch.equal(found[key], given[key]) for key in given) is same
+
+
+def test_a_student_keeps_nothing_of_its_life_under_a_lost_coordinator(
+    make_recipe: MakeRecipe, make_run: MakeRun, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The frames of the error would hold its network, and the activations of a step."""
+    told: list[BaseException | None] = []
+
+    class Seat:
+        def __init__(self, *arguments: Any) -> None:
+            told.append(arguments[-1])
+
+        def run(self) -> bool:
+            if len(told) < 3:
+                raise CoordinatorLost("the coordinator died", step=4)
+            return True
+
+    monkeypatch.setattr(seat, "_Seat", Seat)
+    run = make_run(make_recipe("failure.max_failures=3"))
+    endpoint = Endpoint("127.0.0.1", 1)
+    assert run_student(
+        run, 0, lambda lost: endpoint, host="h", device=torch.device("cpu"), stop=lambda: False
+    )
+    first, *others = told
+    assert first is None
+    for error in others:
+        assert isinstance(error, CoordinatorLost)
+        assert error.step == 4
+        assert error.__traceback__ is error.__context__ is error.__cause__ is None
 
 
 def test_stop_saves_what_the_others_learned(order: Order, make_recipe: MakeRecipe, make_run: MakeRun) -> None:

@@ -239,5 +239,6 @@ def test_the_last_process_to_resume_owns_the_folder(make_recipe: MakeRecipe, mak
 
     error = all_agree(Cast(run).train(stop), RunFolderError)
     assert "resumed by another process (another)" in str(error)
-    assert read_record(run.folder)["owner"] == "another"
+    record = read_record(run.folder)
+    assert (record["owner"], record["state"], record["cause"]) == ("another", "running", None)
     assert newest(run.folder, print) is None

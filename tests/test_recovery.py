@@ -12,7 +12,14 @@ from typing import Any
 import pytest
 from conftest import MakeRecipe, Order, assert_same, train, weights
 
-from kdcl_dist.errors import CoordinatorLost, KdclError, ShapeMismatch, StudentFailed, StudentLost
+from kdcl_dist.errors import (
+    CoordinatorLost,
+    ExchangeBroke,
+    KdclError,
+    ShapeMismatch,
+    StudentFailed,
+    StudentLost,
+)
 from kdcl_dist.events import Event, Note, Started
 from kdcl_dist.launch import local
 from kdcl_dist.recipe import Failure, Recipe
@@ -92,6 +99,7 @@ def pids(events: list[Event], name: str) -> list[Any]:
         ("coordinator", "gather", 4, "cut"),
         ("coordinator", "gather", 4, "cut off"),
         ("b", "end", 6, "kill"),
+        ("b", "last answer", 6, "kill"),
         ("coordinator", "end", 6, "kill"),
     ],
 )
@@ -106,10 +114,14 @@ def test_a_run_with_a_fault_ends_as_one_without(
     undisturbed: Folder,
 ) -> None:
     # After the last step come two parts of the test pass, the checkpoint, and the end: the fourth gathering.
-    order(who, *((phase, step, how) if phase != "end" else ("gather", step, how, 4)))
+    fourth = {"end": "gather", "last answer": "broadcast"}
+    order(who, *((fourth[phase], step, how, 4) if phase in fourth else (phase, step, how)))
     run = make_run(make_recipe(*OVERRIDES))
     events = train(run)
     assert_as_undisturbed(run, undisturbed)
+    if phase == "last answer":  # nobody waits for who has given all
+        assert "failures" not in read_record(run.folder)
+        return
     if (who, how) == ("coordinator", "kill"):
         (cause,) = read_record(run.folder)["failures"]["causes"]
         assert (cause["error"], cause["host"]) == ("CoordinatorLost", "127.0.0.1")
@@ -164,7 +176,8 @@ def test_who_hangs_is_found_ended_and_replaced(
         assert "limits.step_s" in causes[0]["message"]
     if how == "block":
         assert "time.sleep(600)" in causes[0]["detail"], "the stack of the one that hangs is told"
-    assert any("killed by SIGKILL" in event.text for event in events if isinstance(event, Note))
+    why = "ended, since" if who == "b" else "ended, since a student does not reach its store"
+    assert any(why in event.text for event in events if isinstance(event, Note))
 
 
 def test_two_that_die_one_after_the_other(
@@ -178,15 +191,74 @@ def test_two_that_die_one_after_the_other(
     assert_as_undisturbed(run, undisturbed)
 
 
-def test_replicas_are_replaced_too(order: Order, make_recipe: MakeRecipe, make_run: MakeRun) -> None:
+@pytest.mark.parametrize(("step", "how"), [(0, "kill"), (0, "exception"), (3, "kill"), (3, "exception")])
+def test_who_fails_before_the_group_is_formed_is_found_at_once(
+    step: int,
+    how: str,
+    order: Order,
+    make_recipe: MakeRecipe,
+    make_run: MakeRun,
+    undisturbed: Folder,
+    tmp_path: Path,
+) -> None:
+    """When it takes up its state: at the first call, or when all go back to a checkpoint."""
+    if step:
+        order("a", "forward", 4, "kill")
+        order("b", "start", 3, how)
+    else:
+        order("b", "start", 0, how, nth=2)
+    run, heard = make_run(make_recipe(*OVERRIDES, "limits.step_s=100")), list[tuple[float, Event]]()
+    local.launch(run, lambda event: heard.append((time.time(), event)), threading.Event())
+    assert_as_undisturbed(run, undisturbed)
+    told = [t for t, e in heard if isinstance(e, Note) and "failure.max_failures" in e.text]
+    assert told[-1] - (tmp_path / f"fault-{1 if step else 0}").stat().st_mtime < 8
+    *_, cause = read_record(run.folder)["failures"]["causes"]
+    assert cause["error"] == ("StudentLost" if how == "kill" else "StudentFailed")
+    assert (cause["student"], cause["step"], cause["phase"]) == ("b", step, "start")
+
+
+@pytest.mark.parametrize(
+    ("phase", "step"), [("start", 0), ("forward", 4), ("backward", 4), ("evaluation", 3)]
+)
+def test_replicas_are_replaced_too(
+    phase: str, step: int, order: Order, make_recipe: MakeRecipe, make_run: MakeRun
+) -> None:
+    """Batch norm, gradients and buffers are shared between them: the one that lives is not to blame."""
     more = ("students.b.replicas=2", "students.b.sync_batchnorm=true", "students.b.model=cnn_small")
     recipe = make_recipe(*OVERRIDES, *more)
     whole = make_run(recipe)
     train(whole)
-    order("b/1", "backward", 4, "kill")
+    order("b/1", phase, step, "kill", nth=1 if step else 2)
     run = make_run(recipe)
-    train(run)
+    events = train(run)
     assert_as_undisturbed(run, whole.folder)
+    (cause,) = read_record(run.folder)["failures"]["causes"]
+    assert (cause["error"], cause["student"]) == ("StudentLost", "b/1")
+    assert len(set(pids(events, "b/0"))) == 1
+
+
+def test_many_processes_that_fail_at_once_are_one_failure(
+    order: Order, make_recipe: MakeRecipe, make_run: MakeRun
+) -> None:
+    for name in ("b/0", "b/1"):
+        order(name, "forward", 4, "stop")
+    more = ("students.b.replicas=2", "failure.max_failures=1", "limits.step_s=5")
+    run = make_run(make_recipe(*OVERRIDES, *more))
+    events = train(run)
+    (cause,) = read_record(run.folder)["failures"]["causes"]
+    assert "b/0, b/1 did not answer" in cause["message"]
+    told = [event.text for event in events if isinstance(event, Note)]
+    assert sum("ended, since it did not answer" in text for text in told) == 2
+
+
+def test_a_process_that_dies_is_replaced_though_its_own_child_lives(
+    order: Order, make_recipe: MakeRecipe, make_run: MakeRun, undisturbed: Folder
+) -> None:
+    order("b", "forward", 4, "kill with a child")
+    run = make_run(make_recipe(*OVERRIDES))
+    events = train(run)
+    assert_as_undisturbed(run, undisturbed)
+    assert len(set(pids(events, "b"))) == 2
 
 
 def test_code_that_fails_at_the_same_place_again_ends_the_run(
@@ -236,6 +308,7 @@ def failed(step: int, student: str = "b") -> KdclError:
         ({}, [StudentLost("x", student="b", step=3)] * 7, StudentLost("x", student="b", step=3), False),
         ({}, [StudentLost("x", student="b", step=3)] * 8, StudentLost("x", student="b", step=3), True),
         ({"max_failures": 0}, [], CoordinatorLost("x"), True),
+        ({}, [ExchangeBroke("x", step=3, phase="gather")], ExchangeBroke("x", step=3, phase="gather"), False),
         (
             {},
             [CoordinatorLost("x", step=3, phase="gather")],

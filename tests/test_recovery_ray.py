@@ -6,6 +6,7 @@ import os
 import signal
 import threading
 import time
+from collections import deque
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -14,8 +15,12 @@ import pytest
 import ray
 from conftest import MakeRecipe, Order, assert_same, recipe_text, train, weights
 
-from kdcl_dist.events import CheckpointSaved, Event, Started
+from kdcl_dist.endpoint import Endpoint
+from kdcl_dist.errors import ShapeMismatch
+from kdcl_dist.events import CheckpointSaved, Event, Started, Stepped
 from kdcl_dist.launch import ray as on_ray
+from kdcl_dist.launch import ray_coordinator
+from kdcl_dist.launch.ray_coordinator import Hearing
 from kdcl_dist.recipe_file import parse_recipe
 from kdcl_dist.runs import Run, prepare, read_record
 from kdcl_dist.storage import Folder
@@ -111,6 +116,39 @@ def test_a_worker_of_ray_that_dies_is_replaced_by_ray(
     assert len(set(pids(events, "b"))) == 2
     assert read_record(run.folder)["state"] == "finished"
     assert_nothing_left(events)
+
+
+def test_a_failure_that_the_storage_does_not_take_is_told_all_the_same(
+    make_recipe: MakeRecipe, make_run: MakeRun
+) -> None:
+    run = make_run(make_recipe(*OVERRIDES, "students.b.model=nets:TooFewRows"))
+    record = Path(run.folder.local or "") / "run.json"
+
+    def hear(event: Event) -> None:
+        if isinstance(event, Started):  # from here on nothing can be noted
+            record.unlink()
+            record.mkdir()
+
+    with pytest.raises(ShapeMismatch, match="for 20 samples") as caught:
+        on_ray.launch(run, hear, threading.Event())
+    assert (caught.value.student, caught.value.step) == ("b", 3)
+
+
+def test_events_that_the_driver_has_heard_are_forgotten() -> None:
+    kind = ray_coordinator.CoordinatorActor.__ray_metadata__.modified_class  # type: ignore[attr-defined]
+    actor = kind.__new__(kind)
+    actor.own, actor.told, actor.forgotten, actor.heard = Endpoint("h", 1), deque(), 0, 0
+    hearing, heard = Hearing(), list[int]()
+    for step in range(10):
+        actor.told += [Stepped(2 * step, {}), Stepped(2 * step + 1, {})]
+        again, events = actor.events(hearing)  # an answer that does not arrive is given again
+        assert events == actor.events(hearing)[1]
+        hearing = again
+        heard += [event.step for event in events]
+        assert len(actor.told) == 2
+    assert heard == list(range(20))
+    assert actor.heard == 20
+    assert [e.step for e in actor.events(Hearing("another", 7))[1]] == [18, 19]
 
 
 def test_the_others_go_on_while_a_worker_is_replaced(
