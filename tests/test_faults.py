@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import multiprocessing
 import signal
 import subprocess
 import sys
@@ -26,7 +27,8 @@ from kdcl_dist.errors import (
     StudentFailed,
     StudentLost,
 )
-from kdcl_dist.launch import local
+from kdcl_dist.events import Note, Stepped
+from kdcl_dist.launch import local, members
 from kdcl_dist.message import Flag, Kind
 from kdcl_dist.plan import Turn
 from kdcl_dist.recipe import Recipe
@@ -242,3 +244,24 @@ def test_the_last_process_to_resume_owns_the_folder(make_recipe: MakeRecipe, mak
     record = read_record(run.folder)
     assert (record["owner"], record["state"], record["cause"]) == ("another", "running", None)
     assert newest(run.folder, print) is None
+
+
+def test_a_launcher_that_does_not_listen_holds_up_nobody() -> None:
+    """As one does whose terminal is stopped by Ctrl-S."""
+    ours, theirs = multiprocessing.Pipe()
+    teller, count = members._Teller(theirs), 10_000
+    began = time.monotonic()
+    teller.tell(Note("first"))
+    for step in range(count):
+        teller.tell(Stepped(step, {"a": {"loss": 1.0}}))
+    teller.tell(Note("last"))
+    assert time.monotonic() - began < 5
+    assert teller.queue.qsize() <= members.BACKLOG + 1
+    heard = []
+    while not heard or heard[-1] != Note("last"):
+        heard.append(ours.recv()[1])
+    teller.close()
+    assert heard[0] == Note("first")
+    steps = [event.step for event in heard[1:-1]]
+    assert steps == sorted(steps)
+    assert 0 < len(steps) < count

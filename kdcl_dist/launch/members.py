@@ -7,6 +7,7 @@ why they failed.
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import gc
 import os
@@ -17,6 +18,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
+from queue import SimpleQueue
 from typing import Any
 
 import torch
@@ -25,7 +27,9 @@ from kdcl_dist.board import COORDINATOR
 from kdcl_dist.chair import run_coordinator
 from kdcl_dist.endpoint import Endpoint
 from kdcl_dist.errors import CoordinatorLost, wrap
+from kdcl_dist.events import Event, Stepped
 from kdcl_dist.exchange import host_store
+from kdcl_dist.launch.processes import GRACE_S
 from kdcl_dist.meeting import RunOver
 from kdcl_dist.orphans import end_with_parent
 from kdcl_dist.runs import Run
@@ -35,6 +39,8 @@ __all__ = ["coordinate", "train"]
 
 #: Of Linux's prctl; the kernel keeps 15 bytes.
 PR_SET_NAME = 15
+#: Events that may wait to be heard before steps are left out.
+BACKLOG = 100
 
 
 def coordinate(link: Connection, run: Run, host: str, stop: Any) -> None:
@@ -43,24 +49,47 @@ def coordinate(link: Connection, run: Run, host: str, stop: Any) -> None:
     def work() -> bool:
         store, endpoint = host_store(host)
         link.send(("endpoint", endpoint))
-        return run_coordinator(
-            run,
-            store,
-            host=host,
-            stop=stop.is_set,
-            tell=lambda event: link.send(("event", event)),
-            processes=_Processes(link),
-        )
+        teller = _Teller(link)
+        try:
+            return run_coordinator(
+                run, store, host=host, stop=stop.is_set, tell=teller.tell, processes=_Processes(teller)
+            )
+        finally:
+            teller.close()
 
     _name_process(COORDINATOR)
     _report(link, work, student=None)
+
+
+class _Teller:
+    """Tells the launcher what happens, from a thread: a terminal that is held must not hold up the cast."""
+
+    def __init__(self, link: Connection) -> None:
+        self.link, self.queue = link, SimpleQueue[tuple[str, Any] | None]()
+        self.thread = threading.Thread(target=self._send, name="kdcl-teller", daemon=True)
+        self.thread.start()
+
+    def tell(self, event: Event) -> None:
+        """Send an event; steps are left out while many wait to be heard."""
+        if not isinstance(event, Stepped) or self.queue.qsize() < BACKLOG:
+            self.queue.put(("event", event))
+
+    def close(self) -> None:
+        """Wait until all is sent, for a while."""
+        self.queue.put(None)
+        self.thread.join(GRACE_S)
+
+    def _send(self) -> None:
+        with contextlib.suppress(OSError):  # the launcher is gone, and this process ends with it
+            while (said := self.queue.get()) is not None:
+                self.link.send(said)
 
 
 @dataclass(frozen=True)
 class _Processes:
     """See `kdcl_dist.chair.Processes`."""
 
-    link: Connection
+    teller: _Teller
 
     def is_gone(self, name: str, pid: int) -> bool:
         """Whether the process is dead."""
@@ -72,7 +101,7 @@ class _Processes:
 
     def end(self, name: str, pid: int) -> None:
         """Let the launcher end it."""
-        self.link.send(("end", (name, pid)))
+        self.teller.queue.put(("end", (name, pid)))
 
     def notice(self) -> str | None:
         """This machine gives none."""
