@@ -102,7 +102,7 @@ class Board:
         # Looked at with each pulse, so that whose stands still is known as soon as a limit ends.
         self.watches = {rank: Watch() for rank in (self.present if self.is_coordinator else [self.last])}
         self.pulse.enter("start", step)
-        if self._thread is not None:  # at once: a pulse of the generation before means a new process
+        if self._thread is not None:  # at once: where it was in the one before says nothing of this one
             self.call(self._beat)
 
     # -- failures --------------------------------------------------------------------------------
@@ -169,7 +169,7 @@ class Board:
 
     def _beat(self) -> bool:
         """Send a pulse; False when the store is gone, which the loop will find out by itself."""
-        now, own = self.pulse, {"host": self._host, "pid": os.getpid(), "generation": self.generation}
+        now, own = self.pulse, {"host": self._host, "pid": os.getpid()}
         place = {"step": now.step, "phase": now.phase, "stack": now.stack(self._slow_s)}
         self.asked = time.monotonic()
         try:

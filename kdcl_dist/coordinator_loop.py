@@ -162,12 +162,12 @@ class CoordinatorLoop:
         elif turn.kind is Kind.TRAIN:
             exchange.answer.header["flags"] = self._interruption(turn)
         pulse.enter("broadcast")
-        flags = self._tell(turn, with_rows)
+        flags = self._give(turn, with_rows)
         pulse.enter("record")
         self._note_step(turn)
         return flags
 
-    def _tell(self, turn: Turn, with_rows: bool) -> Flag:
+    def _give(self, turn: Turn, with_rows: bool) -> Flag:
         """Give all the answer; its flags.
 
         After the last one each student leaves by itself, and all is saved: who does not get it hears from the

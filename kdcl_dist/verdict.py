@@ -26,23 +26,25 @@ def await_all(board: Board, limit_s: float) -> None:
     Raises:
         KdclError: the first failure of the generation: who died or failed, or did not come in time.
     """
-    board.call(board.store.set, board.own(f"here/{board.rank}"), "1")
+    board.call(board.store.set, _here(board, board.rank), "1")
     watches = {rank: Watch() for rank in (board.present if board.is_coordinator else [board.last])}
-    began, ranks = time.monotonic(), [*board.present, board.last]
-    while missing := [rank for rank in ranks if not board.has(board.own(f"here/{rank}"))]:
+    began, keys = time.monotonic(), [_here(board, rank) for rank in (*board.present, board.last)]
+    while not board.has(*keys):
         board.raise_failure()
-        lost = [
-            rank for rank, seen in watches.items() if rank in missing and _is_dead(board, rank, seen, False)
-        ]
-        died, waited_s = bool(lost), time.monotonic() - began
-        if waited_s > limit_s + (0 if board.is_coordinator else GRACE_S + STALE_S):  # which tells who is late
-            lost = [rank for rank in missing if rank in watches] or [board.last]
-        if lost:
-            how = "died" if died else "did not answer within limits.startup_s"
-            found = _lost(board, lost, how) if board.is_coordinator else board.coordinator_lost(how)
+        late = time.monotonic() - began > limit_s + (0 if board.is_coordinator else GRACE_S + STALE_S)
+        missing = {rank: seen for rank, seen in watches.items() if not board.has(_here(board, rank))}
+        dead = [rank for rank, seen in missing.items() if _is_dead(board, rank, seen, False)]
+        if dead or (late and (missing or not board.is_coordinator)):  # students leave it to it to name one
+            how = "died" if dead else "did not answer within limits.startup_s"
+            is_judge = board.is_coordinator
+            found = _lost(board, dead or list(missing), how) if is_judge else board.coordinator_lost(how)
             board.cause = board.report(found)
             raise board.cause
         time.sleep(POLL_S)
+
+
+def _here(board: Board, rank: int) -> str:
+    return board.own(f"here/{rank}")
 
 
 def timed_out(cause: BaseException) -> bool:
