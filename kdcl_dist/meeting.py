@@ -173,7 +173,7 @@ class Meeting:
             if self._failures:
                 raise self._failures.pop(0)
             if time.monotonic() > deadline:
-                missing = [self.board.names[rank] for rank in sorted(set(ranks) - set(self._ready))]
+                missing = [self.board.names[rank] for rank in sorted(set(ranks) - set(self._there()))]
                 raise _late(f"no word from {', '.join(missing)}", limit_s)
             time.sleep(POLL_S)
         return dict(sorted(self._there().items()))
