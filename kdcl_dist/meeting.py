@@ -169,22 +169,22 @@ class Meeting:
             KdclError: the first failure that a student reports meanwhile.
         """
         deadline = time.monotonic() + limit_s
-        while not self.waits_for(ranks):
+        while not set(ranks) <= set(there := self._there()):
             if self._failures:
                 raise self._failures.pop(0)
             if time.monotonic() > deadline:
-                missing = [self.board.names[rank] for rank in sorted(set(ranks) - set(self._there()))]
+                missing = [self.board.names[rank] for rank in sorted(set(ranks) - set(there))]
                 raise _late(f"no word from {', '.join(missing)}", limit_s)
             time.sleep(POLL_S)
-        return dict(sorted(self._there().items()))
+        return dict(sorted(there.items()))
 
     def waits_for(self, ranks: Collection[int]) -> bool:
         """Whether the students of some ranks are ready, and wait for their call."""
-        self._read_letters()
         return set(ranks) <= set(self._there())
 
     def _there(self) -> dict[int, Ready]:
         """Who is ready and lives. Who died while it waited for the others is waited for anew."""
+        self._read_letters()
         found = {}
         for rank, ready in self._ready.items():
             pulse = self.board.pulse_of(rank)
