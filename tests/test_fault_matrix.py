@@ -290,11 +290,11 @@ def test_who_does_not_come_back_is_named_in_time(
     assert_nothing_is_lost(cast.run, undisturbed, saved)
 
 
-#: The coordinator needs no connection to complete a checkpoint whose parts it has.
+#: The coordinator needs no connection to complete a checkpoint whose parts it has. At its end the run is over.
 CUTS = [
     (who, phase, step, step if (who, phase) == (COORDINATOR, "checkpoint") else saved)
     for who, phase, step, saved in EXCEPTIONS
-    if phase != "start"
+    if phase != "start" and (who, phase) != (COORDINATOR, "end")
 ]
 
 
@@ -312,13 +312,26 @@ def test_a_cut_link_is_named_by_all(
     with monkeypatch.context() as patch:
         links = Links(patch)
         fault = Fault(patch, who, phase, step, links.cut)
-        # Nothing comes after the last answer that would show whether the students have it, but the limit.
-        limit = ("limits.step_s=4",) if (who, phase) == (COORDINATOR, "end") else ()
-        cast = Cast(make_run(make_recipe(*OVERRIDES, *limit))).train()
+        cast = Cast(make_run(make_recipe(*OVERRIDES))).train()
         assert fault.at, "the fault was not met"
         assert time.monotonic() - fault.at < FOUND_S
     assert "although every process lives" in one_cause(cast).message
     assert_nothing_is_lost(cast.run, undisturbed, saved)
+
+
+def test_a_link_that_is_cut_before_the_last_answer_ends_the_run_as_finished(
+    make_recipe: MakeRecipe, make_run: MakeRun, undisturbed: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as patch:
+        links = Links(patch)
+        fault = Fault(patch, COORDINATOR, "end", 6, links.cut)
+        # Nothing comes after the last answer that would show whether the students have it, but the limit.
+        cast = Cast(make_run(make_recipe(*OVERRIDES, "limits.step_s=4"))).train()
+        assert fault.at, "the fault was not met"
+        assert time.monotonic() - fault.at < FOUND_S
+    assert not cast.errors
+    assert cast.finished == {"a": True, "b": True, COORDINATOR: True}
+    assert read_record(cast.run.folder)["results"] == read_record(undisturbed.folder)["results"]
 
 
 @pytest.mark.parametrize("phase", ["checkpoint", "broadcast"])

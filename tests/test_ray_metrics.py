@@ -55,19 +55,22 @@ def watched(tmp_path_factory: pytest.TempPathFactory) -> Watched:
     events: list[Event] = []
     titles: set[str] = set()
 
-    def hear(event: Event) -> None:
-        events.append(event)
-        titles.update(process_titles())
+    def look() -> None:
+        while not scraper.ended.wait(0.1):
+            titles.update(process_titles())
 
     ray.init(address="local", num_cpus=2, include_dashboard=False, log_to_driver=False)
     scraper = Scraper(ray.nodes()[0]["MetricsExportPort"])
     scraper.start()
+    looking = threading.Thread(target=look)
+    looking.start()
     try:
-        assert on_ray.launch(run, hear, threading.Event())
+        assert on_ray.launch(run, events.append, threading.Event())
         metrics = scraper.finish(recipe.epochs)
     finally:
         scraper.ended.set()
         scraper.join()
+        looking.join()
         ray.shutdown()
     return Watched(events, metrics, titles, read_record(run.folder))
 
