@@ -290,7 +290,7 @@ def test_who_does_not_come_back_is_named_in_time(
     assert_nothing_is_lost(cast.run, undisturbed, saved)
 
 
-#: The coordinator needs no connection to complete a checkpoint whose parts it has. At its end the run is over.
+#: The coordinator needs no connection to complete a checkpoint whose parts it has. Its end is the run's.
 CUTS = [
     (who, phase, step, step if (who, phase) == (COORDINATOR, "checkpoint") else saved)
     for who, phase, step, saved in EXCEPTIONS
