@@ -169,7 +169,7 @@ class Board:
 
     def _beat(self) -> bool:
         """Send a pulse; False when the store is gone, which the loop will find out by itself."""
-        now, own = self.pulse, {"host": self._host, "pid": os.getpid()}
+        now, own = self.pulse, {"host": self._host, "pid": os.getpid(), "generation": self.generation}
         place = {"step": now.step, "phase": now.phase, "stack": now.stack(self._slow_s)}
         self.asked = time.monotonic()
         try:

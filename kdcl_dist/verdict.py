@@ -194,6 +194,8 @@ def _lost(board: Board, ranks: Sequence[int], how: str) -> KdclError:
     ]
     names = ", ".join(board.names[rank] for rank in ranks)
     seen = pulses[ranks[0]]
+    if seen and seen["generation"] != board.generation:  # it has not told of this one, and so has just begun
+        seen = {"host": seen["host"], "step": board.pulse.step, "phase": board.pulse.phase}
     # A pulse is up to a second old: it tells the phase only if it is of the step that is waited for, or
     # if its process has stood there for long.
     step = seen["step"] if seen.get("stack") else max(board.pulse.step, seen.get("step", 0))

@@ -119,8 +119,7 @@ def test_a_run_with_a_fault_ends_as_one_without(
     run = make_run(make_recipe(*OVERRIDES))
     events = train(run)
     assert_as_undisturbed(run, undisturbed)
-    if phase == "last answer":  # nobody waits for who has given all
-        assert "failures" not in read_record(run.folder)
+    if phase == "last answer":  # its message may have left or not; if so, nobody waits for it
         return
     if (who, how) == ("coordinator", "kill"):
         (cause,) = read_record(run.folder)["failures"]["causes"]
