@@ -8,6 +8,7 @@ Each line is a ratio to a baseline that is measured in the same run, by turns; t
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 import time
 from collections.abc import Callable, Mapping
@@ -56,11 +57,14 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true", help="few rounds of small cases")
     parser.add_argument("--out", type=Path)
     arguments = parser.parse_args()
-    rows, began = [], time.monotonic()
+    rows, began, load = [], time.monotonic(), os.getloadavg()[0]
     for module in arguments.only or MODULES:
         rows += [row(figure, module) for figure in MODULES[module](arguments.quick)]
         print(f"{module}: done after {time.monotonic() - began:.0f} s", file=sys.stderr, flush=True)
-    took = f"Ratios measured by turns in one run, which took {(time.monotonic() - began) / 60:.0f} minutes"
+    minutes = (time.monotonic() - began) / 60
+    took = (
+        f"Ratios measured by turns in one run, which took {minutes:.0f} minutes and began at load {load:.1f}"
+    )
     page = [
         "# Speed: every ratio and its goal",
         "",
