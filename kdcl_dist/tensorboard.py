@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -34,12 +35,17 @@ class TensorBoard:
 
     def write(self, rows: pa.Table) -> None:
         """Write the rows of an epoch as scalars `split/name` over the global step."""
+        from tensorboardX.proto.event_pb2 import Event  # half a second that only this process needs
+        from tensorboardX.summary import scalar
+
+        now = time.time()
         for row in rows.to_pylist():
             writer = self._writer(row["student"])
             # Every point stands at the number of steps done by then, so that a resumed run, which deletes
             # all points after its start, deletes nothing that it does not write again.
             steps = row["step"] + (row["split"] in ("train", "analysis"))
-            writer.add_scalar(f"{row['split']}/{row['name']}", row["value"], steps)
+            point = scalar(f"{row['split']}/{row['name']}", row["value"])
+            writer.write_event(Event(wall_time=now, step=steps, summary=point))
         for writer in self.writers.values():
             writer.flush()
         self.epochs += 1
@@ -65,12 +71,19 @@ class TensorBoard:
         self.writers = {}
 
     def _writer(self, student: str) -> Any:
-        if student not in self.writers:
-            from tensorboardX import SummaryWriter  # half a second that only this process needs
+        """The file of a student.
 
-            self.writers[student] = SummaryWriter(
-                str(self.folder / student),
-                purge_step=self.start + 1 if self.start and not self.epochs else None,
-                filename_suffix=f".{self.epochs}",
-            )
+        Written directly: tensorboardX's own writer has two threads and a queue between processes, whose
+        semaphores a process that is killed leaves behind.
+        """
+        if student not in self.writers:
+            from tensorboardX.event_file_writer import EventsWriter
+            from tensorboardX.proto.event_pb2 import Event, SessionLog
+
+            (self.folder / student).mkdir(parents=True, exist_ok=True)
+            writer = EventsWriter(str(self.folder / student / "events"), f".{self.epochs}")
+            if self.start and not self.epochs:  # a restart: points from here on, of before, are not shown
+                log = SessionLog(status=SessionLog.START)
+                writer.write_event(Event(wall_time=time.time(), step=self.start + 1, session_log=log))
+            self.writers[student] = writer
         return self.writers[student]
