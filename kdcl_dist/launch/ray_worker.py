@@ -16,7 +16,7 @@ from typing import Any
 
 import ray
 import ray.train
-from ray.exceptions import GetTimeoutError, RayActorError, RayError
+from ray.exceptions import ActorUnavailableError, GetTimeoutError, RayActorError, RayError
 from ray.train.backend import Backend, BackendConfig
 
 from kdcl_dist.endpoint import Endpoint
@@ -183,10 +183,22 @@ class CastBackend(Backend):  # type: ignore[misc]
             wanted = [run.recipe.students[member.student].accelerator for member in run.recipe.members]
             self.places = assign_accelerators(wanted, worker_group.execute(_accelerator))
             self.actor = ray.get_actor(actor_name(run))
-        ray.get(self.actor.begin.remote(self.places), timeout=run.recipe.limits.startup_s)
+        self._begin(run.recipe.limits.startup_s)
         for index, rank in enumerate(ranks):
             name = run.recipe.members[self.places[rank]].name
             worker_group.execute_single_async(index, set_title, f"{run.name}/{name}")
+
+    def _begin(self, limit_s: float) -> None:
+        """Let the coordinator begin; one that has died at the same time is made again."""
+        deadline = time.monotonic() + limit_s
+        while True:
+            try:
+                ray.get(self.actor.begin.remote(self.places), timeout=limit_s)
+                return
+            except ActorUnavailableError:
+                if time.monotonic() > deadline:
+                    raise
+                time.sleep(POLL_S)
 
     def on_shutdown(self, worker_group: Any, backend_config: CastConfig) -> None:
         """Let the coordinator finish its record, and the driver hear the last of it."""
