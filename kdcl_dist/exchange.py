@@ -15,7 +15,7 @@ rank. Gloo carries it: the payload is small, lies on the CPU, and two ranks may 
 NCCL refuses. Both the store and the group bind to one address only, the one given, since gloo's own
 choice is the loopback wherever the host's name resolves there.
 
-No other module of the package calls torch.distributed.
+Beside `kdcl_dist.replicas` no other module of the package calls torch.distributed.
 """
 
 from __future__ import annotations
