@@ -20,7 +20,7 @@ import torch
 
 from benchmarks.digits_methods import interval
 from benchmarks.in_turn import InTurn
-from kdcl_dist.recipe_file import load_recipe
+from kdcl_dist.config.recipe_file import load_recipe
 
 __all__ = ["Study"]
 

@@ -18,7 +18,8 @@ import torch
 
 from benchmarks.figures import Figure
 from benchmarks.step_efficiency import CASTS, recipe_of, seconds_by_step
-from kdcl_dist.recipe import Analysis, Recipe
+from kdcl_dist.config.recipe import Recipe
+from kdcl_dist.config.sections import Analysis
 from kdcl_dist.training import train
 
 EVERY = 10

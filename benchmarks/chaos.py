@@ -27,12 +27,12 @@ from statistics import fmean
 
 import torch
 
-from kdcl_dist.checkpoint import newest, read_part
+from kdcl_dist.config.recipe_file import load_recipe
 from kdcl_dist.launch import local
-from kdcl_dist.recipe_file import load_recipe
-from kdcl_dist.runs import Run, prepare, read_record
-from kdcl_dist.statistics import Interval, mean_interval
-from kdcl_dist.storage import Folder
+from kdcl_dist.run.checkpoint import newest, read_part
+from kdcl_dist.run.run import Run, prepare, read_record
+from kdcl_dist.run.storage import Folder
+from kdcl_dist.utils.intervals import Interval, mean_interval
 
 RECIPE = "examples/digits.yaml"
 

@@ -29,14 +29,13 @@ from torchvision.transforms import v2
 from benchmarks.data_files import TorchvisionCIFAR10, cifar, jpegs
 from benchmarks.figures import Figure
 from benchmarks.private_memory import growth, write_raw
+from kdcl_dist.config.recipe_file import load_recipe
+from kdcl_dist.config.rounds import Kind, Turn
 from kdcl_dist.data.dataset import ArrowDataset
 from kdcl_dist.data.loader import batches
-from kdcl_dist.data.streams import batches_of
+from kdcl_dist.data.sampling import batches_of
+from kdcl_dist.data.training_data import Session
 from kdcl_dist.data.views import Transforms, Views
-from kdcl_dist.message import Kind
-from kdcl_dist.plan import Turn
-from kdcl_dist.recipe_file import load_recipe
-from kdcl_dist.session import Session
 
 WORKERS = (0, 1, 2)
 BATCH = 32

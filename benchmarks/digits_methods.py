@@ -22,7 +22,7 @@ import torch
 from scipy import stats
 
 from benchmarks.in_turn import InTurn
-from kdcl_dist.recipe_file import load_recipe
+from kdcl_dist.config.recipe_file import load_recipe
 
 METHODS = ("none", "naive", "linear", "min_logit", "general", "mean", "dml")
 OVERRIDES = (

@@ -24,12 +24,14 @@ import torch.distributed as dist
 
 from benchmarks.conditions import conditions
 from benchmarks.figures import Figure
-from kdcl_dist.board import Board
-from kdcl_dist.endpoint import Endpoint
-from kdcl_dist.exchange import Exchange, connect_store, host_store, scoped
-from kdcl_dist.message import Kind, Layout
+from kdcl_dist.config.rounds import Kind
+from kdcl_dist.exchange.group import Exchange
+from kdcl_dist.exchange.layout import Wire
+from kdcl_dist.exchange.message import Layout
+from kdcl_dist.membership.endpoint import Endpoint
+from kdcl_dist.membership.monitor import Board
+from kdcl_dist.membership.store import connect_store, host_store, scoped
 from kdcl_dist.planning.processes import apart
-from kdcl_dist.wire import Wire
 
 HOST, LIMIT_S = "127.0.0.1", 60.0
 BATCH = 128

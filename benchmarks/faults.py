@@ -20,10 +20,10 @@ from pathlib import Path
 
 import torch
 
-from kdcl_dist.events import Event, Note, Started
+from kdcl_dist.config.recipe_file import load_recipe
 from kdcl_dist.launch import local
-from kdcl_dist.recipe_file import load_recipe
-from kdcl_dist.runs import prepare
+from kdcl_dist.run.events import Event, Note, Started
+from kdcl_dist.run.run import prepare
 
 RECIPE, STEP, STEP_S = "examples/digits.yaml", 40, 5
 CASES = [

@@ -26,9 +26,9 @@ from torch import Tensor
 from benchmarks.device_timer import milliseconds, take_turns
 from benchmarks.figures import Figure
 from benchmarks.gpu_cast import cast_and_alone
-from kdcl_dist.optimisers import build_optimizer
-from kdcl_dist.recipe_file import parse_recipe
-from kdcl_dist.student import Student
+from kdcl_dist.config.recipe_file import parse_recipe
+from kdcl_dist.student.optimizer import build_optimizer
+from kdcl_dist.student.student import Student
 
 __all__ = ["figures", "main"]
 

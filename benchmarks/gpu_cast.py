@@ -8,7 +8,7 @@ import torch
 
 from benchmarks.step_efficiency import alone as alone_s
 from benchmarks.step_efficiency import together
-from kdcl_dist.recipe_file import load_recipe
+from kdcl_dist.config.recipe_file import load_recipe
 
 __all__ = ["cast_and_alone"]
 

@@ -12,15 +12,15 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from kdcl_dist.alignment import find_rows
-from kdcl_dist.coordinator import Aligned, Coordinator
-from kdcl_dist.message import Contribution
-from kdcl_dist.metrics import ENSEMBLE, Scores
-from kdcl_dist.recipe import Recipe
-from kdcl_dist.room import make_bank
-from kdcl_dist.session import Session
-from kdcl_dist.student import Student
-from kdcl_dist.wire import DTYPES
+from kdcl_dist.config.recipe import Recipe
+from kdcl_dist.coordinator.aggregator import Aligned, Coordinator
+from kdcl_dist.coordinator.logit_bank import make_bank
+from kdcl_dist.data.training_data import Session
+from kdcl_dist.exchange.alignment import find_rows
+from kdcl_dist.exchange.layout import DTYPES
+from kdcl_dist.exchange.message import Contribution
+from kdcl_dist.run.metrics import ENSEMBLE, Scores
+from kdcl_dist.student.student import Student
 
 __all__ = ["InTurn"]
 

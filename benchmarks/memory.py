@@ -23,13 +23,13 @@ import torch
 
 from benchmarks.figures import Figure
 from benchmarks.weighed import FOLDER
+from kdcl_dist.config.recipe import Recipe
+from kdcl_dist.config.recipe_file import load_recipe
 from kdcl_dist.data.dataset import Info
+from kdcl_dist.data.training_data import Session
 from kdcl_dist.data.writer import write_dataset
-from kdcl_dist.message import Layout
-from kdcl_dist.recipe import Recipe
-from kdcl_dist.recipe_file import load_recipe
-from kdcl_dist.session import Session
-from kdcl_dist.student import Student
+from kdcl_dist.exchange.message import Layout
+from kdcl_dist.student.student import Student
 
 __all__ = ["figures"]
 

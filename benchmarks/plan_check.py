@@ -21,11 +21,11 @@ from statistics import mean, median
 import torch
 
 from benchmarks.step_efficiency import RECIPE
-from kdcl_dist.metrics import ENSEMBLE, read_metrics
+from kdcl_dist.config.recipe import Recipe
+from kdcl_dist.config.recipe_file import load_recipe
 from kdcl_dist.planning.survey import survey
-from kdcl_dist.recipe import Recipe
-from kdcl_dist.recipe_file import load_recipe
-from kdcl_dist.storage import Folder
+from kdcl_dist.run.metrics import ENSEMBLE, read_metrics
+from kdcl_dist.run.storage import Folder
 from kdcl_dist.training import train
 
 #: One core a worker; the first has as many workers as most small machines have cores.

@@ -13,7 +13,7 @@ import torch
 
 from kdcl_dist.data.dataset import ArrowDataset, Info
 from kdcl_dist.data.loader import Batch, batches
-from kdcl_dist.data.streams import batches_of
+from kdcl_dist.data.sampling import batches_of
 from kdcl_dist.data.views import Transforms, Views
 from kdcl_dist.data.writer import write_dataset
 

@@ -17,10 +17,10 @@ from time import thread_time
 import torch
 
 from benchmarks.conditions import conditions
-from kdcl_dist.coordinator import Coordinator
-from kdcl_dist.message import Contribution
+from kdcl_dist.config.recipe_file import parse_recipe
+from kdcl_dist.coordinator.aggregator import Coordinator
+from kdcl_dist.exchange.message import Contribution
 from kdcl_dist.planning.processes import apart
-from kdcl_dist.recipe_file import parse_recipe
 
 BATCH, STEPS = 128, 5
 METHODS = ("mean", "linear", "general")

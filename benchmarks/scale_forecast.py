@@ -6,7 +6,7 @@ Every rank has a host of its own. A step's exchange is
 
     rounds * latency + passages * message + volume / bandwidth
 
-with the counts of `kdcl_dist.planning.collectives`.
+with the counts of `kdcl_dist.planning.collective_cost`.
 """
 
 from __future__ import annotations
@@ -18,8 +18,8 @@ from typing import NamedTuple
 import torch
 
 from benchmarks.scale import WAYS
-from kdcl_dist.message import HEADER, Layout
-from kdcl_dist.planning.collectives import Traffic, star, tree
+from kdcl_dist.exchange.message import HEADER, Layout
+from kdcl_dist.planning.collective_cost import Traffic, star, tree
 
 LATENCY_S, MESSAGE_S = 50e-6, 50e-6
 #: Gbit/s, and the bytes a second of each.

@@ -18,8 +18,8 @@ from pathlib import Path
 
 from benchmarks.conditions import conditions
 from benchmarks.scale import LARGE, MEDIUM, WAYS, Point, measure_from
-from kdcl_dist.endpoint import Endpoint
-from kdcl_dist.exchange import host_store
+from kdcl_dist.membership.endpoint import Endpoint
+from kdcl_dist.membership.store import host_store
 from kdcl_dist.planning.processes import apart
 
 RANKS, ROUNDS = (3, 5, 9), 3

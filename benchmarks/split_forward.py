@@ -17,7 +17,7 @@ import torch
 
 from benchmarks.conditions import conditions
 from kdcl_dist import models
-from kdcl_dist.memory import keep_freed_memory
+from kdcl_dist.utils.process import keep_freed_memory
 
 #: Network, classes, batch, shape of an image.
 CASES = (

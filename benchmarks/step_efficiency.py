@@ -29,14 +29,14 @@ import torch
 from benchmarks.conditions import conditions
 from benchmarks.figures import Figure
 from benchmarks.in_turn import InTurn
-from kdcl_dist.memory import keep_freed_memory
-from kdcl_dist.metrics import ENSEMBLE, read_metrics
-from kdcl_dist.recipe import Recipe
-from kdcl_dist.recipe_file import load_recipe
-from kdcl_dist.session import Session
-from kdcl_dist.storage import Folder
-from kdcl_dist.student import Student
+from kdcl_dist.config.recipe import Recipe
+from kdcl_dist.config.recipe_file import load_recipe
+from kdcl_dist.data.training_data import Session
+from kdcl_dist.run.metrics import ENSEMBLE, read_metrics
+from kdcl_dist.run.storage import Folder
+from kdcl_dist.student.student import Student
 from kdcl_dist.training import train
+from kdcl_dist.utils.process import keep_freed_memory
 
 RECIPE = "examples/digits.yaml"
 #: Two students on one core each, the batch, and the goal of (b) / max(a), if there is one for steps of this

@@ -15,14 +15,15 @@ import torch
 
 from benchmarks.accuracy import OVERRIDES, RECIPE
 from benchmarks.window_accuracy import STUDY
-from kdcl_dist.bank import Bank
-from kdcl_dist.coordinator import Aligned
-from kdcl_dist.data.streams import epoch_steps, own_steps, student_seed
-from kdcl_dist.message import Contribution
-from kdcl_dist.recipe import Recipe
-from kdcl_dist.recipe_file import load_recipe
-from kdcl_dist.session import Session
-from kdcl_dist.staleness import BINS, Staleness
+from kdcl_dist.config.recipe import Recipe
+from kdcl_dist.config.recipe_file import load_recipe
+from kdcl_dist.coordinator.aggregator import Aligned
+from kdcl_dist.coordinator.logit_bank import Bank
+from kdcl_dist.coordinator.staleness import Staleness
+from kdcl_dist.data.sampling import epoch_steps, own_steps, student_seed
+from kdcl_dist.data.training_data import Session
+from kdcl_dist.exchange.message import Contribution
+from kdcl_dist.run.metrics import BINS
 
 
 def ages(recipe: Recipe) -> list[dict[str, float]]:

@@ -18,17 +18,19 @@ from statistics import median
 
 import torch
 
-from kdcl_dist.bank import Bank
-from kdcl_dist.board import Board
-from kdcl_dist.checkpoint import write_part
-from kdcl_dist.coordinator import Coordinator
-from kdcl_dist.endpoint import Endpoint
-from kdcl_dist.exchange import Exchange, connect_store, host_store, scoped
-from kdcl_dist.message import Contribution, Kind, Layout
+from kdcl_dist.config.recipe_file import parse_recipe
+from kdcl_dist.config.rounds import Kind
+from kdcl_dist.coordinator.aggregator import Coordinator
+from kdcl_dist.coordinator.logit_bank import Bank
+from kdcl_dist.exchange.group import Exchange
+from kdcl_dist.exchange.layout import Wire
+from kdcl_dist.exchange.message import Contribution, Layout
+from kdcl_dist.membership.endpoint import Endpoint
+from kdcl_dist.membership.monitor import Board
+from kdcl_dist.membership.store import connect_store, host_store, scoped
 from kdcl_dist.planning.processes import apart
-from kdcl_dist.recipe_file import parse_recipe
-from kdcl_dist.storage import Folder
-from kdcl_dist.wire import Wire
+from kdcl_dist.run.checkpoint import write_part
+from kdcl_dist.run.storage import Folder
 
 ROUNDS = 40
 LIMIT_S = 60.0

@@ -12,16 +12,16 @@ from typing import TYPE_CHECKING, Any
 from kdcl_dist.version import __version__
 
 if TYPE_CHECKING:
-    from kdcl_dist.recipe import Recipe
-    from kdcl_dist.recipe_file import load_recipe
+    from kdcl_dist.config.recipe import Recipe
+    from kdcl_dist.config.recipe_file import load_recipe
     from kdcl_dist.training import Result, train
 
 __all__ = ["Recipe", "Result", "__version__", "load_recipe", "train"]
 
 _HOMES = {
-    "Recipe": "kdcl_dist.recipe",
+    "Recipe": "kdcl_dist.config.recipe",
     "Result": "kdcl_dist.training",
-    "load_recipe": "kdcl_dist.recipe_file",
+    "load_recipe": "kdcl_dist.config.recipe_file",
     "train": "kdcl_dist.training",
 }
 

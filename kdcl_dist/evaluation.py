@@ -12,17 +12,17 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from kdcl_dist.board import COORDINATOR
-from kdcl_dist.checkpoint import newest, read_part
-from kdcl_dist.coordinator import Aligned, Coordinator
+from kdcl_dist.config.recipe import Recipe
+from kdcl_dist.coordinator.aggregator import Aligned, Coordinator
+from kdcl_dist.data.training_data import Session
 from kdcl_dist.errors import RunFolderError
-from kdcl_dist.metrics import ENSEMBLE, Scores
-from kdcl_dist.recipe import Recipe
-from kdcl_dist.runs import load_run, read_record
-from kdcl_dist.seeding import Purpose, derive
-from kdcl_dist.session import Session
-from kdcl_dist.storage import Folder
-from kdcl_dist.student import Student
+from kdcl_dist.membership.monitor import COORDINATOR
+from kdcl_dist.run.checkpoint import newest, read_part
+from kdcl_dist.run.metrics import ENSEMBLE, Scores
+from kdcl_dist.run.run import load_run, read_record
+from kdcl_dist.run.storage import Folder
+from kdcl_dist.student.student import Student
+from kdcl_dist.utils.seeding import Purpose, derive
 
 __all__ = ["Evaluation", "Noise", "Trained", "evaluate", "evaluate_under_noise", "open_session"]
 

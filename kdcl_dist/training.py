@@ -8,15 +8,15 @@ from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Literal
 
+from kdcl_dist.config.recipe import Recipe
+from kdcl_dist.data.training_data import Session
 from kdcl_dist.errors import PreflightError, UserError, wrap
-from kdcl_dist.events import Event, Note
-from kdcl_dist.launch.server import start_server
+from kdcl_dist.launch.forkserver import start_server
+from kdcl_dist.launch.preflight.bank_memory import look_for_room
 from kdcl_dist.launch.signals import stop_on_signals
-from kdcl_dist.recipe import Recipe
-from kdcl_dist.room import look_for_room
-from kdcl_dist.runs import Run, prepare, read_record, record_failure, update_record
-from kdcl_dist.session import Session
-from kdcl_dist.uris import without_secret
+from kdcl_dist.run.events import Event, Note
+from kdcl_dist.run.run import Run, prepare, read_record, record_failure, update_record
+from kdcl_dist.run.uris import without_secret
 
 __all__ = ["Launcher", "Result", "train"]
 
@@ -113,6 +113,6 @@ def _launch(run: Run, launcher: Launcher, tell: Callable[[Event], None], asked: 
                 path = f"students.{student.name}.accelerator"
                 tell(Note(f"warning: {path}: {student.accelerator!r} is not looked for by launcher 'local'"))
         return local.launch(run, tell, asked)
-    from kdcl_dist.launch import ray
+    from kdcl_dist.launch.ray import driver
 
-    return ray.launch(run, tell, asked)
+    return driver.launch(run, tell, asked)

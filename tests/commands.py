@@ -9,8 +9,8 @@ from pathlib import Path
 import click
 
 from kdcl_dist.cli import kdcl
-from kdcl_dist.compare.table import load_table
-from kdcl_dist.recipe_file import load_recipe
+from kdcl_dist.compare.experiment import load_table
+from kdcl_dist.config.recipe_file import load_recipe
 
 _COMMAND = re.compile(rf"(?:^|[ /])(kdcl (?:{'|'.join(kdcl.commands)})\b[^\n#`|>]*)", re.MULTILINE)
 _FENCE = re.compile(r"^ *```\w*\n(.*?)^ *```", re.MULTILINE | re.DOTALL)

@@ -15,18 +15,18 @@ import numpy as np
 import pytest
 import torch
 
-from kdcl_dist import seat
-from kdcl_dist.chair import run_coordinator
+from kdcl_dist.config.recipe import Recipe
+from kdcl_dist.config.recipe_file import parse_recipe
+from kdcl_dist.coordinator.runtime import run_coordinator
 from kdcl_dist.data.dataset import Info
 from kdcl_dist.data.writer import write_dataset
-from kdcl_dist.events import Event
-from kdcl_dist.exchange import host_store
 from kdcl_dist.launch import local
-from kdcl_dist.meeting import RunOver
-from kdcl_dist.recipe import Recipe
-from kdcl_dist.recipe_file import parse_recipe
-from kdcl_dist.runs import Run, prepare
-from kdcl_dist.seat import run_student
+from kdcl_dist.membership.rendezvous import RunOver
+from kdcl_dist.membership.store import host_store
+from kdcl_dist.run.events import Event
+from kdcl_dist.run.run import Run, prepare
+from kdcl_dist.student import runtime
+from kdcl_dist.student.runtime import run_student
 
 TESTS = Path(__file__).parent
 ROOT = TESTS.parent
@@ -126,13 +126,13 @@ class Cast:
         """Run all members to their end."""
         with pytest.MonkeyPatch.context() as patch:
             # Networks draw their initial weights from the generator that all threads share.
-            build, lock = seat._build, threading.Lock()
+            build, lock = runtime._build, threading.Lock()
 
             def one_at_a_time(*arguments: Any) -> Any:
                 with lock:
                     return build(*arguments)
 
-            patch.setattr(seat, "_build", one_at_a_time)
+            patch.setattr(runtime, "_build", one_at_a_time)
             return self._train(stop)
 
     def _train(self, stop: Callable[[], bool]) -> Cast:

@@ -14,12 +14,12 @@ import torch
 from torch import Tensor, nn
 
 from kdcl_dist import models
+from kdcl_dist.config.recipe_file import parse_recipe
 from kdcl_dist.data.dataset import Info
+from kdcl_dist.data.training_data import Session
 from kdcl_dist.data.writer import write_dataset
 from kdcl_dist.export.source import Source
-from kdcl_dist.recipe_file import parse_recipe
-from kdcl_dist.session import Session
-from kdcl_dist.storage import Folder
+from kdcl_dist.run.storage import Folder
 
 #: Runs the Python of each export's model card, in its folder, on images of the shape it names.
 FRESH = """

@@ -13,11 +13,11 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from kdcl_dist import models
+from kdcl_dist.config.recipe import Recipe
 from kdcl_dist.data.dataset import ArrowDataset
 from kdcl_dist.data.views import Transforms
-from kdcl_dist.ensembles import linear
-from kdcl_dist.recipe import Recipe
-from kdcl_dist.seeding import Purpose, derive, permutation
+from kdcl_dist.distillation.ensembles import linear
+from kdcl_dist.utils.seeding import Purpose, derive, permutation
 
 
 def soft_target(method: str, logits: list[Tensor], y: Tensor, T: float, w: Tensor, teacher: int) -> Tensor:
@@ -172,7 +172,7 @@ def windowed_targets(
 
 def held_out_weights(recipe: Recipe, data: ArrowDataset, nets: list, held: list[int]) -> Tensor:
     """The weights of `general`, by its own function, from residuals taken here."""
-    from kdcl_dist.ensembles import general_weights
+    from kdcl_dist.distillation.ensembles import general_weights
 
     parts = []
     for start in range(0, len(held), recipe.batch_size):

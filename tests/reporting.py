@@ -11,12 +11,12 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from kdcl_dist.metrics import ENSEMBLE, SCHEMA, Recorder
-from kdcl_dist.recipe import Recipe
-from kdcl_dist.recipe_file import dump_recipe, parse_recipe
-from kdcl_dist.report.load import RunData, aggregate
-from kdcl_dist.runs import update_record
-from kdcl_dist.storage import Folder
+from kdcl_dist.config.recipe import Recipe
+from kdcl_dist.config.recipe_file import dump_recipe, parse_recipe
+from kdcl_dist.report.run_data import RunData, aggregate
+from kdcl_dist.run.metrics import ENSEMBLE, SCHEMA, Recorder
+from kdcl_dist.run.run import update_record
+from kdcl_dist.run.storage import Folder
 
 TARGETS = ("naive", "linear", "min_logit", "general", "mean")
 STEPS = 4

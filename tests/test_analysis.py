@@ -13,11 +13,11 @@ from conftest import Cast, MakeRecipe
 from scipy import optimize
 from scipy.special import log_softmax, softmax
 
-from kdcl_dist.analysis import conflict, measure
-from kdcl_dist.losses import kdcl_loss
-from kdcl_dist.metrics import read_metrics
+from kdcl_dist.distillation.diagnostics import conflict, measure
+from kdcl_dist.distillation.losses import kdcl_loss
 from kdcl_dist.models import build
-from kdcl_dist.runs import Run
+from kdcl_dist.run.metrics import read_metrics
+from kdcl_dist.run.run import Run
 
 NAMES = ["a", "b", "c"]
 S, B, C, T = 3, 40, 5, 2.5

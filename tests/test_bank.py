@@ -16,15 +16,16 @@ from conftest import Cast, MakeRecipe
 from test_preflight import REPORT
 from torch import Tensor
 
-from kdcl_dist import bank as bank_module
-from kdcl_dist import preflight, room
-from kdcl_dist.bank import Bank, bank_bytes
 from kdcl_dist.cli import kdcl
+from kdcl_dist.config.differences import differences
+from kdcl_dist.config.recipe_file import dump_recipe
+from kdcl_dist.coordinator import logit_bank as bank_module
+from kdcl_dist.coordinator.logit_bank import Bank, bank_bytes, make_bank
 from kdcl_dist.errors import PreflightError, RecipeError
-from kdcl_dist.events import Event, Note
-from kdcl_dist.recipe_file import differences, dump_recipe
-from kdcl_dist.room import Room, look_for_room, make_bank
-from kdcl_dist.runs import Run
+from kdcl_dist.launch.preflight import bank_memory, checks
+from kdcl_dist.launch.preflight.bank_memory import Room, look_for_room
+from kdcl_dist.run.events import Event, Note
+from kdcl_dist.run.run import Run
 from kdcl_dist.training import train
 
 S, N, C = 3, 40, 6
@@ -155,8 +156,8 @@ def test_room_in_memory(make_recipe: MakeRecipe, monkeypatch: pytest.MonkeyPatch
     assert 0 < (found.free or 0) < 1 << 50
     meminfo = tmp_path / "meminfo"
     meminfo.write_text("MemTotal: 9 kB\nMemAvailable:       1 kB\n")
-    monkeypatch.setattr(room, "MEMINFO", meminfo)
-    monkeypatch.setattr(room, "CGROUP", tmp_path)
+    monkeypatch.setattr(bank_memory, "MEMINFO", meminfo)
+    monkeypatch.setattr(bank_memory, "CGROUP", tmp_path)
     small = look_for_room(recipe, 60, 4)
     assert small is not None
     assert (small.needed, small.free) == (2 * 60 * 12 + 240, 1024)
@@ -190,10 +191,10 @@ def test_room_on_a_disk(make_recipe: MakeRecipe, tmp_path: Path) -> None:
 
 
 def test_preflight_looks_for_room(make_recipe: MakeRecipe) -> None:
-    assert preflight.bank([REPORT]) == []
-    (check,) = preflight.bank([replace(REPORT, bank=Room("2 students", 5, None, 9))])
+    assert checks.bank([REPORT]) == []
+    (check,) = checks.bank([replace(REPORT, bank=Room("2 students", 5, None, 9))])
     assert check.ok
-    (check,) = preflight.bank([replace(REPORT, bank=Room("2 students", 9, None, 5)), REPORT])
+    (check,) = checks.bank([replace(REPORT, bank=Room("2 students", 9, None, 5)), REPORT])
     assert not check.ok
     assert "top_k" in check.failures[0]
 
@@ -213,7 +214,7 @@ def test_the_command_line_tells_in_one_line(make_recipe: MakeRecipe, tmp_path: P
 
 
 def test_its_size_is_told_before_the_start(make_recipe: MakeRecipe, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(room, "_free_memory", lambda: 10)
+    monkeypatch.setattr(bank_memory, "_free_memory", lambda: 10)
     told: list[Event] = []
     with pytest.raises(PreflightError, match="bank of logits"):
         train(make_recipe("distillation.window=3"), launcher="local", tell=told.append)

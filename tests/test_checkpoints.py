@@ -11,11 +11,11 @@ import pytest
 import torch
 from conftest import Cast, MakeRecipe, assert_same, weights
 
-from kdcl_dist import checkpoint as C
 from kdcl_dist.errors import CheckpointError, RunFolderError
-from kdcl_dist.metrics import read_metrics
-from kdcl_dist.runs import Run, read_record
-from kdcl_dist.storage import Folder
+from kdcl_dist.run import checkpoint as C
+from kdcl_dist.run.metrics import read_metrics
+from kdcl_dist.run.run import Run, read_record
+from kdcl_dist.run.storage import Folder
 
 MakeRun = Callable[..., Run]
 

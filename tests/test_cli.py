@@ -17,10 +17,10 @@ from conftest import ROOT, MakeRecipe
 
 from kdcl_dist import models
 from kdcl_dist.cli import kdcl
-from kdcl_dist.metrics import SCHEMA, read_metrics
-from kdcl_dist.recipe_file import dump_recipe, load_recipe
-from kdcl_dist.runs import read_record
-from kdcl_dist.storage import Folder
+from kdcl_dist.config.recipe_file import dump_recipe, load_recipe
+from kdcl_dist.run.metrics import SCHEMA, read_metrics
+from kdcl_dist.run.run import read_record
+from kdcl_dist.run.storage import Folder
 
 
 @pytest.fixture

@@ -18,7 +18,7 @@ from conftest import ROOT
 from kuberay import Claim, ClusterSpec, Manifest, Policy, RayCluster, RayJob
 from pydantic import TypeAdapter, ValidationError
 
-from kdcl_dist.launch.jobs import RUNTIME_ENV
+from kdcl_dist.launch.ray.jobs import RUNTIME_ENV
 from kdcl_dist.version import __version__
 
 CLUSTER = ROOT / "cluster"

@@ -20,8 +20,8 @@ import pytest
 from conftest import ROOT, assert_same, weights
 from hosts import Host, hosts, why_not
 
-from kdcl_dist.runs import read_record
-from kdcl_dist.storage import Folder
+from kdcl_dist.run.run import read_record
+from kdcl_dist.run.storage import Folder
 
 REASON = why_not(gigabytes=6)
 pytestmark = [

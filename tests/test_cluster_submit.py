@@ -20,11 +20,11 @@ from ray.exceptions import AuthenticationError
 from ray.job_submission import JobStatus
 
 from kdcl_dist.cli import kdcl
+from kdcl_dist.config.recipe_file import dump_recipe
 from kdcl_dist.errors import RunFolderError
-from kdcl_dist.launch import jobs
-from kdcl_dist.launch import ray as launcher
-from kdcl_dist.launch.ray_run import at_this_host
-from kdcl_dist.recipe_file import dump_recipe
+from kdcl_dist.launch.ray import driver as launcher
+from kdcl_dist.launch.ray import jobs
+from kdcl_dist.launch.ray.common import at_this_host
 
 URL = "http://head:8265"
 

@@ -6,7 +6,7 @@ from collections import Counter
 
 import pytest
 
-from kdcl_dist.planning.collectives import Traffic, ring, star, tree
+from kdcl_dist.planning.collective_cost import Traffic, ring, star, tree
 
 #: Of one message: sender, receiver, bytes.
 Sent = tuple[int, int, int]

@@ -16,14 +16,14 @@ from conftest import MakeRecipe
 from scipy import stats
 
 from kdcl_dist.cli import kdcl
+from kdcl_dist.compare.experiment import jobs_of, load_table
 from kdcl_dist.compare.runs import Outcome, run_jobs
 from kdcl_dist.compare.summary import markdown, summarise
-from kdcl_dist.compare.table import jobs_of, load_table
+from kdcl_dist.config.recipe_file import dump_recipe
 from kdcl_dist.errors import RecipeError
-from kdcl_dist.recipe_file import dump_recipe
-from kdcl_dist.runs import read_record
-from kdcl_dist.statistics import mean_interval, median_interval, t_quantile
-from kdcl_dist.storage import Folder
+from kdcl_dist.run.run import read_record
+from kdcl_dist.run.storage import Folder
+from kdcl_dist.utils.intervals import mean_interval, median_interval, t_quantile
 
 
 @pytest.mark.parametrize("freedom", [1, 2, 3, 4, 5, 9, 10, 29, 100])

@@ -12,10 +12,10 @@ from torch import Tensor
 from torch._dynamo.utils import counters
 
 from kdcl_dist.errors import ModelError
-from kdcl_dist.exchange import host_store, scoped
-from kdcl_dist.replicas import Replicas
-from kdcl_dist.runs import Run
-from kdcl_dist.student import Student
+from kdcl_dist.exchange.replicas import Replicas
+from kdcl_dist.membership.store import host_store, scoped
+from kdcl_dist.run.run import Run
+from kdcl_dist.student.student import Student
 
 CAST = "students=[{name: a, model: 'nets:Tiny', epochs: 1, compile: true}, {name: b, model: mlp}]"
 

@@ -14,17 +14,17 @@ import pytest
 import torch
 from conftest import Cast, MakeRecipe, Order, assert_same, train, weights
 
-from kdcl_dist import seat
-from kdcl_dist.checkpoint import Manifest, Part, newest
-from kdcl_dist.endpoint import Endpoint
+from kdcl_dist.coordinator.roster import Absences
+from kdcl_dist.data.training_data import Session
 from kdcl_dist.errors import CoordinatorLost, NonFiniteLogits, StudentLost
-from kdcl_dist.events import Event, Note, Started
 from kdcl_dist.launch import local
-from kdcl_dist.metrics import read_metrics
-from kdcl_dist.recovery import Absences
-from kdcl_dist.runs import Run, read_record
-from kdcl_dist.seat import run_student
-from kdcl_dist.session import Session
+from kdcl_dist.membership.endpoint import Endpoint
+from kdcl_dist.run.checkpoint import Manifest, Part, newest
+from kdcl_dist.run.events import Event, Note, Started
+from kdcl_dist.run.metrics import read_metrics
+from kdcl_dist.run.run import Run, read_record
+from kdcl_dist.student import runtime
+from kdcl_dist.student.runtime import run_student
 
 MakeRun = Callable[..., Run]
 #: Three steps an epoch; `a` takes half a second for ten.
@@ -179,7 +179,7 @@ def test_a_student_without_a_part_in_the_checkpoint_begins_from_its_weights(
     run = make_run(make_recipe(*CONTINUE, *weights_of_b))
     member, session = run.recipe.members[1], Session.open(run.recipe)
     for parts, same in (({}, True), ({"b": Part("0" * 64, 1)}, False)):
-        student = seat._build(replace(run, start=Manifest(3, parts)), member, torch.device("cpu"), session)
+        student = runtime._build(replace(run, start=Manifest(3, parts)), member, torch.device("cpu"), session)
         found = student.model.state_dict()
         assert all(torch.equal(found[key], given[key]) for key in given) is same
 
@@ -199,7 +199,7 @@ def test_a_student_keeps_nothing_of_its_life_under_a_lost_coordinator(
                 raise CoordinatorLost("the coordinator died", step=4)
             return True
 
-    monkeypatch.setattr(seat, "_Seat", Seat)
+    monkeypatch.setattr(runtime, "_Seat", Seat)
     run = make_run(make_recipe("failure.max_failures=3"))
     endpoint = Endpoint("127.0.0.1", 1)
     assert run_student(

@@ -21,18 +21,17 @@ from hypothesis import strategies as st
 from PIL import Image
 from torchvision.transforms import v2
 
-from kdcl_dist.data import streams
+from kdcl_dist.config.rounds import Kind, Turn
+from kdcl_dist.data import sampling
 from kdcl_dist.data.dataset import ArrowDataset, Info, fingerprint, open_dataset
 from kdcl_dist.data.describe import describe
 from kdcl_dist.data.importers.digits import import_digits
 from kdcl_dist.data.loader import batches, normalise
+from kdcl_dist.data.training_data import Session
 from kdcl_dist.data.view_seeds import view_seeds
 from kdcl_dist.data.views import Transforms, Views
 from kdcl_dist.data.writer import write_dataset
 from kdcl_dist.errors import DataError, RecipeError
-from kdcl_dist.message import Kind
-from kdcl_dist.plan import Turn
-from kdcl_dist.session import Session
 
 SETTINGS = settings(max_examples=50, deadline=None, derandomize=True)
 INFO = Info(("x", "y"), "raw", 1, (1, 2, 2), (0.5,), (0.5,))
@@ -206,12 +205,12 @@ def test_own_data_sets_by_import_string(tmp_path: Path, monkeypatch: pytest.Monk
 def test_streams_are_frozen() -> None:
     """These values are in everyone's results: a change of them needs a very good reason."""
     ids = np.arange(10)
-    assert streams.epoch_steps(ids, 4, 0, 0).tolist() == [[7, 6, 1, 3], [5, 2, 8, 4]]
-    assert streams.own_order(np.array([5, 6, 7, 8]), 1, 0, 3).tolist() == [6, 8, 5, 7]
-    assert streams.student_seed(0, 0, None) == 2918264622725855778
-    assert streams.student_seed(0, 0, 0) == 5949034261645103510
-    assert streams.view_seed(1, 2, 3) == 956993105522498718
-    train, held = streams.split_holdout(np.array([0, 0, 0, 1, 1, 1]), 1, 0)
+    assert sampling.epoch_steps(ids, 4, 0, 0).tolist() == [[7, 6, 1, 3], [5, 2, 8, 4]]
+    assert sampling.own_order(np.array([5, 6, 7, 8]), 1, 0, 3).tolist() == [6, 8, 5, 7]
+    assert sampling.student_seed(0, 0, None) == 2918264622725855778
+    assert sampling.student_seed(0, 0, 0) == 5949034261645103510
+    assert sampling.view_seed(1, 2, 3) == 956993105522498718
+    train, held = sampling.split_holdout(np.array([0, 0, 0, 1, 1, 1]), 1, 0)
     assert (train.tolist(), held.tolist()) == ([0, 1, 4, 5], [2, 3])
 
 
@@ -221,16 +220,16 @@ def test_an_epoch_takes_each_sample_once_at_most(count: int, batch: int, seed: i
     ids = np.arange(count) * 3
     if batch > count:
         with pytest.raises(DataError, match=f"batch_size is {batch}"):
-            streams.epoch_steps(ids, batch, seed, epoch)
+            sampling.epoch_steps(ids, batch, seed, epoch)
         return
-    steps = streams.epoch_steps(ids, batch, seed, epoch)
+    steps = sampling.epoch_steps(ids, batch, seed, epoch)
     assert steps.shape == (count // batch, batch)
     assert len(np.unique(steps)) == steps.size
     assert np.isin(steps, ids).all()
     for student in (1, 2):
-        own = streams.own_order(steps[0], student, epoch, 0)
+        own = sampling.own_order(steps[0], student, epoch, 0)
         assert sorted(own) == sorted(steps[0])
-    assert np.concatenate(streams.batches_of(ids, batch)).tolist() == ids.tolist()
+    assert np.concatenate(sampling.batches_of(ids, batch)).tolist() == ids.tolist()
 
 
 @SETTINGS
@@ -239,19 +238,19 @@ def test_the_holdout_takes_as_many_of_each_class(labels: list[int], per_class: i
     array = np.array(labels)
     if per_class >= np.unique(array, return_counts=True)[1].min():
         with pytest.raises(DataError, match="holdout_per_class"):
-            streams.split_holdout(array, per_class, 0)
+            sampling.split_holdout(array, per_class, 0)
         return
-    train, held = streams.split_holdout(array, per_class, 0)
+    train, held = sampling.split_holdout(array, per_class, 0)
     assert sorted([*train, *held]) == list(range(len(labels)))
     assert all((array[held] == label).sum() == per_class for label in np.unique(array))
 
 
 def test_students_and_epochs_differ() -> None:
     ids = np.arange(64)
-    orders = {tuple(streams.own_order(ids, s, e, t)) for s in range(3) for e in range(3) for t in range(3)}
+    orders = {tuple(sampling.own_order(ids, s, e, t)) for s in range(3) for e in range(3) for t in range(3)}
     assert len(orders) == 27
-    seeds = {streams.student_seed(0, i, None) for i in range(5)} | {
-        streams.student_seed(0, 0, i) for i in range(5)
+    seeds = {sampling.student_seed(0, i, None) for i in range(5)} | {
+        sampling.student_seed(0, 0, i) for i in range(5)
     }
     assert len(seeds) == 10
 
@@ -289,7 +288,7 @@ def test_a_view_belongs_to_its_sample(item: dict, images: ArrowDataset) -> None:
 @pytest.mark.parametrize("workers", [1, 2])
 def test_workers_do_not_change_a_batch(workers: int, images: ArrowDataset) -> None:
     views = Views(images, Transforms(RANDOM[:4]), seed=3)
-    plan = [(epoch, ids) for epoch in range(2) for ids in streams.batches_of(np.arange(30), 8)]
+    plan = [(epoch, ids) for epoch in range(2) for ids in sampling.batches_of(np.arange(30), 8)]
     inline = list(batches(views, plan))
     loaded = list(batches(views, plan, workers=workers, timeout_s=60))
     assert len(inline) == len(loaded) == 8
@@ -300,7 +299,7 @@ def test_workers_do_not_change_a_batch(workers: int, images: ArrowDataset) -> No
 def test_seeds_of_a_batch_are_those_of_its_samples() -> None:
     ids = np.array([0, 1, 77, 2**31, 2**32 - 1])
     for student, epoch in itertools.product((0, 5, 2**32 - 1, 2**32, 2**63 - 1), (0, 3, 2**33)):
-        wanted = [streams.view_seed(student, epoch, int(i)) for i in ids]
+        wanted = [sampling.view_seed(student, epoch, int(i)) for i in ids]
         assert view_seeds(student, epoch, ids) == wanted
     assert view_seeds(1, 2, ids[:0]) == []
 
@@ -335,7 +334,7 @@ def test_crops_of_whole_batches_are_torchvisions(
     found = Views(crop_data, Transforms(items), seed).batch(1, ids)
     assert torch.equal(torch.get_rng_state(), state), "what others draw is left alone"
     for row, i in enumerate(ids.tolist()):
-        torch.manual_seed(streams.view_seed(seed, 1, i))
+        torch.manual_seed(sampling.view_seed(seed, 1, i))
         image = crop_data.image(i)
         for call in calls:
             image = call(image)
@@ -391,7 +390,7 @@ def test_decoded_images_give_the_same_views_in_either_layout(items: list[dict], 
     calls = [getattr(v2, item["name"])(**{k: v for k, v in item.items() if k != "name"}) for item in items]
     for i, (_, data) in enumerate(rows):
         planes = np.ascontiguousarray(np.asarray(Image.open(io.BytesIO(data))).transpose(2, 0, 1))
-        torch.manual_seed(streams.view_seed(4, 0, i))
+        torch.manual_seed(sampling.view_seed(4, 0, i))
         image = torch.from_numpy(planes)
         for call in calls:
             image = call(image)

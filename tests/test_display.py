@@ -6,8 +6,8 @@ import io
 
 from rich.console import Console
 
-from kdcl_dist.display import Display, results_table
-from kdcl_dist.events import CheckpointSaved, EpochEnded, Event, Note, Started, Stepped
+from kdcl_dist.cli.training_display import Display, results_table
+from kdcl_dist.run.events import CheckpointSaved, EpochEnded, Event, Note, Started, Stepped
 
 PLACEMENT = {
     name: {"host": "10.0.0.7", "pid": 41, "device": "cpu", "parameters": 12345} for name in ("big", "small")

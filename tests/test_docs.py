@@ -14,8 +14,8 @@ import yaml
 from commands import check, commands_in, fences
 from conftest import ROOT
 
-from kdcl_dist.optimisation import Adam, AdamW, Constant, Cosine
-from kdcl_dist.recipe import Recipe
+from kdcl_dist.config.optim import Adam, AdamW, Constant, Cosine
+from kdcl_dist.config.recipe import Recipe
 
 SKIPPED = (".venv", "runs", "exports", "build", "data")
 DOCUMENTS = sorted(path for path in ROOT.rglob("*.md") if path.relative_to(ROOT).parts[0] not in SKIPPED)

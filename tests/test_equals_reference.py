@@ -16,10 +16,10 @@ import reference
 import torch
 from conftest import Cast, MakeRecipe, assert_same, weights
 
+from kdcl_dist.config.recipe import Recipe
 from kdcl_dist.launch import local
-from kdcl_dist.launch import ray as on_ray
-from kdcl_dist.recipe import Recipe
-from kdcl_dist.runs import Run
+from kdcl_dist.launch.ray import driver as on_ray
+from kdcl_dist.run.run import Run
 
 METHODS = ("none", "naive", "linear", "min_logit", "general", "mean", "dml", "teacher")
 #: A run on Ray costs many times that of plain processes, whose members run the same code. These differ in

@@ -12,9 +12,11 @@ from typing import Any
 import pytest
 import torch
 
-from kdcl_dist.alignment import rows_of
-from kdcl_dist.board import Board
-from kdcl_dist.coordinator import Coordinator, check_messages
+from kdcl_dist.config.recipe_file import parse_recipe
+from kdcl_dist.config.rounds import Kind, Turn
+from kdcl_dist.config.student import Member
+from kdcl_dist.coordinator.aggregator import Coordinator
+from kdcl_dist.coordinator.validation import check_messages
 from kdcl_dist.errors import (
     CoordinatorLost,
     ForeignMessage,
@@ -28,14 +30,14 @@ from kdcl_dist.errors import (
     StudentFailed,
     StudentLost,
 )
-from kdcl_dist.exchange import Exchange, connect_store, host_store, scoped
-from kdcl_dist.meeting import Hello, Meeting
-from kdcl_dist.message import Flag, Kind, Layout, Message, Numbers
-from kdcl_dist.plan import Turn
-from kdcl_dist.recipe import Member
-from kdcl_dist.recipe_file import parse_recipe
-from kdcl_dist.verdict import GRACE_S, await_all
-from kdcl_dist.wire import Wire
+from kdcl_dist.exchange.alignment import rows_of
+from kdcl_dist.exchange.group import Exchange
+from kdcl_dist.exchange.layout import Wire
+from kdcl_dist.exchange.message import Flag, Layout, Message, Numbers
+from kdcl_dist.membership.failure_detector import GRACE_S, await_all
+from kdcl_dist.membership.monitor import Board
+from kdcl_dist.membership.rendezvous import Hello, Meeting
+from kdcl_dist.membership.store import connect_store, host_store, scoped
 
 Together = Callable[..., list[Any]]
 NAMES = ["a", "b", "c"]

@@ -28,17 +28,17 @@ from test_cli import assert_one_line
 
 from kdcl_dist.cli import kdcl
 from kdcl_dist.cli.export import KINDS
+from kdcl_dist.config.recipe_file import parse_recipe
 from kdcl_dist.data.dataset import Info
 from kdcl_dist.data.writer import write_dataset
 from kdcl_dist.evaluation import Trained
 from kdcl_dist.export import formats, writing
-from kdcl_dist.export.description import digest
 from kdcl_dist.export.prediction import Export
-from kdcl_dist.metrics import read_metrics
-from kdcl_dist.recipe_file import parse_recipe
-from kdcl_dist.runs import Run, prepare, read_record, update_record
-from kdcl_dist.statistics import share_interval
-from kdcl_dist.storage import Folder
+from kdcl_dist.export.preprocessing import digest
+from kdcl_dist.run.metrics import read_metrics
+from kdcl_dist.run.run import Run, prepare, read_record, update_record
+from kdcl_dist.run.storage import Folder
+from kdcl_dist.utils.intervals import share_interval
 
 CLASSES = ("cat", "dog", "eel", "fox")
 

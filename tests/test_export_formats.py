@@ -11,8 +11,8 @@ from torch import Tensor
 
 from kdcl_dist import models
 from kdcl_dist.errors import ModelError
-from kdcl_dist.export.description import Kind
 from kdcl_dist.export.formats import FORMATS
+from kdcl_dist.export.preprocessing import Kind
 from kdcl_dist.export.writing import write
 from kdcl_dist.models.registry import GROUPS
 

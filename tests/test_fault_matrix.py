@@ -21,10 +21,10 @@ import torch
 from conftest import Cast, MakeRecipe, assert_same, recipe_text, weights
 from torch import Tensor
 
-from kdcl_dist import chair, exchange
-from kdcl_dist.board import COORDINATOR, Board
-from kdcl_dist.checkpoint import newest
-from kdcl_dist.coordinator_loop import CoordinatorLoop
+from kdcl_dist.config.recipe_file import parse_recipe
+from kdcl_dist.config.rounds import Kind, Turn
+from kdcl_dist.coordinator import runtime
+from kdcl_dist.coordinator.loop import CoordinatorLoop
 from kdcl_dist.errors import (
     CoordinatorFailed,
     CoordinatorLost,
@@ -36,16 +36,17 @@ from kdcl_dist.errors import (
     StudentFailed,
     StudentLost,
 )
-from kdcl_dist.meeting import Meeting
-from kdcl_dist.message import Flag, Kind, Message
-from kdcl_dist.metrics import read_metrics
-from kdcl_dist.plan import Turn
-from kdcl_dist.pulse import Pulse
-from kdcl_dist.recipe_file import parse_recipe
-from kdcl_dist.runs import Run, prepare, read_record
-from kdcl_dist.student import Student
-from kdcl_dist.student_loop import StudentLoop
-from kdcl_dist.verdict import GRACE_S
+from kdcl_dist.exchange import group
+from kdcl_dist.exchange.message import Flag, Message
+from kdcl_dist.membership.failure_detector import GRACE_S
+from kdcl_dist.membership.heartbeat import Pulse
+from kdcl_dist.membership.monitor import COORDINATOR, Board
+from kdcl_dist.membership.rendezvous import Meeting
+from kdcl_dist.run.checkpoint import newest
+from kdcl_dist.run.metrics import read_metrics
+from kdcl_dist.run.run import Run, prepare, read_record
+from kdcl_dist.student.loop import StudentLoop
+from kdcl_dist.student.student import Student
 
 MakeRun = Callable[..., Run]
 #: Steps 0 to 2, held-out samples, tests, a checkpoint; steps 3 to 5, and the same again.
@@ -110,14 +111,14 @@ class Links:
 
     def __init__(self, patch: pytest.MonkeyPatch) -> None:
         self.before: set[str] | None = None
-        form, lock = exchange._form, threading.Lock()
+        form, lock = group._form, threading.Lock()
 
         def formed(*arguments: Any) -> Any:
             with lock:
                 self.before = set(links_here()) if self.before is None else self.before
             return form(*arguments)
 
-        patch.setattr(exchange, "_form", formed)
+        patch.setattr(group, "_form", formed)
 
     def cut(self) -> None:
         """Reset them, as a firewall would, when all others wait."""
@@ -277,7 +278,7 @@ def test_who_does_not_come_back_is_named_in_time(
 
     with monkeypatch.context() as patch:
         patch.setattr(Meeting, "end", ended)
-        patch.setattr(chair, "LINGER_S", 1.0)
+        patch.setattr(runtime, "LINGER_S", 1.0)
         fault = Fault(patch, who, phase, step, block)
         cast.train()
         assert fault.at, "the fault was not met"

@@ -15,8 +15,9 @@ import pytest
 import torch
 from conftest import ROOT, Cast, MakeRecipe, assert_same, weights
 
-from kdcl_dist import student_loop
-from kdcl_dist.checkpoint import newest
+from kdcl_dist.config.recipe import Recipe
+from kdcl_dist.config.recipe_file import dump_recipe
+from kdcl_dist.config.rounds import Kind, Turn
 from kdcl_dist.errors import (
     KdclError,
     MisalignedIds,
@@ -27,15 +28,14 @@ from kdcl_dist.errors import (
     StudentFailed,
     StudentLost,
 )
-from kdcl_dist.events import Note, Stepped
-from kdcl_dist.launch import local, members
-from kdcl_dist.message import Flag, Kind
-from kdcl_dist.plan import Turn
-from kdcl_dist.recipe import Recipe
-from kdcl_dist.recipe_file import dump_recipe
-from kdcl_dist.runs import Run, read_record, update_record
-from kdcl_dist.storage import Folder
-from kdcl_dist.student import Student
+from kdcl_dist.exchange.message import Flag
+from kdcl_dist.launch import entrypoints, local
+from kdcl_dist.run.checkpoint import newest
+from kdcl_dist.run.events import Note, Stepped
+from kdcl_dist.run.run import Run, read_record, update_record
+from kdcl_dist.run.storage import Folder
+from kdcl_dist.student import loop
+from kdcl_dist.student.student import Student
 
 MakeRun = Callable[..., Run]
 
@@ -70,15 +70,15 @@ def test_nan_logits_name_the_student_and_spare_the_checkpoint(
 def test_misaligned_ids_are_refused(
     make_recipe: MakeRecipe, make_run: MakeRun, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    put = student_loop.StudentLoop._begin
+    put = loop.StudentLoop._begin
 
-    def begin(self: student_loop.StudentLoop, turn: Turn) -> None:
+    def begin(self: loop.StudentLoop, turn: Turn) -> None:
         put(self, turn)
         if self.member.student == 1 and turn.kind is Kind.TRAIN and turn.step == 2:
             original = self.exchange.mine.put
             self.exchange.mine.put = lambda ids, *rest: original(ids + 1, *rest)  # type: ignore[method-assign]
 
-    monkeypatch.setattr(student_loop.StudentLoop, "_begin", begin)
+    monkeypatch.setattr(loop.StudentLoop, "_begin", begin)
     error = all_agree(Cast(make_run(make_recipe())).train(), MisalignedIds)
     assert error.step == 2
 
@@ -86,13 +86,13 @@ def test_misaligned_ids_are_refused(
 def test_a_student_one_step_behind_is_refused(
     make_recipe: MakeRecipe, make_run: MakeRun, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    begin = student_loop.StudentLoop._begin
+    begin = loop.StudentLoop._begin
 
-    def late(self: student_loop.StudentLoop, turn: Turn) -> None:
+    def late(self: loop.StudentLoop, turn: Turn) -> None:
         behind = self.member.student == 1 and turn.step == 2 and turn.kind is Kind.TRAIN
         begin(self, Turn(turn.kind, turn.epoch, 1) if behind else turn)
 
-    monkeypatch.setattr(student_loop.StudentLoop, "_begin", late)
+    monkeypatch.setattr(loop.StudentLoop, "_begin", late)
     error = all_agree(Cast(make_run(make_recipe())).train(), StaleContribution)
     assert error.student == "b"
     assert "step 1 instead of 2" in str(error)
@@ -149,14 +149,14 @@ def test_a_hanging_student_is_found_within_the_limit(make_recipe: MakeRecipe, ma
 def test_a_failure_after_the_last_epoch_loses_nothing(
     make_recipe: MakeRecipe, make_run: MakeRun, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    take = student_loop.StudentLoop._take
+    take = loop.StudentLoop._take
 
-    def fails_at_the_end(self: student_loop.StudentLoop, turn: Turn) -> Flag:
+    def fails_at_the_end(self: loop.StudentLoop, turn: Turn) -> Flag:
         if turn.kind is Kind.END and self.member.student == 0:
             raise OSError("disk gone")
         return take(self, turn)
 
-    monkeypatch.setattr(student_loop.StudentLoop, "_take", fails_at_the_end)
+    monkeypatch.setattr(loop.StudentLoop, "_take", fails_at_the_end)
     recipe = make_recipe()
     cast = Cast(make_run(recipe, "r")).train()
     assert "disk gone" in str(all_agree(cast, StudentFailed))
@@ -249,14 +249,14 @@ def test_the_last_process_to_resume_owns_the_folder(make_recipe: MakeRecipe, mak
 def test_a_launcher_that_does_not_listen_holds_up_nobody() -> None:
     """As one does whose terminal is stopped by Ctrl-S."""
     ours, theirs = multiprocessing.Pipe()
-    teller, count = members._Teller(theirs), 10_000
+    teller, count = entrypoints._Teller(theirs), 10_000
     began = time.monotonic()
     teller.tell(Note("first"))
     for step in range(count):
         teller.tell(Stepped(step, {"a": {"loss": 1.0}}))
     teller.tell(Note("last"))
     assert time.monotonic() - began < 5
-    assert teller.queue.qsize() <= members.BACKLOG + 1
+    assert teller.queue.qsize() <= entrypoints.BACKLOG + 1
     heard = []
     while not heard or heard[-1] != Note("last"):
         heard.append(ours.recv()[1])

@@ -17,11 +17,12 @@ from conftest import MakeRecipe, assert_same
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from kdcl_dist import models, optimisation
+from kdcl_dist import models
+from kdcl_dist.config import optim
+from kdcl_dist.distillation.losses import distillation_loss
 from kdcl_dist.errors import ModelError
-from kdcl_dist.losses import distillation_loss
-from kdcl_dist.optimisers import build_optimizer, load_optimizer
-from kdcl_dist.student import Student
+from kdcl_dist.student.optimizer import build_optimizer, load_optimizer
+from kdcl_dist.student.student import Student
 
 META, CPU = torch.device("meta"), torch.device("cpu")
 METHODS = ("none", "naive", "linear", "min_logit", "mean", "dml")
@@ -140,11 +141,11 @@ def test_a_fused_optimiser_skips_a_bad_gradient_by_itself(
 
 
 SPECS = [
-    optimisation.SGD(momentum=0.0, weight_decay=0.0),
-    optimisation.SGD(weight_decay=0.1),
-    optimisation.SGD(nesterov=True),
-    optimisation.Adam(weight_decay=0.1),
-    optimisation.AdamW(),
+    optim.SGD(momentum=0.0, weight_decay=0.0),
+    optim.SGD(weight_decay=0.1),
+    optim.SGD(nesterov=True),
+    optim.Adam(weight_decay=0.1),
+    optim.AdamW(),
 ]
 
 
@@ -161,7 +162,7 @@ def push(model: nn.Module, optimizer: torch.optim.Optimizer, number: int) -> Non
 
 
 @pytest.mark.parametrize("spec", SPECS, ids=str)
-def test_fused_optimisers_give_the_same_weights(spec: optimisation.Optimizer) -> None:
+def test_fused_optimisers_give_the_same_weights(spec: optim.Optimizer) -> None:
     networks = [small(), small()]
     for network, fused in zip(networks, (True, False), strict=True):
         optimizer = build_optimizer(spec, network, fused)
@@ -173,7 +174,7 @@ def test_fused_optimisers_give_the_same_weights(spec: optimisation.Optimizer) ->
 
 @pytest.mark.parametrize("spec", SPECS, ids=str)
 @pytest.mark.parametrize("fused", [True, False])
-def test_a_state_goes_on_with_the_other_kind(spec: optimisation.Optimizer, fused: bool) -> None:
+def test_a_state_goes_on_with_the_other_kind(spec: optim.Optimizer, fused: bool) -> None:
     """As where a run of a GPU is resumed on a CPU, or the other way round."""
     first = small()
     optimizer = build_optimizer(spec, first, fused)
@@ -189,7 +190,7 @@ def test_a_state_goes_on_with_the_other_kind(spec: optimisation.Optimizer, fused
 
 
 def test_on_the_cpu_optimisers_are_the_plain_ones() -> None:
-    assert not build_optimizer(optimisation.SGD(), small()).defaults["fused"]
+    assert not build_optimizer(optim.SGD(), small()).defaults["fused"]
 
 
 # -- channels_last -------------------------------------------------------------------------------

@@ -62,10 +62,13 @@ def test_help_and_mistakes_wait_for_nothing(arguments: list[str], code: int) -> 
     [
         ("import kdcl_dist", HEAVY),
         ("import kdcl_dist; kdcl_dist.load_recipe('examples/digits.yaml')", HEAVY),
-        ("import kdcl_dist.seat, kdcl_dist.chair", NEVER | {"ray", "pandas", "tensorboardX"}),
-        ("import kdcl_dist.launch.ray_coordinator", NEVER | {"torch", "pandas", "tensorboardX"}),
-        ("import kdcl_dist.launch.server", HEAVY),
-        ("import kdcl_dist.launch.ray_worker", NEVER | {"torch", "tensorboardX"}),
+        (
+            "import kdcl_dist.student.runtime, kdcl_dist.coordinator.runtime",
+            NEVER | {"ray", "pandas", "tensorboardX"},
+        ),
+        ("import kdcl_dist.launch.ray.coordinator", NEVER | {"torch", "pandas", "tensorboardX"}),
+        ("import kdcl_dist.launch.forkserver", HEAVY),
+        ("import kdcl_dist.launch.ray.worker", NEVER | {"torch", "tensorboardX"}),
     ],
 )
 def test_modules_import_what_they_use(code: str, without: set[str]) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import importlib
 import pickle
+import sys
 from pathlib import Path
 
 import pytest
@@ -12,80 +13,11 @@ from conftest import ROOT
 
 from kdcl_dist import errors
 
-#: A module imports only from those before it.
-ORDER = [
-    "version",
-    "errors",
-    "seeding",
-    "orphans",
-    "importing",
-    "memory",
-    "strict",
-    "optimisation",
-    "optimisers",
-    "compiling",
-    "weights",
-    "recipe",
-    "recipe_file",
-    "staging",
-    "schedules",
-    "simplex",
-    "ensembles",
-    "losses",
-    "analysis",
-    "models",
-    "data",
-    "message",
-    "plan",
-    "wire",
-    "alignment",
-    "retrying",
-    "uris",
-    "storage",
-    "metrics",
-    "events",
-    "endpoint",
-    "store",
-    "pulse",
-    "board",
-    "verdict",
-    "interfaces",
-    "replicas",
-    "session",
-    "transfer",
-    "student",
-    "bank",
-    "room",
-    "walks",
-    "coordinator",
-    "checkpoint",
-    "meeting",
-    "recovery",
-    "runs",
-    "placement",
-    "probe",
-    "preflight",
-    "exchange",
-    "tensorboard",
-    "staleness",
-    "record",
-    "student_loop",
-    "coordinator_loop",
-    "seat",
-    "chair",
-    "evaluation",
-    "planning",
-    "launch",
-    "training",
-    "display",
-    "statistics",
-    "compare",
-    "report",
-    "export",
-    "cli",
-    "__main__",
-    "__init__",
-]
+#: The packages and top modules of kdcl_dist; each imports only from itself and those before it.
+LAYERS = (
+    "version errors utils distillation config models data run membership exchange student coordinator launch "
+    "training evaluation planning export compare report cli ensembles losses __main__ __init__"
+).split()
 FILES = sorted((ROOT / "kdcl_dist").rglob("*.py"))
 
 
@@ -99,42 +31,69 @@ def imports(path: Path) -> set[str]:
     return found
 
 
-def part(path: Path) -> str:
-    return path.relative_to(ROOT / "kdcl_dist").parts[0].removesuffix(".py")
+def layer(module: str) -> str:
+    """The package or top module that a dotted name within kdcl_dist belongs to."""
+    return module.split(".")[1] if "." in module else "__init__"
 
 
-@pytest.mark.parametrize("path", FILES, ids=str)
-def test_modules_import_only_from_below(path: Path) -> None:
-    own = part(path)
-    assert own in ORDER, "give the new module its place in ORDER"
-    for name in imports(path):
-        pieces = name.split(".")
-        if pieces[0] == "kdcl_dist" and len(pieces) > 1 and pieces[1] in ORDER:
-            assert ORDER.index(pieces[1]) <= ORDER.index(own), f"{own} imports {name}"
+def name_of(path: Path) -> str:
+    return ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__")
+
+
+MODULES = {name_of(path): path for path in FILES}
+
+
+def internal(path: Path) -> set[str]:
+    """The modules of kdcl_dist that a file imports, at its top or in a function.
+
+    `from package import module` is an import of the module, not of what the package's own file holds.
+    """
+    found = {name for name in imports(path) if name in MODULES} - {"kdcl_dist", name_of(path)}
+    return found - {name.rpartition(".")[0] for name in found if path.parent == MODULES[name].parent}
+
+
+@pytest.mark.parametrize("module", MODULES)
+def test_imports_run_downwards(module: str) -> None:
+    assert layer(module) in LAYERS, "give the new package its place in LAYERS"
+    for name in internal(MODULES[module]):
+        assert LAYERS.index(layer(name)) <= LAYERS.index(layer(module)), f"{module} imports {name}"
+
+
+def test_no_files_import_each_other_in_a_circle() -> None:
+    graph = {module: internal(path) for module, path in MODULES.items()}
+    done: set[str] = set()
+
+    def visit(module: str, above: tuple[str, ...]) -> None:
+        assert module not in above, " -> ".join((*above[above.index(module) :], module))
+        if module not in done:
+            for name in sorted(graph[module]):
+                visit(name, (*above, module))
+            done.add(module)
+
+    for module in graph:
+        visit(module, ())
 
 
 @pytest.mark.parametrize("path", FILES, ids=str)
 def test_ray_and_process_groups_stay_where_they_belong(path: Path) -> None:
     tops = {name.split(".")[0] for name in imports(path)}
-    without_ray = (
-        "__init__.py",
-        "devices.py",
-        "local.py",
-        "members.py",
-        "processes.py",
-        "server.py",
-        "signals.py",
-    )
-    assert ("ray" in tops) <= (path.parent.name == "launch" and path.name not in without_ray)
-    assert ("torch.distributed" in imports(path)) <= (path.name in ("exchange.py", "replicas.py"))
+    assert ("ray" in tops) <= (path.parent == ROOT / "kdcl_dist/launch/ray")
+    uses_groups = path.parent.name == "exchange" or path == ROOT / "kdcl_dist/membership/store.py"
+    assert ("torch.distributed" in imports(path)) <= uses_groups
+
+
+def test_the_method_imports_torch_and_numpy_only() -> None:
+    for path in (ROOT / "kdcl_dist/distillation").glob("*.py"):
+        tops = {name.split(".")[0] for name in imports(path)} - set(sys.stdlib_module_names)
+        assert tops <= {"torch", "numpy", "kdcl_dist"}
+        assert all(name.startswith("kdcl_dist.distillation") for name in internal(path))
 
 
 @pytest.mark.parametrize("path", FILES, ids=str)
 def test_what_is_exported_exists_and_is_sorted(path: Path) -> None:
     if path.name == "__main__.py":
         return
-    parts = path.relative_to(ROOT).with_suffix("").parts
-    module = importlib.import_module(".".join(parts).removesuffix(".__init__"))
+    module = importlib.import_module(name_of(path))
     exported = getattr(module, "__all__", [])
     assert all(hasattr(module, name) for name in exported)
 

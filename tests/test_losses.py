@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from kdcl_dist.losses import distillation_loss, dml_loss, kdcl_loss, task_loss
+from kdcl_dist.distillation.losses import distillation_loss, dml_loss, kdcl_loss, task_loss
 
 
 def log_softmax(row, temperature=1.0):

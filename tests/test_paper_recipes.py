@@ -18,13 +18,14 @@ from PIL import Image
 
 from benchmarks.in_turn import InTurn
 from kdcl_dist.cli import kdcl
-from kdcl_dist.compare.table import jobs_of, load_table
+from kdcl_dist.compare.experiment import jobs_of, load_table
+from kdcl_dist.config.optim import SGD, MultiStep
+from kdcl_dist.config.recipe import Recipe
+from kdcl_dist.config.recipe_file import load_recipe
+from kdcl_dist.config.student import Student
 from kdcl_dist.data.dataset import Info, open_dataset
 from kdcl_dist.data.views import Transforms
 from kdcl_dist.data.writer import write_dataset
-from kdcl_dist.optimisation import SGD, MultiStep
-from kdcl_dist.recipe import Recipe, Student
-from kdcl_dist.recipe_file import load_recipe
 
 EXAMPLES = ROOT / "examples"
 FILES = {path: yaml.safe_load(path.read_text()) for path in sorted(EXAMPLES.rglob("*.yaml"))}

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from kdcl_dist.message import Kind
-from kdcl_dist.plan import Plan, Turn
+from kdcl_dist.config.rounds import Kind, Plan, Turn
 
 
 def test_one_epoch_written_out() -> None:

@@ -15,12 +15,12 @@ from conftest import ROOT, MakeRecipe
 
 from kdcl_dist.cli import kdcl
 from kdcl_dist.errors import ModelError, RecipeError
-from kdcl_dist.message import HEADER, Layout
-from kdcl_dist.planning.cores import measure_cores
-from kdcl_dist.planning.model import Cast, Cost, Figures, Link, Prediction, fit_link
+from kdcl_dist.exchange.message import HEADER, Layout
+from kdcl_dist.planning.measure_cores import measure_cores
+from kdcl_dist.planning.measure_exchange import measure_ensemble, measure_link
+from kdcl_dist.planning.measure_students import measure_student
 from kdcl_dist.planning.proposal import divisors, propose
-from kdcl_dist.planning.students import measure_student
-from kdcl_dist.planning.traffic import measure_ensemble, measure_link
+from kdcl_dist.planning.step_model import Cast, Cost, Figures, Link, Prediction, fit_link
 
 FREE = Link(0.0, math.inf)
 

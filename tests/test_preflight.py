@@ -12,14 +12,14 @@ import pytest
 from click.testing import CliRunner, Result
 from conftest import MakeRecipe, write_images
 
-from kdcl_dist import preflight as P
 from kdcl_dist.cli import kdcl
+from kdcl_dist.config.recipe_file import dump_recipe
 from kdcl_dist.errors import PreflightError
-from kdcl_dist.placement import ACCELERATOR, Host, Need, lacks, needs_of
-from kdcl_dist.preflight import Check
-from kdcl_dist.probe import Listener, Report, connect, look, unread
-from kdcl_dist.recipe_file import dump_recipe
-from kdcl_dist.storage import Folder
+from kdcl_dist.launch.preflight import checks as P
+from kdcl_dist.launch.preflight.checks import Check
+from kdcl_dist.launch.preflight.host_report import Listener, Report, connect, look, unread
+from kdcl_dist.launch.preflight.placement import ACCELERATOR, Host, Need, lacks, needs_of
+from kdcl_dist.run.storage import Folder
 
 REPORT = Report(
     address="10.0.0.1",
@@ -248,7 +248,7 @@ def hosts(tmp_path_factory: pytest.TempPathFactory) -> Iterator[list[str]]:
 
 
 def on(recipe: object, folder: Folder) -> dict[str, Check]:
-    from kdcl_dist.launch.preflight import run_checks
+    from kdcl_dist.launch.ray.preflight import run_checks
 
     return {check.name: check for check in run_checks(recipe, folder, print)}  # type: ignore[arg-type]
 
@@ -289,7 +289,7 @@ def test_a_run_begins_with_the_checks(hosts: list[str], recipe: str, tmp_path: P
 def test_an_autoscaler_is_waited_for(
     hosts: list[str], make_recipe: MakeRecipe, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from kdcl_dist.launch import preflight
+    from kdcl_dist.launch.ray import preflight
 
     assert not preflight.may_grow()
     monkeypatch.setattr(preflight, "may_grow", lambda: True)

@@ -16,12 +16,11 @@ import pytest
 import ray
 from conftest import ROOT, write_images
 
-from kdcl_dist.events import EpochEnded, Event, Started, Stepped
-from kdcl_dist.launch import ray as on_ray
-from kdcl_dist.launch import ray_metrics
-from kdcl_dist.launch.ray_metrics import PROGRESS, TEST, TRAIN, RayMetrics
-from kdcl_dist.recipe_file import parse_recipe
-from kdcl_dist.runs import prepare, read_record
+from kdcl_dist.config.recipe_file import parse_recipe
+from kdcl_dist.launch.ray import driver as on_ray
+from kdcl_dist.launch.ray.metrics import PROGRESS, TEST, TRAIN, RayMetrics
+from kdcl_dist.run.events import EpochEnded, Event, Started, Stepped
+from kdcl_dist.run.run import prepare, read_record
 
 DASHBOARD = ROOT / "cluster/grafana/kdcl.json"
 #: Seconds after a run within which the coordinator's last values must be offered.
@@ -157,7 +156,7 @@ class Gauge:
 
 def test_progress_within_and_after_an_epoch(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Gauge, "values", {}, raising=False)
-    monkeypatch.setattr(ray_metrics, "Gauge", Gauge)
+    monkeypatch.setattr("kdcl_dist.launch.ray.metrics.Gauge", Gauge)
     metrics = RayMetrics("r")
     expected: list[tuple[Event, int, int]] = [
         (Started(["a"], {}, 9, 4, 10), 2, 10),
@@ -176,7 +175,7 @@ def test_progress_within_and_after_an_epoch(monkeypatch: pytest.MonkeyPatch) -> 
 def test_broken_metrics_are_told_once_and_harm_nothing(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr(ray_metrics, "Gauge", None)
+    monkeypatch.setattr("kdcl_dist.launch.ray.metrics.Gauge", None)
     metrics = RayMetrics("r")
     for _ in range(3):
         metrics.hear(Started(["a"], {}, 9, 4, 0))

@@ -7,9 +7,10 @@ from pathlib import Path
 import pytest
 import yaml
 
+from kdcl_dist.config.differences import differences
+from kdcl_dist.config.recipe import Recipe
+from kdcl_dist.config.recipe_file import dump_recipe, load_recipe, parse_recipe
 from kdcl_dist.errors import RecipeError
-from kdcl_dist.recipe import Recipe
-from kdcl_dist.recipe_file import differences, dump_recipe, load_recipe, parse_recipe
 
 MINIMAL = """
 data: {train: a.arrow, test: b.arrow}

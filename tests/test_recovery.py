@@ -12,6 +12,9 @@ from typing import Any
 import pytest
 from conftest import MakeRecipe, Order, assert_same, train, weights
 
+from kdcl_dist.config.recipe import Recipe
+from kdcl_dist.config.sections import Failure
+from kdcl_dist.coordinator.recovery_policy import gives_up
 from kdcl_dist.errors import (
     CoordinatorLost,
     ExchangeBroke,
@@ -20,12 +23,10 @@ from kdcl_dist.errors import (
     StudentFailed,
     StudentLost,
 )
-from kdcl_dist.events import Event, Note, Started
 from kdcl_dist.launch import local
-from kdcl_dist.recipe import Failure, Recipe
-from kdcl_dist.recovery import gives_up
-from kdcl_dist.runs import Run, read_record
-from kdcl_dist.storage import Folder
+from kdcl_dist.run.events import Event, Note, Started
+from kdcl_dist.run.run import Run, read_record
+from kdcl_dist.run.storage import Folder
 
 MakeRun = Callable[..., Run]
 #: In which students wait for the coordinator, and what its last pulse, up to a second old, may tell instead.
@@ -39,8 +40,8 @@ def undisturbed(data: dict[str, str], tmp_path_factory: pytest.TempPathFactory) 
     """The run without a fault."""
     from conftest import recipe_text
 
-    from kdcl_dist.recipe_file import parse_recipe
-    from kdcl_dist.runs import prepare
+    from kdcl_dist.config.recipe_file import parse_recipe
+    from kdcl_dist.run.run import prepare
 
     recipe = parse_recipe(recipe_text(data), OVERRIDES)
     run = prepare(recipe, str(tmp_path_factory.mktemp("runs")), "whole", resume=False, warn=print)
@@ -324,7 +325,7 @@ def test_when_a_run_gives_up(
 
 
 def test_the_policy_may_change_on_resume(make_recipe: MakeRecipe) -> None:
-    from kdcl_dist.recipe_file import differences
+    from kdcl_dist.config.differences import differences
 
     def recipe(*more: str) -> Recipe:
         return make_recipe(*more)

@@ -16,15 +16,15 @@ import pytest
 import ray
 from conftest import MakeRecipe, Order, assert_same, recipe_text, train, weights
 
-from kdcl_dist.endpoint import Endpoint
+from kdcl_dist.config.recipe_file import parse_recipe
 from kdcl_dist.errors import ShapeMismatch
-from kdcl_dist.events import CheckpointSaved, Event, Started, Stepped
-from kdcl_dist.launch import ray as on_ray
-from kdcl_dist.launch import ray_coordinator
-from kdcl_dist.launch.ray_coordinator import Hearing
-from kdcl_dist.recipe_file import parse_recipe
-from kdcl_dist.runs import Run, prepare, read_record
-from kdcl_dist.storage import Folder
+from kdcl_dist.launch.ray import coordinator
+from kdcl_dist.launch.ray import driver as on_ray
+from kdcl_dist.launch.ray.coordinator import Hearing
+from kdcl_dist.membership.endpoint import Endpoint
+from kdcl_dist.run.events import CheckpointSaved, Event, Started, Stepped
+from kdcl_dist.run.run import Run, prepare, read_record
+from kdcl_dist.run.storage import Folder
 
 MakeRun = Callable[..., Run]
 OVERRIDES = ("failure.max_failures=3", "batch_size=20", "limits.step_s=30", "students.b.model=nets:Plain")
@@ -137,7 +137,7 @@ def test_a_failure_that_the_storage_does_not_take_is_told_all_the_same(
 
 
 def test_events_that_the_driver_has_heard_are_forgotten() -> None:
-    kind = ray_coordinator.CoordinatorActor.__ray_metadata__.modified_class  # type: ignore[attr-defined]
+    kind = coordinator.CoordinatorActor.__ray_metadata__.modified_class  # type: ignore[attr-defined]
     actor = kind.__new__(kind)
     actor.own, actor.told, actor.forgotten, actor.heard = Endpoint("h", 1), deque(), 0, 0
     hearing, heard = Hearing(), list[int]()

@@ -13,17 +13,16 @@ import torch
 from conftest import Cast, MakeRecipe, assert_same, weights
 from torch import nn
 
+from kdcl_dist.config.recipe import Recipe
+from kdcl_dist.config.rounds import Kind, Turn, share_of
+from kdcl_dist.data.training_data import Session
 from kdcl_dist.errors import StudentLost
-from kdcl_dist.exchange import connect_store, host_store, scoped
-from kdcl_dist.interfaces import interface_of
+from kdcl_dist.exchange.replicas import Replicas
 from kdcl_dist.launch import local
-from kdcl_dist.message import Kind
-from kdcl_dist.metrics import read_metrics
-from kdcl_dist.plan import Turn, share_of
-from kdcl_dist.recipe import Recipe
-from kdcl_dist.replicas import Replicas
-from kdcl_dist.runs import Run, read_record
-from kdcl_dist.session import Session
+from kdcl_dist.membership.store import connect_store, host_store, scoped
+from kdcl_dist.run.metrics import read_metrics
+from kdcl_dist.run.run import Run, read_record
+from kdcl_dist.utils.network import interface_of
 
 MakeRun = Callable[..., Run]
 PAIR = "students=[{name: a, model: mlp, replicas: 2}, {name: b, model: mlp, optimizer: {lr: 0.05}}]"

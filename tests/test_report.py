@@ -18,16 +18,16 @@ from scipy import stats
 
 from kdcl_dist.cli import kdcl
 from kdcl_dist.errors import RunFolderError, StudentFailed
-from kdcl_dist.metrics import read_metrics
 from kdcl_dist.report import write_report
 from kdcl_dist.report.arms import group
+from kdcl_dist.report.axis import choose_scale
 from kdcl_dist.report.lines import Line, line_chart
-from kdcl_dist.report.load import load
 from kdcl_dist.report.markup import table
 from kdcl_dist.report.page import page
+from kdcl_dist.report.run_data import load
 from kdcl_dist.report.svg import spread
-from kdcl_dist.report.ticks import choose_scale
-from kdcl_dist.storage import Folder
+from kdcl_dist.run.metrics import read_metrics
+from kdcl_dist.run.storage import Folder
 
 CURVES = {"test-top1", "test-loss", "train-loss", "task-loss", "distillation-loss", "lr"}
 ANALYSIS = {"weights", "wins", "linear-weights", "disagreement", "gradient-cosine", "gradient-ratio"}

@@ -7,7 +7,7 @@ import random
 import pytest
 
 from benchmarks.scale import Costs, fit, points
-from kdcl_dist.planning.collectives import Traffic
+from kdcl_dist.planning.collective_cost import Traffic
 
 
 def known(costs: Costs, noise: float = 0.0) -> list[tuple[Traffic, float]]:

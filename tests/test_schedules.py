@@ -7,8 +7,8 @@ import math
 import pytest
 import torch
 
-from kdcl_dist.optimisation import Constant, Cosine, MultiStep
-from kdcl_dist.schedules import learning_rate
+from kdcl_dist.config.optim import Constant, Cosine, MultiStep
+from kdcl_dist.student.learning_rate import learning_rate
 
 
 def rates(

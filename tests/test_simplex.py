@@ -11,7 +11,7 @@ from scipy.optimize import minimize
 from scipy.special import logsumexp, softmax
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from kdcl_dist.simplex import TOLERANCE, minimise_logsumexp, minimise_quadratic
+from kdcl_dist.distillation.simplex import TOLERANCE, minimise_logsumexp, minimise_quadratic
 
 KINDS = ("normal", "nearly_equal", "equal_pair", "lattice", "signs", "one_wild", "confident")
 

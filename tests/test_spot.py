@@ -13,9 +13,9 @@ from ray._raylet import GcsClient
 from ray.cluster_utils import Cluster
 from ray.core.generated.autoscaler_pb2 import DrainNodeReason
 
-from kdcl_dist.events import CheckpointSaved, Event, Note, Stepped
-from kdcl_dist.launch import ray as on_ray
-from kdcl_dist.runs import Run
+from kdcl_dist.launch.ray import driver as on_ray
+from kdcl_dist.run.events import CheckpointSaved, Event, Note, Stepped
+from kdcl_dist.run.run import Run
 
 
 def test_a_notice_takes_a_checkpoint_and_training_goes_on(

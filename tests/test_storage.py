@@ -11,11 +11,11 @@ from pathlib import Path
 
 import pytest
 
-from kdcl_dist import retrying
 from kdcl_dist.errors import RunFolderError, StorageError
-from kdcl_dist.retrying import persist
-from kdcl_dist.storage import Folder
-from kdcl_dist.uris import join, without_secret
+from kdcl_dist.run import retry
+from kdcl_dist.run.retry import persist
+from kdcl_dist.run.storage import Folder
+from kdcl_dist.run.uris import join, without_secret
 
 
 @pytest.fixture(params=["local", "file-uri", "mock"])
@@ -125,7 +125,7 @@ def failing(*numbers: int) -> Callable[[], str]:
 
 def test_what_passes_on_nfs_is_tried_again(monkeypatch: pytest.MonkeyPatch) -> None:
     pauses: list[float] = []
-    monkeypatch.setattr(retrying.time, "sleep", pauses.append)
+    monkeypatch.setattr(retry.time, "sleep", pauses.append)
     assert persist(failing(errno.ESTALE, errno.EIO, errno.ETIMEDOUT), "it fails", 30) == "done"
     assert pauses == sorted(pauses)
     assert len(pauses) == 3

@@ -15,16 +15,16 @@ import torch
 from click.testing import CliRunner
 from conftest import Cast, MakeRecipe, assert_same
 
-from kdcl_dist import uris
-from kdcl_dist.checkpoint import newest, read_part
 from kdcl_dist.cli import kdcl
+from kdcl_dist.config.recipe import Recipe
 from kdcl_dist.errors import CheckpointError, RunFolderError, StorageError
-from kdcl_dist.events import CheckpointSaved, Event, Note
 from kdcl_dist.launch import local
-from kdcl_dist.metrics import read_metrics
-from kdcl_dist.recipe import Recipe
-from kdcl_dist.runs import Run, prepare, read_record
-from kdcl_dist.storage import Folder
+from kdcl_dist.run import uris
+from kdcl_dist.run.checkpoint import newest, read_part
+from kdcl_dist.run.events import CheckpointSaved, Event, Note
+from kdcl_dist.run.metrics import read_metrics
+from kdcl_dist.run.run import Run, prepare, read_record
+from kdcl_dist.run.storage import Folder
 
 MakeRun = Callable[..., Run]
 #: Figures that are measured and not computed.
@@ -233,7 +233,7 @@ def test_a_checkpoint_that_cannot_be_written_ends_the_run(
 def test_metrics_wait_for_the_storage(
     make_recipe: MakeRecipe, make_run: MakeRun, proxy: s3.Proxy, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("kdcl_dist.coordinator_loop.HASTE_S", 0.3)
+    monkeypatch.setattr("kdcl_dist.coordinator.loop.HASTE_S", 0.3)
     recipe = make_recipe("limits.storage_s=1", "epochs=3")
     here = Cast(make_run(recipe, "here")).train()
     second = threading.Event()
@@ -257,7 +257,7 @@ def test_metrics_wait_for_the_storage(
 def test_unwritten_metrics_travel_in_the_checkpoint(
     make_recipe: MakeRecipe, make_run: MakeRun, proxy: s3.Proxy, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("kdcl_dist.coordinator_loop.HASTE_S", 0.3)
+    monkeypatch.setattr("kdcl_dist.coordinator.loop.HASTE_S", 0.3)
     recipe = make_recipe("limits.storage_s=1")
     here = Cast(make_run(recipe, "here")).train()
     proxy.rule = lambda method, path: 503 if method == "PUT" and "/metrics/" in path else None

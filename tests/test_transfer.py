@@ -15,16 +15,16 @@ from torch import Tensor, nn
 
 from benchmarks.in_turn import InTurn
 from kdcl_dist import models
-from kdcl_dist.compare.table import jobs_of, load_table
+from kdcl_dist.compare.experiment import jobs_of, load_table
+from kdcl_dist.config.recipe import Recipe
+from kdcl_dist.config.recipe_file import load_recipe
 from kdcl_dist.data.dataset import fingerprint, open_dataset
 from kdcl_dist.data.subset import open_classes
+from kdcl_dist.data.training_data import Session
 from kdcl_dist.errors import DataError, ModelError, RecipeError
-from kdcl_dist.recipe import Recipe
-from kdcl_dist.recipe_file import load_recipe
-from kdcl_dist.runs import Run
-from kdcl_dist.session import Session
-from kdcl_dist.student import Student
-from kdcl_dist.transfer import head_of
+from kdcl_dist.models.transfer import head_of
+from kdcl_dist.run.run import Run
+from kdcl_dist.student.student import Student
 
 
 @pytest.fixture

@@ -16,25 +16,25 @@ from test_replicas import PAIR
 from test_replicas import check as check_replicas
 
 from benchmarks.in_turn import InTurn
-from kdcl_dist import bank
-from kdcl_dist.coordinator import Coordinator
-from kdcl_dist.data import streams
-from kdcl_dist.ensembles import log_soft_target
+from kdcl_dist.config.recipe_file import parse_recipe
+from kdcl_dist.config.rounds import Plan
+from kdcl_dist.coordinator import logit_bank
+from kdcl_dist.coordinator.aggregator import Coordinator
+from kdcl_dist.coordinator.logit_bank import make_bank
+from kdcl_dist.coordinator.window_check import Walks, walks_of
+from kdcl_dist.data import sampling
+from kdcl_dist.data.training_data import Session
+from kdcl_dist.distillation.ensembles import log_soft_target
+from kdcl_dist.distillation.losses import distillation_loss
 from kdcl_dist.errors import KdclError, LabelMismatch, MisalignedIds, RecipeError
+from kdcl_dist.exchange.layout import answer_rows
+from kdcl_dist.exchange.message import Contribution
 from kdcl_dist.launch import local
-from kdcl_dist.losses import distillation_loss
-from kdcl_dist.message import Contribution
-from kdcl_dist.metrics import read_metrics
-from kdcl_dist.plan import Plan
-from kdcl_dist.planning.traffic import _ensemble
-from kdcl_dist.recipe_file import parse_recipe
-from kdcl_dist.report.load import load
+from kdcl_dist.planning.measure_exchange import _ensemble
+from kdcl_dist.report.run_data import load
 from kdcl_dist.report.sections import run_sections
-from kdcl_dist.room import make_bank
-from kdcl_dist.runs import Run, read_record
-from kdcl_dist.session import Session
-from kdcl_dist.walks import Walks, walks_of
-from kdcl_dist.wire import answer_rows
+from kdcl_dist.run.metrics import read_metrics
+from kdcl_dist.run.run import Run, read_record
 
 MakeRun = Callable[..., Run]
 METHODS = ("none", "naive", "linear", "min_logit", "general", "mean", "teacher")
@@ -47,8 +47,8 @@ SMALL = ("batch_size=7", "epochs=3")
 
 @pytest.mark.parametrize("width", [1, 2, 3, 8, 20])
 def test_each_walks_the_same_samples_in_its_own_order(width: int) -> None:
-    steps_TB = streams.epoch_steps(np.arange(100, 160), 7, seed=3, epoch=2)
-    walks = [np.stack(list(streams.own_steps(steps_TB, width, student, 2))) for student in (5, 6)]
+    steps_TB = sampling.epoch_steps(np.arange(100, 160), 7, seed=3, epoch=2)
+    walks = [np.stack(list(sampling.own_steps(steps_TB, width, student, 2))) for student in (5, 6)]
     for first in range(0, len(steps_TB), width):
         shared = np.sort(steps_TB[first : first + width].ravel())
         for walk in walks:
@@ -58,7 +58,7 @@ def test_each_walks_the_same_samples_in_its_own_order(width: int) -> None:
     if width > 1:
         assert not np.array_equal(*(np.sort(walk, axis=1) for walk in walks)), "not only within a step"
     for start in range(len(steps_TB)):
-        rest = list(streams.own_steps(steps_TB, width, 5, 2, start))
+        rest = list(sampling.own_steps(steps_TB, width, 5, 2, start))
         assert np.array_equal(np.stack(rest), walks[0][start:])
 
 
@@ -141,7 +141,7 @@ def test_a_window_changes_the_result(make_recipe: MakeRecipe) -> None:
 def test_stopped_within_a_window_and_resumed(
     more: str, steps: int, make_recipe: MakeRecipe, make_run: MakeRun, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(bank, "PART_BYTES", 300)
+    monkeypatch.setattr(logit_bank, "PART_BYTES", 300)
     recipe = make_recipe(*SMALL, "distillation.window=4", "data.holdout_per_class=1", more)
     whole = Cast(make_run(recipe)).train()
     assert not whole.errors

@@ -57,7 +57,7 @@ def compare(
     """
     from examples.detection.compare import make_table, train_arms
     from examples.detection.recipe import load_recipe
-    from kdcl_dist.storage import Folder
+    from kdcl_dist.run.storage import Folder
 
     pairs = train_arms([load_recipe(path, overrides) for path in recipes], (vanilla, kdcl), storage)
     if pairs is None:

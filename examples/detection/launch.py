@@ -27,11 +27,11 @@ from examples.detection.desk import Desk, Heard
 from examples.detection.recipe import DetectionRecipe
 from examples.detection.run import Run
 from examples.detection.training import Worker
-from kdcl_dist.endpoint import Endpoint
 from kdcl_dist.errors import KdclError, RecipeError, one_line
-from kdcl_dist.exchange import connect_store, host_store
-from kdcl_dist.replicas import Replicas, broke_off
-from kdcl_dist.runs import read_record
+from kdcl_dist.exchange.replicas import Replicas, broke_off
+from kdcl_dist.membership.endpoint import Endpoint
+from kdcl_dist.membership.store import connect_store, host_store
+from kdcl_dist.run.run import read_record
 
 __all__ = ["cause_of", "cluster", "launch"]
 

@@ -19,8 +19,8 @@ from examples.detection.coco import Split
 from examples.detection.recipe import DetectionRecipe
 from kdcl_dist.data.decode import decode
 from kdcl_dist.errors import DataError, KdclError, one_line
-from kdcl_dist.orphans import end_with_parent
-from kdcl_dist.seeding import Purpose, derive, permutation
+from kdcl_dist.utils.process import end_with_parent
+from kdcl_dist.utils.seeding import Purpose, derive, permutation
 
 __all__ = ["Batch", "Images", "Sample", "epoch_steps", "load"]
 

@@ -11,7 +11,7 @@ from torchvision.models.detection.backbone_utils import resnet_fpn_backbone
 
 from examples.detection.backbone import Backbone
 from examples.detection.recipe import DetectionRecipe
-from kdcl_dist.seeding import Purpose, derive
+from kdcl_dist.utils.seeding import Purpose, derive
 
 __all__ = ["build_detector"]
 

@@ -19,7 +19,7 @@ from examples.detection.coco import Split
 from examples.detection.evaluation import MASK_THRESHOLD, detect
 from examples.detection.loading import Images
 from examples.detection.recipe import DetectionRecipe
-from kdcl_dist.seeding import Purpose, permutation
+from kdcl_dist.utils.seeding import Purpose, permutation
 
 __all__ = ["draw_predictions"]
 

@@ -17,12 +17,13 @@ from pydantic import (
     model_validator,
 )
 
+from kdcl_dist.config.base import Name, Seed, Strict
+from kdcl_dist.config.error_text import describe_errors
+from kdcl_dist.config.optim import SGD, MultiStep
+from kdcl_dist.config.recipe_file import parse_mapping, read_mapping
+from kdcl_dist.config.student import Resources
 from kdcl_dist.errors import RecipeError
-from kdcl_dist.optimisation import SGD, MultiStep
-from kdcl_dist.recipe import Resources
-from kdcl_dist.recipe_file import describe_errors, parse_mapping, read_mapping
-from kdcl_dist.schedules import learning_rate
-from kdcl_dist.strict import Name, Seed, Strict
+from kdcl_dist.student.learning_rate import learning_rate
 
 __all__ = ["Coco", "DetectionRecipe", "differences", "dump_recipe", "load_recipe", "parse_recipe"]
 

@@ -19,10 +19,10 @@ from examples.detection.coco import read_split
 from examples.detection.loading import epoch_steps
 from examples.detection.model import build_detector
 from examples.detection.recipe import DetectionRecipe, differences, dump_recipe, parse_recipe
-from kdcl_dist.checkpoint import Manifest, commit, newest, prune, read_part, write_part
 from kdcl_dist.errors import CheckpointError, DataError, RunFolderError, StorageError, one_line
-from kdcl_dist.runs import NAME, update_record, versions
-from kdcl_dist.storage import Folder
+from kdcl_dist.run.checkpoint import Manifest, commit, newest, prune, read_part, write_part
+from kdcl_dist.run.run import NAME, update_record, versions
+from kdcl_dist.run.storage import Folder
 
 __all__ = ["Run", "State", "load_run", "prepare"]
 

@@ -1,6 +1,6 @@
 """What each worker does: its share of every step and of every test.
 
-The gradients are averaged and batch norm takes its statistics over all workers (`kdcl_dist.replicas`), on
+The gradients are averaged and batch norm takes its statistics over all workers (`kdcl_dist.exchange.replicas`), on
 GPUs as on CPUs. The random numbers of a step come from (seed, step, worker), so that a run that was stopped
 and resumed equals one that was not.
 """
@@ -21,11 +21,11 @@ from examples.detection.model import build_detector
 from examples.detection.picture import draw_predictions
 from examples.detection.run import Run
 from kdcl_dist.errors import KdclError
-from kdcl_dist.metrics import Recorder
-from kdcl_dist.optimisers import build_optimizer, load_optimizer
-from kdcl_dist.replicas import Replicas
-from kdcl_dist.runs import update_record
-from kdcl_dist.seeding import Purpose, derive
+from kdcl_dist.exchange.replicas import Replicas
+from kdcl_dist.run.metrics import Recorder
+from kdcl_dist.run.run import update_record
+from kdcl_dist.student.optimizer import build_optimizer, load_optimizer
+from kdcl_dist.utils.seeding import Purpose, derive
 
 __all__ = ["Worker", "gather"]
 

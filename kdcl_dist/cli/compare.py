@@ -15,9 +15,9 @@ from kdcl_dist.cli.group import kdcl, reports_errors
 if TYPE_CHECKING:
     from rich.console import Console
 
+    from kdcl_dist.compare.experiment import Job, Table
     from kdcl_dist.compare.runs import Outcome
-    from kdcl_dist.compare.table import Job, Table
-    from kdcl_dist.storage import Folder
+    from kdcl_dist.run.storage import Folder
 
 __all__ = ["compare"]
 
@@ -38,9 +38,9 @@ def compare(table: Path, launcher: str, storage: str, at_once: int | None) -> No
     """
     from rich.console import Console
 
+    from kdcl_dist.compare.experiment import jobs_of, load_table
     from kdcl_dist.compare.summary import write_summary
-    from kdcl_dist.compare.table import jobs_of, load_table
-    from kdcl_dist.storage import Folder
+    from kdcl_dist.run.storage import Folder
 
     console = Console()
     wanted = load_table(table)
@@ -72,7 +72,7 @@ def _run(
     table: Table, jobs: list[Job], storage: str, launcher: str, at_once: int | None, console: Console
 ) -> tuple[list[Outcome], bool]:
     """Run all jobs; their outcomes, and whether they were stopped before their end."""
-    from kdcl_dist.compare.display import Progress
+    from kdcl_dist.cli.compare_display import Progress
     from kdcl_dist.compare.runs import run_jobs
     from kdcl_dist.launch.signals import stop_on_signals
 
@@ -99,7 +99,7 @@ def _room(jobs: list[Job], launcher: str) -> Iterator[int]:
     if launcher == "local":
         yield 1
         return
-    from kdcl_dist.launch import ray
+    from kdcl_dist.launch.ray import driver
 
-    with ray.cluster([job.recipe for job in jobs], lambda event: None):
-        yield min(ray.room_for(job.recipe) for job in jobs)
+    with driver.cluster([job.recipe for job in jobs], lambda event: None):
+        yield min(driver.room_for(job.recipe) for job in jobs)

@@ -113,7 +113,7 @@ def table(
 def _import_images(source: Source, folder: Path, workers: int, shard_mb: int) -> None:
     from rich.console import Console
 
-    from kdcl_dist.cli.progress import ImportProgress
+    from kdcl_dist.cli.import_display import ImportProgress
     from kdcl_dist.data.importers.images import REJECTED, import_images
 
     with ImportProgress(Console(stderr=True)) as progress:

@@ -43,7 +43,7 @@ def evaluate(run: str, device: str, noise: list[float] | None, repeats: int) -> 
     """
     from rich.console import Console
 
-    from kdcl_dist.display import results_table
+    from kdcl_dist.cli.training_display import results_table
     from kdcl_dist.evaluation import evaluate as run_evaluation
 
     if noise is not None:
@@ -57,9 +57,9 @@ def _under_noise(run: str, device: str, levels: list[float], repeats: int) -> No
     from rich.console import Console
     from rich.progress import Progress
 
-    from kdcl_dist.display import noise_table
+    from kdcl_dist.cli.training_display import noise_table
     from kdcl_dist.evaluation import evaluate_under_noise
-    from kdcl_dist.storage import Folder
+    from kdcl_dist.run.storage import Folder
 
     console, rows = Console(), []
     with Progress(console=console, disable=not console.is_terminal) as progress:

@@ -9,7 +9,7 @@ import click
 from kdcl_dist.cli.group import kdcl, reports_errors
 
 if TYPE_CHECKING:
-    from kdcl_dist.export.description import Kind
+    from kdcl_dist.export.preprocessing import Kind
 
 __all__ = ["export"]
 

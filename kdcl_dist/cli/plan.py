@@ -37,11 +37,11 @@ def plan(
     Each student's step is measured on this machine, unless it is given. If all are given, nothing is
     measured, and each worker is taken to have cores of its own unless --cores tells otherwise.
     """
+    from kdcl_dist.config.recipe_file import load_recipe
     from kdcl_dist.planning.given import parse_given, parse_link
     from kdcl_dist.planning.proposal import check_workers, propose
     from kdcl_dist.planning.survey import survey
     from kdcl_dist.planning.table import show
-    from kdcl_dist.recipe_file import load_recipe
 
     loaded = load_recipe(recipe, overrides)
     known = parse_given(given, loaded)

@@ -9,7 +9,7 @@ import click
 from kdcl_dist.cli.group import kdcl, reports_errors
 
 if TYPE_CHECKING:
-    from kdcl_dist.preflight import Check
+    from kdcl_dist.launch.preflight.checks import Check
 
 __all__ = ["preflight"]
 
@@ -25,11 +25,11 @@ def preflight(recipe: str, overrides: tuple[str, ...], launcher: str, storage: s
 
     Every run on Ray starts with the same checks.
     """
-    from kdcl_dist.recipe_file import load_recipe
+    from kdcl_dist.config.recipe_file import load_recipe
 
     wanted = load_recipe(recipe, overrides)  # before what takes seconds to import
-    from kdcl_dist.preflight import require
-    from kdcl_dist.storage import Folder
+    from kdcl_dist.launch.preflight.checks import require
+    from kdcl_dist.run.storage import Folder
 
     folder = Folder(storage, wanted.limits.patience_s)
     if launcher == "local":
@@ -37,9 +37,9 @@ def preflight(recipe: str, overrides: tuple[str, ...], launcher: str, storage: s
 
         checks = local.check(wanted, folder)
     else:
-        from kdcl_dist.launch import ray
+        from kdcl_dist.launch.ray import driver
 
-        checks = ray.check(wanted, folder, lambda event: click.echo(getattr(event, "text", "")))
+        checks = driver.check(wanted, folder, lambda event: click.echo(getattr(event, "text", "")))
     for check in checks:
         _show(check)
     require(checks, lambda text: click.echo(text, err=True))

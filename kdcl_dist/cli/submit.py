@@ -43,8 +43,8 @@ def submit(
     What the job writes is shown until it ends. Ctrl-C ends only that: the job goes on.
     """
     command = _command(recipe, overrides, storage, name, resume, Path(working_dir))
-    from kdcl_dist.launch.jobs import RUNTIME_ENV, Jobs
-    from kdcl_dist.recipe_file import read_mapping
+    from kdcl_dist.config.recipe_file import read_mapping
+    from kdcl_dist.launch.ray.jobs import RUNTIME_ENV, Jobs
 
     jobs = Jobs(address)
     job = jobs.submit(command, working_dir, read_mapping(runtime_env) if runtime_env else RUNTIME_ENV)
@@ -63,8 +63,8 @@ def _command(
     recipe: str, overrides: tuple[str, ...], storage: str, name: str | None, resume: bool, root: Path
 ) -> str:
     """The job's command line, for a shell in the uploaded folder."""
+    from kdcl_dist.config.recipe_file import load_recipe
     from kdcl_dist.errors import UserError
-    from kdcl_dist.recipe_file import load_recipe
 
     load_recipe(recipe, overrides)  # a mistake is better found here than there
     within = os.path.relpath(Path(recipe).resolve(), root.resolve())

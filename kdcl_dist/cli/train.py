@@ -25,18 +25,18 @@ def train(
     recipe: str, overrides: tuple[str, ...], launcher: str, storage: str, name: str | None, resume: bool
 ) -> None:
     """Train the cast of a RECIPE."""
-    from kdcl_dist.recipe_file import load_recipe
+    from kdcl_dist.config.recipe_file import load_recipe
 
     wanted = load_recipe(recipe, overrides)
     if launcher == "local":
-        from kdcl_dist.launch.server import start_server
+        from kdcl_dist.launch.forkserver import start_server
 
         start_server()  # before the imports below, which take this process as long
     from rich.console import Console
 
-    from kdcl_dist.display import Display, results_table
+    from kdcl_dist.cli.training_display import Display, results_table
+    from kdcl_dist.run.uris import without_secret
     from kdcl_dist.training import train as run_training
-    from kdcl_dist.uris import without_secret
 
     console = Console()
     with Display(console) as display:

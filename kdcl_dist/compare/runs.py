@@ -7,13 +7,13 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, as_completed
 from dataclasses import dataclass
 
-from kdcl_dist.checkpoint import newest
-from kdcl_dist.compare.table import Job
+from kdcl_dist.compare.experiment import Job
+from kdcl_dist.config.differences import differences
 from kdcl_dist.errors import KdclError, RunFolderError
-from kdcl_dist.events import Event, Values
-from kdcl_dist.recipe_file import differences
-from kdcl_dist.runs import load_run, read_record
-from kdcl_dist.storage import Folder
+from kdcl_dist.run.checkpoint import newest
+from kdcl_dist.run.events import Event, Values
+from kdcl_dist.run.run import load_run, read_record
+from kdcl_dist.run.storage import Folder
 from kdcl_dist.training import Launcher, train
 
 __all__ = ["Outcome", "Watch", "run_jobs"]

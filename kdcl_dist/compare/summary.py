@@ -11,10 +11,10 @@ from dataclasses import astuple, dataclass, fields
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from kdcl_dist.compare.experiment import Table
 from kdcl_dist.compare.runs import Outcome
-from kdcl_dist.compare.table import Table
-from kdcl_dist.statistics import Interval, mean_interval, median_interval
-from kdcl_dist.storage import Folder
+from kdcl_dist.run.storage import Folder
+from kdcl_dist.utils.intervals import Interval, mean_interval, median_interval
 
 __all__ = ["Row", "markdown", "summarise", "write_summary"]
 

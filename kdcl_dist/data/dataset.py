@@ -29,7 +29,7 @@ from torch import Tensor
 
 from kdcl_dist.data.decode import decode
 from kdcl_dist.errors import DataError, one_line
-from kdcl_dist.importing import is_import_string, load_object
+from kdcl_dist.utils.import_strings import is_import_string, load_object
 
 __all__ = ["ArrowDataset", "ImageDataset", "Info", "open_dataset"]
 

@@ -17,10 +17,10 @@ from torch import Tensor
 from torch.utils.data import DataLoader, get_worker_info
 
 from kdcl_dist.data.dataset import ImageDataset
-from kdcl_dist.data.streams import Ids
+from kdcl_dist.data.sampling import Ids
 from kdcl_dist.data.views import Views
 from kdcl_dist.errors import KdclError
-from kdcl_dist.orphans import end_with_parent
+from kdcl_dist.utils.process import end_with_parent
 
 __all__ = ["Batch", "Part", "batches", "mixed_batches"]
 

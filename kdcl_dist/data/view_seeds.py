@@ -11,7 +11,7 @@ from __future__ import annotations
 import numpy as np
 import numpy.typing as npt
 
-from kdcl_dist.seeding import Purpose
+from kdcl_dist.utils.seeding import Purpose
 
 __all__ = ["view_seeds"]
 

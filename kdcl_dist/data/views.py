@@ -17,10 +17,10 @@ from torch import Tensor
 from kdcl_dist.data.crops import CropFlip, is_of_torchvision
 from kdcl_dist.data.cutout import Cutout
 from kdcl_dist.data.dataset import ArrowDataset, ImageDataset
-from kdcl_dist.data.streams import Ids, view_seed
+from kdcl_dist.data.sampling import Ids, view_seed
 from kdcl_dist.data.view_seeds import view_seeds
 from kdcl_dist.errors import DataError, KdclError, RecipeError, one_line
-from kdcl_dist.importing import is_import_string, load_object
+from kdcl_dist.utils.import_strings import is_import_string, load_object
 
 __all__ = ["Transforms", "Views"]
 

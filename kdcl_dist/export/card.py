@@ -5,16 +5,16 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from kdcl_dist.config.recipe_file import dump_recipe
 from kdcl_dist.data.dataset import ArrowDataset, ImageDataset
 from kdcl_dist.data.subset import ClassSubset
-from kdcl_dist.export.description import Description
+from kdcl_dist.export.preprocessing import Description
 from kdcl_dist.export.source import Source
 from kdcl_dist.export.standalone import call_without_package, module_without_package
-from kdcl_dist.metrics import ENSEMBLE
 from kdcl_dist.models.cost import parameters
 from kdcl_dist.models.registry import call_of
-from kdcl_dist.recipe_file import dump_recipe
-from kdcl_dist.statistics import mean_interval, share_interval
+from kdcl_dist.run.metrics import ENSEMBLE
+from kdcl_dist.utils.intervals import mean_interval, share_interval
 
 __all__ = ["CARD", "card"]
 

@@ -20,8 +20,8 @@ import torch
 from torch import Tensor, nn
 
 from kdcl_dist.errors import ExportError, ModelError, one_line
-from kdcl_dist.export.archive import check_archive
-from kdcl_dist.export.description import Kind
+from kdcl_dist.export.preprocessing import Kind
+from kdcl_dist.export.pt2_check import check_archive
 from kdcl_dist.export.source import misfit
 
 __all__ = ["FORMATS", "Format", "Network", "read_network", "require", "write_network"]

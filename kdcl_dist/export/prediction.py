@@ -19,10 +19,10 @@ from torch import Tensor
 from kdcl_dist import models
 from kdcl_dist.data.decode import decode
 from kdcl_dist.data.loader import normalise
+from kdcl_dist.data.training_data import test_views
 from kdcl_dist.errors import DataError, ExportError, one_line
-from kdcl_dist.export.description import Description, digest, read_description
 from kdcl_dist.export.formats import Network, read_network, require
-from kdcl_dist.session import test_views
+from kdcl_dist.export.preprocessing import Description, digest, read_description
 
 __all__ = ["Export", "Guess", "images_in"]
 

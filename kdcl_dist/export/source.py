@@ -16,16 +16,17 @@ import pyarrow.compute as pc
 from torch import Tensor, nn
 
 from kdcl_dist import models
-from kdcl_dist.checkpoint import Manifest, newest, read_part, steps, whole
+from kdcl_dist.config.differences import differences
+from kdcl_dist.config.recipe import Recipe
+from kdcl_dist.config.student import Student
 from kdcl_dist.data.loader import batches
+from kdcl_dist.data.training_data import Session, test_views
 from kdcl_dist.errors import CheckpointError, ModelError, RunFolderError, StorageError, one_line
 from kdcl_dist.evaluation import open_session
-from kdcl_dist.metrics import read_metrics
-from kdcl_dist.recipe import Recipe, Student
-from kdcl_dist.recipe_file import differences
-from kdcl_dist.runs import load_run, read_record
-from kdcl_dist.session import Session, test_views
-from kdcl_dist.storage import Folder
+from kdcl_dist.run.checkpoint import Manifest, newest, read_part, steps, whole
+from kdcl_dist.run.metrics import read_metrics
+from kdcl_dist.run.run import load_run, read_record
+from kdcl_dist.run.storage import Folder
 
 __all__ = ["Source", "label_of", "misfit"]
 

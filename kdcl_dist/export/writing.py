@@ -13,11 +13,11 @@ import torch
 from kdcl_dist import models
 from kdcl_dist.errors import ExportError, one_line
 from kdcl_dist.export.card import CARD, card
-from kdcl_dist.export.description import DESCRIPTION, Description, Kind
 from kdcl_dist.export.formats import FORMATS, read_network, require, write_network
+from kdcl_dist.export.preprocessing import DESCRIPTION, Description, Kind
 from kdcl_dist.export.source import Source, label_of
 from kdcl_dist.export.standalone import MODULE, call_without_package, module_without_package
-from kdcl_dist.staging import staged
+from kdcl_dist.utils.staging import staged
 
 __all__ = ["export"]
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from kdcl_dist.config.recipe import Recipe
 from kdcl_dist.errors import RecipeError
-from kdcl_dist.recipe import Recipe
 
 __all__ = ["assign_accelerators", "assign_devices"]
 

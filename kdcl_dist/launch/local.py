@@ -11,8 +11,8 @@ from multiprocessing.connection import wait
 
 import torch
 
-from kdcl_dist.board import COORDINATOR
-from kdcl_dist.endpoint import Endpoint
+from kdcl_dist.config.recipe import Recipe
+from kdcl_dist.coordinator.recovery_policy import gives_up
 from kdcl_dist.errors import (
     CoordinatorCutOff,
     CoordinatorLost,
@@ -22,15 +22,15 @@ from kdcl_dist.errors import (
     StudentLost,
     from_dict,
 )
-from kdcl_dist.events import Event, Note
 from kdcl_dist.launch.devices import assign_devices
+from kdcl_dist.launch.forkserver import start_server
+from kdcl_dist.launch.preflight.checks import Check, check_here
 from kdcl_dist.launch.processes import GRACE_S, Process, finish, how_it_ended, start
-from kdcl_dist.launch.server import start_server
-from kdcl_dist.preflight import Check, check_here
-from kdcl_dist.recipe import Recipe
-from kdcl_dist.recovery import gives_up
-from kdcl_dist.runs import Run
-from kdcl_dist.storage import Folder
+from kdcl_dist.membership.endpoint import Endpoint
+from kdcl_dist.membership.monitor import COORDINATOR
+from kdcl_dist.run.events import Event, Note
+from kdcl_dist.run.run import Run
+from kdcl_dist.run.storage import Folder
 
 __all__ = ["check", "launch"]
 

@@ -1,7 +1,7 @@
 """The processes of a cast, as whoever starts them sees them.
 
-They are forked from a server that has imported what they need (`kdcl_dist.launch.server`). Who starts them
-need not import that, so this module imports nothing heavy; what they do is in `kdcl_dist.launch.members`.
+They are forked from a server that has imported what they need (`kdcl_dist.launch.forkserver`). Who starts them
+need not import that, so this module imports nothing heavy; what they do is in `kdcl_dist.launch.entrypoints`.
 """
 
 from __future__ import annotations
@@ -55,7 +55,7 @@ def start(context: Any, name: str, role: str, *arguments: Any) -> Process:
     Args:
         context: of multiprocessing, from `start_server`.
         name: its place in the cast.
-        role: the function of `kdcl_dist.launch.members` that it runs.
+        role: the function of `kdcl_dist.launch.entrypoints` that it runs.
         arguments: those after the link.
     """
     ours, theirs = context.Pipe()
@@ -66,7 +66,7 @@ def start(context: Any, name: str, role: str, *arguments: Any) -> Process:
 
 
 def _enter(role: str, link: Connection, *arguments: Any) -> None:
-    members = importlib.import_module("kdcl_dist.launch.members")
+    members = importlib.import_module("kdcl_dist.launch.entrypoints")
     getattr(members, role)(link, *arguments)
 
 

@@ -10,8 +10,8 @@ from typing import Any, NamedTuple
 from torch import nn
 
 from kdcl_dist.errors import ModelError, one_line
-from kdcl_dist.importing import is_import_string, load_object
 from kdcl_dist.models import cifar, imagenet, small
+from kdcl_dist.utils.import_strings import is_import_string, load_object
 
 __all__ = ["GROUPS", "Usual", "build", "call_of", "names"]
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable
 
+from kdcl_dist.config.recipe import Recipe
 from kdcl_dist.errors import RecipeError
-from kdcl_dist.planning.model import Cost, Link
-from kdcl_dist.recipe import Recipe
+from kdcl_dist.planning.step_model import Cost, Link
 
 __all__ = ["ENSEMBLE", "parse_given", "parse_link"]
 

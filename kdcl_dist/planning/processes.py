@@ -11,7 +11,7 @@ from concurrent.futures.process import BrokenProcessPool
 from typing import Any, TypeVar
 
 from kdcl_dist.errors import KdclError
-from kdcl_dist.orphans import end_with_parent
+from kdcl_dist.utils.process import end_with_parent
 
 __all__ = ["STEPS", "WARMUP_STEPS", "apart", "timed"]
 
@@ -31,7 +31,7 @@ def apart(work: Callable[..., Result], items: Sequence[tuple[Any, ...]]) -> list
         KdclError: a process died.
     """
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["kdcl_dist.seat"])
+    context.set_forkserver_preload(["kdcl_dist.student.runtime"])
     with ProcessPoolExecutor(len(items), mp_context=context, initializer=_begin) as pool:
         jobs = [pool.submit(work, *item) for item in items]
         try:

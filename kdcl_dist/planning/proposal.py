@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from dataclasses import replace
 
 from kdcl_dist.errors import RecipeError
-from kdcl_dist.planning.model import Cast, Prediction
+from kdcl_dist.planning.step_model import Cast, Prediction
 
 __all__ = ["check_workers", "divisors", "propose"]
 

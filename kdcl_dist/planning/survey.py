@@ -7,16 +7,17 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 from kdcl_dist import models
+from kdcl_dist.config.recipe import Recipe
+from kdcl_dist.config.student import Student
 from kdcl_dist.data.subset import open_classes
 from kdcl_dist.errors import DataError
-from kdcl_dist.planning.cores import measure_cores
+from kdcl_dist.exchange.layout import DTYPES, answer_rows
 from kdcl_dist.planning.given import ENSEMBLE
-from kdcl_dist.planning.model import Cast, Cost, Figures, Link
+from kdcl_dist.planning.measure_cores import measure_cores
+from kdcl_dist.planning.measure_exchange import measure_ensemble, measure_link
+from kdcl_dist.planning.measure_students import measure_student
 from kdcl_dist.planning.proposal import divisors
-from kdcl_dist.planning.students import measure_student
-from kdcl_dist.planning.traffic import measure_ensemble, measure_link
-from kdcl_dist.recipe import Recipe, Student
-from kdcl_dist.wire import DTYPES, answer_rows
+from kdcl_dist.planning.step_model import Cast, Cost, Figures, Link
 
 __all__ = ["DEFAULT_ENSEMBLE_S", "DEFAULT_LINK", "Survey", "survey"]
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
-from kdcl_dist.planning.model import Cast, Prediction
+from kdcl_dist.config.recipe import Recipe
+from kdcl_dist.planning.step_model import Cast, Prediction
 from kdcl_dist.planning.survey import Survey
-from kdcl_dist.recipe import Recipe
 
 __all__ = ["settings", "show"]
 

@@ -6,9 +6,9 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from kdcl_dist.errors import RunFolderError, one_line
-from kdcl_dist.report.load import load
 from kdcl_dist.report.page import page
-from kdcl_dist.storage import Folder
+from kdcl_dist.report.run_data import load
+from kdcl_dist.run.storage import Folder
 
 __all__ = ["write_report"]
 

@@ -9,9 +9,9 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from kdcl_dist.recipe_file import differences
-from kdcl_dist.report.load import RunData
-from kdcl_dist.statistics import Interval, mean_interval, t_quantile
+from kdcl_dist.config.differences import differences
+from kdcl_dist.report.run_data import RunData
+from kdcl_dist.utils.intervals import Interval, mean_interval, t_quantile
 
 __all__ = ["Arm", "group"]
 

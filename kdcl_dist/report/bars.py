@@ -6,8 +6,8 @@ import math
 from collections.abc import Mapping, Sequence
 from html import escape
 
+from kdcl_dist.report.axis import choose_scale, number
 from kdcl_dist.report.svg import CHAR, WIDTH, image, text
-from kdcl_dist.report.ticks import choose_scale, number
 
 __all__ = ["heat_map", "stacked_bars"]
 

@@ -6,8 +6,8 @@ from collections.abc import Iterable
 from typing import NamedTuple
 
 from kdcl_dist.report.lines import Line, line_chart
-from kdcl_dist.report.load import ENSEMBLE, RunData
 from kdcl_dist.report.markup import figure
+from kdcl_dist.report.run_data import ENSEMBLE, RunData
 
 __all__ = [
     "ANALYSIS",

@@ -6,11 +6,11 @@ import math
 from collections.abc import Sequence
 
 from kdcl_dist.report.arms import Arm
+from kdcl_dist.report.axis import number
 from kdcl_dist.report.lines import Line, line_chart
-from kdcl_dist.report.load import ENSEMBLE, RunData
 from kdcl_dist.report.markup import figure, figures, note, section, table
-from kdcl_dist.report.ticks import number
-from kdcl_dist.statistics import Interval
+from kdcl_dist.report.run_data import ENSEMBLE, RunData
+from kdcl_dist.utils.intervals import Interval
 
 __all__ = ["comparison"]
 

@@ -6,8 +6,8 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from kdcl_dist.report.axis import MINUS, Scale, choose_scale
 from kdcl_dist.report.svg import CHAR, WIDTH, image, marker, spread, style, text
-from kdcl_dist.report.ticks import MINUS, Scale, choose_scale
 
 __all__ = ["Line", "line_chart"]
 

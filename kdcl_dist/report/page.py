@@ -9,8 +9,8 @@ from string import Template
 
 from kdcl_dist.report.arms import group
 from kdcl_dist.report.comparison import comparison
-from kdcl_dist.report.load import RunData
 from kdcl_dist.report.markup import details
+from kdcl_dist.report.run_data import RunData
 from kdcl_dist.report.sections import run_sections
 from kdcl_dist.version import __version__
 

@@ -7,13 +7,13 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
+from kdcl_dist.report.analysis_section import analysis_sections
+from kdcl_dist.report.axis import number
 from kdcl_dist.report.bars import stacked_bars
 from kdcl_dist.report.charts import CURVES, draw
-from kdcl_dist.report.load import ENSEMBLE, RunData
 from kdcl_dist.report.markup import beside, details, facts, figure, figures, note, section, table, verbatim
-from kdcl_dist.report.teaching import analysis_sections
-from kdcl_dist.report.ticks import number
-from kdcl_dist.report.windows import window_section
+from kdcl_dist.report.run_data import ENSEMBLE, RunData
+from kdcl_dist.report.window_section import window_section
 
 __all__ = ["run_sections"]
 

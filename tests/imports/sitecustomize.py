@@ -9,7 +9,7 @@ from pathlib import Path
 
 
 def _install(folder: Path) -> None:
-    from kdcl_dist.board import Board
+    from kdcl_dist.membership.monitor import Board
 
     close = Board.close
 

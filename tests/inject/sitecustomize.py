@@ -69,8 +69,8 @@ def _cut_links(*families: int) -> None:
 
 
 def _install(path: Path) -> None:
-    from kdcl_dist.board import Board
-    from kdcl_dist.pulse import Pulse
+    from kdcl_dist.membership.heartbeat import Pulse
+    from kdcl_dist.membership.monitor import Board
 
     init, enter, times = Board.__init__, Pulse.enter, Counter()
 

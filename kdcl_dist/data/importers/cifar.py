@@ -19,7 +19,7 @@ from kdcl_dist.data.importers.archive import check_md5, members_of_archive, read
 from kdcl_dist.data.importers.inert_pickle import read_pickle
 from kdcl_dist.data.writer import write_batches
 from kdcl_dist.errors import DataError
-from kdcl_dist.staging import staged
+from kdcl_dist.utils.staging import staged
 
 __all__ = ["LAYOUTS", "Layout", "import_cifar"]
 

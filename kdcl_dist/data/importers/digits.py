@@ -10,7 +10,7 @@ import numpy.typing as npt
 from kdcl_dist.data.dataset import Info
 from kdcl_dist.data.writer import write_dataset
 from kdcl_dist.errors import DataError
-from kdcl_dist.seeding import Purpose, permutation
+from kdcl_dist.utils.seeding import Purpose, permutation
 
 __all__ = ["import_digits"]
 

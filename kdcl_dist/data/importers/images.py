@@ -20,7 +20,7 @@ from kdcl_dist.data.importers.check import CHANNELS, Item, Rejected, Workers, ac
 from kdcl_dist.data.importers.journal import Journal, Reject, Shard
 from kdcl_dist.data.writer import write_dataset
 from kdcl_dist.errors import DataError, one_line
-from kdcl_dist.staging import part_of, publish
+from kdcl_dist.utils.staging import part_of, publish
 
 __all__ = ["REJECTED", "Imported", "Source", "Tell", "import_images"]
 

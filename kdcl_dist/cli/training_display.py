@@ -1,0 +1,145 @@
+"""A running cast on the terminal: a bar and a row a student; plain lines where there is no terminal."""
+
+from __future__ import annotations
+
+import time
+from types import TracebackType
+
+from rich.console import Console, Group
+from rich.live import Live
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.table import Table
+
+from kdcl_dist.run.events import CheckpointSaved, EpochEnded, Event, Note, Started, Stepped, Values
+from kdcl_dist.run.metrics import ENSEMBLE
+
+__all__ = ["Display", "noise_table", "results_table"]
+
+
+class Display:
+    """Shows events; a context manager. `tell` is what `kdcl_dist.train` takes."""
+
+    def __init__(self, console: Console) -> None:
+        self.console = console
+        self.progress = Progress(
+            TextColumn("[bold]{task.description}"),
+            BarColumn(bar_width=None),
+            MofNCompleteColumn(),
+            TextColumn("steps, {task.fields[speed]}"),
+            TimeRemainingColumn(),
+            console=console,
+        )
+        self.task = self.progress.add_task("starting", total=None, speed="")
+        self.started: Started | None = None
+        self.train: Values = {}
+        self.test: Values = {}
+        self.began = time.monotonic()
+        self.live = Live(get_renderable=self._render, console=console, refresh_per_second=4)
+
+    def __enter__(self) -> Display:
+        if self.console.is_terminal:
+            self.live.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self.console.is_terminal:
+            self.live.stop()
+
+    def tell(self, event: Event) -> None:
+        """Show an event."""
+        if isinstance(event, Note):
+            self._line(event.text)
+        elif isinstance(event, Started):
+            self._start(event)
+        elif isinstance(event, Stepped):
+            self._step(event)
+        elif isinstance(event, EpochEnded):
+            self._end_epoch(event)
+        elif isinstance(event, CheckpointSaved) and self.started is not None:
+            self.progress.update(self.task, completed=event.step)
+
+    def _start(self, event: Started) -> None:
+        self.started, self.began = event, time.monotonic()
+        total = event.epochs * event.steps_per_epoch
+        self.progress.reset(self.task, total=total, completed=event.step, description="epoch 1")
+        for name, place in event.placement.items():
+            parameters = f"{place['parameters']:,} parameters"
+            self._line(f"{name}: {parameters}, {place['device']} of {place['host']}, process {place['pid']}")
+
+    def _step(self, event: Stepped) -> None:
+        assert self.started is not None
+        self.train = event.values
+        done, seconds = event.step - self.started.step, time.monotonic() - self.began
+        epoch = (event.step - 1) // self.started.steps_per_epoch + 1
+        self.progress.update(
+            self.task,
+            completed=event.step,
+            description=f"epoch {epoch}",
+            speed=f"{done / max(seconds, 1e-9):.1f} a second",
+        )
+
+    def _end_epoch(self, event: EpochEnded) -> None:
+        self.train, self.test = event.train, event.test
+        assert self.started is not None
+        self.progress.update(self.task, completed=(event.epoch + 1) * self.started.steps_per_epoch)
+        if not self.console.is_terminal:
+            shown = ", ".join(f"{name} {100 * values['top1']:.2f}" for name, values in event.test.items())
+            self._line(f"epoch {event.epoch + 1} of {self.started.epochs}: test top-1 % {shown}")
+
+    def _line(self, text: str) -> None:
+        self.console.print(text, highlight=False, markup=False, soft_wrap=True)
+
+    def _render(self) -> Group:
+        if self.started is None:
+            return Group(self.progress)
+        table = Table(box=None, pad_edge=False)
+        for title in ("student", "loss", "distillation", "train top-1 %", "test top-1 %", "step ms", "waits"):
+            table.add_column(title, justify="left" if title == "student" else "right")
+        for name in (*self.started.students, ENSEMBLE):
+            table.add_row(name, *self._cells(self.train.get(name, {}), self.test.get(name, {})))
+        return Group(self.progress, table)
+
+    def _cells(self, train: dict[str, float], test: dict[str, float]) -> list[str]:
+        step_s = train.get("step_s", 0.0)
+        share = train.get("wait_s", 0.0) / step_s if step_s else None
+        return [
+            _number(train.get("loss"), 1, 3),
+            _number(train.get("distillation_loss"), 1, 3),
+            _number(train.get("top1"), 100, 2),
+            _number(test.get("top1"), 100, 2),
+            _number(step_s or None, 1000, 1),
+            "" if share is None else f"{share:.0%}",
+        ]
+
+
+def _number(value: float | None, factor: float, digits: int) -> str:
+    return "" if value is None else f"{value * factor:.{digits}f}"
+
+
+def results_table(results: Values, title: str) -> Table:
+    """The test results as a table: a row a student, and one for the ensemble."""
+    table = Table(title=title, title_justify="left")
+    for name in ("student", "loss", "top-1 %", "top-5 %"):
+        table.add_column(name, justify="left" if name == "student" else "right")
+    for name, values in results.items():
+        table.add_row(
+            name, f"{values['loss']:.4f}", f"{100 * values['top1']:.2f}", f"{100 * values['top5']:.2f}"
+        )
+    return table
+
+
+def noise_table(rows: list[tuple[float, int, str, dict[str, float]]], title: str) -> Table:
+    """Rows of (deviation, repeat, student, values) as mean losses: a row a deviation, a column a student."""
+    students = list(dict.fromkeys(student for _, _, student, _ in rows))
+    table = Table(title=title, title_justify="left")
+    for name in ("deviation", *students):
+        table.add_column(name, justify="right")
+    for deviation in dict.fromkeys(row[0] for row in rows):
+        cells = []
+        for student in students:
+            losses = [values["loss"] for d, _, name, values in rows if (d, name) == (deviation, student)]
+            cells.append(f"{sum(losses) / len(losses):.4f}")
+        table.add_row(f"{deviation:g}", *cells)
+    return table

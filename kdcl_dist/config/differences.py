@@ -1,0 +1,71 @@
+"""What makes one recipe another run than a second one, and what only rounds differently."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+from kdcl_dist.config.recipe import Recipe
+
+__all__ = ["differences", "roundings"]
+
+
+#: Fields that may change between a run and its resumption, since no result depends on them.
+FREE_FIELDS = (
+    "name",
+    "checkpoint",
+    "analysis",
+    "failure",
+    "limits",
+    "data.loader_workers",
+    "distillation.bank.folder",
+)
+
+
+#: Fields that may change too, but sums are then taken in another order: results differ in the last bits.
+ROUNDING_FIELDS = (
+    "students.*.resources",
+    "students.*.accelerator",
+    "students.*.channels_last",
+    "students.*.compile",
+)
+
+
+def differences(old: Recipe, new: Recipe) -> list[str]:
+    """What makes `new` another run than `old`, one `path: old -> new` each.
+
+    `FREE_FIELDS` and `ROUNDING_FIELDS` are left out.
+    """
+    return [line for path, line in _changes(old, new) if not _is_one_of(path, FREE_FIELDS + ROUNDING_FIELDS)]
+
+
+def roundings(old: Recipe, new: Recipe) -> list[str]:
+    """Changes of `ROUNDING_FIELDS`, one `path: old -> new` each."""
+    return [line for path, line in _changes(old, new) if _is_one_of(path, ROUNDING_FIELDS)]
+
+
+def _changes(old: Recipe, new: Recipe) -> list[tuple[str, str]]:
+    left, right = (dict(_leaves(recipe.model_dump(mode="json"))) for recipe in (old, new))
+    missing = "(absent)"
+    return [
+        (path, f"{path}: {left.get(path, missing)!r} -> {right.get(path, missing)!r}")
+        for path in sorted(left.keys() | right.keys())
+        if left.get(path, missing) != right.get(path, missing)
+    ]
+
+
+def _leaves(value: Any, path: str = "") -> Iterator[tuple[str, Any]]:
+    children = (
+        value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else None
+    )
+    if not children:
+        yield path, value
+        return
+    for key, child in children:
+        yield from _leaves(child, f"{path}.{key}" if path else str(key))
+
+
+def _is_one_of(path: str, fields: Iterable[str]) -> bool:
+    generic = re.sub(r"^students\.\d+\.", "students.*.", path)
+    return any(generic == field or generic.startswith(field + ".") for field in fields)

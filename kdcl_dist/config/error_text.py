@@ -1,0 +1,58 @@
+"""Validation errors as one line: path, message and value of each."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterator
+from typing import Any
+
+from pydantic import BaseModel, ValidationError
+
+__all__ = ["describe_errors"]
+
+
+def describe_errors(error: ValidationError, model: type[BaseModel]) -> str:
+    """All that is wrong, in one line: path, message and value of each."""
+    return "; ".join(_describe(error, model))
+
+
+def _describe(error: ValidationError, model: type[BaseModel]) -> Iterator[str]:
+    found: dict[tuple[str, str], list[str]] = {}
+    for item in error.errors(include_url=False):
+        path = ".".join(str(part) for part in item["loc"] if part not in _BRANCHES)
+        message, value = item["msg"].removeprefix("Value error, "), item["input"]
+        if item["type"] == "extra_forbidden":
+            message = f"unknown field here{_suggestion(str(item['loc'][-1]), model)}"
+        shown = f" (got {_short(value)})" if item["type"] != "missing" and not _is_section(value) else ""
+        found.setdefault((path, shown), []).append(message)
+    for (path, shown), messages in found.items():
+        text = " or ".join([messages[0], *(each.removeprefix("Input should be ") for each in messages[1:])])
+        yield f"{path}: {text}{shown}" if path else f"{text}{shown}"
+
+
+#: What pydantic puts into a path for the branch of a union; no field of a recipe is called so.
+_BRANCHES = (
+    *("sgd", "adam", "adamw", "constant", "multistep", "cosine"),
+    *("constrained-int", "literal['epoch']"),
+)
+
+
+def _is_section(value: Any) -> bool:
+    return isinstance(value, (dict, BaseModel))
+
+
+def _short(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= 60 else text[:57] + "..."
+
+
+def _suggestion(field: str, model: type[BaseModel]) -> str:
+    close = difflib.get_close_matches(field, sorted(_field_names(model)), n=1)
+    return f", did you mean {close[0]!r}?" if close and close[0] != field else ""
+
+
+def _field_names(model: type[BaseModel]) -> set[str]:
+    """All field names at any depth of a model."""
+    schema = model.model_json_schema()
+    parts = [schema, *schema.get("$defs", {}).values()]
+    return {name for part in parts for name in part.get("properties", {})}

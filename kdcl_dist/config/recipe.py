@@ -1,0 +1,171 @@
+"""What a run is: every field that changes a result or a placement, with its default and its limits.
+
+The models are strict: unknown fields are refused, nothing is converted from one type to another, and a
+built recipe cannot be changed. Reading and writing YAML is `kdcl_dist.config.recipe_file`'s part.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from typing import Annotated, Any
+
+from pydantic import (
+    Field,
+    PositiveInt,
+    model_validator,
+)
+
+from kdcl_dist.config.base import Name, Seed, Strict
+from kdcl_dist.config.optim import MultiStep
+from kdcl_dist.config.sections import Analysis, Checkpoint, Data, Distillation, Failure, Limits
+from kdcl_dist.config.student import Member, Student
+
+__all__ = ["Recipe"]
+
+
+class Recipe(Strict):
+    """A whole run. `batch_size` is the number of samples of one step, the same for every student."""
+
+    name: Name = "run"
+    seed: Seed = 0
+    epochs: PositiveInt = 30
+    batch_size: PositiveInt = 64
+    deterministic: bool = False
+    data: Data
+    distillation: Distillation = Distillation()
+    students: Annotated[list[Student], Field(min_length=1)]
+    checkpoint: Checkpoint = Checkpoint()
+    analysis: Analysis = Analysis()
+    failure: Failure = Failure()
+    limits: Limits = Limits()
+
+    @model_validator(mode="after")
+    def _cast_is_consistent(self) -> Recipe:
+        for check in CHECKS:
+            check(self)
+        return self
+
+    @property
+    def names(self) -> list[str]:
+        """The students' names in the order of the cast."""
+        return [student.name for student in self.students]
+
+    @property
+    def members(self) -> list[Member]:
+        """All workers in the order of the cast: student "a", or "a/0" and "a/1" if it has two replicas."""
+        return [
+            Member(place, replica, student.name if student.replicas == 1 else f"{student.name}/{replica}")
+            for place, student in enumerate(self.students)
+            for replica in range(student.replicas)
+        ]
+
+    def epochs_of(self, student: Student) -> int:
+        """Epochs for which one student learns."""
+        return student.epochs or self.epochs
+
+    def augment_of(self, student: Student) -> list[dict[str, Any]]:
+        """The training transforms of one student."""
+        chosen = self.data.augment if student.augment is None else student.augment
+        return [transform.item() for transform in chosen]
+
+    def is_teacher(self, student: Student) -> bool:
+        """Whether the student is the frozen teacher of the cast."""
+        return student.name == self.distillation.teacher
+
+    def warnings(self) -> list[str]:
+        """What is allowed but hardly meant, one line each."""
+        starts = Counter(
+            (s.model, s.weights or s.seed) for s in self.students if s.weights or s.seed is not None
+        )
+        found = [
+            f"{count} students start identical (model {model!r}, seed or weights {start!r}): they teach each "
+            f"other nothing new; give them different seeds, or seed: null"
+            for (model, start), count in starts.items()
+            if count > 1
+        ]
+        for student in self.students:
+            schedule, epochs = student.schedule, self.epochs_of(student)
+            path = f"students.{student.name}.schedule"
+            if isinstance(schedule, MultiStep) and any(m >= epochs for m in schedule.milestones):
+                found.append(f"{path}.milestones: {schedule.milestones} go beyond the {epochs} epochs")
+            if schedule.warmup_epochs >= epochs:
+                found.append(f"{path}.warmup_epochs: {schedule.warmup_epochs}, but there are {epochs} epochs")
+        return found
+
+
+def _names_differ(recipe: Recipe) -> None:
+    twice = [name for name, count in Counter(name.lower() for name in recipe.names).items() if count > 1]
+    if twice:
+        raise ValueError(
+            f"students: names must differ, also in lower case (more than once: {', '.join(twice)})"
+        )
+
+
+def _teacher_exists(recipe: Recipe) -> None:
+    teacher = recipe.distillation.teacher
+    if teacher is None:
+        return
+    found = [student for student in recipe.students if student.name == teacher]
+    if not found:
+        raise ValueError(
+            f"distillation.teacher: no student is named {teacher!r} (have {', '.join(recipe.names)})"
+        )
+    if found[0].weights is None:
+        raise ValueError(
+            f"students.{teacher}.weights: the teacher is frozen, so its weights must be given (got null)"
+        )
+    if found[0].transfer is not None:
+        raise ValueError(
+            f"students.{teacher}.transfer: the teacher is frozen, so it cannot learn a new head "
+            f"(got {found[0].transfer!r})"
+        )
+    if len(recipe.students) < 2:
+        raise ValueError("students: method 'teacher' needs at least one student besides the teacher (got 1)")
+
+
+def _general_has_holdout(recipe: Recipe) -> None:
+    if recipe.distillation.method == "general" and recipe.data.holdout_per_class == 0:
+        raise ValueError(
+            "data.holdout_per_class: method 'general' weighs the students by samples held out of training; "
+            "set it to 1 or more (got 0)"
+        )
+
+
+def _same_view_has_same_augment(recipe: Recipe) -> None:
+    own = [student.name for student in recipe.students if student.augment is not None]
+    if own and not recipe.distillation.invariant:
+        raise ValueError(
+            f"students.{own[0]}.augment: distillation.invariant is false, which shows all students the same "
+            "view, so none can have an augment of its own"
+        )
+
+
+def _replicas_share_evenly(recipe: Recipe) -> None:
+    for student in recipe.students:
+        if recipe.batch_size % student.replicas:
+            raise ValueError(
+                f"students.{student.name}.replicas: {student.replicas} replicas cannot share a batch_size of "
+                f"{recipe.batch_size} evenly"
+            )
+
+
+def _someone_learns_to_the_end(recipe: Recipe) -> None:
+    for student in recipe.students:
+        if recipe.epochs_of(student) > recipe.epochs:
+            raise ValueError(
+                f"students.{student.name}.epochs: {student.epochs} is more than the run has: epochs is "
+                f"{recipe.epochs}"
+            )
+    learners = [student for student in recipe.students if not recipe.is_teacher(student)]
+    if all(recipe.epochs_of(student) < recipe.epochs for student in learners):
+        raise ValueError(f"epochs: {recipe.epochs} is more than any student learns for; lower it")
+
+
+CHECKS = (
+    _names_differ,
+    _teacher_exists,
+    _general_has_holdout,
+    _same_view_has_same_augment,
+    _replicas_share_evenly,
+    _someone_learns_to_the_end,
+)

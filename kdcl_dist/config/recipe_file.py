@@ -1,0 +1,106 @@
+"""Recipes as YAML: loading, overriding by path, writing, and comparing two of them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import yaml
+from pydantic import ValidationError
+
+from kdcl_dist.config.error_text import describe_errors
+from kdcl_dist.config.recipe import Recipe
+from kdcl_dist.config.strict_yaml import _parse_mapping, _parse_yaml
+from kdcl_dist.errors import RecipeError, one_line
+
+__all__ = ["dump_recipe", "load_recipe", "parse_mapping", "parse_recipe", "read_mapping"]
+
+
+def load_recipe(path: str | Path, overrides: Iterable[str] = ()) -> Recipe:
+    """Read a recipe from a YAML file.
+
+    Args:
+        path: the file.
+        overrides: `path=value` items, as `--set` takes them: `epochs=3`, `students.0.optimizer.lr=0.05`,
+            `students.small.seed=null`. Values are YAML; `students.small=null` leaves an item of a list out.
+
+    Raises:
+        RecipeError: the file is missing or is not YAML, or a field is unknown or impossible.
+    """
+    return parse_recipe(_read(path), overrides, source=str(path))
+
+
+def read_mapping(path: str | Path, overrides: Iterable[str] = ()) -> dict[str, Any]:
+    """A YAML file whose content is a mapping of fields; overrides and errors as `load_recipe`."""
+    return parse_mapping(_read(path), overrides, str(path))
+
+
+def parse_mapping(text: str, overrides: Iterable[str] = (), source: str = "recipe") -> dict[str, Any]:
+    """A mapping of fields from YAML text; arguments and errors as `load_recipe`."""
+    data = _parse_mapping(text, source)
+    for override in overrides:
+        _override(data, override)
+    return data
+
+
+def parse_recipe(text: str, overrides: Iterable[str] = (), source: str = "recipe") -> Recipe:
+    """Read a recipe from YAML text; arguments and errors as `load_recipe`."""
+    data = parse_mapping(text, overrides, source)
+    try:
+        return Recipe.model_validate(data)
+    except ValidationError as error:
+        raise RecipeError(f"{source}: {describe_errors(error, Recipe)}") from None
+
+
+def dump_recipe(recipe: Recipe) -> str:
+    """The complete recipe as YAML, all defaults written out; `parse_recipe` gives the same recipe back."""
+    return str(yaml.safe_dump(recipe.model_dump(mode="json"), sort_keys=False, allow_unicode=True, width=110))
+
+
+def _read(path: str | Path) -> str:
+    try:
+        return Path(path).read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise RecipeError(f"{str(path)!r} cannot be read: {one_line(error)}") from error
+
+
+def _override(data: dict[str, Any], override: str) -> None:
+    path, equals, text = override.partition("=")
+    if not equals or not path:
+        raise RecipeError(f"--set {override!r}: must have the form path=value, such as epochs=3")
+    *parents, last = path.split(".")
+    node: Any = data
+    for key in parents:
+        node = _child(node, key, override)
+    value = _parse_yaml(text, f"--set {override!r}")
+    if isinstance(node, list):
+        place = _position(node, last, override)
+        node[place : place + 1] = [] if value is None else [value]
+    elif isinstance(node, dict):
+        node[last] = value
+    else:
+        raise RecipeError(f"--set {override!r}: {'.'.join(parents)} has no fields (it is {node!r})")
+
+
+def _child(node: Any, key: str, override: str) -> Any:
+    if isinstance(node, list):
+        return node[_position(node, key, override)]
+    if isinstance(node, dict):
+        if node.get(key) is None:
+            node[key] = {}
+        return node[key]
+    raise RecipeError(f"--set {override!r}: nothing lies below {key!r} (it is inside {node!r})")
+
+
+def _position(items: list[Any], key: str, override: str) -> int:
+    """The place of a list item given by number, or by its `name` field."""
+    names = [item.get("name") if isinstance(item, dict) else None for item in items]
+    if key in names:
+        return names.index(key)
+    if key.isdecimal() and int(key) < len(items):
+        return int(key)
+    known = ", ".join(str(name) for name in names if name is not None)
+    raise RecipeError(
+        f"--set {override!r}: no item {key!r} in a list of {len(items)} (names: {known or 'none'})"
+    )

@@ -1,0 +1,106 @@
+"""The order of a run: which turn follows which, the same list for every process.
+
+Students and coordinator walk one plan side by side. Nobody tells anybody what comes next; a message
+that is not of the expected turn is an error.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from enum import IntEnum
+from itertools import islice
+
+__all__ = ["Kind", "Plan", "Turn", "share_of"]
+
+
+@dataclass(frozen=True)
+class Turn:
+    """One collective of the run.
+
+    Attributes:
+        kind: what it is about.
+        epoch: epoch from 0.
+        step: number of training steps before it: for TRAIN its own global step.
+        part: batch number within a pass over held-out or test samples.
+    """
+
+    kind: Kind
+    epoch: int
+    step: int
+    part: int = 0
+
+    @property
+    def moment(self) -> tuple[int, int, int, int]:
+        """By which turns are ordered."""
+        return self.epoch, self.kind, self.step, self.part
+
+    @property
+    def rewound(self) -> Turn:
+        """Where this turn's pass over held-out or test samples begins: no pass is taken up in its middle."""
+        return replace(self, part=0)
+
+
+@dataclass(frozen=True)
+class Plan:
+    """The sizes that decide the order of a run.
+
+    Attributes:
+        epochs: epochs of training.
+        steps_per_epoch: training steps of each.
+        holdout_batches: batches of a pass over the held-out samples; 0 unless the method weighs by them.
+        test_batches: batches of a pass over the test samples.
+        checkpoint_epochs: a checkpoint is taken after every so many epochs, and after the last.
+        samples: of the training set, held-out ones too: every sample id of a training step is below it.
+    """
+
+    epochs: int
+    steps_per_epoch: int
+    holdout_batches: int
+    test_batches: int
+    checkpoint_epochs: int
+    samples: int = 0
+
+    def first(self, step: int) -> Turn:
+        """The first turn after `step` training steps and all that belongs to them."""
+        epoch = step // self.steps_per_epoch
+        return Turn(Kind.TRAIN if epoch < self.epochs else Kind.END, epoch, step)
+
+    def turns(self, start: Turn) -> Iterator[Turn]:
+        """All turns from one on."""
+        for epoch in range(start.epoch, self.epochs):
+            yield from (turn for turn in self._epoch(epoch) if turn.moment >= start.moment)
+        yield Turn(Kind.END, self.epochs, self.epochs * self.steps_per_epoch)
+
+    def after(self, turn: Turn) -> Turn:
+        """The turn that follows; the last follows itself."""
+        if turn.kind is Kind.TRAIN and (turn.step + 1) % self.steps_per_epoch:
+            return replace(turn, step=turn.step + 1)  # at every step: no walk through the epoch
+        turns = self.turns(turn)
+        return next(turns) if turn.kind is Kind.END else next(islice(turns, 1, None))
+
+    def _epoch(self, epoch: int) -> Iterator[Turn]:
+        first, end = epoch * self.steps_per_epoch, (epoch + 1) * self.steps_per_epoch
+        for step in range(first, end):
+            yield Turn(Kind.TRAIN, epoch, step)
+        for part in range(self.holdout_batches):
+            yield Turn(Kind.HOLDOUT, epoch, end, part)
+        for part in range(self.test_batches):
+            yield Turn(Kind.EVALUATE, epoch, end, part)
+        if (epoch + 1) % self.checkpoint_epochs == 0 or epoch + 1 == self.epochs:
+            yield Turn(Kind.CHECKPOINT, epoch, end)
+
+
+def share_of(rows: int, replica: int, replicas: int) -> int:
+    """How many of a batch's rows one replica takes: as evenly as can be, the first ones more."""
+    return rows // replicas + (replica < rows % replicas)
+
+
+class Kind(IntEnum):
+    """What a message is about; also the phase that an error names."""
+
+    TRAIN = 1
+    HOLDOUT = 2
+    EVALUATE = 3
+    CHECKPOINT = 4
+    END = 5

@@ -1,0 +1,204 @@
+"""The bank: each student's last logits of each sample, and the step that they are of.
+
+Logits are kept in half precision relative to the sample's largest, which changes no soft target (all are
+the same for logits that differ by a constant) and puts the precision where the probability is. What lies
+further below than half precision reaches, 65504, is raised to that: its probability is 0 either way.
+
+With `top_k` only the K largest are kept, with their classes, and what the others have together: each of
+them counts as the same share of it, so at T = 1 the probability of the kept classes is exact.
+
+Reading and writing a step's rows takes time in proportion to the rows, not to the samples that there are.
+
+Shapes: S students, N samples, C classes, K kept classes, B rows.
+"""
+
+from __future__ import annotations
+
+import math
+import tempfile
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from kdcl_dist.config.recipe import Recipe
+from kdcl_dist.errors import RecipeError, one_line
+
+__all__ = ["PREFIX", "Bank", "bank_bytes", "make_bank"]
+
+#: What the names of the bank's parts of a checkpoint begin with; no student's name can.
+PREFIX = "_bank-"
+#: Bytes of one part, which bounds the memory that writing and reading a checkpoint takes besides the bank.
+PART_BYTES = 256 << 20
+#: The smallest that half precision holds.
+LOWEST = -65504.0
+
+Array = npt.NDArray[Any]
+
+
+class Bank:
+    """All students' last logits.
+
+    Args:
+        students, samples, classes: S, N, C.
+        top_k: K; None keeps all classes.
+        folder: where a file is mapped into memory. It has no name there, so that nothing of it is left
+            behind, however the process ends. None: in memory.
+        max_staleness: age in steps from which on logits count as absent. None: no limit.
+
+    Raises:
+        OSError: the folder takes no file.
+    """
+
+    def __init__(
+        self,
+        students: int,
+        samples: int,
+        classes: int,
+        *,
+        top_k: int | None = None,
+        folder: str | None = None,
+        max_staleness: int | None = None,
+    ) -> None:
+        self.samples, self.classes, self.max_staleness = samples, classes, max_staleness
+        self.fields = {
+            name: _zeros((students, samples, *shape), dtype, folder)
+            for name, (shape, dtype) in _layout(classes, top_k).items()
+        }
+        #: Of an entry its step + 1, and of a sample its label + 1: 0 is unknown, which costs no memory yet.
+        self.steps = _zeros((students, samples), np.int32, folder)
+        self.labels = _zeros((samples,), np.int32, folder)
+
+    def put(self, student: int, ids_B: Tensor, logits_BC: Tensor, step: int) -> None:
+        """Keep a student's logits of a step, in place of those that it had of these samples."""
+        ids = ids_B.numpy()
+        for name, rows in _packed(logits_BC, self.fields).items():
+            self.fields[name][student, ids] = rows
+        self.steps[student, ids] = step + 1
+
+    def newest(self, ids_B: Tensor, step: int) -> tuple[Tensor, Tensor]:
+        """All students' last logits of some samples, float32 (S, B, C), and their age in steps, (S, B).
+
+        An age of -1 means that there are none, or none that are young enough; their logits mean nothing.
+        """
+        ids = ids_B.numpy()
+        found = {name: torch.from_numpy(np.asarray(array[:, ids])) for name, array in self.fields.items()}
+        return _unpacked(found, self.classes), torch.from_numpy(self._ages(self.steps[:, ids], step))
+
+    def contradicts(self, ids_B: Tensor, labels_B: Tensor) -> Tensor:
+        """The rows, ascending, whose label is another than was said before; the others are remembered."""
+        ids, labels = ids_B.numpy(), labels_B.numpy()
+        known = self.labels[ids] - 1
+        wrong = (known >= 0) & (known != labels)
+        self.labels[ids[~wrong]] = labels[~wrong] + 1
+        return torch.from_numpy(np.flatnonzero(wrong))
+
+    def parts(self, step: int) -> Iterator[tuple[str, dict[str, Any]]]:
+        """What a checkpoint before `step` needs, as named parts of about `PART_BYTES`.
+
+        Entries that will be too old at that step are left out.
+        """
+        per_entry = sum(array[0, 0].nbytes for array in self.fields.values()) + 8
+        rows, number = max(1, PART_BYTES // per_entry), 0
+        for student, steps in enumerate(self.steps):
+            live = np.flatnonzero(self._ages(steps, step) >= 0)
+            for start in range(0, len(live), rows):
+                ids = live[start : start + rows]
+                arrays = {name: array[student, ids] for name, array in self.fields.items()}
+                arrays |= {"ids": ids.astype(np.int32), "steps": steps[ids]}
+                tensors = {name: torch.from_numpy(np.asarray(array)) for name, array in arrays.items()}
+                yield f"{PREFIX}{number:05d}", {"student": student, **tensors}
+                number += 1
+
+    def load(self, part: Mapping[str, Any]) -> None:
+        """Take up one of `parts`."""
+        student, ids = part["student"], part["ids"].numpy()
+        for name, array in (*self.fields.items(), ("steps", self.steps)):
+            array[student, ids] = part[name].numpy()
+
+    def close(self) -> None:
+        """Free the memory or the file; a traceback that is kept may still hold the bank itself."""
+        self.fields, self.steps, self.labels = {}, np.empty((0, 0)), np.empty(0)
+
+    def _ages(self, steps: Array, step: int) -> Array:
+        ages: Array = np.where(steps > 0, step + 1 - steps, -1)
+        if self.max_staleness is not None:
+            ages[ages > self.max_staleness] = -1
+        return ages
+
+
+def bank_bytes(students: int, samples: int, classes: int, top_k: int | None = None) -> int:
+    """Bytes of a bank: 2 C + 4 for each sample of each student, or less with `top_k`; 4 for each sample."""
+    layout = _layout(classes, top_k).values()
+    entry = sum(math.prod(shape) * np.dtype(dtype).itemsize for shape, dtype in layout)
+    return students * samples * (entry + 4) + samples * 4
+
+
+def _layout(classes: int, top_k: int | None) -> dict[str, tuple[tuple[int, ...], npt.DTypeLike]]:
+    """Shape and type of what is kept of one sample."""
+    if top_k is None or top_k >= classes:
+        return {"logits": ((classes,), np.float16)}
+    return {
+        "logits": ((top_k,), np.float16),
+        "classes": ((top_k,), np.int16 if classes < 1 << 15 else np.int32),
+        "rest": ((), np.float16),
+    }
+
+
+def _zeros(shape: tuple[int, ...], dtype: npt.DTypeLike, folder: str | None) -> Array:
+    """Zeros that take memory, or room in a file, only as they are written."""
+    if folder is None or not math.prod(shape):
+        return np.zeros(shape, dtype)
+    with tempfile.TemporaryFile(dir=folder) as file:
+        return np.memmap(file, dtype=dtype, mode="w+", shape=shape)
+
+
+def _packed(logits_BC: Tensor, fields: Mapping[str, Array]) -> dict[str, Array]:
+    """Rows as the bank keeps them."""
+    relative_BC = logits_BC.float() - logits_BC.float().amax(dim=1, keepdim=True)
+    if "classes" not in fields:
+        return {"logits": _half(relative_BC)}
+    kept = fields["classes"]
+    logits_BK, classes_BK = relative_BC.topk(kept.shape[2], dim=1)
+    others_BC = relative_BC.scatter(1, classes_BK, -math.inf)
+    rest_B = others_BC.logsumexp(dim=1) - math.log(relative_BC.shape[1] - kept.shape[2])
+    classes = classes_BK.numpy().astype(kept.dtype)
+    return {"logits": _half(logits_BK), "classes": classes, "rest": _half(rest_B)}
+
+
+def _unpacked(found: Mapping[str, Tensor], classes: int) -> Tensor:
+    """The logits (S, B, C) of rows as the bank keeps them."""
+    logits = found["logits"].float()
+    if "classes" not in found:
+        return logits
+    rest_SBC = found["rest"].float()[:, :, None].expand(-1, -1, classes)
+    return rest_SBC.scatter(2, found["classes"].long(), logits)
+
+
+def _half(values: Tensor) -> Array:
+    return values.clamp(min=LOWEST).half().numpy()
+
+
+def make_bank(recipe: Recipe, samples: int, classes: int) -> Bank | None:
+    """The bank of a recipe, empty; None if it needs none.
+
+    Raises:
+        RecipeError: its folder takes no file.
+    """
+    if not (distillation := recipe.distillation).keeps_logits:
+        return None
+    folder, top_k = distillation.bank.folder, distillation.bank.top_k
+    try:
+        return Bank(
+            len(recipe.students),
+            samples,
+            classes,
+            top_k=top_k,
+            folder=folder,
+            max_staleness=distillation.max_staleness,
+        )
+    except OSError as error:
+        raise RecipeError(f"distillation.bank.folder: {folder!r} takes no file: {one_line(error)}") from error

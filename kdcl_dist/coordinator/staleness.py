@@ -1,0 +1,75 @@
+"""How old the logits are that the students learn from, and on how many samples there are any.
+
+Shapes: S students, K bins.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from kdcl_dist.coordinator.aggregator import Aligned
+from kdcl_dist.exchange.message import Contribution
+from kdcl_dist.run.metrics import BINS
+
+__all__ = ["Staleness"]
+
+#: Where each bin of the histogram ends, in steps.
+ENDS = torch.tensor([0, 3, 15, 63, 255, 1023, 4095])
+
+
+class Staleness:
+    """Counts over an epoch.
+
+    Args:
+        sources: for each student, the peers whose logits its soft target is formed of.
+    """
+
+    def __init__(self, sources: Sequence[Sequence[int]]) -> None:
+        self.sources = sources
+        self.clear()
+
+    def clear(self) -> None:
+        """Begin anew."""
+        count = len(self.sources)
+        #: Samples, samples with a soft target, and the sum of all ages.
+        self.sums_S3 = torch.zeros(count, 3, dtype=torch.int64)
+        self.histogram_SK = torch.zeros(count, len(BINS), dtype=torch.int64)
+
+    def add(self, parts: Sequence[Contribution], known: Aligned) -> None:
+        """Add a step: each student's samples, and the ages of all logits of them."""
+        assert known.age is not None
+        for student, part in enumerate(parts):
+            age_PB = known.age[list(self.sources[student])][:, torch.searchsorted(known.ids, part.ids)]
+            found_PB = age_PB >= 0
+            ages = age_PB[found_PB]
+            covered = int(found_PB.any(dim=0).sum())
+            self.sums_S3[student] += torch.tensor([len(part.ids), covered, int(ages.sum())])
+            self.histogram_SK[student] += torch.bincount(torch.bucketize(ages, ENDS), minlength=len(BINS))
+
+    def values(self, student: int) -> dict[str, float]:
+        """The figures of one student.
+
+        coverage      share of its samples that had a soft target
+        staleness     mean age in steps of the peers' logits behind its soft targets
+        staleness/X   share of these logits whose age is X
+        """
+        samples, covered, total = self.sums_S3[student].tolist()
+        histogram_K = self.histogram_SK[student].tolist()
+        count = sum(histogram_K)
+        if not samples or not self.sources[student]:
+            return {}
+        shares = {f"staleness/{name}": n / max(count, 1) for name, n in zip(BINS, histogram_K, strict=True)}
+        mean = {"staleness": total / count} if count else {}
+        return {"coverage": covered / samples, **mean, **shares}
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """The counts of an unfinished epoch."""
+        return {"sums": self.sums_S3, "histogram": self.histogram_SK}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Take up the state of `state_dict`."""
+        self.sums_S3, self.histogram_SK = state["sums"], state["histogram"]

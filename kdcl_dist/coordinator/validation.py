@@ -1,0 +1,60 @@
+"""Checks of every message of a round, before anything is made of it."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+
+from kdcl_dist.config.rounds import Turn, share_of
+from kdcl_dist.config.student import Member
+from kdcl_dist.errors import (
+    ForeignMessage,
+    ShapeMismatch,
+    StaleContribution,
+)
+from kdcl_dist.exchange.message import MAGIC, PROTOCOL, Message
+
+__all__ = ["check_messages"]
+
+
+def check_messages(
+    messages: Sequence[Message], members: Sequence[Member], turn: Turn, *, run: int, generation: int
+) -> None:
+    """See that every message is of this run, of this turn, and that all students have as many rows.
+
+    Raises:
+        ForeignMessage, StaleContribution, ShapeMismatch: naming the student.
+    """
+    expected_rows = _expected_rows(messages, members)
+    for index, message in enumerate(messages):
+        identity = {
+            "magic": MAGIC,
+            "protocol": PROTOCOL,
+            "run": run,
+            "generation": generation,
+            "sender": index,
+        }
+        moment = {"kind": turn.kind, "step": turn.step, "part": turn.part}
+        size = {"classes": message.layout.classes, "rows": expected_rows[index]}
+        for error, expected in (
+            (ForeignMessage, identity),
+            (StaleContribution, moment),
+            (ShapeMismatch, size),
+        ):
+            found = {field: int(message.header[field]) for field in expected}
+            if found != expected:
+                wrong = ", ".join(
+                    f"{field} {found[field]} instead of {int(value)}"
+                    for field, value in expected.items()
+                    if found[field] != value
+                )
+                raise error(f"sends {wrong}", student=members[index].name, step=turn.step)
+
+
+def _expected_rows(messages: Sequence[Message], members: Sequence[Member]) -> list[int]:
+    """The rows of each member if its student had as many as most students have."""
+    totals, replicas = Counter[int](), Counter(member.student for member in members)
+    for message, member in zip(messages, members, strict=True):
+        totals[member.student] += int(message.header["rows"])
+    total = Counter(totals.values()).most_common(1)[0][0]
+    return [share_of(total, member.replica, replicas[member.student]) for member in members]

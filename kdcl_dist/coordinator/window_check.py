@@ -1,0 +1,84 @@
+"""Whether students that walk a window in different orders have all seen its samples, each once.
+
+Of each student a sum of its sample ids is kept, each first turned into a number that looks random, so that
+other samples give another sum but for a chance of 2^-64: no list of the window's samples is needed.
+
+Shapes: S students, B samples.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from kdcl_dist.config.recipe import Recipe
+from kdcl_dist.config.rounds import Plan
+from kdcl_dist.errors import MisalignedIds
+from kdcl_dist.exchange.message import Contribution
+
+__all__ = ["Walks", "walks_of"]
+
+
+class Walks:
+    """The sums of the present window.
+
+    Args:
+        names: the students.
+        width: steps of a window; the last window of an epoch may be shorter.
+        steps_per_epoch: steps of an epoch.
+    """
+
+    def __init__(self, names: Sequence[str], width: int, steps_per_epoch: int) -> None:
+        self.names, self.width, self.steps_per_epoch = names, width, steps_per_epoch
+        self.sums_S = torch.zeros(len(names), dtype=torch.int64)
+        self.whole = True
+
+    def interrupt(self) -> None:
+        """Some may miss steps of this window, or did: it cannot be judged."""
+        self.whole = False
+
+    def add(self, parts: Sequence[Contribution], present: Sequence[int], step: int) -> None:
+        """Add a step's samples.
+
+        Args:
+            parts: each student's rows.
+            present: places of the students that take part.
+            step: the global step.
+
+        Raises:
+            MisalignedIds: the window ends, and a student has seen other samples than most.
+        """
+        self.sums_S += torch.stack([_mixed(part.ids).sum() for part in parts])
+        place = step % self.steps_per_epoch + 1
+        if place % self.width and place != self.steps_per_epoch:
+            return
+        sums, whole = self.sums_S.tolist(), self.whole
+        self.sums_S, self.whole = torch.zeros_like(self.sums_S), True
+        usual, _ = Counter(sums[index] for index in present).most_common(1)[0]
+        for index in present if whole else ():
+            if sums[index] != usual:
+                raise MisalignedIds(
+                    "has seen other samples than the rest of the cast in the window that ends here",
+                    student=self.names[index],
+                )
+
+
+def walks_of(recipe: Recipe, plan: Plan) -> Walks | None:
+    """The walks of a run; None if all students see the same samples at every step."""
+    window = recipe.distillation.window
+    if window == 1:
+        return None
+    width = plan.steps_per_epoch if window == "epoch" else window
+    return Walks(recipe.names, width, plan.steps_per_epoch)
+
+
+def _mixed(ids_B: Tensor) -> Tensor:
+    """A random-looking 64-bit number for each id: the finaliser of SplitMix64 (Steele et al., 2014)."""
+    z = (ids_B.numpy().astype(np.uint64) + np.uint64(1)) * np.uint64(0x9E3779B97F4A7C15)
+    z = (z ^ (z >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    z = (z ^ (z >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    return torch.from_numpy((z ^ (z >> np.uint64(31))).view(np.int64))

@@ -1,0 +1,206 @@
+"""What a recipe means for the data it names: sizes, splits, and one student's batches.
+
+Shapes: B batch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+import torch
+
+from kdcl_dist.config.recipe import Recipe
+from kdcl_dist.config.rounds import Kind, Plan, Turn, share_of
+from kdcl_dist.data.dataset import ImageDataset, fingerprint
+from kdcl_dist.data.loader import Batch, Part, batches, mixed_batches
+from kdcl_dist.data.sampling import Ids, batches_of, epoch_steps, own_steps, split_holdout, student_seed
+from kdcl_dist.data.subset import open_classes
+from kdcl_dist.data.views import Transforms, Views
+from kdcl_dist.errors import DataError, RecipeError
+
+__all__ = ["Session", "test_views"]
+
+
+@dataclass(frozen=True)
+class Session:
+    """A recipe together with its open data sets.
+
+    Raises:
+        DataError: a data set cannot be opened, both do not fit together, or are too small.
+        RecipeError: a transform is unknown.
+    """
+
+    recipe: Recipe
+    train: ImageDataset
+    test: ImageDataset
+
+    @classmethod
+    def open(cls, recipe: Recipe) -> Session:
+        """Open both data sets and check that they fit the recipe and each other."""
+        data = recipe.data
+        with _naming("data.train"):
+            train = open_classes(data.train, data.classes)
+        with _naming("data.test"):
+            test = open_classes(data.test, data.classes)
+        if tuple(train.classes) != tuple(test.classes) or train.channels != test.channels:
+            raise DataError(
+                f"data.test has {len(test.classes)} classes and {test.channels} channels, data.train "
+                f"{len(train.classes)} and {train.channels}: both must be the same, class names included"
+            )
+        session = cls(recipe, train, test)
+        session.check()
+        return session
+
+    def check(self) -> None:
+        """Build all that can fail for the whole cast: the plan and every student's transforms."""
+        _ = self.plan
+        with _naming("data.test_view"):
+            Transforms(self.recipe.data.test_items, self.test.mean)
+        for student in self.recipe.students:
+            own = student.augment is not None
+            with _naming(f"students.{student.name}.augment" if own else "data.augment"):
+                Transforms(self.recipe.augment_of(student), self.train.mean)
+
+    def warnings(self) -> list[str]:
+        """What the data make of the recipe, but hardly is meant, one line each."""
+        window, steps = self.recipe.distillation.window, self.plan.steps_per_epoch
+        if isinstance(window, int) and window > max(1, steps):
+            return [f"distillation.window: an epoch has {steps} steps, so {window} is as much as 'epoch'"]
+        return []
+
+    @cached_property
+    def split(self) -> tuple[Ids, Ids]:
+        """Ids trained on, and ids held out."""
+        labels_N = np.asarray(self.train.labels, np.int64)
+        return split_holdout(labels_N, self.recipe.data.holdout_per_class, self.recipe.seed)
+
+    @cached_property
+    def plan(self) -> Plan:
+        """The order of the run."""
+        recipe, (train_ids, holdout_ids) = self.recipe, self.split
+        weighs = recipe.distillation.method == "general"
+        return Plan(
+            epochs=recipe.epochs,
+            steps_per_epoch=len(epoch_steps(train_ids, recipe.batch_size, recipe.seed, 0)),
+            holdout_batches=len(batches_of(holdout_ids, recipe.batch_size)) if weighs else 0,
+            test_batches=len(batches_of(np.arange(len(self.test)), recipe.batch_size)),
+            checkpoint_epochs=recipe.checkpoint.every_epochs,
+            samples=len(self.train),
+        )
+
+    @property
+    def fingerprints(self) -> dict[str, str]:
+        """The data sets' fingerprints, by which two processes see that they read the same."""
+        return {"train": fingerprint(self.train), "test": fingerprint(self.test)}
+
+    def run(self, index: int, start: Turn, replica: int = 0) -> Iterator[Batch]:
+        """One replica's share of a student's batches, of all turns that take any, from one turn on.
+
+        One loader serves them all: what follows a pass over the test samples is loaded while it runs, and
+        no process is started between two epochs.
+        """
+        student, recipe = self.recipe.students[index], self.recipe
+        steps = self._steps(self._seed(index), start.step)
+        holdout, test = (
+            batches_of(ids, recipe.batch_size) for ids in (self.split[1], np.arange(len(self.test)))
+        )
+
+        def parts() -> Iterator[Part]:
+            for turn in self.plan.turns(start):
+                if turn.kind is Kind.TRAIN:
+                    yield Part(0, *next(steps))
+                elif turn.kind is Kind.HOLDOUT:
+                    yield Part(1, 0, holdout[turn.part])
+                elif turn.kind is Kind.EVALUATE:
+                    yield Part(2, 0, test[turn.part])
+
+        views = [self._training_views(index), self._test_views(self.train), self._test_views(self.test)]
+        shares = (part._replace(ids_B=_share(part.ids_B, replica, student.replicas)) for part in parts())
+        return self._load(views, shares)
+
+    def training(self, index: int, start: int, replica: int = 0) -> Iterator[Batch]:
+        """One replica's share of a student's training batches, from a global step to the end of the run."""
+        replicas = self.recipe.students[index].replicas
+        steps = self._steps(self._seed(index), start)
+        parts = (Part(0, epoch, _share(ids_B, replica, replicas)) for epoch, ids_B in steps)
+        return self._load([self._training_views(index)], parts)
+
+    def first_views(self, index: int, count: int) -> Batch:
+        """The first few samples of a student's run, as it sees them in training.
+
+        Raises:
+            DataError: a transform gives no image, other channels than the data has, or NaN.
+        """
+        recipe, student = self.recipe, self.recipe.students[index]
+        views = Views(self.train, Transforms(recipe.augment_of(student), self.train.mean), recipe.seed)
+        batch = next(batches(views, [(0, self.split[0][:count])]))
+        shape, channels = tuple(batch.images.shape[1:]), self.train.channels
+        if len(shape) != 3 or shape[0] != channels:
+            raise DataError(
+                f"data.augment gives images of shape {shape} where the data has {channels} channels",
+                student=student.name,
+            )
+        if not bool(torch.isfinite(batch.images).all()):
+            raise DataError("data.augment gives images with NaN or infinite pixels", student=student.name)
+        return batch
+
+    def holdout(self) -> Iterator[Batch]:
+        """The held-out samples once, seen through the test view."""
+        return self._once(self.train, self.split[1])
+
+    def testing(self) -> Iterator[Batch]:
+        """The test samples once, seen through the test view."""
+        return self._once(self.test, np.arange(len(self.test)))
+
+    def _seed(self, index: int) -> int:
+        return student_seed(self.recipe.seed, index, self.recipe.students[index].seed)
+
+    def _training_views(self, index: int) -> Views:
+        recipe = self.recipe
+        transforms = Transforms(recipe.augment_of(recipe.students[index]), self.train.mean)
+        seed = self._seed(index) if recipe.distillation.invariant else recipe.seed
+        return Views(self.train, transforms, seed)
+
+    def _test_views(self, dataset: ImageDataset) -> Views:
+        return test_views(dataset, self.recipe.data.test_items, self.recipe.seed)
+
+    def _steps(self, seed: int, start: int) -> Iterator[tuple[int, Ids]]:
+        per_epoch, window = self.plan.steps_per_epoch, self.recipe.distillation.window
+        width = per_epoch if window == "epoch" else window
+        for epoch in range(start // per_epoch, self.recipe.epochs):
+            steps_TB = epoch_steps(self.split[0], self.recipe.batch_size, self.recipe.seed, epoch)
+            for ids_B in own_steps(steps_TB, width, seed, epoch, max(0, start - epoch * per_epoch)):
+                yield epoch, ids_B
+
+    def _once(self, dataset: ImageDataset, ids: Ids) -> Iterator[Batch]:
+        parts = (Part(0, 0, ids_B) for ids_B in batches_of(ids, self.recipe.batch_size))
+        return self._load([self._test_views(dataset)], parts)
+
+    def _load(self, views: Sequence[Views], plan: Iterator[Part]) -> Iterator[Batch]:
+        data, limits = self.recipe.data, self.recipe.limits
+        return mixed_batches(views, plan, workers=data.loader_workers, timeout_s=limits.step_s)
+
+
+@contextmanager
+def _naming(field: str) -> Iterator[None]:
+    """Say which field of the recipe an error is about."""
+    try:
+        yield
+    except (DataError, RecipeError) as error:
+        raise type(error)(f"{field}: {error.message}", detail=error.detail) from error
+
+
+def test_views(dataset: ImageDataset, items: Sequence[Mapping[str, Any]], seed: int) -> Views:
+    """Images as test and held-out samples are seen, but for normalisation, which `batches` adds."""
+    return Views(dataset, Transforms(items, dataset.mean), seed)
+
+
+def _share(ids_B: Ids, replica: int, replicas: int) -> Ids:
+    """One replica's rows of a batch, as `share_of` counts them; a small batch may leave it none."""
+    start = sum(share_of(len(ids_B), earlier, replicas) for earlier in range(replica))
+    return ids_B[start : start + share_of(len(ids_B), replica, replicas)]

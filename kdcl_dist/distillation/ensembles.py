@@ -1,0 +1,310 @@
+"""The four ensembles of KDCL (Guo et al., CVPR 2020, section 3.1) and the plain mean of the logits.
+
+Each is computed per sample, never per batch. At T = 1 and for every sample
+CE(min_logit) <= CE(linear) <= CE(naive) <= CE(each student).
+
+Logits of any floating type are computed in float32 at least; results are float32 (float64 for float64)
+and carry no gradient: a soft target is a constant.
+
+The coordinator's answer waits for them, so they are written for few operations and few passes over the
+logits: powers of 2, which cost half as much as powers of e, in place, and arguments are checked once.
+
+Shapes: S students, B batch, C classes, N held-out samples.
+"""
+
+from __future__ import annotations
+
+import math
+from functools import reduce
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from kdcl_dist.distillation.simplex import minimise_logsumexp, minimise_quadratic
+
+__all__ = [
+    "combine",
+    "general",
+    "general_log",
+    "general_weights",
+    "linear",
+    "linear_weights",
+    "log_soft_target",
+    "mean",
+    "min_logit",
+    "naive",
+    "naive_choice",
+]
+
+
+def naive(logits_SBC: Tensor, labels_B: Tensor) -> Tensor:
+    """The logits (B, C) of the student with the smallest cross-entropy at T = 1 (eq. 4).
+
+    Of equal students the first in the order of the cast is taken.
+
+    Raises:
+        ValueError: shapes, types or labels do not fit.
+    """
+    return _naive(_checked(logits_SBC, labels_B), labels_B)
+
+
+def naive_choice(logits_SBC: Tensor, labels_B: Tensor) -> Tensor:
+    """Which student `naive` takes for each sample, int64 (B,). Raises as `naive`."""
+    return _choice(_checked(logits_SBC, labels_B), labels_B)
+
+
+def linear(logits_SBC: Tensor, labels_B: Tensor) -> Tensor:
+    """The convex combination of the students' logits (B, C) with the smallest cross-entropy (eq. 5).
+
+    The paper names no solver; see `linear_weights`. Raises as `naive`.
+    """
+    logits_SBC = _checked(logits_SBC, labels_B)
+    return _combine(logits_SBC, labels_B, _linear_weights(logits_SBC, labels_B))
+
+
+def linear_weights(logits_SBC: Tensor, labels_B: Tensor) -> Tensor:
+    """The weights (S, B) of `linear`: argmin over the simplex of CE(sum_i a_i z_i, y), float64.
+
+    Found to a KKT gap of 1e-6, computed in float64, for any number of students and logits up to 6e4 (all
+    that half precision holds). Raises as `naive`.
+    """
+    return _linear_weights(_checked(logits_SBC, labels_B), labels_B)
+
+
+def _linear_weights(logits_SBC: Tensor, labels_B: Tensor) -> Tensor:
+    true_SB1 = _of_true_class(logits_SBC, labels_B).double()
+    logits_BSC = logits_SBC.transpose(0, 1).to(
+        torch.float64, memory_format=torch.contiguous_format, copy=True
+    )
+    return minimise_logsumexp(logits_BSC.sub_(true_SB1.transpose(0, 1))).T
+
+
+def combine(logits_SBC: Tensor, labels_B: Tensor, weights_SB: Tensor) -> Tensor:
+    """sum_i a_i z_i (B, C), or the logits of `naive` where these have the smaller cross-entropy.
+
+    The latter can happen by the rounding of huge logits only; it keeps CE(linear) <= CE(naive) exact.
+    """
+    return _combine(_checked(logits_SBC, labels_B), labels_B, weights_SB)
+
+
+def _combine(logits_SBC: Tensor, labels_B: Tensor, weights_SB: Tensor) -> Tensor:
+    sum_BC = torch.einsum("sb,sbc->bc", weights_SB.to(logits_SBC.dtype), logits_SBC)
+    naive_BC = _naive(logits_SBC, labels_B)
+    sum_loss_B, naive_loss_B = _losses(torch.stack([sum_BC, naive_BC]).double(), labels_B)
+    return torch.where((sum_loss_B <= naive_loss_B)[:, None], sum_BC, naive_BC)
+
+
+def min_logit(logits_SBC: Tensor, labels_B: Tensor) -> Tensor:
+    """The smallest of the students' logits class by class (B, C), relative to the true class (eq. 6-7).
+
+    Each student's logits are first shifted so that its true class has 0. Raises as `naive`.
+    """
+    logits_SBC = _checked(logits_SBC, labels_B)
+    true_SB1 = _of_true_class(logits_SBC, labels_B)
+    # Student by student: what is written last is still in the cache.
+    return reduce(torch.minimum, map(torch.sub, logits_SBC.unbind(), true_SB1.unbind()))
+
+
+def mean(logits_SBC: Tensor, labels_B: Tensor) -> Tensor:
+    """The mean of the students' logits (B, C); not in the paper, but often run under its name."""
+    logits_SBC = _checked(logits_SBC, labels_B)
+    return reduce(torch.add, logits_SBC.unbind()) / len(logits_SBC)
+
+
+def general(logits_SBC: Tensor, weights_S: Tensor, temperature: float) -> Tensor:
+    """sum_i w_i softmax(z_i / T), probabilities (B, C) (eq. 8); arguments as `general_log`."""
+    return general_log(logits_SBC, weights_S, temperature).exp()
+
+
+def general_log(logits_SBC: Tensor, weights_S: Tensor, temperature: float) -> Tensor:
+    """The logarithm of `general`, (B, C), exact where a probability underflows.
+
+    Args:
+        logits_SBC: the students' logits.
+        weights_S: non-negative, sum 1, of any floating type; a weight may be exactly 0.
+        temperature: T > 0.
+
+    Raises:
+        ValueError: shapes, types or weights do not fit, or T is not positive and finite.
+    """
+    return _general_log(_checked(logits_SBC), weights_S, temperature)
+
+
+def _general_log(logits_SBC: Tensor, weights_S: Tensor, temperature: float) -> Tensor:
+    _check_temperature(temperature)
+    _check_weights(weights_S, len(logits_SBC))
+    weights_S11 = weights_S.detach().to(logits_SBC.device).view(-1, 1, 1)
+    if logits_SBC.is_cpu:
+        mixed_BC = _mixed(logits_SBC, weights_S11.to(logits_SBC), temperature)
+        # What underflowed is less than the rounding of a sum above this. An accelerator isn't waited for.
+        limits = torch.finfo(mixed_BC.dtype)
+        if mixed_BC.numel() and float(mixed_BC.amin()) > limits.tiny / limits.eps:
+            # NumPy's logarithm takes less than half the time of PyTorch's.
+            return torch.from_numpy(np.log(mixed_BC.numpy()))
+    log_p_SBC = F.log_softmax(logits_SBC / temperature, dim=2)
+    return torch.logsumexp(log_p_SBC + weights_S11.double().log().to(log_p_SBC.dtype), dim=0)
+
+
+def _mixed(logits_SBC: Tensor, weights_S11: Tensor, temperature: float) -> Tensor:
+    """`general`, (B, C), where the smallest may be 0 by underflow.
+
+    By `softmax`, not by powers of 2, whose last bits depend on a sample's place in the batch.
+    """
+    weighted_SBC = F.softmax(logits_SBC / temperature, dim=2).mul_(weights_S11)
+    return reduce(Tensor.add_, weighted_SBC.unbind())
+
+
+def general_weights(residuals_SN: Tensor) -> Tensor:
+    """The weights (S,) of `general`, float64: argmin of w'Cw on the simplex (eq. 9-11).
+
+    C_ij is the mean of r_i r_j over held-out samples, r_i = p_i(true class) - 1. The paper's closed form
+    C^-1 1 / (1'C^-1 1) can leave [0, 1], which the text asks for, and does not exist for identical
+    students. So the minimum is taken on the simplex, with a ridge of 1e-8 of C's mean diagonal.
+    Unusable residuals (none, not finite, or all zero) give 1/S.
+
+    Raises:
+        ValueError: `residuals_SN` is not a floating-point matrix of at least one row.
+    """
+    if residuals_SN.ndim != 2 or not len(residuals_SN) or not residuals_SN.is_floating_point():
+        got = f"{residuals_SN.dtype} {tuple(residuals_SN.shape)}"
+        raise ValueError(f"residuals_SN: floating point of shape (S, N) is needed (got {got})")
+    students = len(residuals_SN)
+    residuals_SN = residuals_SN.detach().double()
+    uniform_S = residuals_SN.new_full((students,), 1 / students)
+    covariance_SS = residuals_SN @ residuals_SN.T / max(residuals_SN.shape[1], 1)
+    scale = float(covariance_SS.diagonal().mean())
+    if not 0 < scale < float("inf") or not bool(torch.isfinite(covariance_SS).all()):
+        return uniform_S
+    # Divided by its scale, so that tiny residuals late in training are solved as well as large ones.
+    ridge_SS = 1e-8 * torch.eye(students, dtype=torch.float64, device=residuals_SN.device)
+    hessian_SS = covariance_SS / scale + ridge_SS
+    return minimise_quadratic(hessian_SS[None], (hessian_SS @ uniform_S)[None], uniform_S[None])[0]
+
+
+def log_soft_target(
+    method: str,
+    logits_SBC: Tensor,
+    labels_B: Tensor,
+    temperature: float,
+    weights_S: Tensor | None = None,
+    present_SB: Tensor | None = None,
+) -> Tensor:
+    """The log-probabilities (B, C) that the students learn from, at the temperature T.
+
+    Args:
+        method: "naive", "linear", "min_logit", "mean" or "general".
+        logits_SBC, labels_B: the students' logits, the true classes.
+        temperature: T > 0. Students are chosen and weighed at T = 1, the result is softened by T.
+        weights_S: of "general", which needs them.
+        present_SB: which students' logits there are of each sample, at least one's; the sample's target is
+            the ensemble of those, with the weights of "general" in proportion. None: all.
+
+    Raises:
+        ValueError: an argument does not fit, or the method is unknown.
+    """
+    if present_SB is not None:
+        return _of_present(method, logits_SBC, labels_B, temperature, weights_S, present_SB)
+    _check_temperature(temperature)
+    if method == "general":
+        if weights_S is None:
+            raise ValueError("weights_S: method 'general' needs the students' weights (got None)")
+        return _general_log(_checked(logits_SBC, labels_B), weights_S, temperature)
+    by_logits = {"naive": naive, "linear": linear, "min_logit": min_logit, "mean": mean}
+    if method not in by_logits:
+        raise ValueError(f"method: unknown ensemble {method!r}; have {', '.join([*by_logits, 'general'])}")
+    return F.log_softmax(by_logits[method](logits_SBC, labels_B).div_(temperature), dim=1)
+
+
+def _of_present(
+    method: str,
+    logits_SBC: Tensor,
+    labels_B: Tensor,
+    temperature: float,
+    weights_S: Tensor | None,
+    present_SB: Tensor,
+) -> Tensor:
+    """`log_soft_target` for the samples of each set of students at a time."""
+    if present_SB.shape != logits_SBC.shape[:2] or not bool(present_SB.any(dim=0).all()):
+        raise ValueError("present_SB: each sample needs the logits of at least one student")
+    target_BC = torch.empty_like(_checked(logits_SBC, labels_B)[0])
+    sets, which_B = torch.unique(present_SB, dim=1, return_inverse=True)
+    for number in range(sets.shape[1]):
+        rows = (which_B == number).nonzero()[:, 0]
+        there_S = present_SB[:, rows[0]]
+        target_BC[rows] = log_soft_target(
+            method,
+            logits_SBC[there_S][:, rows],
+            labels_B[rows],
+            temperature,
+            None if weights_S is None else _renormalised(weights_S, there_S),
+        )
+    return target_BC
+
+
+def _renormalised(weights_S: Tensor, there_S: Tensor) -> Tensor:
+    """The weights of some students, in proportion, with sum 1; alike if all of them are 0."""
+    if bool(there_S.all()):
+        return weights_S
+    weights_S = weights_S[there_S.to(weights_S.device)]
+    total = weights_S.sum()
+    return weights_S / total if total > 0 else torch.full_like(weights_S, 1 / len(weights_S))
+
+
+def _checked(logits_SBC: Tensor, labels_B: Tensor | None = None) -> Tensor:
+    """The logits without gradient in float32 at least; raises ValueError where something does not fit."""
+    shape = logits_SBC.shape
+    if len(shape) != 3 or not shape[0] or not shape[2] or not logits_SBC.is_floating_point():
+        got = f"{logits_SBC.dtype} {tuple(shape)}"
+        raise ValueError(f"logits_SBC: floating point of shape (S, B, C) is needed (got {got})")
+    if labels_B is not None:
+        if labels_B.shape != shape[1:2] or labels_B.dtype != torch.int64:
+            got = f"{labels_B.dtype} {tuple(labels_B.shape)}"
+            raise ValueError(f"labels_B: int64 of shape ({shape[1]},) is needed (got {got})")
+        # To look at labels on an accelerator would wait for it; there the gather refuses them itself.
+        if shape[1] and labels_B.is_cpu:
+            lowest, highest = map(int, labels_B.aminmax())
+            if lowest < 0 or highest >= shape[2]:
+                raise ValueError(f"labels_B: {lowest} to {highest} for {shape[2]} classes")
+    logits_SBC = logits_SBC.detach()
+    return logits_SBC if logits_SBC.dtype == torch.float64 else logits_SBC.float()
+
+
+def _check_temperature(temperature: float) -> None:
+    if not 0 < temperature < float("inf"):
+        raise ValueError(f"temperature: must be above 0 and finite (got {temperature})")
+
+
+def _check_weights(weights_S: Tensor, students: int) -> None:
+    if tuple(weights_S.shape) != (students,) or not weights_S.is_floating_point():
+        got = f"{weights_S.dtype} {tuple(weights_S.shape)}"
+        raise ValueError(f"weights_S: floating point of shape ({students},) is needed (got {got})")
+    if weights_S.is_cpu:
+        # As Python's numbers: operations on few numbers cost more. 1e-2 is for sums of half precision.
+        values = weights_S.tolist()
+        if not (min(values) >= 0 and abs(sum(values) - 1) <= 1e-2):
+            raise ValueError(f"weights_S: must be non-negative with sum 1 (got {values})")
+
+
+def _of_true_class(logits_SBC: Tensor, labels_B: Tensor) -> Tensor:
+    """The logits of the true classes (S, B, 1)."""
+    return logits_SBC.gather(2, labels_B.view(1, -1, 1).expand(len(logits_SBC), -1, 1))
+
+
+def _losses(logits_SBC: Tensor, labels_B: Tensor) -> Tensor:
+    """The cross-entropy of each student on each sample at T = 1, (S, B)."""
+    peak_SB1 = logits_SBC.amax(dim=2, keepdim=True)
+    total_SB1 = (logits_SBC - peak_SB1).mul_(1 / math.log(2)).exp2_().sum(dim=2, keepdim=True)
+    return total_SB1.log_().add_(peak_SB1).sub_(_of_true_class(logits_SBC, labels_B))[:, :, 0]
+
+
+def _choice(logits_SBC: Tensor, labels_B: Tensor) -> Tensor:
+    """`naive_choice`; `min` takes the first of equal ones in less time than `argmin`."""
+    return _losses(logits_SBC, labels_B).min(dim=0).indices
+
+
+def _naive(logits_SBC: Tensor, labels_B: Tensor) -> Tensor:
+    students, batch, classes = logits_SBC.shape
+    row_B = torch.arange(batch, device=labels_B.device).add_(_choice(logits_SBC, labels_B), alpha=batch)
+    return logits_SBC.reshape(students * batch, classes).index_select(0, row_B)

@@ -1,0 +1,92 @@
+"""The losses of KDCL (Guo et al., CVPR 2020, eq. 1-2) and of deep mutual learning (Zhang et al., CVPR 2018).
+
+Shapes: B batch, C classes, K samples with a soft target, P peers.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+__all__ = ["Losses", "distillation_loss", "dml_loss", "kdcl_loss", "task_loss"]
+
+
+class Losses(NamedTuple):
+    """Scalars: `total` is what is learnt from, `task` + weight * `distillation`."""
+
+    total: Tensor
+    task: Tensor
+    distillation: Tensor
+
+
+def task_loss(logits_BC: Tensor, labels_B: Tensor) -> Tensor:
+    """Cross-entropy CE(z, y), mean over the batch, in nats."""
+    return F.cross_entropy(_widened(logits_BC), labels_B)
+
+
+def distillation_loss(
+    logits_BC: Tensor, log_target_BC: Tensor, temperature: float, covered_K: Tensor | None = None
+) -> Tensor:
+    """T^2 * KL(p || softmax(z / T)), summed over classes and averaged over the batch, in nats.
+
+    T^2 keeps the gradient's size independent of T (Hinton et al., 2015). The target is a constant: the
+    paper does not say so, but a gradient into it would let students move the target towards themselves.
+
+    Args:
+        logits_BC: z.
+        log_target_BC: log p, the soft target's log-probabilities, already at temperature T.
+        temperature: T.
+        covered_K: numbers of the samples that have a soft target; the others add nothing to the sum over the
+            batch, which is divided by B all the same, so that a sample weighs alike in every batch. None:
+            all have one.
+    """
+    log_q_BC = F.log_softmax(_widened(logits_BC) / temperature, dim=1)
+    if covered_K is None:
+        return temperature**2 * _divergence(log_target_BC, log_q_BC)
+    log_q_KC, log_p_KC = log_q_BC[covered_K], log_target_BC[covered_K].detach().to(log_q_BC)
+    total = F.kl_div(log_q_KC, log_p_KC, reduction="sum", log_target=True)
+    return temperature**2 * (total / len(logits_BC))
+
+
+def kdcl_loss(
+    logits_BC: Tensor,
+    labels_B: Tensor,
+    log_target_BC: Tensor,
+    temperature: float,
+    weight: float,
+    covered_K: Tensor | None = None,
+) -> Losses:
+    """CE(z, y) + lambda * T^2 * KL(p || softmax(z / T)) of one student (KDCL eq. 1-2).
+
+    Cross-entropy keeps weight 1; `weight` is lambda. Other arguments as `distillation_loss`.
+    """
+    task = task_loss(logits_BC, labels_B)
+    distillation = distillation_loss(logits_BC, log_target_BC, temperature, covered_K)
+    return Losses(task + weight * distillation, task, distillation)
+
+
+def dml_loss(
+    logits_BC: Tensor, labels_B: Tensor, peer_log_probabilities_PBC: Tensor, weight: float = 1.0
+) -> Losses:
+    """CE(z, y) + weight * mean over peers j of KL(p_j || softmax(z)), all at T = 1, peers constant.
+
+    With no peers the second part is 0.
+    """
+    task = task_loss(logits_BC, labels_B)
+    log_q_BC = F.log_softmax(_widened(logits_BC), dim=1)
+    parts = [_divergence(log_p_BC, log_q_BC) for log_p_BC in peer_log_probabilities_PBC]
+    distillation = torch.stack(parts).mean() if parts else torch.zeros_like(task)
+    return Losses(task + weight * distillation, task, distillation)
+
+
+def _divergence(log_p_BC: Tensor, log_q_BC: Tensor) -> Tensor:
+    """KL(p || q), summed over classes, averaged over the batch; p is a constant."""
+    return F.kl_div(log_q_BC, log_p_BC.detach().to(log_q_BC), reduction="batchmean", log_target=True)
+
+
+def _widened(logits_BC: Tensor) -> Tensor:
+    """Float32 at least: half precision is too coarse for a sum over classes."""
+    return logits_BC if logits_BC.dtype == torch.float64 else logits_BC.float()

@@ -1,0 +1,112 @@
+"""`preprocessing.json`: what goes into an exported network, and what its outputs mean."""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import Field, PositiveInt, ValidationError, model_validator
+
+from kdcl_dist.config.base import Strict
+from kdcl_dist.config.error_text import describe_errors
+from kdcl_dist.errors import ExportError, one_line
+from kdcl_dist.export.source import Source, label_of
+from kdcl_dist.version import __version__
+
+__all__ = ["DESCRIPTION", "Description", "Kind", "digest", "read_description"]
+
+DESCRIPTION = "preprocessing.json"
+
+Kind = Literal["state_dict", "safetensors", "torch_export", "onnx"]
+
+
+class Description(Strict):
+    """How images become the network's input, and everything else that using it takes.
+
+    An image file is decoded to uint8 in `colours`, channels first; goes through `test_view`, transforms of
+    torchvision.transforms.v2 (or import strings) and their arguments; must then have `input_shape`, (C, H,
+    W); is divided by 255, less `mean`, by `std`, channel by channel; and stacked to float32 (B, C, H, W).
+    The network answers with logits (B, classes). `seed` is that of random draws in the test view, if it has
+    any; `sha256` that of the file `weights`.
+    """
+
+    format: Literal[1] = 1
+    kdcl_dist: str = __version__
+    run: str
+    student: str
+    model: str
+    step: int
+    kind: Kind
+    weights: str
+    sha256: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
+    input_shape: tuple[PositiveInt, PositiveInt, PositiveInt]
+    layout: Literal["NCHW"] = "NCHW"
+    colours: Literal["grey", "RGB", "own"]
+    test_view: list[dict[str, Any]]
+    mean: list[float]
+    std: list[float]
+    classes: Annotated[list[str], Field(min_length=1)]
+    seed: int
+
+    @model_validator(mode="after")
+    def _fits_together(self) -> Description:
+        channels = self.input_shape[0]
+        if not len(self.mean) == len(self.std) == channels or not all(value > 0 for value in self.std):
+            raise ValueError(f"mean and std must have {channels} numbers, one a channel, and std above 0")
+        if not all(isinstance(item.get("name"), str) for item in self.test_view):
+            raise ValueError("every transform of test_view must have a name")
+        if Path(self.weights).name != self.weights:
+            raise ValueError(f"weights must be a file beside it (got {self.weights!r})")
+        return self
+
+    @classmethod
+    def of(cls, source: Source, kind: Kind, weights: Path, input_shape: tuple[int, int, int]) -> Description:
+        """Describe an export."""
+        data, test = source.recipe.data, source.session.test
+        return cls(
+            run=label_of(source.folder),
+            student=source.student.name,
+            model=source.student.model,
+            step=source.step,
+            kind=kind,
+            weights=weights.name,
+            sha256=digest(weights),
+            input_shape=input_shape,
+            colours={1: "grey", 3: "RGB"}.get(test.channels, "own"),  # type: ignore[arg-type]
+            test_view=data.test_items,
+            mean=[float(value) for value in test.mean],
+            std=[float(value) for value in test.std],
+            classes=list(test.classes),
+            seed=source.recipe.seed,
+        )
+
+
+def read_description(folder: Path) -> Description:
+    """Read an export's description.
+
+    Raises:
+        ExportError: the folder is no export, or of another version, or the file is damaged.
+    """
+    path = folder / DESCRIPTION
+    try:
+        text = path.read_bytes()
+    except FileNotFoundError:
+        raise ExportError(
+            f"{folder}: not an export: it has no {DESCRIPTION}; `kdcl export` writes one"
+        ) from None
+    except (OSError, ValueError) as error:
+        raise ExportError(f"{folder}: cannot be read: {one_line(error)}") from None
+    try:
+        return Description.model_validate_json(text)
+    except ValidationError as error:
+        raise ExportError(f"{path}: {describe_errors(error, Description)}; export it again") from None
+
+
+def digest(path: Path) -> str:
+    """A file's SHA-256."""
+    found = hashlib.sha256()
+    with path.open("rb") as file:
+        while block := file.read(1 << 20):
+            found.update(block)
+    return found.hexdigest()

@@ -1,0 +1,153 @@
+"""What the processes of a cast do, that their launcher started; they tell it how it ended.
+
+They say `(kind, value)`: an event of the coordinator, its endpoint, a student's process that is to be ended;
+that a student has lost the coordinator's store; at the end that they have finished, that the run is over, or
+why they failed.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import gc
+import os
+import signal
+import sys
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from multiprocessing.connection import Connection
+from queue import SimpleQueue
+from typing import Any
+
+import torch
+
+from kdcl_dist.coordinator.runtime import run_coordinator
+from kdcl_dist.errors import CoordinatorLost, wrap
+from kdcl_dist.launch.processes import GRACE_S
+from kdcl_dist.membership.endpoint import Endpoint
+from kdcl_dist.membership.monitor import COORDINATOR
+from kdcl_dist.membership.rendezvous import RunOver
+from kdcl_dist.membership.store import host_store
+from kdcl_dist.run.events import Event, Stepped
+from kdcl_dist.run.run import Run
+from kdcl_dist.student.runtime import run_student
+from kdcl_dist.utils.process import end_with_parent
+
+__all__ = ["coordinate", "train"]
+
+#: Of Linux's prctl; the kernel keeps 15 bytes.
+PR_SET_NAME = 15
+#: Events that may wait to be heard before steps are left out.
+BACKLOG = 100
+
+
+def coordinate(link: Connection, run: Run, host: str, stop: Any) -> None:
+    """Host the store of a run, and coordinate it."""
+
+    def work() -> bool:
+        store, endpoint = host_store(host)
+        link.send(("endpoint", endpoint))
+        teller = _Teller(link)
+        try:
+            return run_coordinator(
+                run, store, host=host, stop=stop.is_set, tell=teller.tell, processes=_Processes(teller)
+            )
+        finally:
+            teller.close()
+
+    _name_process(COORDINATOR)
+    _report(link, work, student=None)
+
+
+class _Teller:
+    """Tells the launcher what happens, from a thread: a terminal that is held must not hold up the cast."""
+
+    def __init__(self, link: Connection) -> None:
+        self.link, self.queue = link, SimpleQueue[tuple[str, Any] | None]()
+        self.thread = threading.Thread(target=self._send, name="kdcl-teller", daemon=True)
+        self.thread.start()
+
+    def tell(self, event: Event) -> None:
+        """Send an event; steps are left out while many wait to be heard."""
+        if not isinstance(event, Stepped) or self.queue.qsize() < BACKLOG:
+            self.queue.put(("event", event))
+
+    def close(self) -> None:
+        """Wait until all is sent, for a while."""
+        self.queue.put(None)
+        self.thread.join(GRACE_S)
+
+    def _send(self) -> None:
+        with contextlib.suppress(OSError):  # the launcher is gone, and this process ends with it
+            while (said := self.queue.get()) is not None:
+                self.link.send(said)
+
+
+@dataclass(frozen=True)
+class _Processes:
+    """See `kdcl_dist.coordinator.runtime.Processes`."""
+
+    teller: _Teller
+
+    def is_gone(self, name: str, pid: int) -> bool:
+        """Whether the process is dead."""
+        try:
+            os.kill(pid, 0)
+        except ProcessLookupError:
+            return True
+        return False
+
+    def end(self, name: str, pid: int) -> None:
+        """Let the launcher end it."""
+        self.teller.queue.put(("end", (name, pid)))
+
+    def notice(self) -> str | None:
+        """This machine gives none."""
+        return None
+
+
+def train(link: Connection, run: Run, rank: int, endpoint: Endpoint, host: str, device: str) -> None:
+    """Train the student, or replica, of a place in the cast."""
+    asked = threading.Event()
+    signal.signal(signal.SIGTERM, lambda *_: asked.set())
+
+    def find(lost: Endpoint | None) -> Endpoint:
+        return endpoint if lost is None else _await_next(link, lost, run.recipe.limits.startup_s)
+
+    def work() -> bool:
+        return run_student(run, rank, find, host=host, device=torch.device(device), stop=asked.is_set)
+
+    _name_process(run.recipe.members[rank].name)
+    _report(link, work, student=run.recipe.members[rank].name)
+
+
+def _name_process(name: str) -> None:
+    """Show a process as `kdcl:NAME` to `top` and `ps -o comm`, where all forked ones would look alike."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(PR_SET_NAME, f"kdcl:{name}".encode()[:15], 0, 0, 0)
+
+
+def _await_next(link: Connection, lost: Endpoint, limit_s: float) -> Endpoint:
+    """The store of the coordinator that follows after a lost one."""
+    link.send(("lost", lost.id))
+    deadline = time.monotonic() + limit_s
+    while link.poll(max(0.0, deadline - time.monotonic())):
+        found: Endpoint = link.recv()
+        if found.id != lost.id:
+            return found
+    raise CoordinatorLost(f"no other coordinator has started within {limit_s:g} s (limits.startup_s)")
+
+
+def _report(link: Connection, work: Callable[[], bool], student: str | None) -> None:
+    """Run a process's work and tell the launcher how it ended."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches all processes; the launcher decides
+    end_with_parent()
+    gc.freeze()  # a collection that passed over all that is imported would make its pages this process's own
+    try:
+        link.send(("finished", work()))
+    except RunOver as over:
+        link.send(("over", over.cause.to_dict()))
+    except Exception as error:
+        link.send(("failed", wrap(error, student=student, step=None, phase="start").to_dict()))

@@ -1,0 +1,1 @@
+"""The checks before a run: free capacity, bank memory, data, versions and storage."""

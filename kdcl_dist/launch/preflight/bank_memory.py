@@ -1,0 +1,81 @@
+"""Room for the bank on the coordinator's host: what it takes, what is free, and what to do about it."""
+
+from __future__ import annotations
+
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+
+from kdcl_dist.config.recipe import Recipe
+from kdcl_dist.coordinator.logit_bank import bank_bytes
+
+__all__ = ["Room", "look_for_room"]
+
+MEMINFO = Path("/proc/meminfo")
+#: The limit and the use of the memory of this process's container, in version 2 of control groups.
+CGROUP = Path("/sys/fs/cgroup")
+MB = 1e6
+
+
+@dataclass(frozen=True)
+class Room:
+    """What a bank takes and what is free, in bytes.
+
+    Attributes:
+        size: students, samples and classes in words.
+        folder: where its file will lie; None: in memory.
+        free: bytes; None where it cannot be told, or the folder is missing.
+    """
+
+    size: str
+    needed: int
+    folder: str | None
+    free: int | None
+
+    def __str__(self) -> str:
+        """The figures."""
+        free = "" if self.free is None else f", {self.free / MB:,.1f} MB free"
+        where = f"a file in {self.folder}" if self.folder else "memory"
+        return f"{self.size}: {self.needed / MB:,.1f} MB in {where}{free}"
+
+    @property
+    def lack(self) -> str | None:
+        """Why the bank does not fit, and the knob to turn; None if it does."""
+        if self.folder is not None and self.free is None:
+            return f"distillation.bank.folder: {self.folder!r} is no folder of the coordinator's host"
+        if self.free is None or self.needed <= self.free:
+            return None
+        other = "another distillation.bank.folder" if self.folder else "distillation.bank.folder, for a file"
+        return f"{self}; set {other}, or a small distillation.bank.top_k"
+
+
+def look_for_room(recipe: Recipe, samples: int, classes: int) -> Room | None:
+    """The room on this host for a recipe's bank; None if it has none.
+
+    Args:
+        recipe: the run.
+        samples, classes: of its training data.
+    """
+    if not recipe.distillation.keeps_logits:
+        return None
+    bank, students = recipe.distillation.bank, len(recipe.students)
+    size = f"{students} students, {samples:,} samples, {classes:,} classes"
+    size += "" if bank.top_k is None or bank.top_k >= classes else f", the largest {bank.top_k} of them kept"
+    needed = bank_bytes(students, samples, classes, bank.top_k)
+    return Room(size, needed, bank.folder, _free_memory() if bank.folder is None else _free_disk(bank.folder))
+
+
+def _free_disk(folder: str) -> int | None:
+    return shutil.disk_usage(folder).free if Path(folder).is_dir() else None
+
+
+def _free_memory() -> int | None:
+    """What the machine has available, or what is left of this process's container, whichever is less."""
+    found = []
+    try:
+        fields = dict(line.split(":") for line in MEMINFO.read_text().splitlines())
+        found.append(1024 * int(fields["MemAvailable"].split()[0]))
+        found.append(int((CGROUP / "memory.max").read_text()) - int((CGROUP / "memory.current").read_text()))
+    except (OSError, KeyError, ValueError):  # no Linux, no control group, or one without a limit ("max")
+        pass
+    return min(found, default=None)

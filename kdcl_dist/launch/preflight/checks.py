@@ -1,0 +1,234 @@
+"""Judging, before a run, what its hosts have found: each check a line with a figure, each failure a remedy.
+
+All checks are functions of plain values (`kdcl_dist.launch.preflight.host_report`, `kdcl_dist.launch.preflight.placement`); asking the hosts is
+the launcher's part.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ipaddress
+import time
+import uuid
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+
+from kdcl_dist.config.recipe import Recipe
+from kdcl_dist.errors import PreflightError, StorageError
+from kdcl_dist.launch.preflight.host_report import Report, look, unread
+from kdcl_dist.launch.preflight.placement import Host, Need, lacks
+from kdcl_dist.run.storage import Folder
+
+__all__ = [
+    "Check",
+    "addresses",
+    "bank",
+    "check_here",
+    "clocks",
+    "data",
+    "judge",
+    "network",
+    "placement",
+    "require",
+    "shared_memory",
+    "storage",
+    "versions",
+]
+
+#: Seconds by which clocks may differ: more misleads who reads logs and times of several hosts.
+SKEW_S = 5.0
+#: Bytes of /dev/shm below which loader workers are likely to die of "bus error".
+SHM_BYTES = 256 << 20
+
+
+@dataclass(frozen=True)
+class Check:
+    """One check: the figure that was found; failures and warnings, a line each with its remedy."""
+
+    name: str
+    figure: str
+    failures: list[str] = field(default_factory=list)
+    warnings: list[str] = field(default_factory=list)
+
+    @property
+    def ok(self) -> bool:
+        """Whether the run may start as far as this check is concerned."""
+        return not self.failures
+
+
+def require(checks: Sequence[Check], warn: Callable[[str], None]) -> None:
+    """Pass on all warnings; raise `PreflightError` with all failures, a line each, if there are any."""
+    for check in checks:
+        for warning in check.warnings:
+            warn(f"warning: {check.name}: {warning}")
+    if failures := [f"{check.name}: {failure}" for check in checks for failure in check.failures]:
+        raise PreflightError("\n".join(failures))
+
+
+def check_here(recipe: Recipe, folder: Folder, address: str, more: Mapping[str, str]) -> list[Check]:
+    """The checks of a run whose processes are all on this host; arguments as `kdcl_dist.launch.preflight.host_report.look`."""
+    marks = f".kdcl-preflight-{uuid.uuid4().hex[:8]}"
+    asked = time.time()
+    report = look(recipe, folder, f"{marks}/0", address, more)
+    missing = [] if "storage" in report.problems else unread(folder, [f"{marks}/0"])
+    with contextlib.suppress(StorageError):
+        folder.delete(marks)
+    return judge(recipe, folder, [report], {address: [address] * len(missing)}, asked, {address: time.time()})
+
+
+def judge(
+    recipe: Recipe,
+    folder: Folder,
+    reports: Sequence[Report],
+    missing: Mapping[str, Sequence[str]],
+    asked: float,
+    answered: Mapping[str, float],
+) -> list[Check]:
+    """The checks below that need no more than the reports; arguments as theirs."""
+    return [
+        versions(reports),
+        data(reports),
+        storage(folder, reports, missing),
+        addresses(reports),
+        clocks(reports, asked, answered),
+        shared_memory(recipe, reports),
+        *bank(reports),
+    ]
+
+
+def placement(needs: Sequence[Need], hosts: Sequence[Host]) -> Check:
+    """Room for every worker."""
+    figure = f"{len(needs)} workers, {len(hosts)} hosts ({'; '.join(map(str, hosts))})"
+    return Check("placement", figure, lacks(needs, hosts))
+
+
+def data(reports: Sequence[Report]) -> Check:
+    """The same data sets on every host."""
+    failures = [
+        f"host {report.address}: data.{name}: {report.problems[name]}; copy the data set to that host, or "
+        "give a path that all hosts share"
+        for report in reports
+        for name in ("train", "test")
+        if name in report.problems
+    ]
+    for name in ("train", "test"):
+        having = [report for report in reports if name in report.data]
+        for report in having[1:]:
+            if report.data[name] != having[0].data[name]:
+                failures.append(
+                    f"host {report.address}: data.{name} is not the data set of {having[0].address} "
+                    f"(fingerprint {report.data[name][:12]}, not {having[0].data[name][:12]}); copy it again"
+                )
+    prints = [f"{name} {print_[:12]}" for name, print_ in (reports[0].data if reports else {}).items()]
+    return Check("data", f"{_hosts(reports)}, {', '.join(prints) or 'none'}", failures)
+
+
+def versions(reports: Sequence[Report]) -> Check:
+    """The same versions everywhere; Python's patch release may differ."""
+    failures = []
+    first = reports[0]
+    for report in reports[1:]:
+        for name in sorted(first.versions.keys() | report.versions.keys()):
+            found, expected = report.versions.get(name, "none"), first.versions.get(name, "none")
+            if found != expected:
+                failures.append(
+                    f"host {report.address} has {name} {found}, {first.address} has {expected}; install the "
+                    "same version on every host"
+                )
+    shown = [
+        f"{n} {first.versions[n]}" for n in ("kdcl_dist", "torch", "ray", "python") if n in first.versions
+    ]
+    return Check("versions", ", ".join(shown), failures)
+
+
+def storage(folder: Folder, reports: Sequence[Report], unread: Mapping[str, Sequence[str]]) -> Check:
+    """Storage that every host can write, and in which each reads what the others wrote.
+
+    Args:
+        folder: the folder of runs.
+        reports: the hosts.
+        unread: for each host's address, the hosts whose file it does not see.
+    """
+    failures = [
+        f"host {report.address}: {report.problems['storage']}; mend it there, or choose another --storage"
+        for report in reports
+        if "storage" in report.problems
+    ]
+    failures += [
+        f"host {reader} does not see in {folder} what {', '.join(writers)} wrote there: each host has a disk "
+        "of its own; choose a shared file system (NFS) or an object store with --storage"
+        for reader, writers in unread.items()
+        if writers
+    ]
+    how = "written and read" if len(reports) < 2 else f"written by each and read by all of {_hosts(reports)}"
+    return Check("storage", f"{folder} {how}", failures)
+
+
+def addresses(reports: Sequence[Report]) -> Check:
+    """Addresses by which hosts can find each other."""
+    several = len({report.hostname for report in reports}) > 1
+    failures = [
+        f"host {report.hostname} is known as {report.address}, by which no other host can reach it; start "
+        "Ray there with `ray start --node-ip-address=` and its address in the cluster's network"
+        for report in reports
+        if several and _is_loopback(report.address)
+    ]
+    return Check("addresses", ", ".join(sorted({report.address for report in reports})), failures)
+
+
+def network(hosts: int, failed: Mapping[str, Mapping[str, str]]) -> Check:
+    """Every host reaches every other on a fresh TCP port; `failed`: {from: {to: reason}}."""
+    failures = [
+        f"host {origin} cannot reach {target} ({reason}); open all TCP ports between the hosts of the "
+        "cluster, in firewalls and security groups"
+        for origin, reasons in failed.items()
+        for target, reason in reasons.items()
+    ]
+    return Check("network", f"{hosts * (hosts - 1)} connections on fresh TCP ports", failures)
+
+
+def clocks(reports: Sequence[Report], asked: float, answered: Mapping[str, float]) -> Check:
+    """Clocks that agree; how far one is off is known to within the time that its answer took.
+
+    Args:
+        reports: the hosts.
+        asked: this host's clock before they were asked.
+        answered: this host's clock when each one's answer was there, by address.
+    """
+    off = {r.address: max(asked - r.clock, r.clock - answered[r.address], 0.0) for r in reports}
+    warnings = [
+        f"the clock of host {address} is off by {skew_s:.0f} s or more; let it follow a time server (NTP)"
+        for address, skew_s in off.items()
+        if skew_s > SKEW_S
+    ]
+    return Check("clocks", f"within {max(off.values(), default=0.0):.1f} s", warnings=warnings)
+
+
+def shared_memory(recipe: Recipe, reports: Sequence[Report]) -> Check:
+    """Space in /dev/shm, through which loader workers hand over their batches."""
+    sizes = {report.address: report.shm_bytes or 0 for report in reports}
+    warnings = [
+        f"host {address} has {size >> 20} MB free in /dev/shm, which {recipe.data.loader_workers} loader "
+        f"workers a student may overflow; give it {SHM_BYTES >> 20} MB or more (docker --shm-size, an "
+        "emptyDir of medium Memory), or set data.loader_workers to 0"
+        for address, size in sizes.items()
+        if recipe.data.loader_workers and size < SHM_BYTES
+    ]
+    return Check("/dev/shm", f"{min(sizes.values(), default=0) >> 20} MB free", warnings=warnings)
+
+
+def bank(reports: Sequence[Report]) -> list[Check]:
+    """Room for the bank of logits, where the run has one: on the first host, which is the coordinator's."""
+    room = reports[0].bank if reports else None
+    return [] if room is None else [Check("bank", str(room), [room.lack] if room.lack else [])]
+
+
+def _hosts(reports: Sequence[Report]) -> str:
+    return f"{len(reports)} host" + "s" * (len(reports) != 1)
+
+
+def _is_loopback(address: str) -> bool:
+    try:
+        return ipaddress.ip_address(address).is_loopback
+    except ValueError:
+        return address == "localhost"

@@ -1,0 +1,47 @@
+"""What driver, coordinator and workers of a run on Ray have in common. It imports nothing heavy."""
+
+from __future__ import annotations
+
+import os
+import signal
+from contextlib import suppress
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import ray
+
+from kdcl_dist.run.run import Run
+
+__all__ = ["POLL_S", "actor_name", "at_this_host", "end_process", "nothing"]
+
+#: Seconds between two looks for what is new.
+POLL_S = 0.2
+
+
+def actor_name(run: Run) -> str:
+    """By which workers and driver find the coordinator's actor."""
+    return f"kdcl-coordinator-{run.id}"
+
+
+def at_this_host(run: Run) -> Run:
+    """The run with the root that it has on this host.
+
+    Ray unpacks a job's working directory on every host, below its own temporary folder: mostly at the same
+    path as on the driver's host, which is the root, but not where that folder was chosen otherwise. A
+    worker of such a job has its copy first on PYTHONPATH.
+    """
+    unpacked = os.environ.get("PYTHONPATH", "").split(os.pathsep)[0]
+    if Path(run.root).is_dir() or not ray.get_runtime_context().runtime_env.get("working_dir"):
+        return run
+    return replace(run, root=unpacked)
+
+
+def nothing(worker: Any) -> None:
+    """What a worker is asked to see whether it lives."""
+
+
+def end_process(worker: Any, pid: int) -> None:
+    """What a worker is asked to end the process that it has started."""
+    with suppress(ProcessLookupError):
+        os.kill(pid, signal.SIGKILL)

@@ -1,0 +1,151 @@
+"""What a step costs each student alone, on the device of its resources, at several shares of the batch.
+
+Shapes: B samples of one worker, C classes, P peers.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from functools import partial
+from itertools import chain, count
+from statistics import median
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from kdcl_dist.config.recipe import Recipe
+from kdcl_dist.config.rounds import Kind
+from kdcl_dist.data.loader import Batch
+from kdcl_dist.data.training_data import Session
+from kdcl_dist.errors import ModelError, RecipeError
+from kdcl_dist.exchange.layout import sends_target
+from kdcl_dist.exchange.message import Layout, Message
+from kdcl_dist.planning.processes import apart, timed
+from kdcl_dist.planning.step_model import Cost
+from kdcl_dist.student.student import Student
+
+__all__ = ["measure_student", "with_replicas"]
+
+
+def measure_student(recipe: Recipe, index: int, counts: Sequence[int]) -> dict[int, Cost]:
+    """What a step costs one worker of a student, for each number of replicas.
+
+    Args:
+        recipe: the run.
+        index: place in `recipe.students`.
+        counts: numbers of replicas, each a divisor of the batch size; the first must fit the device.
+
+    Returns:
+        By the number of samples of one worker; shares too large for a GPU's memory are left out.
+
+    Raises:
+        RecipeError: the student needs a GPU, and this machine has none.
+        KdclError: the data, the network or its first step fail.
+    """
+    student = recipe.students[index]
+    if student.resources.gpu and not torch.cuda.is_available():
+        raise RecipeError(
+            f"students.{student.name}.resources.gpu: this machine has no GPU to measure on; give the step's "
+            f"seconds with --given {student.name}=SECONDS"
+        )
+    return apart(_student, [(recipe, index, counts)])[0]
+
+
+def with_replicas(recipe: Recipe, replicas: Sequence[int]) -> Recipe:
+    """The recipe with other numbers of replicas, which must divide the batch size."""
+    students = [
+        student.model_copy(update={"replicas": number})
+        for student, number in zip(recipe.students, replicas, strict=True)
+    ]
+    return recipe.model_copy(update={"students": students})
+
+
+# -- in the process ------------------------------------------------------------------------------
+
+
+def _student(recipe: Recipe, index: int, counts: Sequence[int]) -> dict[int, Cost]:
+    torch.set_num_threads(recipe.students[index].resources.cpu)
+    if recipe.deterministic:
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+        torch.use_deterministic_algorithms(True)
+    torch.backends.cudnn.benchmark = not recipe.deterministic
+    student, streams = _build(recipe, index, counts)
+    message = Message(Layout(recipe.batch_size, student.classes))
+    # Shares take turns, so that other load on the machine slows all alike; but not with a loader's workers,
+    # which would load for one share while another computes.
+    groups = [[rows] for rows in streams] if recipe.data.loader_workers else [list(streams)]
+    costs: dict[int, Cost] = {}
+    for group in groups:
+        taking_turns = partial(_steps, student, {rows: streams[rows] for rows in group}, message)
+        steps = timed(taking_turns)
+        for rows, own in zip(group, zip(*steps, strict=True), strict=True):
+            costs[rows] = Cost(*(median(column) for column in zip(*own, strict=True)))
+    return costs
+
+
+def _build(recipe: Recipe, index: int, counts: Sequence[int]) -> tuple[Student, dict[int, Iterator[Batch]]]:
+    """The student, and for each share that fits its device the batches of its first worker, by their size."""
+    session = Session.open(recipe)
+    classes, channels = len(session.train.classes), session.train.channels
+    device = torch.device("cuda" if recipe.students[index].resources.gpu else "cpu")
+    student = Student(recipe, index, classes=classes, channels=channels, device=device)
+    student.check_output(next(session.testing()).images[:2])
+    first = session.first_views(index, 2)
+    student.try_step(first.images, first.labels)
+    message = Message(Layout(recipe.batch_size, classes))
+    streams: dict[int, Iterator[Batch]] = {}
+    for number in counts:
+        replicas = [number if place == index else 1 for place in range(len(recipe.students))]
+        stream, rows = _endless(with_replicas(recipe, replicas), index), recipe.batch_size // number
+        try:
+            _step(student, stream, message, 0)
+        except torch.cuda.OutOfMemoryError as error:
+            if not streams:
+                name = student.spec.name
+                raise ModelError(
+                    f"{rows} samples do not fit the GPU's memory: raise students.{name}.replicas or lower "
+                    "batch_size",
+                    student=name,
+                ) from error
+            continue
+        streams[rows] = stream
+    return student, streams
+
+
+def _endless(recipe: Recipe, index: int) -> Iterator[Batch]:
+    session = Session.open(recipe)
+    return chain.from_iterable(session.training(index, 0) for _ in count())
+
+
+def _steps(
+    student: Student, streams: Mapping[int, Iterator[Batch]], message: Message, step: int
+) -> list[Cost]:
+    return [_step(student, stream, message, step) for stream in streams.values()]
+
+
+def _step(student: Student, stream: Iterator[Batch], message: Message, step: int) -> Cost:
+    """One step as in a run, but for the exchange: a random target takes the ensemble's place."""
+    started = time.perf_counter()
+    batch = next(stream)
+    loaded = time.perf_counter()
+    learns = student.learns(0)
+    logits_BC = student.forward(batch.images, step, learns=learns)
+    message.begin(Kind.TRAIN, step)
+    message.put(batch.ids, student.contribution(logits_BC, step), batch.labels)
+    losses = student.loss(logits_BC, batch.labels, _target(student, len(batch.ids)))
+    if learns:
+        student.learn(losses.total, student.spec.optimizer.lr)
+    float(losses.total.detach())  # waits for the GPU
+    if student.device.type == "cuda":
+        torch.cuda.synchronize()
+    return Cost(loaded - started, time.perf_counter() - loaded)
+
+
+def _target(student: Student, rows: int) -> Tensor | None:
+    """Log-probabilities of the shape that the method's loss takes."""
+    if student.recipe.distillation.method == "dml":
+        return F.log_softmax(torch.randn(len(student.recipe.students) - 1, rows, student.classes), dim=2)
+    return F.log_softmax(torch.randn(rows, student.classes), dim=1) if sends_target(student.recipe) else None

@@ -1,0 +1,161 @@
+"""A run folder as the report needs it: means an epoch, never single steps."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from kdcl_dist.config.recipe import Recipe
+from kdcl_dist.errors import RunFolderError, one_line
+from kdcl_dist.run.metrics import ENSEMBLE, read_metrics
+from kdcl_dist.run.run import load_run, read_record
+
+__all__ = ["ENSEMBLE", "Curve", "Key", "RunData", "load"]
+
+
+class Key(NamedTuple):
+    """What a curve shows; see kdcl_dist.run.metrics for the names."""
+
+    split: str
+    student: str
+    name: str
+
+
+@dataclass(frozen=True)
+class Curve:
+    """One quantity over the epochs.
+
+    Attributes:
+        epochs: epochs counted from 1, increasing, int64, shape (E,).
+        means: mean over the epoch's rows, float64, shape (E,).
+        counts: rows behind each mean, int64, shape (E,).
+    """
+
+    epochs: np.ndarray
+    means: np.ndarray
+    counts: np.ndarray
+
+    def mean(self, after: int = 0) -> float:
+        """Mean over all rows of the epochs after a given one; NaN when there are none."""
+        chosen = self.epochs > after
+        weights = self.counts[chosen]
+        return float(self.means[chosen] @ weights / weights.sum()) if chosen.any() else math.nan
+
+    def points(self) -> list[tuple[float, float]]:
+        """(epoch, mean) pairs."""
+        return list(zip(self.epochs.tolist(), self.means.tolist(), strict=True))
+
+
+@dataclass(frozen=True)
+class RunData:
+    """All that the report says of one run.
+
+    Attributes:
+        uri: the run folder.
+        recipe: the complete recipe.
+        record: the content of run.json.
+        curves: means an epoch of everything that was recorded.
+        not_finite: how many recorded values were NaN or infinite; no mean includes them.
+    """
+
+    uri: str
+    recipe: Recipe
+    record: Mapping[str, Any]
+    curves: Mapping[Key, Curve] = field(default_factory=dict)
+    not_finite: int = 0
+
+    @property
+    def label(self) -> str:
+        """The folder's name."""
+        return self.uri.rstrip("/").rpartition("/")[2]
+
+    @property
+    def state(self) -> str:
+        """What became of the run: starting, running, interrupted, failed or finished."""
+        return str(self.record.get("state", "unknown"))
+
+    @property
+    def cast(self) -> list[str]:
+        """The students in the order of the recipe, then the ensemble."""
+        return [*self.recipe.names, ENSEMBLE]
+
+    @property
+    def epochs(self) -> int:
+        """Epochs that were recorded to their end, or in part."""
+        return max((int(curve.epochs[-1]) for curve in self.curves.values()), default=0)
+
+    @property
+    def last_quarter(self) -> int:
+        """The epoch after which the last quarter of the analysed epochs begins, at least one of them."""
+        found = {
+            int(e) for key, curve in self.curves.items() if key.split == "analysis" for e in curve.epochs
+        }
+        return sorted(found)[-math.ceil(len(found) / 4)] - 1 if found else 0
+
+    def curve(self, split: str, student: str, name: str) -> Curve | None:
+        """One curve; None when nothing of it was recorded."""
+        return self.curves.get(Key(split, student, name))
+
+    def mean(self, split: str, student: str, name: str, after: int = 0) -> float:
+        """Mean over all rows of the epochs after a given one; NaN when nothing was recorded."""
+        curve = self.curve(split, student, name)
+        return curve.mean(after) if curve else math.nan
+
+    def results(self) -> dict[str, dict[str, float]]:
+        """Test loss, top1 and top5 after the last tested epoch, by student and ensemble.
+
+        What was not finite then is missing.
+        """
+        tests = {key: curve for key, curve in self.curves.items() if key.split == "test"}
+        last = max((int(curve.epochs[-1]) for curve in tests.values()), default=0)
+        found: dict[str, dict[str, float]] = {}
+        for key, curve in tests.items():
+            values = found.setdefault(key.student, {})
+            if curve.epochs[-1] == last:
+                values[key.name] = float(curve.means[-1])
+        return found or dict(self.record.get("results") or {})
+
+
+def load(uri: str) -> RunData:
+    """Read a run folder.
+
+    Args:
+        uri: its path or URI.
+
+    Raises:
+        RunFolderError: it is no run folder, cannot be read, or has neither metrics nor a recorded failure.
+    """
+    recipe, folder = load_run(uri)
+    try:
+        record = read_record(folder)
+        table = read_metrics(folder)
+    except (pa.ArrowException, ValueError, OSError) as error:
+        raise RunFolderError(f"{uri!r} cannot be read: {one_line(error)}") from error
+    if not len(table) and not record.get("cause"):
+        state = record.get("state", "unknown")
+        raise RunFolderError(f"{uri!r} has no metrics yet (state: {state}): the first come after an epoch")
+    curves, not_finite = aggregate(table)
+    return RunData(folder.uri, recipe, record, curves, not_finite)
+
+
+def aggregate(table: pa.Table) -> tuple[dict[Key, Curve], int]:
+    """Means an epoch of all finite values of a metrics table, and how many were not finite."""
+    finite = table.filter(pc.is_finite(table["value"]))
+    columns = [*Key._fields, "epoch"]
+    means = finite.group_by(columns).aggregate([("value", "mean"), ("value", "count")])
+    means = means.sort_by([(name, "ascending") for name in columns])
+    rows: dict[Key, list[tuple[int, float, int]]] = {}
+    lists = (means[name].to_pylist() for name in (*columns, "value_mean", "value_count"))
+    for split, student, name, epoch, mean, count in zip(*lists, strict=True):
+        rows.setdefault(Key(split, student, name), []).append((epoch + 1, mean, count))
+    curves = {}
+    for key, found in rows.items():
+        epochs, values, counts = zip(*found, strict=True)
+        curves[key] = Curve(np.array(epochs), np.array(values), np.array(counts))
+    return curves, len(table) - len(finite)

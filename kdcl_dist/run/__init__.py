@@ -1,0 +1,1 @@
+"""A run on its storage: folder, checkpoints, metrics and events."""

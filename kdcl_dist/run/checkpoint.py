@@ -1,0 +1,204 @@
+"""The cast's checkpoint: every process writes its own part, then one manifest makes it count.
+
+    checkpoints/step-00000660/small.pt          one part a student, one for the coordinator
+    checkpoints/step-00000660/coordinator.pt
+    checkpoints/step-00000660/manifest.json     written last: names, sizes and SHA-256 of all parts
+
+A folder without a manifest, or with a part that does not match it, is not a checkpoint. Parts hold
+tensors and plain values only and are read with `weights_only=True`: nothing in them is executed.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+import pickle
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, replace
+from typing import Any
+
+from kdcl_dist.errors import CheckpointError, StorageError, one_line
+from kdcl_dist.run.storage import Folder
+
+__all__ = [
+    "Manifest",
+    "Part",
+    "carry_part",
+    "commit",
+    "newest",
+    "prune",
+    "read_part",
+    "steps",
+    "whole",
+    "write_part",
+]
+
+FORMAT = 1
+ROOT = "checkpoints"
+
+
+@dataclass(frozen=True)
+class Part:
+    """One file of a checkpoint.
+
+    Attributes:
+        sha256: of its content.
+        bytes: its size.
+        step: training steps done, where the part is older than its checkpoint, whose student was absent.
+    """
+
+    sha256: str
+    bytes: int
+    step: int | None = None
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """What a checkpoint consists of.
+
+    Attributes:
+        step: training steps done.
+        parts: one for each student, by name, and "coordinator".
+    """
+
+    step: int
+    parts: dict[str, Part]
+    format: int = FORMAT
+
+    @property
+    def folder(self) -> str:
+        """The checkpoint's folder within the run folder."""
+        return _folder(self.step)
+
+
+def write_part(run: Folder, step: int, name: str, state: Mapping[str, Any]) -> Part:
+    """Write one process's part; it counts only once a manifest names it.
+
+    Raises:
+        CheckpointError: the storage does not take it.
+    """
+    import torch  # not at the top: who only looks for checkpoints does without its import
+
+    buffer = io.BytesIO()
+    torch.save(dict(state), buffer)
+    data = buffer.getvalue()
+    try:
+        run.write(f"{_folder(step)}/{name}.pt", data)
+    except StorageError as error:
+        raise CheckpointError(f"{error.message}; the last checkpoint stays") from error
+    return Part(hashlib.sha256(data).hexdigest(), len(data))
+
+
+def carry_part(run: Folder, earlier: Manifest, step: int, name: str) -> Part:
+    """Take a part of an earlier checkpoint over into the next; errors as `write_part` and `read_part`."""
+    data, part = _verified(run, earlier, name), earlier.parts[name]
+    try:
+        run.write(f"{_folder(step)}/{name}.pt", data)
+    except StorageError as error:
+        raise CheckpointError(f"{error.message}; the last checkpoint stays") from error
+    return replace(part, step=earlier.step if part.step is None else part.step)
+
+
+def commit(run: Folder, manifest: Manifest) -> None:
+    """Write the manifest, which makes the checkpoint count; errors as `write_part`."""
+    try:
+        run.sweep(manifest.folder)
+        run.write(f"{manifest.folder}/manifest.json", json.dumps(asdict(manifest), indent=1).encode())
+    except StorageError as error:
+        raise CheckpointError(f"{error.message}; the last checkpoint stays") from error
+
+
+def newest(run: Folder, warn: Callable[[str], None]) -> Manifest | None:
+    """The newest checkpoint whose parts are all there and undamaged; `warn` hears of each that is not."""
+    for step in reversed(steps(run)):
+        try:
+            return whole(run, step)
+        except CheckpointError as error:
+            warn(f"checkpoint {_folder(step)} is skipped: {error.message}")
+    return None
+
+
+def whole(run: Folder, step: int) -> Manifest:
+    """The checkpoint of one step.
+
+    Raises:
+        CheckpointError: it was never completed, is damaged, or of another format.
+    """
+    manifest = _read_manifest(run, step)
+    for name in manifest.parts:
+        _verified(run, manifest, name)
+    return manifest
+
+
+def steps(run: Folder) -> list[int]:
+    """The steps of which there are checkpoints, ascending, whole or not."""
+    found = (re.fullmatch(r"step-(\d+)", name) for name in run.names(ROOT))
+    return sorted(int(match[1]) for match in found if match)
+
+
+def read_part(run: Folder, manifest: Manifest, name: str) -> dict[str, Any]:
+    """Read one part onto the CPU.
+
+    Raises:
+        CheckpointError: the part is missing, damaged, or holds more than tensors and plain values.
+    """
+    import torch
+
+    data = _verified(run, manifest, name)
+    try:
+        state: dict[str, Any] = torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
+    except (RuntimeError, ValueError, EOFError, pickle.UnpicklingError) as error:
+        raise CheckpointError(f"{name}.pt of {manifest.folder} cannot be read: {one_line(error)}") from error
+    return state
+
+
+def prune(run: Folder, keep: int) -> None:
+    """Delete all but the newest `keep` committed checkpoints, and uncommitted ones older than those.
+
+    Raises:
+        StorageError: something could not be deleted; the next call finds it again.
+    """
+    found = steps(run)
+    committed = [step for step in found if run.exists(f"{_folder(step)}/manifest.json")]
+    for step in found:
+        if committed and step < committed[-keep:][0]:
+            # The manifest goes first, so that a deletion cut short leaves no half checkpoint that counts.
+            run.delete_file(f"{_folder(step)}/manifest.json")
+            run.delete(_folder(step))
+
+
+def _folder(step: int) -> str:
+    return f"{ROOT}/step-{step:08d}"
+
+
+def _read_manifest(run: Folder, step: int) -> Manifest:
+    try:
+        data = json.loads(run.read(f"{_folder(step)}/manifest.json"))
+        parts = {name: Part(**part) for name, part in data["parts"].items()}
+        manifest = Manifest(int(data["step"]), parts, int(data["format"]))
+    except FileNotFoundError:
+        raise CheckpointError("it has no manifest, so it was never completed") from None
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise CheckpointError(f"its manifest cannot be read: {one_line(error)}") from error
+    if (manifest.step, manifest.format) != (step, FORMAT):
+        raise CheckpointError(
+            f"its manifest is of step {manifest.step}, format {manifest.format}; this version reads format "
+            f"{FORMAT}"
+        )
+    return manifest
+
+
+def _verified(run: Folder, manifest: Manifest, name: str) -> bytes:
+    if (part := manifest.parts.get(name)) is None:
+        raise CheckpointError(f"{manifest.folder} has no part of {name!r}")
+    try:
+        data = run.read(f"{manifest.folder}/{name}.pt")
+    except FileNotFoundError:
+        raise CheckpointError(f"{name}.pt is missing") from None
+    if (hashlib.sha256(data).hexdigest(), len(data)) != (part.sha256, part.bytes):
+        raise CheckpointError(
+            f"{name}.pt is damaged: {len(data)} bytes and not those of the manifest ({part.bytes} bytes)"
+        )
+    return data

@@ -1,0 +1,169 @@
+"""What a run records: one long table, a Parquet file an epoch, and the same for TensorBoard.
+
+Columns: student (or "ensemble"), epoch, step, split (train, holdout, test), name, value. An epoch's file
+is written whole, so a resumed run overwrites what it repeats and never doubles a row.
+
+Shapes: B samples, C classes.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from kdcl_dist.run.storage import Folder
+
+__all__ = ["BINS", "SCHEMA", "Recorder", "Scores", "read_metrics"]
+
+SCHEMA = pa.schema(
+    [
+        ("student", pa.string()),
+        ("epoch", pa.int32()),
+        ("step", pa.int64()),
+        ("split", pa.string()),
+        ("name", pa.string()),
+        ("value", pa.float64()),
+    ]
+)
+ENSEMBLE = "ensemble"
+
+
+@dataclass
+class Scores:
+    """Sums over samples: cross-entropy, and how many have their class first or among the first five."""
+
+    samples: int = 0
+    loss: float = 0.0
+    top1: int = 0
+    top5: int = 0
+
+    def add(self, log_probabilities_BC: Tensor, labels_B: Tensor) -> None:
+        """Add a batch. Of equal scores the lower class number counts as the higher score."""
+        own_B1 = log_probabilities_BC.gather(1, labels_B[:, None])
+        rank_B = (log_probabilities_BC > own_B1).sum(dim=1)
+        ties_BC = log_probabilities_BC == own_B1
+        if int(ties_BC.sum()) > len(labels_B):  # more than each class with itself
+            classes_C = torch.arange(log_probabilities_BC.shape[1], device=labels_B.device)
+            rank_B += (ties_BC & (classes_C < labels_B[:, None])).sum(dim=1)
+        self.samples += len(labels_B)
+        self.loss -= float(own_B1.sum(dtype=torch.float64))
+        self.top1 += int((rank_B < 1).sum())
+        self.top5 += int((rank_B < 5).sum())
+
+    def add_logits(self, logits_BC: Tensor, labels_B: Tensor) -> None:
+        """Add a batch given as logits."""
+        self.add(F.log_softmax(logits_BC.float(), dim=1), labels_B)
+
+    def values(self) -> dict[str, float]:
+        """loss: mean cross-entropy in nats; top1 and top5: shares from 0 to 1."""
+        count = max(self.samples, 1)
+        return {"loss": self.loss / count, "top1": self.top1 / count, "top5": self.top5 / count}
+
+
+class Recorder:
+    """Collects the rows of the current epoch and writes them when it ends.
+
+    `unwritten` are files that the storage has not taken yet, by name; they travel in the checkpoint.
+    """
+
+    def __init__(self, run: Folder) -> None:
+        self.run = run
+        self.unwritten: dict[str, bytes] = {}
+        self._clear()
+
+    def add(self, student: str, epoch: int, step: int, split: str, values: Mapping[str, float]) -> None:
+        """Add one row for each value."""
+        for name, value in values.items():
+            for column, item in zip(SCHEMA.names, (student, epoch, step, split, name, value), strict=True):
+                self.columns[column].append(item)
+            total, count = self._sums.get((student, split, name), (0.0, 0))
+            self._sums[student, split, name] = total + value, count + 1
+
+    def mean(self, split: str) -> dict[str, dict[str, float]]:
+        """Mean of each value over the current epoch's rows of one split: {student: {name: mean}}."""
+        means: dict[str, dict[str, float]] = defaultdict(dict)
+        for (student, row_split, name), (total, count) in self._sums.items():
+            if row_split == split:
+                means[student][name] = total / count
+        return dict(means)
+
+    def end_epoch(self, epoch: int) -> pa.Table:
+        """Make the epoch's file, for `flush` to write, and start the next; returns its rows."""
+        table = _table(self.columns)
+        self.unwritten[f"metrics/epoch-{epoch:04d}.parquet"] = _to_parquet(table)
+        self._clear()
+        return table
+
+    def flush(self, limit_s: float) -> None:
+        """Write what is unwritten.
+
+        Args:
+            limit_s: seconds for which the storage is tried again.
+
+        Raises:
+            StorageError: the storage does not take it; nothing is lost, the next call tries again.
+        """
+        for name in list(self.unwritten):
+            self.run.within(limit_s).write(name, self.unwritten[name])
+            del self.unwritten[name]
+
+    def state_dict(self) -> dict[str, Any]:
+        """The rows of an unfinished epoch, and unwritten files by name; as bytes, uint8."""
+        rows = _to_parquet(_table(self.columns))
+        return {"rows": _to_tensor(rows), "unwritten": {k: _to_tensor(v) for k, v in self.unwritten.items()}}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Take up the rows of an unfinished epoch, and unwritten files."""
+        self.unwritten = {name: data.numpy().tobytes() for name, data in state["unwritten"].items()}
+        table = pq.read_table(pa.BufferReader(state["rows"].numpy().tobytes()))
+        self._clear()
+        for row in table.to_pylist():
+            self.add(row["student"], row["epoch"], row["step"], row["split"], {row["name"]: row["value"]})
+
+    def _clear(self) -> None:
+        self.columns: dict[str, list[Any]] = {name: [] for name in SCHEMA.names}
+        self._sums: dict[tuple[str, str, str], tuple[float, int]] = {}
+
+
+def read_metrics(run: Folder) -> pa.Table:
+    """All recorded rows of a run, in order."""
+    names = [name for name in run.names("metrics") if name.endswith(".parquet")]
+    tables = [pq.read_table(pa.BufferReader(run.read(f"metrics/{name}"))) for name in names]
+    return pa.concat_tables(tables) if tables else SCHEMA.empty_table()
+
+
+def _table(columns: Mapping[str, Sequence[Any]]) -> pa.Table:
+    """`pa.table` of Python values, which would import pandas, in the middle of a run."""
+    return pa.Table.from_arrays([_array(field.type, columns[field.name]) for field in SCHEMA], schema=SCHEMA)
+
+
+def _array(kind: pa.DataType, values: Sequence[Any]) -> pa.Array:
+    if not pa.types.is_string(kind):
+        data = np.array(values, kind.to_pandas_dtype())
+        return pa.Array.from_buffers(kind, len(values), [None, pa.py_buffer(data)])
+    texts = [value.encode() for value in values]
+    ends = np.cumsum([0, *map(len, texts)], dtype=np.int32)
+    return pa.Array.from_buffers(kind, len(values), [None, pa.py_buffer(ends), pa.py_buffer(b"".join(texts))])
+
+
+def _to_tensor(data: bytes) -> Tensor:
+    return torch.frombuffer(bytearray(data), dtype=torch.uint8)
+
+
+def _to_parquet(table: pa.Table) -> bytes:
+    sink = pa.BufferOutputStream()
+    pq.write_table(table, sink, compression="zstd")
+    return bytes(sink.getvalue())
+
+
+#: The bins' names.
+BINS = ("0", "1-3", "4-15", "16-63", "64-255", "256-1023", "1024-4095", "4096-up")

@@ -1,0 +1,172 @@
+"""Files of a run: on this machine's disk or NFS, on S3 or Google Cloud Storage, through pyarrow.fs.
+
+What fails for a moment is tried again (`kdcl_dist.run.retry`). Options of an object store stand in the
+URI's query, `s3://bucket/runs?region=eu-west-1`, and are kept by everything that adds to the path.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import uuid
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, TypeVar
+
+from pyarrow import fs
+
+from kdcl_dist.errors import RunFolderError, StorageError, one_line
+from kdcl_dist.run.retry import persist
+from kdcl_dist.run.uris import OBJECT_STORES, join, open_uri, without_secret
+
+__all__ = ["Folder"]
+
+Result = TypeVar("Result")
+
+#: Seconds for which a storage that fails is tried again, where a recipe does not say it.
+LIMIT_S = 30.0
+#: Ending of a file that is not whole yet.
+UNFINISHED = ".tmp"
+
+
+class Folder:
+    """One folder. Names are relative paths with slashes; a file appears whole or not at all.
+
+    Args:
+        uri: a path or a URI.
+        limit_s: seconds for which an operation is tried again while the storage fails.
+
+    Raises:
+        RunFolderError: the URI cannot be understood.
+        StorageError: of every method: the storage refuses or does not answer.
+    """
+
+    def __init__(self, uri: str, limit_s: float = LIMIT_S) -> None:
+        self.uri = uri if "://" in uri else str(Path(uri).absolute())
+        self.limit_s = limit_s
+        try:
+            self._fs, self._root = persist(
+                lambda: open_uri(self.uri), f"storage {self} cannot be opened", self.limit_s
+            )
+        except (ValueError, StorageError) as error:
+            text = error.message if isinstance(error, StorageError) else one_line(error)
+            raise RunFolderError(f"storage {str(self)!r} cannot be opened: {text}") from error
+
+    def __reduce__(self) -> tuple[type[Folder], tuple[str, float]]:
+        return Folder, (self.uri, self.limit_s)
+
+    def __str__(self) -> str:
+        """The folder without options and credentials, for messages."""
+        return without_secret(self.uri).partition("?")[0] if "://" in self.uri else self.uri
+
+    @property
+    def local(self) -> Path | None:
+        """The folder as a local path, or None when it lies elsewhere."""
+        return Path(self._root) if isinstance(self._fs, fs.LocalFileSystem) else None
+
+    def __truediv__(self, name: str) -> Folder:
+        below = object.__new__(Folder)  # the same connection: opening one can ask the store for its region
+        below.__dict__ = self.__dict__ | {"uri": join(self.uri, name), "_root": f"{self._root}/{name}"}
+        return below
+
+    def within(self, limit_s: float) -> Folder:
+        """The same folder with another limit, in seconds, for trying again."""
+        hasty = object.__new__(Folder)
+        hasty.__dict__ = self.__dict__ | {"limit_s": limit_s}
+        return hasty
+
+    def write(self, name: str, data: bytes) -> None:
+        """Write a file whole, in place of what is there."""
+        try:
+            self._try("written to", name, lambda path: self._write(path, data))
+        except FileNotFoundError as error:  # of its folder, which cannot be made, as in /proc
+            raise StorageError(f"{name} cannot be written to {self}: {one_line(error)}") from error
+
+    def read(self, name: str) -> bytes:
+        """A file's content; raises `FileNotFoundError` when it is missing."""
+
+        def read(path: str) -> bytes:
+            with self._fs.open_input_stream(path) as stream:
+                return bytes(stream.read())
+
+        return self._try("read from", name, read)
+
+    def exists(self, name: str = "") -> bool:
+        """Whether a file or folder of that name exists; without a name, the folder itself."""
+        return bool(self._info(name).type != fs.FileType.NotFound)
+
+    def names(self, name: str = "") -> list[str]:
+        """Names directly below a folder, sorted; none when it does not exist."""
+
+        def names(path: str) -> list[str]:
+            infos = self._fs.get_file_info(fs.FileSelector(path, allow_not_found=True))
+            return sorted(info.base_name for info in infos)
+
+        return self._try("listed in", name, names)
+
+    def size(self, name: str) -> int:
+        """A file's size in bytes; -1 when it is missing."""
+        info = self._info(name)
+        return int(info.size) if info.type == fs.FileType.File else -1
+
+    def delete_file(self, name: str) -> None:
+        """Delete a file if it is there."""
+        with contextlib.suppress(FileNotFoundError):
+            self._try("deleted in", name, self._fs.delete_file)
+
+    def delete(self, name: str) -> None:
+        """Delete a folder with all that it holds, if it is there."""
+        if self.exists(name):
+            with contextlib.suppress(FileNotFoundError):
+                self._try("deleted in", name, self._fs.delete_dir)
+
+    def sweep(self, name: str = "") -> None:
+        """Delete what processes that died in the middle of a write left directly below a folder."""
+        if self.local is not None:  # elsewhere nothing is seen before it is whole
+            for left in self.names(name):
+                if left.endswith(UNFINISHED):
+                    self.delete_file(f"{name}/{left}")
+
+    def check_writable(self) -> None:
+        """Write and delete a small file; raises `RunFolderError` when that fails."""
+        try:
+            name = f".kdcl-write-test-{uuid.uuid4().hex[:8]}"  # another run may try at the same moment
+            self.write(name, b"")
+            self.delete_file(name)
+        except StorageError as error:
+            raise RunFolderError(
+                f"storage {str(self)!r} cannot be written: {error.message}; choose another with --storage"
+            ) from error
+
+    def _try(self, verb: str, name: str, operation: Callable[[str], Result]) -> Result:
+        path = f"{self._root}/{name}".rstrip("/")
+        what = f"{name or 'the folder'} cannot be {verb} {self}"
+        return persist(lambda: operation(path), what, self.limit_s)
+
+    def _info(self, name: str) -> Any:
+        return self._try("looked up in", name, self._fs.get_file_info)
+
+    def _write(self, path: str, data: bytes) -> None:
+        """On an object store a file appears when its last byte is there; on a disk it is renamed then."""
+        if not isinstance(self._fs, OBJECT_STORES):
+            self._fs.create_dir(path.rpartition("/")[0], recursive=True)
+        if self.local is not None:
+            _write_local(Path(path), data)
+            return
+        # Leaving a `with` block by an exception would close the stream, and so make what was written so
+        # far the file. Nothing but one call stands in it: S3 refuses to close after a part that failed.
+        with self._fs.open_output_stream(path) as stream:
+            stream.write(data)
+
+
+def _write_local(path: Path, data: bytes) -> None:
+    temporary = Path(f"{path}.{uuid.uuid4().hex[:8]}{UNFINISHED}")
+    try:
+        with temporary.open("wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise

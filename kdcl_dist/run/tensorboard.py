@@ -1,0 +1,89 @@
+"""The recorded rows once more, for TensorBoard: one folder a student, so that their curves overlay."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import pyarrow as pa
+
+from kdcl_dist.run.storage import Folder
+
+__all__ = ["TensorBoard"]
+
+
+class TensorBoard:
+    """Writes event files into `tensorboard/` of a run.
+
+    On a local disk they grow while the run goes on. Elsewhere files do not grow: each epoch is written
+    into files of its own in a temporary folder, which `flush` takes to the storage.
+
+    Args:
+        run: the run folder.
+        start: steps done before the first epoch that is written now. Points after it, which a run that is
+            resumed has left, are shown no more.
+    """
+
+    def __init__(self, run: Folder, start: int) -> None:
+        self.run, self.start = run, start
+        self.staging = None if run.local else TemporaryDirectory(prefix="kdcl-tensorboard-")
+        self.folder = Path(self.staging.name if self.staging else f"{run.local}/tensorboard")
+        self.writers: dict[str, Any] = {}
+        self.epochs = 0
+
+    def write(self, rows: pa.Table) -> None:
+        """Write the rows of an epoch as scalars `split/name` over the global step."""
+        from tensorboardX.proto.event_pb2 import Event  # half a second that only this process needs
+        from tensorboardX.summary import scalar
+
+        now = time.time()
+        for row in rows.to_pylist():
+            writer = self._writer(row["student"])
+            # Every point stands at the number of steps done by then, so that a resumed run, which deletes
+            # all points after its start, deletes nothing that it does not write again.
+            steps = row["step"] + (row["split"] in ("train", "analysis"))
+            point = scalar(f"{row['split']}/{row['name']}", row["value"])
+            writer.write_event(Event(wall_time=now, step=steps, summary=point))
+        for writer in self.writers.values():
+            writer.flush()
+        self.epochs += 1
+        if self.staging is not None:
+            self._close_writers()
+
+    def flush(self, limit_s: float) -> None:
+        """Take what is finished to the storage; arguments and errors as `Recorder.flush`."""
+        for file in sorted(self.folder.rglob("*tfevents*")) if self.staging else ():
+            name = f"tensorboard/{file.relative_to(self.folder)}"
+            self.run.within(limit_s).write(name, file.read_bytes())
+            file.unlink()
+
+    def close(self) -> None:
+        """Close all files."""
+        self._close_writers()
+        if self.staging is not None:
+            self.staging.cleanup()
+
+    def _close_writers(self) -> None:
+        for writer in self.writers.values():
+            writer.close()
+        self.writers = {}
+
+    def _writer(self, student: str) -> Any:
+        """The file of a student.
+
+        Written directly: tensorboardX's own writer has two threads and a queue between processes, whose
+        semaphores a process that is killed leaves behind.
+        """
+        if student not in self.writers:
+            from tensorboardX.event_file_writer import EventsWriter
+            from tensorboardX.proto.event_pb2 import Event, SessionLog
+
+            (self.folder / student).mkdir(parents=True, exist_ok=True)
+            writer = EventsWriter(str(self.folder / student / "events"), f".{self.epochs}")
+            if self.start and not self.epochs:  # a restart: points from here on, of before, are not shown
+                log = SessionLog(status=SessionLog.START)
+                writer.write_event(Event(wall_time=time.time(), step=self.start + 1, session_log=log))
+            self.writers[student] = writer
+        return self.writers[student]

@@ -1,0 +1,1 @@
+"""A student: its network and optimiser, its training loop and its process."""

@@ -1,0 +1,1 @@
+"""Small helpers of every package: random numbers, import strings, intervals, processes, addresses."""
