@@ -27,7 +27,7 @@ WARMUP_STEPS = 5
 
 
 def measure(recipe: Recipe) -> tuple[float, float]:
-    """Median seconds of a step of the cast: of those that are measured, and of the others."""
+    """Median seconds of a step of the cohort: of those that are measured, and of the others."""
     recipe = recipe.model_copy(update={"analysis": Analysis(every_steps=EVERY)})
     with tempfile.TemporaryDirectory() as storage:
         by_step = seconds_by_step(train(recipe, launcher="local", storage=storage).path)
@@ -46,13 +46,13 @@ def cost_of(measured: float, others: float) -> float:
 
 def figures(quick: bool = False) -> list[Figure]:
     """The step with analysis over the step without, at the default interval."""
-    cast = "20 ms" if quick else "100 ms"
-    cost = cost_of(*measure(recipe_of(cast, 6 if quick else 12)))
-    return [Figure("analysis", f"cast of {cast}, a step with it over one without", 1 + cost, 1.03)]
+    cohort = "20 ms" if quick else "100 ms"
+    cost = cost_of(*measure(recipe_of(cohort, 6 if quick else 12)))
+    return [Figure("analysis", f"cohort of {cohort}, a step with it over one without", 1 + cost, 1.03)]
 
 
 def main() -> None:
-    """Measure all casts and print the table."""
+    """Measure all cohorts and print the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("--epochs", type=int, default=12)
     parser.add_argument("--out", type=Path)
@@ -61,7 +61,7 @@ def main() -> None:
     lines = [
         "# What the analysis costs",
         "",
-        f"Median ms of a step of the cast, in one run a row, every {EVERY}th step measured; a measured step",
+        f"Median ms of a step, in one run a row, every {EVERY}th step measured; a measured step",
         f"and the one after it count as measured. The cost is their extra time in every {every} steps.",
         f"{os.cpu_count()} cores, PyTorch {torch.__version__}, digits, no augmentation, local launcher.",
         "Made by `python -m benchmarks.analysis_cost`.",
@@ -69,8 +69,8 @@ def main() -> None:
         "| students | batch | measured ms | others ms | cost |",
         "| --- | ---: | ---: | ---: | ---: |",
     ]
-    for cast in CASTS:
-        recipe = recipe_of(cast, arguments.epochs)
+    for cohort in CASTS:
+        recipe = recipe_of(cohort, arguments.epochs)
         measured, others = measure(recipe)
         names = " + ".join(student.model for student in recipe.students)
         cost = cost_of(measured, others)

@@ -29,7 +29,7 @@ import torch
 
 from kdcl_dist.config.recipe_file import load_recipe
 from kdcl_dist.launch import local
-from kdcl_dist.run.checkpoint import newest, read_part
+from kdcl_dist.run.checkpoint import latest, read_part
 from kdcl_dist.run.run import Run, prepare, read_record
 from kdcl_dist.run.storage import Folder
 from kdcl_dist.utils.intervals import Interval, mean_interval
@@ -48,15 +48,15 @@ class Outcome:
 
 def train(run: Run, kills: int, every_s: float, seed: int) -> Outcome:
     """Train, and meanwhile kill so many processes with SIGKILL, `every_s` seconds apart in the mean."""
-    cast = local._Cast(run, lambda event: None, threading.Event())
+    cohort = local._Cohort(run, lambda event: None, threading.Event())
     over, deaths, began = threading.Event(), list[tuple[float, str]](), time.monotonic()
 
     def kill() -> None:
         dice = random.Random(seed)
         while len(deaths) < kills and not over.wait(dice.expovariate(1 / every_s)):
-            if len(cast.members) <= len(run.recipe.members):  # not all have been started yet
+            if len(cohort.members) <= len(run.recipe.workers):  # not all have been started yet
                 continue
-            victim = dice.choice(cast.members)
+            victim = dice.choice(cohort.members)
             if victim.finished is None and victim.process.is_alive() and victim.process.pid is not None:
                 victim.process.kill()
                 deaths.append((time.monotonic() - began, victim.name))
@@ -64,7 +64,7 @@ def train(run: Run, kills: int, every_s: float, seed: int) -> Outcome:
     killer = threading.Thread(target=kill)
     killer.start()
     try:
-        assert cast.train()
+        assert cohort.train()
     finally:
         over.set()
         killer.join()
@@ -73,7 +73,7 @@ def train(run: Run, kills: int, every_s: float, seed: int) -> Outcome:
 
 def differ(left: Folder, right: Folder, names: list[str]) -> list[str]:
     """The students whose final weights are not the same, bit for bit."""
-    manifests = [newest(folder, print) for folder in (left, right)]
+    manifests = [latest(folder, print) for folder in (left, right)]
     found = []
     for name in names:
         states = [read_part(f, m, name)["model"] for f, m in zip((left, right), manifests, strict=True) if m]

@@ -43,7 +43,7 @@ def jpegs(folder: Path, count: int) -> tuple[Path, str]:
             path.parent.mkdir(parents=True, exist_ok=True)
             Image.fromarray(_picture(rng)).save(path, quality=QUALITY)
     source = folder / "images"
-    done = import_images(ImageFolder(source), folder / "imported", workers=0, tell=lambda *_: None)
+    done = import_images(ImageFolder(source), folder / "imported", workers=0, on_progress=lambda *_: None)
     return source / "train", str(done.paths["train"])
 
 

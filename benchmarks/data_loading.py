@@ -30,11 +30,11 @@ from benchmarks.data_files import TorchvisionCIFAR10, cifar, jpegs
 from benchmarks.figures import Figure
 from benchmarks.private_memory import growth, write_raw
 from kdcl_dist.config.recipe_file import load_recipe
-from kdcl_dist.config.rounds import Kind, Turn
+from kdcl_dist.config.rounds import Kind, Round
 from kdcl_dist.data.dataset import ArrowDataset
 from kdcl_dist.data.loader import batches
 from kdcl_dist.data.sampling import batches_of
-from kdcl_dist.data.training_data import Session
+from kdcl_dist.data.training_data import TrainingData
 from kdcl_dist.data.views import Transforms, Views
 
 WORKERS = (0, 1, 2)
@@ -74,14 +74,14 @@ class Speed(NamedTuple):
 
 
 def speed(theirs: Dataset[Any], ours: Views, workers: int, rounds: int) -> Speed:
-    """Both ways over all images, by turns."""
-    plan = batches_of(np.arange(len(ours.dataset)), BATCH)
+    """Both ways over all images, by rounds."""
+    schedule = batches_of(np.arange(len(ours.dataset)), BATCH)
 
     def torchvision() -> Iterable[Any]:
         return DataLoader(theirs, batch_size=BATCH, num_workers=workers)
 
     def kdcl() -> Iterable[Any]:
-        return batches(ours, [(0, ids_B) for ids_B in plan], workers=workers, timeout_s=120)
+        return batches(ours, [(0, ids_B) for ids_B in schedule], workers=workers, timeout_s=120)
 
     found = [(_per_image(torchvision), _per_image(kdcl)) for _ in range(rounds)]
     return Speed(*(median(column) for column in zip(*found, strict=True)))
@@ -137,19 +137,19 @@ def epoch_start(epochs: int) -> Start:
     """Walk a run with one loader process; steps compute nothing, but take their time."""
     augment = "data.augment=[{name: RandomCrop, size: 8, padding: 1}]"
     overrides = [f"epochs={epochs}", "data.loader_workers=1", augment]
-    session = Session.open(load_recipe("examples/digits.yaml", overrides))
-    stream = session.run(0, Turn(Kind.TRAIN, 0, 0))
+    training_data = TrainingData.open(load_recipe("examples/digits.yaml", overrides))
+    stream = training_data.run(0, Round(Kind.TRAIN, 0, 0))
     first: list[float] = []
     others: list[float] = []
-    for turn in session.plan.turns(Turn(Kind.TRAIN, 0, 0)):
-        if turn.kind not in (Kind.TRAIN, Kind.HOLDOUT, Kind.EVALUATE):
+    for round in training_data.schedule.rounds(Round(Kind.TRAIN, 0, 0)):
+        if round.kind not in (Kind.TRAIN, Kind.HOLDOUT, Kind.EVALUATE):
             continue
         seconds = _timed(lambda: next(stream))
         time.sleep(COMPUTE_S)
-        if turn.kind is Kind.TRAIN and turn.epoch > 0:
-            starts = turn.step == turn.epoch * session.plan.steps_per_epoch
+        if round.kind is Kind.TRAIN and round.epoch > 0:
+            starts = round.step == round.epoch * training_data.schedule.steps_per_epoch
             (first if starts else others).append(seconds)
-    return Start(median(first), median(others), _timed(lambda: next(session.testing())))
+    return Start(median(first), median(others), _timed(lambda: next(training_data.testing())))
 
 
 def _timed(call: Callable[[], Any]) -> float:
@@ -208,7 +208,7 @@ def report(found: Measured, sizes: Sizes) -> str:
         "# Loading data",
         "",
         f"{os.cpu_count()} cores ({platform.machine()}), load average {os.getloadavg()[0]:.1f} at the end,",
-        f"PyTorch {torch.__version__}; {sizes.rounds} rounds by turns, medians, batch {BATCH}, one thread a",
+        f"PyTorch {torch.__version__}; {sizes.rounds} rounds by rounds, medians, batch {BATCH}, one thread a",
         "process. Made by `python -m benchmarks.data_loading`.",
         "",
         f"{sizes.jpegs} JPEGs of 500x375 with crop to 224, photometric distortion and flip;",

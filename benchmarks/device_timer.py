@@ -33,6 +33,6 @@ def milliseconds(work: Callable[[], None], device: torch.device, repeats: int = 
 def take_turns(
     works: Sequence[Callable[[], None]], device: torch.device, rounds: int, repeats: int = 5
 ) -> list[float]:
-    """Median milliseconds of each over rounds, in each of which all have their turn; the first is dropped."""
+    """Median milliseconds of each over rounds, in each of which all are timed once; the first is dropped."""
     found = [[milliseconds(work, device, repeats) for work in works] for _ in range(rounds + 1)]
     return [median(column) for column in zip(*found[1:], strict=True)]

@@ -3,7 +3,7 @@
     python -m benchmarks.exchange --out docs/results/exchange.md
 
 Students and coordinator are processes of this machine that meet over its loopback. In each round all
-take turns: (a) gloo's all_gather and broadcast of plain tensors; (b) the exchange as a star, which is how
+take rounds: (a) gloo's all_gather and broadcast of plain tensors; (b) the exchange as a star, which is how
 all methods but `dml` use it; (c) as all-gather and broadcast, for `dml`; (d) gloo's gather and broadcast,
 which was considered; (e) as (b) with 16-bit logits. In (b), (c) and (e) writing the logits into the
 message and checking the headers is part of it. A round's time is that of the slowest student.
@@ -26,11 +26,11 @@ from benchmarks.conditions import conditions
 from benchmarks.figures import Figure
 from kdcl_dist.config.rounds import Kind
 from kdcl_dist.exchange.group import Exchange
-from kdcl_dist.exchange.layout import Wire
-from kdcl_dist.exchange.message import Layout
+from kdcl_dist.exchange.layout import ExchangeLayout
+from kdcl_dist.exchange.message import MessageLayout
 from kdcl_dist.membership.endpoint import Endpoint
-from kdcl_dist.membership.monitor import Board
-from kdcl_dist.membership.store import connect_store, host_store, scoped
+from kdcl_dist.membership.monitor import Monitor
+from kdcl_dist.membership.tcp_store import connect_store, host_store, scoped
 from kdcl_dist.planning.processes import apart
 
 HOST, LIMIT_S = "127.0.0.1", 60.0
@@ -57,14 +57,18 @@ def _rank(endpoint: Endpoint, rank: int, students: int, classes: int, rounds: in
     """Seconds of a step by arm and round."""
     torch.set_num_threads(1)
     store = connect_store(endpoint, LIMIT_S)
-    full, half = Layout(BATCH, classes), Layout(BATCH, classes, torch.float16)
-    wires = {"star": Wire(full, full), "mutual": Wire(full, full, True), "star, 16 bits": Wire(half, half)}
+    full, half = MessageLayout(BATCH, classes), MessageLayout(BATCH, classes, torch.float16)
+    wires = {
+        "star": ExchangeLayout(full, full),
+        "mutual": ExchangeLayout(full, full, True),
+        "star, 16 bits": ExchangeLayout(half, half),
+    }
     exchanges = {
         name: _exchange(store, number, rank, students, wire)
         for number, (name, wire) in enumerate(wires.items())
     }
     bare = _exchange(store, len(wires), rank, students, wires["star"])
-    works: dict[str, Work] = {name: _trade(exchange) for name, exchange in exchanges.items()}
+    works: dict[str, Work] = {name: _round_trip(exchange) for name, exchange in exchanges.items()}
     works |= {"gloo": _gloo(bare, all_gather=True), "gather": _gloo(bare, all_gather=False)}
     found: list[list[float]] = [[] for _ in ARMS]
     for number in range(rounds + 1):
@@ -80,26 +84,26 @@ def _rank(endpoint: Endpoint, rank: int, students: int, classes: int, rounds: in
     return [times[1:] for times in found]
 
 
-def _exchange(store: Any, number: int, rank: int, students: int, wire: Wire) -> Exchange:
+def _exchange(store: Any, number: int, rank: int, students: int, wire: ExchangeLayout) -> Exchange:
     part = scoped(store, str(number))
-    board = Board(part, [str(place) for place in range(students)], rank)
-    return Exchange(board, part, host=HOST, wire=wire, run=0, generation=number, step_s=LIMIT_S)
+    monitor = Monitor(part, [str(place) for place in range(students)], rank)
+    return Exchange(monitor, part, host=HOST, layout=wire, run=0, generation=number, step_s=LIMIT_S)
 
 
-def _trade(exchange: Exchange) -> Work:
+def _round_trip(exchange: Exchange) -> Work:
     """A step as a run takes it, but for what is computed."""
-    layout = exchange.mine.layout
+    layout = exchange.outgoing.layout
     ids_B, logits_BC = torch.arange(layout.rows), torch.randn(layout.rows, layout.classes)
-    is_coordinator = exchange.board.is_coordinator
+    is_coordinator = exchange.monitor.is_coordinator
 
     def work(step: int) -> None:
-        exchange.mine.begin(Kind.TRAIN, step)
+        exchange.outgoing.reset(Kind.TRAIN, step)
         if not is_coordinator:
-            exchange.mine.put(ids_B, logits_BC, ids_B)
+            exchange.outgoing.write_rows(ids_B, logits_BC, ids_B)
         exchange.gather()
-        exchange.answer.begin(Kind.TRAIN, step)
+        exchange.answer.reset(Kind.TRAIN, step)
         if is_coordinator:
-            exchange.answer.put(ids_B, logits_BC)
+            exchange.answer.write_rows(ids_B, logits_BC)
         exchange.broadcast(with_rows=True)
 
     return work
@@ -107,7 +111,7 @@ def _trade(exchange: Exchange) -> Work:
 
 def _gloo(exchange: Exchange, *, all_gather: bool) -> Work:
     """Gloo alone, on the group of an exchange."""
-    mine, answer, root = exchange.mine.buffer, exchange.answer.buffer, exchange.root
+    mine, answer, root = exchange.outgoing.buffer, exchange.answer.buffer, exchange.root
     parts = [torch.empty_like(mine) for _ in range(exchange.size)]
     listed = parts if exchange.rank == root else None
     gather: Callable[..., Any] = partial(dist.all_gather, parts, mine)
@@ -144,7 +148,9 @@ def main() -> None:
     lines = [
         "# The exchange of a step",
         "",
-        *conditions("exchange", f"{arguments.rounds} rounds of {STEPS} steps by turns, medians; B = {BATCH}"),
+        *conditions(
+            "exchange", f"{arguments.rounds} rounds of {STEPS} steps by rounds, medians; B = {BATCH}"
+        ),
         "",
         "(a) gloo's all_gather and broadcast of the same bytes; (b) the star; (c) all-gather, for `dml`;",
         "(d) gloo's gather and broadcast; (e) the star with 16-bit logits. Milliseconds, and ratios to (a).",
@@ -157,7 +163,7 @@ def main() -> None:
         seconds = measure(students, classes, arguments.rounds)
         base = seconds["gloo"]
         ratios = " | ".join(f"{seconds[name] / base:.2f}" for name in ARMS[1:])
-        kilobytes = Layout(BATCH, classes).nbytes / 1e3
+        kilobytes = MessageLayout(BATCH, classes).nbytes / 1e3
         ms = f"{1e3 * base:.2f} | {1e3 * seconds['star']:.2f}"
         lines.append(f"| {students} | {classes} | {kilobytes:,.0f} | {ms} | {ratios} |")
         print(lines[-1], flush=True)

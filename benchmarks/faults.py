@@ -1,4 +1,4 @@
-"""Seconds from a fault to when it is found, and to when the cast goes on; one fault after another.
+"""Seconds from a fault to when it is found, and to when the cohort goes on; one fault after another.
 
     python -m benchmarks.faults --out docs/results/faults.md
 
@@ -76,7 +76,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path)
     given = parser.parse_args()
     lines = [
-        "# From a fault until it is told, and until the cast is called together again",
+        "# From a fault until it is told, and until the cohort is called together again",
         "",
         "Seconds until the failure was told, and until the next generation of the exchange group began; the "
         f"first step comes soon after that. `{RECIPE}`, three students, one try "

@@ -2,7 +2,7 @@
 
     python -m benchmarks.gpu --out docs/results/gpu.md
 
-Four tables, each against a baseline that takes turns with it: a student's step by precision, layout,
+Four tables, each against a baseline that takes rounds with it: a student's step by precision, layout,
 compiler and optimiser; copies between host and GPU, pinned or not; two students on one GPU with kdcl over
 the slower of them beside the other without; the exchange's bytes over NCCL and gloo, where there are GPUs
 enough. Without a GPU it says so and ends with 2; `--device cpu` runs the same lines on the processor.
@@ -25,7 +25,7 @@ from torch import Tensor
 
 from benchmarks.device_timer import milliseconds, take_turns
 from benchmarks.figures import Figure
-from benchmarks.gpu_cast import cast_and_alone
+from benchmarks.gpu_cohort import cast_and_alone
 from kdcl_dist.config.recipe_file import parse_recipe
 from kdcl_dist.student.optimizer import build_optimizer
 from kdcl_dist.student.student import Student
@@ -188,9 +188,12 @@ def page(device: torch.device, rounds: int, quick: bool, compiler: bool) -> str:
     lines += ["| --- | ---: | ---: | ---: |"]
     for what, (plain, pinned) in copies(device, rounds).items():
         lines.append(f"| {what} | {plain:.3f} | {pinned:.3f} | {pinned / plain:.2f} |")
-    alone, cast = cast_and_alone(device, rounds, quick)
-    lines += ["", f"Two students on one device: the slower {alone:.2f} ms a step without kdcl, {cast:.2f} ms"]
-    lines += [f"with it, ratio {cast / alone:.2f}.", ""]
+    alone, cohort = cast_and_alone(device, rounds, quick)
+    lines += [
+        "",
+        f"Two students on one device: the slower {alone:.2f} ms a step without kdcl, {cohort:.2f} ms",
+    ]
+    lines += [f"with it, ratio {cohort / alone:.2f}.", ""]
     exchanged = ", ".join(f"{backend} {value:.3f} ms" for backend, value in backends(device, rounds).items())
     lines += [f"all_gather and broadcast of 128 x 100 logits: {exchanged or 'needs two devices'}."]
     return "\n".join(lines) + "\n"

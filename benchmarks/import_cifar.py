@@ -3,7 +3,7 @@
     python -m benchmarks.import_cifar
 
 Makes 50,000 + 10,000 random images in the official format in a temporary folder. Copies and imports take
-turns; each ends with the files flushed to the disk. Each import is a process of its own, timed inside.
+rounds; each ends with the files flushed to the disk. Each import is a process of its own, timed inside.
 """
 
 from __future__ import annotations

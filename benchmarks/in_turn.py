@@ -13,9 +13,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from kdcl_dist.config.recipe import Recipe
-from kdcl_dist.coordinator.aggregator import Aligned, Coordinator
+from kdcl_dist.coordinator.aggregator import Aggregator, Aligned
 from kdcl_dist.coordinator.logit_bank import make_bank
-from kdcl_dist.data.training_data import Session
+from kdcl_dist.data.training_data import TrainingData
 from kdcl_dist.exchange.alignment import find_rows
 from kdcl_dist.exchange.layout import DTYPES
 from kdcl_dist.exchange.message import Contribution
@@ -29,24 +29,24 @@ class InTurn:
     """All students of a recipe in this process."""
 
     def __init__(self, recipe: Recipe) -> None:
-        self.recipe, self.session = recipe, Session.open(recipe)
-        classes, channels = len(self.session.train.classes), self.session.train.channels
+        self.recipe, self.training_data = recipe, TrainingData.open(recipe)
+        classes, channels = len(self.training_data.train.classes), self.training_data.train.channels
         self.students = [
             Student(recipe, index, classes=classes, channels=channels, device=torch.device("cpu"))
             for index in range(len(recipe.students))
         ]
-        bank = make_bank(recipe, len(self.session.train), classes)
-        self.coordinator = Coordinator(recipe, bank)
-        self.streams = [self.session.training(index, 0) for index in range(len(self.students))]
+        bank = make_bank(recipe, len(self.training_data.train), classes)
+        self.coordinator = Aggregator(recipe, bank)
+        self.streams = [self.training_data.training(index, 0) for index in range(len(self.students))]
 
     def train(self) -> dict[str, dict[str, float]]:
         """Train to the end; the test results after the last epoch."""
-        plan = self.session.plan
-        for epoch in range(plan.epochs):
-            for step in range(plan.steps_per_epoch):
-                self.step(epoch * plan.steps_per_epoch + step)
-            if plan.holdout_batches:
-                for batch in self.session.holdout():
+        schedule = self.training_data.schedule
+        for epoch in range(schedule.epochs):
+            for step in range(schedule.steps_per_epoch):
+                self.step(epoch * schedule.steps_per_epoch + step)
+            if schedule.holdout_batches:
+                for batch in self.training_data.holdout():
                     logits = torch.stack([student.predict(batch.images) for student in self.students])
                     self.coordinator.add_holdout(Aligned(batch.ids, batch.labels, logits))
                 self.coordinator.update_weights()
@@ -56,7 +56,7 @@ class InTurn:
         """One step of all students, one after another; its seconds."""
         started = time.perf_counter()
         batches = [next(stream) for stream in self.streams]
-        per_epoch = self.session.plan.steps_per_epoch
+        per_epoch = self.training_data.schedule.steps_per_epoch
         learns = [student.learns(step // per_epoch) for student in self.students]
         logits = [
             student.forward(batch.images, step, learns=learning)
@@ -89,7 +89,7 @@ class InTurn:
     def test(self) -> dict[str, dict[str, float]]:
         """Loss, top1 and top5 on the test samples, by student and for the ensemble."""
         scores = {name: Scores() for name in (*self.recipe.names, ENSEMBLE)}
-        for batch in self.session.testing():
+        for batch in self.training_data.testing():
             logits = torch.stack([student.predict(batch.images) for student in self.students])
             for name, own in zip(self.recipe.names, logits, strict=True):
                 scores[name].add_logits(own, batch.labels)

@@ -1,7 +1,7 @@
-"""Peak memory of a student in a cast against the same student trained alone in one process.
+"""Peak memory of a student in a cohort against the same student trained alone in one process.
 
 Alone means this package's `Student` on its own batches: no coordinator, no exchange, a fresh process. The
-peak is that of resident memory (VmHWM), in the cast with the pages that its processes share; the exchange's
+peak is that of resident memory (VmHWM), in the cohort with the pages that its processes share; the exchange's
 buffers, which a student alone does not have, are counted from the message's layout and taken off.
 """
 
@@ -26,16 +26,16 @@ from benchmarks.weighed import FOLDER
 from kdcl_dist.config.recipe import Recipe
 from kdcl_dist.config.recipe_file import load_recipe
 from kdcl_dist.data.dataset import Info
-from kdcl_dist.data.training_data import Session
+from kdcl_dist.data.training_data import TrainingData
 from kdcl_dist.data.writer import write_dataset
-from kdcl_dist.exchange.message import Layout
+from kdcl_dist.exchange.message import MessageLayout
 from kdcl_dist.student.student import Student
 
 __all__ = ["figures"]
 
 GOAL = 1.1
 MB = 1e6
-#: Models of a cast, and its recipe's further fields; `pixels` is 3 x 64 x 64 noise of 100 classes.
+#: Models of a cohort, and its recipe's further fields; `pixels` is 3 x 64 x 64 noise of 100 classes.
 CASTS: dict[str, tuple[tuple[str, str], list[str]]] = {
     "digits": (("cnn_medium", "cnn_small"), []),
     "pixels": (("resnet18", "cnn_small"), ["data.train=pixels.arrow", "data.test=pixels.arrow"]),
@@ -51,12 +51,12 @@ class Memory(NamedTuple):
     private: int
 
 
-def measure(cast: str) -> Iterator[tuple[str, Memory, Memory, int]]:
-    """Each student of a cast: its model, its memory alone and in the cast, and the exchange's buffers."""
-    models, more = CASTS[cast]
+def measure(cohort: str) -> Iterator[tuple[str, Memory, Memory, int]]:
+    """Each student of a cohort: its model, its memory alone and in the cohort, and the exchange's buffers."""
+    models, more = CASTS[cohort]
     with _folder() as folder:
         recipe = load_recipe(folder / "recipe.yaml", [*_overrides(models), *more])
-        classes = len(Session.open(recipe).train.classes)
+        classes = len(TrainingData.open(recipe).train.classes)
         alone = {}
         for index, model in enumerate(models):
             job = get_context("spawn").Process(target=_alone, args=(recipe, index))
@@ -72,8 +72,8 @@ def measure(cast: str) -> Iterator[tuple[str, Memory, Memory, int]]:
 
 def buffers(recipe: Recipe, classes: int) -> int:
     """Bytes of a student's end of the exchange: everyone's message, its own, and the answer."""
-    ranks = len(recipe.members) + 1
-    return (ranks + 2) * Layout(recipe.batch_size, classes).nbytes
+    ranks = len(recipe.workers) + 1
+    return (ranks + 2) * MessageLayout(recipe.batch_size, classes).nbytes
 
 
 @contextmanager
@@ -117,16 +117,16 @@ def _read(folder: Path, model: str) -> Memory:
 def _alone(recipe: Recipe, index: int) -> None:
     """One epoch of one student."""
     torch.set_num_threads(recipe.students[index].resources.cpu)
-    session = Session.open(recipe)
-    classes, channels = len(session.train.classes), session.train.channels
+    training_data = TrainingData.open(recipe)
+    classes, channels = len(training_data.train.classes), training_data.train.channels
     student = Student(recipe, index, classes=classes, channels=channels, device=torch.device("cpu"))
-    for step, batch in enumerate(session.training(index, 0)):
+    for step, batch in enumerate(training_data.training(index, 0)):
         loss = student.loss(student.forward(batch.images, step), batch.labels, None).total
         student.learn(loss, student.spec.optimizer.lr)
 
 
 def _together(recipe: Recipe, folder: Path) -> None:
-    """One epoch of the cast by the local launcher."""
+    """One epoch of the cohort by the local launcher."""
     from kdcl_dist.training import train
 
     train(recipe, launcher="local", storage=str(folder / "runs"))
@@ -135,10 +135,10 @@ def _together(recipe: Recipe, folder: Path) -> None:
 def figures(quick: bool = False) -> list[Figure]:
     """The ratios of the speed table; quick leaves the large network out."""
     found = []
-    for cast in ["digits"] if quick else list(CASTS):
-        for model, alone, together, taken in measure(cast):
+    for cohort in ["digits"] if quick else list(CASTS):
+        for model, alone, together, taken in measure(cohort):
             ratio = (together.peak - taken) / alone.peak
-            found.append(Figure("memory", f"{model} on {cast}, without buffers", ratio, GOAL))
+            found.append(Figure("memory", f"{model} on {cohort}, without buffers", ratio, GOAL))
     return found
 
 
@@ -147,7 +147,7 @@ def report() -> str:
     lines = [
         "# Memory of a student",
         "",
-        "MB of a student trained alone in a process, and of the same student in a cast of two by the local",
+        "MB of a student trained alone in a process, and of the same student in a cohort of two by the local",
         "launcher. Peak: of resident memory, shared pages included (VmHWM). Private: what no other process",
         "shares, the most at any step. Buffers: what the exchange needs, from the message's layout; they are",
         f"taken off for the ratio. {os.cpu_count()} cores ({platform.machine()}), no GPU, PyTorch",
@@ -158,16 +158,16 @@ def report() -> str:
         "what a process takes, not what the exchange adds. On Ray each worker has a server of its own, and",
         "is itself one process more, which does not import torch.",
         "",
-        "| student | peak alone | in cast | buffers | ratio | private alone | in cast |",
+        "| student | peak alone | in cohort | buffers | ratio | private alone | in cohort |",
         "| --- | ---: | ---: | ---: | ---: | ---: | ---: |",
     ]
-    for cast in CASTS:
-        for model, alone, together, taken in measure(cast):
+    for cohort in CASTS:
+        for model, alone, together, taken in measure(cohort):
             sizes = [alone.peak, together.peak, taken]
             ratio = (together.peak - taken) / alone.peak
             cells = [f"{size / MB:.1f}" for size in sizes] + [f"{ratio:.2f}"]
             cells += [f"{size / MB:.1f}" for size in (alone.private, together.private)]
-            lines.append(f"| {model} on {cast} | {' | '.join(cells)} |")
+            lines.append(f"| {model} on {cohort} | {' | '.join(cells)} |")
     return "\n".join(lines) + "\n"
 
 

@@ -1,8 +1,8 @@
-"""How near `kdcl plan` comes: its prediction against a real run, for casts of unequal students.
+"""How near `kdcl plan` comes: its prediction against a real run, for cohorts of unequal students.
 
     python -m benchmarks.plan_check --out docs/results/plan-check.md
 
-For each cast several rounds, each a prediction and, at once after it, a run with the local launcher. The
+For each cohort several rounds, each a prediction and, at once after it, a run with the local launcher. The
 table has medians over the rounds, and their range. The run's step is the median over its steps of the slowest
 student's step_s; its idle share is the median of the time that students wait or exchange, of their step, over
 all students.
@@ -44,8 +44,8 @@ Step = tuple[float, float]
 
 def predict(recipe: Recipe) -> Step:
     """What the planner says."""
-    found = survey(recipe, len(recipe.members), {}, cores=None, tell=lambda text: None)
-    best = found.cast.predict([student.replicas for student in recipe.students])
+    found = survey(recipe, len(recipe.workers), {}, cores=None, on_progress=lambda text: None)
+    best = found.cohort.predict([student.replicas for student in recipe.students])
     return best.step_s, mean(best.idle)
 
 
@@ -79,7 +79,7 @@ def _range(values: list[float], form: str) -> str:
 
 
 def main() -> None:
-    """Compare all casts, print the table, and write it where asked."""
+    """Compare all cohorts, print the table, and write it where asked."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--epochs", type=int, default=3)
@@ -91,7 +91,7 @@ def main() -> None:
         f"a worker. Load average of the machine at the beginning: {os.getloadavg()[0]:.1f}.",
         "Made by `python -m benchmarks.plan_check`.",
         "",
-        "| cast | predicted ms | measured ms | error of a round | predicted idle | measured idle |",
+        "| cohort | predicted ms | measured ms | error of a round | predicted idle | measured idle |",
         "| --- | ---: | ---: | ---: | ---: | ---: |",
     ]
     for name, overrides in CASTS.items():

@@ -72,9 +72,9 @@ def _batches(path: str, workers: int, seed: int, count: int) -> Iterator[Batch]:
     dataset = ArrowDataset(path)
     views = Views(dataset, Transforms([{"name": "RandomHorizontalFlip"}]), seed)
     order = np.random.default_rng(seed).permutation(count) % len(dataset)
-    plan = batches_of(order, 64)
-    stream = batches(views, [(0, ids_B) for ids_B in plan], workers=workers, timeout_s=WAIT_S)
-    for _ in range(len(plan) - 1):
+    schedule = batches_of(order, 64)
+    stream = batches(views, [(0, ids_B) for ids_B in schedule], workers=workers, timeout_s=WAIT_S)
+    for _ in range(len(schedule) - 1):
         next(stream)
     return stream
 
@@ -87,7 +87,7 @@ def _private_bytes() -> int:
 def _private_of(maps: Path) -> int:
     """What a process has written, and the data sets' pages that no other process has mapped.
 
-    Pages of libraries are left out: they turn private or shared as unrelated processes come and go.
+    Pages of libraries are left out: they round private or shared as unrelated processes come and go.
     """
     total, is_data = 0, False
     for line in maps.read_text().splitlines():

@@ -6,7 +6,7 @@ Up to 65 processes of this machine form groups of 3 to 65 ranks, smaller ones wi
 messages and answers in three ways. Each way has three figures (seconds a round, a message and a byte)
 that are fitted to groups of up to 17 ranks with small and with large messages; what they say of medium
 messages, of more ranks and of an answer larger than the messages is compared with what is measured there.
-All points take turns, and medians over the rounds count. The model and its use are in docs/scale.md.
+All points take rounds, and medians over the rounds count. The model and its use are in docs/scale.md.
 """
 
 from __future__ import annotations
@@ -26,11 +26,11 @@ from benchmarks.conditions import conditions
 from benchmarks.figures import Figure
 from kdcl_dist.config.rounds import Kind
 from kdcl_dist.exchange.group import Exchange
-from kdcl_dist.exchange.layout import Wire
-from kdcl_dist.exchange.message import Layout
+from kdcl_dist.exchange.layout import ExchangeLayout
+from kdcl_dist.exchange.message import MessageLayout
 from kdcl_dist.membership.endpoint import Endpoint
-from kdcl_dist.membership.monitor import Board
-from kdcl_dist.membership.store import connect_store, host_store, scoped
+from kdcl_dist.membership.monitor import Monitor
+from kdcl_dist.membership.tcp_store import connect_store, host_store, scoped
 from kdcl_dist.planning.collective_cost import Traffic, ring, star, tree
 from kdcl_dist.planning.processes import apart
 
@@ -52,7 +52,7 @@ MUTUAL = {"star": False, "ring + tree": True}
 #: Processes of a group, those that the costs are fitted to, and from where on kdcl's exchange is measured.
 RANKS, MOST_FITTED, FEWEST_REAL = (3, 5, 9, 17, 33, 65), 17, 5
 #: Rows and classes of a message and of the answer: (64, 10), (128, 100) and (256, 250).
-SMALL, MEDIUM, LARGE = Layout(64, 10), Layout(128, 100), Layout(256, 250)
+SMALL, MEDIUM, LARGE = MessageLayout(64, 10), MessageLayout(128, 100), MessageLayout(256, 250)
 
 
 class Point(NamedTuple):
@@ -66,8 +66,8 @@ class Point(NamedTuple):
 
     way: str
     ranks: int
-    message: Layout
-    answer: Layout
+    message: MessageLayout
+    answer: MessageLayout
     fitted: bool = False
     real: bool = False
 
@@ -153,7 +153,7 @@ def measure_from(
     for _ in range(rounds):
         for case in own:
             # Buffers of gloo alone are made anew: all at once they would not fit.
-            step = _trade(real[case]) if case.real else _gloo(bare[case.ranks], case)
+            step = _round_trip(real[case]) if case.real else _gloo(bare[case.ranks], case)
             step(0)  # so that all begin together
             began = perf_counter()
             for number in range(1, STEPS[case.way] + 1):
@@ -169,18 +169,18 @@ def _exchange(store: Any, host: str, place: int, ranks: int, case: Point | None 
     """An exchange of so many; without a case only its group is used."""
     way, message, answer = (case.way, case.message, case.answer) if case else ("star", SMALL, SMALL)
     part = scoped(store, f"{ranks}/{way}" if case else str(ranks))
-    board = Board(part, [str(student) for student in range(ranks - 1)], ranks - 1 - place)
-    wire = Wire(message, answer, mutual=MUTUAL[way])
-    return Exchange(board, part, host=host, wire=wire, run=0, generation=0, step_s=LIMIT_S)
+    monitor = Monitor(part, [str(student) for student in range(ranks - 1)], ranks - 1 - place)
+    wire = ExchangeLayout(message, answer, all_to_all=MUTUAL[way])
+    return Exchange(monitor, part, host=host, layout=wire, run=0, generation=0, step_s=LIMIT_S)
 
 
-def _trade(exchange: Exchange) -> Callable[[int], None]:
+def _round_trip(exchange: Exchange) -> Callable[[int], None]:
     """A step of kdcl's own exchange."""
 
     def step(number: int) -> None:
-        exchange.mine.begin(Kind.TRAIN, number)
+        exchange.outgoing.reset(Kind.TRAIN, number)
         exchange.gather()
-        exchange.answer.begin(Kind.TRAIN, number)
+        exchange.answer.reset(Kind.TRAIN, number)
         exchange.broadcast(with_rows=True)
 
     return step
@@ -262,7 +262,7 @@ def page(costs: dict[str, Costs], results: Sequence[Result], rounds: int) -> lis
     lines = [
         "# How the exchange grows with the ranks",
         "",
-        *conditions("scale", f"{rounds} rounds by turns, medians; one thread a process"),
+        *conditions("scale", f"{rounds} rounds by rounds, medians; one thread a process"),
         "",
         "| way | us a round | us a message | GB/s | median error | worst |",
         "| --- " + "| ---: " * 5 + "|",

@@ -18,7 +18,7 @@ import torch
 
 from benchmarks.conditions import conditions
 from kdcl_dist.config.recipe_file import parse_recipe
-from kdcl_dist.coordinator.aggregator import Coordinator
+from kdcl_dist.coordinator.aggregator import Aggregator
 from kdcl_dist.exchange.message import Contribution
 from kdcl_dist.planning.processes import apart
 
@@ -29,16 +29,16 @@ STUDENTS, CLASSES = (2, 4, 8, 16, 32, 64), (10, 100, 1000)
 
 def measure(method: str, students: int, classes: int) -> tuple[float, float]:
     """Median seconds of an answer, and bytes of memory at its peak."""
-    cast = ", ".join(f"{{name: s{number}, model: mlp}}" for number in range(students))
+    cohort = ", ".join(f"{{name: s{number}, model: mlp}}" for number in range(students))
     data = "data: {train: x, test: x, holdout_per_class: 1}"
-    recipe = f"{data}\nstudents: [{cast}]\ndistillation: {{method: {method}}}"
+    recipe = f"{data}\nstudents: [{cohort}]\ndistillation: {{method: {method}}}"
     found = apart(_answer, [(recipe, students, classes)])
     return found[0]
 
 
 def _answer(text: str, students: int, classes: int) -> tuple[float, float]:
     torch.set_num_threads(1)
-    coordinator = Coordinator(parse_recipe(text))
+    coordinator = Aggregator(parse_recipe(text))
     labels_B = torch.randint(classes, (BATCH,))
     parts = []
     for _ in range(students):
@@ -71,7 +71,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path)
     arguments = parser.parse_args()
     lines = [
-        "# The coordinator as the cast grows",
+        "# The coordinator as the cohort grows",
         "",
         *conditions(
             "scale_coordinator", f"Medians of {STEPS} steps, B = {BATCH}, one thread, processor time"

@@ -1,4 +1,4 @@
-"""What the model says of casts that no machine here carries; arithmetic, nothing is measured.
+"""What the model says of cohorts that no machine here carries; arithmetic, nothing is measured.
 
     python -m benchmarks.scale_forecast --out docs/results/scale-forecast.md
 
@@ -18,7 +18,7 @@ from typing import NamedTuple
 import torch
 
 from benchmarks.scale import WAYS
-from kdcl_dist.exchange.message import HEADER, Layout
+from kdcl_dist.exchange.message import HEADER, MessageLayout
 from kdcl_dist.planning.collective_cost import Traffic, star, tree
 
 LATENCY_S, MESSAGE_S = 50e-6, 50e-6
@@ -43,12 +43,12 @@ def _answered(way: str, members: int, message: int, answer: int) -> Traffic:
 def _cases(students: int, replicas: int) -> list[Case]:
     """As it is, and what could be instead."""
     members, rows = students * replicas, BATCH // replicas
-    message, answer = Layout(rows, CLASSES).nbytes, Layout(BATCH, CLASSES).nbytes
-    own = Layout(rows, CLASSES).nbytes
-    half = [Layout(each, CLASSES, torch.float16).nbytes for each in (rows, BATCH)]
+    message, answer = MessageLayout(rows, CLASSES).nbytes, MessageLayout(BATCH, CLASSES).nbytes
+    own = MessageLayout(rows, CLASSES).nbytes
+    half = [MessageLayout(each, CLASSES, torch.float16).nbytes for each in (rows, BATCH)]
     # Of a row its id, label, K logits and classes of 16 bits each, and what the other classes have together.
     sparse = [HEADER.itemsize + each * (16 + 4 * TOP_K + 2) for each in (rows, BATCH)]
-    wide = Layout(students * BATCH, CLASSES).nbytes
+    wide = MessageLayout(students * BATCH, CLASSES).nbytes
     shards = 8
     found = [(way, _answered(way, members, message, answer)) for way in WAYS]
     found += [
@@ -72,7 +72,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path)
     arguments = parser.parse_args()
     lines = [
-        "# What the model says of large casts",
+        "# What the model says of large cohorts",
         "",
         f"Arithmetic: {1e6 * LATENCY_S:.0f} us a round, {1e6 * MESSAGE_S:.0f} us a message of the busiest",
         f"rank, one rank a host, B = {BATCH}, C = {CLASSES}. Milliseconds of a step's exchange, without the",

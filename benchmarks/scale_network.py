@@ -19,7 +19,7 @@ from pathlib import Path
 from benchmarks.conditions import conditions
 from benchmarks.scale import LARGE, MEDIUM, WAYS, Point, measure_from
 from kdcl_dist.membership.endpoint import Endpoint
-from kdcl_dist.membership.store import host_store
+from kdcl_dist.membership.tcp_store import host_store
 from kdcl_dist.planning.processes import apart
 
 RANKS, ROUNDS = (3, 5, 9), 3
@@ -86,7 +86,7 @@ def main() -> None:
         "",
         *conditions(
             "scale_network",
-            f"{MBIT} Mbit/s a link each way, {ROUNDS} rounds by turns, medians; answers like messages",
+            f"{MBIT} Mbit/s a link each way, {ROUNDS} rounds by rounds, medians; answers like messages",
         ),
         "",
         "| way | ranks | message KB | measured ms | volume / rate ms | ratio |",

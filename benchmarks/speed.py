@@ -2,7 +2,7 @@
 
     python -m benchmarks.speed --out docs/results/speed.md
 
-Each line is a ratio to a baseline that is measured in the same run, by turns; the modules say how.
+Each line is a ratio to a baseline that is measured in the same run, by rounds; the modules say how.
 """
 
 from __future__ import annotations
@@ -63,7 +63,7 @@ def main() -> None:
         print(f"{module}: done after {time.monotonic() - began:.0f} s", file=sys.stderr, flush=True)
     minutes = (time.monotonic() - began) / 60
     took = (
-        f"Ratios measured by turns in one run, which took {minutes:.0f} minutes and began at load {load:.1f}"
+        f"Ratios measured by rounds in one run, which took {minutes:.0f} minutes and began at load {load:.1f}"
     )
     page = [
         "# Speed: every ratio and its goal",

@@ -29,7 +29,7 @@ ROUNDS = 15
 
 
 def measure(name: str, classes: int, batch: int, shape_CHW: tuple[int, int, int]) -> tuple[float, float]:
-    """Median seconds of a forward pass over the whole batch, and of two over its halves, by turns."""
+    """Median seconds of a forward pass over the whole batch, and of two over its halves, by rounds."""
     network = models.build(name, classes, shape_CHW[0]).train()
     images_BCHW = torch.randn(batch, *shape_CHW)
     halves = images_BCHW.chunk(2)
@@ -55,7 +55,7 @@ def main() -> None:
     for name, classes, batch, shape in CASES:
         whole, split = measure(name, classes, batch, shape)
         rows.append(f"| {name} | {batch} | {1e3 * whole:.1f} | {1e3 * split:.1f} | {split / whole:.2f} |")
-    how = f"{ROUNDS} rounds by turns, medians, one thread"
+    how = f"{ROUNDS} rounds by rounds, medians, one thread"
     print(
         "\n".join(
             [*conditions("split_forward", how), "", "| network | batch | whole ms | halves ms | ratio |"]

@@ -1,4 +1,4 @@
-"""How much a step of the cast costs over that of its slowest student, and against training in turn.
+"""How much a step of the cohort costs over that of its slowest student, and against training in turn.
 
     python -m benchmarks.step_efficiency --out docs/results/step-efficiency.md
 
@@ -8,7 +8,7 @@ In one run, several rounds one after another, each of
     (b) the same students with kdcl (local launcher), coordinator and exchange included;
     (c) one process that trains all of them in turn with all cores, as public implementations do;
 
-for casts of three sizes. The figures are medians over steps, then over rounds; compare ratios, not times.
+for cohorts of three sizes. The figures are medians over steps, then over rounds; compare ratios, not times.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from benchmarks.figures import Figure
 from benchmarks.in_turn import InTurn
 from kdcl_dist.config.recipe import Recipe
 from kdcl_dist.config.recipe_file import load_recipe
-from kdcl_dist.data.training_data import Session
+from kdcl_dist.data.training_data import TrainingData
 from kdcl_dist.run.metrics import ENSEMBLE, read_metrics
 from kdcl_dist.run.storage import Folder
 from kdcl_dist.student.student import Student
@@ -54,7 +54,7 @@ def alone(recipe: Recipe, kind: str = "cpu") -> float:
     """(a): median seconds of a step of the slowest student, all running at once, none knowing of another.
 
     Args:
-        recipe: the cast.
+        recipe: the cohort.
         kind: of device, which all share.
     """
     context = get_context("spawn")
@@ -76,11 +76,11 @@ def _alone(recipe: Recipe, index: int, kind: str, start: Any, found: Any, throug
     """One student by itself; it goes on until the slowest is through, so that all cores stay in use."""
     torch.set_num_threads(recipe.students[index].resources.cpu)
     keep_freed_memory()
-    session = Session.open(recipe)
-    classes, channels = len(session.train.classes), session.train.channels
+    training_data = TrainingData.open(recipe)
+    classes, channels = len(training_data.train.classes), training_data.train.channels
     student = Student(recipe, index, classes=classes, channels=channels, device=torch.device(kind))
-    steps = session.plan.steps_per_epoch * recipe.epochs
-    batches = chain.from_iterable(session.training(index, 0) for _ in count())
+    steps = training_data.schedule.steps_per_epoch * recipe.epochs
+    batches = chain.from_iterable(training_data.training(index, 0) for _ in count())
     seconds: list[float] = []
     start.wait()
     while through.value < len(recipe.students):
@@ -97,7 +97,7 @@ def _alone(recipe: Recipe, index: int, kind: str, start: Any, found: Any, throug
 
 
 def together(recipe: Recipe) -> float:
-    """(b): median seconds of a step of the cast, each process of which is on its own."""
+    """(b): median seconds of a step of the cohort, each process of which is on its own."""
     with tempfile.TemporaryDirectory() as storage:
         by_step = seconds_by_step(train(recipe, launcher="local", storage=storage).path)
     return median(list(by_step.values())[WARMUP_STEPS:])
@@ -122,7 +122,7 @@ def _in_turn(recipe: Recipe) -> float:
     torch.set_num_threads(os.cpu_count() or 1)
     keep_freed_memory()
     baseline = InTurn(recipe)
-    steps = baseline.session.plan.steps_per_epoch * recipe.epochs
+    steps = baseline.training_data.schedule.steps_per_epoch * recipe.epochs
     return median([baseline.step(step) for step in range(steps)][WARMUP_STEPS:])
 
 
@@ -173,7 +173,7 @@ def recipe_of(name: str, epochs: int, method: str = "linear") -> Recipe:
 
 
 def figures(quick: bool = False) -> list[Figure]:
-    """(b) / max(a) of the casts that have a goal, and (c) / (b), which has none but 1."""
+    """(b) / max(a) of the cohorts that have a goal, and (c) / (b), which has none but 1."""
     names, rounds, epochs = (["20 ms"], 1, 3) if quick else (["20 ms", "100 ms"], 3, 6)
     found = []
     for name in names:
@@ -186,7 +186,7 @@ def figures(quick: bool = False) -> list[Figure]:
 
 
 def main() -> None:
-    """Measure all casts, print the table, and write it where asked."""
+    """Measure all cohorts, print the table, and write it where asked."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--epochs", type=int, default=4)

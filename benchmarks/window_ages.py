@@ -21,21 +21,21 @@ from kdcl_dist.coordinator.aggregator import Aligned
 from kdcl_dist.coordinator.logit_bank import Bank
 from kdcl_dist.coordinator.staleness import Staleness
 from kdcl_dist.data.sampling import epoch_steps, own_steps, student_seed
-from kdcl_dist.data.training_data import Session
+from kdcl_dist.data.training_data import TrainingData
 from kdcl_dist.exchange.message import Contribution
 from kdcl_dist.run.metrics import BINS
 
 
 def ages(recipe: Recipe) -> list[dict[str, float]]:
     """The figures of the first student: of the first epoch, and of the others together."""
-    session, window = Session.open(recipe), recipe.distillation.window
-    per_epoch, students = session.plan.steps_per_epoch, len(recipe.students)
+    training_data, window = TrainingData.open(recipe), recipe.distillation.window
+    per_epoch, students = training_data.schedule.steps_per_epoch, len(recipe.students)
     seeds = [student_seed(recipe.seed, index, None) for index in range(students)]
-    bank = Bank(students, len(session.train), 1, max_staleness=recipe.distillation.max_staleness)
+    bank = Bank(students, len(training_data.train), 1, max_staleness=recipe.distillation.max_staleness)
     peers = [[j for j in range(students) if j != i] for i in range(students)]
     first, others = Staleness(peers), Staleness(peers)
     for epoch in range(recipe.epochs):
-        steps_TB = epoch_steps(session.split[0], recipe.batch_size, recipe.seed, epoch)
+        steps_TB = epoch_steps(training_data.split[0], recipe.batch_size, recipe.seed, epoch)
         width = per_epoch if window == "epoch" else window
         walks = [list(own_steps(steps_TB, width, seed, epoch)) for seed in seeds]
         for step in range(per_epoch):
@@ -50,7 +50,7 @@ def _step(bank: Bank, ids: list[torch.Tensor], step: int) -> tuple[list[Contribu
     for student, part in enumerate(parts):
         bank.put(student, part.ids, part.logits, step)
     together = torch.unique(torch.cat(ids))
-    logits, age = bank.newest(together, step)
+    logits, age = bank.latest(together, step)
     return parts, Aligned(together, torch.zeros_like(together), logits, age)
 
 

@@ -3,7 +3,7 @@
     python -m benchmarks.window_cost --out docs/results/window-cost.md
 
 What one process computes is measured in seconds of its own thread, so that other work on the machine
-counts little. What is compared takes turns.
+counts little. What is compared takes rounds.
 """
 
 from __future__ import annotations
@@ -20,14 +20,14 @@ import torch
 
 from kdcl_dist.config.recipe_file import parse_recipe
 from kdcl_dist.config.rounds import Kind
-from kdcl_dist.coordinator.aggregator import Coordinator
+from kdcl_dist.coordinator.aggregator import Aggregator
 from kdcl_dist.coordinator.logit_bank import Bank
 from kdcl_dist.exchange.group import Exchange
-from kdcl_dist.exchange.layout import Wire
-from kdcl_dist.exchange.message import Contribution, Layout
+from kdcl_dist.exchange.layout import ExchangeLayout
+from kdcl_dist.exchange.message import Contribution, MessageLayout
 from kdcl_dist.membership.endpoint import Endpoint
-from kdcl_dist.membership.monitor import Board
-from kdcl_dist.membership.store import connect_store, host_store, scoped
+from kdcl_dist.membership.monitor import Monitor
+from kdcl_dist.membership.tcp_store import connect_store, host_store, scoped
 from kdcl_dist.planning.processes import apart
 from kdcl_dist.run.checkpoint import write_part
 from kdcl_dist.run.storage import Folder
@@ -39,7 +39,7 @@ SIZES = ((3, 64, 10), (2, 128, 100), (4, 256, 1000))
 
 
 def in_turn(clock: Callable[[], float], *works: Callable[[int], object]) -> list[float]:
-    """Median seconds of each by a clock, called by turns; the first fifth of the rounds warms up."""
+    """Median seconds of each by a clock, called by rounds; the first fifth of the rounds warms up."""
     found: list[list[float]] = [[] for _ in works]
     for number in range(ROUNDS):
         for own, work in zip(found, works, strict=True):
@@ -62,7 +62,7 @@ def lookups() -> list[str]:
         def work(number: int) -> object:
             for student in range(students):
                 bank.put(student, drawn[number], logits_BC, number)
-            return bank.newest(drawn[number], number)
+            return bank.latest(drawn[number], number)
 
         return work
 
@@ -85,8 +85,8 @@ def targets() -> list[str]:
     """The coordinator's whole part: same samples, and different ones of a full bank."""
     lines = ["| students | batch | classes | window 1 ms | window ms | ratio |", "| ---: " * 6 + "|"]
     for students, rows, classes in SIZES:
-        cast = ", ".join(f"{{name: s{i}, model: mlp}}" for i in range(students))
-        recipe = parse_recipe(f"data: {{train: x, test: x}}\nstudents: [{cast}]")
+        cohort = ", ".join(f"{{name: s{i}, model: mlp}}" for i in range(students))
+        recipe = parse_recipe(f"data: {{train: x, test: x}}\nstudents: [{cohort}]")
         samples = 8 * rows
         labels_N = torch.randint(classes, (samples,))
         bank = Bank(students, samples, classes)
@@ -99,14 +99,12 @@ def targets() -> list[str]:
             [Contribution(ids, labels_N[ids], z) for ids, z in zip(drawn, logits, strict=True)]
             for drawn in (shared, own)
         ]
-        one, windowed = Coordinator(recipe), Coordinator(recipe, bank)
+        one, windowed = Aggregator(recipe), Aggregator(recipe, bank)
 
-        def plain(number: int, one: Coordinator = one, parts: list[Contribution] = parts[0]) -> object:
+        def plain(number: int, one: Aggregator = one, parts: list[Contribution] = parts[0]) -> object:
             return one.answer(parts, number)
 
-        def apart_(
-            number: int, other: Coordinator = windowed, parts: list[Contribution] = parts[1]
-        ) -> object:
+        def apart_(number: int, other: Aggregator = windowed, parts: list[Contribution] = parts[1]) -> object:
             return other.answer(parts, number)
 
         before, after = in_turn(time.thread_time, plain, apart_)
@@ -127,7 +125,7 @@ def exchanges() -> list[str]:
         by_rank = apart(_exchange, ranks)
         del store
         before, after = (max(seconds) for seconds in zip(*by_rank, strict=True))
-        sizes = [Layout(k * rows, classes).nbytes / 1e3 for k in (1, students)]
+        sizes = [MessageLayout(k * rows, classes).nbytes / 1e3 for k in (1, students)]
         ms = f"{1e3 * before:.2f} | {1e3 * after:.2f} | {after / before:.2f}"
         lines.append(f"| {students} | {rows} | {classes} | {sizes[0]:,.0f} | {sizes[1]:,.0f} | {ms} |")
     return lines
@@ -141,10 +139,10 @@ def _exchange(endpoint: Endpoint, rank: int, students: int, rows: int, classes: 
         part = scoped(store, f"cost/{generation}")
         both.append(
             Exchange(
-                Board(part, [str(number) for number in range(students)], rank),
+                Monitor(part, [str(number) for number in range(students)], rank),
                 part,
                 host="127.0.0.1",
-                wire=Wire(Layout(rows, classes), Layout(answer_rows, classes)),
+                layout=ExchangeLayout(MessageLayout(rows, classes), MessageLayout(answer_rows, classes)),
                 run=0,
                 generation=generation,
                 step_s=LIMIT_S,
@@ -153,9 +151,9 @@ def _exchange(endpoint: Endpoint, rank: int, students: int, rows: int, classes: 
 
     def trade(exchange: Exchange) -> Callable[[int], object]:
         def work(step: int) -> object:
-            exchange.mine.begin(Kind.TRAIN, step)
+            exchange.outgoing.reset(Kind.TRAIN, step)
             exchange.gather()
-            exchange.answer.begin(Kind.TRAIN, step)
+            exchange.answer.reset(Kind.TRAIN, step)
             return exchange.broadcast(with_rows=True)
 
         return work
@@ -196,7 +194,7 @@ def main() -> None:
         "# What a window costs",
         "",
         f"{os.cpu_count()} cores, PyTorch {torch.__version__}, one thread; load average of the machine",
-        f"at the beginning: {os.getloadavg()[0]:.1f}. Medians of {ROUNDS - ROUNDS // 5} rounds, by turns,",
+        f"at the beginning: {os.getloadavg()[0]:.1f}. Medians of {ROUNDS - ROUNDS // 5} rounds, by rounds,",
         "for all but the exchange of processor time.",
         "Made by `python -m benchmarks.window_cost`.",
         "",

@@ -20,11 +20,11 @@
     |-- StudentLost              a student's process died or does not answer
     |-- CoordinatorLost          the coordinator died or does not answer
     |   `-- CoordinatorCutOff    it lives, but cannot reach its own store
-    |-- StartupTimeout           the cast did not come together in time
+    |-- StartupTimeout           the cohort did not come together in time
     |-- StorageError             the storage refuses, or does not answer after many tries
     `-- CheckpointError          a checkpoint cannot be written or read
 
-Every error carries where it happened (student, step, phase, host), survives pickling, and turns into
+Every error carries where it happened (student, step, phase, host), survives pickling, and rounds into
 plain JSON and back, so that it can cross a process, a Ray actor or a key-value store unchanged.
 """
 
@@ -65,7 +65,7 @@ class KdclError(Exception):
     """Base of all errors of this package.
 
     Args:
-        message: one sentence that names the value at fault and the knob to turn.
+        message: one sentence that names the value at fault and the field to change.
         student: name of the student concerned.
         step: global step (counted from 0 over the whole run).
         phase: what was being done ("data", "forward", "gather", ...).
@@ -214,7 +214,7 @@ class ExchangeBroke(KdclError):
 
 
 class StartupTimeout(KdclError):
-    """The cast did not come together within `limits.startup_s`."""
+    """The cohort did not come together within `limits.startup_s`."""
 
 
 class StorageError(KdclError):

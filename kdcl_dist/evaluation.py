@@ -13,18 +13,18 @@ import torch
 from torch import Tensor
 
 from kdcl_dist.config.recipe import Recipe
-from kdcl_dist.coordinator.aggregator import Aligned, Coordinator
-from kdcl_dist.data.training_data import Session
+from kdcl_dist.coordinator.aggregator import Aggregator, Aligned
+from kdcl_dist.data.training_data import TrainingData
 from kdcl_dist.errors import RunFolderError
 from kdcl_dist.membership.monitor import COORDINATOR
-from kdcl_dist.run.checkpoint import newest, read_part
+from kdcl_dist.run.checkpoint import latest, read_part
 from kdcl_dist.run.metrics import ENSEMBLE, Scores
 from kdcl_dist.run.run import load_run, read_record
 from kdcl_dist.run.storage import Folder
 from kdcl_dist.student.student import Student
 from kdcl_dist.utils.seeding import Purpose, derive
 
-__all__ = ["Evaluation", "Noise", "Trained", "evaluate", "evaluate_under_noise", "open_session"]
+__all__ = ["Evaluation", "Noise", "Trained", "evaluate", "evaluate_under_noise", "open_training_data"]
 
 
 @dataclass(frozen=True)
@@ -38,11 +38,11 @@ class Evaluation:
 
 @dataclass(frozen=True)
 class Trained:
-    """The students of a run's newest checkpoint, and the data of its recipe."""
+    """The students of a run's latest checkpoint, and the data of its recipe."""
 
     step: int
-    session: Session
-    coordinator: Coordinator
+    training_data: TrainingData
+    coordinator: Aggregator
     students: list[Student]
 
     @classmethod
@@ -62,23 +62,23 @@ class Trained:
             raise RunFolderError(
                 f"--device cuda: this machine has no GPU that PyTorch {torch.__version__} can use"
             )
-        if (manifest := newest(folder, warn)) is None:
+        if (manifest := latest(folder, warn)) is None:
             raise RunFolderError(f"{uri!r} has no complete checkpoint to evaluate")
-        session = open_session(recipe, folder)
-        coordinator = Coordinator(recipe)
+        training_data = open_training_data(recipe, folder)
+        coordinator = Aggregator(recipe)
         coordinator.load_state_dict(read_part(folder, manifest, COORDINATOR)["coordinator"])
-        sizes = {"classes": len(session.train.classes), "channels": session.train.channels}
+        sizes = {"classes": len(training_data.train.classes), "channels": training_data.train.channels}
         students = []
         for index, name in enumerate(recipe.names):
             student = Student(recipe, index, **sizes, device=torch.device(device), resumed=True)
             student.load_state_dict(read_part(folder, manifest, name))
             students.append(student)
-        return cls(manifest.step, session, coordinator, students)
+        return cls(manifest.step, training_data, coordinator, students)
 
     def test(self, noise: Noise | None = None) -> dict[str, dict[str, float]]:
         """Loss, top1 and top5 over all test samples, by student and for "ensemble"."""
         scores = {name: Scores() for name in (*self.coordinator.names, ENSEMBLE)}
-        for number, batch in enumerate(self.session.testing()):
+        for number, batch in enumerate(self.training_data.testing()):
             images = batch.images if noise is None else noise.add(batch.images, number)
             logits_SBC = torch.stack([student.predict(images).cpu() for student in self.students])
             for name, logits_BC in zip(self.coordinator.names, logits_SBC, strict=True):
@@ -88,11 +88,11 @@ class Trained:
         return {name: score.values() for name, score in scores.items()}
 
 
-def open_session(recipe: Recipe, folder: Folder) -> Session:
+def open_training_data(recipe: Recipe, folder: Folder) -> TrainingData:
     """A run's data; relative paths that are not below this folder are looked up below the run's.
 
     Raises:
-        DataError: as `Session.open`.
+        DataError: as `TrainingData.open`.
     """
     root = read_record(folder).get("root", ".")
     found = {}
@@ -100,7 +100,7 @@ def open_session(recipe: Recipe, folder: Folder) -> Session:
         path = getattr(recipe.data, name)
         if not Path(path).exists() and (Path(root) / path).exists():
             found[name] = str(Path(root) / path)
-    return Session.open(recipe.model_copy(update={"data": recipe.data.model_copy(update=found)}))
+    return TrainingData.open(recipe.model_copy(update={"data": recipe.data.model_copy(update=found)}))
 
 
 @dataclass(frozen=True)
@@ -124,9 +124,9 @@ class Noise:
 
 
 def evaluate(uri: str, *, device: str, warn: Callable[[str], None]) -> Evaluation:
-    """Test a run's newest checkpoint on its recipe's test data; arguments and errors as `Trained.load`."""
+    """Test a run's latest checkpoint on its recipe's test data; arguments and errors as `Trained.load`."""
     trained = Trained.load(uri, device=device, warn=warn)
-    return Evaluation(trained.step, len(trained.session.test), trained.test())
+    return Evaluation(trained.step, len(trained.training_data.test), trained.test())
 
 
 def evaluate_under_noise(
@@ -137,8 +137,8 @@ def evaluate_under_noise(
     Yields (deviation, repeat, results as in `Evaluation`). Other arguments and errors as `Trained.load`.
     """
     trained = Trained.load(uri, device=device, warn=warn)
-    std = tuple(trained.session.test.std)
-    seed = trained.session.recipe.seed
+    std = tuple(trained.training_data.test.std)
+    seed = trained.training_data.recipe.seed
     for deviation in deviations:
         for repeat in range(repeats):
             yield deviation, repeat, trained.test(Noise(deviation, repeat, seed, std))

@@ -9,12 +9,12 @@ from dataclasses import dataclass
 from typing import Literal
 
 from kdcl_dist.config.recipe import Recipe
-from kdcl_dist.data.training_data import Session
+from kdcl_dist.data.training_data import TrainingData
 from kdcl_dist.errors import PreflightError, UserError, wrap
 from kdcl_dist.launch.forkserver import start_server
 from kdcl_dist.launch.preflight.bank_memory import look_for_room
 from kdcl_dist.launch.signals import stop_on_signals
-from kdcl_dist.run.events import Event, Note
+from kdcl_dist.run.events import Event, Note, Warned
 from kdcl_dist.run.run import Run, prepare, read_record, record_failure, update_record
 from kdcl_dist.run.uris import without_secret
 
@@ -46,18 +46,18 @@ def train(
     storage: str = "runs",
     name: str | None = None,
     resume: bool = False,
-    tell: Callable[[Event], None] = lambda event: None,
+    on_event: Callable[[Event], None] = lambda event: None,
     stop: threading.Event | None = None,
 ) -> Result:
-    """Train the cast of a recipe.
+    """Train the cohort of a recipe.
 
     Args:
         recipe: what to train.
         launcher: "ray" on the Ray of RAY_ADDRESS or of `ray start` here, else on its own; "local" without it.
         storage: path or URI of the folder that holds runs.
         name: the run's folder within it; by default the recipe's name and the time.
-        resume: continue the run from its newest checkpoint.
-        tell: hears what happens.
+        resume: continue the run from its latest checkpoint.
+        on_event: hears what happens.
         stop: set to ask for a checkpoint and an end after the step; by default Ctrl-C and SIGTERM ask.
 
     Raises:
@@ -66,27 +66,27 @@ def train(
     """
     if launcher == "local":
         start_server()  # imports beside this process
-    session = Session.open(recipe)
-    for warning in (*recipe.warnings(), *session.warnings()):
-        tell(Note(f"warning: {warning}"))
-    if room := look_for_room(recipe, len(session.train), len(session.train.classes)):
-        tell(Note(f"bank of logits: {room}"))
+    training_data = TrainingData.open(recipe)
+    for warning in (*recipe.warnings(), *training_data.warnings()):
+        on_event(Warned(warning))
+    if room := look_for_room(recipe, len(training_data.train), len(training_data.train.classes)):
+        on_event(Note(f"bank of logits: {room}"))
         if room.lack:
             raise PreflightError(f"bank of logits: {room.lack}")
-    run = prepare(recipe, storage, name, resume=resume, warn=lambda text: tell(Note(text)))
-    tell(
+    run = prepare(recipe, storage, name, resume=resume, warn=lambda text: on_event(Warned(text)))
+    on_event(
         Note(
             f"run folder {without_secret(run.folder.uri)}" + (f", from step {run.step}" if run.start else "")
         )
     )
     if read_record(run.folder).get("state") == "finished":
-        tell(Note("the run is finished already"))
+        on_event(Note("the run is finished already"))
         return Result(run.folder.uri, True, read_record(run.folder)["results"])
-    samples = sum(len(ids) for ids in session.split)
-    update_record(run.folder, classes=len(session.train.classes), samples=samples)
+    samples = sum(len(ids) for ids in training_data.split)
+    update_record(run.folder, classes=len(training_data.train.classes), samples=samples)
     try:
-        with nullcontext(stop) if stop else stop_on_signals(lambda text: tell(Note(text))) as asked:
-            finished = _launch(run, launcher, tell, asked)
+        with nullcontext(stop) if stop else stop_on_signals(lambda text: on_event(Note(text))) as asked:
+            finished = _launch(run, launcher, on_event, asked)
     except BaseException as error:
         _note_end(run, error)
         raise
@@ -103,7 +103,7 @@ def _note_end(run: Run, error: BaseException) -> None:
         record_failure(run, wrap(error, student=None, step=None, phase="launch"))
 
 
-def _launch(run: Run, launcher: Launcher, tell: Callable[[Event], None], asked: threading.Event) -> bool:
+def _launch(run: Run, launcher: Launcher, on_event: Callable[[Event], None], asked: threading.Event) -> bool:
     # Each launcher is imported only where it is used: Ray takes seconds to import, and may be absent.
     if launcher == "local":
         from kdcl_dist.launch import local
@@ -111,8 +111,8 @@ def _launch(run: Run, launcher: Launcher, tell: Callable[[Event], None], asked: 
         for student in run.recipe.students:
             if student.accelerator is not None:
                 path = f"students.{student.name}.accelerator"
-                tell(Note(f"warning: {path}: {student.accelerator!r} is not looked for by launcher 'local'"))
-        return local.launch(run, tell, asked)
+                on_event(Warned(f"{path}: {student.accelerator!r} is not looked for by launcher 'local'"))
+        return local.launch(run, on_event, asked)
     from kdcl_dist.launch.ray import driver
 
-    return driver.launch(run, tell, asked)
+    return driver.launch(run, on_event, asked)

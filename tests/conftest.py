@@ -1,4 +1,4 @@
-"""Small data and casts for the tests."""
+"""Small data and cohorts for the tests."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ from kdcl_dist.coordinator.runtime import run_coordinator
 from kdcl_dist.data.dataset import Info
 from kdcl_dist.data.writer import write_dataset
 from kdcl_dist.launch import local
-from kdcl_dist.membership.rendezvous import RunOver
-from kdcl_dist.membership.store import host_store
+from kdcl_dist.membership.rendezvous import RunFailed
+from kdcl_dist.membership.tcp_store import host_store
 from kdcl_dist.run.events import Event
 from kdcl_dist.run.run import Run, prepare
 from kdcl_dist.student import runtime
@@ -111,8 +111,8 @@ def recipe_text(data: dict[str, str]) -> str:
 
 
 @dataclass
-class Cast:
-    """A whole cast as threads of this process, over real process groups.
+class Cohort:
+    """A whole cohort as threads of this process, over real process groups.
 
     For students without dropout and random views only: those use the process's generator.
     """
@@ -122,7 +122,7 @@ class Cast:
     errors: dict[str, BaseException] = field(default_factory=dict)
     finished: dict[str, bool] = field(default_factory=dict)
 
-    def train(self, stop: Callable[[], bool] = lambda: False) -> Cast:
+    def train(self, stop: Callable[[], bool] = lambda: False) -> Cohort:
         """Run all members to their end."""
         with pytest.MonkeyPatch.context() as patch:
             # Networks draw their initial weights from the generator that all threads share.
@@ -135,14 +135,14 @@ class Cast:
             patch.setattr(runtime, "_build", one_at_a_time)
             return self._train(stop)
 
-    def _train(self, stop: Callable[[], bool]) -> Cast:
+    def _train(self, stop: Callable[[], bool]) -> Cohort:
         store, endpoint = host_store("127.0.0.1")
         jobs: dict[str, Callable[[], bool]] = {
             "coordinator": lambda: run_coordinator(
-                self.run, store, host="127.0.0.1", stop=stop, tell=self.events.append
+                self.run, store, host="127.0.0.1", stop=stop, emit=self.events.append
             )
         }
-        for rank, member in enumerate(self.run.recipe.members):
+        for rank, member in enumerate(self.run.recipe.workers):
             jobs[member.name] = lambda rank=rank: run_student(  # type: ignore[misc]
                 self.run,
                 rank,
@@ -162,7 +162,7 @@ class Cast:
     def _member(self, name: str, job: Callable[[], bool]) -> None:
         try:
             self.finished[name] = job()
-        except RunOver as over:
+        except RunFailed as over:
             self.errors[name] = over.cause
         except BaseException as error:  # what a process would end with
             self.errors[name] = error

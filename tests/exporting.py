@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from kdcl_dist import models
 from kdcl_dist.config.recipe_file import parse_recipe
 from kdcl_dist.data.dataset import Info
-from kdcl_dist.data.training_data import Session
+from kdcl_dist.data.training_data import TrainingData
 from kdcl_dist.data.writer import write_dataset
 from kdcl_dist.export.source import Source
 from kdcl_dist.run.storage import Folder
@@ -65,8 +65,8 @@ def source_of(name: str, network: nn.Module, folder: Path, *, channels: int, siz
         write_dataset(path, ((number % 4, rng.bytes(channels * size * size)) for number in range(8)), info)
     data, students = f"{{train: {path}, test: {path}}}", f"[{{name: a, model: '{name}'}}]"
     recipe = parse_recipe(f"{{data: {data}, batch_size: 4, students: {students}}}")
-    session = Session.open(recipe)
-    return Source(Folder(str(folder / "made")), recipe, recipe.students[0], 0, network, session, {}, {})
+    training_data = TrainingData.open(recipe)
+    return Source(Folder(str(folder / "made")), recipe, recipe.students[0], 0, network, training_data, {}, {})
 
 
 def in_a_fresh_process(

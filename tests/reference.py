@@ -2,7 +2,7 @@
 
 Everything that is arithmetic is written anew here, from the paper, in the plainest way. Equality with the
 distributed run is bit for bit, so sums are taken in the same order: losses over a student's own order of
-the samples, ensembles over students in the order of the cast.
+the samples, ensembles over students in the order of the cohort.
 """
 
 from __future__ import annotations

@@ -14,7 +14,7 @@ import pytest
 from kdcl_dist.config.recipe import Recipe
 from kdcl_dist.config.recipe_file import dump_recipe, parse_recipe
 from kdcl_dist.report.run_data import RunData, aggregate
-from kdcl_dist.run.metrics import ENSEMBLE, SCHEMA, Recorder
+from kdcl_dist.run.metrics import ENSEMBLE, SCHEMA, MetricsTable
 from kdcl_dist.run.run import update_record
 from kdcl_dist.run.storage import Folder
 
@@ -68,19 +68,19 @@ def _student(rng: np.random.Generator, name: str, names: list[str]) -> dict[str,
 
 
 def write_run(path: Path, recipe: Recipe, found: Iterator[Row] | None = None, **record: object) -> str:
-    """Write a run folder through the recorder; `record` goes into run.json."""
+    """Write a run folder through the table; `record` goes into run.json."""
     folder = Folder(str(path))
     folder.write("recipe.yaml", dump_recipe(recipe).encode())
-    recorder, current = Recorder(folder), 0
+    table, current = MetricsTable(folder), 0
     wrote = False
     for student, epoch, step, split, values in rows(recipe) if found is None else found:
         if epoch != current:
-            recorder.end_epoch(current)
-        recorder.add(student, epoch, step, split, values)
+            table.end_epoch(current)
+        table.add(student, epoch, step, split, values)
         current, wrote = epoch, True
     if wrote:
-        recorder.end_epoch(current)
-    recorder.flush(10)
+        table.end_epoch(current)
+    table.flush(10)
     placement = {
         name: {"host": "10.0.0.1", "pid": 7, "device": "cpu", "parameters": 1234} for name in recipe.names
     }

@@ -90,20 +90,20 @@ class Proxy:
                 if match := re.match(rb"(GET|PUT|POST|HEAD|DELETE) (\S+) HTTP", data):
                     method, path = match[1].decode(), match[2].decode()
                     self.seen.append((method, path))
-                    verdict = self.rule(method, path)
-                    if isinstance(verdict, float):
-                        await asyncio.sleep(verdict)
-                    elif verdict is not None:
-                        await _refuse(client, to_client, verdict)
+                    diagnosis = self.rule(method, path)
+                    if isinstance(diagnosis, float):
+                        await asyncio.sleep(diagnosis)
+                    elif diagnosis is not None:
+                        await _refuse(client, to_client, diagnosis)
                         return
                 to_server.write(data)
                 await to_server.drain()
 
 
-async def _refuse(client: StreamReader, to_client: StreamWriter, verdict: str | int) -> None:
+async def _refuse(client: StreamReader, to_client: StreamWriter, diagnosis: str | int) -> None:
     """Cut the connection, or answer with a status and wait until the client has closed it."""
-    if isinstance(verdict, int):
-        to_client.write(b"HTTP/1.1 %d No\r\nContent-Length: 0\r\nConnection: close\r\n\r\n" % verdict)
+    if isinstance(diagnosis, int):
+        to_client.write(b"HTTP/1.1 %d No\r\nContent-Length: 0\r\nConnection: close\r\n\r\n" % diagnosis)
         to_client.write_eof()
         while await client.read(1 << 16):
             pass  # closed with data unread, the answer itself could be lost

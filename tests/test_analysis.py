@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from conftest import Cast, MakeRecipe
+from conftest import Cohort, MakeRecipe
 from scipy import optimize
 from scipy.special import log_softmax, softmax
 
@@ -124,7 +124,7 @@ def test_conflict_equals_the_gradients_taken_one_by_one(scale: float) -> None:
 def test_it_is_recorded_and_changes_nothing(make_recipe: MakeRecipe, make_run: Callable[..., Run]) -> None:
     runs = [make_run(make_recipe(f"analysis.every_steps={every}")) for every in (2, 0)]
     for run in runs:
-        assert not Cast(run).train().errors
+        assert not Cohort(run).train().errors
     measured, plain = (read_metrics(run.folder).to_pylist() for run in runs)
     parts = [
         (runs[i].folder.local / "checkpoints/step-00000006/manifest.json").read_text().split('"a"')[1][:90]

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import torch
 from click.testing import CliRunner
-from conftest import Cast, MakeRecipe
+from conftest import Cohort, MakeRecipe
 from test_preflight import REPORT
 from torch import Tensor
 
@@ -53,7 +53,7 @@ def test_the_newest_of_each_and_its_age(in_a_file: bool, oldest: int | None, tmp
         "a file with a name would be left behind by a process that is killed"
     )
     ids = torch.randperm(N)
-    logits, age = bank.newest(ids, 31)
+    logits, age = bank.latest(ids, 31)
     assert (logits.dtype, logits.shape, age.shape) == (torch.float32, (S, N, C), (S, N))
     seen = 0
     for student in range(S):
@@ -72,7 +72,7 @@ def test_the_newest_of_each_and_its_age(in_a_file: bool, oldest: int | None, tmp
 def test_logits_that_half_precision_cannot_hold() -> None:
     bank = Bank(1, 3, 3)
     bank.put(0, torch.tensor([0, 1, 2]), torch.tensor([[1e6, 0, -3e38], [3e38, 3e38, 1], [-1e5] * 3]), 0)
-    logits, _ = bank.newest(torch.arange(3), 0)
+    logits, _ = bank.latest(torch.arange(3), 0)
     assert logits[0].tolist() == [[0, -65504, -65504], [0, 0, -65504], [0, 0, 0]]
 
 
@@ -81,7 +81,7 @@ def test_the_largest_are_kept_and_the_rest_shared(top_k: int) -> None:
     bank = Bank(1, 8, C, top_k=top_k)
     z = 4 * torch.randn(8, C, generator=torch.Generator().manual_seed(0))
     bank.put(0, torch.arange(8), z, 0)
-    found = bank.newest(torch.arange(8), 0)[0][0].softmax(dim=1)
+    found = bank.latest(torch.arange(8), 0)[0][0].softmax(dim=1)
     for row in range(8):
         p = z[row].softmax(dim=0)
         order = p.argsort(descending=True).tolist()
@@ -94,7 +94,7 @@ def test_the_largest_are_kept_and_the_rest_shared(top_k: int) -> None:
 def test_as_many_as_there_are_is_all(top_k: int) -> None:
     some, whole = Bank(S, N, C, top_k=top_k), Bank(S, N, C)
     assert visits(some).keys() == visits(whole).keys()
-    assert torch.equal(some.newest(torch.arange(N), 40)[0], whole.newest(torch.arange(N), 40)[0])
+    assert torch.equal(some.latest(torch.arange(N), 40)[0], whole.latest(torch.arange(N), 40)[0])
 
 
 @pytest.mark.parametrize("top_k", [None, 2])
@@ -115,7 +115,7 @@ def test_parts_bring_it_back(
     for name, part in parts.items():
         torch.save(part, tmp_path / name)
         again.load(torch.load(tmp_path / name, weights_only=True))
-    (left, age), (right, other) = (each.newest(torch.arange(N), 30) for each in (bank, again))
+    (left, age), (right, other) = (each.latest(torch.arange(N), 30) for each in (bank, again))
     assert torch.equal(age, other)
     assert torch.equal(left[age >= 0], right[age >= 0])
     assert int((age >= 0).sum()) == live
@@ -217,7 +217,7 @@ def test_its_size_is_told_before_the_start(make_recipe: MakeRecipe, monkeypatch:
     monkeypatch.setattr(bank_memory, "_free_memory", lambda: 10)
     told: list[Event] = []
     with pytest.raises(PreflightError, match="bank of logits"):
-        train(make_recipe("distillation.window=3"), launcher="local", tell=told.append)
+        train(make_recipe("distillation.window=3"), launcher="local", on_event=told.append)
     size = "bank of logits: 2 students, 60 samples, 4 classes: 0.0 MB in memory, 0.0 MB free"
     assert told == [Note(size)]
 
@@ -234,7 +234,7 @@ def test_a_run_with_a_file_and_the_largest_logits(
         for more in ([], [f"distillation.bank.folder={folder}"], ["distillation.bank.top_k=1"])
     ]
     for run in runs:
-        assert not Cast(run).train().errors
+        assert not Cohort(run).train().errors
     whole, file, top = (
         torch.load(f"{run.folder.local}/checkpoints/step-00000016/b.pt", weights_only=True)["model"]
         for run in runs
@@ -252,7 +252,7 @@ def test_time_does_not_grow_with_the_data_set() -> None:
         for step in range(30):
             began = time.perf_counter()
             bank.put(0, ids, torch.zeros(64, 10), step)
-            bank.newest(ids, step)
+            bank.latest(ids, step)
             found.append(time.perf_counter() - began)
         return float(np.min(found))
 

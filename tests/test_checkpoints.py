@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import Cast, MakeRecipe, assert_same, weights
+from conftest import Cohort, MakeRecipe, assert_same, weights
 
 from kdcl_dist.errors import CheckpointError, RunFolderError
 from kdcl_dist.run import checkpoint as C
@@ -33,8 +33,8 @@ def test_round_trip_and_retention(tmp_path: Path) -> None:
     folder = Folder(str(tmp_path))
     for step in (3, 10, 200):
         save(folder, step)
-    assert C.newest(folder, print).step == 200
-    assert C.read_part(folder, C.newest(folder, print), "a")["value"] == 200
+    assert C.latest(folder, print).step == 200
+    assert C.read_part(folder, C.latest(folder, print), "a")["value"] == 200
     C.prune(folder, keep=2)
     assert sorted(p.name for p in (tmp_path / "checkpoints").iterdir()) == ["step-00000010", "step-00000200"]
 
@@ -54,7 +54,7 @@ def test_a_damaged_one_is_skipped_for_the_one_before(tmp_path: Path, part: str, 
         flipped = content[:middle] + bytes([content[middle] ^ 0xFF]) + content[middle + 1 :]
         path.write_bytes({"cut": content[:-5], "flip": flipped, "empty": b""}[damage])
     notes: list[str] = []
-    assert C.newest(folder, notes.append).step == 1
+    assert C.latest(folder, notes.append).step == 1
     assert len(notes) == 1
     assert "step-00000002" in notes[0]
 
@@ -68,9 +68,9 @@ def test_a_crash_at_any_byte_leaves_the_one_before(tmp_path: Path) -> None:
         content = path.read_bytes()
         for cut in range(0, len(content), 1 if name == "manifest.json" else 37):
             path.write_bytes(content[:cut])
-            assert C.newest(folder, lambda text: None).step == 1, f"{name}, {cut} bytes"
+            assert C.latest(folder, lambda text: None).step == 1, f"{name}, {cut} bytes"
         path.unlink()
-        assert C.newest(folder, lambda text: None).step == 1
+        assert C.latest(folder, lambda text: None).step == 1
 
 
 def test_what_is_half_deleted_is_no_checkpoint_and_the_last_one_stays(
@@ -88,7 +88,7 @@ def test_what_is_half_deleted_is_no_checkpoint_and_the_last_one_stays(
         with pytest.raises(OSError, match="ends here"):
             C.prune(folder, keep=1)
     assert not (tmp_path / "checkpoints/step-00000001/manifest.json").exists()
-    assert C.newest(folder, print).step == 3
+    assert C.latest(folder, print).step == 3
     C.prune(folder, keep=1)
     assert [path.name for path in (tmp_path / "checkpoints").iterdir()] == ["step-00000003"]
 
@@ -97,17 +97,17 @@ def test_a_part_is_carried_over_with_its_own_step(tmp_path: Path) -> None:
     folder = Folder(str(tmp_path))
     manifest = save(folder, 1)
     for step in (2, 3):
-        part = C.carry_part(folder, manifest, step, "a")
+        part = C.copy_part(folder, manifest, step, "a")
         manifest = C.Manifest(step, {"a": part})
         C.commit(folder, manifest)
-        assert C.newest(folder, print) == manifest
+        assert C.latest(folder, print) == manifest
         assert (part.step, C.read_part(folder, manifest, "a")["value"]) == (1, 1)
 
 
 def test_parts_without_manifest_do_not_count(tmp_path: Path) -> None:
     folder = Folder(str(tmp_path))
     C.write_part(folder, 5, "a", {})
-    assert C.newest(folder, lambda text: None) is None
+    assert C.latest(folder, lambda text: None) is None
 
 
 def test_nothing_in_a_part_is_executed(tmp_path: Path) -> None:
@@ -125,7 +125,7 @@ def test_nothing_in_a_part_is_executed(tmp_path: Path) -> None:
     part = C.Part(hashlib.sha256(content).hexdigest(), len(content))
     C.commit(folder, C.Manifest(1, {**manifest.parts, "a": part}))
     with pytest.raises(CheckpointError, match=r"a\.pt"):
-        C.read_part(folder, C.newest(folder, print), "a")
+        C.read_part(folder, C.latest(folder, print), "a")
     assert not ran.exists()
 
 
@@ -137,15 +137,15 @@ def test_stopped_and_resumed_equals_never_stopped(
     recipe = make_recipe(
         f"distillation.method={method}", "data.holdout_per_class=3", "checkpoint.keep=9", "batch_size=12"
     )
-    whole = Cast(make_run(recipe)).train()
+    whole = Cohort(make_run(recipe)).train()
     assert not whole.errors
     asked = iter(range(10**6))
-    # The coordinator asks once a turn at which the run may stop.
-    stopped = Cast(make_run(recipe, "r")).train(stop=lambda: next(asked) + 1 >= steps)
+    # The coordinator asks once a round at which the run may stop.
+    stopped = Cohort(make_run(recipe, "r")).train(stop=lambda: next(asked) + 1 >= steps)
     assert not stopped.errors
     assert set(stopped.finished.values()) == {False}
     assert read_record(stopped.run.folder)["state"] == "interrupted"
-    resumed = Cast(make_run(recipe, "r", resume=True)).train()
+    resumed = Cohort(make_run(recipe, "r", resume=True)).train()
     assert not resumed.errors
     assert set(resumed.finished.values()) == {True}
     for name in recipe.names:
@@ -161,7 +161,7 @@ def test_stopped_and_resumed_equals_never_stopped(
 def test_a_resumed_run_must_be_the_same(make_recipe: MakeRecipe, make_run: MakeRun, tmp_path: Path) -> None:
     with pytest.raises(RunFolderError, match="nothing to resume"):
         make_run(make_recipe(), "r", resume=True)
-    run = Cast(make_run(make_recipe(), "r")).train().run
+    run = Cohort(make_run(make_recipe(), "r")).train().run
     with pytest.raises(RunFolderError, match=r"seed: 0 -> 1"):
         make_run(make_recipe("seed=1"), "r", resume=True)
     with pytest.raises(RunFolderError, match=r"students\.1\.name"):
@@ -182,15 +182,15 @@ def test_other_data_is_refused_on_resume(
     write_images(path, 60, seed=1)
     recipe = make_recipe(f"data.train={path}", "epochs=3")
     asked = iter(range(10**6))
-    Cast(make_run(recipe, "r")).train(stop=lambda: next(asked) >= 3)
+    Cohort(make_run(recipe, "r")).train(stop=lambda: next(asked) >= 3)
     write_images(path, 60, seed=9)
-    cast = Cast(make_run(recipe, "r", resume=True)).train()
-    assert all(isinstance(error, RunFolderError) for error in cast.errors.values())
-    assert "other data" in str(cast.errors["coordinator"])
+    cohort = Cohort(make_run(recipe, "r", resume=True)).train()
+    assert all(isinstance(error, RunFolderError) for error in cohort.errors.values())
+    assert "other data" in str(cohort.errors["coordinator"])
 
 
 def test_two_runs_are_identical_and_another_seed_is_not(make_recipe: MakeRecipe, make_run: MakeRun) -> None:
-    one, two, other = (Cast(make_run(make_recipe(f"seed={seed}"))).train().run for seed in (0, 0, 1))
+    one, two, other = (Cohort(make_run(make_recipe(f"seed={seed}"))).train().run for seed in (0, 0, 1))
     for name in ("a", "b"):
         assert_same(weights(one.folder, 3, name), weights(two.folder, 3, name))
     differing = weights(other.folder, 3, "b")
@@ -200,6 +200,6 @@ def test_two_runs_are_identical_and_another_seed_is_not(make_recipe: MakeRecipe,
 def test_a_part_loads_into_the_plain_network(make_recipe: MakeRecipe, make_run: MakeRun) -> None:
     from kdcl_dist import models
 
-    run = Cast(make_run(make_recipe())).train().run
+    run = Cohort(make_run(make_recipe())).train().run
     network = models.build("cnn_small", 4, 1)
     network.load_state_dict(weights(run.folder, 6, "a"), strict=True)

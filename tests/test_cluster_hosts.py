@@ -182,9 +182,9 @@ def test_stopping_a_job_takes_a_checkpoint(cluster: Cluster) -> None:
     assert took_s < 30
     record = read_record(cluster.run("second"))
     assert record["state"] == "interrupted", record
-    newest = cluster.run("second").names("checkpoints")[-1]
-    assert cluster.run("second").exists(f"checkpoints/{newest}/manifest.json")
-    print(f"stopped after {took_s:.1f} s at {newest}")
+    latest = cluster.run("second").names("checkpoints")[-1]
+    assert cluster.run("second").exists(f"checkpoints/{latest}/manifest.json")
+    print(f"stopped after {took_s:.1f} s at {latest}")
 
 
 @pytest.mark.parametrize("token", ["wrong" * 12, None], ids=["wrong", "none"])

@@ -25,19 +25,19 @@ def counted(messages: list[Sent], rounds: int) -> Traffic:
 
 
 def played_ring(ranks: int, nbytes: int) -> Traffic:
-    """At turn t every rank hands on the block of the rank t before it, in two halves."""
+    """At round t every rank hands on the block of the rank t before it, in two halves."""
     held = [{rank} for rank in range(ranks)]
     messages: list[Sent] = []
-    turn = 0
+    round = 0
     while any(len(blocks) < ranks for blocks in held):
-        moves = [(rank, (rank + 1) % ranks, (rank - turn) % ranks) for rank in range(ranks)]
-        turn += 1
+        moves = [(rank, (rank + 1) % ranks, (rank - round) % ranks) for rank in range(ranks)]
+        round += 1
         for sender, receiver, block in moves:
             assert block in held[sender]
             messages += [(sender, receiver, half) for half in (nbytes // 2, nbytes - nbytes // 2)]
         for _, receiver, block in moves:
             held[receiver].add(block)
-    return counted(messages, turn)
+    return counted(messages, round)
 
 
 def played_star(ranks: int, nbytes: int) -> Traffic:
@@ -45,14 +45,14 @@ def played_star(ranks: int, nbytes: int) -> Traffic:
 
 
 def played_tree(ranks: int, nbytes: int) -> Traffic:
-    """Whoever has the answer at a turn sends it to the rank that lies 2^turn further."""
-    has, turn, messages = {0}, 0, list[Sent]()
+    """Whoever has the answer at a round sends it to the rank that lies 2^round further."""
+    has, round, messages = {0}, 0, list[Sent]()
     while len(has) < ranks:
-        reached = {sender + 2**turn for sender in has} & set(range(ranks))
-        turn += 1
-        messages += [(rank - 2 ** (turn - 1), rank, nbytes) for rank in reached]
+        reached = {sender + 2**round for sender in has} & set(range(ranks))
+        round += 1
+        messages += [(rank - 2 ** (round - 1), rank, nbytes) for rank in reached]
         has |= reached
-    return counted(messages, turn)
+    return counted(messages, round)
 
 
 @pytest.mark.parametrize("ranks", SIZES)

@@ -7,13 +7,13 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import Cast, MakeRecipe, assert_same, weights
+from conftest import Cohort, MakeRecipe, assert_same, weights
 from torch import Tensor
 from torch._dynamo.utils import counters
 
 from kdcl_dist.errors import ModelError
 from kdcl_dist.exchange.replicas import Replicas
-from kdcl_dist.membership.store import host_store, scoped
+from kdcl_dist.membership.tcp_store import host_store, scoped
 from kdcl_dist.run.run import Run
 from kdcl_dist.student.student import Student
 
@@ -103,12 +103,12 @@ def test_with_replicas(make_recipe: MakeRecipe) -> None:
 def test_stopped_and_resumed(make_recipe: MakeRecipe, make_run: Callable[..., Run]) -> None:
     recipe = make_recipe(CAST)
     whole, part = make_run(recipe), make_run(recipe, name="part")
-    assert not Cast(whole).train().errors
+    assert not Cohort(whole).train().errors
     calls = iter([False, False] + [True] * 9)
-    assert not Cast(part).train(stop=lambda: next(calls)).errors
+    assert not Cohort(part).train(stop=lambda: next(calls)).errors
     again = make_run(recipe, name="part", resume=True)
     assert 0 < again.step < 6
-    assert not Cast(again).train().errors
+    assert not Cohort(again).train().errors
     for name in recipe.names:
         assert_same(weights(whole.folder, 6, name), weights(again.folder, 6, name))
 

@@ -12,15 +12,15 @@ from typing import Any
 import nets
 import pytest
 import torch
-from conftest import Cast, MakeRecipe, Order, assert_same, train, weights
+from conftest import Cohort, MakeRecipe, Order, assert_same, train, weights
 
 from kdcl_dist.coordinator.roster import Absences
-from kdcl_dist.data.training_data import Session
+from kdcl_dist.data.training_data import TrainingData
 from kdcl_dist.errors import CoordinatorLost, NonFiniteLogits, StudentLost
 from kdcl_dist.launch import local
 from kdcl_dist.membership.endpoint import Endpoint
-from kdcl_dist.run.checkpoint import Manifest, Part, newest
-from kdcl_dist.run.events import Event, Note, Started
+from kdcl_dist.run.checkpoint import Manifest, Part, latest
+from kdcl_dist.run.events import Event, Note, Started, Warned
 from kdcl_dist.run.metrics import read_metrics
 from kdcl_dist.run.run import Run, read_record
 from kdcl_dist.student import runtime
@@ -85,7 +85,7 @@ def test_the_others_go_on_and_it_joins_them_again(
     assert set(range(75)) - set(learned) <= {first, step}
     assert not set(alone) & set(values(run, "b", "train", "top1"))
     assert set(range(absence["until"], 75)) <= set(values(run, "b", "train", "top1"))
-    assert newest(run.folder, print) is not None
+    assert latest(run.folder, print) is not None
 
 
 def test_too_few_wait_and_keep_what_they_learned(
@@ -94,7 +94,7 @@ def test_too_few_wait_and_keep_what_they_learned(
     order("b", "forward", 4, "kill")
     run = make_run(make_recipe(*CONTINUE, "failure.min_students=2", "epochs=2"))
     events = train(run)
-    assert any("they wait for it" in event.text for event in events if isinstance(event, Note))
+    assert any("they wait for it" in event.text for event in events if isinstance(event, Note | Warned))
     (absence,) = read_record(run.folder)["absences"]
     assert absence == {"student": "b", "since": 4, "until": 4, "state_of": 3}
     assert [event.step for event in events if isinstance(event, Started)] == [0, 4]
@@ -177,9 +177,11 @@ def test_a_student_without_a_part_in_the_checkpoint_begins_from_its_weights(
     torch.save(given, tmp_path / "b.pt")
     weights_of_b = ("students.b.model=nets:Plain", f"students.b.weights={tmp_path / 'b.pt'}")
     run = make_run(make_recipe(*CONTINUE, *weights_of_b))
-    member, session = run.recipe.members[1], Session.open(run.recipe)
+    member, training_data = run.recipe.workers[1], TrainingData.open(run.recipe)
     for parts, same in (({}, True), ({"b": Part("0" * 64, 1)}, False)):
-        student = runtime._build(replace(run, start=Manifest(3, parts)), member, torch.device("cpu"), session)
+        student = runtime._build(
+            replace(run, start=Manifest(3, parts)), member, torch.device("cpu"), training_data
+        )
         found = student.model.state_dict()
         assert all(torch.equal(found[key], given[key]) for key in given) is same
 
@@ -190,7 +192,7 @@ def test_a_student_keeps_nothing_of_its_life_under_a_lost_coordinator(
     """The frames of the error would hold its network, and the activations of a step."""
     told: list[BaseException | None] = []
 
-    class Seat:
+    class Runtime:
         def __init__(self, *arguments: Any) -> None:
             told.append(arguments[-1])
 
@@ -199,7 +201,7 @@ def test_a_student_keeps_nothing_of_its_life_under_a_lost_coordinator(
                 raise CoordinatorLost("the coordinator died", step=4)
             return True
 
-    monkeypatch.setattr(runtime, "_Seat", Seat)
+    monkeypatch.setattr(runtime, "_StudentRuntime", Runtime)
     run = make_run(make_recipe("failure.max_failures=3"))
     endpoint = Endpoint("127.0.0.1", 1)
     assert run_student(
@@ -223,11 +225,11 @@ def test_stop_saves_what_the_others_learned(order: Order, make_recipe: MakeRecip
     assert caught.value.student == "b"
     record = read_record(run.folder)
     assert (record["state"], record["cause"]["student"]) == ("failed", "b")
-    saved = newest(run.folder, print)
+    saved = latest(run.folder, print)
     assert saved is not None
     assert saved.step == 5
     assert (saved.parts["a"].step, saved.parts["b"].step) == (None, 3)
-    assert any("at step 5 is saved" in event.text for event in events if isinstance(event, Note))
+    assert any("at step 5 is saved" in event.text for event in events if isinstance(event, Note | Warned))
     again = make_run(stop, "r", resume=True)
     assert again.step == 5
     train(again)
@@ -240,9 +242,9 @@ def test_one_bad_step_is_skipped_and_nobody_else_is_poisoned(
     make_recipe: MakeRecipe, make_run: MakeRun
 ) -> None:
     more = ("batch_size=20", "students.b.model=nets:NotFiniteOnce")
-    cast = Cast(make_run(make_recipe(*more))).train()
-    assert not cast.errors
-    run = cast.run
+    cohort = Cohort(make_run(make_recipe(*more))).train()
+    assert not cohort.errors
+    run = cohort.run
     assert values(run, "b", "train", "skipped") == {3: 1.0}
     assert values(run, "a", "train", "skipped") == {}
     assert 3 not in values(run, "b", "train", "loss")
@@ -252,31 +254,31 @@ def test_one_bad_step_is_skipped_and_nobody_else_is_poisoned(
     for name in ("a", "b"):
         for value in weights(run.folder, 6, name).values():
             assert bool(torch.isfinite(value).all())
-    (note,) = [event.text for event in cast.events if isinstance(event, Note)]
+    (note,) = [event.text for event in cohort.events if isinstance(event, Note | Warned)]
     assert "logits of b at step 3 are NaN" in note
 
 
 def test_buffers_are_as_before_a_step_that_is_skipped(make_recipe: MakeRecipe, make_run: MakeRun) -> None:
     more = ("batch_size=20", "students.b.model=nets:NotFinite")
-    cast = Cast(
+    cohort = Cohort(
         make_run(make_recipe(*more, "failure.max_bad_steps=100", "epochs=3", "checkpoint.keep=9"))
     ).train()
-    assert not cast.errors
-    assert set(values(cast.run, "b", "train", "skipped")) == {3, 4, 5, 6, 7, 8}
-    assert_same(weights(cast.run.folder, 9, "b"), weights(cast.run.folder, 3, "b"))
+    assert not cohort.errors
+    assert set(values(cohort.run, "b", "train", "skipped")) == {3, 4, 5, 6, 7, 8}
+    assert_same(weights(cohort.run.folder, 9, "b"), weights(cohort.run.folder, 3, "b"))
 
 
 def test_a_gradient_that_is_not_finite_is_not_learned(make_recipe: MakeRecipe, make_run: MakeRun) -> None:
     more = ("batch_size=20", "students.b.model=nets:BadGradientOnce")
-    cast = Cast(make_run(make_recipe(*more))).train()
-    assert not cast.errors
-    run = cast.run
+    cohort = Cohort(make_run(make_recipe(*more))).train()
+    assert not cohort.errors
+    run = cohort.run
     assert values(run, "b", "train", "skipped") == {3: 1.0}
     assert values(run, "a", "train", "skipped") == {}
     assert set(values(run, "b", "train", "loss")) == {0, 1, 2, 4, 5}
     for value in weights(run.folder, 6, "b").values():
         assert bool(torch.isfinite(value).all())
-    (note,) = [event.text for event in cast.events if isinstance(event, Note)]
+    (note,) = [event.text for event in cohort.events if isinstance(event, Note | Warned)]
     assert "gradient of b at step 3 is NaN" in note
 
 
@@ -284,13 +286,13 @@ def test_a_step_without_a_gradient_leaves_the_weights_and_is_warned_of_once(
     make_recipe: MakeRecipe, make_run: MakeRun
 ) -> None:
     more = ("batch_size=20", "students.b.model=nets:BadGradient", "epochs=3", "checkpoint.keep=9")
-    cast = Cast(make_run(make_recipe(*more))).train()
-    assert not cast.errors
-    assert set(values(cast.run, "b", "train", "skipped")) == {3, 4, 5, 6, 7, 8}
-    before, after = (weights(cast.run.folder, step, "b") for step in (3, 9))
+    cohort = Cohort(make_run(make_recipe(*more))).train()
+    assert not cohort.errors
+    assert set(values(cohort.run, "b", "train", "skipped")) == {3, 4, 5, 6, 7, 8}
+    before, after = (weights(cohort.run.folder, step, "b") for step in (3, 9))
     for name in ("linear.weight", "linear.bias"):
         assert torch.equal(before[name], after[name])
-    assert len([event for event in cast.events if isinstance(event, Note)]) == 1
+    assert len([event for event in cohort.events if isinstance(event, Note | Warned)]) == 1
 
 
 def test_replicas_skip_a_bad_gradient_together(make_recipe: MakeRecipe, make_run: MakeRun) -> None:
@@ -304,8 +306,8 @@ def test_replicas_skip_a_bad_gradient_together(make_recipe: MakeRecipe, make_run
 
 def test_too_many_bad_gradients_are_a_failure(make_recipe: MakeRecipe, make_run: MakeRun) -> None:
     more = ("batch_size=20", "students.b.model=nets:BadGradient", "epochs=6", "failure.max_bad_steps=4")
-    cast = Cast(make_run(make_recipe(*more))).train()
-    error = cast.errors["a"]
+    cohort = Cohort(make_run(make_recipe(*more))).train()
+    error = cohort.errors["a"]
     assert isinstance(error, NonFiniteLogits)
     # Steps 3 to 7, told with the step after; the tests and a checkpoint in between do not end the row.
     assert (error.student, error.step) == ("b", 8)
@@ -327,12 +329,12 @@ def test_too_many_bad_steps_are_a_failure(policy: str, make_recipe: MakeRecipe, 
 
 
 def test_a_loss_that_explodes_is_told(make_recipe: MakeRecipe, make_run: MakeRun) -> None:
-    cast = Cast(make_run(make_recipe("students.b.model=nets:Explodes", "epochs=10", "batch_size=20")))
-    cast.train()
-    assert not cast.errors
-    notes = [event.text for event in cast.events if isinstance(event, Note)]
+    cohort = Cohort(make_run(make_recipe("students.b.model=nets:Explodes", "epochs=10", "batch_size=20")))
+    cohort.train()
+    assert not cohort.errors
+    notes = [event.text for event in cohort.events if isinstance(event, Warned)]
     (note,) = [text for text in notes if "explodes" in text]
-    assert note.startswith("warning: b:")
+    assert note.startswith("b:")
     assert "step 24" in note
 
 

@@ -21,13 +21,13 @@ from hypothesis import strategies as st
 from PIL import Image
 from torchvision.transforms import v2
 
-from kdcl_dist.config.rounds import Kind, Turn
+from kdcl_dist.config.rounds import Kind, Round
 from kdcl_dist.data import sampling
 from kdcl_dist.data.dataset import ArrowDataset, Info, fingerprint, open_dataset
 from kdcl_dist.data.describe import describe
 from kdcl_dist.data.importers.digits import import_digits
 from kdcl_dist.data.loader import batches, normalise
-from kdcl_dist.data.training_data import Session
+from kdcl_dist.data.training_data import TrainingData
 from kdcl_dist.data.view_seeds import view_seeds
 from kdcl_dist.data.views import Transforms, Views
 from kdcl_dist.data.writer import write_dataset
@@ -288,9 +288,9 @@ def test_a_view_belongs_to_its_sample(item: dict, images: ArrowDataset) -> None:
 @pytest.mark.parametrize("workers", [1, 2])
 def test_workers_do_not_change_a_batch(workers: int, images: ArrowDataset) -> None:
     views = Views(images, Transforms(RANDOM[:4]), seed=3)
-    plan = [(epoch, ids) for epoch in range(2) for ids in sampling.batches_of(np.arange(30), 8)]
-    inline = list(batches(views, plan))
-    loaded = list(batches(views, plan, workers=workers, timeout_s=60))
+    schedule = [(epoch, ids) for epoch in range(2) for ids in sampling.batches_of(np.arange(30), 8)]
+    inline = list(batches(views, schedule))
+    loaded = list(batches(views, schedule, workers=workers, timeout_s=60))
     assert len(inline) == len(loaded) == 8
     for left, right in zip(inline, loaded, strict=True):
         assert all(torch.equal(a, b) for a, b in zip(left, right, strict=True))
@@ -399,21 +399,21 @@ def test_decoded_images_give_the_same_views_in_either_layout(items: list[dict], 
 
 @pytest.mark.parametrize("workers", [0, 1, 2])
 def test_one_loader_serves_a_whole_run(workers: int, make_recipe: MakeRecipe) -> None:
-    """From any turn on: the training steps, the held-out and the test samples, in the plan's order."""
+    """From any round on: the training steps, the held-out and the test samples, in the schedule's order."""
     crop = [{"name": "RandomCrop", "size": 8, "padding": 1}]
     common = f"data.augment={crop}", "data.holdout_per_class=2", "distillation.method=general"
-    session = Session.open(make_recipe(*common, f"data.loader_workers={workers}"))
-    alone = Session.open(make_recipe(*common))
-    plan = session.plan
-    for start in (Turn(Kind.TRAIN, 0, 1), Turn(Kind.EVALUATE, 0, plan.steps_per_epoch)):
+    training_data = TrainingData.open(make_recipe(*common, f"data.loader_workers={workers}"))
+    alone = TrainingData.open(make_recipe(*common))
+    schedule = training_data.schedule
+    for start in (Round(Kind.TRAIN, 0, 1), Round(Kind.EVALUATE, 0, schedule.steps_per_epoch)):
         steps = alone.training(1, start.step)
-        found = session.run(1, start)
-        for turn in plan.turns(start):
-            if turn.kind not in (Kind.TRAIN, Kind.HOLDOUT, Kind.EVALUATE):
+        found = training_data.run(1, start)
+        for round in schedule.rounds(start):
+            if round.kind not in (Kind.TRAIN, Kind.HOLDOUT, Kind.EVALUATE):
                 continue
-            if turn.part == 0 and turn.kind is not Kind.TRAIN:
-                passing = alone.holdout() if turn.kind is Kind.HOLDOUT else alone.testing()
-            wanted = next(steps if turn.kind is Kind.TRAIN else passing)
+            if round.part == 0 and round.kind is not Kind.TRAIN:
+                passing = alone.holdout() if round.kind is Kind.HOLDOUT else alone.testing()
+            wanted = next(steps if round.kind is Kind.TRAIN else passing)
             assert all(torch.equal(a, b) for a, b in zip(next(found), wanted, strict=True))
         assert next(found, None) is None
 

@@ -39,7 +39,7 @@ from examples.detection.shapes import draw_shapes
 from examples.detection.training import Worker, gather
 from kdcl_dist.errors import DataError, KdclError, RecipeError
 from kdcl_dist.exchange.replicas import Replicas
-from kdcl_dist.membership.store import connect_store, host_store
+from kdcl_dist.membership.tcp_store import connect_store, host_store
 from kdcl_dist.run.metrics import read_metrics
 from kdcl_dist.run.run import read_record, update_record
 from kdcl_dist.utils.seeding import Purpose, derive

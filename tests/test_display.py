@@ -1,4 +1,4 @@
-"""What a running cast looks like, with and without a terminal."""
+"""What a running cohort looks like, with and without a terminal."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def show(*, terminal: bool, width: int = 100) -> str:
     console = Console(file=io.StringIO(), force_terminal=terminal, width=width, color_system=None)
     with Display(console) as display:
         for event in EVENTS:
-            display.tell(event)
+            display.handle(event)
         if terminal:
             display.live.refresh()
     assert isinstance(console.file, io.StringIO)
@@ -75,9 +75,9 @@ def test_a_bar_and_a_row_a_student_on_a_terminal() -> None:
 def test_a_resumed_run_shows_where_it_is() -> None:
     console = Console(file=io.StringIO(), force_terminal=True, width=100, color_system=None)
     with Display(console) as display:
-        display.tell(Started(["big", "small"], PLACEMENT, epochs=4, steps_per_epoch=10, step=25))
+        display.handle(Started(["big", "small"], PLACEMENT, epochs=4, steps_per_epoch=10, step=25))
         assert display.progress.tasks[0].completed == 25
-        display.tell(Stepped(26, TRAIN))
+        display.handle(Stepped(26, TRAIN))
         assert display.progress.tasks[0].description == "epoch 3"
 
 

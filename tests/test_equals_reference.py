@@ -14,7 +14,7 @@ import pytest
 import ray
 import reference
 import torch
-from conftest import Cast, MakeRecipe, assert_same, weights
+from conftest import Cohort, MakeRecipe, assert_same, weights
 
 from kdcl_dist.config.recipe import Recipe
 from kdcl_dist.launch import local
@@ -60,9 +60,11 @@ def test_local(method: str, make_recipe: MakeRecipe, make_run: Callable[..., Run
 
 
 def students_of(make_recipe: MakeRecipe) -> list[dict]:
-    """The cast of the test with dropout as a third student, plain enough for YAML."""
-    cast = [s.model_dump(mode="json", include={"name", "model", "optimizer"}) for s in make_recipe().students]
-    return [*cast, {"name": "c", "model": "nets:Dropout", "optimizer": {"lr": 0.05, "momentum": 0.5}}]
+    """The cohort of the test with dropout as a third student, plain enough for YAML."""
+    cohort = [
+        s.model_dump(mode="json", include={"name", "model", "optimizer"}) for s in make_recipe().students
+    ]
+    return [*cohort, {"name": "c", "model": "nets:Dropout", "optimizer": {"lr": 0.05, "momentum": 0.5}}]
 
 
 @pytest.fixture(scope="module")
@@ -110,6 +112,6 @@ def test_ray_with_windows(cluster: None, make_recipe: MakeRecipe, make_run: Call
 )
 def test_threads(override: str, make_recipe: MakeRecipe, make_run: Callable[..., Run]) -> None:
     run = make_run(make_recipe(override))
-    cast = Cast(run).train()
-    assert not cast.errors
+    cohort = Cohort(run).train()
+    assert not cohort.errors
     check(run)

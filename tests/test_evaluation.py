@@ -11,7 +11,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from click.testing import CliRunner
-from conftest import Cast, MakeRecipe, weights
+from conftest import Cohort, MakeRecipe, weights
 
 from kdcl_dist.cli import kdcl
 from kdcl_dist.cli.evaluate import Levels
@@ -25,7 +25,7 @@ from kdcl_dist.utils.seeding import Purpose, derive
 @pytest.fixture
 def trained(make_recipe: MakeRecipe, make_run: Callable[..., Run]) -> Run:
     run = make_run(make_recipe("epochs=1"))
-    assert not Cast(run).train().errors
+    assert not Cohort(run).train().errors
     return run
 
 

@@ -13,9 +13,9 @@ import pytest
 import torch
 
 from kdcl_dist.config.recipe_file import parse_recipe
-from kdcl_dist.config.rounds import Kind, Turn
-from kdcl_dist.config.student import Member
-from kdcl_dist.coordinator.aggregator import Coordinator
+from kdcl_dist.config.rounds import Kind, Round
+from kdcl_dist.config.student import Worker
+from kdcl_dist.coordinator.aggregator import Aggregator
 from kdcl_dist.coordinator.validation import check_messages
 from kdcl_dist.errors import (
     CoordinatorLost,
@@ -32,44 +32,44 @@ from kdcl_dist.errors import (
 )
 from kdcl_dist.exchange.alignment import rows_of
 from kdcl_dist.exchange.group import Exchange
-from kdcl_dist.exchange.layout import Wire
-from kdcl_dist.exchange.message import Flag, Layout, Message, Numbers
+from kdcl_dist.exchange.layout import ExchangeLayout
+from kdcl_dist.exchange.message import Flag, Message, MessageLayout, StepMetrics
 from kdcl_dist.membership.failure_detector import GRACE_S, await_all
-from kdcl_dist.membership.monitor import Board
-from kdcl_dist.membership.rendezvous import Hello, Meeting
-from kdcl_dist.membership.store import connect_store, host_store, scoped
+from kdcl_dist.membership.monitor import Monitor
+from kdcl_dist.membership.rendezvous import Rendezvous, WorkerInfo
+from kdcl_dist.membership.tcp_store import connect_store, host_store, scoped
 
 Together = Callable[..., list[Any]]
 NAMES = ["a", "b", "c"]
-TURN = Turn(Kind.TRAIN, 0, 7)
+TURN = Round(Kind.TRAIN, 0, 7)
 RUN = 2**63 + 5
-MEMBERS = [Member(place, 0, name) for place, name in enumerate(NAMES)]
+MEMBERS = [Worker(place, 0, name) for place, name in enumerate(NAMES)]
 
 
 def message(sender: int, ids: list[int], labels: list[int] | None = None) -> Message:
-    """A good message of turn 7."""
-    found = Message(Layout(8, 3))
-    found.address(run=RUN, generation=1, sender=sender)
-    found.begin(Kind.TRAIN, 7)
+    """A good message of round 7."""
+    found = Message(MessageLayout(8, 3))
+    found.set_identity(run=RUN, generation=1, sender=sender)
+    found.reset(Kind.TRAIN, 7)
     logits = torch.tensor([[float(i), sender, 1.0] for i in ids]).half()
-    found.put(torch.tensor(ids), logits, torch.tensor(labels or [i % 3 for i in ids]))
+    found.write_rows(torch.tensor(ids), logits, torch.tensor(labels or [i % 3 for i in ids]))
     return found
 
 
-def coordinator(*names: str) -> Coordinator:
+def coordinator(*names: str) -> Aggregator:
     students = ", ".join(f"{{name: {name}, model: mlp}}" for name in names or NAMES)
-    return Coordinator(parse_recipe(f"data: {{train: x, test: x}}\nstudents: [{students}]"))
+    return Aggregator(parse_recipe(f"data: {{train: x, test: x}}\nstudents: [{students}]"))
 
 
 def test_a_message_is_views_over_one_buffer() -> None:
     sent = message(1, [5, 2])
-    sent.header["numbers"][:] = Numbers(step=6, loss=0.5)
+    sent.header["metrics"][:] = StepMetrics(step=6, loss=0.5)
     got = Message(sent.layout, sent.buffer.clone())
     ids, labels, logits = got.contribution()
     assert ids.tolist() == [5, 2]
     assert labels.tolist() == [2, 2]
     assert logits.tolist() == [[5, 1, 1], [2, 1, 1]]
-    assert (got.numbers.step, got.numbers.loss) == (6, 0.5)
+    assert (got.step_metrics.step, got.step_metrics.loss) == (6, 0.5)
     assert got.layout.nbytes % 8 == 0
     assert int(got.header["run"]) == RUN
 
@@ -77,7 +77,7 @@ def test_a_message_is_views_over_one_buffer() -> None:
 @pytest.mark.parametrize(("rows", "classes"), [(9, 3), (2, 4), (2, 2)])
 def test_what_does_not_fit_the_layout_is_refused(rows: int, classes: int) -> None:
     with pytest.raises(ShapeMismatch, match=f"{classes}"):
-        message(0, [1]).put(torch.arange(rows), torch.zeros(rows, classes))
+        message(0, [1]).write_rows(torch.arange(rows), torch.zeros(rows, classes))
 
 
 def test_rows_are_matched_by_id() -> None:
@@ -169,24 +169,26 @@ def test_every_field_of_the_header_is_checked(field: str, value: int, error: typ
 @pytest.fixture(params=[False, True], ids=["star", "mutual"])
 def together(request: pytest.FixtureRequest) -> Together:
     """Runs on every rank of a real group, which has one of either shape."""
-    return lambda work, step_s=3.0: _together(work, step_s, Wire(Layout(8, 3), Layout(8, 3), request.param))
+    return lambda work, step_s=3.0: _together(
+        work, step_s, ExchangeLayout(MessageLayout(8, 3), MessageLayout(8, 3), request.param)
+    )
 
 
-def _together(work: Callable[[Exchange], Any], step_s: float, wire: Wire) -> list[Any]:
+def _together(work: Callable[[Exchange], Any], step_s: float, wire: ExchangeLayout) -> list[Any]:
     """The results or errors of `work`, by rank."""
     server, endpoint = host_store("127.0.0.1")
     results: list[Any] = [None] * 4
 
     def member(rank: int) -> None:
         store = scoped(server if rank == 3 else connect_store(endpoint, 10), "run")
-        board = Board(store, NAMES, rank)
-        board.start_pulse("127.0.0.1", slow_s=step_s / 2)
+        monitor = Monitor(store, NAMES, rank)
+        monitor.start_heartbeat("127.0.0.1", slow_s=step_s / 2)
         try:
             exchange = Exchange(
-                board,
+                monitor,
                 store,
                 host="127.0.0.1",
-                wire=wire,
+                layout=wire,
                 run=RUN,
                 generation=0,
                 step_s=step_s,
@@ -197,7 +199,7 @@ def _together(work: Callable[[Exchange], Any], step_s: float, wire: Wire) -> lis
         except KdclError as error:
             results[rank] = error
         finally:
-            board.close()
+            monitor.close()
 
     threads = [threading.Thread(target=member, args=(rank,)) for rank in range(4)]
     for thread in threads:
@@ -209,14 +211,14 @@ def _together(work: Callable[[Exchange], Any], step_s: float, wire: Wire) -> lis
 
 
 def step(exchange: Exchange, number: int) -> tuple[list[int], float]:
-    exchange.mine.begin(Kind.TRAIN, number)
-    if not exchange.board.is_coordinator:
-        exchange.mine.put(torch.tensor([number]), torch.full((1, 3), float(exchange.board.rank)))
+    exchange.outgoing.reset(Kind.TRAIN, number)
+    if not exchange.monitor.is_coordinator:
+        exchange.outgoing.write_rows(torch.tensor([number]), torch.full((1, 3), float(exchange.monitor.rank)))
     messages = exchange.gather()
-    exchange.answer.begin(Kind.TRAIN, number)
-    if exchange.board.is_coordinator:
+    exchange.answer.reset(Kind.TRAIN, number)
+    if exchange.monitor.is_coordinator:
         total = torch.stack([m.contribution().logits for m in messages]).sum(dim=0)
-        exchange.answer.put(torch.tensor([number]), total)
+        exchange.answer.write_rows(torch.tensor([number]), total)
     answer = exchange.broadcast(with_rows=True)
     return [int(m.header["sender"]) for m in messages], answer.contribution().logits.sum().item()
 
@@ -232,19 +234,19 @@ def test_an_answer_does_not_wait_for_a_student_that_expects_it(together: Togethe
     sent = threading.Event()
 
     def work(exchange: Exchange) -> float:
-        exchange.mine.begin(Kind.TRAIN, 0)
-        exchange.answer.begin(Kind.TRAIN, 0)
-        if exchange.board.is_coordinator:
+        exchange.outgoing.reset(Kind.TRAIN, 0)
+        exchange.answer.reset(Kind.TRAIN, 0)
+        if exchange.monitor.is_coordinator:
             exchange.gather()
-            exchange.answer.put(torch.tensor([0]), torch.full((1, 3), 2.0))
+            exchange.answer.write_rows(torch.tensor([0]), torch.full((1, 3), 2.0))
         else:
-            exchange.mine.put(torch.tensor([0]), torch.zeros(1, 3))
+            exchange.outgoing.write_rows(torch.tensor([0]), torch.zeros(1, 3))
             exchange.gather()
-            exchange.expect(with_rows=True)
-            if exchange.board.rank == 1 and not exchange.mutual:
+            exchange.post_receive(with_rows=True)
+            if exchange.monitor.rank == 1 and not exchange.all_to_all:
                 assert sent.wait(30), "the coordinator waits for a student that is busy"
         answer = exchange.broadcast(with_rows=True)
-        if exchange.board.is_coordinator:
+        if exchange.monitor.is_coordinator:
             sent.set()
         return answer.contribution().logits.sum().item()
 
@@ -256,18 +258,18 @@ def test_an_answer_is_not_cut_off_where_another_cannot_be_reached() -> None:
     took_s = [0.0] * 4
 
     def work(exchange: Exchange) -> None:
-        rank, layout = exchange.board.rank, exchange.answer.layout
-        exchange.mine.begin(Kind.TRAIN, 0)
+        rank, layout = exchange.monitor.rank, exchange.answer.layout
+        exchange.outgoing.reset(Kind.TRAIN, 0)
         exchange.gather()
         if rank == 1:
-            exchange.expect(with_rows=True)
+            exchange.post_receive(with_rows=True)
             time.sleep(0.1)
             exchange.close()
             return
-        if exchange.board.is_coordinator:
+        if exchange.monitor.is_coordinator:
             time.sleep(0.5)
-            exchange.answer.begin(Kind.TRAIN, 0)
-            exchange.answer.put(torch.arange(layout.rows), torch.zeros(layout.rows, layout.classes))
+            exchange.answer.reset(Kind.TRAIN, 0)
+            exchange.answer.write_rows(torch.arange(layout.rows), torch.zeros(layout.rows, layout.classes))
         began = time.monotonic()
         try:
             exchange.broadcast(with_rows=True)
@@ -276,8 +278,8 @@ def test_an_answer_is_not_cut_off_where_another_cannot_be_reached() -> None:
         finally:
             took_s[rank] = time.monotonic() - began
 
-    big = Layout(8000, 1000)
-    results = _together(work, 20.0, Wire(Layout(8, 3), big, mutual=False))
+    big = MessageLayout(8000, 1000)
+    results = _together(work, 20.0, ExchangeLayout(MessageLayout(8, 3), big, all_to_all=False))
     assert all(isinstance(results[rank], KdclError) for rank in (0, 2, 3))
     assert max(took_s) < 15
 
@@ -285,10 +287,10 @@ def test_an_answer_is_not_cut_off_where_another_cannot_be_reached() -> None:
 def test_a_reported_failure_reaches_all_at_once(together: Together) -> None:
     def work(exchange: Exchange) -> float:
         step(exchange, 0)
-        if exchange.board.rank == 1:
+        if exchange.monitor.rank == 1:
             error = StudentFailed("a user's mistake", student="b", step=1, phase="forward")
             exchange.close()
-            raise exchange.board.report(error)
+            raise exchange.monitor.report(error)
         began = time.monotonic()
         with pytest.raises(StudentFailed, match="a user's mistake"):
             step(exchange, 1)
@@ -305,25 +307,25 @@ def test_one_that_does_not_answer_is_named_when_the_limit_ends(together: Togethe
 
     def work(exchange: Exchange) -> None:
         step(exchange, 0)
-        began, board = time.monotonic(), exchange.board
-        board.pulse.enter("data", 1)
-        if board.rank == 2:
-            time.sleep(1.5)  # until its pulse has told
+        began, monitor = time.monotonic(), exchange.monitor
+        monitor.heartbeat.enter("data", 1)
+        if monitor.rank == 2:
+            time.sleep(1.5)  # until its heartbeat has told
             if stopped:
-                board.close()
+                monitor.close()
             time.sleep(limit_s + 1)
             return
         try:
             step(exchange, 1)
         finally:
-            took_s[board.rank] = time.monotonic() - began
+            took_s[monitor.rank] = time.monotonic() - began
 
     results = together(work, step_s=limit_s)
     for rank in (0, 1, 3):
         assert isinstance(results[rank], StudentLost)
         assert (results[rank].student, results[rank].phase) == ("c", "data")
         assert "limits.step_s" in str(results[rank])
-    # Nobody knows who is late in a ring until those who live have told so, at most one pulse later.
+    # Nobody knows who is late in a ring until those who live have told so, at most one heartbeat later.
     assert limit_s <= max(took_s) < limit_s + 2
 
 
@@ -334,17 +336,17 @@ def test_a_coordinator_that_does_not_answer_is_named_when_the_limit_ends(
     took_s = [0.0] * 4
 
     def work(exchange: Exchange) -> None:
-        began, board = time.monotonic(), exchange.board
-        exchange.mine.begin(Kind.TRAIN, 0)
+        began, monitor = time.monotonic(), exchange.monitor
+        exchange.outgoing.reset(Kind.TRAIN, 0)
         exchange.gather()
-        if board.is_coordinator:
-            board.pulse.enter(phase, 0)
+        if monitor.is_coordinator:
+            monitor.heartbeat.enter(phase, 0)
             time.sleep(3 + more_s + 3)
             return
         try:
             exchange.broadcast(with_rows=False)
         finally:
-            took_s[board.rank] = time.monotonic() - began
+            took_s[monitor.rank] = time.monotonic() - began
 
     for error in together(work, step_s=3)[:3]:
         assert isinstance(error, CoordinatorLost)
@@ -355,11 +357,11 @@ def test_a_coordinator_that_does_not_answer_is_named_when_the_limit_ends(
 
 def test_a_refused_step_ends_all(together: Together) -> None:
     def work(exchange: Exchange) -> None:
-        exchange.mine.begin(Kind.TRAIN, 0)
+        exchange.outgoing.reset(Kind.TRAIN, 0)
         exchange.gather()
-        exchange.answer.begin(Kind.TRAIN, 0)
-        if exchange.board.is_coordinator:
-            exchange.board.report(NonFiniteLogits("bad", student="a", step=0))
+        exchange.answer.reset(Kind.TRAIN, 0)
+        if exchange.monitor.is_coordinator:
+            exchange.monitor.report(NonFiniteLogits("bad", student="a", step=0))
             exchange.answer.header["flags"] = Flag.REFUSED
         exchange.broadcast(with_rows=False)
 
@@ -368,9 +370,9 @@ def test_a_refused_step_ends_all(together: Together) -> None:
 
 def test_an_answer_of_another_step_is_refused(together: Together) -> None:
     def work(exchange: Exchange) -> None:
-        exchange.mine.begin(Kind.TRAIN, 5)
+        exchange.outgoing.reset(Kind.TRAIN, 5)
         exchange.gather()
-        exchange.answer.begin(Kind.TRAIN, 4)
+        exchange.answer.reset(Kind.TRAIN, 4)
         exchange.broadcast(with_rows=False)
 
     assert all(isinstance(result, ForeignMessage) for result in together(work))
@@ -378,83 +380,83 @@ def test_an_answer_of_another_step_is_refused(together: Together) -> None:
 
 def test_who_does_not_come_is_named() -> None:
     server, _ = host_store("127.0.0.1")
-    boards = [Board(scoped(server, "run"), NAMES, rank) for rank in (0, 3)]
-    ready = Hello("a", "h", 1, "cpu", 1, 3, {}, {}, {})
+    monitors = [Monitor(scoped(server, "run"), NAMES, rank) for rank in (0, 3)]
+    ready = WorkerInfo("a", "h", 1, "cpu", 1, 3, {}, {}, {})
     with pytest.raises(CoordinatorLost, match=r"limits\.startup_s"):
-        Meeting(boards[0]).join(ready, None, 0.1)
+        Rendezvous(monitors[0]).join(ready, None, 0.1)
     with pytest.raises(StartupTimeout, match=r"b, c.*limits\.startup_s"):
-        Meeting(boards[1]).assemble([0, 1, 2], 0.3)
+        Rendezvous(monitors[1]).assemble([0, 1, 2], 0.3)
 
 
 def test_a_letter_of_a_process_that_was_replaced_does_not_count() -> None:
     server, _ = host_store("127.0.0.1")
-    student, chair = (Board(scoped(server, "run"), NAMES, rank) for rank in (0, 3))
-    student.start_pulse("127.0.0.1")
+    student, chair = (Monitor(scoped(server, "run"), NAMES, rank) for rank in (0, 3))
+    student.start_heartbeat("127.0.0.1")
     try:
         for pid, counts in ((os.getpid() + 1, False), (os.getpid(), True)):
-            letter = Hello("a", "127.0.0.1", pid, "cpu", 1, 3, {}, {}, {})
-            Meeting(student)._write({"hello": asdict(letter), "position": None, "lost": None})
-            meeting, deadline = Meeting(chair), time.monotonic() + 10
-            while meeting.waits_for([0]) != counts:
+            letter = WorkerInfo("a", "127.0.0.1", pid, "cpu", 1, 3, {}, {}, {})
+            Rendezvous(student)._write({"info": asdict(letter), "position": None, "lost": None})
+            rendezvous, deadline = Rendezvous(chair), time.monotonic() + 10
+            while rendezvous.waits_for([0]) != counts:
                 assert time.monotonic() < deadline
-            assert list(meeting._there()) == [0] * counts
+            assert list(rendezvous._there()) == [0] * counts
     finally:
         student.close()
 
 
 def test_who_dies_before_the_group_is_formed_is_found_at_once() -> None:
     server, _ = host_store("127.0.0.1")
-    boards = [Board(scoped(server, "run"), NAMES, rank) for rank in range(4)]
-    boards[3].is_gone = lambda name, pid: name == "b"
-    for board in boards:
-        board.start_pulse("127.0.0.1")
+    monitors = [Monitor(scoped(server, "run"), NAMES, rank) for rank in range(4)]
+    monitors[3].is_gone = lambda name, pid: name == "b"
+    for monitor in monitors:
+        monitor.start_heartbeat("127.0.0.1")
     found: dict[int, KdclError] = {}
 
-    def wait(board: Board) -> None:
+    def wait(monitor: Monitor) -> None:
         try:
-            await_all(board, 60)
+            await_all(monitor, 60)
         except KdclError as error:
-            found[board.rank] = error
+            found[monitor.rank] = error
 
-    threads = [threading.Thread(target=wait, args=(boards[rank],)) for rank in (0, 2, 3)]
+    threads = [threading.Thread(target=wait, args=(monitors[rank],)) for rank in (0, 2, 3)]
     try:
         for thread in threads:
             thread.start()
         for thread in threads:
             thread.join(10)
     finally:
-        for board in boards:
-            board.close()
+        for monitor in monitors:
+            monitor.close()
     assert {str(error) for error in found.values()} == {str(found[3])}
     assert (type(found[3]), found[3].student, len(found)) == (StudentLost, "b", 3)
-    assert boards[3].lost == [("b", os.getpid())]
+    assert monitors[3].lost == [("b", os.getpid())]
 
 
 def test_who_is_not_there_when_the_group_is_to_be_formed_is_named() -> None:
     server, _ = host_store("127.0.0.1")
-    board = Board(scoped(server, "run"), NAMES, 3)
+    monitor = Monitor(scoped(server, "run"), NAMES, 3)
     with pytest.raises(StudentLost, match=r"a, b, c did not answer within limits\.startup_s"):
-        await_all(board, 0.2)
+        await_all(monitor, 0.2)
 
 
 def test_only_the_first_failure_stands() -> None:
     server, _ = host_store("127.0.0.1")
-    boards = [Board(scoped(server, "run"), NAMES, rank) for rank in range(2)]
+    monitors = [Monitor(scoped(server, "run"), NAMES, rank) for rank in range(2)]
     first, second = StudentFailed("first", student="a"), StudentLost("second", student="b")
-    assert boards[0].report(first) is first
-    assert str(boards[1].report(second)) == str(first)
-    assert isinstance(boards[1].failure(), StudentFailed)
+    assert monitors[0].report(first) is first
+    assert str(monitors[1].report(second)) == str(first)
+    assert isinstance(monitors[1].failure(), StudentFailed)
 
 
 def test_who_waits_longer_than_the_limit_says_so_though_all_live(together: Together) -> None:
     """A student's limit ends first; it closes its connections, and so those of all others break."""
 
     def work(exchange: Exchange) -> None:
-        exchange.mine.begin(Kind.TRAIN, 0)
+        exchange.outgoing.reset(Kind.TRAIN, 0)
         exchange.gather()
-        if exchange.board.is_coordinator:
+        if exchange.monitor.is_coordinator:
             time.sleep(3)  # as long as a storage may take
-        exchange.broadcast(with_rows=False, limit_s=1 if exchange.board.rank == 1 else 20)
+        exchange.broadcast(with_rows=False, limit_s=1 if exchange.monitor.rank == 1 else 20)
         exchange.gather()
         exchange.broadcast(with_rows=False)  # those that have their answer find out here
 

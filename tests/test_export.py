@@ -21,7 +21,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from click.testing import CliRunner, Result
-from conftest import Cast, weights
+from conftest import Cohort, weights
 from PIL import Image
 from scipy import stats
 from test_cli import assert_one_line
@@ -89,7 +89,7 @@ def trained(pictures: Path, tmp_path_factory: pytest.TempPathFactory) -> Run:
     """)
     torch.set_num_threads(1)
     made = prepare(recipe, str(tmp_path_factory.mktemp("runs")), "arm-seed0", resume=False, warn=print)
-    assert not Cast(made).train().errors
+    assert not Cohort(made).train().errors
     return made
 
 
@@ -167,19 +167,19 @@ def test_the_card_has_the_seeds_of_a_table(trained: Run, tmp_path: Path) -> None
 
 def test_logits_are_those_of_an_evaluation(trained: Run, exports: dict[str, Path], pictures: Path) -> None:
     known = Trained.load(trained.folder.uri, device="cpu", warn=print)
-    expected = torch.cat([known.students[0].predict(batch.images) for batch in known.session.testing()])
+    expected = torch.cat([known.students[0].predict(batch.images) for batch in known.training_data.testing()])
     files = sorted((pictures / "files").rglob("*.png"), key=lambda path: path.name)
     for kind, folder in exports.items():
         export = Export.read(folder)
         found = export.logits(export.normalised(torch.stack(list(export.views(files)))))  # type: ignore[arg-type]
         assert torch.allclose(found, expected, rtol=0, atol=0 if kind in KINDS[:2] else 1e-5), kind
-    losses = F.cross_entropy(expected, torch.from_numpy(np.asarray(known.session.test.labels)))
+    losses = F.cross_entropy(expected, torch.from_numpy(np.asarray(known.training_data.test.labels)))
     assert float(losses) == pytest.approx(read_record(trained.folder)["results"]["a"]["loss"], rel=1e-6)
 
 
 def test_predictions_of_a_folder(trained: Run, exports: dict[str, Path], pictures: Path) -> None:
     known = Trained.load(trained.folder.uri, device="cpu", warn=print)
-    logits = torch.cat([known.students[0].predict(batch.images) for batch in known.session.testing()])
+    logits = torch.cat([known.students[0].predict(batch.images) for batch in known.training_data.testing()])
     shares = F.softmax(logits.double(), dim=1).numpy()
     for kind, folder in exports.items():
         result = run("predict", folder, pictures / "files", "--top", 3, "--csv")
@@ -233,7 +233,7 @@ def test_a_run_that_was_stopped_within_an_epoch(trained: Run, tmp_path: Path) ->
     recipe = trained.recipe.model_copy(update={"name": "stopped"})
     made = prepare(recipe, str(tmp_path), "stopped", resume=False, warn=print)
     calls = iter([False, True])
-    assert not Cast(made).train(stop=lambda: next(calls, True)).errors
+    assert not Cohort(made).train(stop=lambda: next(calls, True)).errors
     assert run("export", tmp_path / "stopped", "--student", "a", "--to", tmp_path / "x").exit_code == 0
     card = (tmp_path / "x" / "README.md").read_text()
     assert "epoch 0 of 2 and 2 steps" in card

@@ -18,11 +18,11 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import Cast, MakeRecipe, assert_same, recipe_text, weights
+from conftest import Cohort, MakeRecipe, assert_same, recipe_text, weights
 from torch import Tensor
 
 from kdcl_dist.config.recipe_file import parse_recipe
-from kdcl_dist.config.rounds import Kind, Turn
+from kdcl_dist.config.rounds import Kind, Round
 from kdcl_dist.coordinator import runtime
 from kdcl_dist.coordinator.loop import CoordinatorLoop
 from kdcl_dist.errors import (
@@ -39,10 +39,10 @@ from kdcl_dist.errors import (
 from kdcl_dist.exchange import group
 from kdcl_dist.exchange.message import Flag, Message
 from kdcl_dist.membership.failure_detector import GRACE_S
-from kdcl_dist.membership.heartbeat import Pulse
-from kdcl_dist.membership.monitor import COORDINATOR, Board
-from kdcl_dist.membership.rendezvous import Meeting
-from kdcl_dist.run.checkpoint import newest
+from kdcl_dist.membership.heartbeat import Heartbeat
+from kdcl_dist.membership.monitor import COORDINATOR, Monitor
+from kdcl_dist.membership.rendezvous import Rendezvous
+from kdcl_dist.run.checkpoint import latest
 from kdcl_dist.run.metrics import read_metrics
 from kdcl_dist.run.run import Run, prepare, read_record
 from kdcl_dist.student.loop import StudentLoop
@@ -60,7 +60,7 @@ def undisturbed(data: dict[str, str], tmp_path_factory: pytest.TempPathFactory) 
     """The run without a fault."""
     recipe = parse_recipe(recipe_text(data), OVERRIDES)
     run = prepare(recipe, str(tmp_path_factory.mktemp("runs")), "whole", resume=False, warn=print)
-    assert not Cast(run).train().errors
+    assert not Cohort(run).train().errors
     return run
 
 
@@ -76,38 +76,38 @@ class Fault:
         meet: Callable[[], None] | None = None,
     ) -> None:
         self.place, self.at = (who, phase, step), 0.0
-        init, enter = Board.__init__, Pulse.enter
+        init, enter = Monitor.__init__, Heartbeat.enter
         begin, finish = StudentLoop._begin, CoordinatorLoop._finish
 
-        def named(board: Board, *arguments: Any, **more: Any) -> None:
-            init(board, *arguments, **more)
-            board.pulse.who = board.name  # type: ignore[attr-defined]
+        def named(monitor: Monitor, *arguments: Any, **more: Any) -> None:
+            init(monitor, *arguments, **more)
+            monitor.heartbeat.who = monitor.name  # type: ignore[attr-defined]
 
-        def entered(pulse: Pulse, phase: str, step: int | None = None) -> None:
-            enter(pulse, phase, step)
-            if (getattr(pulse, "who", None), phase, pulse.step) == self.place and not self.at:
+        def entered(heartbeat: Heartbeat, phase: str, step: int | None = None) -> None:
+            enter(heartbeat, phase, step)
+            if (getattr(heartbeat, "who", None), phase, heartbeat.step) == self.place and not self.at:
                 self.at = time.monotonic()
                 if meet is None:
                     raise ArithmeticError("a fault on order")
                 meet()
 
-        def begun(loop: StudentLoop, turn: Turn) -> None:
-            if turn.kind is Kind.END:
-                loop.exchange.board.pulse.enter("end")
-            begin(loop, turn)
+        def begun(loop: StudentLoop, round: Round) -> None:
+            if round.kind is Kind.END:
+                loop.exchange.monitor.heartbeat.enter("end")
+            begin(loop, round)
 
         def finished(loop: CoordinatorLoop) -> None:
-            loop.exchange.board.pulse.enter("end")
+            loop.exchange.monitor.heartbeat.enter("end")
             finish(loop)
 
-        patch.setattr(Board, "__init__", named)
-        patch.setattr(Pulse, "enter", entered)
+        patch.setattr(Monitor, "__init__", named)
+        patch.setattr(Heartbeat, "enter", entered)
         patch.setattr(StudentLoop, "_begin", begun)
         patch.setattr(CoordinatorLoop, "_finish", finished)
 
 
 class Links:
-    """The connections of a cast's group: those that are opened once the first of its members joins it."""
+    """The connections of a cohort's group: those that are opened once the first of its members joins it."""
 
     def __init__(self, patch: pytest.MonkeyPatch) -> None:
         self.before: set[str] | None = None
@@ -132,24 +132,24 @@ class Links:
                     link.shutdown(socket.SHUT_RDWR)
 
 
-def one_cause(cast: Cast) -> KdclError:
+def one_cause(cohort: Cohort) -> KdclError:
     """What every member ends with."""
-    assert cast.errors.keys() == {"a", "b", COORDINATOR}
-    assert len({str(error) for error in cast.errors.values()}) == 1, cast.errors
-    error = cast.errors["a"]
+    assert cohort.errors.keys() == {"a", "b", COORDINATOR}
+    assert len({str(error) for error in cohort.errors.values()}) == 1, cohort.errors
+    error = cohort.errors["a"]
     assert isinstance(error, KdclError)
-    assert read_record(cast.run.folder)["cause"]["message"] == error.message
+    assert read_record(cohort.run.folder)["cause"]["message"] == error.message
     return error
 
 
 def assert_nothing_is_lost(run: Run, undisturbed: Run, saved: int) -> None:
     """What was saved stays, and a resumed run ends as one without the fault; no file is left half written."""
-    kept = newest(run.folder, print)
+    kept = latest(run.folder, print)
     assert (kept.step if kept else 0) == saved
     root = str(Path(run.folder.local or "").parent)
     again = prepare(run.recipe, root, run.name, resume=saved > 0, warn=print) if saved else None
     if again is not None:
-        assert not Cast(again).train().errors
+        assert not Cohort(again).train().errors
         for name in ("a", "b"):
             assert_same(weights(run.folder, 6, name), weights(undisturbed.folder, 6, name))
         assert read_record(run.folder)["results"] == read_record(undisturbed.folder)["results"]
@@ -218,16 +218,16 @@ def test_an_exception_is_the_cause_for_all(
 ) -> None:
     with monkeypatch.context() as patch:
         fault = Fault(patch, who, phase, step)
-        cast = Cast(make_run(make_recipe(*OVERRIDES))).train()
+        cohort = Cohort(make_run(make_recipe(*OVERRIDES))).train()
         assert fault.at, "the fault was not met"
         assert time.monotonic() - fault.at < FOUND_S
-    error = one_cause(cast)
+    error = one_cause(cohort)
     assert isinstance(error, CoordinatorFailed if who == COORDINATOR else StudentFailed)
     assert (error.student, error.phase) == (None if who == COORDINATOR else who, phase)
     assert error.step == (None if phase == "start" else step)
     assert error.host == "127.0.0.1"
     assert "a fault on order" in error.message
-    assert_nothing_is_lost(cast.run, undisturbed, saved)
+    assert_nothing_is_lost(cohort.run, undisturbed, saved)
 
 
 #: A phase that does not come back, and seconds after the fault within which all others must have ended: the
@@ -257,38 +257,38 @@ def test_who_does_not_come_back_is_named_in_time(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     limits = (f"limits.step_s={STEP_S}", f"limits.startup_s={STARTUP_S}")
-    cast = Cast(make_run(make_recipe(*OVERRIDES, *limits)))
+    cohort = Cohort(make_run(make_recipe(*OVERRIDES, *limits)))
     others, waited_s = {"a", "b", COORDINATOR} - {who}, 0.0
 
     def block() -> None:
         nonlocal waited_s
         began = time.monotonic()
-        while not others <= cast.errors.keys() | held and time.monotonic() < began + 30:
+        while not others <= cohort.errors.keys() | held and time.monotonic() < began + 30:
             time.sleep(0.01)
         waited_s = time.monotonic() - began
         raise SystemExit("ended, as a launcher would")
 
     # A coordinator that has ended waits for those who live to read why; the one that blocks seems to.
     held: set[str] = set()
-    end = Meeting.end
+    end = Rendezvous.end
 
-    def ended(meeting: Meeting, cause: KdclError) -> None:
-        end(meeting, cause)
+    def ended(rendezvous: Rendezvous, cause: KdclError) -> None:
+        end(rendezvous, cause)
         held.add(COORDINATOR)
 
     with monkeypatch.context() as patch:
-        patch.setattr(Meeting, "end", ended)
+        patch.setattr(Rendezvous, "end", ended)
         patch.setattr(runtime, "LINGER_S", 1.0)
         fault = Fault(patch, who, phase, step, block)
-        cast.train()
+        cohort.train()
         assert fault.at, "the fault was not met"
     assert found_s - 0.5 < waited_s < found_s + MORE_S
     for name in others:
-        error = cast.errors[name]
+        error = cohort.errors[name]
         assert isinstance(error, CoordinatorLost if who == COORDINATOR else StudentLost)
         assert (error.student, error.step) == (None if who == COORDINATOR else who, step)
         assert ("limits.startup_s" if phase == "checkpoint" else "limits.step_s") in error.message
-    assert_nothing_is_lost(cast.run, undisturbed, saved)
+    assert_nothing_is_lost(cohort.run, undisturbed, saved)
 
 
 #: The coordinator needs no connection to complete a checkpoint whose parts it has. Its end is the run's.
@@ -313,11 +313,11 @@ def test_a_cut_link_is_named_by_all(
     with monkeypatch.context() as patch:
         links = Links(patch)
         fault = Fault(patch, who, phase, step, links.cut)
-        cast = Cast(make_run(make_recipe(*OVERRIDES))).train()
+        cohort = Cohort(make_run(make_recipe(*OVERRIDES))).train()
         assert fault.at, "the fault was not met"
         assert time.monotonic() - fault.at < FOUND_S
-    assert "although every process lives" in one_cause(cast).message
-    assert_nothing_is_lost(cast.run, undisturbed, saved)
+    assert "although every process lives" in one_cause(cohort).message
+    assert_nothing_is_lost(cohort.run, undisturbed, saved)
 
 
 def test_a_link_that_is_cut_before_the_last_answer_ends_the_run_as_finished(
@@ -327,12 +327,12 @@ def test_a_link_that_is_cut_before_the_last_answer_ends_the_run_as_finished(
         links = Links(patch)
         fault = Fault(patch, COORDINATOR, "end", 6, links.cut)
         # Nothing comes after the last answer that would show whether the students have it, but the limit.
-        cast = Cast(make_run(make_recipe(*OVERRIDES, "limits.step_s=4"))).train()
+        cohort = Cohort(make_run(make_recipe(*OVERRIDES, "limits.step_s=4"))).train()
         assert fault.at, "the fault was not met"
         assert time.monotonic() - fault.at < FOUND_S
-    assert not cast.errors
-    assert cast.finished == {"a": True, "b": True, COORDINATOR: True}
-    assert read_record(cast.run.folder)["results"] == read_record(undisturbed.folder)["results"]
+    assert not cohort.errors
+    assert cohort.finished == {"a": True, "b": True, COORDINATOR: True}
+    assert read_record(cohort.run.folder)["results"] == read_record(undisturbed.folder)["results"]
 
 
 @pytest.mark.parametrize("phase", ["checkpoint", "broadcast"])
@@ -355,7 +355,7 @@ def test_who_leaves_in_a_checkpoint_that_was_asked_for_takes_no_step_from_the_ot
         time.sleep(0.5)  # until the one that leaves has left
         checkpoint(loop, *arguments)
 
-    goes_on = ("failure.policy=continue", "failure.max_failures=1", "failure.min_students=1")
+    survivors_can_continue = ("failure.policy=continue", "failure.max_failures=1", "failure.min_students=1")
     with monkeypatch.context() as patch:
         patch.setattr(Student, "learn", counted)
         patch.setattr(CoordinatorLoop, "_checkpoint", slow)
@@ -363,20 +363,22 @@ def test_who_leaves_in_a_checkpoint_that_was_asked_for_takes_no_step_from_the_ot
             CoordinatorLoop, "_interruption", lambda *_: Flag.SAVE if next(told, False) else Flag.NONE
         )
         fault = Fault(patch, "b", phase, 5)
-        cast = Cast(make_run(make_recipe(*OVERRIDES, *goes_on, "distillation.method=mean")))
-        cast.train(lambda: next(asked, False))
+        cohort = Cohort(
+            make_run(make_recipe(*OVERRIDES, *survivors_can_continue, "distillation.method=mean"))
+        )
+        cohort.train(lambda: next(asked, False))
         assert fault.at, "the fault was not met"
-    assert cast.errors.keys() == {"b"}
+    assert cohort.errors.keys() == {"b"}
     ends = why == "notice" or phase == "checkpoint"  # else all parts were there, and so the run has stopped
-    assert cast.finished == {"a": ends, COORDINATOR: ends}
+    assert cohort.finished == {"a": ends, COORDINATOR: ends}
     assert len(learned) == (6 if ends else 5)
     if not ends:
-        kept = newest(cast.run.folder, print)
+        kept = latest(cohort.run.folder, print)
         assert kept is not None
         assert kept.step == 5
         return
-    assert set(read_record(cast.run.folder)["results"]) >= {"a"}
-    rows = read_metrics(cast.run.folder).to_pylist()
+    assert set(read_record(cohort.run.folder)["results"]) >= {"a"}
+    rows = read_metrics(cohort.run.folder).to_pylist()
     steps = [r["step"] for r in rows if (r["student"], r["split"], r["name"]) == ("a", "train", "loss")]
     assert len(steps) == len(set(steps))
     assert {*steps, 4} == set(range(6))  # the figures of a step come with the next message, which may be lost
@@ -394,7 +396,7 @@ STEP_OF = {Kind.TRAIN: 4, Kind.HOLDOUT: 3, Kind.EVALUATE: 3}
 
 
 def sends(patch: pytest.MonkeyPatch, kind: Kind, change: Put) -> None:
-    """Change what b sends in one turn."""
+    """Change what b sends in one round."""
     put = Message.put
 
     def changed(message: Message, ids: Tensor, logits: Tensor, labels: Tensor | None = None) -> None:
@@ -404,7 +406,7 @@ def sends(patch: pytest.MonkeyPatch, kind: Kind, change: Put) -> None:
             ids, logits, labels = change(ids, logits, labels)
         put(message, ids, logits, labels)
 
-    patch.setattr(Message, "put", changed)
+    patch.setattr(Message, "write_rows", changed)
 
 
 @pytest.mark.parametrize("kind", STEP_OF)
@@ -420,13 +422,13 @@ def test_what_does_not_fit_is_refused(
     change, expected = WRONG[what]
     with monkeypatch.context() as patch:
         sends(patch, kind, change)
-        cast = Cast(make_run(make_recipe(*OVERRIDES))).train()
-    error = one_cause(cast)
+        cohort = Cohort(make_run(make_recipe(*OVERRIDES))).train()
+    error = one_cause(cohort)
     assert isinstance(error, expected), error
     # Of two that disagree nobody can tell who is right; shapes are known to all.
     assert error.student in (("b",) if expected is ShapeMismatch else ("a", "b", None))
     assert (error.step, error.host) == (STEP_OF[kind], "127.0.0.1")
-    assert_nothing_is_lost(cast.run, undisturbed, 3 if kind is Kind.TRAIN else 0)
+    assert_nothing_is_lost(cohort.run, undisturbed, 3 if kind is Kind.TRAIN else 0)
 
 
 @pytest.mark.parametrize("kind", [Kind.TRAIN, Kind.HOLDOUT, Kind.EVALUATE, Kind.CHECKPOINT, Kind.END])
@@ -438,14 +440,14 @@ def test_a_turn_behind_is_refused(
 ) -> None:
     begin = Message.begin
 
-    def late(message: Message, turn: Kind, step: int, part: int = 0, flags: Flag = Flag.NONE) -> None:
-        behind = int(message.header["sender"]) == 1 and turn is kind and step >= 3
-        begin(message, turn, step - 1 if behind else step, part, flags)
+    def late(message: Message, round: Kind, step: int, part: int = 0, flags: Flag = Flag.NONE) -> None:
+        behind = int(message.header["sender"]) == 1 and round is kind and step >= 3
+        begin(message, round, step - 1 if behind else step, part, flags)
 
     with monkeypatch.context() as patch:
-        patch.setattr(Message, "begin", late)
-        cast = Cast(make_run(make_recipe(*OVERRIDES))).train()
-    error = one_cause(cast)
+        patch.setattr(Message, "reset", late)
+        cohort = Cohort(make_run(make_recipe(*OVERRIDES))).train()
+    error = one_cause(cohort)
     assert isinstance(error, StaleContribution)
     assert error.student == "b"
 
@@ -456,10 +458,10 @@ def test_numbers_that_are_not_finite_hurt_nobody(
 ) -> None:
     with monkeypatch.context() as patch:
         sends(patch, kind, lambda ids, logits, labels: (ids, logits * torch.nan, labels))
-        cast = Cast(make_run(make_recipe(*OVERRIDES))).train()
-    assert not cast.errors
+        cohort = Cohort(make_run(make_recipe(*OVERRIDES))).train()
+    assert not cohort.errors
     for name in ("a", "b"):
-        for value in weights(cast.run.folder, 6, name).values():
+        for value in weights(cohort.run.folder, 6, name).values():
             assert bool(torch.isfinite(value).all())
-    results = read_record(cast.run.folder)["results"]
+    results = read_record(cohort.run.folder)["results"]
     assert all(0 <= each["top1"] <= 1 and each["loss"] < 10 for each in results.values())

@@ -13,11 +13,11 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import ROOT, Cast, MakeRecipe, assert_same, weights
+from conftest import ROOT, Cohort, MakeRecipe, assert_same, weights
 
 from kdcl_dist.config.recipe import Recipe
 from kdcl_dist.config.recipe_file import dump_recipe
-from kdcl_dist.config.rounds import Kind, Turn
+from kdcl_dist.config.rounds import Kind, Round
 from kdcl_dist.errors import (
     KdclError,
     MisalignedIds,
@@ -30,7 +30,7 @@ from kdcl_dist.errors import (
 )
 from kdcl_dist.exchange.message import Flag
 from kdcl_dist.launch import entrypoints, local
-from kdcl_dist.run.checkpoint import newest
+from kdcl_dist.run.checkpoint import latest
 from kdcl_dist.run.events import Note, Stepped
 from kdcl_dist.run.run import Run, read_record, update_record
 from kdcl_dist.run.storage import Folder
@@ -40,17 +40,17 @@ from kdcl_dist.student.student import Student
 MakeRun = Callable[..., Run]
 
 
-def all_agree(cast: Cast, kind: type[KdclError]) -> KdclError:
+def all_agree(cohort: Cohort, kind: type[KdclError]) -> KdclError:
     """Every member ends with the same first failure."""
-    assert cast.errors.keys() == {"a", "b", "coordinator"}
-    assert {str(error) for error in cast.errors.values()} == {str(cast.errors["a"])}
-    error = cast.errors["a"]
+    assert cohort.errors.keys() == {"a", "b", "coordinator"}
+    assert {str(error) for error in cohort.errors.values()} == {str(cohort.errors["a"])}
+    error = cohort.errors["a"]
     assert isinstance(error, kind), error
     return error
 
 
 def test_an_exception_in_a_network_is_the_cause_for_all(make_recipe: MakeRecipe, make_run: MakeRun) -> None:
-    error = all_agree(Cast(make_run(make_recipe("students.b.model=nets:Raises"))).train(), StudentFailed)
+    error = all_agree(Cohort(make_run(make_recipe("students.b.model=nets:Raises"))).train(), StudentFailed)
     assert (error.student, error.step, error.phase) == ("b", 3, "forward")
     assert "a user's mistake" in str(error)
     assert "ArithmeticError" in (error.detail or "")
@@ -60,10 +60,10 @@ def test_nan_logits_name_the_student_and_spare_the_checkpoint(
     make_recipe: MakeRecipe, make_run: MakeRun
 ) -> None:
     strict = ("failure.max_bad_steps=0", "batch_size=20")
-    cast = Cast(make_run(make_recipe("students.b.model=nets:NotFinite", *strict))).train()
-    error = all_agree(cast, NonFiniteLogits)
+    cohort = Cohort(make_run(make_recipe("students.b.model=nets:NotFinite", *strict))).train()
+    error = all_agree(cohort, NonFiniteLogits)
     assert (error.student, error.step) == ("b", 3)
-    state = weights(cast.run.folder, 3, "b")
+    state = weights(cohort.run.folder, 3, "b")
     assert all(torch.isfinite(value).all() for value in state.values())
 
 
@@ -72,14 +72,14 @@ def test_misaligned_ids_are_refused(
 ) -> None:
     put = loop.StudentLoop._begin
 
-    def begin(self: loop.StudentLoop, turn: Turn) -> None:
-        put(self, turn)
-        if self.member.student == 1 and turn.kind is Kind.TRAIN and turn.step == 2:
-            original = self.exchange.mine.put
-            self.exchange.mine.put = lambda ids, *rest: original(ids + 1, *rest)  # type: ignore[method-assign]
+    def begin(self: loop.StudentLoop, round: Round) -> None:
+        put(self, round)
+        if self.member.student == 1 and round.kind is Kind.TRAIN and round.step == 2:
+            original = self.exchange.outgoing.put
+            self.exchange.outgoing.put = lambda ids, *rest: original(ids + 1, *rest)  # type: ignore[method-assign]
 
     monkeypatch.setattr(loop.StudentLoop, "_begin", begin)
-    error = all_agree(Cast(make_run(make_recipe())).train(), MisalignedIds)
+    error = all_agree(Cohort(make_run(make_recipe())).train(), MisalignedIds)
     assert error.step == 2
 
 
@@ -88,18 +88,18 @@ def test_a_student_one_step_behind_is_refused(
 ) -> None:
     begin = loop.StudentLoop._begin
 
-    def late(self: loop.StudentLoop, turn: Turn) -> None:
-        behind = self.member.student == 1 and turn.step == 2 and turn.kind is Kind.TRAIN
-        begin(self, Turn(turn.kind, turn.epoch, 1) if behind else turn)
+    def late(self: loop.StudentLoop, round: Round) -> None:
+        behind = self.member.student == 1 and round.step == 2 and round.kind is Kind.TRAIN
+        begin(self, Round(round.kind, round.epoch, 1) if behind else round)
 
     monkeypatch.setattr(loop.StudentLoop, "_begin", late)
-    error = all_agree(Cast(make_run(make_recipe())).train(), StaleContribution)
+    error = all_agree(Cohort(make_run(make_recipe())).train(), StaleContribution)
     assert error.student == "b"
     assert "step 1 instead of 2" in str(error)
 
 
 def test_a_wrong_number_of_classes_is_the_users_mistake(make_recipe: MakeRecipe, make_run: MakeRun) -> None:
-    error = all_agree(Cast(make_run(make_recipe("students.b.model=nets:WrongClasses"))).train(), ModelError)
+    error = all_agree(Cohort(make_run(make_recipe("students.b.model=nets:WrongClasses"))).train(), ModelError)
     assert error.exit_code == 2
     assert "(2, 5)" in str(error)
     assert "4 classes" in str(error)
@@ -123,7 +123,7 @@ def test_students_train_in_training_mode(
 
     monkeypatch.setattr(Student, "forward", watched)
     monkeypatch.setattr(Student, "predict", predicted)
-    assert not Cast(make_run(make_recipe())).train().errors
+    assert not Cohort(make_run(make_recipe())).train().errors
     assert len(modes) > 12
     assert all(training == expected for expected, training in modes)
 
@@ -151,19 +151,19 @@ def test_a_failure_after_the_last_epoch_loses_nothing(
 ) -> None:
     take = loop.StudentLoop._take
 
-    def fails_at_the_end(self: loop.StudentLoop, turn: Turn) -> Flag:
-        if turn.kind is Kind.END and self.member.student == 0:
+    def fails_at_the_end(self: loop.StudentLoop, round: Round) -> Flag:
+        if round.kind is Kind.END and self.member.student == 0:
             raise OSError("disk gone")
-        return take(self, turn)
+        return take(self, round)
 
     monkeypatch.setattr(loop.StudentLoop, "_take", fails_at_the_end)
     recipe = make_recipe()
-    cast = Cast(make_run(recipe, "r")).train()
-    assert "disk gone" in str(all_agree(cast, StudentFailed))
+    cohort = Cohort(make_run(recipe, "r")).train()
+    assert "disk gone" in str(all_agree(cohort, StudentFailed))
     monkeypatch.undo()
     resumed = make_run(recipe, "r", resume=True)
     assert resumed.step == 6
-    assert not Cast(resumed).train().errors
+    assert not Cohort(resumed).train().errors
     assert read_record(resumed.folder)["state"] == "finished"
 
 
@@ -239,28 +239,28 @@ def test_the_last_process_to_resume_owns_the_folder(make_recipe: MakeRecipe, mak
             update_record(run.folder, owner="another")
         return False
 
-    error = all_agree(Cast(run).train(stop), RunFolderError)
+    error = all_agree(Cohort(run).train(stop), RunFolderError)
     assert "resumed by another process (another)" in str(error)
     record = read_record(run.folder)
     assert (record["owner"], record["state"], record["cause"]) == ("another", "running", None)
-    assert newest(run.folder, print) is None
+    assert latest(run.folder, print) is None
 
 
 def test_a_launcher_that_does_not_listen_holds_up_nobody() -> None:
     """As one does whose terminal is stopped by Ctrl-S."""
     ours, theirs = multiprocessing.Pipe()
-    teller, count = entrypoints._Teller(theirs), 10_000
+    sender, count = entrypoints._EventSender(theirs), 10_000
     began = time.monotonic()
-    teller.tell(Note("first"))
+    sender.emit(Note("first"))
     for step in range(count):
-        teller.tell(Stepped(step, {"a": {"loss": 1.0}}))
-    teller.tell(Note("last"))
+        sender.emit(Stepped(step, {"a": {"loss": 1.0}}))
+    sender.emit(Note("last"))
     assert time.monotonic() - began < 5
-    assert teller.queue.qsize() <= entrypoints.BACKLOG + 1
+    assert sender.queue.qsize() <= entrypoints.BACKLOG + 1
     heard = []
     while not heard or heard[-1] != Note("last"):
         heard.append(ours.recv()[1])
-    teller.close()
+    sender.close()
     assert heard[0] == Note("first")
     steps = [event.step for event in heard[1:-1]]
     assert steps == sorted(steps)

@@ -316,12 +316,12 @@ def test_a_changed_source_is_noticed(large: Path, tmp_path: Path, monkeypatch: p
 def test_a_source_that_changes_meanwhile(folder: Path) -> None:
     source = ImageFolder(folder)
 
-    def tell(what: str, done: int, total: int) -> None:
+    def on_progress(what: str, done: int, total: int) -> None:
         if what == "train":
             (folder / "val" / "cat" / "0.png").unlink(missing_ok=True)
 
     with pytest.raises(DataError, match="changed during the import: 2 images became 1"):
-        import_images(source, folder.parent / "out", workers=0, tell=tell)
+        import_images(source, folder.parent / "out", workers=0, on_progress=on_progress)
 
 
 def test_any_number_of_workers_gives_the_same_files(large: Path, tmp_path: Path) -> None:
@@ -484,7 +484,7 @@ def test_memory_is_bounded(tmp_path: Path) -> None:
             "def own(*_):\n"
             "    lines = Path('/proc/self/status').read_text().splitlines()\n"
             "    seen.append(next(int(line.split()[1]) for line in lines if line.startswith('RssAnon')))\n"
-            "import_images(source, Path(sys.argv[2]), workers=0, tell=own, shard_mb=1000)\n"
+            "import_images(source, Path(sys.argv[2]), workers=0, on_progress=own, shard_mb=1000)\n"
             "print(max(seen))\n"
         )
         command = [sys.executable, "-c", script, str(path), str(tmp_path / f"out{rows}")]

@@ -227,7 +227,7 @@ HOSTILE: dict[str, tuple[Callable[[Path], bytes], str]] = {
     "extension": (lambda path: b"\x80\x02\x82\x07.", "extension"),
     "not a dict": (lambda path: b"\x80\x02].", "holds a list"),
     "empty": (lambda path: b"", "EOFError"),
-    "text": (lambda path: b"hello", "cannot be read"),
+    "text": (lambda path: b"info", "cannot be read"),
     "objects": (
         lambda path: with_state(b"(K\x01" + SHAPE + KIND % b"O8" + b"\x89U\x08AAAAAAAAt"),
         "not of type uint8",

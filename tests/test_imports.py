@@ -95,7 +95,7 @@ def test_the_processes_of_a_run_on_ray(data: dict[str, str], tmp_path: Path) -> 
 
 
 def trained(launcher: str, data: dict[str, str], folder: Path) -> dict[str, set[str]]:
-    """Train a small cast in a process of its own; the modules of each member's process."""
+    """Train a small cohort in a process of its own; the modules of each member's process."""
     recipe, notes = folder / "recipe.yaml", folder / "notes"
     recipe.write_text(recipe_text(data))
     notes.mkdir()

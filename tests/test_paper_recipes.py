@@ -95,17 +95,17 @@ def data_of(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> 
 
 
 def train(recipe: Recipe, steps: int) -> InTurn:
-    """A few steps of the whole cast, which must change every learner and leave finite results."""
-    cast = InTurn(recipe)
-    before = [[p.detach().clone() for p in student.model.parameters()] for student in cast.students]
+    """A few steps of the whole cohort, which must change every learner and leave finite results."""
+    cohort = InTurn(recipe)
+    before = [[p.detach().clone() for p in student.model.parameters()] for student in cohort.students]
     for step in range(steps):
-        cast.step(step)
-    for student, old in zip(cast.students, before, strict=True):
+        cohort.step(step)
+    for student, old in zip(cohort.students, before, strict=True):
         same = [torch.equal(p, q) for p, q in zip(old, student.model.parameters(), strict=True)]
         assert all(same) if student.frozen else not any(same), student.spec.name
-    results = cast.test()
+    results = cohort.test()
     assert all(np.isfinite(value) for scores in results.values() for value in scores.values())
-    return cast
+    return cohort
 
 
 @pytest.mark.parametrize("path", RECIPES, ids=label)
@@ -179,8 +179,8 @@ def test_classic_distillation_of_the_digits(data_of: Any, tmp_path: Path) -> Non
     first = train(arm_recipe(path, vanilla), steps=2)
     weights = tmp_path / "teacher.pt"
     torch.save(first.students[0].state_dict(), weights)
-    cast = train(arm_recipe(path, kd, f"students.cnn_small.weights={weights}"), steps=2)
-    assert [student.frozen for student in cast.students] == [True, False]
+    cohort = train(arm_recipe(path, kd, f"students.cnn_small.weights={weights}"), steps=2)
+    assert [student.frozen for student in cohort.students] == [True, False]
 
 
 def test_the_command_line_finds_import_strings_below_the_working_directory(

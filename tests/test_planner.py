@@ -15,12 +15,12 @@ from conftest import ROOT, MakeRecipe
 
 from kdcl_dist.cli import kdcl
 from kdcl_dist.errors import ModelError, RecipeError
-from kdcl_dist.exchange.message import HEADER, Layout
+from kdcl_dist.exchange.message import HEADER, MessageLayout
 from kdcl_dist.planning.measure_cores import measure_cores
 from kdcl_dist.planning.measure_exchange import measure_ensemble, measure_link
 from kdcl_dist.planning.measure_students import measure_student
 from kdcl_dist.planning.proposal import divisors, propose
-from kdcl_dist.planning.step_model import Cast, Cost, Figures, Link, Prediction, fit_link
+from kdcl_dist.planning.step_model import Cohort, Cost, Figures, Link, Prediction, fit_link
 
 FREE = Link(0.0, math.inf)
 
@@ -29,15 +29,15 @@ def figures(seconds: float, threads: int = 1, gradient_bytes: int = 0, batch: in
     return Figures({batch: Cost(0.0, seconds)}, threads, gradient_bytes, divisors(batch, 64))
 
 
-def cast(*students: Figures, link: Link = FREE, cores: float = math.inf, ensemble_s: float = 0.0) -> Cast:
-    return Cast(64, 10, students, link, ensemble_s, True, cores)
+def cohort(*students: Figures, link: Link = FREE, cores: float = math.inf, ensemble_s: float = 0.0) -> Cohort:
+    return Cohort(64, 10, students, link, ensemble_s, True, cores)
 
 
 # -- the model ---------------------------------------------------------------------------------------
 
 
 def test_the_slowest_student_makes_the_step() -> None:
-    found = cast(figures(0.1), figures(0.02), ensemble_s=0.025).predict([1, 1])
+    found = cohort(figures(0.1), figures(0.02), ensemble_s=0.025).predict([1, 1])
     assert found.step_s == pytest.approx(0.125)
     assert found.busy_s == pytest.approx((0.1, 0.02))
     assert found.idle == pytest.approx([0.2, 0.84])
@@ -47,10 +47,10 @@ def test_the_slowest_student_makes_the_step() -> None:
 def test_replicas_share_the_batch_and_average_their_gradients() -> None:
     link = Link(latency_s=0.001, bandwidth=1e6)
     # A ring of 4: 6 rounds of 1 ms and 2000 bytes at 1 MB/s.
-    assert cast(figures(0.4, gradient_bytes=8000), link=link).predict([4]).busy_s == pytest.approx(
+    assert cohort(figures(0.4, gradient_bytes=8000), link=link).predict([4]).busy_s == pytest.approx(
         [0.1 + 6 * 0.003]
     )
-    assert cast(figures(0.4), link=link).predict([1]).busy_s == pytest.approx([0.4])
+    assert cohort(figures(0.4), link=link).predict([1]).busy_s == pytest.approx([0.4])
 
 
 def test_idle_counts_every_worker() -> None:
@@ -62,12 +62,12 @@ def test_idle_counts_every_worker() -> None:
 @pytest.mark.parametrize("rows", [64, 0, 3 * 64])
 def test_the_exchange_is_a_star(rows: int) -> None:
     link = Link(latency_s=0.01, bandwidth=1e5)
-    whole = Cast(64, 10, [figures(1.0), figures(1.0), figures(1.0)], link, 0.0, rows)
+    whole = Cohort(64, 10, [figures(1.0), figures(1.0), figures(1.0)], link, 0.0, rows)
     # 4 members: 4 messages to the coordinator, 4 answers. One member has all rows of its student.
-    answer = Layout(rows, 10).nbytes if rows else HEADER.itemsize
-    volume = 4 * Layout(64, 10).nbytes + 4 * answer
+    answer = MessageLayout(rows, 10).nbytes if rows else HEADER.itemsize
+    volume = 4 * MessageLayout(64, 10).nbytes + 4 * answer
     assert whole.predict([2, 1, 1]).step_s == pytest.approx(1.0 + 0.08 + volume / 1e5)
-    halved = 6 * Layout(32, 10).nbytes + 6 * answer
+    halved = 6 * MessageLayout(32, 10).nbytes + 6 * answer
     # Beside them two replicas average their gradients, in two rounds.
     assert whole.predict([2, 2, 2]).step_s == pytest.approx(0.5 + 0.02 + 0.12 + halved / 1e5)
 
@@ -94,14 +94,14 @@ def test_a_link_is_found_again_from_two_exchanges() -> None:
 def test_those_still_busy_share_the_cores(
     threads: tuple[int, int], cores: int, expected: tuple[float, float]
 ) -> None:
-    found = cast(figures(0.1, threads[0]), figures(0.02, threads[1]), cores=cores).predict([1, 1])
+    found = cohort(figures(0.1, threads[0]), figures(0.02, threads[1]), cores=cores).predict([1, 1])
     assert found.busy_s == pytest.approx(expected)
 
 
 def test_replicas_on_too_few_cores_gain_nothing() -> None:
-    alone, shared = figures(0.1), cast(figures(0.1), cores=1)
+    alone, shared = figures(0.1), cohort(figures(0.1), cores=1)
     assert shared.predict([2]).step_s == pytest.approx(0.1)
-    assert cast(alone).predict([2]).step_s == pytest.approx(0.05)
+    assert cohort(alone).predict([2]).step_s == pytest.approx(0.05)
 
 
 def test_costs_lie_on_a_line_between_two_known() -> None:
@@ -133,34 +133,34 @@ def test_the_proposal_is_the_best_of_all_choices(seed: int) -> None:
         counts = [n for n in divisors(batch, workers) if n == 1 or draw.random() < 0.9]
         students.append(Figures(points, draw.randint(0, 3), draw.choice([0, 10**6, 10**8]), counts))
     link = draw.choice([FREE, Link(draw.random() / 100, 10 ** draw.uniform(6, 10))])
-    whole = Cast(batch, 100, students, link, 0.001, draw.random() < 0.5, draw.choice([math.inf, 2, 5]))
+    whole = Cohort(batch, 100, students, link, 0.001, draw.random() < 0.5, draw.choice([math.inf, 2, 5]))
     choices = itertools.product(*(student.counts for student in students))
     every = [whole.predict(choice) for choice in choices if sum(choice) <= workers]
     assert propose(whole, workers).rank == min(found.rank for found in every)
 
 
 def test_among_equals_the_fewest_workers() -> None:
-    assert propose(cast(figures(0.1), figures(0.05), figures(0.01)), 12).replicas == (4, 2, 1)
-    assert propose(cast(figures(0.1), figures(0.1), cores=2), 6).replicas == (1, 1)
+    assert propose(cohort(figures(0.1), figures(0.05), figures(0.01)), 12).replicas == (4, 2, 1)
+    assert propose(cohort(figures(0.1), figures(0.1), cores=2), 6).replicas == (1, 1)
 
 
 def test_a_large_cast_is_planned_at_once() -> None:
     students = [figures(0.01 * (place + 1), gradient_bytes=10**6) for place in range(12)]
-    found = propose(cast(*students, link=Link(1e-4, 1e9)), 64)
+    found = propose(cohort(*students, link=Link(1e-4, 1e9)), 64)
     assert found.workers <= 64
     assert found.step_s < 0.035
 
 
 def test_too_few_workers_are_refused() -> None:
     with pytest.raises(RecipeError, match="--workers: 1 cannot hold 2 students"):
-        propose(cast(figures(1), figures(1)), 1)
+        propose(cohort(figures(1), figures(1)), 1)
 
 
 def test_shares_that_do_not_fit_need_more_workers() -> None:
     halves = Figures({32: Cost(0.0, 0.1)}, 0, 0, [2, 4])
-    assert propose(cast(halves, figures(0.1)), 3).replicas == (2, 1)
+    assert propose(cohort(halves, figures(0.1)), 3).replicas == (2, 1)
     with pytest.raises(RecipeError, match="--workers: 2 are too few for what fits the devices; 3 are needed"):
-        propose(cast(halves, figures(0.1)), 2)
+        propose(cohort(halves, figures(0.1)), 2)
 
 
 # -- what is measured --------------------------------------------------------------------------------

@@ -148,7 +148,7 @@ def test_all_failures_are_told(capsys: pytest.CaptureFixture[str]) -> None:
         P.require(checks, warnings.append)
     assert str(caught.value).splitlines() == ["one: a", "one: b", "three: c"]
     assert caught.value.exit_code == 2
-    assert warnings == ["warning: two: w"]
+    assert warnings == ["two: w"]
 
 
 # -- what a host finds ---------------------------------------------------------------------------

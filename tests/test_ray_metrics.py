@@ -84,7 +84,7 @@ def process_titles() -> set[str]:
 
 
 class Scraper(threading.Thread):
-    """Asks Ray every second for what it offers to Prometheus, and keeps the newest of each value."""
+    """Asks Ray every second for what it offers to Prometheus, and keeps the latest of each value."""
 
     def __init__(self, port: int) -> None:
         super().__init__(daemon=True)
@@ -166,7 +166,7 @@ def test_progress_within_and_after_an_epoch(monkeypatch: pytest.MonkeyPatch) -> 
         (Stepped(13, {}), 3, 13),
     ]
     for event, epoch, step in expected:
-        metrics.hear(event)
+        metrics.handle(event)
         assert (Gauge.values["kdcl_epoch", "a"], Gauge.values["kdcl_steps", "ensemble"]) == (epoch, step)
     assert Gauge.values["kdcl_train_loss", "a"] == 1.5
     assert Gauge.values["kdcl_test_top1", "a"] == 0.5
@@ -178,19 +178,19 @@ def test_broken_metrics_are_told_once_and_harm_nothing(
     monkeypatch.setattr("kdcl_dist.launch.ray.metrics.Gauge", None)
     metrics = RayMetrics("r")
     for _ in range(3):
-        metrics.hear(Started(["a"], {}, 9, 4, 0))
+        metrics.handle(Started(["a"], {}, 9, 4, 0))
     assert [record.message for record in caplog.records] == ["the run goes on without its metrics"]
 
 
 def test_the_dashboard_asks_for_what_is_offered() -> None:
-    board = json.loads(DASHBOARD.read_text())
-    panels = board["panels"]
+    monitor = json.loads(DASHBOARD.read_text())
+    panels = monitor["panels"]
     assert len({panel["id"] for panel in panels}) == len({panel["title"] for panel in panels}) == len(panels)
     queries = [target["expr"] for panel in panels for target in panel["targets"]]
     assert all('run=~"$run"' in query for query in queries)
     asked = {name for query in queries for name in re.findall(r"\bray_(\w+)", query)}
     assert asked == {*TRAIN, *TEST, *PROGRESS}
-    variables = {variable["name"]: variable for variable in board["templating"]["list"]}
+    variables = {variable["name"]: variable for variable in monitor["templating"]["list"]}
     assert variables.keys() == {"datasource", "run"}
     assert variables["run"]["definition"] == "label_values(ray_kdcl_steps, run)"
     sources = re.findall(r'"uid": "(.*?)"', json.dumps([panels, variables]))

@@ -14,7 +14,7 @@ from conftest import MakeRecipe, Order, assert_same, train, weights
 
 from kdcl_dist.config.recipe import Recipe
 from kdcl_dist.config.sections import Failure
-from kdcl_dist.coordinator.recovery_policy import gives_up
+from kdcl_dist.coordinator.recovery_policy import is_fatal
 from kdcl_dist.errors import (
     CoordinatorLost,
     ExchangeBroke,
@@ -24,12 +24,12 @@ from kdcl_dist.errors import (
     StudentLost,
 )
 from kdcl_dist.launch import local
-from kdcl_dist.run.events import Event, Note, Started
+from kdcl_dist.run.events import Event, Note, Started, Warned
 from kdcl_dist.run.run import Run, read_record
 from kdcl_dist.run.storage import Folder
 
 MakeRun = Callable[..., Run]
-#: In which students wait for the coordinator, and what its last pulse, up to a second old, may tell instead.
+#: Phases in which students wait for the coordinator; its last heartbeat may name another of them.
 PHASES = ("gather", "broadcast", "ensemble", "record")
 #: Steps 0 to 2, tests and a checkpoint, steps 3 to 5, tests and a checkpoint.
 OVERRIDES = ("failure.max_failures=3", "batch_size=20", "limits.step_s=30", "students.b.model=nets:Plain")
@@ -129,7 +129,7 @@ def test_a_run_with_a_fault_ends_as_one_without(
         assert cause["phase"] in (*PHASES, phase)
     survivor = "a" if who != "a" else "b"
     assert len(set(pids(events, survivor))) == 1, "a survivor's process was replaced"
-    told = " ".join(event.text for event in events if isinstance(event, Note))
+    told = " ".join(event.text for event in events if isinstance(event, Note | Warned))
     replaced = [name for name in ("a", "b", "coordinator") if f"{name}: process" in told]
     # A coordinator that raises calls the next generation itself, and a broken connection is made again; who
     # reaches the coordinator's store no more asks for another coordinator.
@@ -163,7 +163,7 @@ def test_who_hangs_is_found_ended_and_replaced(
     local.launch(run, lambda event: heard.append((time.time(), event)), threading.Event())
     events = [event for _, event in heard]
     assert_as_undisturbed(run, undisturbed)
-    told = next(t for t, e in heard if isinstance(e, Note) and "failure.max_failures" in e.text)
+    told = next(t for t, e in heard if isinstance(e, Note | Warned) and "failure.max_failures" in e.text)
     # Two seconds for a machine that has other work, and for another coordinator's start.
     assert told - (tmp_path / "fault-0").stat().st_mtime < 5 + 2
     causes = read_record(run.folder)["failures"]["causes"]
@@ -177,7 +177,7 @@ def test_who_hangs_is_found_ended_and_replaced(
     if how == "block":
         assert "time.sleep(600)" in causes[0]["detail"], "the stack of the one that hangs is told"
     why = "ended, since" if who == "b" else "ended, since a student does not reach its store"
-    assert any(why in event.text for event in events if isinstance(event, Note))
+    assert any(why in event.text for event in events if isinstance(event, Note | Warned))
 
 
 def test_two_that_die_one_after_the_other(
@@ -210,7 +210,7 @@ def test_who_fails_before_the_group_is_formed_is_found_at_once(
     run, heard = make_run(make_recipe(*OVERRIDES, "limits.step_s=100")), list[tuple[float, Event]]()
     local.launch(run, lambda event: heard.append((time.time(), event)), threading.Event())
     assert_as_undisturbed(run, undisturbed)
-    told = [t for t, e in heard if isinstance(e, Note) and "failure.max_failures" in e.text]
+    told = [t for t, e in heard if isinstance(e, Note | Warned) and "failure.max_failures" in e.text]
     assert told[-1] - (tmp_path / f"fault-{1 if step else 0}").stat().st_mtime < 8
     *_, cause = read_record(run.folder)["failures"]["causes"]
     assert cause["error"] == ("StudentLost" if how == "kill" else "StudentFailed")
@@ -247,7 +247,7 @@ def test_many_processes_that_fail_at_once_are_one_failure(
     events = train(run)
     (cause,) = read_record(run.folder)["failures"]["causes"]
     assert "b/0, b/1 did not answer" in cause["message"]
-    told = [event.text for event in events if isinstance(event, Note)]
+    told = [event.text for event in events if isinstance(event, Note | Warned)]
     assert sum("ended, since it did not answer" in text for text in told) == 2
 
 
@@ -278,7 +278,7 @@ def test_what_cannot_be_mended_is_not_tried_again(make_recipe: MakeRecipe, make_
     with pytest.raises(ShapeMismatch, match="for 20 samples") as caught:
         local.launch(run, events.append, threading.Event())
     assert (caught.value.student, caught.value.step, caught.value.host) == ("b", 3, "127.0.0.1")
-    assert not [event.text for event in events if isinstance(event, Note)]
+    assert not [event.text for event in events if isinstance(event, Note | Warned)]
 
 
 def test_a_student_that_always_dies_uses_up_the_failures(make_recipe: MakeRecipe, make_run: MakeRun) -> None:
@@ -321,7 +321,7 @@ def failed(step: int, student: str = "b") -> KdclError:
 def test_when_a_run_gives_up(
     policy: dict[str, Any], past: list[KdclError], cause: KdclError, ends: bool
 ) -> None:
-    assert gives_up(Failure(**policy), past, cause) is ends
+    assert is_fatal(Failure(**policy), past, cause) is ends
 
 
 def test_the_policy_may_change_on_resume(make_recipe: MakeRecipe) -> None:

@@ -20,7 +20,7 @@ from kdcl_dist.config.recipe_file import parse_recipe
 from kdcl_dist.errors import ShapeMismatch
 from kdcl_dist.launch.ray import coordinator
 from kdcl_dist.launch.ray import driver as on_ray
-from kdcl_dist.launch.ray.coordinator import Hearing
+from kdcl_dist.launch.ray.coordinator import EventCursor
 from kdcl_dist.membership.endpoint import Endpoint
 from kdcl_dist.run.events import CheckpointSaved, Event, Started, Stepped
 from kdcl_dist.run.run import Run, prepare, read_record
@@ -107,12 +107,12 @@ def test_a_worker_of_ray_that_dies_is_replaced_by_ray(
     run = make_run(make_recipe(*OVERRIDES, "students.a.model=nets:Paced"))
     events: list[Event] = []
 
-    def hear(event: Event) -> None:
+    def on_event(event: Event) -> None:
         events.append(event)
         if isinstance(event, CheckpointSaved) and event.step == 3:
             os.kill(worker_of(pids(events, "b")[0]), signal.SIGKILL)
 
-    assert on_ray.launch(run, hear, threading.Event())
+    assert on_ray.launch(run, on_event, threading.Event())
     assert len(set(pids(events, "a"))) == 1
     assert len(set(pids(events, "b"))) == 2
     assert read_record(run.folder)["state"] == "finished"
@@ -125,14 +125,14 @@ def test_a_failure_that_the_storage_does_not_take_is_told_all_the_same(
     run = make_run(make_recipe(*OVERRIDES, "students.b.model=nets:TooFewRows"))
     record = Path(run.folder.local or "") / "run.json"
 
-    def hear(event: Event) -> None:
+    def on_event(event: Event) -> None:
         while isinstance(event, Started) and not record.is_dir():  # from here on nothing can be noted
             record.unlink(missing_ok=True)
             with suppress(FileExistsError):  # it was written meanwhile
                 record.mkdir()
 
     with pytest.raises(ShapeMismatch, match="for 20 samples") as caught:
-        on_ray.launch(run, hear, threading.Event())
+        on_ray.launch(run, on_event, threading.Event())
     assert (caught.value.student, caught.value.step) == ("b", 3)
 
 
@@ -140,17 +140,17 @@ def test_events_that_the_driver_has_heard_are_forgotten() -> None:
     kind = coordinator.CoordinatorActor.__ray_metadata__.modified_class  # type: ignore[attr-defined]
     actor = kind.__new__(kind)
     actor.own, actor.told, actor.forgotten, actor.heard = Endpoint("h", 1), deque(), 0, 0
-    hearing, heard = Hearing(), list[int]()
+    cursor, heard = EventCursor(), list[int]()
     for step in range(10):
         actor.told += [Stepped(2 * step, {}), Stepped(2 * step + 1, {})]
-        again, events = actor.events(hearing)  # an answer that does not arrive is given again
-        assert events == actor.events(hearing)[1]
-        hearing = again
+        again, events = actor.events(cursor)  # an answer that does not arrive is given again
+        assert events == actor.events(cursor)[1]
+        cursor = again
         heard += [event.step for event in events]
         assert len(actor.told) == 2
     assert heard == list(range(20))
     assert actor.heard == 20
-    assert [e.step for e in actor.events(Hearing("another", 7))[1]] == [18, 19]
+    assert [e.step for e in actor.events(EventCursor("another", 7))[1]] == [18, 19]
 
 
 def test_the_others_go_on_while_a_worker_is_replaced(

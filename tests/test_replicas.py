@@ -10,16 +10,16 @@ import numpy as np
 import pytest
 import reference
 import torch
-from conftest import Cast, MakeRecipe, assert_same, weights
+from conftest import Cohort, MakeRecipe, assert_same, weights
 from torch import nn
 
 from kdcl_dist.config.recipe import Recipe
-from kdcl_dist.config.rounds import Kind, Turn, share_of
-from kdcl_dist.data.training_data import Session
+from kdcl_dist.config.rounds import Kind, Round, share_of
+from kdcl_dist.data.training_data import TrainingData
 from kdcl_dist.errors import StudentLost
 from kdcl_dist.exchange.replicas import Replicas
 from kdcl_dist.launch import local
-from kdcl_dist.membership.store import connect_store, host_store, scoped
+from kdcl_dist.membership.tcp_store import connect_store, host_store, scoped
 from kdcl_dist.run.metrics import read_metrics
 from kdcl_dist.run.run import Run, read_record
 from kdcl_dist.utils.network import interface_of
@@ -48,24 +48,26 @@ def test_unequal_replicas_give_the_result_of_whole_batches(
 ) -> None:
     holdout = ["data.holdout_per_class=3"] if method == "general" else []
     run = make_run(make_recipe(PAIR, f"distillation.method={method}", *holdout))
-    cast = Cast(run).train()
-    assert not cast.errors
-    assert cast.finished.keys() == {"coordinator", "a/0", "a/1", "b"}
+    cohort = Cohort(run).train()
+    assert not cohort.errors
+    assert cohort.finished.keys() == {"coordinator", "a/0", "a/1", "b"}
     check(run, atol=1e-6)
     assert read_record(run.folder)["placement"].keys() == {"a/0", "a/1", "b"}
 
 
 def test_batch_norm_over_all_replicas(make_recipe: MakeRecipe, make_run: MakeRun) -> None:
-    cast = "students=[{name: a, model: cnn_small, replicas: 2, sync_batchnorm: true}, {name: b, model: mlp}]"
-    run = make_run(make_recipe(cast))
-    assert not Cast(run).train().errors
+    cohort = (
+        "students=[{name: a, model: cnn_small, replicas: 2, sync_batchnorm: true}, {name: b, model: mlp}]"
+    )
+    run = make_run(make_recipe(cohort))
+    assert not Cohort(run).train().errors
     check(run, atol=2e-5)
 
 
 def test_batch_norm_of_each_replica_differs(make_recipe: MakeRecipe, make_run: MakeRun) -> None:
     """Without sync_batchnorm statistics are of half a batch: the test above can fail."""
     run = make_run(make_recipe("students=[{name: a, model: cnn_small, replicas: 2}, {name: b, model: mlp}]"))
-    assert not Cast(run).train().errors
+    assert not Cohort(run).train().errors
     with pytest.raises(AssertionError):
         check(run, atol=2e-3)
 
@@ -75,7 +77,7 @@ def test_figures_are_of_the_whole_student(make_recipe: MakeRecipe, make_run: Mak
     runs = [make_run(recipe), make_run(single(recipe))]
     tables = []
     for run in runs:
-        assert not Cast(run).train().errors
+        assert not Cohort(run).train().errors
         rows = [row for row in read_metrics(run.folder).to_pylist() if not row["name"].endswith("_s")]
         tables.append({(r["student"], r["step"], r["split"], r["name"]): r["value"] for r in rows})
     assert tables[0].keys() == tables[1].keys()
@@ -89,7 +91,7 @@ def test_processes_stopped_and_resumed(make_recipe: MakeRecipe, make_run: MakeRu
     assert local.launch(whole, lambda event: None, threading.Event())
     steps = iter(range(100))
     broken = make_run(recipe, "broken")
-    assert not Cast(broken).train(stop=lambda: next(steps) == 3).finished["coordinator"]
+    assert not Cohort(broken).train(stop=lambda: next(steps) == 3).finished["coordinator"]
     again = make_run(recipe, "broken", resume=True)
     assert again.step == 4
     assert local.launch(again, lambda event: None, threading.Event())
@@ -114,21 +116,21 @@ def test_shares_are_even_and_whole(rows: int, replicas: int) -> None:
 
 
 def test_every_sample_once(make_recipe: MakeRecipe) -> None:
-    session = Session.open(make_recipe(PAIR))
-    test_turns = Turn(Kind.EVALUATE, session.recipe.epochs - 1, session.plan.steps_per_epoch)
-    parts = [list(session.run(0, test_turns, replica)) for replica in range(2)]
-    whole = [batch.ids for batch in session.testing()]
+    training_data = TrainingData.open(make_recipe(PAIR))
+    test_turns = Round(Kind.EVALUATE, training_data.recipe.epochs - 1, training_data.schedule.steps_per_epoch)
+    parts = [list(training_data.run(0, test_turns, replica)) for replica in range(2)]
+    whole = [batch.ids for batch in training_data.testing()]
     assert [torch.cat([a.ids, b.ids]).tolist() for a, b in zip(*parts, strict=True)] == [
         i.tolist() for i in whole
     ]
-    steps = zip(session.training(0, 0, 0), session.training(0, 0, 1), strict=True)
-    for (left, right), ids in zip(steps, steps_of(session), strict=True):
+    steps = zip(training_data.training(0, 0, 0), training_data.training(0, 0, 1), strict=True)
+    for (left, right), ids in zip(steps, steps_of(training_data), strict=True):
         assert len(left.ids) == len(right.ids) == 8
         assert sorted(torch.cat([left.ids, right.ids]).tolist()) == sorted(ids)
 
 
-def steps_of(session: Session) -> list[list[int]]:
-    alone = Session(single(session.recipe), session.train, session.test)
+def steps_of(training_data: TrainingData) -> list[list[int]]:
+    alone = TrainingData(single(training_data.recipe), training_data.train, training_data.test)
     return [batch.ids.tolist() for batch in alone.training(0, 0)]
 
 

@@ -252,10 +252,10 @@ def test_students_that_differ_between_runs() -> None:
 
 def test_ten_long_runs_stay_small() -> None:
     arms = ("linear", "naive")
-    cast = ", ".join(f"{{name: {name}, model: cnn_small}}" for name in ("large", "small", "mlp"))
+    cohort = ", ".join(f"{{name: {name}, model: cnn_small}}" for name in ("large", "small", "mlp"))
     recipes = [
         make_recipe(
-            "epochs=200", f"students=[{cast}]", f"distillation.method={arm}", f"seed={seed}", "name=" + arm
+            "epochs=200", f"students=[{cohort}]", f"distillation.method={arm}", f"seed={seed}", "name=" + arm
         )
         for arm in arms
         for seed in range(5)

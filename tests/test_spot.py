@@ -1,4 +1,4 @@
-"""A host that is about to be taken away: the cast takes a checkpoint while it still can."""
+"""A host that is about to be taken away: the cohort takes a checkpoint while it still can."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from ray.cluster_utils import Cluster
 from ray.core.generated.autoscaler_pb2 import DrainNodeReason
 
 from kdcl_dist.launch.ray import driver as on_ray
-from kdcl_dist.run.events import CheckpointSaved, Event, Note, Stepped
+from kdcl_dist.run.events import CheckpointSaved, Event, Note, Stepped, Warned
 from kdcl_dist.run.run import Run
 
 
@@ -32,7 +32,7 @@ def test_a_notice_takes_a_checkpoint_and_training_goes_on(
         events: list[Event] = []
         asked, drained = threading.Event(), threading.Event()
 
-        def hear(event: Event) -> None:
+        def on_event(event: Event) -> None:
             events.append(event)
             if isinstance(event, Stepped) and not drained.is_set():
                 drained.set()
@@ -43,11 +43,13 @@ def test_a_notice_takes_a_checkpoint_and_training_goes_on(
             if isinstance(event, CheckpointSaved):
                 asked.set()
 
-        on_ray.launch(run, hear, asked)
+        on_ray.launch(run, on_event, asked)
     finally:
         ray.shutdown()
         cluster.shutdown()
-    (note,) = [event.text for event in events if isinstance(event, Note) and "is to go" in event.text]
+    (note,) = [
+        event.text for event in events if isinstance(event, Note | Warned) and "is to go" in event.text
+    ]
     assert note.endswith(": all take a checkpoint")
     saved = [event.step for event in events if isinstance(event, CheckpointSaved)]
     assert 0 < saved[0] < 240, "none is due before step 240"

@@ -6,14 +6,14 @@ import errno
 import os
 import pickle
 import threading
+import time
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from kdcl_dist.errors import RunFolderError, StorageError
-from kdcl_dist.run import retry
-from kdcl_dist.run.retry import persist
+from kdcl_dist.run.retry import retry
 from kdcl_dist.run.storage import Folder
 from kdcl_dist.run.uris import join, without_secret
 
@@ -125,8 +125,8 @@ def failing(*numbers: int) -> Callable[[], str]:
 
 def test_what_passes_on_nfs_is_tried_again(monkeypatch: pytest.MonkeyPatch) -> None:
     pauses: list[float] = []
-    monkeypatch.setattr(retry.time, "sleep", pauses.append)
-    assert persist(failing(errno.ESTALE, errno.EIO, errno.ETIMEDOUT), "it fails", 30) == "done"
+    monkeypatch.setattr(time, "sleep", pauses.append)
+    assert retry(failing(errno.ESTALE, errno.EIO, errno.ETIMEDOUT), "it fails", 30) == "done"
     assert pauses == sorted(pauses)
     assert len(pauses) == 3
 
@@ -134,14 +134,14 @@ def test_what_passes_on_nfs_is_tried_again(monkeypatch: pytest.MonkeyPatch) -> N
 @pytest.mark.parametrize("number", [errno.ENOSPC, errno.EACCES, errno.EROFS, errno.ENOTDIR])
 def test_what_stays_is_told_at_once(number: int) -> None:
     with pytest.raises(StorageError, match="a cannot be written to b: "):
-        persist(failing(number), "a cannot be written to b", 30)
+        retry(failing(number), "a cannot be written to b", 30)
     with pytest.raises(FileNotFoundError):
-        persist(failing(errno.ENOENT), "a cannot be read from b", 30)
+        retry(failing(errno.ENOENT), "a cannot be read from b", 30)
 
 
 def test_the_limit_holds() -> None:
     with pytest.raises(StorageError, match=r"tried 2 times in 0\.\d s \(limits\.storage_s\), last OSError"):
-        persist(failing(*[errno.EIO] * 100), "it fails", 0.5)
+        retry(failing(*[errno.EIO] * 100), "it fails", 0.5)
 
 
 @pytest.mark.parametrize(

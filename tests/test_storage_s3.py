@@ -13,15 +13,15 @@ import pytest
 import s3
 import torch
 from click.testing import CliRunner
-from conftest import Cast, MakeRecipe, assert_same
+from conftest import Cohort, MakeRecipe, assert_same
 
 from kdcl_dist.cli import kdcl
 from kdcl_dist.config.recipe import Recipe
 from kdcl_dist.errors import CheckpointError, RunFolderError, StorageError
 from kdcl_dist.launch import local
 from kdcl_dist.run import uris
-from kdcl_dist.run.checkpoint import newest, read_part
-from kdcl_dist.run.events import CheckpointSaved, Event, Note
+from kdcl_dist.run.checkpoint import latest, read_part
+from kdcl_dist.run.events import CheckpointSaved, Event, Note, Warned
 from kdcl_dist.run.metrics import read_metrics
 from kdcl_dist.run.run import Run, prepare, read_record
 from kdcl_dist.run.storage import Folder
@@ -53,8 +53,8 @@ def start(recipe: Recipe, port: int, name: str, *, resume: bool = False) -> Run:
 
 
 def network(folder: Folder, name: str) -> dict[str, torch.Tensor]:
-    """A student's network in the newest checkpoint."""
-    manifest = newest(folder, print)
+    """A student's network in the latest checkpoint."""
+    manifest = latest(folder, print)
     assert manifest is not None
     model: dict[str, torch.Tensor] = read_part(folder, manifest, name)["model"]
     return model
@@ -94,7 +94,7 @@ def test_files_come_and_go(port: int) -> None:
 
 def test_a_student_is_exported_from_there(port: int, make_recipe: MakeRecipe, tmp_path: Path) -> None:
     run = start(make_recipe("epochs=1"), port, "arm-seed0")
-    assert not Cast(run).train().errors
+    assert not Cohort(run).train().errors
     arguments = ["--student", "a", "--last", "--to", str(tmp_path / "x")]
     result = CliRunner().invoke(kdcl, ["export", run.folder.uri, *arguments])
     assert result.exit_code == 0, result.output
@@ -175,16 +175,16 @@ def test_a_whole_run_stopped_resumed_and_evaluated(
     make_recipe: MakeRecipe, make_run: MakeRun, port: int
 ) -> None:
     recipe = make_recipe()
-    here = Cast(make_run(recipe, "here")).train()
+    here = Cohort(make_run(recipe, "here")).train()
     assert not here.errors
     stop = threading.Event()
 
-    def tell(event: Event) -> None:
+    def on_event(event: Event) -> None:
         if isinstance(event, CheckpointSaved):
             stop.set()
 
     run = start(recipe, port, "whole")
-    assert not local.launch(run, tell, stop)
+    assert not local.launch(run, on_event, stop)
     again = start(recipe, port, "whole", resume=True)
     assert again.step == 3
     assert local.launch(again, print, threading.Event())
@@ -199,10 +199,10 @@ def test_training_survives_a_bad_connection(
     make_recipe: MakeRecipe, make_run: MakeRun, proxy: s3.Proxy
 ) -> None:
     recipe = make_recipe("limits.step_s=60", "limits.storage_s=20")
-    here = Cast(make_run(recipe, "here")).train()
+    here = Cohort(make_run(recipe, "here")).train()
     faults = itertools.cycle([None, "cut", None, None, 503, 0.3])
     proxy.rule = lambda method, path: next(faults)
-    there = Cast(start(recipe, proxy.port, "bad")).train()
+    there = Cohort(start(recipe, proxy.port, "bad")).train()
     assert not there.errors
     proxy.rule = lambda method, path: None
     same_runs(here.run.folder, there.run.folder)
@@ -213,20 +213,20 @@ def test_a_checkpoint_that_cannot_be_written_ends_the_run(
     make_recipe: MakeRecipe, make_run: MakeRun, proxy: s3.Proxy, file: str
 ) -> None:
     recipe = make_recipe("limits.storage_s=1")
-    here = Cast(make_run(recipe, "here")).train()
+    here = Cohort(make_run(recipe, "here")).train()
     name = f"lasting-{file}"
     proxy.rule = lambda method, path: 503 if method == "PUT" and f"step-00000006/{file}" in path else None
-    cast = Cast(start(recipe, proxy.port, name)).train()
-    assert cast.errors.keys() == {"a", "b", "coordinator"}
-    for error in cast.errors.values():
+    cohort = Cohort(start(recipe, proxy.port, name)).train()
+    assert cohort.errors.keys() == {"a", "b", "coordinator"}
+    for error in cohort.errors.values():
         assert isinstance(error, CheckpointError), error
         assert f"{file} cannot be written to s3://***@bucket/runs/{name}: tried" in str(error)
         assert "the last checkpoint stays" in str(error)
     proxy.rule = lambda method, path: None
-    assert read_record(cast.run.folder)["state"] == "failed"
+    assert read_record(cohort.run.folder)["state"] == "failed"
     resumed = start(recipe, proxy.port, name, resume=True)
     assert resumed.step == 3
-    assert not Cast(resumed).train().errors
+    assert not Cohort(resumed).train().errors
     same_runs(here.run.folder, resumed.folder)
 
 
@@ -235,7 +235,7 @@ def test_metrics_wait_for_the_storage(
 ) -> None:
     monkeypatch.setattr("kdcl_dist.coordinator.loop.HASTE_S", 0.3)
     recipe = make_recipe("limits.storage_s=1", "epochs=3")
-    here = Cast(make_run(recipe, "here")).train()
+    here = Cohort(make_run(recipe, "here")).train()
     second = threading.Event()
 
     def out_in_the_first_two_epochs(method: str, path: str) -> int | None:
@@ -245,13 +245,13 @@ def test_metrics_wait_for_the_storage(
         return 503 if away and not second.is_set() else None
 
     proxy.rule = out_in_the_first_two_epochs
-    cast = Cast(start(recipe, proxy.port, "waits")).train()
-    assert not cast.errors
-    notes = [event.text for event in cast.events if isinstance(event, Note)]
+    cohort = Cohort(start(recipe, proxy.port, "waits")).train()
+    assert not cohort.errors
+    notes = [event.text for event in cohort.events if isinstance(event, Note | Warned)]
     assert len(notes) == 2
     assert all("metrics/epoch-0000.parquet cannot be written" in note for note in notes)
-    same_runs(here.run.folder, cast.run.folder)
-    assert len(cast.run.folder.names("tensorboard/a")) == 3
+    same_runs(here.run.folder, cohort.run.folder)
+    assert len(cohort.run.folder.names("tensorboard/a")) == 3
 
 
 def test_unwritten_metrics_travel_in_the_checkpoint(
@@ -259,16 +259,16 @@ def test_unwritten_metrics_travel_in_the_checkpoint(
 ) -> None:
     monkeypatch.setattr("kdcl_dist.coordinator.loop.HASTE_S", 0.3)
     recipe = make_recipe("limits.storage_s=1")
-    here = Cast(make_run(recipe, "here")).train()
+    here = Cohort(make_run(recipe, "here")).train()
     proxy.rule = lambda method, path: 503 if method == "PUT" and "/metrics/" in path else None
-    cast = Cast(start(recipe, proxy.port, "travel")).train()
-    for error in cast.errors.values():
+    cohort = Cohort(start(recipe, proxy.port, "travel")).train()
+    for error in cohort.errors.values():
         assert isinstance(error, StorageError)
         assert "the training is complete and saved: --resume" in str(error)
-    assert cast.errors.keys() == {"a", "b", "coordinator"}
+    assert cohort.errors.keys() == {"a", "b", "coordinator"}
     proxy.rule = lambda method, path: None
     resumed = start(recipe, proxy.port, "travel", resume=True)
     assert resumed.step == 6
-    assert not Cast(resumed).train().errors
+    assert not Cohort(resumed).train().errors
     assert read_record(resumed.folder)["state"] == "finished"
     same_runs(here.run.folder, resumed.folder)

@@ -34,9 +34,9 @@ def shown(folder: Path) -> dict[str, list[tuple[int, float]]]:
 def test_points_stand_at_the_steps_done_and_a_resumed_run_replaces_those_after_its_start(
     tmp_path: Path,
 ) -> None:
-    board, threads = TensorBoard(Folder(str(tmp_path)), start=0), threading.active_count()
-    board.write(rows(0, 1, 2, value=1.0))
-    board.write(rows(3, 4, value=1.0))  # of an epoch that another process takes again
+    monitor, threads = TensorBoard(Folder(str(tmp_path)), start=0), threading.active_count()
+    monitor.write(rows(0, 1, 2, value=1.0))
+    monitor.write(rows(3, 4, value=1.0))  # of an epoch that another process takes again
     assert threading.active_count() == threads
     # What is written is there before the file is closed: a process that is killed closes none.
     assert shown(tmp_path / "tensorboard" / "a")["train/loss"] == [(step, 1.0) for step in range(1, 6)]
@@ -48,4 +48,4 @@ def test_points_stand_at_the_steps_done_and_a_resumed_run_replaces_those_after_i
         found = shown(tmp_path / "tensorboard" / name)
         assert found["train/loss"] == [(1, 1), (2, 1), (3, 1), (4, 2), (5, 2), (6, 2)]
         assert found["test/loss"] == [(0, 1), (1, 1), (2, 1), (3, 1), (3, 2), (4, 2), (5, 2)]
-    board.close()
+    monitor.close()

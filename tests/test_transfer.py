@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from conftest import ROOT, Cast, MakeRecipe, assert_same, weights
+from conftest import ROOT, Cohort, MakeRecipe, assert_same, weights
 from torch import Tensor, nn
 
 from benchmarks.in_turn import InTurn
@@ -20,7 +20,7 @@ from kdcl_dist.config.recipe import Recipe
 from kdcl_dist.config.recipe_file import load_recipe
 from kdcl_dist.data.dataset import fingerprint, open_dataset
 from kdcl_dist.data.subset import open_classes
-from kdcl_dist.data.training_data import Session
+from kdcl_dist.data.training_data import TrainingData
 from kdcl_dist.errors import DataError, ModelError, RecipeError
 from kdcl_dist.models.transfer import head_of
 from kdcl_dist.run.run import Run
@@ -53,7 +53,7 @@ def test_some_classes_of_a_data_set(data: dict[str, str]) -> None:
 
 def test_mistakes_in_classes(make_recipe: MakeRecipe) -> None:
     with pytest.raises(DataError, match=r"class 9 is no class of the data set .*class 0"):
-        Session.open(make_recipe("data.classes=[class 1, class 9]"))
+        TrainingData.open(make_recipe("data.classes=[class 1, class 9]"))
     for value, words in (("[a]", "at least 2"), ("[a, a]", "differ"), ("[1, 2]", "valid string")):
         with pytest.raises(RecipeError, match=words):
             make_recipe(f"data.classes={value}")
@@ -67,34 +67,34 @@ def transferred(make_recipe: MakeRecipe, other: str, kind: str, *more: str) -> R
 def test_fine_tuning_begins_with_the_other_body_and_a_head_of_its_own(
     make_recipe: MakeRecipe, other: str
 ) -> None:
-    cast = InTurn(transferred(make_recipe, other, "finetune"))
-    begun, given = cast.students[0].model.state_dict(), torch.load(other, weights_only=True)
+    cohort = InTurn(transferred(make_recipe, other, "finetune"))
+    begun, given = cohort.students[0].model.state_dict(), torch.load(other, weights_only=True)
     plain = InTurn(make_recipe("distillation.method=none", "students.b=null")).students[0].model.state_dict()
     for name, value in begun.items():
         source = plain if name.startswith("classifier.") else given
         assert torch.equal(value, source[name]), name
     before = copy.deepcopy(begun)
-    cast.train()
-    after = cast.students[0].model.state_dict()
+    cohort.train()
+    after = cohort.students[0].model.state_dict()
     assert not any(torch.equal(after[name], before[name]) for name in before)
 
 
 def test_a_probe_equals_a_linear_layer_on_fixed_features(make_recipe: MakeRecipe, other: str) -> None:
-    cast = InTurn(transferred(make_recipe, other, "probe", "epochs=4"))
-    network = copy.deepcopy(cast.students[0].model).eval()
+    cohort = InTurn(transferred(make_recipe, other, "probe", "epochs=4"))
+    network = copy.deepcopy(cohort.students[0].model).eval()
     head = copy.deepcopy(network.get_submodule("classifier"))
     network.classifier = nn.Identity()  # type: ignore[assignment]
-    before = copy.deepcopy(cast.students[0].model.state_dict())
+    before = copy.deepcopy(cohort.students[0].model.state_dict())
     assert isinstance(head, nn.Linear)
     optimizer = torch.optim.SGD(head.parameters(), 0.1, momentum=0.9, weight_decay=5e-4)
-    for batch in cast.session.training(0, 0):
+    for batch in cohort.training_data.training(0, 0):
         with torch.no_grad():
             features: Tensor = network(batch.images)
         optimizer.zero_grad()
         F.cross_entropy(head(features), batch.labels).backward()
         optimizer.step()
-    cast.train()
-    after = cast.students[0].model.state_dict()
+    cohort.train()
+    after = cohort.students[0].model.state_dict()
     assert torch.allclose(after.pop("classifier.weight"), head.weight, atol=1e-6)
     assert torch.allclose(after.pop("classifier.bias"), head.bias, atol=1e-6)
     assert_same(after, {name: before[name] for name in after})
@@ -106,13 +106,13 @@ def test_a_run_of_replicas_stopped_and_resumed(
 ) -> None:
     recipe = transferred(make_recipe, other, kind, "students.a.replicas=2")
     whole, part = make_run(recipe), make_run(recipe, name="part")
-    assert not Cast(whole).train().errors
+    assert not Cohort(whole).train().errors
     calls = iter([False] * 2 + [True] * 9)
-    assert not Cast(part).train(stop=lambda: next(calls)).errors
+    assert not Cohort(part).train(stop=lambda: next(calls)).errors
     Path(other).unlink()  # a resumed run does not need them
-    cast = Cast(make_run(recipe, name="part", resume=True))
-    assert 0 < cast.run.step < 6
-    assert not cast.train().errors
+    cohort = Cohort(make_run(recipe, name="part", resume=True))
+    assert 0 < cohort.run.step < 6
+    assert not cohort.train().errors
     assert_same(weights(whole.folder, 6, "a"), weights(part.folder, 6, "a"))
 
 

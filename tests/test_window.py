@@ -1,4 +1,4 @@
-"""Students that walk the data in different orders: the same weights as a slow sequential reference."""
+"""Students that order the data in different orders: the same weights as a slow sequential reference."""
 
 from __future__ import annotations
 
@@ -10,20 +10,20 @@ import numpy as np
 import pytest
 import reference
 import torch
-from conftest import Cast, MakeRecipe, Order, assert_same
+from conftest import Cohort, MakeRecipe, Order, assert_same
 from test_equals_reference import VIEWS, check, recipe_for, students_of
 from test_replicas import PAIR
 from test_replicas import check as check_replicas
 
 from benchmarks.in_turn import InTurn
 from kdcl_dist.config.recipe_file import parse_recipe
-from kdcl_dist.config.rounds import Plan
+from kdcl_dist.config.rounds import RunSchedule
 from kdcl_dist.coordinator import logit_bank
-from kdcl_dist.coordinator.aggregator import Coordinator
+from kdcl_dist.coordinator.aggregator import Aggregator
 from kdcl_dist.coordinator.logit_bank import make_bank
-from kdcl_dist.coordinator.window_check import Walks, walks_of
+from kdcl_dist.coordinator.window_check import WindowCheck, make_window_check
 from kdcl_dist.data import sampling
-from kdcl_dist.data.training_data import Session
+from kdcl_dist.data.training_data import TrainingData
 from kdcl_dist.distillation.ensembles import log_soft_target
 from kdcl_dist.distillation.losses import distillation_loss
 from kdcl_dist.errors import KdclError, LabelMismatch, MisalignedIds, RecipeError
@@ -42,29 +42,32 @@ METHODS = ("none", "naive", "linear", "min_logit", "general", "mean", "teacher")
 SMALL = ("batch_size=7", "epochs=3")
 
 
-# -- the walk ------------------------------------------------------------------------------------
+# -- the order ------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("width", [1, 2, 3, 8, 20])
 def test_each_walks_the_same_samples_in_its_own_order(width: int) -> None:
     steps_TB = sampling.epoch_steps(np.arange(100, 160), 7, seed=3, epoch=2)
-    walks = [np.stack(list(sampling.own_steps(steps_TB, width, student, 2))) for student in (5, 6)]
+    orders = [np.stack(list(sampling.own_steps(steps_TB, width, student, 2))) for student in (5, 6)]
     for first in range(0, len(steps_TB), width):
         shared = np.sort(steps_TB[first : first + width].ravel())
-        for walk in walks:
-            assert walk.shape == steps_TB.shape
-            assert np.array_equal(np.sort(walk[first : first + width].ravel()), shared)
-    assert not np.array_equal(*walks)
+        for order in orders:
+            assert order.shape == steps_TB.shape
+            assert np.array_equal(np.sort(order[first : first + width].ravel()), shared)
+    assert not np.array_equal(*orders)
     if width > 1:
-        assert not np.array_equal(*(np.sort(walk, axis=1) for walk in walks)), "not only within a step"
+        assert not np.array_equal(*(np.sort(order, axis=1) for order in orders)), "not only within a step"
     for start in range(len(steps_TB)):
         rest = list(sampling.own_steps(steps_TB, width, 5, 2, start))
-        assert np.array_equal(np.stack(rest), walks[0][start:])
+        assert np.array_equal(np.stack(rest), orders[0][start:])
 
 
 def test_a_window_ends_with_its_epoch(make_recipe: MakeRecipe) -> None:
     epoch, wide = (
-        [batch.ids.tolist() for batch in Session.open(make_recipe(f"distillation.window={w}")).training(0, 0)]
+        [
+            batch.ids.tolist()
+            for batch in TrainingData.open(make_recipe(f"distillation.window={w}")).training(0, 0)
+        ]
         for w in ("epoch", 1000)
     )
     assert epoch == wide
@@ -81,7 +84,7 @@ def test_equals_the_reference(
 ) -> None:
     more = [*SMALL, f"distillation.window={window}"]
     run = make_run(recipe_for(method, make_recipe, tmp_path, *more))
-    assert not Cast(run).train().errors
+    assert not Cohort(run).train().errors
     check(run)
 
 
@@ -98,13 +101,13 @@ def test_equals_the_reference(
 )
 def test_equals_the_reference_with(override: str, make_recipe: MakeRecipe, make_run: MakeRun) -> None:
     run = make_run(make_recipe(*SMALL, "distillation.window=4", override))
-    assert not Cast(run).train().errors
+    assert not Cohort(run).train().errors
     check(run)
 
 
 def test_processes_equal_the_reference(make_recipe: MakeRecipe, make_run: MakeRun) -> None:
-    cast = "students=" + str(students_of(make_recipe))
-    run = make_run(make_recipe(*SMALL, cast, VIEWS, "distillation.window=4"))
+    cohort = "students=" + str(students_of(make_recipe))
+    run = make_run(make_recipe(*SMALL, cohort, VIEWS, "distillation.window=4"))
     assert local.launch(run, lambda event: None, threading.Event())
     check(run)
 
@@ -120,7 +123,7 @@ def test_in_turn_equals_the_reference(make_recipe: MakeRecipe) -> None:
 
 def test_replicas(make_recipe: MakeRecipe, make_run: MakeRun) -> None:
     run = make_run(make_recipe(PAIR, "distillation.window=2", "batch_size=12"))
-    assert not Cast(run).train().errors
+    assert not Cohort(run).train().errors
     check_replicas(run, atol=1e-6, step=10)
 
 
@@ -143,12 +146,12 @@ def test_stopped_within_a_window_and_resumed(
 ) -> None:
     monkeypatch.setattr(logit_bank, "PART_BYTES", 300)
     recipe = make_recipe(*SMALL, "distillation.window=4", "data.holdout_per_class=1", more)
-    whole = Cast(make_run(recipe)).train()
+    whole = Cohort(make_run(recipe)).train()
     assert not whole.errors
     asked = iter(range(10**6))
-    stopped = Cast(make_run(recipe, "r")).train(stop=lambda: next(asked) + 1 >= steps)
+    stopped = Cohort(make_run(recipe, "r")).train(stop=lambda: next(asked) + 1 >= steps)
     assert not stopped.errors
-    resumed = Cast(make_run(recipe, "r", resume=True)).train()
+    resumed = Cohort(make_run(recipe, "r", resume=True)).train()
     assert not resumed.errors
     assert resumed.run.step >= steps
     check(resumed.run)
@@ -180,17 +183,17 @@ def test_coverage_and_ages_are_those_of_the_walks(
 ) -> None:
     recipe = make_recipe(*SMALL, "distillation.window=4", f"distillation.max_staleness={oldest or 'null'}")
     run = make_run(recipe)
-    assert not Cast(run).train().errors
+    assert not Cohort(run).train().errors
     found = _rows(run)
-    session = Session.open(recipe)
-    walks = [[batch.ids.tolist() for batch in session.training(i, 0)] for i in range(2)]
+    training_data = TrainingData.open(recipe)
+    orders = [[batch.ids.tolist() for batch in training_data.training(i, 0)] for i in range(2)]
     for own, name in enumerate("ab"):
         seen: dict[int, int] = {}
         for epoch in range(3):
             ages, samples = [], 0
             for step in range(8 * epoch, 8 * epoch + 8):
-                seen |= dict.fromkeys(walks[1 - own][step], step)
-                ages += [step - seen[i] for i in walks[own][step] if i in seen]
+                seen |= dict.fromkeys(orders[1 - own][step], step)
+                ages += [step - seen[i] for i in orders[own][step] if i in seen]
                 samples += 7
             ages = [age for age in ages if oldest is None or age <= oldest]
             key = name, 8 * epoch + 8, "window"
@@ -204,12 +207,12 @@ def test_coverage_and_ages_are_those_of_the_walks(
 
 def test_the_report_shows_them(make_recipe: MakeRecipe, make_run: MakeRun) -> None:
     run = make_run(make_recipe(*SMALL, "distillation.window=4"))
-    assert not Cast(run).train().errors
+    assert not Cohort(run).train().errors
     html = run_sections(load(run.folder.uri))
     for ident in ("coverage", "staleness", "ages"):
         assert f'<figure id="{ident}">' in html
     plain = make_run(make_recipe("epochs=1"))
-    assert not Cast(plain).train().errors
+    assert not Cohort(plain).train().errors
     assert "Different orders" not in run_sections(load(plain.folder.uri))
 
 
@@ -224,10 +227,12 @@ def contribution(ids: list[int], seed: int) -> Contribution:
     return Contribution(found, found % C, 3 * torch.randn(len(ids), C, generator=generator))
 
 
-def coordinator(*overrides: str) -> Coordinator:
+def coordinator(*overrides: str) -> Aggregator:
     students = ", ".join(f"{{name: {name}, model: mlp}}" for name in "abc")
     recipe = parse_recipe(f"data: {{train: x, test: x}}\nstudents: [{students}]", overrides)
-    return Coordinator(recipe, make_bank(recipe, 20, C), walks_of(recipe, Plan(1, 4, 0, 1, 1, 20)))
+    return Aggregator(
+        recipe, make_bank(recipe, 20, C), make_window_check(recipe, RunSchedule(1, 4, 0, 1, 1, 20))
+    )
 
 
 @pytest.mark.parametrize("method", ["naive", "linear", "min_logit", "mean", "general"])
@@ -394,26 +399,26 @@ def test_logits_that_are_not_finite_are_not_kept_and_the_older_ones_still_teach(
 @pytest.mark.parametrize("how", ["foreign", "twice"])
 def test_who_walks_other_samples_is_named_at_the_windows_end(odd: int, how: str) -> None:
     found = coordinator("distillation.window=2", "distillation.method=none")
-    walks = [([1, 2], [3, 4]), ([4, 1], [2, 3]), ([3, 2], [1, 4])]
+    orders = [([1, 2], [3, 4]), ([4, 1], [2, 3]), ([3, 2], [1, 4])]
     for step in (0, 1):
-        found.answer([contribution(walk[step], 0) for walk in walks], step)
-    first, (one, _) = walks[odd]
-    walks[odd] = first, [one, 9 if how == "foreign" else first[0]]
-    found.answer([contribution(walk[0], 0) for walk in walks], 2)
+        found.answer([contribution(order[step], 0) for order in orders], step)
+    first, (one, _) = orders[odd]
+    orders[odd] = first, [one, 9 if how == "foreign" else first[0]]
+    found.answer([contribution(order[0], 0) for order in orders], 2)
     with pytest.raises(MisalignedIds, match="other samples") as caught:
-        found.answer([contribution(walk[1], 0) for walk in walks], 3)
+        found.answer([contribution(order[1], 0) for order in orders], 3)
     assert caught.value.student == "abc"[odd]
 
 
 def test_an_epochs_last_window_may_be_short() -> None:
-    walks = Walks(["a", "b"], width=3, steps_per_epoch=4)
+    window_check = WindowCheck(["a", "b"], width=3, steps_per_epoch=4)
     for epoch in range(2):
         for step, (a, b) in enumerate([(1, 2), (2, 3), (3, 1), (4, 4)]):
-            walks.add([contribution([a], 0), contribution([b], 0)], [0, 1], 4 * epoch + step)
+            window_check.add([contribution([a], 0), contribution([b], 0)], [0, 1], 4 * epoch + step)
     for step, (a, b) in enumerate([(1, 2), (2, 4)]):
-        walks.add([contribution([a], 0), contribution([b], 0)], [0, 1], 8 + step)
+        window_check.add([contribution([a], 0), contribution([b], 0)], [0, 1], 8 + step)
     with pytest.raises(MisalignedIds):
-        walks.add([contribution([3], 0), contribution([1], 0)], [0, 1], 10)
+        window_check.add([contribution([3], 0), contribution([1], 0)], [0, 1], 10)
 
 
 def test_room_for_the_answer() -> None:
@@ -425,8 +430,8 @@ def test_room_for_the_answer() -> None:
 
 
 def test_the_plan_knows_the_coordinators_part() -> None:
-    cast = "{name: a, model: mlp}, {name: b, model: mlp}"
-    text = f"data: {{train: x, test: x}}\nbatch_size: 10\nstudents: [{cast}]"
+    cohort = "{name: a, model: mlp}, {name: b, model: mlp}"
+    text = f"data: {{train: x, test: x}}\nbatch_size: 10\nstudents: [{cohort}]"
     for overrides in ([], ["window=3"], ["window=epoch", "bank.top_k=2", "bank.folder=/nowhere/here"]):
         recipe = parse_recipe(text, [f"distillation.{override}" for override in overrides])
         assert 0 < _ensemble(recipe, C) < 10

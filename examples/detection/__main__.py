@@ -25,7 +25,7 @@ def detection() -> None:
 @SET
 @STORAGE
 @click.option("--name", help="The run's folder below it. [default: the recipe's name]")
-@click.option("--resume", is_flag=True, help="Continue from the newest checkpoint.")
+@click.option("--resume", is_flag=True, help="Continue from the latest checkpoint.")
 @reports_errors
 def train(recipe: str, overrides: tuple[str, ...], storage: str, name: str | None, resume: bool) -> None:
     """Train the detector of a RECIPE."""
@@ -43,7 +43,7 @@ def train(recipe: str, overrides: tuple[str, ...], storage: str, name: str | Non
 @detection.command()
 @click.argument("recipes", nargs=-1, required=True, type=click.Path(), metavar="RECIPE...")
 @click.option("--vanilla", required=True, help="Backbone of a network that was trained alone.")
-@click.option("--kdcl", required=True, help="Backbone of a network that was trained in a cast.")
+@click.option("--kdcl", required=True, help="Backbone of a network that was trained in a cohort.")
 @SET
 @STORAGE
 @reports_errors
@@ -89,7 +89,7 @@ def table(vanilla_runs: tuple[str, ...], kdcl_runs: tuple[str, ...]) -> None:
 @click.option("--to", type=click.Path(path_type=Path), default=Path("predictions.png"), show_default=True)
 @reports_errors
 def picture(run: str, count: int, score: float, to: Path) -> None:
-    """Draw what the newest checkpoint of a RUN finds, beside what is annotated."""
+    """Draw what the latest checkpoint of a RUN finds, beside what is annotated."""
     from examples.detection.coco import require_pycocotools
     from examples.detection.driver import picture as draw_picture
     from kdcl_dist.errors import RunFolderError

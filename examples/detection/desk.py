@@ -11,7 +11,7 @@ __all__ = ["Desk", "Heard"]
 
 @dataclass(frozen=True)
 class Heard:
-    """What the workers said since the driver asked last: lines, and of each work the newest (done, total)."""
+    """What the workers said since the driver asked last: lines, and of each work the latest (done, total)."""
 
     lines: list[str]
     progress: dict[str, tuple[int, int]]

@@ -29,7 +29,7 @@ def train(recipe: DetectionRecipe, storage: str, name: str, *, resume: bool) -> 
         recipe: what to train.
         storage: path or URI of the folder that holds runs.
         name: the run's folder within it.
-        resume: continue the run from its newest checkpoint.
+        resume: continue the run from its latest checkpoint.
 
     Raises:
         UserError: recipe, data, backbone or run folder cannot be used as they are.
@@ -48,7 +48,7 @@ def train(recipe: DetectionRecipe, storage: str, name: str, *, resume: bool) -> 
     update_record(run.folder, state="starting", cause=None)
     try:
         with cluster(recipe), ImportProgress(console) as progress, stop_on_signals(say) as asked:
-            finished = launch(run, say, progress.tell, asked)
+            finished = launch(run, say, progress.update, asked)
     except KdclError as error:
         _note_failure(run, error)
         raise
@@ -67,7 +67,7 @@ def _note_failure(run: Run, error: KdclError) -> None:
 
 
 def picture(uri: str, *, count: int, score: float) -> bytes:
-    """A PNG of what the newest checkpoint of a run finds, with at least a score, in some test images.
+    """A PNG of what the latest checkpoint of a run finds, with at least a score, in some test images.
 
     Raises:
         RunFolderError: it is no run, or has no checkpoint.

@@ -2,7 +2,7 @@
 
 checkpoints/step-00000000/detector.pt    the backbone as it was given, and the rest as the seed has it
 metrics/epoch-0000.parquet               losses and learning rate of each step, AP after the epoch
-detections.json                          what the newest test found, in COCO's format of results
+detections.json                          what the latest test found, in COCO's format of results
 predictions.png                          some of it drawn, at the end
 """
 
@@ -20,7 +20,7 @@ from examples.detection.loading import epoch_steps
 from examples.detection.model import build_detector
 from examples.detection.recipe import DetectionRecipe, differences, dump_recipe, parse_recipe
 from kdcl_dist.errors import CheckpointError, DataError, RunFolderError, StorageError, one_line
-from kdcl_dist.run.checkpoint import Manifest, commit, newest, prune, read_part, write_part
+from kdcl_dist.run.checkpoint import Manifest, commit, latest, prune, read_part, write_part
 from kdcl_dist.run.run import NAME, update_record, versions
 from kdcl_dist.run.storage import Folder
 
@@ -37,7 +37,7 @@ class State:
 
     Attributes:
         step: training steps done.
-        parts: model, optimizer, recorder; mean and std of the images; number of classes.
+        parts: model, optimizer, table; mean and std of the images; number of classes.
     """
 
     step: int
@@ -69,8 +69,8 @@ class Run:
         prune(self.folder, KEEP)
 
     def load(self, warn: Callable[[str], None] = lambda text: None) -> State:
-        """The newest undamaged checkpoint, on the CPU; raises `RunFolderError` when there is none."""
-        if (manifest := newest(self.folder, warn)) is None:
+        """The latest undamaged checkpoint, on the CPU; raises `RunFolderError` when there is none."""
+        if (manifest := latest(self.folder, warn)) is None:
             raise RunFolderError(f"{str(self.folder)!r} has no complete checkpoint")
         try:
             return State(manifest.step, read_part(self.folder, manifest, PART))

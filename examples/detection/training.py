@@ -1,6 +1,6 @@
 """What each worker does: its share of every step and of every test.
 
-The gradients are averaged and batch norm takes its statistics over all workers (`kdcl_dist.exchange.replicas`), on
+The gradients are averaged and batch norm takes its statistics over all workers, on
 GPUs as on CPUs. The random numbers of a step come from (seed, step, worker), so that a run that was stopped
 and resumed equals one that was not.
 """
@@ -22,7 +22,7 @@ from examples.detection.picture import draw_predictions
 from examples.detection.run import Run
 from kdcl_dist.errors import KdclError
 from kdcl_dist.exchange.replicas import Replicas
-from kdcl_dist.run.metrics import Recorder
+from kdcl_dist.run.metrics import MetricsTable
 from kdcl_dist.run.run import update_record
 from kdcl_dist.student.optimizer import build_optimizer, load_optimizer
 from kdcl_dist.utils.seeding import Purpose, derive
@@ -40,7 +40,7 @@ class Worker:
     """One worker's detector, data and part in the run.
 
     Args:
-        run: the run, continued from its newest checkpoint.
+        run: the run, continued from its latest checkpoint.
         link: to the other workers.
         rank: this worker's number; the first one writes and speaks.
         device: where the detector is.
@@ -71,10 +71,10 @@ class Worker:
         self.model.load_state_dict(state.parts["model"])
         self.model.to(device)
         self.optimizer = build_optimizer(self.recipe.optimizer, self.model)
-        self.recorder = Recorder(run.folder)
+        self.table = MetricsTable(run.folder)
         if "optimizer" in state.parts:
             load_optimizer(self.optimizer, state.parts["optimizer"])
-            self.recorder.load_state_dict(state.parts["recorder"])
+            self.table.load_state_dict(state.parts["table"])
         link.synchronise_batchnorm(self.model)
         self.training_model = link.wrap(self.model)
         self.steps_per_epoch = len(epoch_steps(self.train_split, self.recipe, 0))
@@ -149,7 +149,7 @@ class Worker:
             raise KdclError(f"the loss is not finite ({text}); lower optimizer.lr", step=self.step)
         row = {"loss": sum(values)} | dict(zip(losses, values, strict=True)) | {"lr": lr}
         epoch = self.step // self.steps_per_epoch
-        self.recorder.add(self.recipe.detector, epoch, self.step, "train", row)
+        self.table.add(self.recipe.detector, epoch, self.step, "train", row)
         return bool(stop > 0)
 
     def _end_epoch(self, epoch: int) -> None:
@@ -158,11 +158,11 @@ class Worker:
         results = self._test(epoch) if number % self.recipe.test_every_epochs == 0 or number == last else {}
         if self.rank != 0:
             return
-        loss = self.recorder.mean("train")[self.recipe.detector]["loss"]
+        loss = self.table.mean("train")[self.recipe.detector]["loss"]
         figures = [f"{kind} AP {values['AP']:.2f}" for kind, values in results.items()]
         self.say(", ".join([f"epoch {number} of {last}: loss {loss:.4f}", *figures]))
-        self.recorder.end_epoch(epoch)
-        self.recorder.flush(METRICS_S)
+        self.table.end_epoch(epoch)
+        self.table.flush(METRICS_S)
         update_record(self.run.folder, state="running", epoch=number)
 
     def _test(self, epoch: int) -> dict[str, dict[str, float]]:
@@ -175,7 +175,7 @@ class Worker:
         results = average_precision(truth, detections, masks=self.recipe.masks)
         for kind, values in results.items():
             row = {f"{kind}_{name}": value for name, value in values.items()}
-            self.recorder.add(self.recipe.detector, epoch, self.step, "test", row)
+            self.table.add(self.recipe.detector, epoch, self.step, "test", row)
         self.run.folder.write("detections.json", json.dumps(detections).encode())
         update_record(self.run.folder, results=results)
         return results
@@ -205,7 +205,7 @@ class Worker:
             | {
                 "model": self.model.state_dict(),
                 "optimizer": self.optimizer.state_dict(),
-                "recorder": self.recorder.state_dict(),
+                "table": self.table.state_dict(),
             },
         )
 

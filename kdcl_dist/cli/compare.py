@@ -87,7 +87,7 @@ def _run(
             launcher=launcher,  # type: ignore[arg-type]
             at_once=at_once or room,
             stop=stop,
-            watch=progress.hear,
+            watch=progress.handle,
             done=progress.done,
         )
     return outcomes, stop.is_set() and len(outcomes) < len(jobs)

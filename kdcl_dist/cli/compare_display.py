@@ -12,7 +12,7 @@ from rich.console import Console
 from kdcl_dist.compare.experiment import Job, Table
 from kdcl_dist.compare.runs import Outcome
 from kdcl_dist.errors import UserError
-from kdcl_dist.run.events import Event, Note, Started, Stepped
+from kdcl_dist.run.events import Event, Started, Stepped, Warned
 
 __all__ = ["Progress"]
 
@@ -49,7 +49,7 @@ class Progress:
         """Show a line."""
         self.console.print(text, highlight=False, markup=False, soft_wrap=True)
 
-    def hear(self, job: Job, event: Event) -> None:
+    def handle(self, job: Job, event: Event) -> None:
         """Show an event of a job."""
         with self.lock:
             self.began.setdefault(job.name, time.monotonic())
@@ -60,8 +60,8 @@ class Progress:
                 )
             elif isinstance(event, Stepped) and job.name in self.tasks:
                 self.bars.update(self.tasks[job.name], completed=event.step)
-            elif isinstance(event, Note) and event.text.startswith("warning"):
-                self.say(f"{job.name}: {event.text}")
+            elif isinstance(event, Warned):
+                self.say(f"{job.name}: warning: {event.text}")
 
     def done(self, outcome: Outcome) -> None:
         """Show how a job ended."""

@@ -117,7 +117,7 @@ def _import_images(source: Source, folder: Path, workers: int, shard_mb: int) ->
     from kdcl_dist.data.importers.images import REJECTED, import_images
 
     with ImportProgress(Console(stderr=True)) as progress:
-        done = import_images(source, folder, workers=workers, shard_mb=shard_mb, tell=progress.tell)
+        done = import_images(source, folder, workers=workers, shard_mb=shard_mb, on_progress=progress.update)
     for path in done.paths.values():
         click.echo(str(path))
     listed = f"; they are listed in {folder / REJECTED}" if done.rejected else ""

@@ -21,7 +21,7 @@ KINDS = ["state_dict", "safetensors", "torch_export", "onnx"]
 @click.option("--student", required=True, help="Name of the student.")
 @click.option("--format", "kind", type=click.Choice(KINDS), default=KINDS[0], show_default=True)
 @click.option(
-    "--epoch", type=click.IntRange(1), help="Its checkpoint after this epoch. [default: the newest]"
+    "--epoch", type=click.IntRange(1), help="Its checkpoint after this epoch. [default: the latest]"
 )
 @click.option("--last", is_flag=True, help="Its checkpoint after the recipe's last epoch, and no other.")
 @click.option("--to", help="The folder to write. [default: exports/RUN-STUDENT-FORMAT]")

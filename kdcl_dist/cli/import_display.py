@@ -25,7 +25,7 @@ LINE_S = 10.0
 
 
 class ImportProgress:
-    """Shows what is done; a context manager. `tell` is what the importers take."""
+    """Shows what is done; a context manager. `update` is what the importers take."""
 
     def __init__(self, console: Console) -> None:
         self.console = console
@@ -33,7 +33,7 @@ class ImportProgress:
         self.bar = Progress(*columns, TimeRemainingColumn(), console=console)
         self.what = ""
         self.task = TaskID(0)
-        self.began = self.told = 0.0
+        self.began = self.shown = 0.0
 
     def __enter__(self) -> ImportProgress:
         if self.console.is_terminal:
@@ -46,16 +46,16 @@ class ImportProgress:
         if self.console.is_terminal:
             self.bar.stop()
 
-    def tell(self, what: str, done: int, total: int) -> None:
+    def update(self, what: str, done: int, total: int) -> None:
         """Show that so many images of so many are done."""
         now = time.monotonic()
         if what != self.what:
-            self.what, self.began, self.told = what, now, now
+            self.what, self.began, self.shown = what, now, now
             self.task = self.bar.add_task(what, total=total)
         if self.console.is_terminal:
             self.bar.update(self.task, completed=done)
-        elif now - self.told >= LINE_S or done == total:
-            self.told = now
+        elif now - self.shown >= LINE_S or done == total:
+            self.shown = now
             rate = done / max(now - self.began, 1e-3)
             left = f", {(total - done) / rate:,.0f} s left" if done < total else ""
             self.console.print(

@@ -32,7 +32,7 @@ def plan(
     link: str | None,
     cores: int | None,
 ) -> None:
-    """Predict the step of a RECIPE's cast, and propose replicas that shorten it.
+    """Predict the step of a RECIPE's cohort, and propose replicas that shorten it.
 
     Each student's step is measured on this machine, unless it is given. If all are given, nothing is
     measured, and each worker is taken to have cores of its own unless --cores tells otherwise.
@@ -45,7 +45,7 @@ def plan(
 
     loaded = load_recipe(recipe, overrides)
     known = parse_given(given, loaded)
-    number = len(loaded.members) if workers is None else workers
+    number = len(loaded.workers) if workers is None else workers
     check_workers(number, len(loaded.students))
     found = survey(
         loaded,
@@ -53,6 +53,6 @@ def plan(
         known,
         link=parse_link(link) if link is not None else None,
         cores=cores,
-        tell=lambda text: click.echo(text, err=True),
+        on_progress=lambda text: click.echo(text, err=True),
     )
-    click.echo(show(found, propose(found.cast, number), number))
+    click.echo(show(found, propose(found.cohort, number), number))

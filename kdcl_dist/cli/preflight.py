@@ -21,7 +21,7 @@ __all__ = ["preflight"]
 @click.option("--storage", default="runs", show_default=True, help="Path or URI of the folder of runs.")
 @reports_errors
 def preflight(recipe: str, overrides: tuple[str, ...], launcher: str, storage: str) -> None:
-    """See whether the hosts are ready to train the cast of a RECIPE.
+    """See whether the hosts are ready to train the cohort of a RECIPE.
 
     Every run on Ray starts with the same checks.
     """
@@ -42,7 +42,7 @@ def preflight(recipe: str, overrides: tuple[str, ...], launcher: str, storage: s
         checks = driver.check(wanted, folder, lambda event: click.echo(getattr(event, "text", "")))
     for check in checks:
         _show(check)
-    require(checks, lambda text: click.echo(text, err=True))
+    require(checks, lambda text: click.echo(f"warning: {text}", err=True))
 
 
 def _show(check: Check) -> None:

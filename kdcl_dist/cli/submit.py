@@ -21,7 +21,7 @@ __all__ = ["submit"]
 @click.option("--set", "overrides", multiple=True, metavar="PATH=VALUE", help="Override a field.")
 @click.option("--name", help="The run's folder below the storage.")
 @click.option(
-    "--resume", is_flag=True, help="Continue from the newest checkpoint; without --name, of the newest run."
+    "--resume", is_flag=True, help="Continue from the latest checkpoint; without --name, of the latest run."
 )
 @click.option("--working-dir", default=".", show_default=True, help="Folder to upload; the recipe is in it.")
 @click.option("--runtime-env", type=click.Path(), help="Instead of what cluster/runtime_env.yaml says.")

@@ -18,13 +18,13 @@ __all__ = ["train"]
 @click.option("--storage", default="runs", show_default=True, help="Path or URI of the folder of runs.")
 @click.option("--name", help="The run's folder below it. [default: the recipe's name and the time]")
 @click.option(
-    "--resume", is_flag=True, help="Continue from the newest checkpoint; without --name, of the newest run."
+    "--resume", is_flag=True, help="Continue from the latest checkpoint; without --name, of the latest run."
 )
 @reports_errors
 def train(
     recipe: str, overrides: tuple[str, ...], launcher: str, storage: str, name: str | None, resume: bool
 ) -> None:
-    """Train the cast of a RECIPE."""
+    """Train the cohort of a RECIPE."""
     from kdcl_dist.config.recipe_file import load_recipe
 
     wanted = load_recipe(recipe, overrides)
@@ -46,7 +46,7 @@ def train(
             storage=storage,
             name=name,
             resume=resume,
-            tell=display.tell,
+            on_event=display.handle,
         )
     if result.metrics:
         console.print(results_table(result.metrics, "test results"))

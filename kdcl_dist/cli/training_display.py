@@ -1,4 +1,4 @@
-"""A running cast on the terminal: a bar and a row a student; plain lines where there is no terminal."""
+"""A running cohort on the terminal: a bar and a row a student; plain lines where there is no terminal."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ from rich.live import Live
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
-from kdcl_dist.run.events import CheckpointSaved, EpochEnded, Event, Note, Started, Stepped, Values
+from kdcl_dist.run.events import CheckpointSaved, EpochEnded, Event, Note, Started, Stepped, Values, Warned
 from kdcl_dist.run.metrics import ENSEMBLE
 
 __all__ = ["Display", "noise_table", "results_table"]
 
 
 class Display:
-    """Shows events; a context manager. `tell` is what `kdcl_dist.train` takes."""
+    """Shows events; a context manager. `handle` is what `kdcl_dist.train` takes."""
 
     def __init__(self, console: Console) -> None:
         self.console = console
@@ -47,10 +47,12 @@ class Display:
         if self.console.is_terminal:
             self.live.stop()
 
-    def tell(self, event: Event) -> None:
+    def handle(self, event: Event) -> None:
         """Show an event."""
         if isinstance(event, Note):
             self._line(event.text)
+        elif isinstance(event, Warned):
+            self._line(f"warning: {event.text}")
         elif isinstance(event, Started):
             self._start(event)
         elif isinstance(event, Stepped):

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from kdcl_dist.compare.experiment import Job
 from kdcl_dist.config.differences import differences
 from kdcl_dist.errors import KdclError, RunFolderError
-from kdcl_dist.run.checkpoint import newest
+from kdcl_dist.run.checkpoint import latest
 from kdcl_dist.run.events import Event, Values
 from kdcl_dist.run.run import load_run, read_record
 from kdcl_dist.run.storage import Folder
@@ -82,7 +82,7 @@ def _run(job: Job, storage: str, launcher: Launcher, stop: threading.Event, watc
             storage=storage,
             name=job.name,
             resume=_resumes(job, Folder(storage) / job.name),
-            tell=lambda event: watch(job, event),
+            on_event=lambda event: watch(job, event),
             stop=stop,
         )
     except KdclError as error:
@@ -103,7 +103,7 @@ def _resumes(job: Job, folder: Folder) -> bool:
             f"{str(folder)!r} holds a run of another recipe, which differs in {'; '.join(changed)}: "
             "delete it, or give the table another name"
         )
-    if read_record(folder).get("state") == "finished" or newest(folder, lambda text: None) is not None:
+    if read_record(folder).get("state") == "finished" or latest(folder, lambda text: None) is not None:
         return True
     folder.delete("")
     return False

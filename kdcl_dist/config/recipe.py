@@ -18,7 +18,7 @@ from pydantic import (
 from kdcl_dist.config.base import Name, Seed, Strict
 from kdcl_dist.config.optim import MultiStep
 from kdcl_dist.config.sections import Analysis, Checkpoint, Data, Distillation, Failure, Limits
-from kdcl_dist.config.student import Member, Student
+from kdcl_dist.config.student import Student, Worker
 
 __all__ = ["Recipe"]
 
@@ -40,21 +40,21 @@ class Recipe(Strict):
     limits: Limits = Limits()
 
     @model_validator(mode="after")
-    def _cast_is_consistent(self) -> Recipe:
+    def _cohort_is_consistent(self) -> Recipe:
         for check in CHECKS:
             check(self)
         return self
 
     @property
     def names(self) -> list[str]:
-        """The students' names in the order of the cast."""
+        """The students' names in the order of the cohort."""
         return [student.name for student in self.students]
 
     @property
-    def members(self) -> list[Member]:
-        """All workers in the order of the cast: student "a", or "a/0" and "a/1" if it has two replicas."""
+    def workers(self) -> list[Worker]:
+        """All workers in the order of the cohort: student "a", or "a/0" and "a/1" if it has two replicas."""
         return [
-            Member(place, replica, student.name if student.replicas == 1 else f"{student.name}/{replica}")
+            Worker(place, replica, student.name if student.replicas == 1 else f"{student.name}/{replica}")
             for place, student in enumerate(self.students)
             for replica in range(student.replicas)
         ]
@@ -69,7 +69,7 @@ class Recipe(Strict):
         return [transform.item() for transform in chosen]
 
     def is_teacher(self, student: Student) -> bool:
-        """Whether the student is the frozen teacher of the cast."""
+        """Whether the student is the frozen teacher of the cohort."""
         return student.name == self.distillation.teacher
 
     def warnings(self) -> list[str]:

@@ -1,7 +1,7 @@
-"""The order of a run: which turn follows which, the same list for every process.
+"""The order of a run: which round follows which, the same list for every process.
 
-Students and coordinator walk one plan side by side. Nobody tells anybody what comes next; a message
-that is not of the expected turn is an error.
+Students and coordinator walk one schedule side by side. Nobody tells anybody what comes next; a message
+that is not of the expected round is an error.
 """
 
 from __future__ import annotations
@@ -11,11 +11,11 @@ from dataclasses import dataclass, replace
 from enum import IntEnum
 from itertools import islice
 
-__all__ = ["Kind", "Plan", "Turn", "share_of"]
+__all__ = ["Kind", "Round", "RunSchedule", "share_of"]
 
 
 @dataclass(frozen=True)
-class Turn:
+class Round:
     """One collective of the run.
 
     Attributes:
@@ -32,17 +32,17 @@ class Turn:
 
     @property
     def moment(self) -> tuple[int, int, int, int]:
-        """By which turns are ordered."""
+        """By which rounds are ordered."""
         return self.epoch, self.kind, self.step, self.part
 
     @property
-    def rewound(self) -> Turn:
-        """Where this turn's pass over held-out or test samples begins: no pass is taken up in its middle."""
+    def rewound(self) -> Round:
+        """Where this round's pass over held-out or test samples begins: no pass is taken up in its middle."""
         return replace(self, part=0)
 
 
 @dataclass(frozen=True)
-class Plan:
+class RunSchedule:
     """The sizes that decide the order of a run.
 
     Attributes:
@@ -61,34 +61,34 @@ class Plan:
     checkpoint_epochs: int
     samples: int = 0
 
-    def first(self, step: int) -> Turn:
-        """The first turn after `step` training steps and all that belongs to them."""
+    def first(self, step: int) -> Round:
+        """The first round after `step` training steps and all that belongs to them."""
         epoch = step // self.steps_per_epoch
-        return Turn(Kind.TRAIN if epoch < self.epochs else Kind.END, epoch, step)
+        return Round(Kind.TRAIN if epoch < self.epochs else Kind.END, epoch, step)
 
-    def turns(self, start: Turn) -> Iterator[Turn]:
-        """All turns from one on."""
+    def rounds(self, start: Round) -> Iterator[Round]:
+        """All rounds from one on."""
         for epoch in range(start.epoch, self.epochs):
-            yield from (turn for turn in self._epoch(epoch) if turn.moment >= start.moment)
-        yield Turn(Kind.END, self.epochs, self.epochs * self.steps_per_epoch)
+            yield from (round for round in self._epoch(epoch) if round.moment >= start.moment)
+        yield Round(Kind.END, self.epochs, self.epochs * self.steps_per_epoch)
 
-    def after(self, turn: Turn) -> Turn:
-        """The turn that follows; the last follows itself."""
-        if turn.kind is Kind.TRAIN and (turn.step + 1) % self.steps_per_epoch:
-            return replace(turn, step=turn.step + 1)  # at every step: no walk through the epoch
-        turns = self.turns(turn)
-        return next(turns) if turn.kind is Kind.END else next(islice(turns, 1, None))
+    def after(self, round: Round) -> Round:
+        """The round that follows; the last follows itself."""
+        if round.kind is Kind.TRAIN and (round.step + 1) % self.steps_per_epoch:
+            return replace(round, step=round.step + 1)  # at every step: no walk through the epoch
+        rounds = self.rounds(round)
+        return next(rounds) if round.kind is Kind.END else next(islice(rounds, 1, None))
 
-    def _epoch(self, epoch: int) -> Iterator[Turn]:
+    def _epoch(self, epoch: int) -> Iterator[Round]:
         first, end = epoch * self.steps_per_epoch, (epoch + 1) * self.steps_per_epoch
         for step in range(first, end):
-            yield Turn(Kind.TRAIN, epoch, step)
+            yield Round(Kind.TRAIN, epoch, step)
         for part in range(self.holdout_batches):
-            yield Turn(Kind.HOLDOUT, epoch, end, part)
+            yield Round(Kind.HOLDOUT, epoch, end, part)
         for part in range(self.test_batches):
-            yield Turn(Kind.EVALUATE, epoch, end, part)
+            yield Round(Kind.EVALUATE, epoch, end, part)
         if (epoch + 1) % self.checkpoint_epochs == 0 or epoch + 1 == self.epochs:
-            yield Turn(Kind.CHECKPOINT, epoch, end)
+            yield Round(Kind.CHECKPOINT, epoch, end)
 
 
 def share_of(rows: int, replica: int, replicas: int) -> int:

@@ -134,7 +134,7 @@ class Distillation(Strict):
 
 
 class Checkpoint(Strict):
-    """When the cast's checkpoint is taken, and how many are kept. The last epoch always ends with one."""
+    """When the cohort's checkpoint is taken, and how many are kept. The last epoch always ends with one."""
 
     every_epochs: PositiveInt = 1
     keep: PositiveInt = 2
@@ -151,9 +151,9 @@ class Analysis(Strict):
 
 
 class Failure(Strict):
-    """What happens when a process of the cast dies, hangs or fails.
+    """What happens when a process of the cohort dies, hangs or fails.
 
-    `rollback`: it is replaced, the others keep their processes, and all go back to the newest checkpoint;
+    `rollback`: it is replaced, the others keep their processes, and all go back to the latest checkpoint;
     the result is that of a run without the failure, bit for bit. `continue`: the others go on without it,
     if they are at least `min_students`, and it joins them again, from its checkpoint, once it is replaced.
     `stop`: the others save their state, and the run ends. `max_failures` are those of a whole run; one more
@@ -173,7 +173,7 @@ class Failure(Strict):
 
 
 class Limits(Strict):
-    """Seconds after which a wait is an error: for the cast to come together, for one step, and for a
+    """Seconds after which a wait is an error: for the cohort to come together, for one step, and for a
     storage that fails and is tried again (at most a third of a step's, which waits for it).
     """
 

@@ -45,7 +45,7 @@ class _Loader(yaml.SafeLoader):
 
 
 def _replace_resolvers() -> None:
-    """Numbers as in YAML 1.2: 5e-4 is one; 1:30 (ninety in YAML 1.1), 0o17 and dates are text."""
+    """StepMetrics as in YAML 1.2: 5e-4 is one; 1:30 (ninety in YAML 1.1), 0o17 and dates are text."""
     own = {
         "int": r"[-+]?(0|[1-9][0-9_]*)",
         "float": r"[-+]?(\d+\.\d*|\.\d+)([eE][-+]?\d+)?|[-+]?\d+[eE][-+]?\d+|[-+]?\.inf|\.nan",

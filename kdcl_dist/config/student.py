@@ -15,7 +15,7 @@ from kdcl_dist.config.base import Name, Precision, Seed, Strict
 from kdcl_dist.config.optim import SGD, MultiStep, Optimizer, Schedule
 from kdcl_dist.config.sections import Transform
 
-__all__ = ["Member", "Resources", "Student"]
+__all__ = ["Resources", "Student", "Worker"]
 
 
 #: Names of parts of a run folder that a student's files would overwrite.
@@ -30,10 +30,10 @@ class Resources(Strict):
 
 
 class Student(Strict):
-    """One network of the cast.
+    """One network of the cohort.
 
     `model` is a built-in name or an import string `package.module:factory`. `seed` decides its initial
-    weights and its own stream; null derives it from the recipe's seed and the place in the cast.
+    weights and its own stream; null derives it from the recipe's seed and the place in the cohort.
     `weights` are initial weights: a file of `torch.save(model.state_dict())` or a checkpoint's student part.
     `transfer` says that they are of another task: the last linear layer starts afresh, and with "probe" it
     alone learns, with "finetune" all does.
@@ -87,8 +87,8 @@ class Student(Strict):
         return self
 
 
-class Member(NamedTuple):
-    """One worker of the cast: a student's place in the cast, and which of its replicas it is."""
+class Worker(NamedTuple):
+    """One worker of the cohort: a student's place in the cohort, and which of its replicas it is."""
 
     student: int
     replica: int

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from kdcl_dist.config.recipe import Recipe
 from kdcl_dist.coordinator.logit_bank import Bank
-from kdcl_dist.coordinator.window_check import Walks
+from kdcl_dist.coordinator.window_check import WindowCheck
 from kdcl_dist.distillation import ensembles
 from kdcl_dist.errors import (
     LabelMismatch,
@@ -29,7 +29,7 @@ from kdcl_dist.exchange.alignment import find_rows, rows_of
 from kdcl_dist.exchange.layout import sends_target
 from kdcl_dist.exchange.message import Contribution, Message, by_student
 
-__all__ = ["Aligned", "Answer", "Coordinator", "Target"]
+__all__ = ["Aggregator", "Aligned", "Answer", "Target"]
 
 
 class Aligned(NamedTuple):
@@ -78,20 +78,22 @@ class Answer(NamedTuple):
     bad: tuple[int, ...]
 
 
-class Coordinator:
+class Aggregator:
     """Answers a step's messages; holds what the ensemble must remember between steps.
 
     Args:
         recipe: the run.
         bank: of the students' last logits, which training with a `window` of several steps needs.
-        walks: of the students through their windows, if it shall be seen that they are of the same samples.
+        window_check: checks that all students send the samples of a window; None: no check.
 
     Attributes:
         present: places of the students that take part.
     """
 
-    def __init__(self, recipe: Recipe, bank: Bank | None = None, walks: Walks | None = None) -> None:
-        self.recipe, self.bank, self.walks = recipe, bank, walks
+    def __init__(
+        self, recipe: Recipe, bank: Bank | None = None, window_check: WindowCheck | None = None
+    ) -> None:
+        self.recipe, self.bank, self.window_check = recipe, bank, window_check
         self.names = recipe.names
         count = len(self.names)
         self.present = list(range(count))
@@ -110,8 +112,8 @@ class Coordinator:
 
     def parts(self, messages: Sequence[Message]) -> list[Contribution]:
         """Each student's rows of the messages of those present."""
-        members = [each.student for each in self.recipe.members if each.student in self.present]
-        return by_student(messages, members, len(self.names))
+        workers = [each.student for each in self.recipe.workers if each.student in self.present]
+        return by_student(messages, workers, len(self.names))
 
     def answer(self, parts: Sequence[Contribution], step: int) -> Answer:
         """Answer a training step.
@@ -129,8 +131,8 @@ class Coordinator:
             ContributionError: as `align`; where the recipe's window lets students send different samples
                 at a step, they must be the same by the window's end.
         """
-        if self.walks is not None:
-            self.walks.add(parts, self.present, step)
+        if self.window_check is not None:
+            self.window_check.add(parts, self.present, step)
         if self.bank is None and self.recipe.distillation.window != 1:
             return Answer(parts, None, None, self._bad(parts))
         known = self._align(parts) if self.bank is None else self._recall(self.bank, parts, step)
@@ -177,7 +179,7 @@ class Coordinator:
         for index in sound:
             bank.put(index, parts[index].ids, parts[index].logits, step)
         ids_B = torch.unique(torch.cat([part.ids for part in parts]))
-        logits_SBC, age_SB = bank.newest(ids_B, step)
+        logits_SBC, age_SB = bank.latest(ids_B, step)
         labels_B = torch.empty_like(ids_B)
         for index in self.present:
             row_B = torch.searchsorted(ids_B, parts[index].ids)
@@ -201,7 +203,7 @@ class Coordinator:
         if len(rows := bank.contradicts(part.ids, part.labels)):
             raise LabelMismatch(
                 f"has label {int(part.labels[rows[0]])} for sample {int(part.ids[rows[0]])}, where the rest "
-                "of the cast has another: do all read the same data?",
+                "of the cohort has another: do all read the same data?",
                 student=self.names[index],
             )
 
@@ -263,20 +265,22 @@ class Coordinator:
 
     def state_dict(self) -> dict[str, Any]:
         """What a resumed coordinator needs, between passes over held-out samples."""
-        walks = {} if self.walks is None else {"walks": self.walks.sums_S, "whole": self.walks.whole}
-        return {"names": self.names, "weights": self.weights_S, **walks}
+        check = self.window_check
+        # "walks" is what version 0.1.0 called the sums: checkpoints keep the key.
+        window_state = {} if check is None else {"walks": check.sums_S, "whole": check.whole}
+        return {"names": self.names, "weights": self.weights_S, **window_state}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Take up the state of `state_dict`."""
         self.weights_S = state["weights"]
-        if self.walks is not None:
-            self.walks.sums_S, self.walks.whole = state["walks"], state["whole"]
+        if self.window_check is not None:
+            self.window_check.sums_S, self.window_check.whole = state["walks"], state["whole"]
 
     def _rows(self, index: int, part: Contribution, ids_B: Tensor) -> Tensor:
         try:
             return rows_of(ids_B, part.ids)
         except MisalignedIds as error:
-            error.message = f"sends other samples than the rest of the cast: {error.message}"
+            error.message = f"sends other samples than the rest of the cohort: {error.message}"
             raise error.at(student=self.names[index]) from None
 
     def _agreed_labels(self, ids_B: Tensor, labels: Sequence[Tensor]) -> Tensor:
@@ -287,7 +291,7 @@ class Coordinator:
         place, sample = (labels_SB != labels_B).nonzero()[0].tolist()
         raise LabelMismatch(
             f"has label {int(labels_SB[place, sample])} for sample {int(ids_B[sample])}, where the "
-            f"rest of the cast has {int(labels_B[sample])}: do all read the same data?",
+            f"rest of the cohort has {int(labels_B[sample])}: do all read the same data?",
             student=self.names[self.present[place]],
         )
 

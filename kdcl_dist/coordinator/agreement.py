@@ -9,7 +9,7 @@ from kdcl_dist.errors import (
     KdclError,
     RunFolderError,
 )
-from kdcl_dist.membership.rendezvous import Hello
+from kdcl_dist.membership.rendezvous import WorkerInfo
 from kdcl_dist.run.run import (
     Run,
     read_record,
@@ -18,36 +18,36 @@ from kdcl_dist.run.run import (
 __all__ = []
 
 
-def check_agreement(hellos: Sequence[Hello]) -> None:
+def check_agreement(infos: Sequence[WorkerInfo]) -> None:
     """See that all students mean the same run.
 
     Raises:
         DataError: they read different data. KdclError: they run different versions.
     """
-    first = hellos[0]
-    for hello in hellos[1:]:
+    first = infos[0]
+    for info in infos[1:]:
         for name in sorted(first.versions):
-            if hello.versions.get(name) != first.versions[name]:
+            if info.versions.get(name) != first.versions[name]:
                 raise KdclError(
-                    f"runs {name} {hello.versions.get(name)}, but {first.name!r} on {first.host} runs "
+                    f"runs {name} {info.versions.get(name)}, but {first.name!r} on {first.host} runs "
                     f"{first.versions[name]}: install the same versions on every host",
-                    student=hello.name,
-                    host=hello.host,
+                    student=info.name,
+                    host=info.host,
                 )
-        if (hello.data, hello.plan, hello.classes) != (first.data, first.plan, first.classes):
+        if (info.data, info.schedule, info.classes) != (first.data, first.schedule, first.classes):
             raise DataError(
                 f"reads other data than {first.name!r} on {first.host}: the fingerprints or sizes differ "
                 "(`kdcl data inspect` shows them)",
-                student=hello.name,
-                host=hello.host,
+                student=info.name,
+                host=info.host,
             )
 
 
-def check_same_data(run: Run, hello: Hello) -> None:
+def check_same_data(run: Run, info: WorkerInfo) -> None:
     """See that a resumed run reads the data it began with; raises `RunFolderError`."""
     before = read_record(run.folder).get("data")
-    if run.start is not None and before is not None and before != hello.data:
+    if run.start is not None and before is not None and before != info.data:
         raise RunFolderError(
             f"{str(run.folder)!r} cannot be resumed with other data: the fingerprints differ "
-            f"(was {before}, is {hello.data})"
+            f"(was {before}, is {info.data})"
         )

@@ -79,7 +79,7 @@ class Bank:
             self.fields[name][student, ids] = rows
         self.steps[student, ids] = step + 1
 
-    def newest(self, ids_B: Tensor, step: int) -> tuple[Tensor, Tensor]:
+    def latest(self, ids_B: Tensor, step: int) -> tuple[Tensor, Tensor]:
         """All students' last logits of some samples, float32 (S, B, C), and their age in steps, (S, B).
 
         An age of -1 means that there are none, or none that are young enough; their logits mean nothing.

@@ -15,19 +15,19 @@ from typing import Any
 from torch import Tensor
 
 from kdcl_dist.config.recipe import Recipe
-from kdcl_dist.config.rounds import Plan, Turn
-from kdcl_dist.config.student import Member
+from kdcl_dist.config.rounds import Round, RunSchedule
+from kdcl_dist.config.student import Worker
 from kdcl_dist.coordinator.aggregator import Aligned, Answer
 from kdcl_dist.coordinator.staleness import Staleness
 from kdcl_dist.distillation.diagnostics import measure
 from kdcl_dist.errors import StorageError
-from kdcl_dist.exchange.message import Numbers
+from kdcl_dist.exchange.message import StepMetrics
 from kdcl_dist.run.events import EpochEnded, Values
-from kdcl_dist.run.metrics import ENSEMBLE, Recorder, Scores
+from kdcl_dist.run.metrics import ENSEMBLE, MetricsTable, Scores
 from kdcl_dist.run.run import Run
 from kdcl_dist.run.tensorboard import TensorBoard
 
-__all__ = ["Record"]
+__all__ = ["MetricsCollector"]
 
 #: The figures of a student that are measured on some steps only.
 GRADIENTS = ("gradient_cosine", "gradient_ratio")
@@ -55,13 +55,13 @@ class Steady:
         return usual
 
 
-class Record:
+class MetricsCollector:
     """The metrics of a run on their way to disk; `results` are those of the last test pass."""
 
-    def __init__(self, run: Run, plan: Plan) -> None:
-        self.recipe, self.plan = run.recipe, plan
-        self.recorder = Recorder(run.folder)
-        self.tensorboard = TensorBoard(run.folder, start=run.step - run.step % plan.steps_per_epoch)
+    def __init__(self, run: Run, schedule: RunSchedule) -> None:
+        self.recipe, self.schedule = run.recipe, schedule
+        self.table = MetricsTable(run.folder)
+        self.tensorboard = TensorBoard(run.folder, start=run.step - run.step % schedule.steps_per_epoch)
         self.losses = {name: Steady() for name in run.recipe.names}
         self.scores: dict[str, Scores] = {}
         self.results: Values = {}
@@ -69,89 +69,89 @@ class Record:
 
     def running(self) -> Values:
         """Means of the current epoch's training steps so far."""
-        return self.recorder.mean("train")
+        return self.table.mean("train")
 
-    def numbers(self, members: Sequence[Member], numbers: Sequence[Numbers]) -> list[str]:
-        """The figures that each member sends about its last training step; a student's are their mean.
+    def step_metrics(self, workers: Sequence[Worker], step_metrics: Sequence[StepMetrics]) -> list[str]:
+        """The figures that each worker sends about its last training step; a student's are their mean.
 
         Returns a line for each student whose loss explodes.
         """
-        own: dict[int, list[Numbers]] = defaultdict(list)
-        for member, found in zip(members, numbers, strict=True):
-            own[member.student].append(found)
+        own: dict[int, list[StepMetrics]] = defaultdict(list)
+        for worker, found in zip(workers, step_metrics, strict=True):
+            own[worker.student].append(found)
         lines = []
         for student, replicas in own.items():
             name = self.recipe.names[student]
-            values = Numbers(*map(fmean, zip(*replicas, strict=True)))._asdict()
+            values = StepMetrics(*map(fmean, zip(*replicas, strict=True)))._asdict()
             step = int(values.pop("step"))
             if step < 0:
                 continue
-            epoch = step // self.plan.steps_per_epoch
+            epoch = step // self.schedule.steps_per_epoch
             if values.pop("skipped"):
-                self.recorder.add(name, epoch, step, "train", {"skipped": 1.0})
+                self.table.add(name, epoch, step, "train", {"skipped": 1.0})
                 continue
             gradients = {key: values.pop(key) for key in GRADIENTS}
-            self.recorder.add(name, epoch, step, "train", values)
+            self.table.add(name, epoch, step, "train", values)
             if (mean := self.losses[name].leaves(values["task_loss"])) is not None:
                 loss = values["task_loss"]
                 lines.append(f"{name}: the loss explodes, {loss:.3g} at step {step} after {mean:.3g} before")
             if math.isfinite(sum(gradients.values())):
-                self.recorder.add(name, epoch, step, "analysis", gradients)
+                self.table.add(name, epoch, step, "analysis", gradients)
         return lines
 
-    def step(self, turn: Turn, answer: Answer, ensemble_s: float) -> None:
+    def step(self, round: Round, answer: Answer, ensemble_s: float) -> None:
         """A training step: how right each student is, and the soft target, if any."""
         for index, (name, part) in enumerate(zip(self.recipe.names, answer.parts, strict=True)):
             if index in answer.bad:
-                self._add(name, turn, "train", {"skipped": 1.0})
+                self._add(name, round, "train", {"skipped": 1.0})
                 continue
             if not len(part.ids):  # absent
                 continue
             (scores := Scores()).add_logits(part.logits, part.labels)
             values = scores.values()
-            self._add(name, turn, "train", {"top1": values["top1"], "top5": values["top5"]})
+            self._add(name, round, "train", {"top1": values["top1"], "top5": values["top5"]})
         taught: dict[str, float] = {}
         if answer.target is not None and len(answer.target.ids):
             (scores := Scores()).add(answer.target.log_probabilities, answer.target.labels)
             taught = scores.values()
-        self._add(ENSEMBLE, turn, "train", taught | {"ensemble_s": ensemble_s})
+        self._add(ENSEMBLE, round, "train", taught | {"ensemble_s": ensemble_s})
         if answer.known is not None and answer.known.age is not None:
             self.staleness.add(answer.parts, answer.known)
 
-    def analysis(self, turn: Turn, answer: Answer, weights_S: Tensor) -> None:
-        """What `kdcl_dist.distillation.diagnostics` measures of the samples that all students' logits are there of."""
+    def analysis(self, round: Round, answer: Answer, weights_S: Tensor) -> None:
+        """The diagnostics of the samples of which all students' logits are there."""
         if answer.known is None or not len((aligned := answer.known.complete()).ids):
             return
         temperature = self.recipe.distillation.temperature
         figures = measure(self.recipe.names, aligned.logits, aligned.labels, temperature, weights_S)
-        self._add(ENSEMBLE, turn, "analysis", figures.ensembles)
+        self._add(ENSEMBLE, round, "analysis", figures.ensembles)
         for name, values in figures.students.items():
-            self._add(name, turn, "analysis", values)
+            self._add(name, round, "analysis", values)
 
-    def weights(self, turn: Turn, weights_S: Tensor) -> None:
+    def weights(self, round: Round, weights_S: Tensor) -> None:
         """The weights of `general`, formed anew."""
         for name, weight in zip(self.recipe.names, weights_S.tolist(), strict=True):
-            self._add(name, turn, "holdout", {"weight": weight})
+            self._add(name, round, "holdout", {"weight": weight})
 
-    def test(self, turn: Turn, present: Sequence[int], aligned: Aligned, ensemble_BC: Tensor) -> None:
+    def test(self, round: Round, present: Sequence[int], aligned: Aligned, ensemble_BC: Tensor) -> None:
         """A batch of the test pass; `ensemble_BC` are the ensemble's log-probabilities."""
-        if turn.part == 0:
+        if round.part == 0:
             self.scores = {name: Scores() for name in (*(self.recipe.names[i] for i in present), ENSEMBLE)}
         for index in present:
             self.scores[self.recipe.names[index]].add_logits(aligned.logits[index], aligned.labels)
         self.scores[ENSEMBLE].add(ensemble_BC, aligned.labels)
 
-    def end_epoch(self, turn: Turn) -> EpochEnded:
+    def end_epoch(self, round: Round) -> EpochEnded:
         """Close the epoch with its test results; `flush` writes it."""
         self.results = {name: scores.values() for name, scores in self.scores.items()}
         for name, values in self.results.items():
-            self._add(name, turn, "test", values)
+            self._add(name, round, "test", values)
         for index, name in enumerate(self.recipe.names):
-            self._add(name, turn, "window", self.staleness.values(index))
+            self._add(name, round, "window", self.staleness.values(index))
         self.staleness.clear()
         train = self.running()
-        self.tensorboard.write(self.recorder.end_epoch(turn.epoch))
-        return EpochEnded(turn.epoch, train, self.results)
+        self.tensorboard.write(self.table.end_epoch(round.epoch))
+        return EpochEnded(round.epoch, train, self.results)
 
     def flush(self, limit_s: float) -> StorageError | None:
         """Write what is recorded, or tell why it cannot be; it is kept then, also in checkpoints.
@@ -160,7 +160,7 @@ class Record:
             limit_s: seconds for which the storage is tried again.
         """
         try:
-            self.recorder.flush(limit_s)
+            self.table.flush(limit_s)
             self.tensorboard.flush(limit_s)
         except StorageError as error:
             return error
@@ -173,20 +173,20 @@ class Record:
     def state_dict(self) -> dict[str, Any]:
         """The unfinished epoch's rows and counts, and the last results."""
         return {
-            "recorder": self.recorder.state_dict(),
+            "table": self.table.state_dict(),
             "results": self.results,
             "staleness": self.staleness.state_dict(),
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Take up the state of `state_dict`."""
-        self.recorder.load_state_dict(state["recorder"])
+        self.table.load_state_dict(state["table"])
         self.results = state["results"]
         if "staleness" in state:  # older checkpoints have none
             self.staleness.load_state_dict(state["staleness"])
 
-    def _add(self, name: str, turn: Turn, split: str, values: Mapping[str, float]) -> None:
-        self.recorder.add(name, turn.epoch, turn.step, split, values)
+    def _add(self, name: str, round: Round, split: str, values: Mapping[str, float]) -> None:
+        self.table.add(name, round.epoch, round.step, split, values)
 
 
 def _sources(recipe: Recipe) -> list[list[int]]:

@@ -19,14 +19,14 @@ from kdcl_dist.errors import (
     UserError,
 )
 
-__all__ = ["gives_up", "goes_on"]
+__all__ = ["is_fatal", "survivors_can_continue"]
 
 #: What the same code does again with the same data, or what only the user can mend.
 FINAL = (UserError, ContributionError, StartupTimeout, StorageError, CheckpointError)
 
 
-def gives_up(failure: Failure, past: Sequence[KdclError], cause: KdclError) -> bool:
-    """Whether a run ends with a failure instead of going back to its newest checkpoint.
+def is_fatal(failure: Failure, past: Sequence[KdclError], cause: KdclError) -> bool:
+    """Whether a run ends with a failure instead of going back to its latest checkpoint.
 
     Args:
         failure: the recipe's policy.
@@ -39,10 +39,10 @@ def gives_up(failure: Failure, past: Sequence[KdclError], cause: KdclError) -> b
     return any(_same(cause, earlier) for earlier in past)
 
 
-def goes_on(cause: KdclError) -> bool:
+def survivors_can_continue(cause: KdclError) -> bool:
     """Whether the students that a failure did not meet can go on from where they are.
 
-    What the coordinator knows is lost with it: then all go back to the newest checkpoint.
+    What the coordinator knows is lost with it: then all go back to the latest checkpoint.
     """
     return not isinstance(cause, (CoordinatorFailed, CoordinatorLost))
 

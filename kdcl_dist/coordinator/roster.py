@@ -37,7 +37,7 @@ class Absences:
     def note(
         self, present: Collection[int], restored: Collection[int], step: int, start: Manifest | None
     ) -> list[str]:
-        """Note who is there as the cast goes on at a step; a line for each student that left or came back.
+        """Note who is there as the cohort goes on at a step; a line for each student that left or came back.
 
         Args:
             present, restored: see `kdcl_dist.membership.rendezvous.Call`.

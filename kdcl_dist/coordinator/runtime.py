@@ -1,4 +1,4 @@
-"""The coordinator's place in the cast: it calls the students together, and again after each failure."""
+"""The coordinator's place in the cohort: it calls the students together, and again after each failure."""
 
 from __future__ import annotations
 
@@ -7,10 +7,10 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict, replace
 from typing import Protocol
 
-from kdcl_dist.config.rounds import Plan
+from kdcl_dist.config.rounds import RunSchedule
 from kdcl_dist.coordinator.agreement import check_agreement, check_same_data
-from kdcl_dist.coordinator.loop import CoordinatorLoop, Held
-from kdcl_dist.coordinator.recovery_policy import gives_up, goes_on
+from kdcl_dist.coordinator.loop import CoordinatorLoop, CoordinatorState
+from kdcl_dist.coordinator.recovery_policy import is_fatal, survivors_can_continue
 from kdcl_dist.coordinator.roster import Absences
 from kdcl_dist.errors import (
     CoordinatorCutOff,
@@ -20,14 +20,15 @@ from kdcl_dist.errors import (
     wrap,
 )
 from kdcl_dist.exchange.group import Exchange
-from kdcl_dist.exchange.layout import Wire
+from kdcl_dist.exchange.layout import ExchangeLayout
 from kdcl_dist.exchange.message import Flag
 from kdcl_dist.membership.failure_detector import await_all
-from kdcl_dist.membership.monitor import Board
-from kdcl_dist.membership.rendezvous import Call, Hello, Meeting, Ready
-from kdcl_dist.membership.store import Store, scoped
-from kdcl_dist.run.checkpoint import Manifest, newest
-from kdcl_dist.run.events import Event, Note, Started
+from kdcl_dist.membership.monitor import Monitor
+from kdcl_dist.membership.rendezvous import GenerationSpec, PendingJoin, Rendezvous, WorkerInfo
+from kdcl_dist.membership.store import Store
+from kdcl_dist.membership.tcp_store import scoped
+from kdcl_dist.run.checkpoint import Manifest, latest
+from kdcl_dist.run.events import Event, Note, Started, Warned
 from kdcl_dist.run.process import prepare_process
 from kdcl_dist.run.run import (
     Run,
@@ -46,16 +47,16 @@ LINGER_S = 10.0
 
 
 class Processes(Protocol):
-    """What the coordinator asks of whoever started the cast's processes."""
+    """What the coordinator asks of whoever started the cohort's processes."""
 
     def is_gone(self, name: str, pid: int) -> bool:
-        """Whether a member's process is known to be dead."""
+        """Whether a worker's process is known to be dead."""
 
     def end(self, name: str, pid: int) -> None:
-        """End a member's process that does not answer, so that it is replaced."""
+        """End a worker's process that does not answer, so that it is replaced."""
 
     def notice(self) -> str | None:
-        """Once for each: that a member's host will soon be taken away."""
+        """Once for each: that a worker's host will soon be taken away."""
 
 
 def run_coordinator(
@@ -64,7 +65,7 @@ def run_coordinator(
     *,
     host: str,
     stop: Callable[[], bool],
-    tell: Callable[[Event], None],
+    emit: Callable[[Event], None],
     processes: Processes | None = None,
 ) -> bool:
     """Coordinate a run to its end, over all generations of its exchange group.
@@ -74,8 +75,8 @@ def run_coordinator(
         store: the store that this process hosts.
         host: this process's address.
         stop: asked at each step whether the run shall stop, with a checkpoint.
-        tell: hears what happens.
-        processes: knows the cast's processes; None: nobody replaces one.
+        emit: hears what happens.
+        processes: knows the cohort's processes; None: nobody replaces one.
 
     Returns:
         True at the end of the run, False when it was stopped before, after a checkpoint.
@@ -84,42 +85,42 @@ def run_coordinator(
         CoordinatorCutOff: this process cannot reach the store; another coordinator can go on.
         KdclError: the failure that ended the run.
     """
-    names = [member.name for member in run.recipe.members]
+    names = [worker.name for worker in run.recipe.workers]
     is_gone = None if processes is None else processes.is_gone
-    board = Board(scoped(store, run.id), names, len(names), is_gone=is_gone)
-    board.start_pulse(host, slow_s=run.recipe.limits.step_s / 2)
+    monitor = Monitor(scoped(store, run.id), names, len(names), is_gone=is_gone)
+    monitor.start_heartbeat(host, slow_s=run.recipe.limits.step_s / 2)
     try:
         prepare_process(run, threads=1)
-        return _Chair(run, board, host, stop, tell, processes).run()
+        return _CoordinatorRuntime(run, monitor, host, stop, emit, processes).run()
     finally:
         with contextlib.suppress(CoordinatorLost):
-            board.await_byes(LINGER_S)
-        board.close()
+            monitor.await_byes(LINGER_S)
+        monitor.close()
 
 
-class _Chair:
-    """Calls the cast together, and again after each failure that the run survives.
+class _CoordinatorRuntime:
+    """Calls the cohort together, and again after each failure that the run survives.
 
     Attributes:
-        held: what the coordinator knows; None where it takes that from the newest checkpoint.
+        state: what the coordinator knows; None where it takes that from the latest checkpoint.
         away: places of the students that the others do not wait for.
     """
 
     def __init__(
         self,
         run: Run,
-        board: Board,
+        monitor: Monitor,
         host: str,
         stop: Callable[[], bool],
-        tell: Callable[[Event], None],
+        emit: Callable[[Event], None],
         processes: Processes | None,
     ) -> None:
-        self.run_, self.recipe, self.board, self.host = run, run.recipe, board, host
-        self.stop, self.tell, self.processes = stop, tell, processes
-        self.meeting = Meeting(board)
+        self.run_, self.recipe, self.monitor, self.host = run, run.recipe, monitor, host
+        self.stop, self.emit, self.processes = stop, emit, processes
+        self.rendezvous = Rendezvous(monitor)
         self.past = past_failures(run)
         self.number = next_generation(run)
-        self.held: Held | None = None
+        self.state: CoordinatorState | None = None
         self.away: set[int] = set()
         self.failed: set[int] = set()
         self.absences = Absences(run.recipe.names, read_record(run.folder).get("absences", ()))
@@ -128,16 +129,16 @@ class _Chair:
         """Coordinate; see `run_coordinator`."""
         try:
             if self.number > 0:  # another coordinator was here, and died
-                self.run_.sweep()
+                self.run_.remove_partial()
                 self._recover(CoordinatorLost("the coordinator died"))
             while True:
                 try:
                     flags = self._generation(self.stop)
                 except Exception as error:
-                    self._recover(wrap(error, student=None, step=None, phase=self.board.pulse.phase))
+                    self._recover(wrap(error, student=None, step=None, phase=self.monitor.heartbeat.phase))
                 else:
                     if Flag.REFORM not in flags:
-                        self.meeting.close(Flag.STOP not in flags)
+                        self.rendezvous.close(Flag.STOP not in flags)
                         return Flag.STOP not in flags
                 self.number += 1
         except CoordinatorCutOff:
@@ -146,60 +147,64 @@ class _Chair:
             cause = wrap(error, student=None, step=None, phase="recovery")
             cause.at(host=self.host if cause.student is None else None)
             record_failure(self.run_, cause)
-            self.meeting.end(cause)
+            self.rendezvous.end(cause)
             raise cause from error
         finally:
             self._forget()
 
     def _generation(self, stop: Callable[[], bool]) -> Flag:
         """Coordinate from one call to the end of the run, the next call, or the first failure."""
-        board = self.board
-        board.enter(self.number, step=self.held.position.step if self.held else None)
-        ready = self.meeting.assemble(self._awaited(), self.recipe.limits.startup_s)
+        monitor = self.monitor
+        monitor.enter(self.number, step=self.state.position.step if self.state else None)
+        ready = self.rendezvous.assemble(self._awaited(), self.recipe.limits.startup_s)
         self._learn_of_loss([each.lost for each in ready.values() if each.lost is not None])
         present = [place for place in self._places() if set(self._ranks([place])) <= set(ready)]
         ranks = self._ranks(present)
-        hellos = [ready[rank].hello for rank in ranks]
+        infos = [ready[rank].info for rank in ranks]
         run = replace(self.run_, start=self._start(), generation=self.number)
-        plan = self._agreed(run, hellos)
-        restored = self._settle(run, plan, {rank: ready[rank] for rank in ranks}, present)
-        assert self.held is not None
-        held = self.held
-        self.meeting.call(Call(self.number, run.start, held.position, tuple(present), restored), ranks)
-        processes = {rank: (ready[rank].hello.host, ready[rank].hello.pid) for rank in ranks}
-        board.enter(self.number, ranks, processes, held.position.step)
+        schedule = self._agreed(run, infos)
+        restored = self._settle(run, schedule, {rank: ready[rank] for rank in ranks}, present)
+        assert self.state is not None
+        state = self.state
+        self.rendezvous.call(
+            GenerationSpec(self.number, run.start, state.position, tuple(present), restored), ranks
+        )
+        processes = {rank: (ready[rank].info.host, ready[rank].info.pid) for rank in ranks}
+        monitor.enter(self.number, ranks, processes, state.position.step)
         exchange: Exchange | None = None
         try:
-            await_all(board, self.recipe.limits.startup_s)
+            await_all(monitor, self.recipe.limits.startup_s)
             exchange = Exchange(
-                board,
-                scoped(board.store, str(self.number)),
+                monitor,
+                scoped(monitor.store, str(self.number)),
                 host=self.host,
-                wire=Wire.of(self.recipe, hellos[0].classes),
+                layout=ExchangeLayout.of(self.recipe, infos[0].classes),
                 run=run.number,
                 generation=self.number,
                 step_s=self.recipe.limits.step_s,
             )
-            self._announce(run, plan, hellos)
+            self._announce(run, schedule, infos)
             loop = CoordinatorLoop(
                 run,
-                plan,
-                held,
+                schedule,
+                state,
                 present,
                 exchange,
                 stop=stop,
                 returns=self._returns,
                 notice=(lambda: None) if self.processes is None else self.processes.notice,
-                tell=self.tell,
+                emit=self.emit,
             )
             flags = loop.run()
             exchange.flush()
             return flags
         except Exception as error:
-            if error is board.cause:
+            if error is monitor.cause:
                 raise
-            pulse = board.pulse
-            raise board.report(wrap(error, student=None, step=pulse.step, phase=pulse.phase)) from error
+            heartbeat = monitor.heartbeat
+            raise monitor.report(
+                wrap(error, student=None, step=heartbeat.step, phase=heartbeat.phase)
+            ) from error
         finally:
             if exchange is not None:
                 exchange.close()
@@ -220,14 +225,14 @@ class _Chair:
 
     def _ranks(self, places: Sequence[int]) -> list[int]:
         """The ranks of some students' workers."""
-        return [rank for rank, member in enumerate(self.recipe.members) if member.student in places]
+        return [rank for rank, worker in enumerate(self.recipe.workers) if worker.student in places]
 
     def _awaited(self) -> list[int]:
-        """The ranks without which the cast does not go on."""
+        """The ranks without which the cohort does not go on."""
         there = [place for place in self._places() if place not in self.away]
-        return self._ranks(there if self._suffice(there) else self._places())
+        return self._ranks(there if self._has_quorum(there) else self._places())
 
-    def _suffice(self, there: Sequence[int]) -> bool:
+    def _has_quorum(self, there: Sequence[int]) -> bool:
         """Whether some students are enough to go on with."""
         failure, teacher = self.recipe.failure, self.recipe.distillation.teacher
         least = 1 if failure.policy == "stop" else min(failure.min_students, len(self._places()))
@@ -236,71 +241,71 @@ class _Chair:
 
     def _returns(self) -> bool:
         """Whether a student that is away is ready to join again."""
-        found = [place for place in self.away if self.meeting.waits_for(self._ranks([place]))]
-        for error in self.meeting.failures():
-            self.tell(Note(f"warning: {error}"))
+        found = [place for place in self.away if self.rendezvous.waits_for(self._ranks([place]))]
+        for error in self.rendezvous.failures():
+            self.emit(Warned(f"{error}"))
         return bool(found)
 
-    def _agreed(self, run: Run, hellos: Sequence[Hello]) -> Plan:
-        """The plan that all mean, after a look at whether they do."""
-        check_agreement(hellos)
-        check_same_data(run, hellos[0])
-        return Plan(**hellos[0].plan)
+    def _agreed(self, run: Run, infos: Sequence[WorkerInfo]) -> RunSchedule:
+        """The schedule that all mean, after a look at whether they do."""
+        check_agreement(infos)
+        check_same_data(run, infos[0])
+        return RunSchedule(**infos[0].schedule)
 
     # -- where it goes on ------------------------------------------------------------------------
 
     def _start(self) -> Manifest | None:
         """The checkpoint from which those take their state who have none, or all of them."""
-        if self.held is not None:
-            return self.held.saved
+        if self.state is not None:
+            return self.state.saved
         if self.number == 0:
             return self.run_.start
-        return newest(self.run_.folder, lambda text: self.tell(Note(f"warning: {text}")))
+        return latest(self.run_.folder, lambda text: self.emit(Warned(f"{text}")))
 
     def _settle(
-        self, run: Run, plan: Plan, ready: dict[int, Ready], present: Sequence[int]
+        self, run: Run, schedule: RunSchedule, ready: dict[int, PendingJoin], present: Sequence[int]
     ) -> tuple[int, ...]:
-        """Decide at which turn all go on, in `held`; the students that take up their state of a checkpoint.
+        """Decide at which round all go on, in `state`; the students that take up their state of a checkpoint.
 
-        Students that go on may be a turn apart: one got the coordinator's answer, another did not. All go on
-        at the foremost turn, without the step that they did not take.
+        Students that go on may be a round apart: one got the coordinator's answer, another did not. All go on
+        at the foremost round, without the step that they did not take.
         """
         self.away = set(self._places()) - set(present)
-        if self.held is None:
-            self.held = Held.of(run, plan, next(iter(ready.values())).hello.classes)
+        if self.state is None:
+            self.state = CoordinatorState.of(run, schedule, next(iter(ready.values())).info.classes)
             self.absences.rewind(run.start)
             return tuple(present)
-        foremost, restored = self.held.position.rewound, []
+        foremost, restored = self.state.position.rewound, []
         for place in present:
             positions = {ready[rank].position for rank in self._ranks([place])}
             position = positions.pop()
             if position is None or positions or place in self.failed:  # its replicas may differ by a step
                 restored.append(place)
-                self.held.coordinator.bad_steps.pop(place, None)
+                self.state.aggregator.bad_steps.pop(place, None)
             elif position.moment > foremost.moment:
                 foremost = position.rewound
-        self.held.position = foremost
-        if self.held.coordinator.walks is not None:
-            self.held.coordinator.walks.interrupt()
+        self.state.position = foremost
+        if self.state.aggregator.window_check is not None:
+            self.state.aggregator.window_check.interrupt()
         self.failed -= set(present)
         for line in self.absences.note(present, restored, foremost.step, run.start):
-            self.tell(Note(line))
+            self.emit(Note(line))
         return tuple(restored)
 
-    def _announce(self, run: Run, plan: Plan, hellos: Sequence[Hello]) -> None:
-        assert self.held is not None
+    def _announce(self, run: Run, schedule: RunSchedule, infos: Sequence[WorkerInfo]) -> None:
+        assert self.state is not None
         fields = ("host", "pid", "device", "parameters")
-        placement = {hello.name: {field: asdict(hello)[field] for field in fields} for hello in hellos}
+        placement = {info.name: {field: asdict(info)[field] for field in fields} for info in infos}
         update_record(
             run.folder,
             state="running",
-            data=hellos[0].data,
+            data=infos[0].data,
             placement=placement,
             generation={"run": run.id, "number": self.number},
             absences=self.absences.found,
         )
-        step = self.held.position.step
-        self.tell(Started(self.recipe.names, placement, plan.epochs, plan.steps_per_epoch, step))
+        step = self.state.position.step
+        self.emit(Started(self.recipe.names, placement, schedule.epochs, schedule.steps_per_epoch, step))
 
     # -- failures --------------------------------------------------------------------------------
 
@@ -310,60 +315,62 @@ class _Chair:
         if isinstance(cause, CoordinatorLost) and len(self.past) < failure.allowed:
             self._check_store()
         lost = self._lost(cause)
-        if gives_up(failure, self.past, cause):
-            if failure.policy == "stop" and goes_on(cause):
+        if is_fatal(failure, self.past, cause):
+            if failure.policy == "stop" and survivors_can_continue(cause):
                 self._save(lost)
             raise cause
         self.past.append(cause)
         if self.processes is not None:
-            for name, pid in self.board.lost:
+            for name, pid in self.monitor.lost:
                 self.processes.end(name, pid)
-        if failure.policy == "continue" and self.held is not None and goes_on(cause):
+        if failure.policy == "continue" and self.state is not None and survivors_can_continue(cause):
             self.away |= lost
             self.failed |= lost
             then = (
-                "the others go on" if self._suffice([p for p in self._places() if p not in self.away]) else ""
+                "the others go on"
+                if self._has_quorum([p for p in self._places() if p not in self.away])
+                else ""
             )
             then = (
                 then or f"fewer than {failure.min_students} are left (failure.min_students): they wait for it"
             )
         else:
             self._forget()
-            then = "all go back to the newest checkpoint"
+            then = "all go back to the latest checkpoint"
         count = f"failure {len(self.past)} of at most {failure.max_failures}"
-        self.tell(Note(f"{cause}; {then} ({count}, failure.max_failures)"))
+        self.emit(Note(f"{cause}; {then} ({count}, failure.max_failures)"))
         with contextlib.suppress(StorageError):
             record_survival(self.run_, self.past)
 
     def _check_store(self) -> None:
         """See that this process reaches its store, without which it would lose every generation."""
         try:
-            self.board.has("over")
+            self.monitor.has("over")
         except CoordinatorLost as error:
             raise CoordinatorCutOff(error.message, host=self.host, phase="recovery") from error
 
     def _lost(self, cause: KdclError) -> set[int]:
         """Places of the students that a failure takes out."""
-        names = {name for name, _ in self.board.lost} | {cause.student}
-        members = enumerate(self.recipe.members)
-        by_worker = {member.student for _, member in members if member.name in names}
+        names = {name for name, _ in self.monitor.lost} | {cause.student}
+        workers = enumerate(self.recipe.workers)
+        by_worker = {worker.student for _, worker in workers if worker.name in names}
         return by_worker | {place for place, name in enumerate(self.recipe.names) if name in names}
 
     def _save(self, lost: set[int]) -> None:
         """Let those who are left take a checkpoint."""
         self.away |= lost
-        if self.held is None or not self._suffice([p for p in self._places() if p not in self.away]):
+        if self.state is None or not self._has_quorum([p for p in self._places() if p not in self.away]):
             return
         self.number += 1
         try:
             self._generation(lambda: True)
-            step = None if self.held.saved is None else self.held.saved.step
-            self.tell(Note(f"the state of the others at step {step} is saved: --resume goes on from there"))
+            step = None if self.state.saved is None else self.state.saved.step
+            self.emit(Note(f"the state of the others at step {step} is saved: --resume goes on from there"))
         except Exception as error:
-            self.tell(Note(f"warning: the others could not save their state: {error}"))
+            self.emit(Warned(f"the others could not save their state: {error}"))
 
     def _forget(self) -> None:
-        """Turn away from what is not of a checkpoint."""
-        if self.held is not None:
-            self.held.close()
-        self.held, self.away, self.failed = None, set(), set()
+        """Round away from what is not of a checkpoint."""
+        if self.state is not None:
+            self.state.close()
+        self.state, self.away, self.failed = None, set(), set()

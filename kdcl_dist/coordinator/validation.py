@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Sequence
 
-from kdcl_dist.config.rounds import Turn, share_of
-from kdcl_dist.config.student import Member
+from kdcl_dist.config.rounds import Round, share_of
+from kdcl_dist.config.student import Worker
 from kdcl_dist.errors import (
     ForeignMessage,
     ShapeMismatch,
@@ -18,14 +18,14 @@ __all__ = ["check_messages"]
 
 
 def check_messages(
-    messages: Sequence[Message], members: Sequence[Member], turn: Turn, *, run: int, generation: int
+    messages: Sequence[Message], workers: Sequence[Worker], round: Round, *, run: int, generation: int
 ) -> None:
-    """See that every message is of this run, of this turn, and that all students have as many rows.
+    """See that every message is of this run, of this round, and that all students have as many rows.
 
     Raises:
         ForeignMessage, StaleContribution, ShapeMismatch: naming the student.
     """
-    expected_rows = _expected_rows(messages, members)
+    expected_rows = _expected_rows(messages, workers)
     for index, message in enumerate(messages):
         identity = {
             "magic": MAGIC,
@@ -34,7 +34,7 @@ def check_messages(
             "generation": generation,
             "sender": index,
         }
-        moment = {"kind": turn.kind, "step": turn.step, "part": turn.part}
+        moment = {"kind": round.kind, "step": round.step, "part": round.part}
         size = {"classes": message.layout.classes, "rows": expected_rows[index]}
         for error, expected in (
             (ForeignMessage, identity),
@@ -48,13 +48,13 @@ def check_messages(
                     for field, value in expected.items()
                     if found[field] != value
                 )
-                raise error(f"sends {wrong}", student=members[index].name, step=turn.step)
+                raise error(f"sends {wrong}", student=workers[index].name, step=round.step)
 
 
-def _expected_rows(messages: Sequence[Message], members: Sequence[Member]) -> list[int]:
-    """The rows of each member if its student had as many as most students have."""
-    totals, replicas = Counter[int](), Counter(member.student for member in members)
-    for message, member in zip(messages, members, strict=True):
-        totals[member.student] += int(message.header["rows"])
+def _expected_rows(messages: Sequence[Message], workers: Sequence[Worker]) -> list[int]:
+    """The rows of each worker if its student had as many as most students have."""
+    totals, replicas = Counter[int](), Counter(worker.student for worker in workers)
+    for message, worker in zip(messages, workers, strict=True):
+        totals[worker.student] += int(message.header["rows"])
     total = Counter(totals.values()).most_common(1)[0][0]
-    return [share_of(total, member.replica, replicas[member.student]) for member in members]
+    return [share_of(total, worker.replica, replicas[worker.student]) for worker in workers]

@@ -16,14 +16,14 @@ import torch
 from torch import Tensor
 
 from kdcl_dist.config.recipe import Recipe
-from kdcl_dist.config.rounds import Plan
+from kdcl_dist.config.rounds import RunSchedule
 from kdcl_dist.errors import MisalignedIds
 from kdcl_dist.exchange.message import Contribution
 
-__all__ = ["Walks", "walks_of"]
+__all__ = ["WindowCheck", "make_window_check"]
 
 
-class Walks:
+class WindowCheck:
     """The sums of the present window.
 
     Args:
@@ -62,18 +62,18 @@ class Walks:
         for index in present if whole else ():
             if sums[index] != usual:
                 raise MisalignedIds(
-                    "has seen other samples than the rest of the cast in the window that ends here",
+                    "has seen other samples than the rest of the cohort in the window that ends here",
                     student=self.names[index],
                 )
 
 
-def walks_of(recipe: Recipe, plan: Plan) -> Walks | None:
+def make_window_check(recipe: Recipe, schedule: RunSchedule) -> WindowCheck | None:
     """The walks of a run; None if all students see the same samples at every step."""
     window = recipe.distillation.window
     if window == 1:
         return None
-    width = plan.steps_per_epoch if window == "epoch" else window
-    return Walks(recipe.names, width, plan.steps_per_epoch)
+    width = schedule.steps_per_epoch if window == "epoch" else window
+    return WindowCheck(recipe.names, width, schedule.steps_per_epoch)
 
 
 def _mixed(ids_B: Tensor) -> Tensor:

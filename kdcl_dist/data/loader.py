@@ -45,21 +45,21 @@ class Part(NamedTuple):
 
 
 def batches(
-    views: Views, plan: Iterable[tuple[int, Ids]], *, workers: int = 0, timeout_s: float = 0
+    views: Views, schedule: Iterable[tuple[int, Ids]], *, workers: int = 0, timeout_s: float = 0
 ) -> Iterator[Batch]:
-    """One batch for each (epoch, ids_B) of the plan, in order; as `mixed_batches`."""
-    parts = (Part(0, epoch, ids_B) for epoch, ids_B in plan)
+    """One batch for each (epoch, ids_B) of the schedule, in order; as `mixed_batches`."""
+    parts = (Part(0, epoch, ids_B) for epoch, ids_B in schedule)
     return mixed_batches([views], parts, workers=workers, timeout_s=timeout_s)
 
 
 def mixed_batches(
-    views: Sequence[Views], plan: Iterable[Part], *, workers: int = 0, timeout_s: float = 0
+    views: Sequence[Views], schedule: Iterable[Part], *, workers: int = 0, timeout_s: float = 0
 ) -> Iterator[Batch]:
-    """One batch for each part of the plan, in order, all by the same workers.
+    """One batch for each part of the schedule, in order, all by the same workers.
 
     Args:
         views: what is loaded.
-        plan: may be endless; it is read a few batches ahead when there are workers.
+        schedule: may be endless; it is read a few batches ahead when there are workers.
         workers: processes that load; 0 loads in this one.
         timeout_s: seconds after which a worker's batch counts as stuck; 0 is no limit.
 
@@ -67,19 +67,19 @@ def mixed_batches(
         DataError: images of a batch differ in size, or one cannot be read or transformed.
     """
     load = _Load(views)
-    here = map(load.__getitem__, plan)
-    for loaded in here if workers == 0 else _processes(load, plan, workers, timeout_s):
+    here = map(load.__getitem__, schedule)
+    for loaded in here if workers == 0 else _processes(load, schedule, workers, timeout_s):
         if isinstance(loaded, KdclError):
             raise loaded
         part, images_BCHW = loaded
         yield _batch(views[part.views].dataset, part.ids_B, images_BCHW)
 
 
-def _processes(load: _Load, plan: Iterable[Part], workers: int, timeout_s: float) -> Iterable[_Loaded]:
+def _processes(load: _Load, schedule: Iterable[Part], workers: int, timeout_s: float) -> Iterable[_Loaded]:
     return DataLoader(
         load,  # type: ignore[arg-type]
         batch_size=None,
-        sampler=_Plan(plan),
+        sampler=_Plan(schedule),
         num_workers=workers,
         collate_fn=_as_it_is,
         multiprocessing_context=_context(),
@@ -129,13 +129,13 @@ class _Load:
 
 
 class _Plan:
-    """The plan as a sampler."""
+    """The schedule as a sampler."""
 
-    def __init__(self, plan: Iterable[Part]) -> None:
-        self.plan = plan
+    def __init__(self, schedule: Iterable[Part]) -> None:
+        self.schedule = schedule
 
     def __iter__(self) -> Iterator[Part]:
-        return iter(self.plan)
+        return iter(self.schedule)
 
 
 def _batch(dataset: ImageDataset, ids_B: Ids, images_BCHW: Tensor) -> Batch:

@@ -86,7 +86,7 @@ def own_steps(steps_TB: Ids, width: int, student: int, epoch: int, start: int = 
 
 
 def student_seed(seed: int, index: int, own: int | None) -> int:
-    """The seed of all that is a student's own: its recipe's `seed`, or one from its place in the cast."""
+    """The seed of all that is a student's own: its recipe's `seed`, or one from its place in the cohort."""
     if own is not None:
         return derive(own, Purpose.STUDENT_WITH_OWN_SEED)
     return derive(seed, Purpose.STUDENT, index)

@@ -15,7 +15,7 @@ import numpy as np
 import torch
 
 from kdcl_dist.config.recipe import Recipe
-from kdcl_dist.config.rounds import Kind, Plan, Turn, share_of
+from kdcl_dist.config.rounds import Kind, Round, RunSchedule, share_of
 from kdcl_dist.data.dataset import ImageDataset, fingerprint
 from kdcl_dist.data.loader import Batch, Part, batches, mixed_batches
 from kdcl_dist.data.sampling import Ids, batches_of, epoch_steps, own_steps, split_holdout, student_seed
@@ -23,11 +23,11 @@ from kdcl_dist.data.subset import open_classes
 from kdcl_dist.data.views import Transforms, Views
 from kdcl_dist.errors import DataError, RecipeError
 
-__all__ = ["Session", "test_views"]
+__all__ = ["TrainingData", "test_views"]
 
 
 @dataclass(frozen=True)
-class Session:
+class TrainingData:
     """A recipe together with its open data sets.
 
     Raises:
@@ -40,7 +40,7 @@ class Session:
     test: ImageDataset
 
     @classmethod
-    def open(cls, recipe: Recipe) -> Session:
+    def open(cls, recipe: Recipe) -> TrainingData:
         """Open both data sets and check that they fit the recipe and each other."""
         data = recipe.data
         with _naming("data.train"):
@@ -52,13 +52,13 @@ class Session:
                 f"data.test has {len(test.classes)} classes and {test.channels} channels, data.train "
                 f"{len(train.classes)} and {train.channels}: both must be the same, class names included"
             )
-        session = cls(recipe, train, test)
-        session.check()
-        return session
+        training_data = cls(recipe, train, test)
+        training_data.check()
+        return training_data
 
     def check(self) -> None:
-        """Build all that can fail for the whole cast: the plan and every student's transforms."""
-        _ = self.plan
+        """Build all that can fail for the whole cohort: the schedule and every student's transforms."""
+        _ = self.schedule
         with _naming("data.test_view"):
             Transforms(self.recipe.data.test_items, self.test.mean)
         for student in self.recipe.students:
@@ -68,7 +68,7 @@ class Session:
 
     def warnings(self) -> list[str]:
         """What the data make of the recipe, but hardly is meant, one line each."""
-        window, steps = self.recipe.distillation.window, self.plan.steps_per_epoch
+        window, steps = self.recipe.distillation.window, self.schedule.steps_per_epoch
         if isinstance(window, int) and window > max(1, steps):
             return [f"distillation.window: an epoch has {steps} steps, so {window} is as much as 'epoch'"]
         return []
@@ -80,11 +80,11 @@ class Session:
         return split_holdout(labels_N, self.recipe.data.holdout_per_class, self.recipe.seed)
 
     @cached_property
-    def plan(self) -> Plan:
+    def schedule(self) -> RunSchedule:
         """The order of the run."""
         recipe, (train_ids, holdout_ids) = self.recipe, self.split
         weighs = recipe.distillation.method == "general"
-        return Plan(
+        return RunSchedule(
             epochs=recipe.epochs,
             steps_per_epoch=len(epoch_steps(train_ids, recipe.batch_size, recipe.seed, 0)),
             holdout_batches=len(batches_of(holdout_ids, recipe.batch_size)) if weighs else 0,
@@ -98,8 +98,8 @@ class Session:
         """The data sets' fingerprints, by which two processes see that they read the same."""
         return {"train": fingerprint(self.train), "test": fingerprint(self.test)}
 
-    def run(self, index: int, start: Turn, replica: int = 0) -> Iterator[Batch]:
-        """One replica's share of a student's batches, of all turns that take any, from one turn on.
+    def run(self, index: int, start: Round, replica: int = 0) -> Iterator[Batch]:
+        """One replica's share of a student's batches, of all rounds that take any, from one round on.
 
         One loader serves them all: what follows a pass over the test samples is loaded while it runs, and
         no process is started between two epochs.
@@ -111,13 +111,13 @@ class Session:
         )
 
         def parts() -> Iterator[Part]:
-            for turn in self.plan.turns(start):
-                if turn.kind is Kind.TRAIN:
+            for round in self.schedule.rounds(start):
+                if round.kind is Kind.TRAIN:
                     yield Part(0, *next(steps))
-                elif turn.kind is Kind.HOLDOUT:
-                    yield Part(1, 0, holdout[turn.part])
-                elif turn.kind is Kind.EVALUATE:
-                    yield Part(2, 0, test[turn.part])
+                elif round.kind is Kind.HOLDOUT:
+                    yield Part(1, 0, holdout[round.part])
+                elif round.kind is Kind.EVALUATE:
+                    yield Part(2, 0, test[round.part])
 
         views = [self._training_views(index), self._test_views(self.train), self._test_views(self.test)]
         shares = (part._replace(ids_B=_share(part.ids_B, replica, student.replicas)) for part in parts())
@@ -170,7 +170,7 @@ class Session:
         return test_views(dataset, self.recipe.data.test_items, self.recipe.seed)
 
     def _steps(self, seed: int, start: int) -> Iterator[tuple[int, Ids]]:
-        per_epoch, window = self.plan.steps_per_epoch, self.recipe.distillation.window
+        per_epoch, window = self.schedule.steps_per_epoch, self.recipe.distillation.window
         width = per_epoch if window == "epoch" else window
         for epoch in range(start // per_epoch, self.recipe.epochs):
             steps_TB = epoch_steps(self.split[0], self.recipe.batch_size, self.recipe.seed, epoch)
@@ -181,9 +181,9 @@ class Session:
         parts = (Part(0, 0, ids_B) for ids_B in batches_of(ids, self.recipe.batch_size))
         return self._load([self._test_views(dataset)], parts)
 
-    def _load(self, views: Sequence[Views], plan: Iterator[Part]) -> Iterator[Batch]:
+    def _load(self, views: Sequence[Views], schedule: Iterator[Part]) -> Iterator[Batch]:
         data, limits = self.recipe.data, self.recipe.limits
-        return mixed_batches(views, plan, workers=data.loader_workers, timeout_s=limits.step_s)
+        return mixed_batches(views, schedule, workers=data.loader_workers, timeout_s=limits.step_s)
 
 
 @contextmanager

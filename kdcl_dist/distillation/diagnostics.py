@@ -56,7 +56,7 @@ def measure(
         disagreement/X   share of samples on which its first choice differs from that of student X
 
     Args:
-        names: the students in the order of the cast.
+        names: the students in the order of the cohort.
         logits_SBC, labels_B: the students' logits, the true classes.
         temperature: T of the run.
         weights_S: of `general`.

@@ -42,7 +42,7 @@ __all__ = [
 def naive(logits_SBC: Tensor, labels_B: Tensor) -> Tensor:
     """The logits (B, C) of the student with the smallest cross-entropy at T = 1 (eq. 4).
 
-    Of equal students the first in the order of the cast is taken.
+    Of equal students the first in the order of the cohort is taken.
 
     Raises:
         ValueError: shapes, types or labels do not fit.

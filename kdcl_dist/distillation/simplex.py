@@ -308,7 +308,7 @@ def _best_of_faces(hessian_SSB: Array, gradient_SB: Array, start_SB: Array) -> A
     right_S1B = ((hessian_SSB * start_SB).sum(1) - gradient_SB)[:, None]
     table_FSKB = xp.concatenate([hessian_SSB, right_S1B, xp.ones_like(right_S1B)], 1)[None]
     for i in range(size):
-        # A column is needed only until its coordinate's turn.
+        # A column is needed only until its coordinate's round.
         column_FS1B, without_FSKB = table_FSKB[:, :, :1], table_FSKB[:, :, 1:]
         row_FKB = without_FSKB[:, i] / column_FS1B[:, i]
         with_FSKB = without_FSKB - column_FS1B * row_FKB[:, None]

@@ -10,7 +10,7 @@ it. Gloo forgets a message that it is about to send when the connection breaks, 
 until the limit, but it tells whoever waits to receive, unless the message has come in part.
 
 The group is built directly on a store, never as torch.distributed's global default, so that it can be
-formed anew while its members live, and several can exist in one process. The coordinator is the last
+formed anew while its workers live, and several can exist in one process. The coordinator is the last
 rank. Gloo carries it: the payload is small, lies on the CPU, and two ranks may share a device, which
 NCCL refuses. Both the store and the group bind to one address only, the one given, since gloo's own
 choice is the loopback wherever the host's name resolves there.
@@ -31,11 +31,12 @@ import torch.distributed as dist
 from torch import Tensor
 
 from kdcl_dist.errors import ForeignMessage, KdclError
-from kdcl_dist.exchange.layout import Wire
+from kdcl_dist.exchange.layout import ExchangeLayout
 from kdcl_dist.exchange.message import HEADER, MAGIC, PROTOCOL, Flag, Message
 from kdcl_dist.membership import failure_detector
-from kdcl_dist.membership.monitor import Board
-from kdcl_dist.membership.store import Store, c10d
+from kdcl_dist.membership.monitor import Monitor
+from kdcl_dist.membership.store import Store
+from kdcl_dist.membership.tcp_store import c10d
 
 __all__ = ["Exchange"]
 
@@ -54,10 +55,10 @@ class Exchange:
     """One rank's end of the group.
 
     Args:
-        board: the board of the same run and generation; it knows who takes part and judges failures.
+        monitor: the monitor of the same run and generation; it knows who takes part and judges failures.
         store: the store below which the group meets.
         host: address of this process, by which the others reach it.
-        wire: size of the messages, and who reads them, on which the whole cast agreed.
+        layout: size of the messages, and who reads them, on which the whole cohort agreed.
         run: 64-bit number of the run, and generation of the group; messages of others are refused.
         step_s: limit for one collective.
         pinned: whether the own messages lie where a GPU reads and writes them directly.
@@ -65,28 +66,28 @@ class Exchange:
 
     def __init__(
         self,
-        board: Board,
+        monitor: Monitor,
         store: Store,
         *,
         host: str,
-        wire: Wire,
+        layout: ExchangeLayout,
         run: int,
         generation: int,
         step_s: float,
         pinned: bool = False,
     ) -> None:
-        self.board, self.run, self.generation, self.mutual = board, run, generation, wire.mutual
-        ranks = [*board.present, len(board.names) - 1]
-        self.size, self.rank = len(ranks), ranks.index(board.rank)
+        self.monitor, self.run, self.generation, self.all_to_all = monitor, run, generation, layout.all_to_all
+        ranks = [*monitor.present, len(monitor.names) - 1]
+        self.size, self.rank = len(ranks), ranks.index(monitor.rank)
         self.step_s = step_s
         self.root = self.size - 1
-        reads = wire.mutual or self.rank == self.root
-        self.messages = [Message(wire.message) for _ in ranks[:-1]] if reads else []
-        self._unread = torch.empty(wire.message.nbytes if wire.mutual else 0, dtype=torch.uint8)
-        self.mine = Message(wire.message, pinned=pinned)
-        self.mine.address(run=run, generation=generation, sender=self.rank)
-        self.answer = Message(wire.answer, pinned=pinned)
-        self.answer.address(run=run, generation=generation, sender=self.root)
+        reads = layout.all_to_all or self.rank == self.root
+        self.messages = [Message(layout.message) for _ in ranks[:-1]] if reads else []
+        self._unread = torch.empty(layout.message.nbytes if layout.all_to_all else 0, dtype=torch.uint8)
+        self.outgoing = Message(layout.message, pinned=pinned)
+        self.outgoing.set_identity(run=run, generation=generation, sender=self.rank)
+        self.answer = Message(layout.answer, pinned=pinned)
+        self.answer.set_identity(run=run, generation=generation, sender=self.root)
         limit = timedelta(seconds=max(step_s, FORM_S))
         self._group: Any | None = None
         self._expected: Any | None = None
@@ -95,9 +96,9 @@ class Exchange:
         self._group = self._guard(lambda: _form(store, self.rank, self.size, host, limit))
 
     def gather(self, limit_s: float | None = None) -> list[Message]:
-        """Send `mine` to those who read it; returns the students' messages, in the order of the cast.
+        """Send `outgoing` to those who read it; returns the students' messages, in the order of the cohort.
 
-        For a student that does not read them there are none, and `mine` is on its way until it has the
+        For a student that does not read them there are none, and `outgoing` is on its way until it has the
         answer. The next `gather` overwrites them.
 
         Args:
@@ -106,10 +107,10 @@ class Exchange:
         Raises:
             KdclError: the first failure of the run, when any process failed, died or did not answer.
         """
-        self._run(self._all_gather if self.mutual else self._to_coordinator, limit_s)
+        self._run(self._all_gather if self.all_to_all else self._to_coordinator, limit_s)
         return self.messages
 
-    def expect(self, with_rows: bool) -> None:
+    def post_receive(self, with_rows: bool) -> None:
         """Make ready to receive the next answer; for a student, once it has sent.
 
         Gloo moves a message only when its receiver is ready. So the answer arrives while the student does
@@ -121,7 +122,7 @@ class Exchange:
         Raises:
             KdclError: as `gather`.
         """
-        if self.mutual:
+        if self.all_to_all:
             return
         part = self._part(with_rows)
         self._expected = self._guard(lambda: self._opened().recv([part], self.root, ANSWER))
@@ -140,11 +141,11 @@ class Exchange:
             ForeignMessage: the answer is not of this run, generation or step.
         """
         buffer = self._part(with_rows)
-        action = self._broadcast if self.mutual else self._from_coordinator
+        action = self._broadcast if self.all_to_all else self._from_coordinator
         self._run(lambda group, limit: action(group, limit, buffer), limit_s)
         self._check_answer()
         if Flag.REFUSED in self.answer.flags:
-            self.board.raise_failure()
+            self.monitor.raise_failure()
         return self.answer
 
     def flush(self) -> None:
@@ -186,7 +187,7 @@ class Exchange:
             _await_each([group.recv([buffer], rank, MESSAGE) for rank, buffer in enumerate(buffers)], limit)
             self._await_sent(group, limit)
         else:
-            self._sent = [group.send([self.mine.buffer], self.root, MESSAGE)]
+            self._sent = [group.send([self.outgoing.buffer], self.root, MESSAGE)]
 
     def _from_coordinator(self, group: Any, limit: timedelta, buffer: Tensor) -> None:
         if self.rank == self.root:
@@ -220,7 +221,7 @@ class Exchange:
         # waiting, and hold the connections open, after the wait was given up.
         group._set_default_timeout(limit)
         parts = [*(message.buffer for message in self.messages), self._unread]
-        work: Any = dist.all_gather(parts, self.mine.buffer, group=group, async_op=True)
+        work: Any = dist.all_gather(parts, self.outgoing.buffer, group=group, async_op=True)
         work.wait()
 
     def _broadcast(self, group: Any, limit: timedelta, buffer: Tensor) -> None:
@@ -229,29 +230,31 @@ class Exchange:
         work.wait()
 
     def _guard(self, action: Callable[[], Any]) -> Any:
-        """Run a blocking action; turn what breaks it into the first failure of the run.
+        """Run a blocking action; round what breaks it into the first failure of the run.
 
         The own connections are closed first: those who wait on this rank then fail at once too, and
-        the whole cast knows within milliseconds instead of one limit after the other.
+        the whole cohort knows within milliseconds instead of one limit after the other.
         """
         try:
             return action()
         except RuntimeError as error:
             cause = error.with_traceback(None)  # its frames would hold the group, and so its sockets
-        raise self.explain(cause) from cause  # not above: before Python 3.11 the frames live until there
+        raise self.diagnose(cause) from cause  # not above: before Python 3.11 the frames live until there
 
-    def explain(self, cause: BaseException) -> KdclError:
+    def diagnose(self, cause: BaseException) -> KdclError:
         """Close the own connections after one broke; the first failure of the run."""
         self.close()
-        unheard = [self.board.present[place] for place in cause.places] if isinstance(cause, _Unheard) else []
-        return failure_detector.explain(
-            self.board, cause, limit_s=self.step_s, limit_name=self._limit, unheard=unheard
+        unheard = (
+            [self.monitor.present[place] for place in cause.places] if isinstance(cause, _Unheard) else []
+        )
+        return failure_detector.diagnose(
+            self.monitor, cause, limit_s=self.step_s, limit_name=self._limit, unheard=unheard
         )
 
     def _check_answer(self) -> None:
         header = self.answer.header
         found = tuple(int(header[name]) for name in ("magic", "protocol", "run", "generation", "step"))
-        expected = (MAGIC, PROTOCOL, self.run, self.generation, int(self.mine.header["step"]))
+        expected = (MAGIC, PROTOCOL, self.run, self.generation, int(self.outgoing.header["step"]))
         if found != expected:
             raise ForeignMessage(
                 "the coordinator's answer has (magic, protocol, run, generation, step) "

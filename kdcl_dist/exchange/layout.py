@@ -1,4 +1,4 @@
-"""What goes over the wire in a run: the size of its messages, and who reads them.
+"""What goes over the exchange layout in a run: the size of its messages, and who reads them.
 
 All of it follows from the recipe and the number of classes, so that every rank knows it without a word.
 """
@@ -11,36 +11,36 @@ import torch
 
 from kdcl_dist.config.recipe import Recipe
 from kdcl_dist.config.rounds import share_of
-from kdcl_dist.exchange.message import Layout
+from kdcl_dist.exchange.message import MessageLayout
 
-__all__ = ["DTYPES", "Wire", "answer_rows", "sends_target"]
+__all__ = ["DTYPES", "ExchangeLayout", "answer_rows", "sends_target"]
 
 #: By their names in recipes.
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
-class Wire(NamedTuple):
+class ExchangeLayout(NamedTuple):
     """The messages of a run.
 
     Attributes:
         message: of every worker; sized for the student with the fewest replicas.
         answer: of the coordinator.
-        mutual: whether students read each other's messages; else they go to the coordinator only.
+        all_to_all: whether students read each other's messages; else they go to the coordinator only.
     """
 
-    message: Layout
-    answer: Layout
-    mutual: bool = False
+    message: MessageLayout
+    answer: MessageLayout
+    all_to_all: bool = False
 
     @classmethod
-    def of(cls, recipe: Recipe, classes: int) -> Wire:
+    def of(cls, recipe: Recipe, classes: int) -> ExchangeLayout:
         """As a recipe needs it."""
         dtype = DTYPES[recipe.distillation.wire_precision]
         rows = max(share_of(recipe.batch_size, 0, each.replicas) for each in recipe.students)
         return cls(
-            Layout(rows, classes, dtype),
-            Layout(answer_rows(recipe), classes, dtype),
-            mutual=recipe.distillation.method == "dml",
+            MessageLayout(rows, classes, dtype),
+            MessageLayout(answer_rows(recipe), classes, dtype),
+            all_to_all=recipe.distillation.method == "dml",
         )
 
 

@@ -1,6 +1,6 @@
 """What a rank says in one collective: a header, sample ids, labels and logits in one buffer of bytes.
 
-Every message of a run has the same size, fixed when the cast comes together, and says in its header how
+Every message of a run has the same size, fixed when the cohort comes together, and says in its header how
 many rows it uses. So no two ranks can ever disagree about the size of a collective, which would corrupt
 data silently; a disagreement is always one about the header, which is checked.
 
@@ -22,29 +22,29 @@ from torch import Tensor
 from kdcl_dist.config.rounds import Kind
 from kdcl_dist.errors import ShapeMismatch
 
-__all__ = ["MAX_STUDENTS", "Contribution", "Flag", "Layout", "Message", "Numbers", "by_student"]
+__all__ = ["MAX_STUDENTS", "Contribution", "Flag", "Message", "MessageLayout", "StepMetrics", "by_student"]
 
 MAGIC = 0x4B44434C
 PROTOCOL = 4
-#: Students of one cast, each of which has a bit in the coordinator's answer.
+#: Students of one cohort, each of which has a bit in the coordinator's answer.
 MAX_STUDENTS = 256
 
 
 class Flag(IntFlag):
-    """Requests and verdicts beside the payload."""
+    """Requests and diagnoses beside the payload."""
 
     NONE = 0
     #: A student asks to stop; in the coordinator's answer: all take a checkpoint and stop.
     STOP = 1
     #: The coordinator refuses the step; the reason lies with the other failures.
     REFUSED = 2
-    #: In the coordinator's answer: the cast forms anew after this turn, and goes on.
+    #: In the coordinator's answer: the cohort forms anew after this round, and goes on.
     REFORM = 4
-    #: In the coordinator's answer: all take a checkpoint after this turn, and go on.
+    #: In the coordinator's answer: all take a checkpoint after this round, and go on.
     SAVE = 8
 
 
-class Numbers(NamedTuple):
+class StepMetrics(NamedTuple):
     """A student's own figures of one training step, sent with the next message. Seconds end in _s.
 
     skipped: 1 if it learned nothing, since its gradient was not finite. The last two are those of
@@ -84,7 +84,7 @@ HEADER = np.dtype(
         ("bytes", "<i8"),
         ("digest", "u1", (32,)),
         ("excluded", "u1", (MAX_STUDENTS // 8,)),
-        ("numbers", "<f8", (len(Numbers._fields),)),
+        ("metrics", "<f8", (len(StepMetrics._fields),)),
     ]
 )
 
@@ -104,9 +104,9 @@ def by_student(messages: Sequence[Message], students: Sequence[int], count: int)
     """The used rows of each student, those of its replicas one after another; none of one that is absent.
 
     Args:
-        messages: of all members that are present, in the order of the cast.
-        students: the student of each of these members.
-        count: students of the cast.
+        messages: of all workers that are present, in the order of the cohort.
+        students: the student of each of these workers.
+        count: students of the cohort.
     """
     parts: list[list[Contribution]] = [[] for _ in range(count)]
     for message, student in zip(messages, students, strict=True):
@@ -123,7 +123,7 @@ def _joined(parts: Sequence[Contribution]) -> Contribution:
 
 
 @dataclass(frozen=True)
-class Layout:
+class MessageLayout:
     """Where the parts lie in the buffer: `rows` is the capacity R, `classes` C, `dtype` that of logits."""
 
     rows: int
@@ -151,7 +151,7 @@ class Message:
         ids: int64 (R,); labels: int64 (R,); logits: `layout.dtype` (R, C).
     """
 
-    def __init__(self, layout: Layout, buffer: Tensor | None = None, *, pinned: bool = False) -> None:
+    def __init__(self, layout: MessageLayout, buffer: Tensor | None = None, *, pinned: bool = False) -> None:
         self.layout = layout
         if buffer is None:
             buffer = torch.zeros(layout.nbytes, dtype=torch.uint8, pin_memory=pinned)
@@ -163,21 +163,21 @@ class Message:
         end = start + rows * 16 + rows * layout.classes * layout.dtype.itemsize
         self.logits = self.buffer[start + rows * 16 : end].view(layout.dtype).view(rows, layout.classes)
 
-    def address(self, *, run: int, generation: int, sender: int) -> None:
+    def set_identity(self, *, run: int, generation: int, sender: int) -> None:
         """Write what stays the same in all messages of one rank."""
         self.header["magic"], self.header["protocol"] = MAGIC, PROTOCOL
         self.header["run"], self.header["generation"], self.header["sender"] = run, generation, sender
         self.header["classes"] = self.layout.classes
 
-    def begin(self, kind: Kind, step: int, part: int = 0, flags: Flag = Flag.NONE) -> None:
+    def reset(self, kind: Kind, step: int, part: int = 0, flags: Flag = Flag.NONE) -> None:
         """Start a new message without rows."""
         self.header["kind"], self.header["step"], self.header["part"] = kind, step, part
         self.header["flags"] = flags
         self.header["rows"], self.header["bytes"], self.header["digest"] = 0, 0, 0
-        self.header["numbers"][:] = Numbers()
+        self.header["metrics"][:] = StepMetrics()
         self.header["excluded"] = 0
 
-    def put(self, ids: Tensor, logits: Tensor, labels: Tensor | None = None) -> None:
+    def write_rows(self, ids: Tensor, logits: Tensor, labels: Tensor | None = None) -> None:
         """Write the rows: ids_B, logits_BC of any floating type and device, labels_B.
 
         Raises:
@@ -186,7 +186,7 @@ class Message:
         rows = len(ids)
         if logits.shape != (rows, self.layout.classes) or rows > self.layout.rows:
             raise ShapeMismatch(
-                f"logits have shape {tuple(logits.shape)} for {rows} samples; the cast agreed on at most "
+                f"logits have shape {tuple(logits.shape)} for {rows} samples; the cohort agreed on at most "
                 f"{self.layout.rows} rows of {self.layout.classes} classes"
             )
         self.header["rows"] = rows
@@ -216,9 +216,9 @@ class Message:
         return Flag(int(self.header["flags"]))
 
     @property
-    def numbers(self) -> Numbers:
+    def step_metrics(self) -> StepMetrics:
         """The sender's figures of its last training step; `step` is -1 if it has none."""
-        return Numbers(*self.header["numbers"].tolist())
+        return StepMetrics(*self.header["metrics"].tolist())
 
     def contribution(self) -> Contribution:
         """The used rows, as views."""

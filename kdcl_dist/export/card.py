@@ -63,10 +63,10 @@ def _head(source: Source, description: Description) -> str:
 
 
 def _figures(source: Source) -> str:
-    samples = len(source.session.test)
+    samples = len(source.training_data.test)
     if not source.results:
         return (
-            "## Figures\n\nThe run recorded no test results for this checkpoint; of its newest one "
+            "## Figures\n\nThe run recorded no test results for this checkpoint; of its latest one "
             f"`kdcl evaluate {source.folder}` shows them."
         )
     lines = [
@@ -168,12 +168,12 @@ def _data(source: Source) -> str:
     data = source.recipe.data
     lines = ["## Data", ""]
     for part, path, dataset in (
-        ("training", data.train, source.session.train),
-        ("test", data.test, source.session.test),
+        ("training", data.train, source.training_data.train),
+        ("test", data.test, source.training_data.test),
     ):
         lines.append(f"- {part}: `{path}`, {len(dataset):,} images{_origin(dataset)}")
-    shown = ", ".join(source.session.test.classes[:20]) + (
-        ", ..." if len(source.session.test.classes) > 20 else ""
+    shown = ", ".join(source.training_data.test.classes[:20]) + (
+        ", ..." if len(source.training_data.test.classes) > 20 else ""
     )
     return "\n".join([*lines, f"- classes: {shown}"])
 

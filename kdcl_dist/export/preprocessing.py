@@ -63,7 +63,7 @@ class Description(Strict):
     @classmethod
     def of(cls, source: Source, kind: Kind, weights: Path, input_shape: tuple[int, int, int]) -> Description:
         """Describe an export."""
-        data, test = source.recipe.data, source.session.test
+        data, test = source.recipe.data, source.training_data.test
         return cls(
             run=label_of(source.folder),
             student=source.student.name,

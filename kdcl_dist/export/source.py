@@ -20,10 +20,10 @@ from kdcl_dist.config.differences import differences
 from kdcl_dist.config.recipe import Recipe
 from kdcl_dist.config.student import Student
 from kdcl_dist.data.loader import batches
-from kdcl_dist.data.training_data import Session, test_views
+from kdcl_dist.data.training_data import TrainingData, test_views
 from kdcl_dist.errors import CheckpointError, ModelError, RunFolderError, StorageError, one_line
-from kdcl_dist.evaluation import open_session
-from kdcl_dist.run.checkpoint import Manifest, newest, read_part, steps, whole
+from kdcl_dist.evaluation import open_training_data
+from kdcl_dist.run.checkpoint import Manifest, latest, read_part, steps, whole
 from kdcl_dist.run.metrics import read_metrics
 from kdcl_dist.run.run import load_run, read_record
 from kdcl_dist.run.storage import Folder
@@ -46,7 +46,7 @@ class Source:
         student: which of its students.
         step: training steps that the student has done.
         network: on the CPU, in evaluation mode.
-        session: the run's data.
+        training_data: the run's data.
         record: the content of run.json.
         results: test results of the checkpoint's epoch, by student and "ensemble"; empty within an epoch.
     """
@@ -56,7 +56,7 @@ class Source:
     student: Student
     step: int
     network: nn.Module
-    session: Session
+    training_data: TrainingData
     record: Mapping[str, Any]
     results: Results
 
@@ -75,7 +75,7 @@ class Source:
         Args:
             uri: the run folder's path or URI.
             name: the student's.
-            epoch: take its checkpoint at the end of this epoch, counted from 1. None: the newest, as
+            epoch: take its checkpoint at the end of this epoch, counted from 1. None: the latest, as
                 `kdcl evaluate` does.
             last: take the checkpoint of the recipe's last epoch, and no other.
             warn: hears of damaged checkpoints that are skipped.
@@ -90,32 +90,32 @@ class Source:
             raise RunFolderError(
                 f"--student {name!r}: {str(folder)!r} has no such student (it has {', '.join(recipe.names)})"
             )
-        session = open_session(recipe, folder)
+        training_data = open_training_data(recipe, folder)
         wanted = recipe.epochs if last else epoch
         manifest = (
-            _newest(folder, warn)
+            _latest(folder, warn)
             if wanted is None
-            else _of_epoch(folder, session, wanted, "--last" if last else f"--epoch {epoch}")
+            else _of_epoch(folder, training_data, wanted, "--last" if last else f"--epoch {epoch}")
         )
-        network = _load(folder, manifest, student, session)
+        network = _load(folder, manifest, student, training_data)
         # A student that the run lost and went on without is kept as it was last.
         part = manifest.parts[name]
         step = manifest.step if part.step is None else part.step
-        epochs, rest = divmod(step, session.plan.steps_per_epoch)
+        epochs, rest = divmod(step, training_data.schedule.steps_per_epoch)
         results = {} if rest else _results(folder, epochs)
-        return cls(folder, recipe, student, step, network, session, read_record(folder), results)
+        return cls(folder, recipe, student, step, network, training_data, read_record(folder), results)
 
     @property
     def when(self) -> str:
         """The checkpoint in words."""
-        epochs, rest = divmod(self.step, self.session.plan.steps_per_epoch)
+        epochs, rest = divmod(self.step, self.training_data.schedule.steps_per_epoch)
         text = f"epoch {epochs} of {self.recipe.epochs}"
         return f"{text} and {rest} steps" if rest else text
 
     def probes(self) -> Tensor:
         """A few test images as they are tested, (B, C, H, W)."""
-        views = test_views(self.session.test, self.recipe.data.test_items, self.recipe.seed)
-        ids_B = np.arange(PROBES) % len(self.session.test)
+        views = test_views(self.training_data.test, self.recipe.data.test_items, self.recipe.seed)
+        ids_B = np.arange(PROBES) % len(self.training_data.test)
         return next(batches(views, [(0, ids_B)])).images
 
     def seeds(self) -> dict[int, Results]:
@@ -152,8 +152,8 @@ def misfit(error: BaseException) -> str:
     return " ".join(str(error).splitlines()[1:2]).strip() or one_line(error)
 
 
-def _newest(folder: Folder, warn: Callable[[str], None]) -> Manifest:
-    if (manifest := newest(folder, warn)) is None:
+def _latest(folder: Folder, warn: Callable[[str], None]) -> Manifest:
+    if (manifest := latest(folder, warn)) is None:
         raise RunFolderError(
             f"{str(folder)!r} has no complete checkpoint that can be exported (checkpoints begun: "
             f"{len(steps(folder))})"
@@ -161,8 +161,8 @@ def _newest(folder: Folder, warn: Callable[[str], None]) -> Manifest:
     return manifest
 
 
-def _of_epoch(folder: Folder, session: Session, epoch: int, option: str) -> Manifest:
-    per_epoch = session.plan.steps_per_epoch
+def _of_epoch(folder: Folder, training_data: TrainingData, epoch: int, option: str) -> Manifest:
+    per_epoch = training_data.schedule.steps_per_epoch
     having = steps(folder)
     if epoch * per_epoch not in having:
         ends = [str(step // per_epoch) for step in having if step % per_epoch == 0]
@@ -179,8 +179,8 @@ def _of_epoch(folder: Folder, session: Session, epoch: int, option: str) -> Mani
         ) from None
 
 
-def _load(folder: Folder, manifest: Manifest, student: Student, session: Session) -> nn.Module:
-    network = models.build(student.model, len(session.train.classes), session.train.channels)
+def _load(folder: Folder, manifest: Manifest, student: Student, training_data: TrainingData) -> nn.Module:
+    network = models.build(student.model, len(training_data.train.classes), training_data.train.channels)
     try:
         network.load_state_dict(read_part(folder, manifest, student.name)["model"])
     except (RuntimeError, KeyError) as error:

@@ -88,7 +88,7 @@ def _difference(source: Source, kind: Kind, path: Path) -> float:
         ExportError: it is more than rounding.
     """
     images_BCHW = source.probes()
-    classes, channels = len(source.session.train.classes), source.session.train.channels
+    classes, channels = len(source.training_data.train.classes), source.training_data.train.channels
     read = read_network(kind, path, lambda: models.build(source.student.model, classes, channels))
     with torch.no_grad():
         expected_BC, found_BC = source.network(images_BCHW), read(images_BCHW)

@@ -1,1 +1,1 @@
-"""Ways to bring a cast's processes up: on this machine without Ray, or by Ray Train anywhere."""
+"""Ways to bring a cohort's processes up: on this machine without Ray, or by Ray Train anywhere."""

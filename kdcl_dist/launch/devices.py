@@ -11,7 +11,7 @@ __all__ = ["assign_accelerators", "assign_devices"]
 
 
 def assign_devices(recipe: Recipe, count: int) -> list[str]:
-    """A device for each member of the cast: "cpu", or "cuda:N" where shares of one GPU add up to 1 at most.
+    """A device for each worker of the cohort: "cpu", or "cuda:N" where shares of one GPU add up to 1 at most.
 
     Args:
         recipe: says what share of a GPU each student takes.
@@ -22,8 +22,8 @@ def assign_devices(recipe: Recipe, count: int) -> list[str]:
     """
     used = [0.0] * count
     devices = []
-    for member in recipe.members:
-        student = recipe.students[member.student]
+    for worker in recipe.workers:
+        student = recipe.students[worker.student]
         share = student.resources.gpu
         if share == 0:
             devices.append("cpu")
@@ -43,11 +43,11 @@ def assign_accelerators(wanted: Sequence[str | None], offered: Sequence[str | No
     """Which student each worker trains, so that each gets the accelerator type it asks for.
 
     Args:
-        wanted: accelerator type of each member, None for any.
+        wanted: accelerator type of each worker, None for any.
         offered: accelerator type of each worker's host.
 
     Returns:
-        For each worker the member's place in the cast.
+        For each worker the worker's place in the cohort.
 
     Raises:
         RecipeError: no worker is left for a student.

@@ -1,4 +1,4 @@
-"""What the processes of a cast do, that their launcher started; they tell it how it ended.
+"""What the processes of a cohort do, that their launcher started; they tell it how it ended.
 
 They say `(kind, value)`: an event of the coordinator, its endpoint, a student's process that is to be ended;
 that a student has lost the coordinator's store; at the end that they have finished, that the run is over, or
@@ -28,8 +28,8 @@ from kdcl_dist.errors import CoordinatorLost, wrap
 from kdcl_dist.launch.processes import GRACE_S
 from kdcl_dist.membership.endpoint import Endpoint
 from kdcl_dist.membership.monitor import COORDINATOR
-from kdcl_dist.membership.rendezvous import RunOver
-from kdcl_dist.membership.store import host_store
+from kdcl_dist.membership.rendezvous import RunFailed
+from kdcl_dist.membership.tcp_store import host_store
 from kdcl_dist.run.events import Event, Stepped
 from kdcl_dist.run.run import Run
 from kdcl_dist.student.runtime import run_student
@@ -49,27 +49,27 @@ def coordinate(link: Connection, run: Run, host: str, stop: Any) -> None:
     def work() -> bool:
         store, endpoint = host_store(host)
         link.send(("endpoint", endpoint))
-        teller = _Teller(link)
+        sender = _EventSender(link)
         try:
             return run_coordinator(
-                run, store, host=host, stop=stop.is_set, tell=teller.tell, processes=_Processes(teller)
+                run, store, host=host, stop=stop.is_set, emit=sender.emit, processes=_Processes(sender)
             )
         finally:
-            teller.close()
+            sender.close()
 
     _name_process(COORDINATOR)
     _report(link, work, student=None)
 
 
-class _Teller:
-    """Tells the launcher what happens, from a thread: a terminal that is held must not hold up the cast."""
+class _EventSender:
+    """Tells the launcher what happens, from a thread: a terminal that is held must not hold up the cohort."""
 
     def __init__(self, link: Connection) -> None:
         self.link, self.queue = link, SimpleQueue[tuple[str, Any] | None]()
-        self.thread = threading.Thread(target=self._send, name="kdcl-teller", daemon=True)
+        self.thread = threading.Thread(target=self._send, name="kdcl-sender", daemon=True)
         self.thread.start()
 
-    def tell(self, event: Event) -> None:
+    def emit(self, event: Event) -> None:
         """Send an event; steps are left out while many wait to be heard."""
         if not isinstance(event, Stepped) or self.queue.qsize() < BACKLOG:
             self.queue.put(("event", event))
@@ -89,7 +89,7 @@ class _Teller:
 class _Processes:
     """See `kdcl_dist.coordinator.runtime.Processes`."""
 
-    teller: _Teller
+    sender: _EventSender
 
     def is_gone(self, name: str, pid: int) -> bool:
         """Whether the process is dead."""
@@ -101,7 +101,7 @@ class _Processes:
 
     def end(self, name: str, pid: int) -> None:
         """Let the launcher end it."""
-        self.teller.queue.put(("end", (name, pid)))
+        self.sender.queue.put(("end", (name, pid)))
 
     def notice(self) -> str | None:
         """This machine gives none."""
@@ -109,7 +109,7 @@ class _Processes:
 
 
 def train(link: Connection, run: Run, rank: int, endpoint: Endpoint, host: str, device: str) -> None:
-    """Train the student, or replica, of a place in the cast."""
+    """Train the student, or replica, of a place in the cohort."""
     asked = threading.Event()
     signal.signal(signal.SIGTERM, lambda *_: asked.set())
 
@@ -119,8 +119,8 @@ def train(link: Connection, run: Run, rank: int, endpoint: Endpoint, host: str, 
     def work() -> bool:
         return run_student(run, rank, find, host=host, device=torch.device(device), stop=asked.is_set)
 
-    _name_process(run.recipe.members[rank].name)
-    _report(link, work, student=run.recipe.members[rank].name)
+    _name_process(run.recipe.workers[rank].name)
+    _report(link, work, student=run.recipe.workers[rank].name)
 
 
 def _name_process(name: str) -> None:
@@ -147,7 +147,7 @@ def _report(link: Connection, work: Callable[[], bool], student: str | None) -> 
     gc.freeze()  # a collection that passed over all that is imported would make its pages this process's own
     try:
         link.send(("finished", work()))
-    except RunOver as over:
+    except RunFailed as over:
         link.send(("over", over.cause.to_dict()))
     except Exception as error:
         link.send(("failed", wrap(error, student=student, step=None, phase="start").to_dict()))

@@ -1,4 +1,4 @@
-"""The process from which those of a cast on this machine are forked: it has imported what they need.
+"""The process from which those of a cohort on this machine are forked: it has imported what they need.
 
 Nothing heavy is imported here, so that the server can start first and import beside its parent.
 """

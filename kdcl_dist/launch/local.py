@@ -12,7 +12,7 @@ from multiprocessing.connection import wait
 import torch
 
 from kdcl_dist.config.recipe import Recipe
-from kdcl_dist.coordinator.recovery_policy import gives_up
+from kdcl_dist.coordinator.recovery_policy import is_fatal
 from kdcl_dist.errors import (
     CoordinatorCutOff,
     CoordinatorLost,
@@ -37,12 +37,12 @@ __all__ = ["check", "launch"]
 HOST = "127.0.0.1"
 
 
-def launch(run: Run, tell: Callable[[Event], None], asked: threading.Event) -> bool:
+def launch(run: Run, on_event: Callable[[Event], None], asked: threading.Event) -> bool:
     """Train a run in processes of this machine.
 
     Args:
         run: the run.
-        tell: hears what happens.
+        on_event: hears what happens.
         asked: set to ask for a checkpoint and an end after the current step.
 
     Returns:
@@ -51,14 +51,14 @@ def launch(run: Run, tell: Callable[[Event], None], asked: threading.Event) -> b
     Raises:
         KdclError: the failure that ended the run.
     """
-    return _Cast(run, tell, asked).train()
+    return _Cohort(run, on_event, asked).train()
 
 
-class _Cast:
+class _Cohort:
     """All processes of a run, the coordinator's first; one that dies is replaced while the run goes on."""
 
-    def __init__(self, run: Run, tell: Callable[[Event], None], asked: threading.Event) -> None:
-        self.run, self.tell, self.asked = run, tell, asked
+    def __init__(self, run: Run, on_event: Callable[[Event], None], asked: threading.Event) -> None:
+        self.run, self.on_event, self.asked = run, on_event, asked
         self.devices = assign_devices(run.recipe, torch.cuda.device_count())
         self.context = start_server()
         self.stop = self.context.Event()
@@ -72,7 +72,7 @@ class _Cast:
         try:
             self.members.append(self._start_coordinator())
             self.endpoint = _await_endpoint(self.members[0], self.run.recipe.limits.startup_s)
-            for rank in range(len(self.run.recipe.members)):
+            for rank in range(len(self.run.recipe.workers)):
                 self.members.append(self._start_student(rank))
             self._attend()
         finally:
@@ -86,7 +86,7 @@ class _Cast:
         return start(self.context, COORDINATOR, "coordinate", self.run, HOST, self.stop)
 
     def _start_student(self, rank: int) -> Process:
-        name, device = self.run.recipe.members[rank].name, self.devices[rank]
+        name, device = self.run.recipe.workers[rank].name, self.devices[rank]
         return start(self.context, name, "train", self.run, rank, self.endpoint, HOST, device)
 
     def _attend(self) -> None:
@@ -117,13 +117,13 @@ class _Cast:
             member.ended = True
             return
         if kind == "event":
-            self.tell(value)
+            self.on_event(value)
         elif kind == "finished":
             member.finished, self.over = value, True
         elif kind == "failed":
             member.error = from_dict(value)
             decided = member.name == COORDINATOR and not isinstance(member.error, CoordinatorCutOff)
-            self.over |= decided or gives_up(self.run.recipe.failure, [], member.error)
+            self.over |= decided or is_fatal(self.run.recipe.failure, [], member.error)
         elif kind == "over":  # what the coordinator tells, too, if it lives
             member.error, self.over = from_dict(value), True
         elif kind == "endpoint":
@@ -149,7 +149,7 @@ class _Cast:
             finish(member)
             why = member.error.message if member.error else how_it_ended(member)
             died = f"process {member.process.pid} failed ({why})"
-            self.tell(Note(f"{member.name}: {died}; a new one takes its place"))
+            self.on_event(Note(f"{member.name}: {died}; a new one takes its place"))
             if place == 0:
                 self.endpoint = None
                 self.members[0] = self._start_coordinator()
@@ -173,7 +173,7 @@ class _Cast:
 def check(recipe: Recipe, storage: Folder) -> list[Check]:
     """All checks of `kdcl preflight` for training in processes of this machine."""
     count = torch.cuda.device_count()
-    figure, failures = f"{len(recipe.members)} workers on this machine, GPU {count}", []
+    figure, failures = f"{len(recipe.workers)} workers on this machine, GPU {count}", []
     if named := [student.name for student in recipe.students if student.accelerator is not None]:
         figure += f"; accelerator of {', '.join(named)} not looked for"
     try:
@@ -197,20 +197,20 @@ def _await_endpoint(coordinator: Process, limit_s: float) -> Endpoint:
     return value
 
 
-def _end(cast: list[Process]) -> None:
+def _end(cohort: list[Process]) -> None:
     """Wait for processes that are about to end by themselves, and end the others."""
-    for member in reversed(cast):  # the coordinator, which hosts the store, goes last
+    for member in reversed(cohort):  # the coordinator, which hosts the store, goes last
         finish(member)
 
 
-def _first_cause(cast: list[Process]) -> KdclError | None:
+def _first_cause(cohort: list[Process]) -> KdclError | None:
     """A process that died without a word is the cause; else what was reported first of all."""
-    for member in cast:
+    for member in cohort:
         if member.ended and member.finished is None and member.error is None:
-            reported = next((m.error for m in cast if m.error and m.error.student == member.name), None)
+            reported = next((m.error for m in cohort if m.error and m.error.student == member.name), None)
             kind = CoordinatorLost if member.name == COORDINATOR else StudentLost
             error = kind(f"the process of {member.name} died ({how_it_ended(member)})", host=HOST)
             if member.name != COORDINATOR:
                 error.at(student=member.name)
             return error.at(step=reported.step, phase=reported.phase) if reported else error
-    return next((member.error for member in cast if member.error), None)
+    return next((member.error for member in cohort if member.error), None)

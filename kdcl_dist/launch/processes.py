@@ -1,6 +1,6 @@
-"""The processes of a cast, as whoever starts them sees them.
+"""The processes of a cohort, as whoever starts them sees them.
 
-They are forked from a server that has imported what they need (`kdcl_dist.launch.forkserver`). Who starts them
+They are forked from a server that has imported what they need (see `forkserver`). Who starts them
 need not import that, so this module imports nothing heavy; what they do is in `kdcl_dist.launch.entrypoints`.
 """
 
@@ -23,10 +23,10 @@ GRACE_S = 15.0
 
 @dataclass
 class Process:
-    """One process of the cast.
+    """One process of the cohort.
 
     Attributes:
-        name: its place in the cast.
+        name: its place in the cohort.
         process: its handle.
         link: what it says arrives here.
         finished: its own word at its end: True at the end of the run, False when that was stopped before.
@@ -54,7 +54,7 @@ def start(context: Any, name: str, role: str, *arguments: Any) -> Process:
 
     Args:
         context: of multiprocessing, from `start_server`.
-        name: its place in the cast.
+        name: its place in the cohort.
         role: the function of `kdcl_dist.launch.entrypoints` that it runs.
         arguments: those after the link.
     """

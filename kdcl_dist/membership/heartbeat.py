@@ -1,4 +1,4 @@
-"""Signs of life: what a process is doing, and whether its pulse, as others see it, stands still."""
+"""Signs of life: what a process is doing, and whether its heartbeat, as others see it, stands still."""
 
 from __future__ import annotations
 
@@ -9,16 +9,16 @@ import traceback
 from dataclasses import dataclass, field
 from typing import Any
 
-__all__ = ["PULSE_S", "STALE_S", "Pulse", "Watch"]
+__all__ = ["HEARTBEAT_S", "STALE_S", "Heartbeat", "Watch"]
 
-PULSE_S = 1.0
-#: A process whose pulse stands still for so long is taken for dead or stopped.
+HEARTBEAT_S = 1.0
+#: A process whose heartbeat stands still for so long is taken for dead or stopped.
 STALE_S = 4.0
 
 
 @dataclass
-class Pulse:
-    """What a process is doing right now; written by its loop, sent by its pulse thread."""
+class Heartbeat:
+    """What a process is doing right now; written by its loop, sent by its heartbeat thread."""
 
     step: int = 0
     phase: str = "start"
@@ -39,19 +39,19 @@ class Pulse:
 
 
 class Watch:
-    """Whether a pulse stands still, by this process's own clock."""
+    """Whether a heartbeat stands still, by this process's own clock."""
 
     def __init__(self) -> None:
         self.last: dict[str, Any] | None = None
         self.since = time.monotonic()
         self.beats = 0
 
-    def look(self, pulse: dict[str, Any] | None) -> None:
-        """Take note of what the pulse is now."""
-        if pulse != self.last:
-            self.last, self.since, self.beats = pulse, time.monotonic(), self.beats + 1
+    def observe(self, heartbeat: dict[str, Any] | None) -> None:
+        """Take note of what the heartbeat is now."""
+        if heartbeat != self.last:
+            self.last, self.since, self.beats = heartbeat, time.monotonic(), self.beats + 1
 
-    def is_stale(self, pulse: dict[str, Any] | None, after_s: float = STALE_S) -> bool:
-        """Whether this pulse has been the same for so many seconds."""
-        self.look(pulse)
+    def is_stale(self, heartbeat: dict[str, Any] | None, after_s: float = STALE_S) -> bool:
+        """Whether this heartbeat has been the same for so many seconds."""
+        self.observe(heartbeat)
         return time.monotonic() - self.since > after_s

@@ -1,7 +1,7 @@
-"""The board: a pulse of each process, and the first failure of each generation for all to read.
+"""The monitor: a heartbeat of each process, and the first failure of each generation for all to read.
 
 A key-value store that the coordinator hosts carries what is not part of a step. When one process dies
-its peers fail too, within milliseconds of each other; the board keeps the first cause apart from what
+its peers fail too, within milliseconds of each other; the monitor keeps the first cause apart from what
 followed from it. Pulses belong to the run, failures to one generation of its exchange group
 (`kdcl_dist.membership.rendezvous` says how one follows the other).
 """
@@ -18,10 +18,10 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from kdcl_dist.errors import CoordinatorLost, KdclError, from_dict, one_line
-from kdcl_dist.membership.heartbeat import PULSE_S, Pulse, Watch
-from kdcl_dist.membership.store import Store, within
+from kdcl_dist.membership.heartbeat import HEARTBEAT_S, Heartbeat, Watch
+from kdcl_dist.membership.store import Store, call_with_timeout
 
-__all__ = ["COORDINATOR", "Board"]
+__all__ = ["COORDINATOR", "Monitor"]
 
 COORDINATOR = "coordinator"
 POLL_S = 0.02
@@ -29,21 +29,21 @@ POLL_S = 0.02
 ANSWER_S = 10.0
 
 
-class Board:
+class Monitor:
     """One process's view of the store.
 
     Args:
         store: the store, already under a prefix of this run.
-        names: the students in the order of the cast.
-        rank: place in the cast; len(names) is the coordinator.
+        names: the students in the order of the cohort.
+        rank: place in the cohort; len(names) is the coordinator.
         generation: of the exchange group whose failures are meant.
         is_gone: tells whether the process of a name and process id is known to be dead.
 
     Attributes:
         cause: the failure that broke this generation, as this process learned it from the others.
         lost: name and process id of those whose death or silence broke it; known to the coordinator.
-        watches: for a student the coordinator's pulse, for the coordinator those of all students.
-        asked: when the pulse that the store has not answered yet was sent.
+        watches: for a student the coordinator's heartbeat, for the coordinator those of all students.
+        asked: when the heartbeat that the store has not answered yet was sent.
     """
 
     def __init__(
@@ -57,7 +57,7 @@ class Board:
         self.store, self.is_gone = store, is_gone
         self.names = [*names, COORDINATOR]
         self.rank = rank
-        self.pulse = Pulse()
+        self.heartbeat = Heartbeat()
         self._stop = threading.Event()
         self._thread: threading.Thread | None = None
         self._beats = itertools.count()
@@ -66,7 +66,7 @@ class Board:
 
     @property
     def name(self) -> str:
-        """This process's name in the cast."""
+        """This process's name in the cohort."""
         return self.names[self.rank]
 
     @property
@@ -86,7 +86,7 @@ class Board:
         processes: Mapping[int, tuple[str, int]] | None = None,
         step: int | None = None,
     ) -> None:
-        """Turn to the next generation, in which nothing has failed yet.
+        """Round to the next generation, in which nothing has failed yet.
 
         Args:
             generation: its number.
@@ -99,9 +99,9 @@ class Board:
         self.present = list(range(len(self.names) - 1)) if present is None else list(present)
         self.cause: KdclError | None = None
         self.lost: list[tuple[str, int]] = []
-        # Looked at with each pulse, so that whose stands still is known as soon as a limit ends.
+        # Looked at with each heartbeat, so that whose stands still is known as soon as a limit ends.
         self.watches = {rank: Watch() for rank in (self.present if self.is_coordinator else [self.last])}
-        self.pulse.enter("start", step)
+        self.heartbeat.enter("start", step)
         if self._thread is not None:  # at once: where it was in the one before says nothing of this one
             self.call(self._beat)
 
@@ -118,10 +118,10 @@ class Board:
         return error if found.to_dict() == error.to_dict() else found
 
     def _host_of(self, error: KdclError) -> str | None:
-        """Where the member is whose failure it is, by its pulse."""
+        """Where the worker is whose failure it is, by its heartbeat."""
         name = COORDINATOR if isinstance(error, CoordinatorLost) else error.student or self.name
-        pulse = self.pulse_of(self.names.index(name)) if name in self.names else None
-        return None if pulse is None else str(pulse["host"])
+        heartbeat = self.heartbeat_of(self.names.index(name)) if name in self.names else None
+        return None if heartbeat is None else str(heartbeat["host"])
 
     def failure(self) -> KdclError | None:
         """The first failure that was reported, if any."""
@@ -135,61 +135,61 @@ class Board:
             raise error
 
     def coordinator_lost(self, how: str) -> CoordinatorLost:
-        """That the coordinator is lost, with the place of its last pulse."""
+        """That the coordinator is lost, with the place of its last heartbeat."""
         watch = self.watches.get(self.last)
         seen = (watch.last if watch is not None else None) or {}
-        step = max(self.pulse.step, seen.get("step", 0))
+        step = max(self.heartbeat.step, seen.get("step", 0))
         return CoordinatorLost(
             f"the coordinator {how}",
             step=step,
-            phase=seen["phase"] if seen.get("step") == step else self.pulse.phase,
+            phase=seen["phase"] if seen.get("step") == step else self.heartbeat.phase,
             host=seen.get("host"),
             detail=seen.get("stack"),
         )
 
-    # -- pulse -----------------------------------------------------------------------------------
+    # -- heartbeat -----------------------------------------------------------------------------------
 
-    def start_pulse(self, host: str, slow_s: float = 60.0) -> None:
-        """Send this process's pulse from a thread until `close`.
+    def start_heartbeat(self, host: str, slow_s: float = 60.0) -> None:
+        """Send this process's heartbeat from a thread until `close`.
 
         Args:
             host: this process's address.
             slow_s: seconds in one phase after which the stack of the loop is sent with it.
         """
-        self.pulse.thread = threading.get_ident()
+        self.heartbeat.thread = threading.get_ident()
         self._host, self._slow_s = host, slow_s
         self.call(self.store.set, f"bye/{self.rank}", "")  # takes back that of a process before this one
 
         def beat() -> None:
             while not self._stop.is_set() and self._beat():
-                self._stop.wait(PULSE_S)
+                self._stop.wait(HEARTBEAT_S)
 
-        self._thread = threading.Thread(target=beat, name="kdcl-pulse", daemon=True)
+        self._thread = threading.Thread(target=beat, name="kdcl-heartbeat", daemon=True)
         self._thread.start()
 
     def _beat(self) -> bool:
-        """Send a pulse; False when the store is gone, which the loop will find out by itself."""
-        now, own = self.pulse, {"host": self._host, "pid": os.getpid(), "generation": self.generation}
+        """Send a heartbeat; False when the store is gone, which the loop will find out by itself."""
+        now, own = self.heartbeat, {"host": self._host, "pid": os.getpid(), "generation": self.generation}
         place = {"step": now.step, "phase": now.phase, "stack": now.stack(self._slow_s)}
         self.asked = time.monotonic()
         try:
-            self.store.set(f"pulse/{self.rank}", json.dumps({"count": next(self._beats)} | own | place))
-            self._look()
+            self.store.set(f"heartbeat/{self.rank}", json.dumps({"count": next(self._beats)} | own | place))
+            self._observe()
         except Exception:
             return False
         self.asked = None
         return True
 
-    def _look(self) -> None:
+    def _observe(self) -> None:
         for rank, seen in self.watches.items():
-            if self.store.check([key := f"pulse/{rank}"]):
-                seen.look(json.loads(self.store.get(key)))
+            if self.store.check([key := f"heartbeat/{rank}"]):
+                seen.observe(json.loads(self.store.get(key)))
 
     def close(self) -> None:
-        """Stop the pulse; one that the store does not take is left alone."""
+        """Stop the heartbeat; one that the store does not take is left alone."""
         self._stop.set()
         if self._thread is not None:
-            self._thread.join(timeout=POLL_S if isinstance(self.cause, CoordinatorLost) else 2 * PULSE_S)
+            self._thread.join(timeout=POLL_S if isinstance(self.cause, CoordinatorLost) else 2 * HEARTBEAT_S)
 
     def say_bye(self) -> None:
         """Tell the coordinator that this student needs the store no more."""
@@ -206,7 +206,7 @@ class Board:
             watch = {
                 rank: seen
                 for rank, seen in watch.items()
-                if not self._has_left(rank) and not seen.is_stale(self.pulse_of(rank))
+                if not self._has_left(rank) and not seen.is_stale(self.heartbeat_of(rank))
             }
             time.sleep(POLL_S)
 
@@ -214,11 +214,11 @@ class Board:
         key = f"bye/{rank}"
         return self.has(key) and self.store.get(key) == b"1"
 
-    def pulse_of(self, rank: int) -> dict[str, Any] | None:
-        """The last pulse of a member, if it sent one."""
-        key = f"pulse/{rank}"
-        pulse: dict[str, Any] | None = self.read(key) if self.has(key) else None
-        return pulse
+    def heartbeat_of(self, rank: int) -> dict[str, Any] | None:
+        """The last heartbeat of a worker, if it sent one."""
+        key = f"heartbeat/{rank}"
+        heartbeat: dict[str, Any] | None = self.read(key) if self.has(key) else None
+        return heartbeat
 
     # -- the store -------------------------------------------------------------------------------
 
@@ -233,7 +233,7 @@ class Board:
     def call(self, operation: Callable[..., Any], *arguments: Any, answer_s: float = ANSWER_S) -> Any:
         """An operation of the store, which answers at once or never: its process does nothing else there."""
         try:
-            return within(answer_s, lambda: operation(*arguments))
+            return call_with_timeout(answer_s, lambda: operation(*arguments))
         except Exception as error:
             self.cause = self.coordinator_lost(f"died or cannot be reached ({one_line(error)})")
             raise self.cause from error

@@ -1,8 +1,8 @@
-"""Where the cast meets: before the first step, and again after each failure.
+"""Where the cohort meets: before the first step, and again after each failure.
 
-Students write letters to the coordinator (ready to join; failed before they could), and the coordinator
+Students write requests to the coordinator (ready to join; failed before they could), and the coordinator
 calls those it has heard of into the next generation of the exchange group, or says that the run is over.
-A letter is answered once: a process that was replaced, or that failed in a generation, writes a new one.
+A request is answered once: a process that was replaced, or that failed in a generation, writes a new one.
 """
 
 from __future__ import annotations
@@ -14,20 +14,20 @@ from collections.abc import Collection
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from kdcl_dist.config.rounds import Kind, Turn
+from kdcl_dist.config.rounds import Kind, Round
 from kdcl_dist.errors import CoordinatorLost, KdclError, StartupTimeout, from_dict
 from kdcl_dist.membership.heartbeat import Watch
-from kdcl_dist.membership.monitor import Board
+from kdcl_dist.membership.monitor import Monitor
 from kdcl_dist.run.checkpoint import Manifest, Part
 
-__all__ = ["Call", "Hello", "Meeting", "Ready", "RunEnded", "RunOver"]
+__all__ = ["GenerationSpec", "PendingJoin", "Rendezvous", "RunCompleted", "RunFailed", "WorkerInfo"]
 
 POLL_S = 0.02
 
 
 @dataclass(frozen=True)
-class Hello:
-    """What one student tells the cast before its first step."""
+class WorkerInfo:
+    """What one student tells the cohort before its first step."""
 
     name: str
     host: str
@@ -35,19 +35,19 @@ class Hello:
     device: str
     parameters: int
     classes: int
-    plan: dict[str, int]
+    schedule: dict[str, int]
     data: dict[str, str]
     versions: dict[str, str]
 
 
 @dataclass(frozen=True)
-class Call:
+class GenerationSpec:
     """The coordinator's call into a generation.
 
     Attributes:
         number: the generation.
-        start: the newest checkpoint, if there is one.
-        at: the first turn.
+        start: the latest checkpoint, if there is one.
+        at: the first round.
         students: places of those that take part.
         restored: places of those that take up their state of `start`, or begin anew; the others go on
             with the one they have.
@@ -55,14 +55,14 @@ class Call:
 
     number: int
     start: Manifest | None
-    at: Turn
+    at: Round
     students: tuple[int, ...]
     restored: tuple[int, ...]
 
 
 @dataclass
-class Ready:
-    """A student's letter that waits for its answer.
+class PendingJoin:
+    """A student's request that waits for its answer.
 
     Attributes:
         position: where it stands, None before its first generation.
@@ -70,13 +70,13 @@ class Ready:
     """
 
     ticket: str
-    hello: Hello
-    position: Turn | None
+    info: WorkerInfo
+    position: Round | None
     lost: KdclError | None = None
     watch: Watch = field(default_factory=Watch)
 
 
-class RunEnded(Exception):
+class RunCompleted(Exception):
     """The run has come to its end, or to a stop, without this student."""
 
     def __init__(self, finished: bool) -> None:
@@ -84,7 +84,7 @@ class RunEnded(Exception):
         self.finished = finished
 
 
-class RunOver(Exception):
+class RunFailed(Exception):
     """The run has ended; `cause` is the failure that ended it."""
 
     def __init__(self, cause: KdclError) -> None:
@@ -92,16 +92,16 @@ class RunOver(Exception):
         self.cause = cause
 
 
-class Meeting:
-    """One process's part in the cast's meetings.
+class Rendezvous:
+    """One process's part in the cohort's meetings.
 
     Args:
-        board: of the same process.
+        monitor: of the same process.
     """
 
-    def __init__(self, board: Board) -> None:
-        self.board = board
-        self._ready: dict[int, Ready] = {}
+    def __init__(self, monitor: Monitor) -> None:
+        self.monitor = monitor
+        self._ready: dict[int, PendingJoin] = {}
         self._failures: list[KdclError] = []
         self._unread: set[int] = set()
         self._counted = 0
@@ -109,29 +109,29 @@ class Meeting:
     # -- students --------------------------------------------------------------------------------
 
     def join(
-        self, hello: Hello, position: Turn | None, silence_s: float, lost: KdclError | None = None
-    ) -> Call:
+        self, info: WorkerInfo, position: Round | None, silence_s: float, lost: KdclError | None = None
+    ) -> GenerationSpec:
         """Say that this student is ready, and wait for the call of the coordinator, as long as that lives.
 
         Args:
-            hello: of this student.
-            position: the turn that it would take next, if it was in a generation.
+            info: of this student.
+            position: the round that it would take next, if it was in a generation.
             silence_s: seconds without a sign of life after which the coordinator is taken for dead.
             lost: how this student lost the coordinator before this one, if it did.
 
         Raises:
-            RunEnded, RunOver: instead of a call.
+            RunCompleted, RunFailed: instead of a call.
             CoordinatorLost: it gives no sign of life, or its store is gone.
         """
-        letter = {
-            "hello": asdict(hello),
+        request = {
+            "info": asdict(info),
             "position": None if position is None else asdict(position),
             "lost": None if lost is None else lost.to_dict(),
         }
-        ticket, watch, coordinator = self._write(letter), Watch(), len(self.board.names) - 1
-        while not watch.is_stale(self.board.pulse_of(coordinator), silence_s):
+        ticket, watch, coordinator = self._write(request), Watch(), len(self.monitor.names) - 1
+        while not watch.is_stale(self.monitor.heartbeat_of(coordinator), silence_s):
             self._look_for_end()
-            if self.board.has("call") and ticket in (call := self.board.read("call"))["tickets"]:
+            if self.monitor.has("call") and ticket in (call := self.monitor.read("call"))["tickets"]:
                 return _call(call)
             time.sleep(POLL_S)
         raise CoordinatorLost(
@@ -142,25 +142,25 @@ class Meeting:
         """Tell the coordinator that this student failed outside of a generation."""
         self._write({"failed": error.to_dict()})
 
-    def _write(self, letter: dict[str, Any]) -> str:
-        board, ticket = self.board, uuid.uuid4().hex
-        number = board.call(board.store.add, "letters", 1)
-        board.call(
-            board.store.set,
-            f"letter/{number}",
-            json.dumps(letter | {"rank": board.rank, "ticket": ticket}),
+    def _write(self, request: dict[str, Any]) -> str:
+        monitor, ticket = self.monitor, uuid.uuid4().hex
+        number = monitor.call(monitor.store.add, "requests", 1)
+        monitor.call(
+            monitor.store.set,
+            f"request/{number}",
+            json.dumps(request | {"rank": monitor.rank, "ticket": ticket}),
         )
         return ticket
 
     def _look_for_end(self) -> None:
-        if self.board.has("ended"):
-            raise RunEnded(self.board.read("ended"))
-        if self.board.has("over"):
-            raise RunOver(from_dict(self.board.read("over")))
+        if self.monitor.has("ended"):
+            raise RunCompleted(self.monitor.read("ended"))
+        if self.monitor.has("over"):
+            raise RunFailed(from_dict(self.monitor.read("over")))
 
     # -- the coordinator -------------------------------------------------------------------------
 
-    def assemble(self, ranks: Collection[int], limit_s: float) -> dict[int, Ready]:
+    def assemble(self, ranks: Collection[int], limit_s: float) -> dict[int, PendingJoin]:
         """Wait until the students of some ranks are ready; returns all that are, by rank.
 
         Raises:
@@ -172,7 +172,7 @@ class Meeting:
             if self._failures:
                 raise self._failures.pop(0)
             if time.monotonic() > deadline:
-                missing = [self.board.names[rank] for rank in sorted(set(ranks) - set(there))]
+                missing = [self.monitor.names[rank] for rank in sorted(set(ranks) - set(there))]
                 raise _late(f"no word from {', '.join(missing)}", limit_s)
             time.sleep(POLL_S)
         return dict(sorted(there.items()))
@@ -181,15 +181,15 @@ class Meeting:
         """Whether the students of some ranks are ready, and wait for their call."""
         return set(ranks) <= set(self._there())
 
-    def _there(self) -> dict[int, Ready]:
+    def _there(self) -> dict[int, PendingJoin]:
         """Who is ready and lives. Who died while it waited for the others is waited for anew."""
-        self._read_letters()
+        self._read_requests()
         found = {}
         for rank, ready in self._ready.items():
-            pulse = self.board.pulse_of(rank)
-            own = ready.hello.pid, ready.hello.host
-            replaced = pulse is not None and (pulse["pid"], pulse["host"]) != own
-            if not ready.watch.is_stale(pulse) and not replaced:
+            heartbeat = self.monitor.heartbeat_of(rank)
+            own = ready.info.pid, ready.info.host
+            replaced = heartbeat is not None and (heartbeat["pid"], heartbeat["host"]) != own
+            if not ready.watch.is_stale(heartbeat) and not replaced:
                 found[rank] = ready
         return found
 
@@ -198,7 +198,7 @@ class Meeting:
         found, self._failures = self._failures, []
         return found
 
-    def call(self, call: Call, ranks: Collection[int]) -> None:
+    def call(self, call: GenerationSpec, ranks: Collection[int]) -> None:
         """Call the students of some ranks, who are ready, into a generation."""
         tickets = [self._ready.pop(rank).ticket for rank in ranks]
         self._pin("call", asdict(call) | {"tickets": tickets})
@@ -211,26 +211,26 @@ class Meeting:
         """Tell all who are ready, now or later, that the run is over."""
         self._pin("over", cause.to_dict())
 
-    def _read_letters(self) -> None:
-        board = self.board
-        count = int(board.call(board.store.add, "letters", 0))
+    def _read_requests(self) -> None:
+        monitor = self.monitor
+        count = int(monitor.call(monitor.store.add, "requests", 0))
         self._unread |= set(range(self._counted + 1, count + 1))
         self._counted = count
-        # A number is drawn before its letter is written: one that died in between never writes it.
+        # A number is drawn before its request is written: one that died in between never writes it.
         for number in sorted(self._unread):
-            if not board.has(f"letter/{number}"):
+            if not monitor.has(f"request/{number}"):
                 continue
             self._unread.remove(number)
-            letter = board.read(f"letter/{number}")
-            if "failed" in letter:
-                self._failures.append(from_dict(letter["failed"]))
+            request = monitor.read(f"request/{number}")
+            if "failed" in request:
+                self._failures.append(from_dict(request["failed"]))
                 continue
-            hello, position = Hello(**letter["hello"]), _turn(letter["position"])
-            lost = None if letter["lost"] is None else from_dict(letter["lost"])
-            self._ready[letter["rank"]] = Ready(letter["ticket"], hello, position, lost)
+            info, position = WorkerInfo(**request["info"]), _round(request["position"])
+            lost = None if request["lost"] is None else from_dict(request["lost"])
+            self._ready[request["rank"]] = PendingJoin(request["ticket"], info, position, lost)
 
     def _pin(self, key: str, value: Any) -> None:
-        self.board.call(self.board.store.set, key, json.dumps(value))
+        self.monitor.call(self.monitor.store.set, key, json.dumps(value))
 
 
 def _late(what: str, limit_s: float) -> StartupTimeout:
@@ -241,16 +241,16 @@ def _late(what: str, limit_s: float) -> StartupTimeout:
     )
 
 
-def _call(data: dict[str, Any]) -> Call:
-    at = _turn(data["at"])
+def _call(data: dict[str, Any]) -> GenerationSpec:
+    at = _round(data["at"])
     assert at is not None
-    return Call(
+    return GenerationSpec(
         data["number"], _manifest(data["start"]), at, tuple(data["students"]), tuple(data["restored"])
     )
 
 
-def _turn(data: dict[str, Any] | None) -> Turn | None:
-    return None if data is None else Turn(**data | {"kind": Kind(data["kind"])})
+def _round(data: dict[str, Any] | None) -> Round | None:
+    return None if data is None else Round(**data | {"kind": Kind(data["kind"])})
 
 
 def _manifest(data: dict[str, Any] | None) -> Manifest | None:

@@ -2,20 +2,13 @@
 
 from __future__ import annotations
 
-import socket
 import threading
 from collections.abc import Callable
 from concurrent.futures import Future
 from concurrent.futures import TimeoutError as FutureTimeout
-from datetime import timedelta
 from typing import Any, Protocol
 
-import torch.distributed as dist
-
-from kdcl_dist.errors import CoordinatorLost, one_line
-from kdcl_dist.membership.endpoint import Endpoint
-
-__all__ = ["Store", "connect_store", "host_store", "scoped", "within"]
+__all__ = ["Store", "call_with_timeout"]
 
 
 class Store(Protocol):
@@ -37,7 +30,7 @@ class Store(Protocol):
         """Write `desired` if the key is absent and `expected` is empty; return what stands there then."""
 
 
-def within(limit_s: float, operation: Callable[[], Any]) -> Any:
+def call_with_timeout(limit_s: float, operation: Callable[[], Any]) -> Any:
     """The result of an operation that may never end, as those of torch's store where a host is cut off.
 
     Raises:
@@ -56,50 +49,3 @@ def within(limit_s: float, operation: Callable[[], Any]) -> Any:
         return future.result(limit_s)
     except FutureTimeout:
         raise TimeoutError(f"no answer within {limit_s:.2g} s") from None
-
-
-#: torch's annotations leave out the stores and the gloo group.
-c10d: Any = dist
-
-
-def host_store(host: str) -> tuple[Store, Endpoint]:
-    """Open the run's store on a free port of one address; for the coordinator."""
-    listener = socket.create_server((host, 0), family=socket.AF_INET6 if ":" in host else socket.AF_INET)
-    port = listener.getsockname()[1]
-    store: Store = c10d.TCPStore(
-        host,
-        port,
-        is_master=True,
-        wait_for_workers=False,
-        timeout=timedelta(seconds=30),
-        master_listen_fd=listener.detach(),
-    )
-    return store, Endpoint(host, port)
-
-
-def connect_store(endpoint: Endpoint, limit_s: float) -> Store:
-    """Reach the coordinator's store.
-
-    Raises:
-        CoordinatorLost: nothing listens there any more, or nobody answers within `limit_s` seconds.
-    """
-    host, port = endpoint.host, endpoint.port
-    try:
-        # The store's client tries a refused connection until its limit; here it means that nobody is there.
-        socket.create_connection((host, port), timeout=limit_s).close()
-        store: Store = c10d.TCPStore(
-            host, port, is_master=False, wait_for_workers=False, timeout=timedelta(seconds=limit_s)
-        )
-        return store
-    except (OSError, RuntimeError) as error:
-        raise CoordinatorLost(
-            f"the coordinator's store at {host}:{port} cannot be reached within {limit_s:g} s "
-            f"(limits.startup_s): {one_line(error)}",
-            phase="start",
-        ) from error
-
-
-def scoped(store: Store, name: str) -> Store:
-    """A part of the store, such as that of one run, or of one generation of its group."""
-    part: Store = c10d.PrefixStore(name, store)
-    return part

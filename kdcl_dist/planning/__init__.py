@@ -1,1 +1,1 @@
-"""`kdcl plan`: what a step of a cast will take, and which replicas shorten it; see docs/planning.md."""
+"""`kdcl plan`: what a step of a cohort will take, and which replicas shorten it; see docs/planning.md."""

@@ -22,8 +22,8 @@ MOST_PROCESSES = 64
 def measure_cores(recipe: Recipe) -> float:
     """What all can compute at once, as a multiple of what one can alone.
 
-    As many processes compute as the cast has threads on the CPU, or as there are cores where these are
-    more; one alone and all at once by turns.
+    As many processes compute as the cohort has threads on the CPU, or as there are cores where these are
+    more; one alone and all at once by rounds.
     """
     threads = sum(s.replicas * s.resources.cpu for s in recipe.students if not s.resources.gpu)
     number = min(max(threads, len(os.sched_getaffinity(0))), MOST_PROCESSES)

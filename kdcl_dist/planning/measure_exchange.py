@@ -1,4 +1,4 @@
-"""What all processes of a cast together cost a step: the exchange of messages, and the ensemble."""
+"""What all processes of a cohort together cost a step: the exchange of messages, and the ensemble."""
 
 from __future__ import annotations
 
@@ -9,14 +9,14 @@ import torch
 
 from kdcl_dist.config.recipe import Recipe
 from kdcl_dist.config.rounds import Kind
-from kdcl_dist.coordinator.aggregator import Coordinator
+from kdcl_dist.coordinator.aggregator import Aggregator
 from kdcl_dist.coordinator.logit_bank import Bank
 from kdcl_dist.exchange.group import Exchange
-from kdcl_dist.exchange.layout import Wire
-from kdcl_dist.exchange.message import Contribution, Layout, Message
+from kdcl_dist.exchange.layout import ExchangeLayout
+from kdcl_dist.exchange.message import Contribution, Message, MessageLayout
 from kdcl_dist.membership.endpoint import Endpoint
-from kdcl_dist.membership.monitor import Board
-from kdcl_dist.membership.store import connect_store, host_store, scoped
+from kdcl_dist.membership.monitor import Monitor
+from kdcl_dist.membership.tcp_store import connect_store, host_store, scoped
 from kdcl_dist.planning.processes import STEPS, WARMUP_STEPS, apart, timed
 from kdcl_dist.planning.step_model import Link, fit_link
 
@@ -26,19 +26,19 @@ HOST = "127.0.0.1"
 #: Seconds for the processes of an exchange to come together, and for one of its steps.
 LIMIT_S = 60.0
 #: Two sizes of message (rows, classes): one that is all latency, and one of about a megabyte.
-SMALL, LARGE = Layout(1, 1), Layout(4096, 64)
+SMALL, LARGE = MessageLayout(1, 1), MessageLayout(4096, 64)
 
 
 def measure_link(recipe: Recipe) -> Link:
     """Latency and bandwidth of this machine's loopback, by as many processes as the run has."""
-    members = len(recipe.members)
+    workers = len(recipe.workers)
     store, endpoint = host_store(HOST)
-    ranks = [(endpoint, rank, members) for rank in range(members + 1)]
+    ranks = [(endpoint, rank, workers) for rank in range(workers + 1)]
     by_rank = apart(_exchange, ranks)
     del store
     sizes = [(layout.nbytes, layout.nbytes) for layout in (SMALL, LARGE)]
     slowest_s = [max(seconds) for seconds in zip(*by_rank, strict=True)]
-    return fit_link(members, [(*size, seconds) for size, seconds in zip(sizes, slowest_s, strict=True)])
+    return fit_link(workers, [(*size, seconds) for size, seconds in zip(sizes, slowest_s, strict=True)])
 
 
 def measure_ensemble(recipe: Recipe, classes: int) -> float:
@@ -49,34 +49,34 @@ def measure_ensemble(recipe: Recipe, classes: int) -> float:
 # -- in the processes ----------------------------------------------------------------------------
 
 
-def _exchange(endpoint: Endpoint, rank: int, members: int) -> list[float]:
+def _exchange(endpoint: Endpoint, rank: int, workers: int) -> list[float]:
     """Median seconds of one rank's gather and broadcast, for messages of either size."""
     torch.set_num_threads(1)
     store, found = connect_store(endpoint, LIMIT_S), []
     for generation, layout in enumerate((SMALL, LARGE)):
         part = scoped(store, f"planning/{generation}")
         exchange = Exchange(
-            Board(part, [str(number) for number in range(members)], rank),
+            Monitor(part, [str(number) for number in range(workers)], rank),
             part,
             host=HOST,
-            wire=Wire(layout, layout),
+            layout=ExchangeLayout(layout, layout),
             run=0,
             generation=generation,
             step_s=LIMIT_S,
         )
         # No budget here: all ranks must take as many steps.
-        seconds = [_trade(exchange, step) for step in range(WARMUP_STEPS + STEPS)]
+        seconds = [_round_trip(exchange, step) for step in range(WARMUP_STEPS + STEPS)]
         exchange.flush()
         exchange.close()
         found.append(median(seconds[WARMUP_STEPS:]))
     return found
 
 
-def _trade(exchange: Exchange, step: int) -> float:
-    exchange.mine.begin(Kind.TRAIN, step)
+def _round_trip(exchange: Exchange, step: int) -> float:
+    exchange.outgoing.reset(Kind.TRAIN, step)
     started = time.perf_counter()
     exchange.gather()
-    exchange.answer.begin(Kind.TRAIN, step)
+    exchange.answer.reset(Kind.TRAIN, step)
     exchange.broadcast(with_rows=True)
     return time.perf_counter() - started
 
@@ -87,7 +87,7 @@ def _ensemble(recipe: Recipe, classes: int) -> float:
     bank = None
     if distillation.keeps_logits:  # as for few samples: its time does not depend on how many there are
         bank = Bank(students, 2 * rows, classes, top_k=distillation.bank.top_k)
-    coordinator, answer = Coordinator(recipe, bank), Message(Wire.of(recipe, classes).answer)
+    coordinator, answer = Aggregator(recipe, bank), Message(ExchangeLayout.of(recipe, classes).answer)
     labels_N = torch.randint(classes, (2 * rows,))
 
     def step(number: int) -> float:
@@ -95,7 +95,7 @@ def _ensemble(recipe: Recipe, classes: int) -> float:
         parts = [Contribution(ids_B, labels_N[ids_B], torch.randn(rows, classes)) for ids_B in drawn]
         started = time.perf_counter()
         if (target := coordinator.answer(parts, number).target) is not None:
-            answer.put(target.ids, target.log_probabilities)
+            answer.write_rows(target.ids, target.log_probabilities)
         return time.perf_counter() - started
 
     return float(median(timed(step)))

@@ -19,10 +19,10 @@ from torch import Tensor
 from kdcl_dist.config.recipe import Recipe
 from kdcl_dist.config.rounds import Kind
 from kdcl_dist.data.loader import Batch
-from kdcl_dist.data.training_data import Session
+from kdcl_dist.data.training_data import TrainingData
 from kdcl_dist.errors import ModelError, RecipeError
 from kdcl_dist.exchange.layout import sends_target
-from kdcl_dist.exchange.message import Layout, Message
+from kdcl_dist.exchange.message import Message, MessageLayout
 from kdcl_dist.planning.processes import apart, timed
 from kdcl_dist.planning.step_model import Cost
 from kdcl_dist.student.student import Student
@@ -73,8 +73,8 @@ def _student(recipe: Recipe, index: int, counts: Sequence[int]) -> dict[int, Cos
         torch.use_deterministic_algorithms(True)
     torch.backends.cudnn.benchmark = not recipe.deterministic
     student, streams = _build(recipe, index, counts)
-    message = Message(Layout(recipe.batch_size, student.classes))
-    # Shares take turns, so that other load on the machine slows all alike; but not with a loader's workers,
+    message = Message(MessageLayout(recipe.batch_size, student.classes))
+    # Shares take rounds, so that other load on the machine slows all alike; but not with a loader's workers,
     # which would load for one share while another computes.
     groups = [[rows] for rows in streams] if recipe.data.loader_workers else [list(streams)]
     costs: dict[int, Cost] = {}
@@ -88,14 +88,14 @@ def _student(recipe: Recipe, index: int, counts: Sequence[int]) -> dict[int, Cos
 
 def _build(recipe: Recipe, index: int, counts: Sequence[int]) -> tuple[Student, dict[int, Iterator[Batch]]]:
     """The student, and for each share that fits its device the batches of its first worker, by their size."""
-    session = Session.open(recipe)
-    classes, channels = len(session.train.classes), session.train.channels
+    training_data = TrainingData.open(recipe)
+    classes, channels = len(training_data.train.classes), training_data.train.channels
     device = torch.device("cuda" if recipe.students[index].resources.gpu else "cpu")
     student = Student(recipe, index, classes=classes, channels=channels, device=device)
-    student.check_output(next(session.testing()).images[:2])
-    first = session.first_views(index, 2)
+    student.check_output(next(training_data.testing()).images[:2])
+    first = training_data.first_views(index, 2)
     student.try_step(first.images, first.labels)
-    message = Message(Layout(recipe.batch_size, classes))
+    message = Message(MessageLayout(recipe.batch_size, classes))
     streams: dict[int, Iterator[Batch]] = {}
     for number in counts:
         replicas = [number if place == index else 1 for place in range(len(recipe.students))]
@@ -116,8 +116,8 @@ def _build(recipe: Recipe, index: int, counts: Sequence[int]) -> tuple[Student, 
 
 
 def _endless(recipe: Recipe, index: int) -> Iterator[Batch]:
-    session = Session.open(recipe)
-    return chain.from_iterable(session.training(index, 0) for _ in count())
+    training_data = TrainingData.open(recipe)
+    return chain.from_iterable(training_data.training(index, 0) for _ in count())
 
 
 def _steps(
@@ -133,8 +133,8 @@ def _step(student: Student, stream: Iterator[Batch], message: Message, step: int
     loaded = time.perf_counter()
     learns = student.learns(0)
     logits_BC = student.forward(batch.images, step, learns=learns)
-    message.begin(Kind.TRAIN, step)
-    message.put(batch.ids, student.contribution(logits_BC, step), batch.labels)
+    message.reset(Kind.TRAIN, step)
+    message.write_rows(batch.ids, student.contribution(logits_BC, step), batch.labels)
     losses = student.loss(logits_BC, batch.labels, _target(student, len(batch.ids)))
     if learns:
         student.learn(losses.total, student.spec.optimizer.lr)

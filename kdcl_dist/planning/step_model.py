@@ -1,4 +1,4 @@
-"""How long a step of a cast takes, predicted from each student's step alone.
+"""How long a step of a cohort takes, predicted from each student's step alone.
 
 The formula, its symbols and its limits are in docs/planning.md. Nothing is measured here.
 """
@@ -12,10 +12,10 @@ from typing import NamedTuple
 
 import torch
 
-from kdcl_dist.exchange.message import Layout
+from kdcl_dist.exchange.message import MessageLayout
 from kdcl_dist.planning.collective_cost import star
 
-__all__ = ["Cast", "Cost", "Figures", "Link", "Prediction", "fit_link"]
+__all__ = ["Cohort", "Cost", "Figures", "Link", "Prediction", "fit_link"]
 
 
 class Cost(NamedTuple):
@@ -37,9 +37,9 @@ class Link:
     latency_s: float
     bandwidth: float
 
-    def exchange_s(self, members: int, message_bytes: int, answer_bytes: int) -> float:
-        """Seconds in which the coordinator gets a message from each member and answers it."""
-        rounds, volume = exchange_volume(members, message_bytes, answer_bytes)
+    def exchange_s(self, workers: int, message_bytes: int, answer_bytes: int) -> float:
+        """Seconds in which the coordinator gets a message from each worker and answers it."""
+        rounds, volume = exchange_volume(workers, message_bytes, answer_bytes)
         return rounds * self.latency_s + volume / self.bandwidth
 
     def average_s(self, replicas: int, gradient_bytes: int) -> float:
@@ -48,18 +48,18 @@ class Link:
         return rounds * (self.latency_s + gradient_bytes / replicas / self.bandwidth)
 
 
-def exchange_volume(members: int, message_bytes: int, answer_bytes: int) -> tuple[int, int]:
-    """Messages, and their bytes, that pass the coordinator one after another: one in and one out a member."""
-    traffic = star(members + 1, message_bytes) + star(members + 1, answer_bytes)
+def exchange_volume(workers: int, message_bytes: int, answer_bytes: int) -> tuple[int, int]:
+    """Messages, and their bytes, that pass the coordinator one after another: one in and one out a worker."""
+    traffic = star(workers + 1, message_bytes) + star(workers + 1, answer_bytes)
     return traffic.passages, traffic.volume
 
 
-def fit_link(members: int, timed: Sequence[tuple[int, int, float]]) -> Link:
+def fit_link(workers: int, timed: Sequence[tuple[int, int, float]]) -> Link:
     """The link from two timed exchanges, each (bytes of a message, bytes of the answer, seconds).
 
     Noise can make the larger one look the faster: then the bytes count as free.
     """
-    (rounds, less), (_, more) = (exchange_volume(members, *sizes) for *sizes, _ in timed)
+    (rounds, less), (_, more) = (exchange_volume(workers, *sizes) for *sizes, _ in timed)
     short_s, long_s = (seconds for *_, seconds in timed)
     bandwidth = (more - less) / (long_s - short_s) if long_s > short_s else math.inf
     return Link(max(short_s - less / bandwidth, 0.0) / rounds, bandwidth)
@@ -96,7 +96,7 @@ class Figures:
 
 
 class Prediction(NamedTuple):
-    """One choice of replicas: the cast's step in seconds, and each student's own busy part of it."""
+    """One choice of replicas: the cohort's step in seconds, and each student's own busy part of it."""
 
     replicas: tuple[int, ...]
     step_s: float
@@ -125,13 +125,13 @@ class Prediction(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Cast:
+class Cohort:
     """All that decides how long a step takes, but for the replicas.
 
     Attributes:
         batch_size: samples of a step.
         classes: of the data.
-        students: in the order of the cast.
+        students: in the order of the cohort.
         link: between all processes.
         ensemble_s: seconds from the gather's end to the broadcast's start.
         answer_rows: of `kdcl_dist.exchange.layout.answer_rows`; None as many as a step has samples.
@@ -172,12 +172,12 @@ class Cast:
         )
         return alone_s + self._between_s(sum(replicas) + len(self.students) - len(replicas), most)
 
-    def _between_s(self, members: int, fewest: int) -> float:
+    def _between_s(self, workers: int, fewest: int) -> float:
         """Exchange and ensemble; the student with the fewest replicas decides the size of all messages."""
-        message = Layout(self.batch_size // fewest, self.classes, self.dtype).nbytes
+        message = MessageLayout(self.batch_size // fewest, self.classes, self.dtype).nbytes
         rows = self.batch_size if self.answer_rows is None else self.answer_rows
-        answer = Layout(rows, self.classes, self.dtype).nbytes
-        return self.link.exchange_s(members, message, answer) + self.ensemble_s
+        answer = MessageLayout(rows, self.classes, self.dtype).nbytes
+        return self.link.exchange_s(workers, message, answer) + self.ensemble_s
 
 
 def _shared(alone_s: Sequence[float], threads: Sequence[int], cores: float) -> list[float]:

@@ -17,7 +17,7 @@ from kdcl_dist.planning.measure_cores import measure_cores
 from kdcl_dist.planning.measure_exchange import measure_ensemble, measure_link
 from kdcl_dist.planning.measure_students import measure_student
 from kdcl_dist.planning.proposal import divisors
-from kdcl_dist.planning.step_model import Cast, Cost, Figures, Link
+from kdcl_dist.planning.step_model import Cohort, Cost, Figures, Link
 
 __all__ = ["DEFAULT_ENSEMBLE_S", "DEFAULT_LINK", "Survey", "survey"]
 
@@ -32,10 +32,10 @@ Given = Mapping[str, Mapping[int, Cost]]
 
 @dataclass(frozen=True)
 class Survey:
-    """What is known of a recipe's cast, and where it comes from, one line each."""
+    """What is known of a recipe's cohort, and where it comes from, one line each."""
 
     recipe: Recipe
-    cast: Cast
+    cohort: Cohort
     notes: list[str]
 
 
@@ -46,9 +46,9 @@ def survey(
     *,
     link: Link | None = None,
     cores: float | None = None,
-    tell: Callable[[str], None] = lambda text: None,
+    on_progress: Callable[[str], None] = lambda text: None,
 ) -> Survey:
-    """Collect a cast's figures; students that are not given are measured here.
+    """Collect a cohort's figures; students that are not given are measured here.
 
     Args:
         recipe: the run.
@@ -57,7 +57,7 @@ def survey(
         link: between all processes. None: measured here; a usual one if nothing is measured.
         cores: CPU cores that all share. None: as many as this machine gives; no limit if
             nothing is measured.
-        tell: hears what is measured next.
+        on_progress: hears what is measured next.
 
     Raises:
         KdclError: something cannot be measured.
@@ -66,18 +66,19 @@ def survey(
     classes, channels, notes = _shape(recipe, needed=bool(measured))
     most = max(workers - len(recipe.students) + 1, max(student.replicas for student in recipe.students))
     students = [
-        _figures(recipe, place, most, given, (classes, channels), tell) for place in range(len(recipe.names))
+        _figures(recipe, place, most, given, (classes, channels), on_progress)
+        for place in range(len(recipe.names))
     ]
     ensemble_s = DEFAULT_ENSEMBLE_S
     if measured:
-        tell("measuring the exchange, the ensemble and the cores")
+        on_progress("measuring the exchange, the ensemble and the cores")
         link, ensemble_s = link or measure_link(recipe), measure_ensemble(recipe, classes)
         cores = cores or measure_cores(recipe)
     if ENSEMBLE in given:
         ensemble_s = next(iter(given[ENSEMBLE].values())).total_s
     source = f"{', '.join(measured)} measured on this machine" if measured else "nothing measured here"
     notes.insert(0, f"{source}, the rest given or default")
-    cast = Cast(
+    cohort = Cohort(
         recipe.batch_size,
         classes,
         students,
@@ -87,7 +88,7 @@ def survey(
         cores or math.inf,
         DTYPES[recipe.distillation.wire_precision],
     )
-    return Survey(recipe, cast, notes)
+    return Survey(recipe, cohort, notes)
 
 
 def _shape(recipe: Recipe, *, needed: bool) -> tuple[int, int, list[str]]:
@@ -103,13 +104,18 @@ def _shape(recipe: Recipe, *, needed: bool) -> tuple[int, int, list[str]]:
 
 
 def _figures(
-    recipe: Recipe, place: int, most: int, given: Given, shape: tuple[int, int], tell: Callable[[str], None]
+    recipe: Recipe,
+    place: int,
+    most: int,
+    given: Given,
+    shape: tuple[int, int],
+    on_progress: Callable[[str], None],
 ) -> Figures:
     student, counts = recipe.students[place], divisors(recipe.batch_size, most)
     if student.name in given:
         costs = given[student.name]
     else:
-        tell(f"measuring {student.name}")
+        on_progress(f"measuring {student.name}")
         # What the recipe has now goes first: it must fit the device, others may not.
         costs = measure_student(recipe, place, sorted(counts, key=lambda count: count != student.replicas))
         counts = [count for count in counts if recipe.batch_size // count in costs]

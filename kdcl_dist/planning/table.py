@@ -6,7 +6,7 @@ import math
 from collections.abc import Sequence
 
 from kdcl_dist.config.recipe import Recipe
-from kdcl_dist.planning.step_model import Cast, Prediction
+from kdcl_dist.planning.step_model import Cohort, Prediction
 from kdcl_dist.planning.survey import Survey
 
 __all__ = ["settings", "show"]
@@ -14,16 +14,23 @@ __all__ = ["settings", "show"]
 
 def show(found: Survey, best: Prediction, workers: int) -> str:
     """What is known, what is predicted of the recipe as it is, and what is proposed."""
-    recipe, cast = found.recipe, found.cast
-    now = cast.predict([student.replicas for student in recipe.students])
+    recipe, cohort = found.recipe, found.cohort
+    now = cohort.predict([student.replicas for student in recipe.students])
     lines = [
         f"{recipe.name}: batch of {recipe.batch_size}; {note}" if not place else note
         for place, note in enumerate(found.notes)
     ]
-    lines += ["", *_costs(recipe, cast), "", f"as it is: {_summary(cast, now)}", *_shares(recipe, now), ""]
+    lines += [
+        "",
+        *_costs(recipe, cohort),
+        "",
+        f"as it is: {_summary(cohort, now)}",
+        *_shares(recipe, now),
+        "",
+    ]
     if best.replicas == now.replicas:
         return "\n".join([*lines, f"proposal within {workers} workers: none is better"])
-    lines.append(f"proposal within {workers} workers: {_summary(cast, best)}")
+    lines.append(f"proposal within {workers} workers: {_summary(cohort, best)}")
     lines += [
         *_shares(recipe, best),
         "",
@@ -42,11 +49,11 @@ def settings(recipe: Recipe, best: Prediction) -> str:
     )
 
 
-def _costs(recipe: Recipe, cast: Cast) -> list[str]:
+def _costs(recipe: Recipe, cohort: Cohort) -> list[str]:
     """One worker alone: for the full batch, or for the largest share that was measured."""
     rows = [("one worker alone", "device", "rows", "data ms", "compute ms")]
-    for student, figures in zip(recipe.students, cast.students, strict=True):
-        samples = max(cast.batch_size // count for count in figures.counts)
+    for student, figures in zip(recipe.students, cohort.students, strict=True):
+        samples = max(cohort.batch_size // count for count in figures.counts)
         cost, device = figures.cost(samples), _device(student.resources.gpu, student.resources.cpu)
         rows.append((student.name, device, str(samples), _ms(cost.data_s), _ms(cost.compute_s)))
     return _aligned(rows)
@@ -61,15 +68,15 @@ def _shares(recipe: Recipe, choice: Prediction) -> list[str]:
     return _aligned(rows)
 
 
-def _summary(cast: Cast, choice: Prediction) -> str:
+def _summary(cohort: Cohort, choice: Prediction) -> str:
     between_s = choice.step_s - max(choice.busy_s)
     text = (
         f"step {_ms(choice.step_s)} ms, of which exchange and ensemble {_ms(between_s)} ms; "
         f"{choice.workers} workers, idle {choice.cast_idle:.1%}"
     )
-    threads = sum(count * s.threads for count, s in zip(choice.replicas, cast.students, strict=True))
-    if math.isfinite(cast.cores) and threads > cast.cores:
-        text += f"; they ask for {threads} threads and share {cast.cores:.3g} cores"
+    threads = sum(count * s.threads for count, s in zip(choice.replicas, cohort.students, strict=True))
+    if math.isfinite(cohort.cores) and threads > cohort.cores:
+        text += f"; they ask for {threads} threads and share {cohort.cores:.3g} cores"
     return text
 
 

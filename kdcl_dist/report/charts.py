@@ -198,7 +198,7 @@ WINDOW = (
 
 def draw(run: RunData, charts: Iterable[Chart], prefix: str) -> list[str]:
     """Each chart of a run of which anything was recorded, as a figure; ids begin with `prefix`."""
-    return [_figure(chart, prefix, [(who, who, chart.name) for who in run.cast], run) for chart in charts]
+    return [_figure(chart, prefix, [(who, who, chart.name) for who in run.cohort], run) for chart in charts]
 
 
 def draw_targets(run: RunData, prefix: str) -> list[str]:

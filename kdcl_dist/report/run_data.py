@@ -81,7 +81,7 @@ class RunData:
         return str(self.record.get("state", "unknown"))
 
     @property
-    def cast(self) -> list[str]:
+    def cohort(self) -> list[str]:
         """The students in the order of the recipe, then the ensemble."""
         return [*self.recipe.names, ENSEMBLE]
 

@@ -63,7 +63,7 @@ def _head(run: RunData) -> str:
         "Test data": recipe.data.test,
         "Classes": _plain(record.get("classes")),
         "Samples": _plain(record.get("samples")),
-        "Held out per class": str(recipe.data.holdout_per_class or ""),
+        "CoordinatorState out per class": str(recipe.data.holdout_per_class or ""),
         "Students": ", ".join(f"{student.name} ({student.model})" for student in recipe.students),
         "Versions": _plain(record.get("versions")),
         "Data fingerprints": _plain(record.get("data")),
@@ -120,7 +120,7 @@ def _results(run: RunData) -> str:
     results = run.results()
     if not results:
         return ""
-    names = [*(name for name in run.cast if name in results), *sorted(results.keys() - set(run.cast))]
+    names = [*(name for name in run.cohort if name in results), *sorted(results.keys() - set(run.cohort))]
     when = f"after epoch {run.epochs} of {run.recipe.epochs}" if run.curves else "as recorded"
     caption = (
         f"Test results {when}. loss: mean cross-entropy in nats. ensemble: the mean of the students' "

@@ -1,4 +1,4 @@
-"""The cast's checkpoint: every process writes its own part, then one manifest makes it count.
+"""The cohort's checkpoint: every process writes its own part, then one manifest makes it count.
 
     checkpoints/step-00000660/small.pt          one part a student, one for the coordinator
     checkpoints/step-00000660/coordinator.pt
@@ -25,9 +25,9 @@ from kdcl_dist.run.storage import Folder
 __all__ = [
     "Manifest",
     "Part",
-    "carry_part",
     "commit",
-    "newest",
+    "copy_part",
+    "latest",
     "prune",
     "read_part",
     "steps",
@@ -91,7 +91,7 @@ def write_part(run: Folder, step: int, name: str, state: Mapping[str, Any]) -> P
     return Part(hashlib.sha256(data).hexdigest(), len(data))
 
 
-def carry_part(run: Folder, earlier: Manifest, step: int, name: str) -> Part:
+def copy_part(run: Folder, earlier: Manifest, step: int, name: str) -> Part:
     """Take a part of an earlier checkpoint over into the next; errors as `write_part` and `read_part`."""
     data, part = _verified(run, earlier, name), earlier.parts[name]
     try:
@@ -104,14 +104,14 @@ def carry_part(run: Folder, earlier: Manifest, step: int, name: str) -> Part:
 def commit(run: Folder, manifest: Manifest) -> None:
     """Write the manifest, which makes the checkpoint count; errors as `write_part`."""
     try:
-        run.sweep(manifest.folder)
+        run.remove_partial(manifest.folder)
         run.write(f"{manifest.folder}/manifest.json", json.dumps(asdict(manifest), indent=1).encode())
     except StorageError as error:
         raise CheckpointError(f"{error.message}; the last checkpoint stays") from error
 
 
-def newest(run: Folder, warn: Callable[[str], None]) -> Manifest | None:
-    """The newest checkpoint whose parts are all there and undamaged; `warn` hears of each that is not."""
+def latest(run: Folder, warn: Callable[[str], None]) -> Manifest | None:
+    """The latest checkpoint whose parts are all there and undamaged; `warn` hears of each that is not."""
     for step in reversed(steps(run)):
         try:
             return whole(run, step)
@@ -155,7 +155,7 @@ def read_part(run: Folder, manifest: Manifest, name: str) -> dict[str, Any]:
 
 
 def prune(run: Folder, keep: int) -> None:
-    """Delete all but the newest `keep` committed checkpoints, and uncommitted ones older than those.
+    """Delete all but the latest `keep` committed checkpoints, and uncommitted ones older than those.
 
     Raises:
         StorageError: something could not be deleted; the next call finds it again.

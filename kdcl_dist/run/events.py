@@ -1,10 +1,10 @@
-"""What a running cast tells whoever watches it."""
+"""What a running cohort tells whoever watches it."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
-__all__ = ["CheckpointSaved", "EpochEnded", "Event", "Note", "Started", "Stepped"]
+__all__ = ["CheckpointSaved", "EpochEnded", "Event", "Note", "Started", "Stepped", "Warned"]
 
 #: Values by name, by student; "ensemble" stands beside the students.
 Values = dict[str, dict[str, float]]
@@ -12,7 +12,7 @@ Values = dict[str, dict[str, float]]
 
 @dataclass(frozen=True)
 class Started:
-    """The cast is complete: for each of its workers the host, process id, device and number of parameters."""
+    """The cohort is complete: host, process id, device and number of parameters of each worker."""
 
     students: list[str]
     placement: dict[str, dict[str, str | int]]
@@ -52,4 +52,11 @@ class Note:
     text: str
 
 
-Event = Started | Stepped | EpochEnded | CheckpointSaved | Note
+@dataclass(frozen=True)
+class Warned:
+    """Something that a user should look at, though the run goes on."""
+
+    text: str
+
+
+Event = Started | Stepped | EpochEnded | CheckpointSaved | Note | Warned

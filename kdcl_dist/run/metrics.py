@@ -22,7 +22,7 @@ from torch import Tensor
 
 from kdcl_dist.run.storage import Folder
 
-__all__ = ["BINS", "SCHEMA", "Recorder", "Scores", "read_metrics"]
+__all__ = ["BINS", "SCHEMA", "MetricsTable", "Scores", "read_metrics"]
 
 SCHEMA = pa.schema(
     [
@@ -69,7 +69,7 @@ class Scores:
         return {"loss": self.loss / count, "top1": self.top1 / count, "top5": self.top5 / count}
 
 
-class Recorder:
+class MetricsTable:
     """Collects the rows of the current epoch and writes them when it ends.
 
     `unwritten` are files that the storage has not taken yet, by name; they travel in the checkpoint.
@@ -113,7 +113,7 @@ class Recorder:
             StorageError: the storage does not take it; nothing is lost, the next call tries again.
         """
         for name in list(self.unwritten):
-            self.run.within(limit_s).write(name, self.unwritten[name])
+            self.run.with_limit(limit_s).write(name, self.unwritten[name])
             del self.unwritten[name]
 
     def state_dict(self) -> dict[str, Any]:

@@ -13,7 +13,7 @@ import pyarrow as pa
 
 from kdcl_dist.errors import StorageError, one_line
 
-__all__ = ["is_transient", "persist"]
+__all__ = ["is_transient", "retry"]
 
 Result = TypeVar("Result")
 
@@ -43,7 +43,7 @@ def is_transient(error: BaseException) -> bool:
     return _remedy(error) is None  # object stores give no number, only a text
 
 
-def persist(operation: Callable[[], Result], what: str, limit_s: float) -> Result:
+def retry(operation: Callable[[], Result], what: str, limit_s: float) -> Result:
     """Do something with a storage, again and again while it fails for reasons that can pass.
 
     Args:
@@ -72,7 +72,7 @@ def persist(operation: Callable[[], Result], what: str, limit_s: float) -> Resul
             if spent_s + pause_s > limit_s:
                 tried = f"tried {tries} times in {spent_s:.1f} s (limits.storage_s)"
                 raise StorageError(f"{what}: {tried}, last {one_line(error)}") from error
-        time.sleep(pause_s * random.Random().uniform(0.7, 1.0))  # a cast's writers shall not stay in step
+        time.sleep(pause_s * random.Random().uniform(0.7, 1.0))  # a cohort's writers shall not stay in step
         pause_s = min(2 * pause_s, PAUSES_S[1])
 
 

@@ -26,7 +26,7 @@ from kdcl_dist.config.differences import differences, roundings
 from kdcl_dist.config.recipe import Recipe
 from kdcl_dist.config.recipe_file import dump_recipe, parse_recipe
 from kdcl_dist.errors import KdclError, RunFolderError, StorageError, from_dict, one_line
-from kdcl_dist.run.checkpoint import Manifest, newest
+from kdcl_dist.run.checkpoint import Manifest, latest
 from kdcl_dist.run.storage import Folder
 from kdcl_dist.version import __version__
 
@@ -87,10 +87,10 @@ class Run:
         """Training steps that are done already."""
         return self.start.step if self.start else 0
 
-    def sweep(self) -> None:
+    def remove_partial(self) -> None:
         """Delete what a coordinator that died in the middle of a write left; the next one has begun."""
         for name in ("", "metrics"):
-            self.folder.sweep(name)
+            self.folder.remove_partial(name)
 
 
 def prepare(
@@ -101,9 +101,9 @@ def prepare(
     Args:
         recipe: the run.
         storage: path or URI of the folder that holds runs.
-        name: the run's folder within it. Null: the recipe's name and the time; to resume, the newest
+        name: the run's folder within it. Null: the recipe's name and the time; to resume, the latest
             folder of the recipe's name that has a checkpoint.
-        resume: continue from the newest undamaged checkpoint.
+        resume: continue from the latest undamaged checkpoint.
         warn: hears what is passed over.
 
     Raises:
@@ -118,7 +118,7 @@ def prepare(
     start: Manifest | None = None
     if resume:
         try:
-            name = name or _newest_name(root, recipe.name)
+            name = name or _latest_name(root, recipe.name)
             start = _resume(root / name, recipe, warn)
         except StorageError as error:
             raise RunFolderError(f"nothing to resume: {error.message}") from error
@@ -127,7 +127,7 @@ def prepare(
     root.check_writable()
     run = Run(recipe, f"{name}-{uuid.uuid4().hex[:12]}", folder, start, str(Path.cwd()))
     if resume:
-        run.sweep()
+        run.remove_partial()
     else:
         _create(folder, recipe)
     if read_record(folder).get("state") != "finished":
@@ -142,7 +142,7 @@ def check_owner(run: Run) -> None:
         RunFolderError: another does.
     """
     try:
-        owner = read_record(run.folder.within(OWNER_S)).get("owner", run.id)
+        owner = read_record(run.folder.with_limit(OWNER_S)).get("owner", run.id)
     except StorageError:  # a storage that does not answer says nothing of another process
         return
     if owner != run.id:
@@ -255,15 +255,15 @@ def _resume(folder: Folder, recipe: Recipe, warn: Callable[[str], None]) -> Mani
         raise RunFolderError(
             f"{str(folder)!r} cannot be resumed with another recipe; it differs in {'; '.join(changed)}"
         )
-    if (start := newest(folder, warn)) is None:
+    if (start := latest(folder, warn)) is None:
         raise RunFolderError(f"nothing to resume: {str(folder)!r} has no complete checkpoint")
     if changed := roundings(old, recipe):
         warn(f"results may differ in the last bits from those of a run without a break: {'; '.join(changed)}")
     return start
 
 
-def _newest_name(root: Folder, recipe_name: str) -> str:
-    """The newest run of a recipe: names end in the time of their start, so the last in order."""
+def _latest_name(root: Folder, recipe_name: str) -> str:
+    """The latest run of a recipe: names end in the time of their start, so the last in order."""
     pattern = re.escape(recipe_name) + r"-\d{8}-\d{6}-[0-9a-f]{4}"
     names = [name for name in root.names() if re.fullmatch(pattern, name)]
     with_checkpoint = [name for name in names if _has_checkpoint(root / name)]

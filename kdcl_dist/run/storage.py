@@ -16,7 +16,7 @@ from typing import Any, TypeVar
 from pyarrow import fs
 
 from kdcl_dist.errors import RunFolderError, StorageError, one_line
-from kdcl_dist.run.retry import persist
+from kdcl_dist.run.retry import retry
 from kdcl_dist.run.uris import OBJECT_STORES, join, open_uri, without_secret
 
 __all__ = ["Folder"]
@@ -45,7 +45,7 @@ class Folder:
         self.uri = uri if "://" in uri else str(Path(uri).absolute())
         self.limit_s = limit_s
         try:
-            self._fs, self._root = persist(
+            self._fs, self._root = retry(
                 lambda: open_uri(self.uri), f"storage {self} cannot be opened", self.limit_s
             )
         except (ValueError, StorageError) as error:
@@ -69,7 +69,7 @@ class Folder:
         below.__dict__ = self.__dict__ | {"uri": join(self.uri, name), "_root": f"{self._root}/{name}"}
         return below
 
-    def within(self, limit_s: float) -> Folder:
+    def with_limit(self, limit_s: float) -> Folder:
         """The same folder with another limit, in seconds, for trying again."""
         hasty = object.__new__(Folder)
         hasty.__dict__ = self.__dict__ | {"limit_s": limit_s}
@@ -120,7 +120,7 @@ class Folder:
             with contextlib.suppress(FileNotFoundError):
                 self._try("deleted in", name, self._fs.delete_dir)
 
-    def sweep(self, name: str = "") -> None:
+    def remove_partial(self, name: str = "") -> None:
         """Delete what processes that died in the middle of a write left directly below a folder."""
         if self.local is not None:  # elsewhere nothing is seen before it is whole
             for left in self.names(name):
@@ -141,7 +141,7 @@ class Folder:
     def _try(self, verb: str, name: str, operation: Callable[[str], Result]) -> Result:
         path = f"{self._root}/{name}".rstrip("/")
         what = f"{name or 'the folder'} cannot be {verb} {self}"
-        return persist(lambda: operation(path), what, self.limit_s)
+        return retry(lambda: operation(path), what, self.limit_s)
 
     def _info(self, name: str) -> Any:
         return self._try("looked up in", name, self._fs.get_file_info)

@@ -53,10 +53,10 @@ class TensorBoard:
             self._close_writers()
 
     def flush(self, limit_s: float) -> None:
-        """Take what is finished to the storage; arguments and errors as `Recorder.flush`."""
+        """Take what is finished to the storage; arguments and errors as `MetricsTable.flush`."""
         for file in sorted(self.folder.rglob("*tfevents*")) if self.staging else ():
             name = f"tensorboard/{file.relative_to(self.folder)}"
-            self.run.within(limit_s).write(name, file.read_bytes())
+            self.run.with_limit(limit_s).write(name, file.read_bytes())
             file.unlink()
 
     def close(self) -> None:

@@ -1,4 +1,4 @@
-"""What a student's process runs: its turns of the plan, one after another."""
+"""What a student's process runs: its rounds of the schedule, one after another."""
 
 from __future__ import annotations
 
@@ -9,17 +9,17 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from kdcl_dist.config.rounds import Kind, Turn
-from kdcl_dist.config.student import Member
+from kdcl_dist.config.rounds import Kind, Round
+from kdcl_dist.config.student import Worker
 from kdcl_dist.data.loader import Batch
-from kdcl_dist.data.training_data import Session
+from kdcl_dist.data.training_data import TrainingData
 from kdcl_dist.distillation.losses import Losses
 from kdcl_dist.exchange.alignment import find_rows, rows_of
 from kdcl_dist.exchange.group import Exchange
 from kdcl_dist.exchange.layout import sends_target
-from kdcl_dist.exchange.message import Flag, Message, Numbers, by_student
+from kdcl_dist.exchange.message import Flag, Message, StepMetrics, by_student
 from kdcl_dist.exchange.replicas import broke_off
-from kdcl_dist.membership.rendezvous import Call
+from kdcl_dist.membership.rendezvous import GenerationSpec
 from kdcl_dist.run.checkpoint import write_part
 from kdcl_dist.run.run import Run
 from kdcl_dist.student.student import Student
@@ -28,28 +28,28 @@ __all__ = ["StudentLoop"]
 
 
 class StudentLoop:
-    """One student's walk through the plan, in one generation of the exchange group.
+    """One student's walk through the schedule, in one generation of the exchange group.
 
     Attributes:
-        position: the turn that it takes next.
+        position: the round that it takes next.
         ahead: the next step's batch, if it is loaded already; ahead_s: seconds that this took.
     """
 
     def __init__(
         self,
         run: Run,
-        member: Member,
+        worker: Worker,
         student: Student,
-        session: Session,
+        training_data: TrainingData,
         exchange: Exchange,
-        call: Call,
+        generation: GenerationSpec,
         stop: Callable[[], bool],
     ) -> None:
-        self.run_, self.member, self.student, self.session = run, member, student, session
-        self.exchange, self.stop, self.present = exchange, stop, call.students
-        self.position = call.at
-        self.batches = session.run(member.student, call.at, member.replica)
-        self.numbers = Numbers()
+        self.run_, self.worker, self.student, self.training_data = run, worker, student, training_data
+        self.exchange, self.stop, self.present = exchange, stop, generation.students
+        self.position = generation.at
+        self.batches = training_data.run(worker.student, generation.at, worker.replica)
+        self.step_metrics = StepMetrics()
         self.losses: Losses | None = None
         self.skipped = torch.zeros(())
         self.answered = time.perf_counter()
@@ -57,61 +57,65 @@ class StudentLoop:
         self.ahead_s = 0.0
 
     def run(self) -> Flag:
-        """Take every turn to the run's end, or to the first after which it stops or forms anew."""
-        plan = self.session.plan
-        for turn in plan.turns(self.position):
-            flags = self._take(turn)
-            self.position = plan.after(turn)
-            if turn.kind is Kind.TRAIN and flags & (Flag.STOP | Flag.SAVE):  # one that the plan does not have
-                self._take(Turn(Kind.CHECKPOINT, turn.epoch, turn.step + 1))
+        """Take every round to the run's end, or to the first after which it stops or forms anew."""
+        schedule = self.training_data.schedule
+        for round in schedule.rounds(self.position):
+            flags = self._take(round)
+            self.position = schedule.after(round)
+            if round.kind is Kind.TRAIN and flags & (
+                Flag.STOP | Flag.SAVE
+            ):  # one that the schedule does not have
+                self._take(Round(Kind.CHECKPOINT, round.epoch, round.step + 1))
             if flags & (Flag.STOP | Flag.REFORM):
                 return flags
         return Flag.NONE
 
-    def _take(self, turn: Turn) -> Flag:
+    def _take(self, round: Round) -> Flag:
         try:
-            return self._do(turn)
+            return self._do(round)
         except RuntimeError as error:
             if self.student.replicas is not None and broke_off(error):
-                raise self.exchange.explain(error) from error
+                raise self.exchange.diagnose(error) from error
             raise
 
-    def _do(self, turn: Turn) -> Flag:
-        self.exchange.board.pulse.enter("data", turn.step)
-        if turn.kind is Kind.TRAIN:
-            return self._train(turn)
-        if turn.kind is Kind.CHECKPOINT:
-            return self._checkpoint(turn)
-        if turn.kind is Kind.END:
-            self._begin(turn)
-            return self._trade(turn).flags
-        return self._predict(turn)
+    def _do(self, round: Round) -> Flag:
+        self.exchange.monitor.heartbeat.enter("data", round.step)
+        if round.kind is Kind.TRAIN:
+            return self._train(round)
+        if round.kind is Kind.CHECKPOINT:
+            return self._checkpoint(round)
+        if round.kind is Kind.END:
+            self._begin(round)
+            return self._round_trip(round).flags
+        return self._predict(round)
 
-    def _train(self, turn: Turn) -> Flag:
+    def _train(self, round: Round) -> Flag:
         """One training step: own view, logits to all, soft target back, own update."""
-        student, enter = self.student, self.exchange.board.pulse.enter
+        student, enter = self.student, self.exchange.monitor.heartbeat.enter
         started, earlier_s = time.perf_counter(), self.ahead_s
         batch = self._batch()
         loaded = time.perf_counter()
         enter("forward")
-        logits_BC = student.forward(batch.images, turn.step, learns=student.learns(turn.epoch))
-        self._begin(turn)
-        self.exchange.mine.put(batch.ids, student.contribution(logits_BC, turn.step), batch.labels)
+        logits_BC = student.forward(batch.images, round.step, learns=student.learns(round.epoch))
+        self._begin(round)
+        self.exchange.outgoing.write_rows(
+            batch.ids, student.contribution(logits_BC, round.step), batch.labels
+        )
         computed = time.perf_counter()
-        busy_s = self.exchange.mine.header["busy_s"] = earlier_s + computed - self.answered
+        busy_s = self.exchange.outgoing.header["busy_s"] = earlier_s + computed - self.answered
         with_rows = sends_target(student.recipe)
         self._send()
-        self.exchange.expect(with_rows)
-        self._load_ahead(turn)
-        answer = self._receive(turn, with_rows=with_rows)
+        self.exchange.post_receive(with_rows)
+        self._load_ahead(round)
+        answer = self._receive(round, with_rows=with_rows)
         enter("backward")
-        numbers = self._learn(turn, logits_BC, batch, answer)
+        step_metrics = self._learn(round, logits_BC, batch, answer)
         ended = time.perf_counter()
         # Who waits for whom: the last to come has no wait, the others as long as they were faster.
         slowest_s = float(answer.header["busy_s"])
         idle_s = self.answered - computed - self.ahead_s
         wait_s = min(max(0.0, slowest_s - busy_s), idle_s)
-        self.numbers = numbers._replace(
+        self.step_metrics = step_metrics._replace(
             data_s=loaded - started + self.ahead_s,
             forward_s=computed - loaded,
             wait_s=wait_s,
@@ -126,64 +130,66 @@ class StudentLoop:
         batch, self.ahead, self.ahead_s = self.ahead, None, 0.0
         return next(self.batches) if batch is None else batch
 
-    def _load_ahead(self, turn: Turn) -> None:
+    def _load_ahead(self, round: Round) -> None:
         """Load the next step's batch while the others and the coordinator are waited for.
 
         Not beyond an epoch's end: what is wrong with the data of the next must not cost this one's results.
         """
-        if (turn.step + 1) % self.session.plan.steps_per_epoch == 0:
+        if (round.step + 1) % self.training_data.schedule.steps_per_epoch == 0:
             return
         began = time.perf_counter()
-        self.exchange.board.pulse.enter("data", turn.step + 1)
+        self.exchange.monitor.heartbeat.enter("data", round.step + 1)
         self.ahead = next(self.batches)
         self.ahead_s = time.perf_counter() - began
 
-    def _learn(self, turn: Turn, logits_BC: Tensor, batch: Batch, answer: Message) -> Numbers:
+    def _learn(self, round: Round, logits_BC: Tensor, batch: Batch, answer: Message) -> StepMetrics:
         """The own update, if the student learns in this epoch; what is to be told of it but the losses."""
         student = self.student
-        if answer.excludes(self.member.student):
+        if answer.excludes(self.worker.student):
             student.forget_step()
-            return Numbers(step=turn.step)
+            return StepMetrics(step=round.step)
         self.losses = student.loss(logits_BC, batch.labels, *self._target(batch.ids, answer))
         self.skipped = torch.zeros_like(self.losses.total)
-        if not student.learns(turn.epoch):
-            return Numbers(step=turn.step)
-        numbers = Numbers(step=turn.step, lr=student.lr(turn.step, self.session.plan.steps_per_epoch))
-        if student.recipe.analysis.measures(turn.step) and self.losses.distillation.requires_grad:
+        if not student.learns(round.epoch):
+            return StepMetrics(step=round.step)
+        step_metrics = StepMetrics(
+            step=round.step, lr=student.lr(round.step, self.training_data.schedule.steps_per_epoch)
+        )
+        if student.recipe.analysis.measures(round.step) and self.losses.distillation.requires_grad:
             found = student.conflict(self.losses)
-            numbers = numbers._replace(gradient_cosine=found.cosine, gradient_ratio=found.ratio)
-        self.skipped = student.learn(self.losses.total, numbers.lr)
-        return numbers
+            step_metrics = step_metrics._replace(gradient_cosine=found.cosine, gradient_ratio=found.ratio)
+        self.skipped = student.learn(self.losses.total, step_metrics.lr)
+        return step_metrics
 
-    def _predict(self, turn: Turn) -> Flag:
+    def _predict(self, round: Round) -> Flag:
         """One batch of a pass over held-out or test samples, in evaluation mode."""
-        if turn.part == 0:
+        if round.part == 0:
             self.student.share_buffers()
         batch = self._batch()
-        self.exchange.board.pulse.enter("evaluation")
-        self._begin(turn)
-        self.exchange.mine.put(batch.ids, self.student.predict(batch.images), batch.labels)
-        return self._trade(turn).flags
+        self.exchange.monitor.heartbeat.enter("evaluation")
+        self._begin(round)
+        self.exchange.outgoing.write_rows(batch.ids, self.student.predict(batch.images), batch.labels)
+        return self._round_trip(round).flags
 
-    def _checkpoint(self, turn: Turn) -> Flag:
+    def _checkpoint(self, round: Round) -> Flag:
         """Write the student's part, then tell the coordinator its hash; the manifest makes it count."""
-        self.exchange.board.pulse.enter("checkpoint", turn.step)
+        self.exchange.monitor.heartbeat.enter("checkpoint", round.step)
         self.student.share_buffers()
-        self._begin(turn)
-        if self.member.replica == 0:  # the others have the same state
-            part = write_part(self.run_.folder, turn.step, self.student.spec.name, self.student.state_dict())
-            header = self.exchange.mine.header
+        self._begin(round)
+        if self.worker.replica == 0:  # the others have the same state
+            part = write_part(self.run_.folder, round.step, self.student.spec.name, self.student.state_dict())
+            header = self.exchange.outgoing.header
             header["bytes"], header["digest"] = part.bytes, list(bytes.fromhex(part.sha256))
-        return self._trade(turn, self.run_.recipe.limits.startup_s).flags
+        return self._round_trip(round, self.run_.recipe.limits.startup_s).flags
 
-    def _begin(self, turn: Turn) -> None:
+    def _begin(self, round: Round) -> None:
         flags = Flag.STOP if self.stop() else Flag.NONE
-        self.exchange.mine.begin(turn.kind, turn.step, turn.part, flags)
+        self.exchange.outgoing.reset(round.kind, round.step, round.part, flags)
 
-    def _trade(self, turn: Turn, limit_s: float | None = None) -> Message:
+    def _round_trip(self, round: Round, limit_s: float | None = None) -> Message:
         """Give the own message, get the coordinator's answer, where that has no rows."""
         self._send(limit_s)
-        return self._receive(turn, with_rows=False, limit_s=limit_s)
+        return self._receive(round, with_rows=False, limit_s=limit_s)
 
     def _send(self, limit_s: float | None = None) -> None:
         """Give the own message.
@@ -191,17 +197,17 @@ class StudentLoop:
         It carries the figures of the training step before it, once. They are read when the logits have been,
         so that a GPU is not waited for twice.
         """
-        self.exchange.board.pulse.enter("gather")
+        self.exchange.monitor.heartbeat.enter("gather")
         if self.losses is not None:
             total, task, distillation, skipped = torch.stack([*self.losses, self.skipped]).tolist()
-            self.exchange.mine.header["numbers"][:] = self.numbers._replace(
+            self.exchange.outgoing.header["metrics"][:] = self.step_metrics._replace(
                 loss=total, task_loss=task, distillation_loss=distillation, skipped=skipped
             )
             self.losses = None
         self.exchange.gather(limit_s)
 
-    def _receive(self, turn: Turn, *, with_rows: bool, limit_s: float | None = None) -> Message:
-        self.exchange.board.pulse.enter("broadcast", turn.step)
+    def _receive(self, round: Round, *, with_rows: bool, limit_s: float | None = None) -> Message:
+        self.exchange.monitor.heartbeat.enter("broadcast", round.step)
         answer = self.exchange.broadcast(with_rows, limit_s)
         self.answered = time.perf_counter()
         return answer
@@ -225,9 +231,9 @@ class StudentLoop:
     def _peers(self, ids_B: Tensor, messages: Sequence[Message]) -> Tensor:
         """All peers' log-probabilities at T = 1, (P, B, C)."""
         recipe, answer = self.run_.recipe, self.exchange.answer
-        members = [each.student for each in recipe.members if each.student in self.present]
-        parts = by_student(messages, members, len(recipe.students))
-        peers = [peer for peer in self.present if peer != self.member.student and not answer.excludes(peer)]
+        workers = [each.student for each in recipe.workers if each.student in self.present]
+        parts = by_student(messages, workers, len(recipe.students))
+        peers = [peer for peer in self.present if peer != self.worker.student and not answer.excludes(peer)]
         rows = [parts[peer].logits[rows_of(ids_B, parts[peer].ids)] for peer in peers]
         empty = torch.empty(0, len(ids_B), self.student.classes)
         return F.log_softmax(torch.stack(rows).float(), dim=2) if rows else empty

@@ -227,7 +227,7 @@ class Student:
         target = self._moved(target)
         if distillation.method == "dml":
             return dml_loss(logits_BC, labels_B, target, distillation.weight)
-        # Numbers of rows, found here: to find them in a mask the host would wait for the GPU.
+        # StepMetrics of rows, found here: to find them in a mask the host would wait for the GPU.
         covered_K = None if covered_B is None else self._moved(covered_B.nonzero()[:, 0])
         temperature, weight = distillation.temperature, distillation.weight
         return kdcl_loss(logits_BC, labels_B, target, temperature, weight, covered_K)

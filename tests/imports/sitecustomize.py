@@ -1,4 +1,4 @@
-"""Every member of a cast whose process starts with this folder on PYTHONPATH notes what it has imported.
+"""Every member of a cohort whose process starts with this folder on PYTHONPATH notes what it has imported.
 
 KDCL_TEST_IMPORTS names the folder of the notes: WHO.txt, a module a line.
 """
@@ -9,15 +9,15 @@ from pathlib import Path
 
 
 def _install(folder: Path) -> None:
-    from kdcl_dist.membership.monitor import Board
+    from kdcl_dist.membership.monitor import Monitor
 
-    close = Board.close
+    close = Monitor.close
 
     def closed(self):
         (folder / f"{self.name}.txt").write_text("\n".join(sorted(sys.modules)))
         close(self)
 
-    Board.close = closed
+    Monitor.close = closed
 
 
 if "KDCL_TEST_IMPORTS" in os.environ:

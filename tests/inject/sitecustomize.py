@@ -1,7 +1,7 @@
 """Faults on order, in every process that is started with this folder on PYTHONPATH.
 
 KDCL_TEST_FAULTS names a file of lines of JSON: {"who", "phase", "step", "how", "once", "nth"}. A member of a
-cast that enters that phase of that step for the nth time (the first by default) meets the fault, unless the
+cohort that enters that phase of that step for the nth time (the first by default) meets the fault, unless the
 file `once` exists, which it creates.
 """
 
@@ -69,14 +69,14 @@ def _cut_links(*families: int) -> None:
 
 
 def _install(path: Path) -> None:
-    from kdcl_dist.membership.heartbeat import Pulse
-    from kdcl_dist.membership.monitor import Board
+    from kdcl_dist.membership.heartbeat import Heartbeat
+    from kdcl_dist.membership.monitor import Monitor
 
-    init, enter, times = Board.__init__, Pulse.enter, Counter()
+    init, enter, times = Monitor.__init__, Heartbeat.enter, Counter()
 
     def named(self, *arguments, **more):
         init(self, *arguments, **more)
-        self.pulse.who = self.name
+        self.heartbeat.who = self.name
 
     def entered(self, phase, step=None):
         enter(self, phase, step)
@@ -91,7 +91,7 @@ def _install(path: Path) -> None:
                     Path(fault["once"]).touch()
                     _meet(fault["how"])
 
-    Board.__init__, Pulse.enter = named, entered
+    Monitor.__init__, Heartbeat.enter = named, entered
 
 
 if "KDCL_TEST_FAULTS" in os.environ:

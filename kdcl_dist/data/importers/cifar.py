@@ -21,7 +21,7 @@ from kdcl_dist.data.writer import write_batches
 from kdcl_dist.errors import DataError
 from kdcl_dist.utils.staging import staged
 
-__all__ = ["LAYOUTS", "Layout", "import_cifar"]
+__all__ = ["LAYOUTS", "MessageLayout", "import_cifar"]
 
 SHAPE = (3, 32, 32)
 SOURCE = (
@@ -40,7 +40,7 @@ class _Labelled(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Layout:
+class MessageLayout:
     """What an archive holds: its folder, files with their MD5, and the keys of labels and class names."""
 
     folder: str
@@ -54,7 +54,7 @@ class Layout:
 
 
 LAYOUTS = {
-    "cifar10": Layout(
+    "cifar10": MessageLayout(
         folder="cifar-10-batches-py",
         archive_md5="c58f30108f718f92721af3b95e74349a",
         train=("data_batch_1", "data_batch_2", "data_batch_3", "data_batch_4", "data_batch_5"),
@@ -72,7 +72,7 @@ LAYOUTS = {
             "batches.meta": "5ff9c542aee3614f3951f8cda6e48888",
         },
     ),
-    "cifar100": Layout(
+    "cifar100": MessageLayout(
         folder="cifar-100-python",
         archive_md5="eb9058c3a382ffc7106e4002c42a8d85",
         train=("train",),
@@ -116,7 +116,7 @@ def import_cifar(kind: str, source: Path, folder: Path, *, checksums: bool = Tru
     return [folder / "train.arrow", folder / "test.arrow"]
 
 
-def _load(source: Path, layout: Layout, checksums: bool) -> dict[str, Any]:
+def _load(source: Path, layout: MessageLayout, checksums: bool) -> dict[str, Any]:
     """By file name: `_Labelled`, or class names."""
 
     def parse(name: str, data: bytes) -> Any:
@@ -138,7 +138,7 @@ def _load(source: Path, layout: Layout, checksums: bool) -> dict[str, Any]:
         return dict(zip(layout.md5, pool.map(load, layout.md5), strict=True))
 
 
-def _classes(data: bytes, layout: Layout, where: str) -> tuple[str, ...]:
+def _classes(data: bytes, layout: MessageLayout, where: str) -> tuple[str, ...]:
     names = read_pickle(data, where).get(layout.names)
     if not isinstance(names, list) or not names or not all(isinstance(name, bytes) for name in names):
         raise DataError(f"{where}: it lacks the class names {layout.names.decode()!r}")
@@ -148,7 +148,7 @@ def _classes(data: bytes, layout: Layout, where: str) -> tuple[str, ...]:
     return classes
 
 
-def _labelled(data: bytes, layout: Layout, where: str) -> _Labelled:
+def _labelled(data: bytes, layout: MessageLayout, where: str) -> _Labelled:
     content = read_pickle(data, where)
     images_ND, labels = content.get(b"data"), content.get(layout.labels)
     size = math.prod(SHAPE)

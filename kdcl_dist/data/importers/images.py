@@ -22,7 +22,7 @@ from kdcl_dist.data.writer import write_dataset
 from kdcl_dist.errors import DataError, one_line
 from kdcl_dist.utils.staging import part_of, publish
 
-__all__ = ["REJECTED", "Imported", "Source", "Tell", "import_images"]
+__all__ = ["REJECTED", "Imported", "OnProgress", "Source", "import_images"]
 
 REJECTED = "rejected.txt"
 SHARD_MB = 256
@@ -30,7 +30,7 @@ SHARD_MB = 256
 SAMPLE = 10_000
 
 #: Hears what is being done, and how many images of how many are done.
-Tell = Callable[[str, int, int], None]
+OnProgress = Callable[[str, int, int], None]
 
 
 class Source(Protocol):
@@ -65,7 +65,7 @@ class Imported(NamedTuple):
 
 
 def import_images(
-    source: Source, folder: Path, *, workers: int, tell: Tell, shard_mb: int = SHARD_MB
+    source: Source, folder: Path, *, workers: int, on_progress: OnProgress, shard_mb: int = SHARD_MB
 ) -> Imported:
     """Write a folder of shards for each split, and `rejected.txt` if there are images that cannot be decoded.
 
@@ -75,7 +75,7 @@ def import_images(
         source: where the images come from.
         folder: must not exist yet, or be empty.
         workers: processes that check images; 0 checks in this one.
-        tell: hears of the progress.
+        on_progress: hears of the progress.
         shard_mb: megabytes (10^6 bytes) of images in a shard.
 
     Raises:
@@ -86,10 +86,10 @@ def import_images(
     journal = Journal.open(part, identity)
     with Workers(workers) as pool:
         if journal.statistics is None:
-            journal.add_statistics(_statistics(source, pool, tell))
+            journal.add_statistics(_statistics(source, pool, on_progress))
         info = _info(source, journal.statistics or {})
         shards = {
-            split: list(_write_split(source, split, journal, info, pool, tell, shard_mb * 10**6))
+            split: list(_write_split(source, split, journal, info, pool, on_progress, shard_mb * 10**6))
             for split in source.counts
         }
     rejected = [
@@ -102,7 +102,7 @@ def import_images(
     return Imported({split: folder / split for split in source.counts}, accepted, len(rejected))
 
 
-def _statistics(source: Source, pool: Workers, tell: Tell) -> dict[str, list[float]]:
+def _statistics(source: Source, pool: Workers, on_progress: OnProgress) -> dict[str, list[float]]:
     """Mean and deviation of each channel over evenly spaced training images; all pixels count the same."""
     split = next(iter(source.counts))
     count = source.counts[split]
@@ -114,7 +114,7 @@ def _statistics(source: Source, pool: Workers, tell: Tell) -> dict[str, list[flo
     )
     pixels, first_C, second_C = 0, [0] * CHANNELS, [0] * CHANNELS
     for done, (_, found) in enumerate(pool.map(moments, chosen), 1):
-        tell("mean and deviation", done, size)
+        on_progress("mean and deviation", done, size)
         if found is not None:
             pixels += found[0]
             first_C = [a + b for a, b in zip(first_C, found[1], strict=True)]
@@ -133,7 +133,13 @@ def _info(source: Source, statistics: dict[str, list[float]]) -> Info:
 
 
 def _write_split(
-    source: Source, split: str, journal: Journal, info: Info, pool: Workers, tell: Tell, shard_bytes: int
+    source: Source,
+    split: str,
+    journal: Journal,
+    info: Info,
+    pool: Workers,
+    on_progress: OnProgress,
+    shard_bytes: int,
 ) -> Iterator[Shard]:
     """The shards of a split, after each is written or found finished."""
     done, total = 0, source.counts[split]
@@ -143,7 +149,7 @@ def _write_split(
         for item in items:
             yield item
             done += 1
-            tell(split, done, total)
+            on_progress(split, done, total)
 
     for number, items in groupby(source.items(split), _Numbering(shard_bytes)):
         name = f"{split}/shard-{number:05d}.arrow"

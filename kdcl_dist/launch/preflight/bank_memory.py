@@ -40,7 +40,7 @@ class Room:
 
     @property
     def lack(self) -> str | None:
-        """Why the bank does not fit, and the knob to turn; None if it does."""
+        """Why the bank does not fit, and the field to change; None if it does."""
         if self.folder is not None and self.free is None:
             return f"distillation.bank.folder: {self.folder!r} is no folder of the coordinator's host"
         if self.free is None or self.needed <= self.free:

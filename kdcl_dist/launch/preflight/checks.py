@@ -1,6 +1,6 @@
 """Judging, before a run, what its hosts have found: each check a line with a figure, each failure a remedy.
 
-All checks are functions of plain values (`kdcl_dist.launch.preflight.host_report`, `kdcl_dist.launch.preflight.placement`); asking the hosts is
+All checks are functions of plain values (see `host_report` and `placement`); asking the hosts is
 the launcher's part.
 """
 
@@ -60,13 +60,13 @@ def require(checks: Sequence[Check], warn: Callable[[str], None]) -> None:
     """Pass on all warnings; raise `PreflightError` with all failures, a line each, if there are any."""
     for check in checks:
         for warning in check.warnings:
-            warn(f"warning: {check.name}: {warning}")
+            warn(f"{check.name}: {warning}")
     if failures := [f"{check.name}: {failure}" for check in checks for failure in check.failures]:
         raise PreflightError("\n".join(failures))
 
 
 def check_here(recipe: Recipe, folder: Folder, address: str, more: Mapping[str, str]) -> list[Check]:
-    """The checks of a run whose processes are all on this host; arguments as `kdcl_dist.launch.preflight.host_report.look`."""
+    """The checks of a run whose processes are all on this host; arguments as `host_report.look`."""
     marks = f".kdcl-preflight-{uuid.uuid4().hex[:8]}"
     asked = time.time()
     report = look(recipe, folder, f"{marks}/0", address, more)

@@ -1,4 +1,4 @@
-"""Whether the hosts of a cluster have room for a cast, and if not, who lacks what."""
+"""Whether the hosts of a cluster have room for a cohort, and if not, who lacks what."""
 
 from __future__ import annotations
 

@@ -25,7 +25,7 @@ from kdcl_dist.membership.endpoint import Endpoint
 from kdcl_dist.run.events import Event
 from kdcl_dist.run.run import Run
 
-__all__ = ["END_S", "Hearing", "start_coordinator"]
+__all__ = ["END_S", "EventCursor", "start_coordinator"]
 
 #: Seconds between two looks for hosts that are to go.
 DRAIN_S = 2.0
@@ -41,14 +41,14 @@ def start_coordinator(run: Run) -> Any:
     return CoordinatorActor.options(  # type: ignore[attr-defined]
         name=actor_name(run),
         num_cpus=0,
-        max_concurrency=8 + len(run.recipe.members),
+        max_concurrency=8 + len(run.recipe.workers),
         max_restarts=run.recipe.failure.allowed,
         scheduling_strategy=here,
     ).remote(run)
 
 
 @dataclass(frozen=True)
-class Hearing:
+class EventCursor:
     """How many events the driver has heard, and of which coordinator: a new one begins anew."""
 
     coordinator: str = ""
@@ -96,7 +96,7 @@ class _Processes:
             ray.kill(worker)
 
     def notice(self) -> str | None:
-        """A host of the cast that drains, as spot hosts do before they are taken away."""
+        """A host of the cohort that drains, as spot hosts do before they are taken away."""
         news = self.draining & set(self.nodes) - self.told
         self.told |= news
         return (
@@ -126,7 +126,7 @@ class CoordinatorActor:
 
     def __init__(self, run: Run) -> None:
         from kdcl_dist.launch.ray.metrics import RayMetrics
-        from kdcl_dist.membership.store import host_store
+        from kdcl_dist.membership.tcp_store import host_store
 
         self.run = at_this_host(run)
         self.host = ray.util.get_node_ip_address()
@@ -137,7 +137,7 @@ class CoordinatorActor:
         self.processes = _Processes(self.workers, self.nodes)
         threading.Thread(target=self.processes.watch, name="kdcl-drains", daemon=True).start()
         self.stopping = threading.Event()
-        self.told: deque[Event] = deque()
+        self.emitted: deque[Event] = deque()
         self.forgotten = self.heard = 0
         self.outcome: bool | dict[str, Any] | None = None
         self.metrics = RayMetrics(run.name)
@@ -163,7 +163,7 @@ class CoordinatorActor:
                 self.store,
                 host=self.host,
                 stop=self.stopping.is_set,
-                tell=self._tell,
+                emit=self._emit,
                 processes=self.processes,
             )
         except CoordinatorCutOff:
@@ -171,9 +171,9 @@ class CoordinatorActor:
         except Exception as error:  # the run's record has it, if the storage takes it
             self.outcome = wrap(error, student=None, step=None, phase="start").to_dict()
 
-    def _tell(self, event: Event) -> None:
-        self.told.append(event)
-        self.metrics.hear(event)
+    def _emit(self, event: Event) -> None:
+        self.emitted.append(event)
+        self.metrics.handle(event)
 
     def place(self, rank: int) -> int:
         """Which student, or replica, the worker of this rank trains."""
@@ -204,15 +204,15 @@ class CoordinatorActor:
         """Ask for a checkpoint and an end after the current step."""
         self.stopping.set()
 
-    def events(self, hearing: Hearing) -> tuple[Hearing, list[Event]]:
+    def events(self, cursor: EventCursor) -> tuple[EventCursor, list[Event]]:
         """The events after those that the driver has heard, which are forgotten."""
-        count = hearing.count if hearing.coordinator == self.own.id else 0
+        count = cursor.count if cursor.coordinator == self.own.id else 0
         while self.forgotten < count:
-            self.told.popleft()
+            self.emitted.popleft()
             self.forgotten += 1
-        events = list(self.told)
+        events = list(self.emitted)
         self.heard = self.forgotten + len(events)
-        return Hearing(self.own.id, self.heard), events
+        return EventCursor(self.own.id, self.heard), events
 
     def drain(self) -> None:
         """Return when the driver has heard all events, or after a few polls without it."""
@@ -220,5 +220,5 @@ class CoordinatorActor:
             return
         self.thread.join(timeout=END_S / 4)  # it does not end when all workers are about to be replaced
         deadline = time.monotonic() + 5 * POLL_S
-        while self.heard < self.forgotten + len(self.told) and time.monotonic() < deadline:
+        while self.heard < self.forgotten + len(self.emitted) and time.monotonic() < deadline:
             time.sleep(POLL_S / 4)

@@ -26,10 +26,10 @@ from kdcl_dist.errors import CoordinatorLost, KdclError, RunFolderError, Student
 from kdcl_dist.launch.preflight.checks import Check, require
 from kdcl_dist.launch.preflight.placement import ACCELERATOR
 from kdcl_dist.launch.ray.common import POLL_S, actor_name
-from kdcl_dist.launch.ray.coordinator import END_S, Hearing, start_coordinator
+from kdcl_dist.launch.ray.coordinator import END_S, EventCursor, start_coordinator
 from kdcl_dist.launch.ray.preflight import run_checks
-from kdcl_dist.launch.ray.worker import CastConfig, train
-from kdcl_dist.run.events import Event, Note
+from kdcl_dist.launch.ray.worker import CohortConfig, train
+from kdcl_dist.run.events import Event, Note, Warned
 from kdcl_dist.run.run import Run, read_record, recorded_failure
 from kdcl_dist.run.storage import Folder
 
@@ -41,17 +41,17 @@ JOB_VARIABLE = "RAY_JOB_CONFIG_JSON_ENV_VAR"
 RETRIES = 4
 
 
-def launch(run: Run, tell: Callable[[Event], None], asked: threading.Event) -> bool:
+def launch(run: Run, on_event: Callable[[Event], None], asked: threading.Event) -> bool:
     """Train a run on the Ray cluster of RAY_ADDRESS, or of `ray start` on this machine, or on one of its own.
 
     Args, returns, raises: as `kdcl_dist.launch.local.launch`.
     """
     _check_storage_of_job(run)
-    with cluster([run.recipe], tell):
+    with cluster([run.recipe], on_event):
         coordinator = start_coordinator(run)
         try:
-            require(_checks(run.recipe, run.folder, tell), lambda text: tell(Note(text)))
-            return _Watcher(run, tell, asked).fit()
+            require(_checks(run.recipe, run.folder, on_event), lambda text: on_event(Warned(text)))
+            return _Watcher(run, on_event, asked).fit()
         finally:
             ray.kill(coordinator)
 
@@ -66,24 +66,24 @@ def _check_storage_of_job(run: Run) -> None:
         )
 
 
-def check(recipe: Recipe, storage: Folder, tell: Callable[[Event], None]) -> list[Check]:
+def check(recipe: Recipe, storage: Folder, on_event: Callable[[Event], None]) -> list[Check]:
     """All checks of `kdcl preflight` on the cluster where `launch` would train.
 
     Args:
         recipe: the run.
         storage: the folder that will hold it.
-        tell: hears what happens.
+        on_event: hears what happens.
     """
-    with cluster([recipe], tell):
-        return _checks(recipe, storage, tell)
+    with cluster([recipe], on_event):
+        return _checks(recipe, storage, on_event)
 
 
-def _checks(recipe: Recipe, folder: Folder, tell: Callable[[Event], None]) -> list[Check]:
-    return run_checks(recipe, folder, lambda text: tell(Note(text)))
+def _checks(recipe: Recipe, folder: Folder, on_event: Callable[[Event], None]) -> list[Check]:
+    return run_checks(recipe, folder, lambda text: on_event(Note(text)))
 
 
 @contextmanager
-def cluster(recipes: Sequence[Recipe], tell: Callable[[Event], None]) -> Iterator[None]:
+def cluster(recipes: Sequence[Recipe], on_event: Callable[[Event], None]) -> Iterator[None]:
     """Join the cluster of RAY_ADDRESS, or of `ray start` on this machine, or start one that ends with this.
 
     A process that is connected already stays as it is. Raises `KdclError` when RAY_ADDRESS does not answer.
@@ -91,7 +91,7 @@ def cluster(recipes: Sequence[Recipe], tell: Callable[[Event], None]) -> Iterato
     if ray.is_initialized():
         yield
         return
-    _connect(recipes, tell)
+    _connect(recipes, on_event)
     try:
         yield
     finally:
@@ -99,21 +99,21 @@ def cluster(recipes: Sequence[Recipe], tell: Callable[[Event], None]) -> Iterato
 
 
 def room_for(recipe: Recipe) -> int:
-    """How many casts of a recipe the connected cluster has CPUs and GPUs for; at least 1."""
+    """How many cohorts of a recipe the connected cluster has CPUs and GPUs for; at least 1."""
     offered, needed = ray.cluster_resources(), _taken_by(recipe)
     return max(1, min(int(offered.get(name, 0) // count) for name, count in needed.items() if count))
 
 
 def _taken_by(recipe: Recipe) -> dict[str, float]:
-    """CPUs and GPUs of a whole cast: Ray Train gives every worker as much as the largest needs."""
-    students, workers = recipe.students, len(recipe.members)
+    """CPUs and GPUs of a whole cohort: Ray Train gives every worker as much as the largest needs."""
+    students, workers = recipe.students, len(recipe.workers)
     return {
         "CPU": workers * max(student.resources.cpu for student in students),
         "GPU": workers * max(student.resources.gpu for student in students),
     }
 
 
-def _connect(recipes: Sequence[Recipe], tell: Callable[[Event], None]) -> None:
+def _connect(recipes: Sequence[Recipe], on_event: Callable[[Event], None]) -> None:
     options: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
     try:
         # Of RAY_ADDRESS or `ray start`. "auto" would join what another program has for itself, too.
@@ -127,7 +127,9 @@ def _connect(recipes: Sequence[Recipe], tell: Callable[[Event], None]) -> None:
     needed = max(int(_taken_by(recipe)["CPU"]) for recipe in recipes)
     cores = os.cpu_count() or 1
     if needed > cores:
-        tell(Note(f"the students ask for {needed} CPU cores, this machine has {cores}: they will share them"))
+        on_event(
+            Note(f"the students ask for {needed} CPU cores, this machine has {cores}: they will share them")
+        )
     _init(address="local", num_cpus=max(needed, cores), include_dashboard=False, **options)
 
 
@@ -149,10 +151,10 @@ def _init(**options: Any) -> None:
 class _Watcher:
     """The driver's side: runs the trainer in a thread, passes events on, and forwards a stop."""
 
-    def __init__(self, run: Run, tell: Callable[[Event], None], asked: threading.Event) -> None:
-        self.run, self.tell, self.asked = run, tell, asked
+    def __init__(self, run: Run, on_event: Callable[[Event], None], asked: threading.Event) -> None:
+        self.run, self.on_event, self.asked = run, on_event, asked
         self.error: BaseException | None = None
-        self.hearing = Hearing()
+        self.cursor = EventCursor()
         self.forwarded = False
 
     def fit(self) -> bool:
@@ -182,11 +184,11 @@ class _Watcher:
             if self.asked.is_set():  # said at each look: the actor may be another by now
                 ray.get(actor.stop.remote(), timeout=END_S)
                 self.forwarded = True
-            self.hearing, events = ray.get(actor.events.remote(self.hearing), timeout=END_S)
+            self.cursor, events = ray.get(actor.events.remote(self.cursor), timeout=END_S)
         except (ValueError, RayError):
             return
         for event in events:
-            self.tell(event)
+            self.on_event(event)
 
     def _outcome(self) -> bool:
         """How the run ended, by the coordinator's own word: the storage may not have taken the record."""
@@ -209,12 +211,12 @@ def trainer(run: Run) -> TorchTrainer:
     resources: dict[str, float] = {"CPU": max(student.resources.cpu for student in students)}
     if gpu := max(student.resources.gpu for student in students):
         resources["GPU"] = gpu
-    wanted = [students[member.student].accelerator for member in run.recipe.members]
+    wanted = [students[worker.student].accelerator for worker in run.recipe.workers]
     selectors = [{ACCELERATOR: accelerator} if accelerator else {} for accelerator in wanted]
     return TorchTrainer(
         train,
         train_loop_config={"run": run},
-        torch_config=CastConfig(run),
+        torch_config=CohortConfig(run),
         scaling_config=ScalingConfig(
             num_workers=len(wanted),
             use_gpu=gpu > 0,

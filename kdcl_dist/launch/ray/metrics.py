@@ -33,7 +33,7 @@ TEST = {
     "kdcl_test_top1": ("top1", "Share of test samples that are classified right, 0 to 1"),
     "kdcl_test_loss": ("loss", "Mean cross-entropy of the test samples in nats"),
 }
-#: Metrics of the whole cast.
+#: Metrics of the whole cohort.
 PROGRESS = {
     "kdcl_epoch": "Epochs that are done",
     "kdcl_steps": "Training steps that are done",
@@ -50,7 +50,7 @@ class RayMetrics:
         self.gauges: dict[str, Gauge] = {}
         self.broken = False
 
-    def hear(self, event: Event) -> None:
+    def handle(self, event: Event) -> None:
         """Take an event's values."""
         if self.broken:
             return

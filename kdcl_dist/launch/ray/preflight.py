@@ -42,16 +42,16 @@ class _Node:
     host: Host
 
 
-def run_checks(recipe: Recipe, folder: Folder, tell: Callable[[str], None]) -> list[Check]:
+def run_checks(recipe: Recipe, folder: Folder, notify: Callable[[str], None]) -> list[Check]:
     """All checks of a run on the connected cluster.
 
     Args:
         recipe: the run.
         folder: the folder that holds runs, or the run's own.
-        tell: hears what is waited for.
+        notify: hears what is waited for.
     """
     deadline = time.monotonic() + recipe.limits.startup_s
-    nodes = await_room(recipe, deadline, tell)
+    nodes = await_room(recipe, deadline, notify)
     placement = judge.placement(needs_of(recipe), [node.host for node in nodes])
     here = ray.get_runtime_context().get_node_id()
     used = [n for n in nodes if n.id == here or any(n.host.suits(need) for need in needs_of(recipe))]
@@ -79,15 +79,17 @@ def _nodes() -> list[_Node]:
     return sorted(nodes, key=lambda node: (node.id != here, node.host.address, node.id))
 
 
-def await_room(recipe: Recipe, deadline: float, tell: Callable[[str], None]) -> list[_Node]:
-    """The hosts, as soon as there is room for the cast; where there is an autoscaler it is asked for it."""
+def await_room(recipe: Recipe, deadline: float, notify: Callable[[str], None]) -> list[_Node]:
+    """The hosts, as soon as there is room for the cohort; where there is an autoscaler it is asked for it."""
     needs = needs_of(recipe)
     nodes = _nodes()
     if not lacks(needs, [node.host for node in nodes]) or not may_grow():
         return nodes
     from ray.autoscaler.sdk import request_resources
 
-    tell(f"waiting for the autoscaler to make room, at most {recipe.limits.startup_s:g} s (limits.startup_s)")
+    notify(
+        f"waiting for the autoscaler to make room, at most {recipe.limits.startup_s:g} s (limits.startup_s)"
+    )
     bundles = [{"CPU": need.cpu} | ({"GPU": need.gpu} if need.gpu else {}) for need in needs]
     selectors = [{ACCELERATOR: need.accelerator} if need.accelerator else {} for need in needs]
     request_resources(bundles=bundles, bundle_label_selectors=selectors)

@@ -19,7 +19,7 @@ import ray.train
 from ray.exceptions import ActorUnavailableError, GetTimeoutError, RayActorError, RayError
 from ray.train.backend import Backend, BackendConfig
 
-from kdcl_dist.coordinator.recovery_policy import gives_up
+from kdcl_dist.coordinator.recovery_policy import is_fatal
 from kdcl_dist.errors import CoordinatorLost, StudentLost, from_dict
 from kdcl_dist.launch.devices import assign_accelerators
 from kdcl_dist.launch.forkserver import start_server
@@ -30,7 +30,7 @@ from kdcl_dist.launch.ray.process_title import set_title
 from kdcl_dist.membership.endpoint import Endpoint
 from kdcl_dist.run.run import Run
 
-__all__ = ["CastConfig", "train"]
+__all__ = ["CohortConfig", "train"]
 
 #: Seconds within which a coordinator answers that is not stopped or cut off.
 ANSWER_S = 10.0
@@ -60,7 +60,7 @@ class _Worker:
         self.actor = ray.get_actor(actor_name(run))
         rank = ray.train.get_context().get_world_rank()
         self.place: int = ray.get(self.actor.place.remote(rank), timeout=self.limit_s)
-        self.member = run.recipe.members[self.place]
+        self.worker = run.recipe.workers[self.place]
 
     def train(self) -> None:
         """See `train` above."""
@@ -72,18 +72,18 @@ class _Worker:
                 self._note(0)
             finally:
                 finish(process)
-            if process.error is not None and gives_up(self.run.recipe.failure, [], process.error):
+            if process.error is not None and is_fatal(self.run.recipe.failure, [], process.error):
                 break
         if not self._is_over(DECIDE_S):  # else Ray Train must not start this worker again
             raise process.error or StudentLost(
-                f"the process of {self.member.name} died ({how_it_ended(process)})", student=self.member.name
+                f"the process of {self.worker.name} died ({how_it_ended(process)})", student=self.worker.name
             )
 
     def _start(self) -> Process:
-        gpu = self.run.recipe.students[self.member.student].resources.gpu > 0
+        gpu = self.run.recipe.students[self.worker.student].resources.gpu > 0
         host, device = ray.util.get_node_ip_address(), "cuda" if gpu else "cpu"
         endpoint = self._find(None)
-        process = start(self.context, self.member.name, "train", self.run, self.place, endpoint, host, device)
+        process = start(self.context, self.worker.name, "train", self.run, self.place, endpoint, host, device)
         self._note(process.process.pid or 0)
         return process
 
@@ -136,7 +136,7 @@ class _Worker:
     def _note(self, pid: int) -> None:
         """Tell the coordinator which process trains here, so that it knows at once when that has died."""
         context = ray.get_runtime_context()
-        name, node = self.member.name, context.get_node_id()
+        name, node = self.worker.name, context.get_node_id()
         self._ask(self.actor.note.remote(name, pid, node, context.current_actor))
 
     def _is_over(self, wait_s: float) -> bool:
@@ -151,8 +151,8 @@ class _Worker:
 
 
 @dataclass
-class CastConfig(BackendConfig):  # type: ignore[misc]
-    """Tells Ray Train to form the cast instead of a default process group.
+class CohortConfig(BackendConfig):  # type: ignore[misc]
+    """Tells Ray Train to form the cohort instead of a default process group.
 
     Attributes:
         backend: what TorchTrainer asks for. It gives the name of the process group that there is not.
@@ -164,10 +164,10 @@ class CastConfig(BackendConfig):  # type: ignore[misc]
     @property
     def backend_cls(self) -> type[Backend]:
         """The backend below."""
-        return CastBackend
+        return CohortBackend
 
 
-class CastBackend(Backend):  # type: ignore[misc]
+class CohortBackend(Backend):  # type: ignore[misc]
     """Tells the coordinator which worker trains whom, and lets it end after them.
 
     With replica groups, of one worker each, Ray Train replaces a worker that died and leaves the others.
@@ -175,17 +175,17 @@ class CastBackend(Backend):  # type: ignore[misc]
 
     has_replica_groups = True
 
-    def on_start(self, worker_group: Any, backend_config: CastConfig) -> None:
+    def on_start(self, worker_group: Any, backend_config: CohortConfig) -> None:
         """Let the coordinator begin, now that workers are there, and name their processes."""
         run = backend_config.run
         ranks = [worker.distributed_context.world_rank for worker in worker_group.get_workers()]
-        if len(ranks) == len(run.recipe.members):
-            wanted = [run.recipe.students[member.student].accelerator for member in run.recipe.members]
+        if len(ranks) == len(run.recipe.workers):
+            wanted = [run.recipe.students[worker.student].accelerator for worker in run.recipe.workers]
             self.places = assign_accelerators(wanted, worker_group.execute(_accelerator))
             self.actor = ray.get_actor(actor_name(run))
         self._begin(run.recipe.limits.startup_s)
         for index, rank in enumerate(ranks):
-            name = run.recipe.members[self.places[rank]].name
+            name = run.recipe.workers[self.places[rank]].name
             worker_group.execute_single_async(index, set_title, f"{run.name}/{name}")
 
     def _begin(self, limit_s: float) -> None:
@@ -200,9 +200,9 @@ class CastBackend(Backend):  # type: ignore[misc]
                     raise
                 time.sleep(POLL_S)
 
-    def on_shutdown(self, worker_group: Any, backend_config: CastConfig) -> None:
+    def on_shutdown(self, worker_group: Any, backend_config: CohortConfig) -> None:
         """Let the coordinator finish its record, and the driver hear the last of it."""
-        if len(worker_group) < len(backend_config.run.recipe.members):
+        if len(worker_group) < len(backend_config.run.recipe.workers):
             return  # one worker is replaced
         with contextlib.suppress(RayError, TimeoutError):
             ray.get(self.actor.drain.remote(), timeout=END_S)

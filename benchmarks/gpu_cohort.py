@@ -14,7 +14,7 @@ __all__ = ["cast_and_alone"]
 
 
 def cast_and_alone(device: torch.device, rounds: int, quick: bool) -> tuple[float, float]:
-    """Milliseconds of a step: of the slower student without kdcl, and of the cast; in turns, medians."""
+    """Milliseconds of a step: of the slower student without kdcl, and of the cohort; in turns, medians."""
     share = 0.5 if device.type == "cuda" else 0.0
     model, epochs = ("cnn_small", 1) if quick else ("cnn_large", 4)
     students = ", ".join(
@@ -23,5 +23,5 @@ def cast_and_alone(device: torch.device, rounds: int, quick: bool) -> tuple[floa
     overrides = [f"students=[{students}]", "data.augment=[]", f"epochs={epochs}"]
     recipe = load_recipe("examples/digits.yaml", overrides)
     found = [(alone_s(recipe, device.type), together(recipe)) for _ in range(1 if quick else rounds)]
-    alone, cast = (1000 * median(column) for column in zip(*found, strict=True))
-    return alone, cast
+    alone, cohort = (1000 * median(column) for column in zip(*found, strict=True))
+    return alone, cohort
