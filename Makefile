@@ -4,16 +4,19 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: demo test guard lint bench clean
+.PHONY: demo test-fast test guard lint bench clean
 
 demo: $(READY)  ## train the digits recipe on a Ray cluster of this machine
 	$(BIN)/kdcl train examples/digits.yaml
+
+test-fast: $(READY)  ## what a change is tried with: every package, in under two minutes
+	$(BIN)/python -m pytest --numprocesses 2 --dist worksteal tests/unit
 
 test: $(READY)  ## run all tests, in two processes: much of their time is waiting
 	$(BIN)/python -m pytest --numprocesses 2 --dist worksteal
 
 guard: $(READY)  ## see that no ratio of docs/speed.md is far off, in a minute or two
-	$(BIN)/python -m pytest -m speed tests/test_speed.py
+	$(BIN)/python -m pytest -m speed tests/integration/test_speed.py
 
 lint: $(READY)  ## check style and types
 	$(BIN)/ruff check .

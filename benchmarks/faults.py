@@ -2,7 +2,7 @@
 
     python -m benchmarks.faults --out docs/results/faults.md
 
-The faults are those of the tests (`tests/inject`): one member meets one in one phase of a step. Three
+The faults are those of the tests (`tests/support/inject`): one member meets one in one phase of a step. Three
 students of `examples/digits.yaml`, local launcher.
 """
 
@@ -89,7 +89,9 @@ def main() -> None:
     ]
     with tempfile.TemporaryDirectory() as folder:
         os.environ["KDCL_TEST_FAULTS"] = f"{folder}/faults.jsonl"
-        os.environ["PYTHONPATH"] = os.pathsep.join([str(Path("tests/inject").absolute()), str(Path.cwd())])
+        os.environ["PYTHONPATH"] = os.pathsep.join(
+            [str(Path("tests/support/inject").absolute()), str(Path.cwd())]
+        )
         for case in CASES:
             figures = [f"{s:.2f}" for policy in ("rollback", "continue") for s in measure(policy, *case)]
             lines.append(f"| {case[0]} | {case[1]} | {HOW[case[2]]} | {' | '.join(figures)} |")

@@ -1,6 +1,6 @@
 """One process that trains all students in turn, as public implementations do: the baseline.
 
-Same arithmetic as a distributed run (`tests/test_equals_reference.py` shows that a plain sequential
+Same arithmetic as a distributed run (`tests/integration/test_equals_reference.py`: a plain sequential
 loop gives the same weights bit for bit), so it also serves where many short runs are needed.
 """
 

@@ -1,4 +1,4 @@
-"""Small data and cohorts for the tests."""
+"""Fixtures of all tests; what they are made of is in tests/support."""
 
 from __future__ import annotations
 
@@ -7,41 +7,27 @@ import os
 import threading
 import uuid
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
-import numpy as np
 import pytest
 import torch
+from cohorts import SUPPORT, MakeRecipe, Order, recipe_text, write_images
 
 from kdcl_dist.config.recipe import Recipe
 from kdcl_dist.config.recipe_file import parse_recipe
-from kdcl_dist.coordinator.runtime import run_coordinator
-from kdcl_dist.data.dataset import Info
-from kdcl_dist.data.writer import write_dataset
-from kdcl_dist.launch import local
-from kdcl_dist.membership.rendezvous import RunFailed
-from kdcl_dist.membership.tcp_store import host_store
-from kdcl_dist.run.events import Event
 from kdcl_dist.run.run import Run, prepare
-from kdcl_dist.student import runtime
-from kdcl_dist.student.runtime import run_student
-
-TESTS = Path(__file__).parent
-ROOT = TESTS.parent
 
 
 @pytest.fixture(scope="session", autouse=True)
 def faults(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    """The file of faults on order, see tests/inject: all processes that the tests start read it.
+    """The file of faults on order, see tests/support/inject: all processes that the tests start read it.
 
     They also find the networks of the tests, whatever their working directory is.
     """
     path = tmp_path_factory.mktemp("faults") / "faults.jsonl"
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("KDCL_TEST_FAULTS", str(path))
-        for folder in (TESTS, TESTS / "inject"):
+        for folder in (SUPPORT, SUPPORT / "inject"):
             patch.setenv("PYTHONPATH", str(folder), prepend=os.pathsep)
         yield path
 
@@ -54,28 +40,6 @@ def _one_thread() -> Iterator[None]:
     assert not [t for t in threading.enumerate() if t.name.startswith("kdcl-")], "a thread was left behind"
 
 
-def write_images(path: Path, count: int, classes: int = 4, seed: int = 0, size: int = 8) -> Path:
-    """A learnable data set: each class has a mean image, plus noise; 1 x size x size."""
-    rng = np.random.default_rng(7)
-    means = rng.integers(60, 200, (classes, 1, size, size))
-    rng = np.random.default_rng(seed)
-    labels = np.arange(count) % classes
-    images = (means[labels] + rng.normal(0, 30, (count, 1, size, size))).clip(0, 255).astype(np.uint8)
-    info = Info(
-        classes=tuple(f"class {c}" for c in range(classes)),
-        encoding="raw",
-        channels=1,
-        shape=(1, size, size),
-        mean=(0.5,),
-        std=(0.25,),
-        source="made by a test",
-    )
-    write_dataset(
-        path, ((int(label), image.tobytes()) for label, image in zip(labels, images, strict=True)), info
-    )
-    return path
-
-
 @pytest.fixture(scope="session")
 def data(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     """Paths of a small training and test set."""
@@ -86,86 +50,10 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     }
 
 
-MakeRecipe = Callable[..., Recipe]
-
-
 @pytest.fixture
 def make_recipe(data: dict[str, str]) -> MakeRecipe:
     """A recipe of two small students; arguments are overrides as `--set` takes them."""
     return lambda *overrides: parse_recipe(recipe_text(data), overrides)
-
-
-def recipe_text(data: dict[str, str]) -> str:
-    """Two small students on small data; a failure ends the run."""
-    return f"""
-        name: tiny
-        epochs: 2
-        batch_size: 16
-        data: {{train: {data["train"]}, test: {data["test"]}}}
-        students:
-          - {{name: a, model: cnn_small}}
-          - {{name: b, model: mlp, optimizer: {{lr: 0.05}}}}
-        failure: {{max_failures: 0}}
-        limits: {{startup_s: 200, step_s: 30}}
-    """
-
-
-@dataclass
-class Cohort:
-    """A whole cohort as threads of this process, over real process groups.
-
-    For students without dropout and random views only: those use the process's generator.
-    """
-
-    run: Run
-    events: list[Event] = field(default_factory=list)
-    errors: dict[str, BaseException] = field(default_factory=dict)
-    finished: dict[str, bool] = field(default_factory=dict)
-
-    def train(self, stop: Callable[[], bool] = lambda: False) -> Cohort:
-        """Run all members to their end."""
-        with pytest.MonkeyPatch.context() as patch:
-            # Networks draw their initial weights from the generator that all threads share.
-            build, lock = runtime._build, threading.Lock()
-
-            def one_at_a_time(*arguments: Any) -> Any:
-                with lock:
-                    return build(*arguments)
-
-            patch.setattr(runtime, "_build", one_at_a_time)
-            return self._train(stop)
-
-    def _train(self, stop: Callable[[], bool]) -> Cohort:
-        store, endpoint = host_store("127.0.0.1")
-        jobs: dict[str, Callable[[], bool]] = {
-            "coordinator": lambda: run_coordinator(
-                self.run, store, host="127.0.0.1", stop=stop, emit=self.events.append
-            )
-        }
-        for rank, member in enumerate(self.run.recipe.workers):
-            jobs[member.name] = lambda rank=rank: run_student(  # type: ignore[misc]
-                self.run,
-                rank,
-                lambda lost: endpoint,
-                host="127.0.0.1",
-                device=torch.device("cpu"),
-                stop=lambda: False,
-            )
-        threads = [threading.Thread(target=self._member, args=item) for item in jobs.items()]
-        for thread in threads:
-            thread.start()
-        for thread in threads:
-            thread.join(120)
-            assert not thread.is_alive(), f"hangs; errors so far: {self.errors}"
-        return self
-
-    def _member(self, name: str, job: Callable[[], bool]) -> None:
-        try:
-            self.finished[name] = job()
-        except RunFailed as over:
-            self.errors[name] = over.cause
-        except BaseException as error:  # what a process would end with
-            self.errors[name] = error
 
 
 @pytest.fixture
@@ -179,33 +67,9 @@ def make_run(tmp_path: Path) -> Callable[..., Run]:
     return make
 
 
-def weights(folder: Any, step: int, name: str) -> dict[str, torch.Tensor]:
-    """A student's network in a checkpoint."""
-    path = f"{folder.local}/checkpoints/step-{step:08d}/{name}.pt"
-    model: dict[str, torch.Tensor] = torch.load(path, weights_only=True)["model"]
-    return model
-
-
-def assert_same(left: dict[str, torch.Tensor], right: dict[str, torch.Tensor]) -> None:
-    """Bit for bit."""
-    assert left.keys() == right.keys()
-    for key in left:
-        assert torch.equal(left[key], right[key]), key
-
-
-def train(run: Run) -> list[Event]:
-    """Train in processes of this machine; what was told."""
-    events: list[Event] = []
-    assert local.launch(run, events.append, threading.Event())
-    return events
-
-
-Order = Callable[..., None]
-
-
 @pytest.fixture
 def order(faults: Path, tmp_path: Path) -> Iterator[Order]:
-    """Orders a fault of (who, phase, step, how), once; all are off afterwards. See tests/inject."""
+    """Orders a fault of (who, phase, step, how), once; all are off afterwards. See tests/support/inject."""
 
     def order(who: str, phase: str, step: int, how: str, nth: int = 1) -> None:
         number = len(faults.read_text().splitlines()) if faults.exists() else 0

@@ -1,0 +1,99 @@
+"""Testing a trained run: alone, together, and under noise."""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from click.testing import CliRunner
+from cohorts import Cohort, MakeRecipe, weights
+
+from kdcl_dist.cli import kdcl
+from kdcl_dist.cli.evaluate import Levels
+from kdcl_dist.data.dataset import ArrowDataset
+from kdcl_dist.evaluation import evaluate, evaluate_under_noise
+from kdcl_dist.models import build
+from kdcl_dist.run.run import Run, read_record
+from kdcl_dist.utils.seeding import Purpose, derive
+
+
+@pytest.fixture
+def trained(make_recipe: MakeRecipe, make_run: Callable[..., Run]) -> Run:
+    run = make_run(make_recipe("epochs=1"))
+    assert not Cohort(run).train().errors
+    return run
+
+
+def direct(run: Run, deviation: float, repeat: int) -> tuple[float, float]:
+    """Loss and top-1 of student a, from its file, without the package's own loading and testing."""
+    net = build("cnn_small", 4, 1)
+    net.load_state_dict(weights(run.folder, 3, "a"))
+    data = ArrowDataset(run.recipe.data.test)
+    x = torch.stack([data.image(i) for i in range(len(data))]).float() / 255
+    if deviation:
+        parts = []
+        for number, batch in enumerate(x.split(run.recipe.batch_size)):
+            seed = derive(run.recipe.seed, Purpose.TEST_NOISE, repeat, number)
+            parts.append(torch.randn(batch.shape, generator=torch.Generator().manual_seed(seed)))
+        x = x + deviation * torch.cat(parts)
+    with torch.no_grad():
+        logits = net.eval()((x - data.mean[0]) / data.std[0])
+    y = torch.from_numpy(data.labels)
+    return float(F.cross_entropy(logits, y)), float((logits.argmax(dim=1) == y).float().mean())
+
+
+def test_it_equals_the_runs_own_results_and_direct_computation(trained: Run) -> None:
+    found = evaluate(trained.folder.uri, device="cpu", warn=print)
+    assert found.results == read_record(trained.folder)["results"]
+    assert (found.results["a"]["loss"], found.results["a"]["top1"]) == pytest.approx(direct(trained, 0, 0))
+    assert (found.step, found.samples) == (3, 22)
+
+
+def test_noise_is_of_the_deviation_in_pixels_and_repeatable(trained: Run) -> None:
+    def run() -> list[tuple[float, int, dict[str, dict[str, float]]]]:
+        return list(evaluate_under_noise(trained.folder.uri, [0.0, 0.1], 2, device="cpu", warn=print))
+
+    found = run()
+    assert [(deviation, repeat) for deviation, repeat, _ in found] == [(0, 0), (0, 1), (0.1, 0), (0.1, 1)]
+    for deviation, repeat, results in found:
+        expected = direct(trained, deviation, repeat)
+        assert (results["a"]["loss"], results["a"]["top1"]) == pytest.approx(expected, rel=1e-5)
+    assert found[2][2] != found[3][2]
+    assert run() == found
+
+
+def test_the_command(trained: Run) -> None:
+    assert trained.folder.local is not None
+    path = str(trained.folder.local)
+    shown = CliRunner().invoke(kdcl, ["evaluate", path, "--noise", "0:0.15:0.05", "--repeats", "2"])
+    assert shown.exit_code == 0, shown.output
+    rows = list(csv.DictReader((Path(path) / "noise.csv").open()))
+    assert len(rows) == 4 * 2 * 3
+    means = {
+        (d, n): np.mean([float(r["loss"]) for r in rows if (r["deviation"], r["student"]) == (d, n)])
+        for d in ("0", "0.05", "0.1", "0.15")
+        for n in ("a", "b", "ensemble")
+    }
+    for value in means.values():
+        assert f"{value:.4f}" in shown.output
+
+
+@pytest.mark.parametrize("levels", ["x", "0:1", "0.2:0.1:0.01", "0:1:0", "-1", "0:1:-1", "nan", "0:inf:1"])
+def test_mistakes_in_the_levels(trained: Run, levels: str) -> None:
+    shown = CliRunner().invoke(kdcl, ["evaluate", trained.folder.uri, f"--noise={levels}"])
+    assert shown.exit_code == 2
+    assert "--noise" in shown.output
+
+
+@pytest.mark.parametrize(
+    "levels", [("0.1", [0.1]), ("0:0.3:0.1", [0, 0.1, 0.2, 0.3]), ("0:0.25:0.1", [0, 0.1, 0.2])]
+)
+def test_levels(levels: tuple[str, list[float]]) -> None:
+
+    assert Levels().convert(levels[0], None, None) == levels[1]
+    assert len(Levels().convert("0:0.15:0.01", None, None)) == 16

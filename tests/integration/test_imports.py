@@ -1,0 +1,115 @@
+"""No process imports what it does not use: real processes, asked at their end."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from cohorts import ROOT, SUPPORT, recipe_text
+
+#: Nothing in a run with built-in small networks and no transforms needs these.
+NEVER = {
+    "torchvision",
+    "scipy",
+    "sklearn",
+    "onnx",
+    "onnxruntime",
+    "tensorboard",
+    "matplotlib",
+    "pytest",
+    "IPython",
+}
+#: Takes more than half a second to import, each.
+HEAVY = NEVER | {"torch", "ray", "pandas", "pyarrow", "numpy", "tensorboardX"}
+
+
+def loaded(code: str) -> set[str]:
+    """Top-level packages that a process has imported after it ran some code."""
+    ask = "\nimport sys\nprint('\\n' + ' '.join(sys.modules))"
+    answer = subprocess.run(
+        [sys.executable, "-c", code + ask], cwd=ROOT, capture_output=True, text=True, check=True, timeout=120
+    )
+    return {name.partition(".")[0] for name in answer.stdout.splitlines()[-1].split()}
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code"),
+    [
+        (["--help"], 0),
+        (["train", "--help"], 0),
+        (["--version"], 0),
+        (["train", "no-such-file.yaml"], 2),
+        (["train", "examples/digits.yaml", "--set", "epochs=-1"], 2),
+        (["preflight", "no-such-file.yaml"], 2),
+        (["train", "examples/digits.yaml", "--launcher", "nowhere"], 2),
+    ],
+    ids=str,
+)
+def test_help_and_mistakes_wait_for_nothing(arguments: list[str], code: int) -> None:
+    found = loaded(
+        f"from kdcl_dist.cli import kdcl\ntry:\n    kdcl.main({arguments})\n"
+        f"except SystemExit as end:\n    assert end.code == {code}, end.code"
+    )
+    assert "click" in found
+    assert found & HEAVY == set()
+
+
+@pytest.mark.parametrize(
+    ("code", "without"),
+    [
+        ("import kdcl_dist", HEAVY),
+        ("import kdcl_dist; kdcl_dist.load_recipe('examples/digits.yaml')", HEAVY),
+        (
+            "import kdcl_dist.student.runtime, kdcl_dist.coordinator.runtime",
+            NEVER | {"ray", "pandas", "tensorboardX"},
+        ),
+        ("import kdcl_dist.launch.ray.coordinator", NEVER | {"torch", "pandas", "tensorboardX"}),
+        ("import kdcl_dist.launch.forkserver", HEAVY),
+        ("import kdcl_dist.launch.ray.worker", NEVER | {"torch", "tensorboardX"}),
+    ],
+)
+def test_modules_import_what_they_use(code: str, without: set[str]) -> None:
+    assert loaded(code) & without == set()
+
+
+def test_the_processes_of_a_run_on_this_machine(data: dict[str, str], tmp_path: Path) -> None:
+    found = trained("local", data, tmp_path)
+    for name in ("a", "b", "coordinator"):
+        assert "torch" in found[name]
+        assert found[name] & (NEVER | {"ray", "pandas"}) == set(), name
+    assert "tensorboardX" in found["coordinator"]
+    assert "tensorboardX" not in found["a"] | found["b"]
+
+
+def test_the_processes_of_a_run_on_ray(data: dict[str, str], tmp_path: Path) -> None:
+    found = trained("ray", data, tmp_path)
+    for name in ("a", "b", "coordinator"):
+        assert found[name] & NEVER == set(), name
+    assert "tensorboardX" not in found["a"] | found["b"]
+    # Ray is in the workers that started these, and comes to the coordinator with their handles.
+    assert "ray" not in found["a"] | found["b"]
+    assert "torch._dynamo" not in found["coordinator"]
+
+
+def trained(launcher: str, data: dict[str, str], folder: Path) -> dict[str, set[str]]:
+    """Train a small cohort in a process of its own; the modules of each member's process."""
+    recipe, notes = folder / "recipe.yaml", folder / "notes"
+    recipe.write_text(recipe_text(data))
+    notes.mkdir()
+    own_ray = "import ray; ray.init(address='local', num_cpus=2, include_dashboard=False); "
+    code = (
+        f"from kdcl_dist import load_recipe, train; train(load_recipe({str(recipe)!r}, ['epochs=1']), "
+        f"launcher={launcher!r}, storage={str(folder / 'runs')!r})"
+    )
+    path = os.pathsep.join([str(SUPPORT / "imports"), str(ROOT)])
+    subprocess.run(
+        [sys.executable, "-c", (own_ray if launcher == "ray" else "") + code],
+        cwd=ROOT,
+        env={**os.environ, "PYTHONPATH": path, "KDCL_TEST_IMPORTS": str(notes)},
+        check=True,
+        timeout=240,
+    )
+    return {note.stem: set(note.read_text().split()) for note in notes.iterdir()}

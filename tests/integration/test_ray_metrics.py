@@ -1,0 +1,202 @@
+"""A run as its cluster's watchers see it: Ray's metrics, process titles, and the Grafana dashboard."""
+
+from __future__ import annotations
+
+import json
+import re
+import threading
+import time
+import urllib.request
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+import ray
+from cohorts import ROOT, write_images
+
+from kdcl_dist.config.recipe_file import parse_recipe
+from kdcl_dist.launch.ray import driver as on_ray
+from kdcl_dist.launch.ray.metrics import PROGRESS, TEST, TRAIN, RayMetrics
+from kdcl_dist.run.events import EpochEnded, Event, Started, Stepped
+from kdcl_dist.run.run import prepare, read_record
+
+DASHBOARD = ROOT / "cluster/grafana/kdcl.json"
+#: Seconds after a run within which the coordinator's last values must be offered.
+OFFERED_S = 60.0
+Samples = dict[str, dict[tuple[str, str], float]]
+
+
+@dataclass
+class Watched:
+    """What was seen of a run: metric by name, run and student; titles of this machine's processes."""
+
+    events: list[Event]
+    metrics: Samples
+    titles: set[str]
+    record: dict[str, Any]
+
+
+@pytest.fixture(scope="module")
+def watched(tmp_path_factory: pytest.TempPathFactory) -> Watched:
+    """A short run on a Ray that offers its metrics."""
+    folder = tmp_path_factory.mktemp("watched")
+    train, test = write_images(folder / "a", 60, seed=1), write_images(folder / "b", 22, seed=2)
+    recipe = parse_recipe(f"""
+        epochs: 2
+        batch_size: 16
+        distillation: {{method: linear}}
+        data: {{train: {train}, test: {test}}}
+        students: [{{name: a, model: cnn_small}}, {{name: b, model: mlp}}]
+    """)
+    run = prepare(recipe, str(folder), "seen", resume=False, warn=print)
+    events: list[Event] = []
+    titles: set[str] = set()
+
+    def look() -> None:
+        while not scraper.ended.wait(0.1):
+            titles.update(process_titles())
+
+    ray.init(address="local", num_cpus=2, include_dashboard=False, log_to_driver=False)
+    scraper = Scraper(ray.nodes()[0]["MetricsExportPort"])
+    scraper.start()
+    looking = threading.Thread(target=look)
+    looking.start()
+    try:
+        assert on_ray.launch(run, events.append, threading.Event())
+        metrics = scraper.finish(recipe.epochs)
+    finally:
+        scraper.ended.set()
+        scraper.join()
+        looking.join()
+        ray.shutdown()
+    return Watched(events, metrics, titles, read_record(run.folder))
+
+
+def process_titles() -> set[str]:
+    titles = set()
+    for path in Path("/proc").glob("[0-9]*/cmdline"):
+        with suppress(OSError):  # it has ended
+            titles.add(path.read_text().split("\0")[0].strip())
+            titles.add((path.parent / "comm").read_text().strip())
+    return titles
+
+
+class Scraper(threading.Thread):
+    """Asks Ray every second for what it offers to Prometheus, and keeps the latest of each value."""
+
+    def __init__(self, port: int) -> None:
+        super().__init__(daemon=True)
+        self.port, self.metrics = port, Samples()
+        self.ended = threading.Event()
+
+    def run(self) -> None:
+        while not self.ended.wait(1.0):
+            with suppress(OSError):  # not there yet
+                for metric, found in samples(self.port).items():
+                    self.metrics.setdefault(metric, {}).update(found)
+
+    def finish(self, epochs: int) -> Samples:
+        """All values, once those of the last epoch are among them."""
+        deadline = time.monotonic() + OFFERED_S
+        while set(self.metrics.get("kdcl_epoch", {}).values()) != {epochs}:
+            assert time.monotonic() < deadline, self.metrics
+            time.sleep(0.2)
+        time.sleep(2.5)  # the others of the same report
+        return self.metrics
+
+
+def samples(port: int) -> Samples:
+    with urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics", timeout=5) as answer:
+        text = answer.read().decode()
+    found: Samples = {}
+    for name, tags, value in re.findall(r"^ray_(kdcl_\w+)\{(.*)\} (\S+)$", text, re.MULTILINE):
+        tag = dict(re.findall(r'(\w+)="([^"]*)"', tags))
+        found.setdefault(name, {})[tag["run"], tag["student"]] = float(value)
+    return found
+
+
+def test_every_metric_is_offered_for_every_student(watched: Watched) -> None:
+    assert watched.metrics.keys() == {*TRAIN, *TEST, *PROGRESS}
+    whole = {("seen", name) for name in ("a", "b", "ensemble")}
+    for metric, found in watched.metrics.items():
+        measured_by_students = metric.endswith("_seconds") or metric == "kdcl_distillation_loss"
+        assert found.keys() == (whole - {("seen", "ensemble")} if measured_by_students else whole), metric
+
+
+def test_the_last_values_are_the_results(watched: Watched) -> None:
+    for metric, (name, _) in TEST.items():
+        results = {student: values[name] for student, values in watched.record["results"].items()}
+        assert {student: value for (_, student), value in watched.metrics[metric].items()} == results
+    ended = [event for event in watched.events if isinstance(event, EpochEnded)][-1]
+    for metric, (name, _) in TRAIN.items():
+        for (_, student), value in watched.metrics[metric].items():
+            assert value == pytest.approx(ended.train[student][name]), metric
+    assert set(watched.metrics["kdcl_epoch"].values()) == {2.0}
+    assert set(watched.metrics["kdcl_steps"].values()) == {6.0}
+
+
+def test_processes_have_the_students_names(watched: Watched) -> None:
+    wanted = {f"ray::kdcl:seen/{name}" for name in ("a", "b", "coordinator")} | {"kdcl:a", "kdcl:b"}
+    assert wanted <= watched.titles, sorted(title for title in watched.titles if "kdcl" in title)
+
+
+class Gauge:
+    """Stands in for Ray's: what all of them were set to last."""
+
+    values: dict[tuple[str, str], float]
+
+    def __init__(self, name: str, description: str, tag_keys: tuple[str, ...]) -> None:
+        self.name = name
+
+    def set(self, value: float, tags: dict[str, str]) -> None:
+        self.values[self.name, tags["student"]] = value
+
+
+def test_progress_within_and_after_an_epoch(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Gauge, "values", {}, raising=False)
+    monkeypatch.setattr("kdcl_dist.launch.ray.metrics.Gauge", Gauge)
+    metrics = RayMetrics("r")
+    expected: list[tuple[Event, int, int]] = [
+        (Started(["a"], {}, 9, 4, 10), 2, 10),
+        (Stepped(11, {"a": {"loss": 2.0}}), 2, 11),
+        (Stepped(12, {"a": {"loss": 1.0}}), 2, 12),
+        (EpochEnded(2, {"a": {"loss": 1.5}}, {"a": {"top1": 0.5}}), 3, 12),
+        (Stepped(13, {}), 3, 13),
+    ]
+    for event, epoch, step in expected:
+        metrics.handle(event)
+        assert (Gauge.values["kdcl_epoch", "a"], Gauge.values["kdcl_steps", "ensemble"]) == (epoch, step)
+    assert Gauge.values["kdcl_train_loss", "a"] == 1.5
+    assert Gauge.values["kdcl_test_top1", "a"] == 0.5
+
+
+def test_broken_metrics_are_told_once_and_harm_nothing(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr("kdcl_dist.launch.ray.metrics.Gauge", None)
+    metrics = RayMetrics("r")
+    for _ in range(3):
+        metrics.handle(Started(["a"], {}, 9, 4, 0))
+    assert [record.message for record in caplog.records] == ["the run goes on without its metrics"]
+
+
+def test_the_dashboard_asks_for_what_is_offered() -> None:
+    monitor = json.loads(DASHBOARD.read_text())
+    panels = monitor["panels"]
+    assert len({panel["id"] for panel in panels}) == len({panel["title"] for panel in panels}) == len(panels)
+    queries = [target["expr"] for panel in panels for target in panel["targets"]]
+    assert all('run=~"$run"' in query for query in queries)
+    asked = {name for query in queries for name in re.findall(r"\bray_(\w+)", query)}
+    assert asked == {*TRAIN, *TEST, *PROGRESS}
+    variables = {variable["name"]: variable for variable in monitor["templating"]["list"]}
+    assert variables.keys() == {"datasource", "run"}
+    assert variables["run"]["definition"] == "label_values(ray_kdcl_steps, run)"
+    sources = re.findall(r'"uid": "(.*?)"', json.dumps([panels, variables]))
+    assert set(sources) == {"${datasource}"}
+
+
+def test_the_readme_names_every_metric() -> None:
+    text = DASHBOARD.with_name("README.md").read_text()
+    assert set(re.findall(r"`(kdcl_\w+)`", text)) == {*TRAIN, *TEST, *PROGRESS}

@@ -1,0 +1,333 @@
+"""A process that dies, hangs or fails is replaced, the others stay, and the result is as without it."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable
+from multiprocessing import active_children
+from pathlib import Path
+from typing import Any
+
+import pytest
+from cohorts import MakeRecipe, Order, assert_same, train, weights
+
+from kdcl_dist.config.recipe import Recipe
+from kdcl_dist.config.sections import Failure
+from kdcl_dist.coordinator.recovery_policy import is_fatal
+from kdcl_dist.errors import (
+    CoordinatorLost,
+    ExchangeBroke,
+    KdclError,
+    ShapeMismatch,
+    StudentFailed,
+    StudentLost,
+)
+from kdcl_dist.launch import local
+from kdcl_dist.run.events import Event, Note, Started, Warned
+from kdcl_dist.run.run import Run, read_record
+from kdcl_dist.run.storage import Folder
+
+MakeRun = Callable[..., Run]
+#: Phases in which students wait for the coordinator; its last heartbeat may name another of them.
+PHASES = ("gather", "broadcast", "ensemble", "record")
+#: Steps 0 to 2, tests and a checkpoint, steps 3 to 5, tests and a checkpoint.
+OVERRIDES = ("failure.max_failures=3", "batch_size=20", "limits.step_s=30", "students.b.model=nets:Plain")
+
+
+@pytest.fixture(scope="module")
+def undisturbed(data: dict[str, str], tmp_path_factory: pytest.TempPathFactory) -> Folder:
+    """The run without a fault."""
+    from conftest import recipe_text
+
+    from kdcl_dist.config.recipe_file import parse_recipe
+    from kdcl_dist.run.run import prepare
+
+    recipe = parse_recipe(recipe_text(data), OVERRIDES)
+    run = prepare(recipe, str(tmp_path_factory.mktemp("runs")), "whole", resume=False, warn=print)
+    assert local.launch(run, lambda event: None, threading.Event())
+    return run.folder
+
+
+def assert_as_undisturbed(run: Run, undisturbed: Folder) -> None:
+    for name in ("a", "b"):
+        assert_same(weights(run.folder, 6, name), weights(undisturbed, 6, name))
+    record, whole = read_record(run.folder), read_record(undisturbed)
+    assert record["state"] == "finished"
+    assert record["results"] == whole["results"]
+
+
+def assert_nothing_is_left(run: Run, events: list[Event]) -> None:
+    """No process, and so no port, of the run; no shared memory of its processes; no file half written."""
+    known = {pid for name in ("a", "b") for pid in pids(events, name)}
+    assert not [pid for pid in known if Path(f"/proc/{pid}").exists()]
+    assert not [child.name for child in active_children()]
+    shared = {path.name for path in Path("/dev/shm").iterdir()}
+    assert not [name for name in shared for pid in known if f"_{pid}_" in name]
+    assert not list(Path(run.folder.local or "").rglob("*.tmp"))
+
+
+def pids(events: list[Event], name: str) -> list[Any]:
+    return [event.placement[name]["pid"] for event in events if isinstance(event, Started)]
+
+
+@pytest.mark.parametrize(
+    ("who", "phase", "step", "how"),
+    [
+        ("b", "start", 0, "kill"),
+        ("b", "data", 0, "kill"),
+        ("b", "data", 4, "kill"),
+        ("b", "forward", 4, "kill"),
+        ("b", "forward", 4, "exception"),
+        ("b", "gather", 4, "kill"),
+        ("b", "broadcast", 4, "kill"),
+        ("b", "backward", 4, "kill"),
+        ("b", "backward", 5, "exception"),
+        ("b", "evaluation", 3, "kill"),
+        ("b", "checkpoint", 3, "kill"),
+        ("b", "checkpoint", 6, "exception"),
+        ("a", "data", 6, "kill"),
+        ("coordinator", "gather", 4, "kill"),
+        ("coordinator", "ensemble", 4, "kill"),
+        ("coordinator", "ensemble", 4, "exception"),
+        ("coordinator", "broadcast", 4, "kill"),
+        ("coordinator", "record", 4, "kill"),
+        ("coordinator", "checkpoint", 3, "kill"),
+        ("b", "checkpoint", 3, "torn"),
+        ("coordinator", "record", 3, "torn"),
+        ("b", "gather", 4, "cut"),
+        ("b", "gather", 4, "cut off"),
+        ("coordinator", "gather", 4, "cut"),
+        ("coordinator", "gather", 4, "cut off"),
+        ("b", "end", 6, "kill"),
+        ("b", "last answer", 6, "kill"),
+        ("coordinator", "end", 6, "kill"),
+    ],
+)
+def test_a_run_with_a_fault_ends_as_one_without(
+    who: str,
+    phase: str,
+    step: int,
+    how: str,
+    order: Order,
+    make_recipe: MakeRecipe,
+    make_run: MakeRun,
+    undisturbed: Folder,
+) -> None:
+    # After the last step come two parts of the test pass, the checkpoint, and the end: the fourth gathering.
+    fourth = {"end": "gather", "last answer": "broadcast"}
+    order(who, *((fourth[phase], step, how, 4) if phase in fourth else (phase, step, how)))
+    run = make_run(make_recipe(*OVERRIDES))
+    events = train(run)
+    assert_as_undisturbed(run, undisturbed)
+    if phase == "last answer":  # its message may have left or not; if so, nobody waits for it
+        return
+    if (who, how) == ("coordinator", "kill"):
+        (cause,) = read_record(run.folder)["failures"]["causes"]
+        assert (cause["error"], cause["host"]) == ("CoordinatorLost", "127.0.0.1")
+        assert cause["step"] in (step, step + 1)  # the students may have its answer, and wait for the next
+        assert cause["phase"] in (*PHASES, phase)
+    survivor = "a" if who != "a" else "b"
+    assert len(set(pids(events, survivor))) == 1, "a survivor's process was replaced"
+    told = " ".join(event.text for event in events if isinstance(event, Note | Warned))
+    replaced = [name for name in ("a", "b", "coordinator") if f"{name}: process" in told]
+    # A coordinator that raises calls the next generation itself, and a broken connection is made again; who
+    # reaches the coordinator's store no more asks for another coordinator.
+    lives = (who, how) in (("b", "cut"), ("coordinator", "exception"))
+    expected = [] if lives else ["coordinator"] if how == "cut off" else [who]
+    assert replaced == expected
+    assert_nothing_is_left(run, events)
+
+
+@pytest.mark.parametrize(
+    ("who", "phase", "how"),
+    [
+        ("b", "forward", "stop"),
+        ("b", "data", "block"),
+        ("coordinator", "ensemble", "stop"),
+        ("coordinator", "ensemble", "block"),
+    ],
+)
+def test_who_hangs_is_found_ended_and_replaced(
+    who: str,
+    phase: str,
+    how: str,
+    order: Order,
+    make_recipe: MakeRecipe,
+    make_run: MakeRun,
+    undisturbed: Folder,
+    tmp_path: Path,
+) -> None:
+    order(who, phase, 4, how)
+    run, heard = make_run(make_recipe(*OVERRIDES, "limits.step_s=5")), list[tuple[float, Event]]()
+    local.launch(run, lambda event: heard.append((time.time(), event)), threading.Event())
+    events = [event for _, event in heard]
+    assert_as_undisturbed(run, undisturbed)
+    told = next(t for t, e in heard if isinstance(e, Note | Warned) and "failure.max_failures" in e.text)
+    # Two seconds for a machine that has other work, and for another coordinator's start.
+    assert told - (tmp_path / "fault-0").stat().st_mtime < 5 + 2
+    causes = read_record(run.folder)["failures"]["causes"]
+    assert len(causes) == 1
+    if who == "b":
+        # One that is stopped cannot say where: then it is the phase in which the others wait for it.
+        phases = (phase, "gather") if how == "stop" else (phase,)
+        assert (causes[0]["student"], causes[0]["step"]) == ("b", 4)
+        assert causes[0]["phase"] in phases
+        assert "limits.step_s" in causes[0]["message"]
+    if how == "block":
+        assert "time.sleep(600)" in causes[0]["detail"], "the stack of the one that hangs is told"
+    why = "ended, since" if who == "b" else "ended, since a student does not reach its store"
+    assert any(why in event.text for event in events if isinstance(event, Note | Warned))
+
+
+def test_two_that_die_one_after_the_other(
+    order: Order, make_recipe: MakeRecipe, make_run: MakeRun, undisturbed: Folder
+) -> None:
+    order("a", "forward", 1, "kill")
+    order("b", "backward", 4, "kill")
+    order("coordinator", "gather", 5, "kill")
+    run = make_run(make_recipe(*OVERRIDES))
+    train(run)
+    assert_as_undisturbed(run, undisturbed)
+
+
+@pytest.mark.parametrize(("step", "how"), [(0, "kill"), (0, "exception"), (3, "kill"), (3, "exception")])
+def test_who_fails_before_the_group_is_formed_is_found_at_once(
+    step: int,
+    how: str,
+    order: Order,
+    make_recipe: MakeRecipe,
+    make_run: MakeRun,
+    undisturbed: Folder,
+    tmp_path: Path,
+) -> None:
+    """When it takes up its state: at the first call, or when all go back to a checkpoint."""
+    if step:
+        order("a", "forward", 4, "kill")
+        order("b", "start", 3, how)
+    else:
+        order("b", "start", 0, how, nth=2)
+    run, heard = make_run(make_recipe(*OVERRIDES, "limits.step_s=100")), list[tuple[float, Event]]()
+    local.launch(run, lambda event: heard.append((time.time(), event)), threading.Event())
+    assert_as_undisturbed(run, undisturbed)
+    told = [t for t, e in heard if isinstance(e, Note | Warned) and "failure.max_failures" in e.text]
+    assert told[-1] - (tmp_path / f"fault-{1 if step else 0}").stat().st_mtime < 8
+    *_, cause = read_record(run.folder)["failures"]["causes"]
+    assert cause["error"] == ("StudentLost" if how == "kill" else "StudentFailed")
+    assert (cause["student"], cause["step"], cause["phase"]) == ("b", step, "start")
+
+
+@pytest.mark.parametrize(
+    ("phase", "step"), [("start", 0), ("forward", 4), ("backward", 4), ("evaluation", 3)]
+)
+def test_replicas_are_replaced_too(
+    phase: str, step: int, order: Order, make_recipe: MakeRecipe, make_run: MakeRun
+) -> None:
+    """Batch norm, gradients and buffers are shared between them: the one that lives is not to blame."""
+    more = ("students.b.replicas=2", "students.b.sync_batchnorm=true", "students.b.model=cnn_small")
+    recipe = make_recipe(*OVERRIDES, *more)
+    whole = make_run(recipe)
+    train(whole)
+    order("b/1", phase, step, "kill", nth=1 if step else 2)
+    run = make_run(recipe)
+    events = train(run)
+    assert_as_undisturbed(run, whole.folder)
+    (cause,) = read_record(run.folder)["failures"]["causes"]
+    assert (cause["error"], cause["student"]) == ("StudentLost", "b/1")
+    assert len(set(pids(events, "b/0"))) == 1
+
+
+def test_many_processes_that_fail_at_once_are_one_failure(
+    order: Order, make_recipe: MakeRecipe, make_run: MakeRun
+) -> None:
+    for name in ("b/0", "b/1"):
+        order(name, "forward", 4, "stop")
+    more = ("students.b.replicas=2", "failure.max_failures=1", "limits.step_s=5")
+    run = make_run(make_recipe(*OVERRIDES, *more))
+    events = train(run)
+    (cause,) = read_record(run.folder)["failures"]["causes"]
+    assert "b/0, b/1 did not answer" in cause["message"]
+    told = [event.text for event in events if isinstance(event, Note | Warned)]
+    assert sum("ended, since it did not answer" in text for text in told) == 2
+
+
+def test_a_process_that_dies_is_replaced_though_its_own_child_lives(
+    order: Order, make_recipe: MakeRecipe, make_run: MakeRun, undisturbed: Folder
+) -> None:
+    order("b", "forward", 4, "kill with a child")
+    run = make_run(make_recipe(*OVERRIDES))
+    events = train(run)
+    assert_as_undisturbed(run, undisturbed)
+    assert len(set(pids(events, "b"))) == 2
+
+
+def test_code_that_fails_at_the_same_place_again_ends_the_run(
+    make_recipe: MakeRecipe, make_run: MakeRun
+) -> None:
+    run = make_run(make_recipe(*OVERRIDES, "students.b.model=nets:Raises"))
+    with pytest.raises(StudentFailed, match="a user's mistake") as caught:
+        train(run)
+    assert (caught.value.student, caught.value.step, caught.value.phase) == ("b", 3, "forward")
+    record = read_record(run.folder)
+    assert record["state"] == "failed"
+    assert len(record["failures"]["causes"]) == 1
+
+
+def test_what_cannot_be_mended_is_not_tried_again(make_recipe: MakeRecipe, make_run: MakeRun) -> None:
+    run, events = make_run(make_recipe(*OVERRIDES, "students.b.model=nets:TooFewRows")), list[Event]()
+    with pytest.raises(ShapeMismatch, match="for 20 samples") as caught:
+        local.launch(run, events.append, threading.Event())
+    assert (caught.value.student, caught.value.step, caught.value.host) == ("b", 3, "127.0.0.1")
+    assert not [event.text for event in events if isinstance(event, Note | Warned)]
+
+
+def test_a_student_that_always_dies_uses_up_the_failures(make_recipe: MakeRecipe, make_run: MakeRun) -> None:
+    recipe = make_recipe(*OVERRIDES, "students.b.model=nets:Killed", "failure.max_failures=2")
+    run = make_run(recipe, "r")
+    with pytest.raises(StudentLost) as caught:
+        train(run)
+    assert caught.value.student == "b"
+    assert len(read_record(run.folder)["failures"]["causes"]) == 2
+    assert make_run(recipe, "r", resume=True).step == 3
+
+
+# -- the decision --------------------------------------------------------------------------------
+
+
+def failed(step: int, student: str = "b") -> KdclError:
+    return StudentFailed("x", student=student, step=step, phase="forward")
+
+
+@pytest.mark.parametrize(
+    ("policy", "past", "cause", "ends"),
+    [
+        ({}, [], failed(3), False),
+        ({}, [failed(3)], failed(3), True),
+        ({}, [failed(3)], failed(4), False),
+        ({}, [failed(3, "a")], failed(3), False),
+        ({}, [StudentLost("x", student="b", step=3)] * 7, StudentLost("x", student="b", step=3), False),
+        ({}, [StudentLost("x", student="b", step=3)] * 8, StudentLost("x", student="b", step=3), True),
+        ({"max_failures": 0}, [], CoordinatorLost("x"), True),
+        ({}, [ExchangeBroke("x", step=3, phase="gather")], ExchangeBroke("x", step=3, phase="gather"), False),
+        (
+            {},
+            [CoordinatorLost("x", step=3, phase="gather")],
+            CoordinatorLost("x", step=3, phase="gather"),
+            False,
+        ),
+        ({"policy": "stop"}, [], StudentLost("x"), True),
+    ],
+)
+def test_when_a_run_gives_up(
+    policy: dict[str, Any], past: list[KdclError], cause: KdclError, ends: bool
+) -> None:
+    assert is_fatal(Failure(**policy), past, cause) is ends
+
+
+def test_the_policy_may_change_on_resume(make_recipe: MakeRecipe) -> None:
+    from kdcl_dist.config.differences import differences
+
+    def recipe(*more: str) -> Recipe:
+        return make_recipe(*more)
+
+    assert not differences(recipe(), recipe("failure.policy=stop", "failure.max_failures=1"))

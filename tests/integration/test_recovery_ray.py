@@ -1,0 +1,168 @@
+"""Faults on Ray: the dead process or worker is replaced, the others keep theirs."""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import pytest
+import ray
+from cohorts import MakeRecipe, Order, assert_same, recipe_text, train, weights
+
+from kdcl_dist.config.recipe_file import parse_recipe
+from kdcl_dist.errors import ShapeMismatch
+from kdcl_dist.launch.ray import coordinator
+from kdcl_dist.launch.ray import driver as on_ray
+from kdcl_dist.launch.ray.coordinator import EventCursor
+from kdcl_dist.membership.endpoint import Endpoint
+from kdcl_dist.run.events import CheckpointSaved, Event, Started, Stepped
+from kdcl_dist.run.run import Run, prepare, read_record
+from kdcl_dist.run.storage import Folder
+
+MakeRun = Callable[..., Run]
+OVERRIDES = ("failure.max_failures=3", "batch_size=20", "limits.step_s=30", "students.b.model=nets:Plain")
+
+
+@pytest.fixture(scope="module", autouse=True)
+def cluster() -> Iterator[None]:
+    """A Ray of this machine, whose workers meet the faults on order."""
+    ray.init(address="local", num_cpus=4, include_dashboard=False, log_to_driver=False)
+    yield
+    ray.shutdown()
+
+
+@pytest.fixture(scope="module")
+def undisturbed(data: dict[str, str], tmp_path_factory: pytest.TempPathFactory) -> Folder:
+    """The run without a fault, in processes of this machine."""
+    recipe = parse_recipe(recipe_text(data), OVERRIDES)
+    run = prepare(recipe, str(tmp_path_factory.mktemp("runs")), "whole", resume=False, warn=print)
+    train(run)
+    return run.folder
+
+
+def pids(events: list[Event], name: str) -> list[Any]:
+    return [e.placement[name]["pid"] for e in events if isinstance(e, Started) and name in e.placement]
+
+
+def worker_of(pid: int) -> int:
+    """The worker of Ray that a student's process goes back to: it has started the server that was forked."""
+    server = int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1])
+    worker = int(Path(f"/proc/{server}/stat").read_text().rpartition(")")[2].split()[1])
+    assert "ray::" in Path(f"/proc/{worker}/cmdline").read_text()
+    return worker
+
+
+def assert_nothing_left(events: list[Event]) -> None:
+    deadline = time.monotonic() + 60
+    while alive := [
+        pid for name in ("a", "b") for pid in pids(events, name) if Path(f"/proc/{pid}").exists()
+    ]:
+        assert time.monotonic() < deadline, f"left behind: {alive}"
+        time.sleep(0.1)
+
+
+@pytest.mark.parametrize(
+    ("who", "phase", "how"),
+    [
+        ("b", "forward", "kill"),
+        ("b", "backward", "exception"),
+        ("b", "gather", "stop"),
+        ("coordinator", "ensemble", "kill"),
+    ],
+)
+def test_a_run_with_a_fault_ends_as_one_without(
+    who: str,
+    phase: str,
+    how: str,
+    order: Order,
+    make_recipe: MakeRecipe,
+    make_run: MakeRun,
+    undisturbed: Folder,
+) -> None:
+    order(who, phase, 4, how)
+    run = make_run(make_recipe(*OVERRIDES, *(["limits.step_s=5"] if how == "stop" else [])))
+    events: list[Event] = []
+    assert on_ray.launch(run, events.append, threading.Event())
+    for name in ("a", "b"):
+        assert_same(weights(run.folder, 6, name), weights(undisturbed, 6, name))
+    record = read_record(run.folder)
+    assert record["state"] == "finished"
+    assert record["results"] == read_record(undisturbed)["results"]
+    assert len(record["failures"]["causes"]) == 1
+    assert len(set(pids(events, "a"))) == 1, "a survivor's process was replaced"
+    assert len(set(pids(events, "b"))) == (1 if who == "coordinator" else 2)
+    assert_nothing_left(events)
+
+
+def test_a_worker_of_ray_that_dies_is_replaced_by_ray(
+    make_recipe: MakeRecipe, make_run: MakeRun, undisturbed: Folder
+) -> None:
+    run = make_run(make_recipe(*OVERRIDES, "students.a.model=nets:Paced"))
+    events: list[Event] = []
+
+    def on_event(event: Event) -> None:
+        events.append(event)
+        if isinstance(event, CheckpointSaved) and event.step == 3:
+            os.kill(worker_of(pids(events, "b")[0]), signal.SIGKILL)
+
+    assert on_ray.launch(run, on_event, threading.Event())
+    assert len(set(pids(events, "a"))) == 1
+    assert len(set(pids(events, "b"))) == 2
+    assert read_record(run.folder)["state"] == "finished"
+    assert_nothing_left(events)
+
+
+def test_a_failure_that_the_storage_does_not_take_is_told_all_the_same(
+    make_recipe: MakeRecipe, make_run: MakeRun
+) -> None:
+    run = make_run(make_recipe(*OVERRIDES, "students.b.model=nets:TooFewRows"))
+    record = Path(run.folder.local or "") / "run.json"
+
+    def on_event(event: Event) -> None:
+        while isinstance(event, Started) and not record.is_dir():  # from here on nothing can be noted
+            record.unlink(missing_ok=True)
+            with suppress(FileExistsError):  # it was written meanwhile
+                record.mkdir()
+
+    with pytest.raises(ShapeMismatch, match="for 20 samples") as caught:
+        on_ray.launch(run, on_event, threading.Event())
+    assert (caught.value.student, caught.value.step) == ("b", 3)
+
+
+def test_events_that_the_driver_has_heard_are_forgotten() -> None:
+    kind = coordinator.CoordinatorActor.__ray_metadata__.modified_class  # type: ignore[attr-defined]
+    actor = kind.__new__(kind)
+    actor.own, actor.told, actor.forgotten, actor.heard = Endpoint("h", 1), deque(), 0, 0
+    cursor, heard = EventCursor(), list[int]()
+    for step in range(10):
+        actor.told += [Stepped(2 * step, {}), Stepped(2 * step + 1, {})]
+        again, events = actor.events(cursor)  # an answer that does not arrive is given again
+        assert events == actor.events(cursor)[1]
+        cursor = again
+        heard += [event.step for event in events]
+        assert len(actor.told) == 2
+    assert heard == list(range(20))
+    assert actor.heard == 20
+    assert [e.step for e in actor.events(EventCursor("another", 7))[1]] == [18, 19]
+
+
+def test_the_others_go_on_while_a_worker_is_replaced(
+    order: Order, make_recipe: MakeRecipe, make_run: MakeRun
+) -> None:
+    order("b", "forward", 4, "kill")
+    more = ("failure.policy=continue", "failure.min_students=1", "students.a.model=nets:Paced", "epochs=40")
+    run = make_run(make_recipe(*OVERRIDES, *more))
+    events: list[Event] = []
+    assert on_ray.launch(run, events.append, threading.Event())
+    (absence,) = read_record(run.folder)["absences"]
+    assert (absence["student"], absence["state_of"]) == ("b", 3)
+    assert 4 <= absence["since"] <= absence["until"] < 120  # the process may be back within a step
+    assert len(set(pids(events, "a"))) == 1
+    assert set(read_record(run.folder)["results"]) == {"a", "b", "ensemble"}

@@ -1,0 +1,53 @@
+"""Command lines in documents and scripts, held against the real `kdcl`."""
+
+from __future__ import annotations
+
+import re
+import shlex
+from pathlib import Path
+
+import click
+from click.testing import Result
+
+from kdcl_dist.cli import kdcl
+from kdcl_dist.compare.experiment import load_table
+from kdcl_dist.config.recipe_file import load_recipe
+
+_COMMAND = re.compile(rf"(?:^|[ /])(kdcl (?:{'|'.join(kdcl.commands)})\b[^\n#`|>]*)", re.MULTILINE)
+_FENCE = re.compile(r"^ *```\w*\n(.*?)^ *```", re.MULTILINE | re.DOTALL)
+
+
+def fences(markdown: str) -> list[str]:
+    """The blocks of code of a document."""
+    return _FENCE.findall(markdown)
+
+
+def commands_in(script: str) -> list[str]:
+    """Every `kdcl ...` of a script or block of code, a line each, without those that show a syntax."""
+    joined = re.sub(r"\\\n\s*", " ", script)
+    return [line.strip() for line in _COMMAND.findall(joined) if "[--" not in line]
+
+
+def check(line: str) -> None:
+    """Parse a command line as `kdcl` does; recipes and tables that it names are loaded, if they are there."""
+    name, *arguments = shlex.split(line)[1:]
+    command: click.Command = kdcl.commands[name]
+    while isinstance(command, click.Group):
+        name, *arguments = arguments
+        command = command.commands[name]
+    with command.make_context(name, arguments) as context:
+        recipe, table = context.params.get("recipe"), context.params.get("table")
+        if recipe and Path(recipe).is_file():
+            load_recipe(recipe, context.params.get("overrides", ()))
+        if isinstance(table, Path) and table.is_file():
+            load_table(table)
+
+
+def assert_one_line(result: Result, *words: str) -> None:
+    """A user's mistake: exit code 2 and one line with those words."""
+    assert result.exit_code == 2, result.output
+    lines = [line for line in result.output.splitlines() if line.startswith("kdcl: ")]
+    assert len(lines) == 1
+    assert lines[0].startswith("kdcl: error: ")
+    assert "Traceback" not in result.output
+    assert all(word in lines[0] for word in words), lines[0]

@@ -1,0 +1,191 @@
+"""The files under cluster/: valid, of this version, without secrets, and their commands are commands."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import jsonschema
+import pytest
+import ray.autoscaler
+import yaml
+from cohorts import ROOT
+from commands import check, commands_in
+from kuberay import Claim, ClusterSpec, Manifest, Policy, RayCluster, RayJob
+from pydantic import TypeAdapter, ValidationError
+
+from kdcl_dist.launch.ray.jobs import RUNTIME_ENV
+from kdcl_dist.version import __version__
+
+CLUSTER = ROOT / "cluster"
+FILES = sorted(path for path in CLUSTER.rglob("*") if path.is_file() and "__pycache__" not in path.parts)
+YAML = [path for path in FILES if path.suffix == ".yaml"]
+SCRIPTS = [path for path in FILES if path.suffix in (".sh", ".sbatch")]
+KUBERAY = CLUSTER / "kuberay"
+RAY = re.search(r"^ray==(\S+)$", (ROOT / "constraints.txt").read_text(), re.MULTILINE)
+
+
+def load(path: Path) -> Any:
+    return yaml.safe_load(path.read_text())
+
+
+@pytest.mark.parametrize("path", YAML, ids=lambda path: str(path.relative_to(CLUSTER)))
+def test_yaml_is_valid(path: Path) -> None:
+    assert isinstance(load(path), dict)
+
+
+# -- Kubernetes -----------------------------------------------------------------------------------
+
+
+def manifest(name: str) -> Manifest:
+    return TypeAdapter(Manifest).validate_python(load(KUBERAY / name))
+
+
+def cluster_specs() -> list[ClusterSpec]:
+    cluster, job = manifest("cluster.yaml"), manifest("job.yaml")
+    assert isinstance(cluster, RayCluster)
+    assert isinstance(job, RayJob)
+    return [cluster.spec, job.spec.rayClusterSpec]
+
+
+def test_manifests() -> None:
+    cluster, job = cluster_specs()
+    assert cluster == job
+    assert isinstance(manifest("storage.yaml"), Claim)
+    assert RAY is not None
+    assert cluster.rayVersion == RAY[1]
+    assert cluster.headGroupSpec.rayStartParams.items() >= {"num-cpus": "0", "num-gpus": "0"}.items()
+    labels = [group.labels["ray.io/accelerator-type"] for group in cluster.workerGroupSpecs]
+    assert len(set(labels)) == len(labels) == 2
+    policy = manifest("network.yaml")
+    assert isinstance(policy, Policy)
+    for group in (cluster.headGroupSpec, *cluster.workerGroupSpecs):
+        assert group.template.metadata.labels == policy.spec["podSelector"]["matchLabels"]
+        pod = group.template.spec
+        (container,) = pod.containers
+        assert container.image.endswith(f":{__version__}")
+        assert ("nvidia.com/gpu" in container.resources.limits) == (group is not cluster.headGroupSpec)
+        assert {volume.name for volume in pod.volumes} == {mount.name for mount in container.volumeMounts}
+        assert "/dev/shm" in {mount.mountPath for mount in container.volumeMounts}
+
+
+def test_an_unknown_field_in_a_manifest_is_found() -> None:
+    wrong = load(KUBERAY / "cluster.yaml")
+    wrong["spec"]["workerGroupSpecs"][0]["template"]["spec"]["containers"][0]["livenesProbe"] = {}
+    with pytest.raises(ValidationError, match="livenesProbe"):
+        RayCluster.model_validate(wrong)
+
+
+def test_the_claim_and_secret_are_the_documented_ones() -> None:
+    cluster, _ = cluster_specs()
+    claims = {
+        volume.persistentVolumeClaim.claimName
+        for volume in cluster.headGroupSpec.template.spec.volumes
+        if volume.persistentVolumeClaim
+    }
+    assert claims == {manifest("storage.yaml").metadata.name}
+    readme = (CLUSTER / "README.md").read_text()
+    assert f"secret generic {cluster.authOptions.secretName} --from-file=auth_token=" in readme
+
+
+# -- other launchers ------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["aws", "gcp"])
+def test_ray_up_files(name: str) -> None:
+    schema = json.loads((Path(ray.autoscaler.__file__).parent / "ray-schema.json").read_text())
+    config = load(CLUSTER / "ray-up" / f"{name}.yaml")
+    jsonschema.validate(config, schema)
+    workers = {k: v for k, v in config["available_node_types"].items() if k != config["head_node_type"]}
+    assert len({kind["labels"]["ray.io/accelerator-type"] for kind in workers.values()}) == 2
+    assert "spot" in json.dumps(list(workers.values())).lower()
+    assert config["docker"]["image"].endswith(f":{__version__}")
+    (start,) = (line for line in config["head_start_ray_commands"] if "ray start" in line)
+    assert "--dashboard-host=127.0.0.1" in start
+
+
+def test_compose() -> None:
+    config = load(CLUSTER / "compose" / "compose.yaml")
+    head = config["services"]["head"]
+    assert all(port.startswith("127.0.0.1:") for port in head["ports"])
+    assert not [name for name, service in config["services"].items() if name != "head" and "ports" in service]
+    for service in config["services"].values():
+        assert service["image"].endswith(f":{__version__}")
+        assert service["environment"]["RAY_AUTH_TOKEN_PATH"] == "/run/secrets/ray_token"
+    assert load(CLUSTER / "compose" / "gpu.yaml")["services"].keys() <= config["services"].keys()
+
+
+def test_the_runtime_environment_is_that_of_kdcl_submit() -> None:
+    assert load(CLUSTER / "runtime_env.yaml") == RUNTIME_ENV
+
+
+# -- scripts and commands -------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("path", SCRIPTS, ids=lambda path: path.name)
+def test_scripts(path: Path) -> None:
+    command = ["shellcheck"] if shutil.which("shellcheck") else ["bash", "-n"]
+    done = subprocess.run([*command, str(path)], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+def test_the_script_says_how_it_is_used(tmp_path: Path) -> None:
+    script = str(CLUSTER / "on-premises" / "cluster.sh")
+    hosts = str(CLUSTER / "on-premises" / "hosts.txt")
+    (tmp_path / "none").write_text("# nobody\n")
+    for arguments in ([], ["up"], ["begin", hosts], ["up", str(tmp_path / "missing")]):
+        done = subprocess.run(["bash", script, *arguments], capture_output=True, text=True, check=False)
+        assert done.returncode == 2
+        assert "cluster.sh install HOSTS" in done.stderr
+    done = subprocess.run(
+        ["bash", script, "up", str(tmp_path / "none")], capture_output=True, text=True, check=False
+    )
+    assert (done.returncode, done.stderr) == (2, f"cluster.sh: no host in {tmp_path / 'none'}\n")
+
+
+def commands() -> list[str]:
+    """Every `kdcl ...` that a script or manifest runs; tests/unit/test_docs.py has those of documents."""
+    found: list[str] = []
+    for path in FILES:
+        if path.suffix == ".yaml":
+            found += commands_in("\n".join(_strings(load(path))))
+        elif path.suffix != ".md":
+            found += commands_in(path.read_text())
+    return sorted(set(found))
+
+
+def _strings(value: Any) -> list[str]:
+    if isinstance(value, dict):
+        return [text for child in value.values() for text in _strings(child)]
+    if isinstance(value, list):
+        return [text for child in value for text in _strings(child)]
+    return [value] if isinstance(value, str) else []
+
+
+@pytest.mark.parametrize("line", commands())
+def test_commands_are_commands(line: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(ROOT)
+    check(line.replace('"${resume[@]}"', "--resume").removesuffix("&"))
+
+
+def test_there_are_commands() -> None:
+    assert any("/mnt/shared/runs" in line for line in commands())
+    assert any('"$RUN"' in line for line in commands())
+
+
+# -- secrets and versions -------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(CLUSTER)))
+def test_no_secret_and_no_open_door(path: Path) -> None:
+    text = path.read_text()
+    assert not re.search(r"(RAY_AUTH_TOKEN|auth_token|password|secret_key)\s*[:=]\s*[\"']?\w{8,}", text, re.I)
+    assert "RAY_AUTH_MODE=disabled" not in text
+    if path.name != "compose.yaml":  # there only this machine is let through to it
+        assert "dashboard-host=0.0.0.0" not in text
+    if "ray start" in text and path.suffix != ".md":
+        assert "RAY_AUTH_MODE" in text

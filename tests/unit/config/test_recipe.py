@@ -1,0 +1,202 @@
+"""Recipes: complete defaults, strict checks, overrides, comparison."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import yaml
+from cohorts import ROOT
+
+from kdcl_dist.config.differences import differences
+from kdcl_dist.config.recipe import Recipe
+from kdcl_dist.config.recipe_file import dump_recipe, load_recipe, parse_recipe
+from kdcl_dist.errors import RecipeError
+
+MINIMAL = """
+data: {train: a.arrow, test: b.arrow}
+students:
+  - {name: one, model: cnn_small}
+  - {name: two, model: mlp, optimizer: {name: adamw, lr: 1e-3}}
+"""
+
+
+def test_defaults_are_complete_and_survive_writing() -> None:
+    recipe = parse_recipe(MINIMAL)
+    written = yaml.safe_load(dump_recipe(recipe))
+    assert parse_recipe(dump_recipe(recipe)) == recipe
+    assert written["distillation"] == {
+        "method": "linear",
+        "temperature": 2.0,
+        "weight": 1.0,
+        "invariant": True,
+        "window": 1,
+        "max_staleness": None,
+        "bank": {"folder": None, "top_k": None},
+        "logit_noise": 0.0,
+        "wire_precision": "fp32",
+        "teacher": None,
+    }
+    assert written["students"][0]["optimizer"] == {
+        "name": "sgd",
+        "lr": 0.1,
+        "momentum": 0.9,
+        "nesterov": False,
+        "weight_decay": 5e-4,
+    }
+    assert written["limits"] == {"startup_s": 300.0, "step_s": 120.0, "storage_s": 30.0}
+    assert written["checkpoint"] == {"every_epochs": 1, "keep": 2}
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "examples").glob("*.yaml")))
+def test_shipped_recipes_load(path: Path) -> None:
+    assert isinstance(load_recipe(path), Recipe)
+
+
+@pytest.mark.parametrize(
+    ("override", "words"),
+    [
+        ("epohcs=3", ["epohcs", "unknown", "epochs"]),
+        ("distillation.temprature=1", ["distillation.temprature", "unknown", "temperature"]),
+        ("epochs=two", ["epochs", "'two'"]),
+        ("epochs=1.5", ["epochs", "1.5"]),
+        ("epochs=0", ["epochs", "0"]),
+        ("epochs=true", ["epochs", "True"]),
+        ("batch_size=-4", ["batch_size", "-4"]),
+        ("distillation.temperature=-1", ["distillation.temperature", "-1"]),
+        ("distillation.temperature=.nan", ["distillation.temperature", "nan"]),
+        ("distillation.weight=-0.1", ["distillation.weight", "-0.1"]),
+        ("distillation.method=best", ["distillation.method", "best"]),
+        ("distillation.window=0", ["distillation.window", "0"]),
+        ("distillation.method=teacher", ["teacher"]),
+        ("distillation={method: teacher, teacher: three}", ["three"]),
+        ("distillation={method: teacher, teacher: one}", ["students.one.weights"]),
+        ("distillation.method=general", ["data.holdout_per_class"]),
+        ("students=[]", ["students"]),
+        ("students.1.name=one", ["one", "differ"]),
+        ("students.1.name=ONE", ["one", "differ"]),
+        ("students.1.name=a/b", ["students.1.name", "a/b"]),
+        ("students.1.name=coordinator", ["students.1.name", "coordinator"]),
+        ("students.one.optimizer.lr=0", ["optimizer.lr", "0"]),
+        ("students.one.optimizer.name=lion", ["optimizer", "lion"]),
+        ("students.two.optimizer.momentum=0.9", ["optimizer.momentum", "unknown"]),
+        ("students.one.optimizer={momentum: 0.0, nesterov: true}", ["nesterov"]),
+        ("students.one.schedule.milestones=[3, 2]", ["milestones", "increase"]),
+        ("students.one.replicas=3", ["students.one.replicas", "3", "batch_size of 64"]),
+        ("students.one.epochs=31", ["students.one.epochs", "31", "30"]),
+        ("students.one.epochs=0", ["students.0.epochs", "0"]),
+        ("students.one.precision=fp8", ["precision", "fp8"]),
+        (
+            "students.one={name: one, model: mlp, compile: true, sync_batchnorm: true}",
+            ["students.0", "compile"],
+        ),
+        ("students.one.compile=max-autotune", ["students.0.compile", "max-autotune"]),
+        ("students.one.resources.gpu=2", ["resources.gpu", "2"]),
+        ("students.7.seed=1", ["'7'", "2"]),
+        ("data.augment=[{degrees: 5}]", ["augment.0.name"]),
+        ("epochs", ["path=value"]),
+        ("epochs.more=1", ["epochs"]),
+        ("data=3", ["data", "3"]),
+        ("limits.step_s=0", ["limits.step_s", "0"]),
+        ("seed=-1", ["seed", "-1"]),
+    ],
+)
+def test_what_is_wrong_is_named_in_one_line(override: str, words: list[str]) -> None:
+    with pytest.raises(RecipeError) as caught:
+        parse_recipe(MINIMAL, [override])
+    message = str(caught.value)
+    assert "\n" not in message
+    assert all(word in message for word in words), message
+
+
+@pytest.mark.parametrize(
+    ("text", "word"),
+    [
+        ("a: [", "line"),
+        ("epochs: 1\nepochs: 2", "twice"),
+        ("- 1", "list"),
+        ("", "NoneType"),
+        ("a: !!x 1", "YAML"),
+    ],
+)
+def test_what_is_not_a_recipe(text: str, word: str) -> None:
+    with pytest.raises(RecipeError, match=word):
+        parse_recipe(text)
+
+
+def test_a_missing_file_is_named(tmp_path: Path) -> None:
+    with pytest.raises(RecipeError, match=r"none\.yaml"):
+        load_recipe(tmp_path / "none.yaml")
+
+
+def test_overrides_by_place_and_by_name() -> None:
+    recipe = parse_recipe(
+        MINIMAL, ["students.0.optimizer.lr=5e-2", "students.two.seed=4", "data.holdout_per_class=2"]
+    )
+    assert (recipe.students[0].optimizer.lr, recipe.students[1].seed) == (0.05, 4)
+    assert recipe.data.holdout_per_class == 2
+
+
+def test_an_own_augment_needs_own_views() -> None:
+    with pytest.raises(RecipeError, match=r"students\.one\.augment"):
+        parse_recipe(MINIMAL, ["students.one.augment=[]", "distillation.invariant=false"])
+
+
+def test_students_that_start_identical_give_a_warning() -> None:
+    same = ["students.0={name: a, model: mlp, seed: 1}", "students.1={name: b, model: mlp, seed: 1}"]
+    (warning,) = parse_recipe(MINIMAL, same).warnings()
+    assert "identical" in warning
+    assert not parse_recipe(MINIMAL, [*same, "students.1.seed=2"]).warnings()
+    assert not parse_recipe(MINIMAL, ["students.1.model=cnn_small"]).warnings()
+
+
+def test_differences_name_what_changes_a_result() -> None:
+    old = parse_recipe(MINIMAL)
+    free = ["limits.step_s=3", "checkpoint.keep=9", "data.loader_workers=2", "students.one.resources.cpu=2"]
+    assert differences(old, parse_recipe(MINIMAL, free)) == []
+    assert differences(old, parse_recipe(MINIMAL, ["epochs=31"])) == ["epochs: 30 -> 31"]
+    third = parse_recipe(MINIMAL.rstrip() + "\n  - {name: three, model: mlp}\n")
+    assert any("students.2.name" in line for line in differences(old, third))
+
+
+def test_null_leaves_an_item_of_a_list_out() -> None:
+    assert parse_recipe(MINIMAL, ["students.one=null"]).names == ["two"]
+    assert parse_recipe(MINIMAL, ["students.0=null"]).names == ["two"]
+    renamed = parse_recipe(MINIMAL, ["students.one.name=first", "students.first.seed=3"])
+    assert (renamed.names, renamed.students[0].seed) == (["first", "two"], 3)
+    with pytest.raises(RecipeError, match="students"):
+        parse_recipe(MINIMAL, ["students.one=null", "students.two=null"])
+
+
+ANCHORS = """
+data: {train: a.arrow, test: b.arrow}
+students:
+  - &first {name: one, model: mlp, optimizer: {lr: 0.05}, schedule: &steps {milestones: [1, 2]}}
+  - &second {<<: *first, name: two, schedule: *steps}
+  - {<<: *second, name: three, seed: 1}
+"""
+
+
+def test_anchors_share_what_is_written_and_nothing_else() -> None:
+    recipe = parse_recipe(ANCHORS)
+    assert recipe.names == ["one", "two", "three"]
+    assert [student.optimizer.lr for student in recipe.students] == [0.05] * 3
+    one, two, three = parse_recipe(
+        ANCHORS, ["students.two.optimizer.lr=0.1", "students.one.schedule.milestones=[3]"]
+    ).students
+    assert [student.optimizer.lr for student in (one, two, three)] == [0.05, 0.1, 0.05]
+    assert [student.schedule.milestones for student in (one, two, three)] == [[3], [1, 2], [1, 2]]  # type: ignore[union-attr]
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("students:\n  - {name: one, name: two}", "given twice"),
+        ("a: &a {x: 1, x: 2}\nb: {<<: *a}", "given twice"),
+        ("a: &a {x: 1}\nb: {<<: *a, <<: *a}", "given twice"),
+        ("a: &a [*a]", "contains itself"),
+    ],
+)
+def test_anchors_that_cannot_be(text: str, words: str) -> None:
+    with pytest.raises(RecipeError, match=words):
+        parse_recipe(text)

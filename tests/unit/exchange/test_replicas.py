@@ -1,0 +1,190 @@
+"""A student of several workers learns what one with the whole batch learns."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from cohorts import Cohort, MakeRecipe, assert_same, weights
+from equality import PAIR, check_replicas, single
+from torch import nn
+
+from kdcl_dist.config.rounds import Kind, Round, share_of
+from kdcl_dist.data.training_data import TrainingData
+from kdcl_dist.errors import StudentLost
+from kdcl_dist.exchange.replicas import Replicas
+from kdcl_dist.launch import local
+from kdcl_dist.membership.tcp_store import connect_store, host_store, scoped
+from kdcl_dist.run.metrics import read_metrics
+from kdcl_dist.run.run import Run, read_record
+from kdcl_dist.utils.network import interface_of
+
+MakeRun = Callable[..., Run]
+
+
+@pytest.mark.parametrize("method", ["none", "naive", "linear", "min_logit", "general", "mean", "dml"])
+def test_unequal_replicas_give_the_result_of_whole_batches(
+    method: str, make_recipe: MakeRecipe, make_run: MakeRun
+) -> None:
+    holdout = ["data.holdout_per_class=3"] if method == "general" else []
+    run = make_run(make_recipe(PAIR, f"distillation.method={method}", *holdout))
+    cohort = Cohort(run).train()
+    assert not cohort.errors
+    assert cohort.finished.keys() == {"coordinator", "a/0", "a/1", "b"}
+    check_replicas(run, atol=1e-6)
+    assert read_record(run.folder)["placement"].keys() == {"a/0", "a/1", "b"}
+
+
+def test_batch_norm_over_all_replicas(make_recipe: MakeRecipe, make_run: MakeRun) -> None:
+    cohort = (
+        "students=[{name: a, model: cnn_small, replicas: 2, sync_batchnorm: true}, {name: b, model: mlp}]"
+    )
+    run = make_run(make_recipe(cohort))
+    assert not Cohort(run).train().errors
+    check_replicas(run, atol=2e-5)
+
+
+def test_batch_norm_of_each_replica_differs(make_recipe: MakeRecipe, make_run: MakeRun) -> None:
+    """Without sync_batchnorm statistics are of half a batch: the test above can fail."""
+    run = make_run(make_recipe("students=[{name: a, model: cnn_small, replicas: 2}, {name: b, model: mlp}]"))
+    assert not Cohort(run).train().errors
+    with pytest.raises(AssertionError):
+        check_replicas(run, atol=2e-3)
+
+
+def test_figures_are_of_the_whole_student(make_recipe: MakeRecipe, make_run: MakeRun) -> None:
+    recipe = make_recipe(PAIR, "analysis.every_steps=2")
+    runs = [make_run(recipe), make_run(single(recipe))]
+    tables = []
+    for run in runs:
+        assert not Cohort(run).train().errors
+        rows = [row for row in read_metrics(run.folder).to_pylist() if not row["name"].endswith("_s")]
+        tables.append({(r["student"], r["step"], r["split"], r["name"]): r["value"] for r in rows})
+    assert tables[0].keys() == tables[1].keys()
+    for key, value in tables[0].items():
+        assert value == pytest.approx(tables[1][key], abs=1e-4), key
+
+
+def test_processes_stopped_and_resumed(make_recipe: MakeRecipe, make_run: MakeRun) -> None:
+    recipe = make_recipe(PAIR)
+    whole = make_run(recipe)
+    assert local.launch(whole, lambda event: None, threading.Event())
+    steps = iter(range(100))
+    broken = make_run(recipe, "broken")
+    assert not Cohort(broken).train(stop=lambda: next(steps) == 3).finished["coordinator"]
+    again = make_run(recipe, "broken", resume=True)
+    assert again.step == 4
+    assert local.launch(again, lambda event: None, threading.Event())
+    for name in recipe.names:
+        assert_same(weights(again.folder, 6, name), weights(whole.folder, 6, name))
+
+
+def test_a_replica_that_dies_is_named(make_recipe: MakeRecipe, make_run: MakeRun) -> None:
+    run = make_run(make_recipe(PAIR, "students.a.model=nets:KilledInOne"))
+    with pytest.raises(StudentLost) as caught:
+        local.launch(run, lambda event: None, threading.Event())
+    assert caught.value.student == "a/1"
+    assert "SIGKILL" in str(caught.value)
+
+
+@pytest.mark.parametrize("rows", [1, 2, 5, 16])
+@pytest.mark.parametrize("replicas", [1, 2, 3, 4])
+def test_shares_are_even_and_whole(rows: int, replicas: int) -> None:
+    shares = [share_of(rows, replica, replicas) for replica in range(replicas)]
+    assert sum(shares) == rows
+    assert shares == [len(part) for part in np.array_split(np.arange(rows), replicas)]
+
+
+def test_every_sample_once(make_recipe: MakeRecipe) -> None:
+    training_data = TrainingData.open(make_recipe(PAIR))
+    test_turns = Round(Kind.EVALUATE, training_data.recipe.epochs - 1, training_data.schedule.steps_per_epoch)
+    parts = [list(training_data.run(0, test_turns, replica)) for replica in range(2)]
+    whole = [batch.ids for batch in training_data.testing()]
+    assert [torch.cat([a.ids, b.ids]).tolist() for a, b in zip(*parts, strict=True)] == [
+        i.tolist() for i in whole
+    ]
+    steps = zip(training_data.training(0, 0, 0), training_data.training(0, 0, 1), strict=True)
+    for (left, right), ids in zip(steps, steps_of(training_data), strict=True):
+        assert len(left.ids) == len(right.ids) == 8
+        assert sorted(torch.cat([left.ids, right.ids]).tolist()) == sorted(ids)
+
+
+def steps_of(training_data: TrainingData) -> list[list[int]]:
+    alone = TrainingData(single(training_data.recipe), training_data.train, training_data.test)
+    return [batch.ids.tolist() for batch in alone.training(0, 0)]
+
+
+def together(work: Callable[[Replicas, int], Any], count: int = 3) -> list[Any]:
+    """Run `work` as each replica of one student over a real group."""
+    server, endpoint = host_store("127.0.0.1")
+    results: list[Any] = [None] * count
+
+    def run(rank: int) -> None:
+        store = scoped(server if rank == 0 else connect_store(endpoint, 10), "test")
+        link = Replicas(store, rank, count, host="127.0.0.1", device=torch.device("cpu"), limit_s=30)
+        results[rank] = work(link, rank)
+        link.close()
+
+    threads = [threading.Thread(target=run, args=(rank,)) for rank in range(count)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(60)
+        assert not thread.is_alive(), results
+    return results
+
+
+@pytest.mark.parametrize("shape", [(12, 4), (12, 4, 3, 3)])
+@pytest.mark.parametrize("momentum", [0.1, None])
+def test_synchronised_batch_norm_equals_that_of_the_whole_batch(
+    shape: Sequence[int], momentum: float
+) -> None:
+    shares = [2, 4, 6]  # rows of each replica; those of detectors differ by their images' sizes
+    torch.manual_seed(0)
+    kind = nn.BatchNorm1d if len(shape) == 2 else nn.BatchNorm2d
+    whole = kind(4, momentum=momentum).double()
+    nn.init.normal_(whole.weight)
+    x, up = torch.randn(*shape).double().requires_grad_(), torch.randn(*shape).double()
+    out = whole(x)
+    (out * up).sum().backward()
+    initial = {key: value.clone() for key, value in kind(4).double().state_dict().items()}
+    initial["weight"] = whole.weight.detach().clone()
+
+    def work(link: Replicas, rank: int) -> tuple[torch.Tensor, ...]:
+        layer = kind(4, momentum=momentum).double()
+        layer.load_state_dict(initial)
+        link.synchronise_batchnorm(layer)
+        mine = x.detach().split(shares)[rank].requires_grad_()
+        result = layer(mine)
+        (result * up.split(shares)[rank]).sum().backward()
+        grads = [layer.weight.grad.clone(), layer.bias.grad.clone()]
+        return result.detach(), mine.grad, *grads, *layer.state_dict().values()
+
+    found = together(work)
+    assert torch.allclose(torch.cat([part[0] for part in found]), out)
+    assert torch.allclose(torch.cat([part[1] for part in found]), x.grad)
+    assert torch.allclose(sum(part[2] for part in found), whole.weight.grad)
+    assert torch.allclose(sum(part[3] for part in found), whole.bias.grad)
+    for part in found:
+        for value, expected in zip(part[4:], whole.state_dict().values(), strict=True):
+            assert torch.allclose(value.double(), expected.double())
+
+
+def test_the_interface_of_an_address() -> None:
+    assert interface_of("127.0.0.1") == "lo"
+    assert interface_of("203.0.113.7") is None
+    assert interface_of("::1") is None
+
+
+def test_buffers_become_those_of_the_first() -> None:
+    def work(link: Replicas, rank: int) -> torch.Tensor:
+        layer = nn.BatchNorm1d(2)
+        layer.running_mean.fill_(rank)
+        link.share_buffers(layer)
+        return layer.running_mean
+
+    assert all(torch.equal(found, torch.zeros(2)) for found in together(work))
