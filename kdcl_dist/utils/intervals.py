@@ -1,4 +1,4 @@
-"""Intervals of few measurements: of their mean, and of their median."""
+"""Confidence intervals of few measurements: of their mean, their median, and of a share."""
 
 from __future__ import annotations
 
@@ -7,13 +7,16 @@ from collections.abc import Sequence
 from statistics import NormalDist, fmean, median, stdev
 from typing import NamedTuple
 
-__all__ = ["Interval", "mean_interval", "median_interval", "share_interval", "t_quantile"]
+__all__ = ["NO_INTERVAL", "Interval", "mean_interval", "median_interval", "share_interval", "t_quantile"]
 
 
 class Interval(NamedTuple):
-    """A value with its lower and upper limit, and how often such limits hold the true value.
+    """An estimate with its confidence limits.
 
-    With a single measurement the limits are NaN.
+    Attributes:
+        value: the estimate.
+        low, high: the limits; NaN for a single measurement.
+        coverage: probability that such limits contain the true value; NaN for a single measurement.
     """
 
     value: float
@@ -21,9 +24,18 @@ class Interval(NamedTuple):
     high: float
     coverage: float
 
+    @property
+    def half_width(self) -> float:
+        """What stands behind "±": the distance from the value to its lower limit."""
+        return self.value - self.low
+
+
+#: The interval of no measurement at all.
+NO_INTERVAL = Interval(math.nan, math.nan, math.nan, math.nan)
+
 
 def mean_interval(values: Sequence[float], coverage: float = 0.95) -> Interval:
-    """The mean with its interval by Student's t, exact for normal errors.
+    """The mean with its interval by Student's t; the coverage is exact for normal errors.
 
     Raises:
         ValueError: there is no value.
@@ -38,11 +50,14 @@ def mean_interval(values: Sequence[float], coverage: float = 0.95) -> Interval:
 
 
 def median_interval(values: Sequence[float], coverage: float = 0.95) -> Interval:
-    """The median with the narrowest pair of order statistics that covers it, for any distribution.
+    """The median, with the narrowest pair of order statistics that covers it, for any distribution.
 
-    The chance that the true median lies between the k-th smallest and the k-th largest of n values is
-    1 - 2 P(Binomial(n, 1/2) < k). With fewer than 6 values even smallest and largest cover it less often
-    than 95%; they are given all the same, with their true coverage. Raises as `mean_interval`.
+    The true median lies between the k-th smallest and the k-th largest of n values with probability
+    1 - 2 P(Binomial(n, 1/2) < k). The smallest and the largest of fewer than 6 values cover the median
+    less often than 95%; the interval then has these limits and their true coverage.
+
+    Raises:
+        ValueError: there is no value.
     """
     if not values:
         raise ValueError("values: at least one is needed")
@@ -62,11 +77,11 @@ def share_interval(share: float, count: int, coverage: float = 0.95) -> Interval
 
     Args:
         share: from 0 to 1.
-        count: samples that it is a share of, at least 1.
-        coverage: how often such limits hold the share of all that could have been drawn, nearly.
+        count: number of samples, at least 1.
+        coverage: approximate probability that such limits contain the share of the whole population.
 
     Raises:
-        ValueError: there is no sample, or the share is none.
+        ValueError: there is no sample, or the share is outside [0, 1].
     """
     if count < 1 or not 0 <= share <= 1:
         raise ValueError(f"share, count: a share of at least one sample is needed (got {share}, {count})")
@@ -78,7 +93,12 @@ def share_interval(share: float, count: int, coverage: float = 0.95) -> Interval
 
 
 def t_quantile(probability: float, freedom: int) -> float:
-    """The quantile of Student's t for a whole number of degrees of freedom, probability in (0.5, 1)."""
+    """The quantile of Student's t.
+
+    Args:
+        probability: in (0.5, 1).
+        freedom: degrees of freedom, at least 1.
+    """
     low, high = 0.0, 1.0
     while _t_within(high, freedom) < 2 * probability - 1:
         high *= 2

@@ -1,4 +1,4 @@
-"""kdcl compare: statistics against SciPy, tables, and runs that are skipped, resumed, failed, stopped."""
+"""kdcl compare: tables, and runs that are skipped, resumed, failed, stopped."""
 
 from __future__ import annotations
 
@@ -23,42 +23,6 @@ from kdcl_dist.config.recipe_file import dump_recipe
 from kdcl_dist.errors import RecipeError
 from kdcl_dist.run.run import read_record
 from kdcl_dist.run.storage import Folder
-from kdcl_dist.utils.intervals import mean_interval, median_interval, t_quantile
-
-
-@pytest.mark.parametrize("freedom", [1, 2, 3, 4, 5, 9, 10, 29, 100])
-@pytest.mark.parametrize("probability", [0.6, 0.9, 0.975, 0.9995])
-def test_t_quantile_equals_scipy(freedom: int, probability: float) -> None:
-    assert t_quantile(probability, freedom) == pytest.approx(stats.t.ppf(probability, freedom), rel=1e-9)
-
-
-def test_mean_interval_equals_scipy() -> None:
-    values = [70.1, 71.3, 69.9, 72.0]
-    found = mean_interval(values)
-    low, high = stats.t.interval(0.95, 3, loc=np.mean(values), scale=stats.sem(values))
-    assert found == pytest.approx((np.mean(values), low, high, 0.95))
-
-
-@pytest.mark.parametrize("count", [2, 5, 6, 9, 10, 30])
-def test_median_interval_covers_as_often_as_it_says(count: int) -> None:
-    rng = np.random.default_rng(0)
-    found = median_interval(list(range(count)))
-    k = int(found.low)
-    draws = np.sort(rng.exponential(size=(20000, count)), axis=1)
-    covered = ((draws[:, k] <= math.log(2)) & (draws[:, count - 1 - k] >= math.log(2))).mean()
-    assert covered == pytest.approx(found.coverage, abs=0.01)
-    assert found.value == (count - 1) / 2
-    if count >= 6:
-        assert found.coverage >= 0.95
-        assert 1 - 2 * stats.binom.cdf(k + 1, count, 0.5) < 0.95  # one narrower covers too little
-
-
-def test_one_value_has_no_interval() -> None:
-    for interval in (mean_interval, median_interval):
-        assert interval([3.0]).value == 3.0
-        assert math.isnan(interval([3.0]).low)
-        with pytest.raises(ValueError, match="values"):
-            interval([])
 
 
 @pytest.fixture

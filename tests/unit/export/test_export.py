@@ -38,7 +38,6 @@ from kdcl_dist.export.preprocessing import digest
 from kdcl_dist.run.metrics import read_metrics
 from kdcl_dist.run.run import Run, prepare, read_record, update_record
 from kdcl_dist.run.storage import Folder
-from kdcl_dist.utils.intervals import share_interval
 
 CLASSES = ("cat", "dog", "eel", "fox")
 
@@ -556,16 +555,6 @@ def test_a_network_of_two_channels(pictures: Path, tmp_path: Path) -> None:
     network = exporting.random_network("mlp", 4, 2, 8)
     writing.write(exporting.source_of("mlp", network, tmp_path, channels=2, size=8), "state_dict", tmp_path)
     assert_one_line(run("predict", tmp_path, pictures / "files"), "2 channels", "no image file")
-
-
-@pytest.mark.parametrize(("share", "count"), [(0.0, 7), (1.0, 23), (0.5, 2), (0.913, 1000)])
-def test_the_interval_of_a_share(share: float, count: int) -> None:
-    hits = round(share * count)
-    expected = stats.binomtest(hits, count).proportion_ci(0.9, method="wilson")
-    found = share_interval(hits / count, count, 0.9)
-    assert found == pytest.approx((hits / count, expected.low, expected.high, 0.9), abs=1e-12)
-    with pytest.raises(ValueError, match="at least one"):
-        share_interval(0.5, 0)
 
 
 def test_two_exports_into_one_folder(trained: Run, tmp_path: Path) -> None:
