@@ -30,7 +30,9 @@ import torch
 from kdcl_dist.config.recipe_file import load_recipe
 from kdcl_dist.launch import local
 from kdcl_dist.run.checkpoint import latest, read_part
-from kdcl_dist.run.run import Run, prepare, read_record
+from kdcl_dist.run.prepare import prepare
+from kdcl_dist.run.record import read_record
+from kdcl_dist.run.run import Run
 from kdcl_dist.run.storage import Folder
 from kdcl_dist.utils.intervals import Interval, mean_interval
 

@@ -138,7 +138,7 @@ def epoch_start(epochs: int) -> Start:
     augment = "data.augment=[{name: RandomCrop, size: 8, padding: 1}]"
     overrides = [f"epochs={epochs}", "data.loader_workers=1", augment]
     training_data = TrainingData.open(load_recipe("examples/digits.yaml", overrides))
-    stream = training_data.run(0, Round(Kind.TRAIN, 0, 0))
+    stream = training_data.batches(0, Round(Kind.TRAIN, 0, 0))
     first: list[float] = []
     others: list[float] = []
     for round in training_data.schedule.rounds(Round(Kind.TRAIN, 0, 0)):
@@ -149,7 +149,7 @@ def epoch_start(epochs: int) -> Start:
         if round.kind is Kind.TRAIN and round.epoch > 0:
             starts = round.step == round.epoch * training_data.schedule.steps_per_epoch
             (first if starts else others).append(seconds)
-    return Start(median(first), median(others), _timed(lambda: next(training_data.testing())))
+    return Start(median(first), median(others), _timed(lambda: next(training_data.test_batches())))
 
 
 def _timed(call: Callable[[], Any]) -> float:

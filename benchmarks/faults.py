@@ -23,7 +23,7 @@ import torch
 from kdcl_dist.config.recipe_file import load_recipe
 from kdcl_dist.launch import local
 from kdcl_dist.run.events import Event, Note, Started
-from kdcl_dist.run.run import prepare
+from kdcl_dist.run.prepare import prepare
 
 RECIPE, STEP, STEP_S = "examples/digits.yaml", 40, 5
 CASES = [

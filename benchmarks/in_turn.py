@@ -37,7 +37,7 @@ class InTurn:
         ]
         bank = make_bank(recipe, len(self.training_data.train), classes)
         self.coordinator = Aggregator(recipe, bank)
-        self.streams = [self.training_data.training(index, 0) for index in range(len(self.students))]
+        self.streams = [self.training_data.training_batches(index, 0) for index in range(len(self.students))]
 
     def train(self) -> dict[str, dict[str, float]]:
         """Train to the end; the test results after the last epoch."""
@@ -46,7 +46,7 @@ class InTurn:
             for step in range(schedule.steps_per_epoch):
                 self.step(epoch * schedule.steps_per_epoch + step)
             if schedule.holdout_batches:
-                for batch in self.training_data.holdout():
+                for batch in self.training_data.holdout_batches():
                     logits = torch.stack([student.predict(batch.images) for student in self.students])
                     self.coordinator.add_holdout(Aligned(batch.ids, batch.labels, logits))
                 self.coordinator.update_weights()
@@ -89,7 +89,7 @@ class InTurn:
     def test(self) -> dict[str, dict[str, float]]:
         """Loss, top1 and top5 on the test samples, by student and for the ensemble."""
         scores = {name: Scores() for name in (*self.recipe.names, ENSEMBLE)}
-        for batch in self.training_data.testing():
+        for batch in self.training_data.test_batches():
             logits = torch.stack([student.predict(batch.images) for student in self.students])
             for name, own in zip(self.recipe.names, logits, strict=True):
                 scores[name].add_logits(own, batch.labels)

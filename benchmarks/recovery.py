@@ -38,7 +38,7 @@ from kdcl_dist import models
 from kdcl_dist.config.recipe_file import parse_recipe
 from kdcl_dist.launch import local
 from kdcl_dist.launch.ray import driver as on_ray
-from kdcl_dist.run.run import prepare
+from kdcl_dist.run.prepare import prepare
 
 NOTES = "KDCL_RECOVERY_NOTES"
 STUDENTS, CLASSES, BATCH = ("cnn_medium", "cnn_small"), 10, 64

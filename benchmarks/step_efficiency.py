@@ -80,7 +80,7 @@ def _alone(recipe: Recipe, index: int, kind: str, start: Any, found: Any, throug
     classes, channels = len(training_data.train.classes), training_data.train.channels
     student = Student(recipe, index, classes=classes, channels=channels, device=torch.device(kind))
     steps = training_data.schedule.steps_per_epoch * recipe.epochs
-    batches = chain.from_iterable(training_data.training(index, 0) for _ in count())
+    batches = chain.from_iterable(training_data.training_batches(index, 0) for _ in count())
     seconds: list[float] = []
     start.wait()
     while through.value < len(recipe.students):

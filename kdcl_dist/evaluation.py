@@ -19,7 +19,8 @@ from kdcl_dist.errors import RunFolderError
 from kdcl_dist.membership.monitor import COORDINATOR
 from kdcl_dist.run.checkpoint import latest, read_part
 from kdcl_dist.run.metrics import ENSEMBLE, Scores
-from kdcl_dist.run.run import load_run, read_record
+from kdcl_dist.run.record import read_record
+from kdcl_dist.run.run import load_run
 from kdcl_dist.run.storage import Folder
 from kdcl_dist.student.student import Student
 from kdcl_dist.utils.seeding import Purpose, derive
@@ -78,7 +79,7 @@ class Trained:
     def test(self, noise: Noise | None = None) -> dict[str, dict[str, float]]:
         """Loss, top1 and top5 over all test samples, by student and for "ensemble"."""
         scores = {name: Scores() for name in (*self.coordinator.names, ENSEMBLE)}
-        for number, batch in enumerate(self.training_data.testing()):
+        for number, batch in enumerate(self.training_data.test_batches()):
             images = batch.images if noise is None else noise.add(batch.images, number)
             logits_SBC = torch.stack([student.predict(images).cpu() for student in self.students])
             for name, logits_BC in zip(self.coordinator.names, logits_SBC, strict=True):

@@ -15,7 +15,9 @@ from kdcl_dist.launch.forkserver import start_server
 from kdcl_dist.launch.preflight.bank_memory import look_for_room
 from kdcl_dist.launch.signals import stop_on_signals
 from kdcl_dist.run.events import Event, Note, Warned
-from kdcl_dist.run.run import Run, prepare, read_record, record_failure, update_record
+from kdcl_dist.run.prepare import prepare
+from kdcl_dist.run.record import read_record, record_failure, update_record
+from kdcl_dist.run.run import Run
 from kdcl_dist.run.uris import without_secret
 
 __all__ = ["Launcher", "Result", "train"]

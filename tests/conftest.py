@@ -15,7 +15,8 @@ from cohorts import SUPPORT, MakeRecipe, Order, recipe_text, write_images
 
 from kdcl_dist.config.recipe import Recipe
 from kdcl_dist.config.recipe_file import parse_recipe
-from kdcl_dist.run.run import Run, prepare
+from kdcl_dist.run.prepare import prepare
+from kdcl_dist.run.run import Run
 
 
 @pytest.fixture(scope="session", autouse=True)

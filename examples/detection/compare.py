@@ -8,7 +8,7 @@ from examples.detection.driver import train
 from examples.detection.recipe import DetectionRecipe, differences
 from examples.detection.run import Run, load_run
 from kdcl_dist.errors import RecipeError, RunFolderError
-from kdcl_dist.run.run import read_record
+from kdcl_dist.run.record import read_record
 from kdcl_dist.run.storage import Folder
 
 __all__ = ["make_table", "train_arms"]

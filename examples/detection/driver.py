@@ -16,7 +16,7 @@ from examples.detection.run import Run, load_run, prepare
 from kdcl_dist.cli.import_display import ImportProgress
 from kdcl_dist.errors import KdclError, StorageError, UserError
 from kdcl_dist.launch.signals import stop_on_signals
-from kdcl_dist.run.run import read_record, update_record
+from kdcl_dist.run.record import read_record, update_record
 from kdcl_dist.run.storage import Folder
 
 __all__ = ["picture", "train"]

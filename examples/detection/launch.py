@@ -31,7 +31,7 @@ from kdcl_dist.errors import KdclError, RecipeError, one_line
 from kdcl_dist.exchange.replicas import Replicas, broke_off
 from kdcl_dist.membership.endpoint import Endpoint
 from kdcl_dist.membership.tcp_store import connect_store, host_store
-from kdcl_dist.run.run import read_record
+from kdcl_dist.run.record import read_record
 
 __all__ = ["cause_of", "cluster", "launch"]
 

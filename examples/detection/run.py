@@ -21,7 +21,9 @@ from examples.detection.model import build_detector
 from examples.detection.recipe import DetectionRecipe, differences, dump_recipe, parse_recipe
 from kdcl_dist.errors import CheckpointError, DataError, RunFolderError, StorageError, one_line
 from kdcl_dist.run.checkpoint import Manifest, commit, latest, prune, read_part, write_part
-from kdcl_dist.run.run import NAME, update_record, versions
+from kdcl_dist.run.prepare import NAME
+from kdcl_dist.run.record import update_record
+from kdcl_dist.run.run import versions
 from kdcl_dist.run.storage import Folder
 
 __all__ = ["Run", "State", "load_run", "prepare"]

@@ -23,7 +23,7 @@ from examples.detection.run import Run
 from kdcl_dist.errors import KdclError
 from kdcl_dist.exchange.replicas import Replicas
 from kdcl_dist.run.metrics import MetricsTable
-from kdcl_dist.run.run import update_record
+from kdcl_dist.run.record import update_record
 from kdcl_dist.student.optimizer import build_optimizer, load_optimizer
 from kdcl_dist.utils.seeding import Purpose, derive
 

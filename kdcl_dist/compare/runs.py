@@ -12,7 +12,8 @@ from kdcl_dist.config.differences import differences
 from kdcl_dist.errors import KdclError, RunFolderError
 from kdcl_dist.run.checkpoint import latest
 from kdcl_dist.run.events import Event, Values
-from kdcl_dist.run.run import load_run, read_record
+from kdcl_dist.run.record import read_record
+from kdcl_dist.run.run import load_run
 from kdcl_dist.run.storage import Folder
 from kdcl_dist.training import Launcher, train
 

@@ -1,4 +1,4 @@
-"""How a student learns: the optimisers and learning-rate schedules that a recipe can name."""
+"""The optimisers and learning-rate schedules that a recipe can name."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from typing import Annotated, Literal
 
 from pydantic import (
     BeforeValidator,
+    ConfigDict,
     Field,
     NonNegativeFloat,
     NonNegativeInt,
@@ -21,14 +22,20 @@ from kdcl_dist.config.base import Strict
 __all__ = ["SGD", "Adam", "AdamW", "Constant", "Cosine", "MultiStep", "Optimizer", "Schedule", "Warmup"]
 
 
+#: For the JSON schema only: a part without a name is one of the default kind, so the other kinds need theirs.
+NAME_REQUIRED = ConfigDict(json_schema_extra={"required": ["name"]})
+
+
 class SGD(Strict):
     """Stochastic gradient descent with momentum."""
 
-    name: Literal["sgd"] = "sgd"
-    lr: PositiveFloat = 0.1
-    momentum: Annotated[float, Field(ge=0, lt=1)] = 0.9
-    nesterov: bool = False
-    weight_decay: NonNegativeFloat = 5e-4
+    name: Literal["sgd"] = Field(default="sgd", description="The optimiser; may be left out.")
+    lr: PositiveFloat = Field(default=0.1, description="Learning rate, before the schedule.")
+    momentum: float = Field(default=0.9, ge=0, lt=1, description="Share of the last step that is kept.")
+    nesterov: bool = Field(default=False, description="Nesterov's momentum; needs a `momentum` above 0.")
+    weight_decay: NonNegativeFloat = Field(
+        default=5e-4, description="Factor of the weights that is added to their gradient."
+    )
 
     @model_validator(mode="after")
     def _nesterov_has_momentum(self) -> SGD:
@@ -38,42 +45,58 @@ class SGD(Strict):
 
 
 class Adam(Strict):
-    """Adam; weight decay enters the gradient."""
+    """Adam."""
 
-    name: Literal["adam"] = "adam"
-    lr: PositiveFloat = 1e-3
-    beta1: Annotated[float, Field(ge=0, lt=1)] = 0.9
-    beta2: Annotated[float, Field(ge=0, lt=1)] = 0.999
-    eps: PositiveFloat = 1e-8
-    weight_decay: NonNegativeFloat = 0.0
+    model_config = NAME_REQUIRED
+
+    name: Literal["adam"] = Field(default="adam", description="The optimiser.")
+    lr: PositiveFloat = Field(default=1e-3, description="Learning rate, before the schedule.")
+    beta1: float = Field(default=0.9, ge=0, lt=1, description="Decay of the mean of the gradients.")
+    beta2: float = Field(default=0.999, ge=0, lt=1, description="Decay of the mean of their squares.")
+    eps: PositiveFloat = Field(default=1e-8, description="Term that is added to the denominator.")
+    weight_decay: NonNegativeFloat = Field(
+        default=0.0, description="Factor of the weights that is added to their gradient."
+    )
 
 
 class AdamW(Adam):
-    """AdamW; weight decay is decoupled from the gradient."""
+    """AdamW: Adam with weight decay that is decoupled from the gradient."""
 
-    name: Literal["adamw"] = "adamw"  # type: ignore[assignment]
-    weight_decay: NonNegativeFloat = 1e-2
+    name: Literal["adamw"] = Field(default="adamw", description="The optimiser.")  # type: ignore[assignment]
+    weight_decay: NonNegativeFloat = Field(
+        default=1e-2, description="Factor of the weights that each step subtracts, times the learning rate."
+    )
 
 
 class Warmup(Strict):
-    """Linear warm-up by step from `warmup_lr` to the optimiser's lr over the first epochs."""
+    """What all schedules share: a linear warm-up, step by step, to the optimiser's lr."""
 
-    warmup_epochs: NonNegativeInt = 0
-    warmup_lr: NonNegativeFloat = 0.0
+    warmup_epochs: NonNegativeInt = Field(
+        default=0, description="Epochs at the start in which the learning rate rises to the optimiser's."
+    )
+    warmup_lr: NonNegativeFloat = Field(
+        default=0.0, description="Learning rate at the first step of the warm-up."
+    )
 
 
 class Constant(Warmup):
-    """The optimiser's lr throughout."""
+    """The optimiser's learning rate throughout."""
 
-    name: Literal["constant"] = "constant"
+    model_config = NAME_REQUIRED
+
+    name: Literal["constant"] = Field(default="constant", description="The schedule.")
 
 
 class MultiStep(Warmup):
-    """lr times `gamma` at the start of each of the epochs in `milestones`."""
+    """The learning rate falls in steps."""
 
-    name: Literal["multistep"] = "multistep"
-    milestones: list[PositiveInt] = Field(default_factory=list)
-    gamma: PositiveFloat = 0.1
+    name: Literal["multistep"] = Field(default="multistep", description="The schedule; may be left out.")
+    milestones: list[PositiveInt] = Field(
+        default=[], description="Increasing epochs; at the start of each the learning rate changes."
+    )
+    gamma: PositiveFloat = Field(
+        default=0.1, description="Factor of the learning rate at each of the `milestones`."
+    )
 
     @field_validator("milestones")
     @classmethod
@@ -84,13 +107,15 @@ class MultiStep(Warmup):
 
 
 class Cosine(Warmup):
-    """Half a cosine by step from the optimiser's lr, after the warm-up, to 0 at the end of the run."""
+    """Half a cosine by step: from the optimiser's lr, after the warm-up, to 0 at the student's last epoch."""
 
-    name: Literal["cosine"] = "cosine"
+    model_config = NAME_REQUIRED
+
+    name: Literal["cosine"] = Field(default="cosine", description="The schedule.")
 
 
 def _named(default: str) -> BeforeValidator:
-    """Lets a part be written without its name: `optimizer: {lr: 0.05}` is sgd."""
+    """The name of a part that is written without one: `optimizer: {lr: 0.05}` is sgd."""
     return BeforeValidator(lambda part: {"name": default} | part if isinstance(part, dict) else part)
 
 

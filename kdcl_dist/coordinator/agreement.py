@@ -10,10 +10,8 @@ from kdcl_dist.errors import (
     RunFolderError,
 )
 from kdcl_dist.membership.rendezvous import WorkerInfo
-from kdcl_dist.run.run import (
-    Run,
-    read_record,
-)
+from kdcl_dist.run.record import read_record
+from kdcl_dist.run.run import Run
 
 __all__ = []
 

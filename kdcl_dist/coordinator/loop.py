@@ -23,7 +23,8 @@ from kdcl_dist.exchange.message import Flag, Message
 from kdcl_dist.membership.monitor import COORDINATOR
 from kdcl_dist.run.checkpoint import Manifest, Part, commit, copy_part, prune, read_part, write_part
 from kdcl_dist.run.events import CheckpointSaved, Event, Note, Stepped, Warned
-from kdcl_dist.run.run import Run, check_owner, update_record
+from kdcl_dist.run.record import check_owner, update_record
+from kdcl_dist.run.run import Run
 
 __all__ = ["CoordinatorLoop", "CoordinatorState"]
 

@@ -1,8 +1,9 @@
-"""Whether and how a run goes on after a failure. Pure decisions, without processes."""
+"""What happens to a run after a failure: pure decisions, without processes."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from enum import Enum
 
 from kdcl_dist.config.sections import Failure
 from kdcl_dist.errors import (
@@ -19,41 +20,62 @@ from kdcl_dist.errors import (
     UserError,
 )
 
-__all__ = ["is_fatal", "survivors_can_continue"]
+__all__ = ["Decision", "decide", "is_fatal", "survivors_can_continue"]
 
-#: What the same code does again with the same data, or what only the user can mend.
+#: Failures that repeat with the same code and data, or that only the user can mend.
 FINAL = (UserError, ContributionError, StartupTimeout, StorageError, CheckpointError)
 
 
-def is_fatal(failure: Failure, past: Sequence[KdclError], cause: KdclError) -> bool:
-    """Whether a run ends with a failure instead of going back to its latest checkpoint.
+class Decision(Enum):
+    """What follows a failure."""
+
+    #: All students return to the latest checkpoint.
+    RESTART = "restart"
+    #: The survivors continue with the state that they have.
+    CONTINUE = "continue"
+    #: The run ends with the failure.
+    END = "end"
+
+
+def decide(failure: Failure, past: Sequence[KdclError], cause: KdclError, *, has_state: bool) -> Decision:
+    """What follows a failure.
 
     Args:
         failure: the recipe's policy.
         past: the failures that the run survived.
         cause: the new one.
+        has_state: whether the coordinator still has the state of a generation that the survivors share.
     """
+    if is_fatal(failure, past, cause):
+        return Decision.END
+    if failure.policy == "continue" and has_state and survivors_can_continue(cause):
+        return Decision.CONTINUE
+    return Decision.RESTART
+
+
+def is_fatal(failure: Failure, past: Sequence[KdclError], cause: KdclError) -> bool:
+    """Whether the run ends with a failure; arguments as `decide`."""
     final = isinstance(cause, FINAL) and not isinstance(cause, NonFiniteLogits)
     if final or len(past) >= failure.allowed:
         return True
-    return any(_same(cause, earlier) for earlier in past)
+    return any(_is_repeated(cause, earlier) for earlier in past)
 
 
 def survivors_can_continue(cause: KdclError) -> bool:
-    """Whether the students that a failure did not meet can go on from where they are.
+    """Whether the survivors of a failure can continue with the state that they have.
 
-    What the coordinator knows is lost with it: then all go back to the latest checkpoint.
+    The coordinator's state is lost with the coordinator: then all return to the latest checkpoint.
     """
     return not isinstance(cause, (CoordinatorFailed, CoordinatorLost))
 
 
-def _same(cause: KdclError, earlier: KdclError) -> bool:
-    """Whether code raised at the same place again: going back to before it would repeat it for ever.
+def _is_repeated(cause: KdclError, earlier: KdclError) -> bool:
+    """Whether code raised at the same student, step and phase again, as it would after every restart.
 
-    A process that died or fell silent may have been killed, or its host: that says nothing of its code, nor
-    does a connection that broke.
+    A lost process may have been killed, or its host may have died: that says nothing of its code. Nor does
+    a broken connection.
     """
     if isinstance(cause, (StudentLost, CoordinatorLost, ExchangeBroke)) or type(cause) is not type(earlier):
         return False
-    place = (cause.student, cause.step, cause.phase)
-    return None not in place[1:] and place == (earlier.student, earlier.step, earlier.phase)
+    where = (cause.student, cause.step, cause.phase)
+    return None not in where[1:] and where == (earlier.student, earlier.step, earlier.phase)

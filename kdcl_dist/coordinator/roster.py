@@ -1,21 +1,101 @@
-"""Which students take part, and which were away from when to when."""
+"""Which students take part in a generation, and which were absent from when to when. Pure state."""
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
+from kdcl_dist.config.recipe import Recipe
+from kdcl_dist.config.rounds import Round
 from kdcl_dist.run.checkpoint import Manifest
 
-__all__ = ["Absences"]
+__all__ = ["Absences", "Roster"]
+
+
+class Roster:
+    """The students of a run by their indices in the recipe, and who of them is absent.
+
+    Args:
+        recipe: of the run.
+        absences: those in the run's record.
+
+    Attributes:
+        away: students that the next generation does not wait for.
+        failed: students whose state counts as lost since a failure, until they join a generation.
+        absences: the log of absences.
+    """
+
+    def __init__(self, recipe: Recipe, absences: Sequence[dict[str, Any]] = ()) -> None:
+        self.recipe, self.students = recipe, range(len(recipe.students))
+        self.away: set[int] = set()
+        self.failed: set[int] = set()
+        self.absences = Absences(recipe.names, absences)
+
+    def ranks(self, students: Collection[int]) -> list[int]:
+        """The ranks of some students' workers, ascending."""
+        return [rank for rank, worker in enumerate(self.recipe.workers) if worker.student in students]
+
+    def complete(self, ranks: Collection[int]) -> list[int]:
+        """The students all of whose workers are among some ranks."""
+        return [index for index in self.students if set(self.ranks([index])) <= set(ranks)]
+
+    def awaited(self) -> list[int]:
+        """The ranks that the next generation needs: those of all students, unless the others suffice."""
+        return self.ranks(self._remaining() if self.has_quorum() else self.students)
+
+    def has_quorum(self) -> bool:
+        """Whether the students that are not away suffice for a generation."""
+        failure, teacher = self.recipe.failure, self.recipe.distillation.teacher
+        least = 1 if failure.policy == "stop" else min(failure.min_students, len(self.students))
+        remaining = self._remaining()
+        return len(remaining) >= least and (teacher is None or self.recipe.names.index(teacher) in remaining)
+
+    def named(self, names: Collection[str | None]) -> set[int]:
+        """The students that are named, themselves or by one of their workers."""
+        by_worker = {worker.student for worker in self.recipe.workers if worker.name in names}
+        return by_worker | {index for index in self.students if self.recipe.names[index] in names}
+
+    def remove(self, students: Collection[int]) -> None:
+        """Students are lost: the next generation neither waits for them nor trusts their state."""
+        self.away |= set(students)
+        self.failed |= set(students)
+
+    def enter(self, present: Collection[int]) -> None:
+        """A generation begins with some students."""
+        self.away = set(self.students) - set(present)
+        self.failed -= set(present)
+
+    def clear(self) -> None:
+        """All students return to a checkpoint."""
+        self.away, self.failed = set(), set()
+
+    def restored(self, present: Sequence[int], positions: Mapping[int, Round | None]) -> list[int]:
+        """The students, of those present, that have no state to continue with.
+
+        A student has none before its first generation, after its own failure, or where its replicas stand
+        at different rounds.
+
+        Args:
+            present: the students of the next generation.
+            positions: by rank the round that a worker takes next; None before its first generation.
+        """
+        found = []
+        for index in present:
+            own = {positions[rank] for rank in self.ranks([index])}
+            if None in own or len(own) > 1 or index in self.failed:
+                found.append(index)
+        return found
+
+    def _remaining(self) -> list[int]:
+        return [index for index in self.students if index not in self.away]
 
 
 class Absences:
-    """Which student was away from when to when, under the policy `continue`.
+    """Which student was absent from when to when, under the policy `continue`.
 
     Args:
         names: the students.
-        found: those that the run's record has already.
+        found: the absences in the run's record.
 
     Attributes:
         found: as the run's record has it: the student, the steps between which it took no part, and the
@@ -27,7 +107,7 @@ class Absences:
         self.found = [dict(absence) for absence in found]
 
     def rewind(self, start: Manifest | None) -> None:
-        """All are back at a checkpoint, or at the start: what came after it has not happened."""
+        """Return to a checkpoint, or to the run's start: later absences have not happened."""
         step = 0 if start is None else start.step
         self.found = [absence for absence in self.found if absence["since"] < step]
         for absence in self.found:
@@ -37,20 +117,20 @@ class Absences:
     def note(
         self, present: Collection[int], restored: Collection[int], step: int, start: Manifest | None
     ) -> list[str]:
-        """Note who is there as the cohort goes on at a step; a line for each student that left or came back.
+        """Note who is present in a generation; returns a line for each student that left or came back.
 
         Args:
-            present, restored: see `kdcl_dist.membership.rendezvous.Call`.
-            step: training steps done.
-            start: the checkpoint that those who are restored take their state of.
+            present, restored: see `kdcl_dist.membership.rendezvous.GenerationSpec`.
+            step: training steps done before the generation.
+            start: the checkpoint that restored students take their state from.
         """
         lines = []
-        for place, name in enumerate(self.names):
+        for index, name in enumerate(self.names):
             absence = next((a for a in self.found if (a["student"], a["until"]) == (name, None)), None)
-            if place not in present and absence is None:
+            if index not in present and absence is None:
                 self.found.append({"student": name, "since": step, "until": None, "state_of": None})
                 lines.append(f"{name} is away from step {step} on")
-            elif place in restored:
+            elif index in restored:
                 state_of = _state_of(start, name)
                 if absence is None:
                     self.found.append(absence := {"student": name, "since": step})
@@ -60,7 +140,7 @@ class Absences:
 
 
 def _state_of(start: Manifest | None, name: str) -> int:
-    """Training steps in the state that a student takes up."""
+    """Training steps in the state that a student takes from a checkpoint."""
     if start is None or (part := start.parts.get(name)) is None:
         return 0
     return start.step if part.step is None else part.step

@@ -30,8 +30,7 @@ from kdcl_dist.membership.tcp_store import scoped
 from kdcl_dist.run.checkpoint import Manifest, latest
 from kdcl_dist.run.events import Event, Note, Started, Warned
 from kdcl_dist.run.process import prepare_process
-from kdcl_dist.run.run import (
-    Run,
+from kdcl_dist.run.record import (
     next_generation,
     past_failures,
     read_record,
@@ -39,6 +38,7 @@ from kdcl_dist.run.run import (
     record_survival,
     update_record,
 )
+from kdcl_dist.run.run import Run
 
 __all__ = ["Processes", "run_coordinator"]
 

@@ -98,7 +98,7 @@ class TrainingData:
         """The data sets' fingerprints, by which two processes see that they read the same."""
         return {"train": fingerprint(self.train), "test": fingerprint(self.test)}
 
-    def run(self, index: int, start: Round, replica: int = 0) -> Iterator[Batch]:
+    def batches(self, index: int, start: Round, replica: int = 0) -> Iterator[Batch]:
         """One replica's share of a student's batches, of all rounds that take any, from one round on.
 
         One loader serves them all: what follows a pass over the test samples is loaded while it runs, and
@@ -123,7 +123,7 @@ class TrainingData:
         shares = (part._replace(ids_B=_share(part.ids_B, replica, student.replicas)) for part in parts())
         return self._load(views, shares)
 
-    def training(self, index: int, start: int, replica: int = 0) -> Iterator[Batch]:
+    def training_batches(self, index: int, start: int, replica: int = 0) -> Iterator[Batch]:
         """One replica's share of a student's training batches, from a global step to the end of the run."""
         replicas = self.recipe.students[index].replicas
         steps = self._steps(self._seed(index), start)
@@ -149,11 +149,11 @@ class TrainingData:
             raise DataError("data.augment gives images with NaN or infinite pixels", student=student.name)
         return batch
 
-    def holdout(self) -> Iterator[Batch]:
+    def holdout_batches(self) -> Iterator[Batch]:
         """The held-out samples once, seen through the test view."""
         return self._once(self.train, self.split[1])
 
-    def testing(self) -> Iterator[Batch]:
+    def test_batches(self) -> Iterator[Batch]:
         """The test samples once, seen through the test view."""
         return self._once(self.test, np.arange(len(self.test)))
 

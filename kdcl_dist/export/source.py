@@ -25,7 +25,8 @@ from kdcl_dist.errors import CheckpointError, ModelError, RunFolderError, Storag
 from kdcl_dist.evaluation import open_training_data
 from kdcl_dist.run.checkpoint import Manifest, latest, read_part, steps, whole
 from kdcl_dist.run.metrics import read_metrics
-from kdcl_dist.run.run import load_run, read_record
+from kdcl_dist.run.record import read_record
+from kdcl_dist.run.run import load_run
 from kdcl_dist.run.storage import Folder
 
 __all__ = ["Source", "label_of", "misfit"]

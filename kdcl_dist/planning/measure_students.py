@@ -92,7 +92,7 @@ def _build(recipe: Recipe, index: int, counts: Sequence[int]) -> tuple[Student, 
     classes, channels = len(training_data.train.classes), training_data.train.channels
     device = torch.device("cuda" if recipe.students[index].resources.gpu else "cpu")
     student = Student(recipe, index, classes=classes, channels=channels, device=device)
-    student.check_output(next(training_data.testing()).images[:2])
+    student.check_output(next(training_data.test_batches()).images[:2])
     first = training_data.first_views(index, 2)
     student.try_step(first.images, first.labels)
     message = Message(MessageLayout(recipe.batch_size, classes))
@@ -117,7 +117,7 @@ def _build(recipe: Recipe, index: int, counts: Sequence[int]) -> tuple[Student, 
 
 def _endless(recipe: Recipe, index: int) -> Iterator[Batch]:
     training_data = TrainingData.open(recipe)
-    return chain.from_iterable(training_data.training(index, 0) for _ in count())
+    return chain.from_iterable(training_data.training_batches(index, 0) for _ in count())
 
 
 def _steps(

@@ -14,7 +14,8 @@ import pyarrow.compute as pc
 from kdcl_dist.config.recipe import Recipe
 from kdcl_dist.errors import RunFolderError, one_line
 from kdcl_dist.run.metrics import ENSEMBLE, read_metrics
-from kdcl_dist.run.run import load_run, read_record
+from kdcl_dist.run.record import read_record
+from kdcl_dist.run.run import load_run
 
 __all__ = ["ENSEMBLE", "Curve", "Key", "RunData", "load"]
 

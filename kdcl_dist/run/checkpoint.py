@@ -27,6 +27,7 @@ __all__ = [
     "Part",
     "commit",
     "copy_part",
+    "has_committed",
     "latest",
     "prune",
     "read_part",
@@ -138,6 +139,11 @@ def steps(run: Folder) -> list[int]:
     return sorted(int(match[1]) for match in found if match)
 
 
+def has_committed(run: Folder) -> bool:
+    """Whether any checkpoint was committed, damaged or not."""
+    return any(_is_committed(run, step) for step in steps(run))
+
+
 def read_part(run: Folder, manifest: Manifest, name: str) -> dict[str, Any]:
     """Read one part onto the CPU.
 
@@ -161,7 +167,7 @@ def prune(run: Folder, keep: int) -> None:
         StorageError: something could not be deleted; the next call finds it again.
     """
     found = steps(run)
-    committed = [step for step in found if run.exists(f"{_folder(step)}/manifest.json")]
+    committed = [step for step in found if _is_committed(run, step)]
     for step in found:
         if committed and step < committed[-keep:][0]:
             # The manifest goes first, so that a deletion cut short leaves no half checkpoint that counts.
@@ -171,6 +177,10 @@ def prune(run: Folder, keep: int) -> None:
 
 def _folder(step: int) -> str:
     return f"{ROOT}/step-{step:08d}"
+
+
+def _is_committed(run: Folder, step: int) -> bool:
+    return run.exists(f"{_folder(step)}/manifest.json")
 
 
 def _read_manifest(run: Folder, step: int) -> Manifest:

@@ -15,7 +15,7 @@ __all__ = ["prepare_process", "set_determinism", "use_root"]
 
 
 def prepare_process(run: Run, threads: int) -> None:
-    """Set this process's threads, memory, determinism, and the folder of relative paths and import strings."""
+    """Set this process's threads, memory and determinism, and the root of paths and import strings."""
     torch.set_num_threads(threads)
     keep_freed_memory()
     set_determinism(run.recipe.deterministic)

@@ -48,7 +48,7 @@ class StudentLoop:
         self.run_, self.worker, self.student, self.training_data = run, worker, student, training_data
         self.exchange, self.stop, self.present = exchange, stop, generation.students
         self.position = generation.at
-        self.batches = training_data.run(worker.student, generation.at, worker.replica)
+        self.batches = training_data.batches(worker.student, generation.at, worker.replica)
         self.step_metrics = StepMetrics()
         self.losses: Losses | None = None
         self.skipped = torch.zeros(())

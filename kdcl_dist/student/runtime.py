@@ -245,6 +245,6 @@ def _build(run: Run, worker: Worker, device: torch.device, training_data: Traini
 
 def _try_out(student: Student, training_data: TrainingData, worker: Worker) -> None:
     """Find what is wrong with a network or its data before the cohort comes together."""
-    student.check_output(next(training_data.testing()).images[:2])
+    student.check_output(next(training_data.test_batches()).images[:2])
     first = training_data.first_views(worker.student, 2)
     student.try_step(first.images, first.labels)

@@ -20,7 +20,7 @@ import pytest
 from cohorts import ROOT, assert_same, weights
 from hosts import Host, hosts, why_not
 
-from kdcl_dist.run.run import read_record
+from kdcl_dist.run.record import read_record
 from kdcl_dist.run.storage import Folder
 
 REASON = why_not(gigabytes=6)

@@ -22,7 +22,8 @@ from kdcl_dist.membership.endpoint import Endpoint
 from kdcl_dist.run.checkpoint import Manifest, Part, latest
 from kdcl_dist.run.events import Event, Note, Started, Warned
 from kdcl_dist.run.metrics import read_metrics
-from kdcl_dist.run.run import Run, read_record
+from kdcl_dist.run.record import read_record
+from kdcl_dist.run.run import Run
 from kdcl_dist.student import runtime
 from kdcl_dist.student.runtime import run_student
 

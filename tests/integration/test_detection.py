@@ -41,7 +41,7 @@ from kdcl_dist.errors import DataError, KdclError, RecipeError
 from kdcl_dist.exchange.replicas import Replicas
 from kdcl_dist.membership.tcp_store import connect_store, host_store
 from kdcl_dist.run.metrics import read_metrics
-from kdcl_dist.run.run import read_record, update_record
+from kdcl_dist.run.record import read_record, update_record
 from kdcl_dist.utils.seeding import Purpose, derive
 
 EXAMPLE = ROOT / "examples" / "detection"

@@ -18,7 +18,8 @@ from kdcl_dist.cli.evaluate import Levels
 from kdcl_dist.data.dataset import ArrowDataset
 from kdcl_dist.evaluation import evaluate, evaluate_under_noise
 from kdcl_dist.models import build
-from kdcl_dist.run.run import Run, read_record
+from kdcl_dist.run.record import read_record
+from kdcl_dist.run.run import Run
 from kdcl_dist.utils.seeding import Purpose, derive
 
 

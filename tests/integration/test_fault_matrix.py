@@ -44,7 +44,9 @@ from kdcl_dist.membership.monitor import COORDINATOR, Monitor
 from kdcl_dist.membership.rendezvous import Rendezvous
 from kdcl_dist.run.checkpoint import latest
 from kdcl_dist.run.metrics import read_metrics
-from kdcl_dist.run.run import Run, prepare, read_record
+from kdcl_dist.run.prepare import prepare
+from kdcl_dist.run.record import read_record
+from kdcl_dist.run.run import Run
 from kdcl_dist.student.loop import StudentLoop
 from kdcl_dist.student.student import Student
 

@@ -32,7 +32,8 @@ from kdcl_dist.exchange.message import Flag
 from kdcl_dist.launch import entrypoints, local
 from kdcl_dist.run.checkpoint import latest
 from kdcl_dist.run.events import Note, Stepped
-from kdcl_dist.run.run import Run, read_record, update_record
+from kdcl_dist.run.record import read_record, update_record
+from kdcl_dist.run.run import Run
 from kdcl_dist.run.storage import Folder
 from kdcl_dist.student import loop
 from kdcl_dist.student.student import Student

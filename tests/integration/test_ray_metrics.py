@@ -20,7 +20,8 @@ from kdcl_dist.config.recipe_file import parse_recipe
 from kdcl_dist.launch.ray import driver as on_ray
 from kdcl_dist.launch.ray.metrics import PROGRESS, TEST, TRAIN, RayMetrics
 from kdcl_dist.run.events import EpochEnded, Event, Started, Stepped
-from kdcl_dist.run.run import prepare, read_record
+from kdcl_dist.run.prepare import prepare
+from kdcl_dist.run.record import read_record
 
 DASHBOARD = ROOT / "cluster/grafana/kdcl.json"
 #: Seconds after a run within which the coordinator's last values must be offered.

@@ -25,7 +25,8 @@ from kdcl_dist.errors import (
 )
 from kdcl_dist.launch import local
 from kdcl_dist.run.events import Event, Note, Started, Warned
-from kdcl_dist.run.run import Run, read_record
+from kdcl_dist.run.record import read_record
+from kdcl_dist.run.run import Run
 from kdcl_dist.run.storage import Folder
 
 MakeRun = Callable[..., Run]
@@ -41,7 +42,7 @@ def undisturbed(data: dict[str, str], tmp_path_factory: pytest.TempPathFactory) 
     from conftest import recipe_text
 
     from kdcl_dist.config.recipe_file import parse_recipe
-    from kdcl_dist.run.run import prepare
+    from kdcl_dist.run.prepare import prepare
 
     recipe = parse_recipe(recipe_text(data), OVERRIDES)
     run = prepare(recipe, str(tmp_path_factory.mktemp("runs")), "whole", resume=False, warn=print)

@@ -23,7 +23,9 @@ from kdcl_dist.launch.ray import driver as on_ray
 from kdcl_dist.launch.ray.coordinator import EventCursor
 from kdcl_dist.membership.endpoint import Endpoint
 from kdcl_dist.run.events import CheckpointSaved, Event, Started, Stepped
-from kdcl_dist.run.run import Run, prepare, read_record
+from kdcl_dist.run.prepare import prepare
+from kdcl_dist.run.record import read_record
+from kdcl_dist.run.run import Run
 from kdcl_dist.run.storage import Folder
 
 MakeRun = Callable[..., Run]

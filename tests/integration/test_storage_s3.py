@@ -23,7 +23,9 @@ from kdcl_dist.run import uris
 from kdcl_dist.run.checkpoint import latest, read_part
 from kdcl_dist.run.events import CheckpointSaved, Event, Note, Warned
 from kdcl_dist.run.metrics import read_metrics
-from kdcl_dist.run.run import Run, prepare, read_record
+from kdcl_dist.run.prepare import prepare
+from kdcl_dist.run.record import read_record
+from kdcl_dist.run.run import Run
 from kdcl_dist.run.storage import Folder
 
 MakeRun = Callable[..., Run]

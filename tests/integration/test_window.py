@@ -32,7 +32,8 @@ from kdcl_dist.planning.measure_exchange import _ensemble
 from kdcl_dist.report.run_data import load
 from kdcl_dist.report.sections import run_sections
 from kdcl_dist.run.metrics import read_metrics
-from kdcl_dist.run.run import Run, read_record
+from kdcl_dist.run.record import read_record
+from kdcl_dist.run.run import Run
 
 MakeRun = Callable[..., Run]
 METHODS = ("none", "naive", "linear", "min_logit", "general", "mean", "teacher")
@@ -64,7 +65,7 @@ def test_a_window_ends_with_its_epoch(make_recipe: MakeRecipe) -> None:
     epoch, wide = (
         [
             batch.ids.tolist()
-            for batch in TrainingData.open(make_recipe(f"distillation.window={w}")).training(0, 0)
+            for batch in TrainingData.open(make_recipe(f"distillation.window={w}")).training_batches(0, 0)
         ]
         for w in ("epoch", 1000)
     )
@@ -184,7 +185,7 @@ def test_coverage_and_ages_are_those_of_the_walks(
     assert not Cohort(run).train().errors
     found = _rows(run)
     training_data = TrainingData.open(recipe)
-    orders = [[batch.ids.tolist() for batch in training_data.training(i, 0)] for i in range(2)]
+    orders = [[batch.ids.tolist() for batch in training_data.training_batches(i, 0)] for i in range(2)]
     for own, name in enumerate("ab"):
         seen: dict[int, int] = {}
         for epoch in range(3):

@@ -15,7 +15,7 @@ from kdcl_dist.config.recipe import Recipe
 from kdcl_dist.config.recipe_file import dump_recipe, parse_recipe
 from kdcl_dist.report.run_data import RunData, aggregate
 from kdcl_dist.run.metrics import ENSEMBLE, SCHEMA, MetricsTable
-from kdcl_dist.run.run import update_record
+from kdcl_dist.run.record import update_record
 from kdcl_dist.run.storage import Folder
 
 TARGETS = ("naive", "linear", "min_logit", "general", "mean")

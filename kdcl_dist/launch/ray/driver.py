@@ -30,7 +30,8 @@ from kdcl_dist.launch.ray.coordinator import END_S, EventCursor, start_coordinat
 from kdcl_dist.launch.ray.preflight import run_checks
 from kdcl_dist.launch.ray.worker import CohortConfig, train
 from kdcl_dist.run.events import Event, Note, Warned
-from kdcl_dist.run.run import Run, read_record, recorded_failure
+from kdcl_dist.run.record import read_record, recorded_failure
+from kdcl_dist.run.run import Run
 from kdcl_dist.run.storage import Folder
 
 __all__ = ["check", "cluster", "launch", "room_for"]

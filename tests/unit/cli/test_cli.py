@@ -20,7 +20,7 @@ from kdcl_dist import models
 from kdcl_dist.cli import kdcl
 from kdcl_dist.config.recipe_file import dump_recipe, load_recipe
 from kdcl_dist.run.metrics import SCHEMA, read_metrics
-from kdcl_dist.run.run import read_record
+from kdcl_dist.run.record import read_record
 from kdcl_dist.run.storage import Folder
 
 

@@ -21,7 +21,7 @@ from kdcl_dist.compare.runs import Outcome, run_jobs
 from kdcl_dist.compare.summary import markdown, summarise
 from kdcl_dist.config.recipe_file import dump_recipe
 from kdcl_dist.errors import RecipeError
-from kdcl_dist.run.run import read_record
+from kdcl_dist.run.record import read_record
 from kdcl_dist.run.storage import Folder
 
 

@@ -399,8 +399,8 @@ def test_one_loader_serves_a_whole_run(workers: int, make_recipe: MakeRecipe) ->
     alone = TrainingData.open(make_recipe(*common))
     schedule = training_data.schedule
     for start in (Round(Kind.TRAIN, 0, 1), Round(Kind.EVALUATE, 0, schedule.steps_per_epoch)):
-        steps = alone.training(1, start.step)
-        found = training_data.run(1, start)
+        steps = alone.training_batches(1, start.step)
+        found = training_data.batches(1, start)
         for round in schedule.rounds(start):
             if round.kind not in (Kind.TRAIN, Kind.HOLDOUT, Kind.EVALUATE):
                 continue

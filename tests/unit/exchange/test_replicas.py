@@ -20,7 +20,8 @@ from kdcl_dist.exchange.replicas import Replicas
 from kdcl_dist.launch import local
 from kdcl_dist.membership.tcp_store import connect_store, host_store, scoped
 from kdcl_dist.run.metrics import read_metrics
-from kdcl_dist.run.run import Run, read_record
+from kdcl_dist.run.record import read_record
+from kdcl_dist.run.run import Run
 from kdcl_dist.utils.network import interface_of
 
 MakeRun = Callable[..., Run]
@@ -102,12 +103,12 @@ def test_shares_are_even_and_whole(rows: int, replicas: int) -> None:
 def test_every_sample_once(make_recipe: MakeRecipe) -> None:
     training_data = TrainingData.open(make_recipe(PAIR))
     test_turns = Round(Kind.EVALUATE, training_data.recipe.epochs - 1, training_data.schedule.steps_per_epoch)
-    parts = [list(training_data.run(0, test_turns, replica)) for replica in range(2)]
-    whole = [batch.ids for batch in training_data.testing()]
+    parts = [list(training_data.batches(0, test_turns, replica)) for replica in range(2)]
+    whole = [batch.ids for batch in training_data.test_batches()]
     assert [torch.cat([a.ids, b.ids]).tolist() for a, b in zip(*parts, strict=True)] == [
         i.tolist() for i in whole
     ]
-    steps = zip(training_data.training(0, 0, 0), training_data.training(0, 0, 1), strict=True)
+    steps = zip(training_data.training_batches(0, 0, 0), training_data.training_batches(0, 0, 1), strict=True)
     for (left, right), ids in zip(steps, steps_of(training_data), strict=True):
         assert len(left.ids) == len(right.ids) == 8
         assert sorted(torch.cat([left.ids, right.ids]).tolist()) == sorted(ids)
@@ -115,7 +116,7 @@ def test_every_sample_once(make_recipe: MakeRecipe) -> None:
 
 def steps_of(training_data: TrainingData) -> list[list[int]]:
     alone = TrainingData(single(training_data.recipe), training_data.train, training_data.test)
-    return [batch.ids.tolist() for batch in alone.training(0, 0)]
+    return [batch.ids.tolist() for batch in alone.training_batches(0, 0)]
 
 
 def together(work: Callable[[Replicas, int], Any], count: int = 3) -> list[Any]:

@@ -36,7 +36,9 @@ from kdcl_dist.export import formats, writing
 from kdcl_dist.export.prediction import Export
 from kdcl_dist.export.preprocessing import digest
 from kdcl_dist.run.metrics import read_metrics
-from kdcl_dist.run.run import Run, prepare, read_record, update_record
+from kdcl_dist.run.prepare import prepare
+from kdcl_dist.run.record import read_record, update_record
+from kdcl_dist.run.run import Run
 from kdcl_dist.run.storage import Folder
 
 CLASSES = ("cat", "dog", "eel", "fox")
@@ -166,7 +168,9 @@ def test_the_card_has_the_seeds_of_a_table(trained: Run, tmp_path: Path) -> None
 
 def test_logits_are_those_of_an_evaluation(trained: Run, exports: dict[str, Path], pictures: Path) -> None:
     known = Trained.load(trained.folder.uri, device="cpu", warn=print)
-    expected = torch.cat([known.students[0].predict(batch.images) for batch in known.training_data.testing()])
+    expected = torch.cat(
+        [known.students[0].predict(batch.images) for batch in known.training_data.test_batches()]
+    )
     files = sorted((pictures / "files").rglob("*.png"), key=lambda path: path.name)
     for kind, folder in exports.items():
         export = Export.read(folder)
@@ -178,7 +182,9 @@ def test_logits_are_those_of_an_evaluation(trained: Run, exports: dict[str, Path
 
 def test_predictions_of_a_folder(trained: Run, exports: dict[str, Path], pictures: Path) -> None:
     known = Trained.load(trained.folder.uri, device="cpu", warn=print)
-    logits = torch.cat([known.students[0].predict(batch.images) for batch in known.training_data.testing()])
+    logits = torch.cat(
+        [known.students[0].predict(batch.images) for batch in known.training_data.test_batches()]
+    )
     shares = F.softmax(logits.double(), dim=1).numpy()
     for kind, folder in exports.items():
         result = run("predict", folder, pictures / "files", "--top", 3, "--csv")

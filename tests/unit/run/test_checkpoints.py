@@ -14,7 +14,8 @@ from cohorts import Cohort, MakeRecipe, assert_same, weights
 from kdcl_dist.errors import CheckpointError, RunFolderError
 from kdcl_dist.run import checkpoint as C
 from kdcl_dist.run.metrics import read_metrics
-from kdcl_dist.run.run import Run, read_record
+from kdcl_dist.run.record import read_record
+from kdcl_dist.run.run import Run
 from kdcl_dist.run.storage import Folder
 
 MakeRun = Callable[..., Run]

@@ -1,0 +1,70 @@
+"""The blocks of a page, figures and tables, and the templates that lay them out."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from markupsafe import Markup
+
+__all__ = ["Figure", "Table", "render"]
+
+NUMBER = re.compile(r"−?\d[\d,]*(\.\d+)?( ± \d+(\.\d+)?)?|–")
+
+
+@dataclass(frozen=True)
+class Figure:
+    """A chart with its heading and its caption.
+
+    Attributes:
+        ident: the figure's id in the page.
+        title: the heading.
+        svg: the chart.
+        caption: what the chart shows.
+    """
+
+    ident: str
+    title: str
+    svg: Markup
+    caption: str
+
+
+@dataclass(frozen=True)
+class Table:
+    """A table that a reader can copy.
+
+    Attributes:
+        caption: what the table shows.
+        heads: titles of the columns.
+        rows: cells of each row; the first cell is the row's title.
+    """
+
+    caption: str
+    heads: Sequence[str]
+    rows: Sequence[Sequence[str]]
+
+    @property
+    def numeric(self) -> list[bool]:
+        """For each column, whether it holds only numbers, intervals and dashes; such columns align right."""
+        columns = [[row[i] for row in self.rows] for i in range(1, len(self.heads))]
+        return [False, *(all(map(NUMBER.fullmatch, column)) for column in columns)]
+
+
+def render(template: str, **context: object) -> str:
+    """HTML of a template of this package; every text of the context is escaped unless it is `Markup`."""
+    return _environment().get_template(template).render(context)
+
+
+@cache
+def _environment() -> Environment:
+    return Environment(
+        loader=FileSystemLoader(Path(__file__).parent / "templates"),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )

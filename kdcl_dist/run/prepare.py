@@ -1,0 +1,110 @@
+"""Making the folder of a new run, or finding the one to resume."""
+
+from __future__ import annotations
+
+import re
+import uuid
+from collections.abc import Callable
+from datetime import datetime
+from pathlib import Path
+
+from kdcl_dist.config.differences import differences, roundings
+from kdcl_dist.config.recipe import Recipe
+from kdcl_dist.config.recipe_file import dump_recipe
+from kdcl_dist.errors import RunFolderError, StorageError
+from kdcl_dist.run.checkpoint import Manifest, has_committed, latest
+from kdcl_dist.run.record import read_record, update_record
+from kdcl_dist.run.run import Run, load_run, versions
+from kdcl_dist.run.storage import Folder
+
+__all__ = ["NAME", "prepare"]
+
+#: What a run may be called: one folder, on any file system.
+NAME = r"[A-Za-z0-9][A-Za-z0-9_.-]{0,127}"
+
+
+def prepare(
+    recipe: Recipe, storage: str, name: str | None, *, resume: bool, warn: Callable[[str], None]
+) -> Run:
+    """Make the folder of a new run, or find the one to resume.
+
+    Args:
+        recipe: the run.
+        storage: path or URI of the folder that holds runs.
+        name: the name of the run folder within it. None: the recipe's name and the time; to resume, the
+            latest folder of the recipe's name that has a checkpoint.
+        resume: continue from the latest undamaged checkpoint.
+        warn: takes a text for each damaged checkpoint that is skipped, and for a doubtful resumption.
+
+    Raises:
+        RunFolderError: the folder exists already or cannot be written, nothing is there to resume, or the
+            folder is of another recipe.
+    """
+    root = _storage(storage, recipe.limits.patience_s)
+    if name is not None and not re.fullmatch(NAME, name):
+        raise RunFolderError(
+            f"--name {name!r}: a name has letters, digits, '.', '_' and '-', at most 128, and begins with "
+            "a letter or digit"
+        )
+    start: Manifest | None = None
+    if resume:
+        try:
+            name = name or _latest_name(root, recipe.name)
+            start = _resume(root / name, recipe, warn)
+        except StorageError as error:
+            raise RunFolderError(f"nothing to resume: {error.message}") from error
+    name = name or f"{recipe.name}-{datetime.now():%Y%m%d-%H%M%S}-{uuid.uuid4().hex[:4]}"
+    root.check_writable()
+    run = Run(recipe, f"{name}-{uuid.uuid4().hex[:12]}", root / name, start, str(Path.cwd()))
+    if resume:
+        run.remove_partial()
+    else:
+        _create(run.folder, recipe)
+    if read_record(run.folder).get("state") != "finished":
+        update_record(run.folder, state="starting", cause=None, owner=run.id, root=run.root)
+    return run
+
+
+def _storage(uri: str, limit_s: float) -> Folder:
+    if not uri.strip():
+        raise RunFolderError("--storage is empty; give the folder of runs as a path or URI")
+    return Folder(uri if "://" in uri else str(Path(uri).expanduser()), limit_s)
+
+
+def _create(folder: Folder, recipe: Recipe) -> None:
+    if folder.exists("recipe.yaml"):
+        raise RunFolderError(
+            f"run folder {str(folder)!r} exists: give another --name, or --resume to continue it"
+        )
+    header = "".join(f"# {name} {version}\n" for name, version in versions().items())
+    folder.write("recipe.yaml", (header + dump_recipe(recipe)).encode())
+    update_record(folder, versions=versions())
+
+
+def _resume(folder: Folder, recipe: Recipe, warn: Callable[[str], None]) -> Manifest:
+    if not folder.exists("recipe.yaml"):
+        raise RunFolderError(
+            f"nothing to resume: {str(folder)!r} is not a run folder (see --storage and --name)"
+        )
+    old, _ = load_run(folder.uri)
+    if changed := differences(old, recipe):
+        raise RunFolderError(
+            f"{str(folder)!r} cannot be resumed with another recipe; it differs in {'; '.join(changed)}"
+        )
+    if (start := latest(folder, warn)) is None:
+        raise RunFolderError(f"nothing to resume: {str(folder)!r} has no complete checkpoint")
+    if changed := roundings(old, recipe):
+        warn(f"results may differ in the last bits from those of a run without a break: {'; '.join(changed)}")
+    return start
+
+
+def _latest_name(root: Folder, recipe_name: str) -> str:
+    """The latest run of a recipe that has a checkpoint. Names end in the start time, and so sort by it."""
+    pattern = re.escape(recipe_name) + r"-\d{8}-\d{6}-[0-9a-f]{4}"
+    names = [name for name in root.names() if re.fullmatch(pattern, name)]
+    with_checkpoint = [name for name in names if has_committed(root / name)]
+    if not with_checkpoint:
+        raise RunFolderError(
+            f"nothing to resume: {str(root)!r} has no run of recipe {recipe_name!r} with a checkpoint"
+        )
+    return with_checkpoint[-1]

@@ -1,0 +1,97 @@
+"""run.json, the record of a run: state, owner, placement, data fingerprints, results, causes of failures."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+from collections.abc import Sequence
+from datetime import datetime, timezone
+from typing import Any
+
+from kdcl_dist.errors import KdclError, RunFolderError, StorageError, from_dict, one_line
+from kdcl_dist.run.run import Run
+from kdcl_dist.run.storage import Folder
+
+__all__ = [
+    "check_owner",
+    "next_generation",
+    "past_failures",
+    "read_record",
+    "record_failure",
+    "record_survival",
+    "recorded_failure",
+    "update_record",
+]
+
+#: Seconds for which `check_owner` tries to read the record; the students wait meanwhile.
+OWNER_S = 3.0
+
+
+def read_record(folder: Folder) -> dict[str, Any]:
+    """The content of run.json; empty when there is none."""
+    try:
+        record: dict[str, Any] = json.loads(folder.read("run.json"))
+    except FileNotFoundError:
+        return {}
+    except ValueError as error:
+        raise RunFolderError(f"{folder}/run.json is damaged ({one_line(error)}); delete it") from None
+    return record
+
+
+def update_record(folder: Folder, **changes: Any) -> None:
+    """Write fields of run.json, keeping the others."""
+    now = datetime.now(timezone.utc).isoformat(timespec="seconds")
+    record = read_record(folder) | changes | {"updated": now}
+    folder.write("run.json", json.dumps(record, indent=1).encode())
+
+
+def check_owner(run: Run) -> None:
+    """See that no other process has resumed the run meanwhile: the latest start owns the folder.
+
+    Raises:
+        RunFolderError: another start owns it.
+    """
+    try:
+        owner = read_record(run.folder.with_limit(OWNER_S)).get("owner", run.id)
+    except StorageError:  # a storage that does not answer is no sign of another process
+        return
+    if owner != run.id:
+        raise RunFolderError(
+            f"{str(run.folder)!r} was resumed by another process ({owner}), which goes on; this one ends here"
+        )
+
+
+def record_failure(run: Run, cause: KdclError) -> None:
+    """Record the first cause of a failure, unless another start owns the run.
+
+    Errors of the storage are suppressed: they must not hide the cause.
+    """
+    with contextlib.suppress(Exception):
+        check_owner(run)
+        update_record(run.folder, state="failed", cause=cause.to_dict())
+
+
+def recorded_failure(run: Run) -> KdclError | None:
+    """The first cause that was recorded since this start of the run, if any."""
+    try:
+        record = read_record(run.folder)
+    except StorageError:  # the caller knows a cause of its own, which counts more
+        return None
+    return from_dict(record["cause"]) if record.get("state") == "failed" and record.get("cause") else None
+
+
+def record_survival(run: Run, failures: Sequence[KdclError]) -> None:
+    """Record all failures that this start of the run has survived so far."""
+    update_record(run.folder, failures={"run": run.id, "causes": [failure.to_dict() for failure in failures]})
+
+
+def past_failures(run: Run) -> list[KdclError]:
+    """The failures that this start of the run has survived so far, as recorded."""
+    failures = read_record(run.folder).get("failures", {})
+    return [from_dict(cause) for cause in failures.get("causes", [])] if failures.get("run") == run.id else []
+
+
+def next_generation(run: Run) -> int:
+    """The number of the exchange group after all that this start of the run had."""
+    generation = read_record(run.folder).get("generation", {})
+    return int(generation["number"]) + 1 if generation.get("run") == run.id else 0
