@@ -1,19 +1,14 @@
-"""What a run is: every field that changes a result or a placement, with its default and its limits.
+"""The recipe: every field that changes a result or a placement, and the checks across fields.
 
-The models are strict: unknown fields are refused, nothing is converted from one type to another, and a
-built recipe cannot be changed. Reading and writing YAML is `kdcl_dist.config.recipe_file`'s part.
+`kdcl_dist.config.recipe_file` reads and writes recipes as YAML.
 """
 
 from __future__ import annotations
 
 from collections import Counter
-from typing import Annotated, Any
+from typing import Any
 
-from pydantic import (
-    Field,
-    PositiveInt,
-    model_validator,
-)
+from pydantic import Field, PositiveInt, model_validator
 
 from kdcl_dist.config.base import Name, Seed, Strict
 from kdcl_dist.config.optim import MultiStep
@@ -24,20 +19,25 @@ __all__ = ["Recipe"]
 
 
 class Recipe(Strict):
-    """A whole run. `batch_size` is the number of samples of one step, the same for every student."""
+    """A whole run."""
 
-    name: Name = "run"
-    seed: Seed = 0
-    epochs: PositiveInt = 30
-    batch_size: PositiveInt = 64
-    deterministic: bool = False
-    data: Data
-    distillation: Distillation = Distillation()
-    students: Annotated[list[Student], Field(min_length=1)]
-    checkpoint: Checkpoint = Checkpoint()
-    analysis: Analysis = Analysis()
-    failure: Failure = Failure()
-    limits: Limits = Limits()
+    name: Name = Field(default="run", description="Name of the run folder, unless `--name` gives another.")
+    seed: Seed = Field(default=0, description="Seed of all random numbers of the run.")
+    epochs: PositiveInt = Field(default=30, description="Epochs of training.")
+    batch_size: PositiveInt = Field(
+        default=64, description="Samples of one step, the same number for every student."
+    )
+    deterministic: bool = Field(
+        default=False,
+        description="Only operations that give the same sums each time, on GPUs too. true is slower.",
+    )
+    data: Data = Field(description="Data sets and views.")
+    distillation: Distillation = Field(default=Distillation(), description="Soft target and loss.")
+    students: list[Student] = Field(min_length=1, description="The cohort, one item for each student.")
+    checkpoint: Checkpoint = Field(default=Checkpoint(), description="Checkpoints.")
+    analysis: Analysis = Field(default=Analysis(), description="Measurements during training.")
+    failure: Failure = Field(default=Failure(), description="Reaction to failures.")
+    limits: Limits = Field(default=Limits(), description="Limits of waits.")
 
     @model_validator(mode="after")
     def _cohort_is_consistent(self) -> Recipe:
@@ -52,19 +52,19 @@ class Recipe(Strict):
 
     @property
     def workers(self) -> list[Worker]:
-        """All workers in the order of the cohort: student "a", or "a/0" and "a/1" if it has two replicas."""
+        """All workers in the order of the cohort: "a" for one replica, "a/0" and "a/1" for two."""
         return [
-            Worker(place, replica, student.name if student.replicas == 1 else f"{student.name}/{replica}")
-            for place, student in enumerate(self.students)
+            Worker(index, replica, student.name if student.replicas == 1 else f"{student.name}/{replica}")
+            for index, student in enumerate(self.students)
             for replica in range(student.replicas)
         ]
 
     def epochs_of(self, student: Student) -> int:
-        """Epochs for which one student learns."""
+        """Number of epochs in which a student learns."""
         return student.epochs or self.epochs
 
     def augment_of(self, student: Student) -> list[dict[str, Any]]:
-        """The training transforms of one student."""
+        """The training transforms of a student, as `kdcl_dist.data.views.Transforms` takes them."""
         chosen = self.data.augment if student.augment is None else student.augment
         return [transform.item() for transform in chosen]
 
@@ -73,7 +73,7 @@ class Recipe(Strict):
         return student.name == self.distillation.teacher
 
     def warnings(self) -> list[str]:
-        """What is allowed but hardly meant, one line each."""
+        """Settings that are allowed but hardly intended, one line each."""
         starts = Counter(
             (s.model, s.weights or s.seed) for s in self.students if s.weights or s.seed is not None
         )

@@ -1,4 +1,4 @@
-"""The sections of a recipe: data, distillation, checkpoints, analysis, failures and time limits."""
+"""The sections of a recipe: data, distillation, checkpoint, analysis, failure and limits."""
 
 from __future__ import annotations
 
@@ -34,32 +34,42 @@ Method = Literal["none", "naive", "linear", "min_logit", "general", "mean", "dml
 
 
 class Transform(Strict):
-    """One transform: a class of torchvision.transforms.v2, Cutout or an import string, and its arguments."""
+    """One transform of an image. The fields beside `name` are the arguments of the transform.
+
+    Transforms run in the order of the list. The images are normalised afterwards, with the mean and the
+    standard deviation of the data set.
+    """
 
     model_config = ConfigDict(extra="allow")
 
-    name: str
+    name: str = Field(
+        description="A class of `torchvision.transforms.v2`, `Cutout`, or an import string "
+        "`package.module:factory`."
+    )
 
     def item(self) -> dict[str, Any]:
-        """The transform as `kdcl_dist.data.views.build_transform` takes it."""
+        """The transform as `kdcl_dist.data.views.Transforms` takes it."""
         return self.model_dump()
 
 
 class Data(Strict):
-    """What the students learn from: paths, or import strings of factories.
+    """The data sets and the views of their images."""
 
-    `augment` is the training view, `test_view` the view of test and held-out samples; images are
-    normalised with the data set's own mean and standard deviation after either. `classes` are the names
-    of those to learn, in the order of their labels; null takes all.
-    """
-
-    train: str
-    test: str
-    classes: Annotated[list[str], Field(min_length=2)] | None = None
-    augment: list[Transform] = Field(default_factory=list)
-    test_view: list[Transform] = Field(default_factory=list)
-    holdout_per_class: NonNegativeInt = 0
-    loader_workers: NonNegativeInt = 0
+    train: str = Field(description="Training set: a path, or an import string `package.module:factory`.")
+    test: str = Field(description="Test set, in the same form.")
+    classes: Annotated[list[str], Field(min_length=2)] | None = Field(
+        default=None, description="Names of the classes to learn, in the order of their labels. null: all."
+    )
+    augment: list[Transform] = Field(default=[], description="Transforms of the training view.")
+    test_view: list[Transform] = Field(default=[], description="Transforms of test and held-out samples.")
+    holdout_per_class: NonNegativeInt = Field(
+        default=0,
+        description="Training samples of each class that are held out. The weights of method `general` "
+        "need 1 or more.",
+    )
+    loader_workers: NonNegativeInt = Field(
+        default=0, description="Loader processes of each worker. 0: the worker loads its own samples."
+    )
 
     @property
     def test_items(self) -> list[dict[str, Any]]:
@@ -75,43 +85,71 @@ class Data(Strict):
 
 
 class Bank(Strict):
-    """Where the students' last logits are kept for a `window` of several steps, and how many of each.
+    """The store of the students' last logits, for a `window` of more than one step."""
 
-    `folder`: of the coordinator's host, for a file that is mapped into memory; null keeps them in memory.
-    `top_k`: the largest logits of a sample that are kept, with what the other classes have together;
-    null keeps all.
-    """
-
-    folder: str | None = None
-    top_k: PositiveInt | None = None
+    folder: str | None = Field(
+        default=None,
+        description="Folder on the coordinator's host for a memory-mapped file. null: in memory.",
+    )
+    top_k: PositiveInt | None = Field(
+        default=None,
+        description="Number of the largest logits to keep of each sample, beside the sum over the other "
+        "classes. null: all.",
+    )
 
 
 class Distillation(Strict):
-    """Which soft target, and how much of it.
+    """The soft target, and its share of the loss. Equations and sections are those of the KDCL paper.
 
-    `temperature` is T and `weight` is lambda of the paper's equations 1-2. `invariant`: every student
-    draws its own view of a sample (section 3.2); otherwise all see the same view. `window`: steps, or
-    "epoch", within which each student walks the same samples in its own order; of more than one step, the
-    students learn from each other's last logits of a sample, none older than `max_staleness` steps, which
-    the `bank` keeps. `logit_noise`: standard deviation of Gaussian noise on the logits that a student
-    contributes (not in the paper; off by default). `wire_precision`: of logits and soft targets on their
-    way; 16 bits halve the traffic, and round what is learnt from and tested.
+    The methods, by what a student learns from beside the labels:
+
+    - `none`: nothing.
+    - `naive`: the logits of the student with the smallest cross-entropy on the sample.
+    - `linear`: the convex combination of the students' logits with the smallest cross-entropy.
+    - `min_logit`: the smallest logit of each class, relative to the true class.
+    - `general`: the students' probabilities, weighted by their errors on held-out samples.
+    - `mean`: the mean of the students' logits.
+    - `dml`: the probabilities of each peer (deep mutual learning).
+    - `teacher`: the probabilities of one frozen student with given `weights`.
+
+    With a `window` of more than one step, each student takes the samples of the window in its own order and
+    learns from the others' last logits of a sample. `max_staleness` and `bank` have an effect only then.
     """
 
-    method: Method = "linear"
-    temperature: PositiveFloat = 2.0
-    weight: NonNegativeFloat = 1.0
-    invariant: bool = True
-    window: PositiveInt | Literal["epoch"] = 1
-    max_staleness: NonNegativeInt | None = None
-    bank: Bank = Bank()
-    logit_noise: NonNegativeFloat = 0.0
-    wire_precision: Precision = "fp32"
-    teacher: Name | None = None
+    method: Method = Field(default="linear", description="The soft target, see above.")
+    temperature: PositiveFloat = Field(default=2.0, description="T of equation 1.")
+    weight: NonNegativeFloat = Field(
+        default=1.0, description="Lambda of equation 2: the weight of the distillation loss."
+    )
+    invariant: bool = Field(
+        default=True,
+        description="Every student draws its own view of a sample (section 3.2). false: one view for all.",
+    )
+    window: PositiveInt | Literal["epoch"] = Field(
+        default=1,
+        description="Steps of a window, or `epoch`. 1: all students see the same samples at a step.",
+    )
+    max_staleness: NonNegativeInt | None = Field(
+        default=None, description="Greatest age in steps of logits in a soft target. null: no limit."
+    )
+    bank: Bank = Field(default=Bank(), description="Store of the last logits.")
+    logit_noise: NonNegativeFloat = Field(
+        default=0.0,
+        description="Standard deviation of Gaussian noise on the logits that a student sends. "
+        "Not in the paper.",
+    )
+    wire_precision: Precision = Field(
+        default="fp32",
+        description="Number format of logits and soft targets in messages. 16 bits halve the traffic and "
+        "round the values.",
+    )
+    teacher: Name | None = Field(
+        default=None, description="Name of the student that does not learn, for method `teacher` only."
+    )
 
     @property
     def keeps_logits(self) -> bool:
-        """Whether soft targets are formed of logits of earlier steps too."""
+        """Whether a soft target takes in logits of earlier steps."""
         return self.window != 1 and self.method != "none"
 
     @model_validator(mode="after")
@@ -134,54 +172,67 @@ class Distillation(Strict):
 
 
 class Checkpoint(Strict):
-    """When the cohort's checkpoint is taken, and how many are kept. The last epoch always ends with one."""
+    """Checkpoints of the whole cohort. The last epoch always ends with one."""
 
-    every_epochs: PositiveInt = 1
-    keep: PositiveInt = 2
+    every_epochs: PositiveInt = Field(default=1, description="Epochs from one checkpoint to the next.")
+    keep: PositiveInt = Field(default=2, description="Number of the latest checkpoints to keep.")
 
 
 class Analysis(Strict):
-    """How often the ensembles and the students' conflict are measured: every so many steps, 0 never."""
+    """Measurements of the ensembles, and of the conflict between the two parts of a student's loss."""
 
-    every_steps: NonNegativeInt = 100
+    every_steps: NonNegativeInt = Field(
+        default=100, description="Steps from one measurement to the next. 0: no measurements."
+    )
 
     def measures(self, step: int) -> bool:
-        """Whether a global step is measured."""
+        """Whether a global step has a measurement."""
         return self.every_steps > 0 and step % self.every_steps == 0
 
 
 class Failure(Strict):
     """What happens when a process of the cohort dies, hangs or fails.
 
-    `rollback`: it is replaced, the others keep their processes, and all go back to the latest checkpoint;
-    the result is that of a run without the failure, bit for bit. `continue`: the others go on without it,
-    if they are at least `min_students`, and it joins them again, from its checkpoint, once it is replaced.
-    `stop`: the others save their state, and the run ends. `max_failures` are those of a whole run; one more
-    ends it. A student whose logits or gradients are not finite skips that step; more than `max_bad_steps`
-    in a row are a failure.
+    - `rollback`: a new process replaces the failed one, the others keep theirs, and all return to the latest
+      checkpoint. The result is that of a run without the failure, bit for bit on the CPU.
+    - `continue`: the other students go on at once. The failed student joins again from its checkpoint.
+    - `stop`: the other students save their state, and the run ends.
+
+    A student whose logits or gradients are not finite skips that step.
     """
 
-    policy: Literal["rollback", "continue", "stop"] = "rollback"
-    max_failures: NonNegativeInt = 8
-    min_students: PositiveInt = 2
-    max_bad_steps: NonNegativeInt = 10
+    policy: Literal["rollback", "continue", "stop"] = Field(
+        default="rollback", description="The reaction to a failure, see above."
+    )
+    max_failures: NonNegativeInt = Field(
+        default=8, description="Failures of the whole run that are allowed. One more ends the run."
+    )
+    min_students: PositiveInt = Field(
+        default=2, description="Students that must remain for `continue`. With fewer, the others wait."
+    )
+    max_bad_steps: NonNegativeInt = Field(
+        default=10, description="Skipped steps in a row that are allowed. One more is a failure."
+    )
 
     @property
     def allowed(self) -> int:
-        """Failures after which the run goes on."""
+        """Number of failures that do not end the run."""
         return 0 if self.policy == "stop" else self.max_failures
 
 
 class Limits(Strict):
-    """Seconds after which a wait is an error: for the cohort to come together, for one step, and for a
-    storage that fails and is tried again (at most a third of a step's, which waits for it).
-    """
+    """Limits of every wait, in seconds. A wait beyond its limit is an error."""
 
-    startup_s: PositiveFloat = 300.0
-    step_s: PositiveFloat = 120.0
-    storage_s: PositiveFloat = 30.0
+    startup_s: PositiveFloat = Field(
+        default=300.0, description="Seconds for all processes to start and find each other."
+    )
+    step_s: PositiveFloat = Field(default=120.0, description="Seconds for one step.")
+    storage_s: PositiveFloat = Field(
+        default=30.0,
+        description="Seconds of retries when the storage fails; at most a third of `step_s` is used.",
+    )
 
     @property
     def patience_s(self) -> float:
-        """Seconds for which the storage is tried again; a step can wait for two writes."""
+        """Seconds of retries at the storage; a third of `step_s` at most, since a step can wait for two writes."""
         return min(self.storage_s, self.step_s / 3)

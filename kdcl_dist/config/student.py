@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal, NamedTuple
+from typing import Literal, NamedTuple
 
 from pydantic import (
     Field,
@@ -18,49 +18,74 @@ from kdcl_dist.config.sections import Transform
 __all__ = ["Resources", "Student", "Worker"]
 
 
-#: Names of parts of a run folder that a student's files would overwrite.
+#: Names of other parts of a run folder; files of a student with such a name would overwrite them.
 RESERVED_NAMES = ("coordinator", "ensemble", "manifest")
 
 
 class Resources(Strict):
-    """What one worker of a student takes: CPU cores (its number of threads) and GPUs (one or a share)."""
+    """The resources of one worker of a student.
 
-    cpu: PositiveInt = 1
-    gpu: Annotated[float, Field(ge=0, le=1)] = 0.0
+    On Ray every worker reserves the same: the largest `cpu` and the largest `gpu` of the cohort. A student
+    with `gpu: 0` trains on the CPU; beside a student with `gpu: 1` its worker keeps a GPU idle. The local
+    launcher gives each student its own amounts.
+    """
+
+    cpu: PositiveInt = Field(default=1, description="CPU cores, and threads of the worker.")
+    gpu: float = Field(default=0.0, ge=0, le=1, description="Share of one GPU. 0: the CPU.")
 
 
 class Student(Strict):
-    """One network of the cohort.
+    """One network of the cohort."""
 
-    `model` is a built-in name or an import string `package.module:factory`. `seed` decides its initial
-    weights and its own stream; null derives it from the recipe's seed and the place in the cohort.
-    `weights` are initial weights: a file of `torch.save(model.state_dict())` or a checkpoint's student part.
-    `transfer` says that they are of another task: the last linear layer starts afresh, and with "probe" it
-    alone learns, with "finetune" all does.
-    `augment` replaces data.augment for this student. `epochs` are fewer than the run's for a student that
-    learns for a shorter time: its schedule ends then, and it goes on teaching the others as it is.
-    `channels_last` keeps images and convolutions with their channels side by side, and `compile` runs the
-    training steps through torch.compile: faster on many GPUs, with other last bits.
-    `replicas` are workers that share each step's samples evenly and average their gradients; with
-    `sync_batchnorm` batch norm takes its statistics over all of them.
-    """
-
-    name: Name
-    model: str
-    seed: Seed | None = None
-    weights: str | None = None
-    transfer: Literal["probe", "finetune"] | None = None
-    augment: list[Transform] | None = None
-    epochs: PositiveInt | None = None
-    optimizer: Optimizer = SGD()
-    schedule: Schedule = MultiStep()
-    precision: Precision = "fp32"
-    channels_last: bool = False
-    compile: bool = False
-    replicas: PositiveInt = 1
-    sync_batchnorm: bool = False
-    accelerator: str | None = None
-    resources: Resources = Resources()
+    name: Name = Field(description="Name of the student, unlike that of any other.")
+    model: str = Field(
+        description="A built-in network (`kdcl models`), or an import string `package.module:factory`."
+    )
+    seed: Seed | None = Field(
+        default=None,
+        description="Seed of the initial weights and of the student's random numbers. null: derived from the "
+        "run's seed and the student's index.",
+    )
+    weights: str | None = Field(
+        default=None,
+        description="Initial weights: a file of `torch.save(model.state_dict())`, or the student's part of a "
+        "checkpoint. null: random.",
+    )
+    transfer: Literal["probe", "finetune"] | None = Field(
+        default=None,
+        description="For `weights` of another task: the last linear layer starts afresh. `probe`: only that "
+        "layer learns; `finetune`: all learn.",
+    )
+    augment: list[Transform] | None = Field(
+        default=None, description="Transforms of this student's training view. null: `data.augment`."
+    )
+    epochs: PositiveInt | None = Field(
+        default=None,
+        description="Epochs in which the student learns, at most the run's; afterwards it only teaches. null: "
+        "the run's.",
+    )
+    optimizer: Optimizer = Field(default=SGD(), description="The optimiser.")
+    schedule: Schedule = Field(default=MultiStep(), description="The learning-rate schedule.")
+    precision: Precision = Field(default="fp32", description="Number format of the forward pass.")
+    channels_last: bool = Field(
+        default=False,
+        description="Memory layout with the channels of a pixel side by side: faster on many "
+        "GPUs, with other last bits.",
+    )
+    compile: bool = Field(
+        default=False,
+        description="`torch.compile` of the training steps: faster on many GPUs, with other last bits.",
+    )
+    replicas: PositiveInt = Field(
+        default=1, description="Workers that share each step's samples evenly and average their gradients."
+    )
+    sync_batchnorm: bool = Field(
+        default=False, description="Batch norm takes its statistics over all replicas."
+    )
+    accelerator: str | None = Field(
+        default=None, description="Type of the GPU to train on, such as `A100`; on Ray only. null: any."
+    )
+    resources: Resources = Field(default=Resources(), description="Resources of each worker.")
 
     @field_validator("name")
     @classmethod
@@ -73,8 +98,8 @@ class Student(Strict):
     def _batchnorm_can_be_compiled(self) -> Student:
         if self.compile and self.sync_batchnorm:
             raise ValueError(
-                "compile: true and sync_batchnorm: true do not go together: torch.compile cannot follow what "
-                "the replicas say to each other inside the network"
+                "compile: true and sync_batchnorm: true do not go together: torch.compile cannot follow the "
+                "messages between replicas inside the network"
             )
         return self
 
@@ -88,7 +113,13 @@ class Student(Strict):
 
 
 class Worker(NamedTuple):
-    """One worker of the cohort: a student's place in the cohort, and which of its replicas it is."""
+    """One worker of the cohort.
+
+    Attributes:
+        student: index of the student in the cohort.
+        replica: index of the replica within the student.
+        name: the student's name, followed by "/replica" if the student has several.
+    """
 
     student: int
     replica: int
