@@ -7,11 +7,9 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-import numpy as np
-
 from kdcl_dist.config.differences import differences
 from kdcl_dist.report.run_data import RunData
-from kdcl_dist.utils.intervals import Interval, mean_interval, t_quantile
+from kdcl_dist.utils.intervals import NO_INTERVAL, Interval, mean_interval
 
 __all__ = ["Arm", "group"]
 
@@ -48,8 +46,7 @@ class Arm:
         """
         found = [factor * run.results().get(student, {}).get(name, math.nan) for run in self.finished]
         finite = [value for value in found if math.isfinite(value)]
-        nothing = Interval(math.nan, math.nan, math.nan, math.nan)
-        return (mean_interval(finite) if finite else nothing), len(finite)
+        return (mean_interval(finite) if finite else NO_INTERVAL), len(finite)
 
     def curve(self, student: str, name: str, factor: float = 1.0) -> list[tuple[float, float, float, float]]:
         """A test result over the epochs: (epoch, mean, low, high) of the finished runs, 95% interval.
@@ -60,15 +57,11 @@ class Arm:
         if not curves:
             return []
         by_epoch = [dict(curve.points()) for curve in curves]
-        epochs = sorted(set.intersection(*(set(points) for points in by_epoch)))
-        values = factor * np.array([[points[epoch] for epoch in epochs] for points in by_epoch])
-        count = len(curves)
-        half = np.full(len(epochs), math.nan)
-        if count > 1:
-            half = t_quantile(0.975, count - 1) * values.std(axis=0, ddof=1) / math.sqrt(count)
-        means = values.mean(axis=0)
-        columns = zip(epochs, means.tolist(), (means - half).tolist(), (means + half).tolist(), strict=True)
-        return [(float(epoch), mean, low, high) for epoch, mean, low, high in columns]
+        rows = []
+        for epoch in sorted(set.intersection(*(set(points) for points in by_epoch))):
+            mean, low, high, _ = mean_interval([factor * points[epoch] for points in by_epoch])
+            rows.append((float(epoch), mean, low, high))
+        return rows
 
 
 def group(runs: Sequence[RunData]) -> list[Arm]:

@@ -6,6 +6,8 @@ import math
 from collections.abc import Mapping, Sequence
 from html import escape
 
+from markupsafe import Markup
+
 from kdcl_dist.report.axis import choose_scale, number
 from kdcl_dist.report.svg import CHAR, WIDTH, image, text
 
@@ -16,7 +18,7 @@ BAR, GAP, LABEL = 24, 10, 13
 
 def stacked_bars(
     ident: str, title: str, unit: str, parts: Sequence[str], bars: Mapping[str, Sequence[float]]
-) -> str:
+) -> Markup:
     """Horizontal bars, each a sum of parts.
 
     Args:
@@ -50,7 +52,7 @@ def stacked_bars(
 
 def heat_map(
     ident: str, title: str, rows: Sequence[str], columns: Sequence[str], values: Sequence[Sequence[float]]
-) -> str:
+) -> Markup:
     """A matrix of percentages as coloured cells with their numbers; NaN is an empty cell."""
     finite = [value for row in values for value in row if math.isfinite(value)]
     top = max(finite, default=0.0) or 1.0

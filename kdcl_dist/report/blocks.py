@@ -11,7 +11,7 @@ from pathlib import Path
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
-__all__ = ["Figure", "Table", "render"]
+__all__ = ["Figure", "Table", "environment", "render"]
 
 NUMBER = re.compile(r"−?\d[\d,]*(\.\d+)?( ± \d+(\.\d+)?)?|–")
 
@@ -54,13 +54,9 @@ class Table:
         return [False, *(all(map(NUMBER.fullmatch, column)) for column in columns)]
 
 
-def render(template: str, **context: object) -> str:
-    """HTML of a template of this package; every text of the context is escaped unless it is `Markup`."""
-    return _environment().get_template(template).render(context)
-
-
 @cache
-def _environment() -> Environment:
+def environment() -> Environment:
+    """The templates of this package, which escape every text that is not `Markup`."""
     return Environment(
         loader=FileSystemLoader(Path(__file__).parent / "templates"),
         autoescape=True,
@@ -68,3 +64,8 @@ def _environment() -> Environment:
         trim_blocks=True,
         lstrip_blocks=True,
     )
+
+
+def render(template: str, **context: object) -> str:
+    """The HTML of a template with some context."""
+    return environment().get_template(template).render(context)

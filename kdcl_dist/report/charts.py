@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import NamedTuple
 
+from kdcl_dist.report.blocks import Figure
 from kdcl_dist.report.lines import Line, line_chart
-from kdcl_dist.report.markup import figure
 from kdcl_dist.report.run_data import ENSEMBLE, RunData
 
 __all__ = [
@@ -196,28 +196,34 @@ WINDOW = (
 )
 
 
-def draw(run: RunData, charts: Iterable[Chart], prefix: str) -> list[str]:
-    """Each chart of a run of which anything was recorded, as a figure; ids begin with `prefix`."""
-    return [_figure(chart, prefix, [(who, who, chart.name) for who in run.cohort], run) for chart in charts]
+def draw(run: RunData, charts: Iterable[Chart], prefix: str) -> list[Figure]:
+    """The charts of a run of which anything was recorded, as figures; ids begin with `prefix`."""
+    return _figures(
+        run, prefix, ((chart, [(who, who, chart.name) for who in run.cohort]) for chart in charts)
+    )
 
 
-def draw_targets(run: RunData, prefix: str) -> list[str]:
+def draw_targets(run: RunData, prefix: str) -> list[Figure]:
     """The charts of the five soft targets, a line for each of them."""
-    return [
-        _figure(chart, prefix, [(which, ENSEMBLE, f"{which}_{chart.name}") for which in ENSEMBLES], run)
-        for chart in TARGETS
-    ]
+    wanted = (
+        (chart, [(which, ENSEMBLE, f"{which}_{chart.name}") for which in ENSEMBLES]) for chart in TARGETS
+    )
+    return _figures(run, prefix, wanted)
 
 
-def _figure(chart: Chart, prefix: str, wanted: list[tuple[str, str, str]], run: RunData) -> str:
-    """The figure; `wanted` are the lines' labels, students and names. Empty when none was recorded."""
-    lines = []
-    for index, (label, student, name) in enumerate(wanted):
-        if curve := run.curve(chart.split, student, name):
-            points = [(float(epoch), chart.factor * mean) for epoch, mean in curve.points()]
-            lines.append(Line(label, -1 if label == ENSEMBLE else index, points))
-    if not lines:
-        return ""
-    ident = prefix + chart.ident
-    svg = line_chart(f"{ident}-svg", chart.title, chart.unit, lines, log=chart.log)
-    return figure(ident, chart.title, svg, chart.caption)
+def _figures(
+    run: RunData, prefix: str, wanted: Iterable[tuple[Chart, list[tuple[str, str, str]]]]
+) -> list[Figure]:
+    """A figure of each chart that has a line; with a chart come its lines' labels, students and names."""
+    drawn = []
+    for chart, keys in wanted:
+        lines = []
+        for index, (label, student, name) in enumerate(keys):
+            if curve := run.curve(chart.split, student, name):
+                points = [(float(epoch), chart.factor * mean) for epoch, mean in curve.points()]
+                lines.append(Line(label, -1 if label == ENSEMBLE else index, points))
+        if lines:
+            ident = prefix + chart.ident
+            svg = line_chart(f"{ident}-svg", chart.title, chart.unit, lines, log=chart.log)
+            drawn.append(Figure(ident, chart.title, svg, chart.caption))
+    return drawn

@@ -6,6 +6,8 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from markupsafe import Markup
+
 from kdcl_dist.report.axis import MINUS, Scale, choose_scale
 from kdcl_dist.report.svg import CHAR, WIDTH, image, marker, spread, style, text
 
@@ -54,7 +56,7 @@ class Area:
         return max(0, math.ceil(-math.log10(span / 2000)))
 
 
-def line_chart(ident: str, title: str, unit: str, lines: Sequence[Line], *, log: bool = False) -> str:
+def line_chart(ident: str, title: str, unit: str, lines: Sequence[Line], *, log: bool = False) -> Markup:
     """A chart as SVG.
 
     Args:

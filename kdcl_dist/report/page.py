@@ -1,17 +1,17 @@
-"""The whole page: one file that needs nothing else."""
+"""The whole page: one file that loads nothing else."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from html import escape
 from pathlib import Path
-from string import Template
+
+from markupsafe import Markup
 
 from kdcl_dist.report.arms import group
-from kdcl_dist.report.comparison import comparison
-from kdcl_dist.report.markup import details
+from kdcl_dist.report.blocks import render
+from kdcl_dist.report.comparison import comparison_view
 from kdcl_dist.report.run_data import RunData
-from kdcl_dist.report.sections import run_sections
+from kdcl_dist.report.run_view import run_view
 from kdcl_dist.version import __version__
 
 __all__ = ["page"]
@@ -25,30 +25,17 @@ def page(runs: Sequence[RunData]) -> str:
     Args:
         runs: at least one.
     """
+    frame = {"style": _file("style.css"), "script": _file("script.js"), "version": __version__}
     if len(runs) == 1:
-        title, body = runs[0].recipe.name, run_sections(runs[0])
-    else:
-        title, body = f"Comparison of {len(runs)} runs", comparison(group(runs)) + _each(runs)
-    return Template(_file("page.html")).substitute(
-        title=escape(title),
-        style=_file("style.css"),
-        script=_file("script.js"),
-        version=escape(__version__),
-        body=body,
+        return render("single.html", title=runs[0].recipe.name, run=run_view(runs[0]), **frame)
+    return render(
+        "comparison.html",
+        title=f"Comparison of {len(runs)} runs",
+        comparison=comparison_view(group(runs)),
+        runs=[run_view(run, f"run{i}-") for i, run in enumerate(runs, 1)],
+        **frame,
     )
 
 
-def _each(runs: Sequence[RunData]) -> str:
-    parts = [
-        details(
-            f"{run.label}: {run.recipe.name}, seed {run.recipe.seed}, {run.state}",
-            run_sections(run, f"run{i}-"),
-            "run",
-        )
-        for i, run in enumerate(runs, 1)
-    ]
-    return "\n<h2>Each run</h2>\n" + "\n".join(parts)
-
-
-def _file(name: str) -> str:
-    return (HERE / name).read_text(encoding="utf-8")
+def _file(name: str) -> Markup:
+    return Markup((HERE / name).read_text(encoding="utf-8"))

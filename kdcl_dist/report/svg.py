@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from html import escape
 
+from markupsafe import Markup
+
 __all__ = ["CHAR", "STYLES", "WIDTH", "image", "marker", "shorten", "spread", "style", "text"]
 
 #: Width of every picture; about 1 unit is 1 pixel where it is shown.
@@ -24,9 +26,9 @@ MARKERS = (
 )
 
 
-def image(ident: str, title: str, desc: str, height: float, body: str, data: str = "") -> str:
+def image(ident: str, title: str, desc: str, height: float, body: str, data: str = "") -> Markup:
     """The picture's frame, with the title and description that a screen reader says."""
-    return (
+    return Markup(
         f'<svg viewBox="0 0 {WIDTH} {height:g}" role="img" '
         f'aria-labelledby="{escape(ident)}-t {escape(ident)}-d"{data}>'
         f'<title id="{escape(ident)}-t">{escape(title)}</title>'

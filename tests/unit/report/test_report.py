@@ -21,8 +21,8 @@ from kdcl_dist.errors import RunFolderError, StudentFailed
 from kdcl_dist.report import write_report
 from kdcl_dist.report.arms import group
 from kdcl_dist.report.axis import choose_scale
+from kdcl_dist.report.blocks import Figure, Table, environment
 from kdcl_dist.report.lines import Line, line_chart
-from kdcl_dist.report.markup import table
 from kdcl_dist.report.page import page
 from kdcl_dist.report.run_data import load
 from kdcl_dist.report.svg import spread
@@ -150,16 +150,20 @@ def test_hostile_names_are_text(tmp_path: Path) -> None:
         yield attack, 7, 31, "test", {"loss": 1.0, "top1": 0.5, "top5": 1.0}
 
     cause = StudentFailed(attack, student=attack, detail=attack).to_dict()
-    placement = {attack: {"host": attack, "pid": 1, "device": attack, "parameters": 1}}
-    run = write_run(
-        tmp_path / "<b>run", recipe, hostile(), cause=cause, placement=placement, versions={attack: attack}
-    )
+    record = {
+        "cause": cause,
+        "failures": {"causes": [cause]},
+        "absences": [{"student": attack, "since": 1, "until": attack, "state_of": attack}],
+        "placement": {attack: {"host": attack, "pid": 1, "device": attack, "parameters": 1}},
+        "versions": {attack: attack},
+    }
+    run = write_run(tmp_path / "<b>run", recipe, hostile(), **record)
     other = write_run(tmp_path / "other", make_recipe())
     for html in (page([load(run)]), page([load(run), load(other)])):
         assert html.count("<script>") == 1
         assert "<img" not in html
         assert "<b>" not in html
-        assert unescape(html).count(attack) >= 8
+        assert unescape(html).count(attack) >= 13
         Page(html)
 
 
@@ -328,9 +332,28 @@ def test_labels_are_spread() -> None:
     assert spread([109, 110], gap=16, low=20, high=110) == pytest.approx([94, 110])
 
 
-def test_columns_of_numbers_stand_right() -> None:
-    html = table("", ["a", "b", "c"], [["x", "1.5 ± 0.2", "10.0.0.1"], ["y", "–", "7"]])
+def block(macro: str, shown: Figure | Table) -> str:
+    """A block's HTML."""
+    source = f'{{% from "blocks.html" import {macro} %}}{{{{ {macro}(shown) }}}}'
+    return environment().from_string(source).render(shown=shown)
+
+
+def test_columns_of_numbers_align_right() -> None:
+    html = block("table", Table("", ["a", "b", "c"], [["x", "1.5 ± 0.2", "10.0.0.1"], ["y", "–", "7"]]))
     assert html.count('class="n"') == 3
+
+
+def test_every_text_of_a_block_is_escaped() -> None:
+    attack = "<script>\"'&</script>"
+    table = block("table", Table(attack, [attack] * 2, [[attack, attack]]))
+    assert unescape(table).count(attack) == 5
+    assert "<script>" not in table
+    svg = line_chart(attack, attack, attack, [Line(attack, 0, [(1.0, 2.0)])])
+    figure = block("figure", Figure(attack, attack, svg, attack))
+    assert "<script>" not in figure
+    assert "<svg" in figure
+    # An SVG that is not marked as one is text like any other.
+    assert "<svg" not in block("figure", Figure("x", "x", str(svg), "x"))  # type: ignore[arg-type]
 
 
 def test_in_a_browser(tmp_path: Path) -> None:

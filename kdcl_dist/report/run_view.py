@@ -1,23 +1,23 @@
-"""The sections of one run's report."""
+"""What run.html shows of one run."""
 
 from __future__ import annotations
 
 import json
 import math
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 
-from kdcl_dist.report.analysis_section import analysis_sections
+from kdcl_dist.report.analysis import targets_table, teaching_figures, window_figures
 from kdcl_dist.report.axis import number
 from kdcl_dist.report.bars import stacked_bars
-from kdcl_dist.report.charts import CURVES, draw
-from kdcl_dist.report.markup import beside, details, facts, figure, figures, note, section, table, verbatim
+from kdcl_dist.report.blocks import Figure, Table
+from kdcl_dist.report.charts import CURVES, draw, draw_targets
 from kdcl_dist.report.run_data import ENSEMBLE, RunData
-from kdcl_dist.report.window_section import window_section
 
-__all__ = ["run_sections"]
+__all__ = ["RunView", "run_view"]
 
-#: What a training step consists of, as recorded, and as it is called in the report.
+#: Recorded name of each phase of a training step, and its name in the report.
 PHASES = {
     "data_s": "data",
     "forward_s": "forward",
@@ -27,31 +27,78 @@ PHASES = {
 }
 
 
-def run_sections(run: RunData, prefix: str = "") -> str:
-    """Everything about one run as HTML; ids of its figures begin with `prefix`."""
-    parts = [_head(run), _results(run)]
-    if run.curves:
-        parts += [
-            section("Curves", figures(draw(run, CURVES, prefix))),
-            window_section(run, prefix),
-            analysis_sections(run, prefix),
-            _times(run, prefix),
-        ]
-    else:
-        parts.append(note("No metrics were recorded: the run ended before the end of its first epoch."))
-    return "\n".join([*parts, _placement(run)])
+@dataclass(frozen=True)
+class RunView:
+    """The parts of a run's report, in their order on the page; an empty part is left out.
+
+    Attributes:
+        summary: the run in one line.
+        failure: the first cause of the run's failure.
+        traceback: the traceback of that cause.
+        facts: terms and their values.
+        survived: failures that the run survived, and absences of students.
+        not_finite: number of recorded values that are NaN or infinite.
+        results: test results.
+        recorded: whether any metric was recorded.
+        curves: metrics over the epochs.
+        window: coverage and staleness of the soft targets.
+        analysed: whether any step was analysed.
+        teaching: weights, wins, disagreement and conflicts.
+        targets: charts of the five soft targets.
+        targets_table: the five soft targets in numbers.
+        times: bars of the phases of a step.
+        times_table: the phases in numbers.
+        placement: host, device and process of each student.
+    """
+
+    summary: str
+    failure: str
+    traceback: str
+    facts: Mapping[str, str]
+    survived: list[Table]
+    not_finite: int
+    results: Table | None
+    recorded: bool
+    curves: list[Figure]
+    window: list[Figure]
+    analysed: bool
+    teaching: list[Figure]
+    targets: list[Figure]
+    targets_table: Table | None
+    times: Figure | None
+    times_table: Table | None
+    placement: Table | None
 
 
-def _result_cells(values: Mapping[str, float]) -> list[str]:
-    """Loss, top-1 % and top-5 % as text."""
-    percents = (number(100 * values.get(name, math.nan), 2) for name in ("top1", "top5"))
-    return [number(values.get("loss", math.nan), 4), *percents]
+def run_view(run: RunData, prefix: str = "") -> RunView:
+    """The report on one run; ids of its figures begin with `prefix`."""
+    cause = run.record.get("cause") or {}
+    times, times_table = _times(run, prefix)
+    return RunView(
+        summary=f"{run.label}: {run.recipe.name}, seed {run.recipe.seed}, {run.state}",
+        failure=_failure(cause),
+        traceback=str(cause.get("detail") or ""),
+        facts=_facts(run),
+        survived=_survived(run.record),
+        not_finite=run.not_finite,
+        results=_results(run),
+        recorded=bool(run.curves),
+        curves=draw(run, CURVES, prefix),
+        window=window_figures(run, prefix),
+        analysed=any(key.split == "analysis" for key in run.curves),
+        teaching=teaching_figures(run, prefix),
+        targets=draw_targets(run, prefix),
+        targets_table=targets_table(run),
+        times=times,
+        times_table=times_table,
+        placement=_placement(run),
+    )
 
 
-def _head(run: RunData) -> str:
+def _facts(run: RunData) -> dict[str, str]:
     recipe, record = run.recipe, run.record
     distillation = recipe.distillation
-    items = {
+    return {
         "State": run.state,
         "Trained for": f"{run.epochs} of {recipe.epochs} epochs",
         "Batch size": str(recipe.batch_size),
@@ -63,18 +110,12 @@ def _head(run: RunData) -> str:
         "Test data": recipe.data.test,
         "Classes": _plain(record.get("classes")),
         "Samples": _plain(record.get("samples")),
-        "CoordinatorState out per class": str(recipe.data.holdout_per_class or ""),
+        "Held out per class": str(recipe.data.holdout_per_class or ""),
         "Students": ", ".join(f"{student.name} ({student.model})" for student in recipe.students),
         "Versions": _plain(record.get("versions")),
         "Data fingerprints": _plain(record.get("data")),
         "Run folder": run.uri,
     }
-    parts = [_cause(record.get("cause")), facts(items), *_survived(record)]
-    if run.not_finite:
-        parts.append(
-            note(f"{run.not_finite:,} recorded values are NaN or infinite; no mean includes them.", "warn")
-        )
-    return "\n".join(part for part in parts if part)
 
 
 def _plain(value: Any) -> str:
@@ -85,8 +126,8 @@ def _plain(value: Any) -> str:
     return text[:16] + "…" if len(text) == 64 else text  # a SHA-256 by its beginning
 
 
-def _cause(cause: Mapping[str, Any] | None) -> str:
-    """The first cause of a failure, with its traceback to open."""
+def _failure(cause: Mapping[str, Any]) -> str:
+    """The first cause of a failure in one line; empty for a run that did not fail."""
     if not cause:
         return ""
     where = ", ".join(
@@ -94,12 +135,10 @@ def _cause(cause: Mapping[str, Any] | None) -> str:
         for name in ("student", "step", "phase", "host")
         if cause.get(name) is not None
     )
-    text = f"The run failed: {cause.get('error')}: {cause.get('message')}" + (f" ({where})" if where else "")
-    detail = cause.get("detail")
-    return note(text, "warn") + (details("Traceback", verbatim(str(detail))) if detail else "")
+    return f"The run failed: {cause.get('error')}: {cause.get('message')}" + (f" ({where})" if where else "")
 
 
-def _survived(record: Mapping[str, Any]) -> list[str]:
+def _survived(record: Mapping[str, Any]) -> list[Table]:
     """The failures after which the run went on, and who missed steps for it."""
     causes = (record.get("failures") or {}).get("causes") or []
     absences = record.get("absences") or []
@@ -107,19 +146,19 @@ def _survived(record: Mapping[str, Any]) -> list[str]:
     if causes:
         heads = ["error", "student", "step", "phase", "host", "message"]
         rows = [[_plain(cause.get(key)) for key in heads] for cause in causes]
-        found.append(table("Failures after which the run went on.", heads, rows))
+        found.append(Table("Failures after which the run went on.", heads, rows))
     if absences:
         keys = ("student", "since", "until", "state_of")
         rows = [[_plain(absence.get(key)) for key in keys] for absence in absences]
         caption = "Students that were away, and the step of the state with which they came back."
-        found.append(table(caption, ["student", "from step", "to step", "state of step"], rows))
+        found.append(Table(caption, ["student", "from step", "to step", "state of step"], rows))
     return found
 
 
-def _results(run: RunData) -> str:
+def _results(run: RunData) -> Table | None:
     results = run.results()
     if not results:
-        return ""
+        return None
     names = [*(name for name in run.cohort if name in results), *sorted(results.keys() - set(run.cohort))]
     when = f"after epoch {run.epochs} of {run.recipe.epochs}" if run.curves else "as recorded"
     caption = (
@@ -127,10 +166,16 @@ def _results(run: RunData) -> str:
         "probabilities, weighted for the method general."
     )
     rows = [[name, *_result_cells(results[name])] for name in names]
-    return section("Test results", table(caption, ["student", "loss", "top-1 %", "top-5 %"], rows))
+    return Table(caption, ["student", "loss", "top-1 %", "top-5 %"], rows)
 
 
-def _times(run: RunData, prefix: str) -> str:
+def _result_cells(values: Mapping[str, float]) -> list[str]:
+    """Loss, top-1 % and top-5 % as text."""
+    percents = (number(100 * values.get(name, math.nan), 2) for name in ("top1", "top5"))
+    return [number(values.get("loss", math.nan), 4), *percents]
+
+
+def _times(run: RunData, prefix: str) -> tuple[Figure | None, Table | None]:
     bars = {
         name: [1000 * run.mean("train", name, phase) for phase in PHASES] + [math.nan]
         for name in run.recipe.names
@@ -138,7 +183,7 @@ def _times(run: RunData, prefix: str) -> str:
     }
     ensemble = 1000 * run.mean("train", ENSEMBLE, "ensemble_s")
     if not bars:
-        return ""
+        return None, None
     parts = [*PHASES.values(), "ensemble"]
     rows = [
         [name, *(number(v, 2) for v in (*values[:-1], sum(values[:-1])))] for name, values in bars.items()
@@ -156,11 +201,10 @@ def _times(run: RunData, prefix: str) -> str:
     svg = stacked_bars(f"{ident}-svg", title, "ms a step", parts, bars)
     heads = ["student", *PHASES.values(), "all"]
     short = "The same in numbers: mean ms of a training step."
-    drawn = figure(ident, title, svg, caption)
-    return section("Where the time went", beside(drawn, table(short, heads, rows)))
+    return Figure(ident, title, svg, caption), Table(short, heads, rows)
 
 
-def _placement(run: RunData) -> str:
+def _placement(run: RunData) -> Table | None:
     placement = run.record.get("placement") or {}
     fields = {"host": "host", "device": "device", "pid": "process"}
     rows = [
@@ -168,6 +212,4 @@ def _placement(run: RunData) -> str:
         for name, place in placement.items()
     ]
     heads = ["student", *fields.values(), "parameters"]
-    if not rows:
-        return note("Where the students ran was not recorded.")
-    return section("Placement", table("Where each student ran.", heads, rows))
+    return Table("Where each student ran.", heads, rows) if rows else None
