@@ -244,11 +244,11 @@ class Exchange:
     def diagnose(self, cause: BaseException) -> KdclError:
         """Close the own connections after one broke; the first failure of the run."""
         self.close()
-        unheard = (
-            [self.monitor.present[place] for place in cause.places] if isinstance(cause, _Unheard) else []
+        unfinished = (
+            [self.monitor.present[place] for place in cause.places] if isinstance(cause, _Unfinished) else []
         )
         return failure_detector.diagnose(
-            self.monitor, cause, limit_s=self.step_s, limit_name=self._limit, unheard=unheard
+            self.monitor, cause, limit_s=self.step_s, limit_name=self._limit, unfinished=unfinished
         )
 
     def _check_answer(self) -> None:
@@ -262,7 +262,7 @@ class Exchange:
             )
 
 
-class _Unheard(RuntimeError):
+class _Unfinished(RuntimeError):
     """The limit ended before the transfers with some ranks of the group, `places`, were done."""
 
     def __init__(self, places: Sequence[int], message: str) -> None:
@@ -285,7 +285,7 @@ def _await_each(works: Sequence[Any], limit: timedelta) -> None:
             places.append(place)
             message = message or str(error)
     if places:
-        raise _Unheard(places, message)
+        raise _Unfinished(places, message)
 
 
 def _form(store: Store, rank: int, size: int, host: str, limit: timedelta) -> Any:

@@ -9,7 +9,7 @@ import traceback
 from dataclasses import dataclass, field
 from typing import Any
 
-__all__ = ["HEARTBEAT_S", "STALE_S", "Heartbeat", "Watch"]
+__all__ = ["HEARTBEAT_S", "STALE_S", "Heartbeat", "HeartbeatWatch"]
 
 HEARTBEAT_S = 1.0
 #: A process whose heartbeat stands still for so long is taken for dead or stopped.
@@ -38,7 +38,7 @@ class Heartbeat:
         return "".join(traceback.format_stack(frame)) if frame is not None else None
 
 
-class Watch:
+class HeartbeatWatch:
     """Whether a heartbeat stands still, by this process's own clock."""
 
     def __init__(self) -> None:

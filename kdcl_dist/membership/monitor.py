@@ -18,7 +18,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from kdcl_dist.errors import CoordinatorLost, KdclError, from_dict, one_line
-from kdcl_dist.membership.heartbeat import HEARTBEAT_S, Heartbeat, Watch
+from kdcl_dist.membership.heartbeat import HEARTBEAT_S, Heartbeat, HeartbeatWatch
 from kdcl_dist.membership.store import Store, call_with_timeout
 
 __all__ = ["COORDINATOR", "Monitor"]
@@ -100,7 +100,9 @@ class Monitor:
         self.cause: KdclError | None = None
         self.lost: list[tuple[str, int]] = []
         # Looked at with each heartbeat, so that whose stands still is known as soon as a limit ends.
-        self.watches = {rank: Watch() for rank in (self.present if self.is_coordinator else [self.last])}
+        self.watches = {
+            rank: HeartbeatWatch() for rank in (self.present if self.is_coordinator else [self.last])
+        }
         self.heartbeat.enter("start", step)
         if self._thread is not None:  # at once: where it was in the one before says nothing of this one
             self.call(self._beat)
@@ -201,7 +203,7 @@ class Monitor:
     def await_byes(self, limit_s: float) -> None:
         """Keep the store open until every student that lives has left, at most `limit_s` seconds."""
         deadline = time.monotonic() + limit_s
-        watch = {rank: Watch() for rank in range(len(self.names) - 1)}
+        watch = {rank: HeartbeatWatch() for rank in range(len(self.names) - 1)}
         while watch and time.monotonic() < deadline:
             watch = {
                 rank: seen

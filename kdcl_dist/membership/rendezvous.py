@@ -16,7 +16,7 @@ from typing import Any
 
 from kdcl_dist.config.rounds import Kind, Round
 from kdcl_dist.errors import CoordinatorLost, KdclError, StartupTimeout, from_dict
-from kdcl_dist.membership.heartbeat import Watch
+from kdcl_dist.membership.heartbeat import HeartbeatWatch
 from kdcl_dist.membership.monitor import Monitor
 from kdcl_dist.run.checkpoint import Manifest, Part
 
@@ -73,7 +73,7 @@ class PendingJoin:
     info: WorkerInfo
     position: Round | None
     lost: KdclError | None = None
-    watch: Watch = field(default_factory=Watch)
+    watch: HeartbeatWatch = field(default_factory=HeartbeatWatch)
 
 
 class RunCompleted(Exception):
@@ -128,7 +128,7 @@ class Rendezvous:
             "position": None if position is None else asdict(position),
             "lost": None if lost is None else lost.to_dict(),
         }
-        ticket, watch, coordinator = self._write(request), Watch(), len(self.monitor.names) - 1
+        ticket, watch, coordinator = self._write(request), HeartbeatWatch(), len(self.monitor.names) - 1
         while not watch.is_stale(self.monitor.heartbeat_of(coordinator), silence_s):
             self._look_for_end()
             if self.monitor.has("call") and ticket in (call := self.monitor.read("call"))["tickets"]:

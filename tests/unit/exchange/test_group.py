@@ -34,7 +34,8 @@ from kdcl_dist.exchange.alignment import rows_of
 from kdcl_dist.exchange.group import Exchange
 from kdcl_dist.exchange.layout import ExchangeLayout
 from kdcl_dist.exchange.message import Flag, Message, MessageLayout, StepMetrics
-from kdcl_dist.membership.failure_detector import GRACE_S, await_all
+from kdcl_dist.membership.classification import GRACE_S
+from kdcl_dist.membership.failure_detector import await_all
 from kdcl_dist.membership.monitor import Monitor
 from kdcl_dist.membership.rendezvous import Rendezvous, WorkerInfo
 from kdcl_dist.membership.tcp_store import connect_store, host_store, scoped
