@@ -92,7 +92,8 @@ def _results(arms: Sequence[Arm], students: Sequence[str], metric: Metric) -> Ta
         rows.append([arm.label, str(runs), *(_interval(*cell, runs, metric.digits) for cell in cells)])
     caption = (
         f"Test {metric.title} ({metric.unit}) at the end: mean over the finished runs, with the 95 % "
-        "interval of that mean (Student's t). – where an arm has no such student; (n of m) where a result of only n runs is finite."
+        "interval of that mean (Student's t). – where an arm has no such student; (n of m) where a result of "
+        "only n runs is finite."
     )
     return Table(caption, ["arm", "runs", *students], rows)
 
