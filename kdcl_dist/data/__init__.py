@@ -1,1 +1,1 @@
-"""Data sets on disk, and each student's own stream of them."""
+"""Data sets on disk, and each student's batches of them."""

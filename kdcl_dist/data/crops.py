@@ -1,7 +1,7 @@
 """Padded crops and flips of raw images, straight from the mapped file into the batch.
 
-The views of CIFAR. The pixels are torchvision's, and so are the numbers drawn for them; what is saved is its
-path from image to image, which takes far longer than 3,072 bytes of pixels.
+These are the usual views of CIFAR. Pixels and random numbers equal torchvision's. Torchvision's overhead for
+each image is saved: it takes far longer than copying 3,072 bytes of pixels.
 
 Shapes: B batch, C channels, H W image, h w view.
 """
@@ -25,7 +25,7 @@ class CropFlip:
     """RandomCrop with zeros as padding, then RandomHorizontalFlip; either or both may be missing.
 
     Args:
-        crop, flip: the transforms whose work is done here.
+        crop, flip: the transforms that this one replaces.
         shape: (C, H, W) of every image.
     """
 
@@ -42,9 +42,9 @@ class CropFlip:
 
     @classmethod
     def of(cls, calls: Sequence[Callable[..., Any]], shape: tuple[int, int, int]) -> CropFlip | None:
-        """What does the same as these transforms, or None if that is not in its power."""
+        """The CropFlip that gives the same views as these transforms, or None where there is none."""
         left: list[Any] = list(calls)
-        crop = left.pop(0) if left and _is_plain(left[0]) else None
+        crop = left.pop(0) if left and _is_zero_padded_crop(left[0]) else None
         flip = left.pop(0) if left and is_of_torchvision(left[0], "RandomHorizontalFlip") else None
         if left:
             return None
@@ -56,18 +56,18 @@ class CropFlip:
         out_BChw = np.zeros((len(images), *self.shape), np.uint8)
         for image_CHW, view_Chw, seed in zip(images, out_BChw, seeds, strict=True):
             top, left, flips = self._draw(seed)
-            self._place(image_CHW, view_Chw[..., ::-1] if flips else view_Chw, top, left)
+            self._copy_crop(image_CHW, view_Chw[..., ::-1] if flips else view_Chw, top, left)
         return torch.from_numpy(out_BChw)
 
     def _draw(self, seed: int) -> tuple[int, int, bool]:
-        """Corner and flip, drawn in torchvision's order, and nothing where there is nothing to choose."""
+        """Corner and flip, drawn in torchvision's order; a corner with one possible value takes no draw."""
         generator = self.generator.manual_seed(seed)
         top = int(torch.randint(self.rows, (), generator=generator)) if self.rows > 1 else 0
         left = int(torch.randint(self.columns, (), generator=generator)) if self.columns > 1 else 0
         return top, left, self.flip_p is not None and float(torch.rand((), generator=generator)) < self.flip_p
 
-    def _place(self, image_CHW: Pixels, view_Chw: Pixels, top: int, left: int) -> None:
-        """Copy the part of the image that a crop shows; (top, left) is its corner in the padded image."""
+    def _copy_crop(self, image_CHW: Pixels, view_Chw: Pixels, top: int, left: int) -> None:
+        """Copy what a crop shows of the image; (top, left) is the crop's corner in the padded image."""
         above, y = max(0, self.pad_top - top), max(0, top - self.pad_top)
         before, x = max(0, self.pad_left - left), max(0, left - self.pad_left)
         height, width = max(0, self.shape[1] - above), max(0, self.shape[2] - before)
@@ -75,8 +75,8 @@ class CropFlip:
         view_Chw[:, above : above + seen_Chw.shape[1], before : before + seen_Chw.shape[2]] = seen_Chw
 
 
-def _is_plain(call: Any) -> bool:
-    """Whether a transform is a RandomCrop that pads with zeros, and always alike."""
+def _is_zero_padded_crop(call: Any) -> bool:
+    """Whether a transform is a RandomCrop that pads with zeros, by the same amount every time."""
     return (
         is_of_torchvision(call, "RandomCrop")
         and call.padding_mode == "constant"
@@ -86,5 +86,5 @@ def _is_plain(call: Any) -> bool:
 
 
 def is_of_torchvision(call: Any, *names: str) -> bool:
-    """Whether a transform is one of torchvision's, of these names; without importing what may be absent."""
+    """Whether a transform is torchvision's and has one of these names; does not import torchvision."""
     return type(call).__name__ in names and type(call).__module__.startswith("torchvision.transforms.v2.")

@@ -19,13 +19,15 @@ class Cutout:
     """Blanks one square whose centre is uniform over the pixels, so that it may hang over the border.
 
     The paper blanks normalised images with 0, which is the data set's mean. Views are normalised after
-    their transforms, so here the mean is what is filled in. It is seldom a whole number of 0..255;
-    uint8 images become floating point in [0, 1] first, which gives zeros exactly and changes no other pixel.
+    their transforms, so this transform fills in the mean. The mean is seldom a whole number of 0..255:
+    uint8 images become floating point in [0, 1] first. Normalisation then gives exact zeros in the square,
+    and the same values as without this transform elsewhere.
 
     Args:
-        mean_C: of each channel of the data set, pixels in [0, 1]; given by the program, not by the recipe.
-        size: side of the square in pixels; the paper's are 16 for CIFAR-10 and 8 for CIFAR-100. An even
-            square has no middle pixel: it reaches size / 2 before the centre and one less after it.
+        mean_C: mean of each channel of the data set, pixels in [0, 1]; `Transforms` adds it, a recipe
+            does not give it.
+        size: side of the square in pixels; the paper's are 16 for CIFAR-10 and 8 for CIFAR-100. A square of
+            even size has no middle pixel: it reaches size / 2 before the centre and size / 2 - 1 after it.
 
     Raises:
         ValueError: size is not a whole number of at least 1.

@@ -31,7 +31,7 @@ from kdcl_dist.data.decode import decode
 from kdcl_dist.errors import DataError, one_line
 from kdcl_dist.utils.import_strings import is_import_string, load_object
 
-__all__ = ["ArrowDataset", "ImageDataset", "Info", "open_dataset"]
+__all__ = ["ArrowDataset", "ImageDataset", "Info", "fingerprint", "open_dataset"]
 
 FORMAT = 1
 KEY = b"kdcl"
@@ -39,13 +39,13 @@ KEY = b"kdcl"
 
 @runtime_checkable
 class ImageDataset(Protocol):
-    """What training needs of a data set; a user's own may be any object with these."""
+    """What training needs of a data set; a user's own data set is any object with these members."""
 
     labels: npt.NDArray[np.int64]
 
     @property
     def classes(self) -> Sequence[str]:
-        """Class names; a label is a place in this list."""
+        """Class names; a label is an index into this list."""
 
     @property
     def channels(self) -> int:
@@ -68,15 +68,15 @@ class ImageDataset(Protocol):
 
 @dataclass(frozen=True)
 class Info:
-    """What a data set says of itself.
+    """The metadata of a data set.
 
     Attributes:
-        classes: class names; a label is a place in this list.
+        classes: class names; a label is an index into this list.
         encoding: "raw" pixels or "encoded" JPEG and PNG.
         channels: 1 or 3.
         shape: (C, H, W) of all images if raw, else None.
         mean, std: per channel, of pixels in [0, 1].
-        source, license: where it comes from and how it may be used.
+        source, license: origin of the data, and terms of use.
     """
 
     classes: tuple[str, ...]
@@ -128,7 +128,7 @@ class ArrowDataset:
         return len(self.labels)
 
     def __reduce__(self) -> tuple[type[ArrowDataset], tuple[str]]:
-        return ArrowDataset, (self.path,)  # another process maps the same file instead of getting a copy
+        return ArrowDataset, (self.path,)  # another process maps the same file instead of receiving a copy
 
     @property
     def classes(self) -> tuple[str, ...]:
@@ -152,19 +152,19 @@ class ArrowDataset:
 
     def data(self, index: int) -> pa.Buffer:
         """One image's stored bytes, without copying."""
-        chunk, row = self._place(index)
+        chunk, row = self._locate(index)
         return self._chunks[chunk][row].as_buffer()
 
     def pixels(self, index: int) -> npt.NDArray[np.uint8]:
         """One raw image (C, H, W), read-only, without copying; for data sets with raw pixels."""
-        chunk, row = self._place(index)
+        chunk, row = self._locate(index)
         image_CHW: npt.NDArray[np.uint8] = self._raw[chunk][row]
         return image_CHW
 
     def image(self, index: int) -> Tensor:
-        """One image as uint8 (C, H, W), a copy that may be changed; `DataError` if it cannot be decoded.
+        """One image as uint8 (C, H, W), a copy that the caller may change; `DataError` if it is unreadable.
 
-        A decoded image lies in memory as the decoder leaves it, the channels of a pixel side by side.
+        A decoded image keeps the decoder's memory layout: the channels of a pixel side by side.
         """
         if self.info.shape is not None:
             return torch.from_numpy(self.pixels(index).copy())
@@ -174,7 +174,7 @@ class ArrowDataset:
             raise DataError(f"{self.path}: the image in row {index} is unreadable: {error}") from error
         return torch.from_numpy(pixels_HWC).permute(2, 0, 1)
 
-    def _place(self, index: int) -> tuple[int, int]:
+    def _locate(self, index: int) -> tuple[int, int]:
         chunk = bisect_right(self._starts, index) - 1
         return chunk, index - self._starts[chunk]
 
@@ -192,10 +192,10 @@ class ArrowDataset:
 
 
 def open_dataset(spec: str) -> ImageDataset:
-    """Open a path, or what the factory of an import string `package.module:factory` returns.
+    """Open the data set at a path, or call the factory of an import string `package.module:factory`.
 
     Raises:
-        DataError: as `ArrowDataset`; or the factory fails or returns something else.
+        DataError: as `ArrowDataset`; or the factory fails, or returns something other than a data set.
     """
     if not is_import_string(spec) or Path(spec).exists():
         return ArrowDataset(spec)
@@ -207,18 +207,18 @@ def open_dataset(spec: str) -> ImageDataset:
         wanted = ("__len__", "labels", "classes", "channels", "mean", "std", "image")
         missing = [name for name in wanted if not hasattr(dataset, name)]
         raise DataError(f"data set {spec!r}: {type(dataset).__name__} lacks {', '.join(missing)}")
-    _check_own(spec, dataset)
+    _check_custom(spec, dataset)
     return dataset
 
 
 def fingerprint(dataset: ImageDataset) -> str:
-    """A data set's own fingerprint, or one of its labels and class names."""
+    """The data set's `fingerprint` attribute, or a SHA-256 over labels and class names where it has none."""
     own: str | None = getattr(dataset, "fingerprint", None)
     parts = json.dumps(list(dataset.classes)).encode() + np.asarray(dataset.labels, np.int64).tobytes()
     return own or hashlib.sha256(parts).hexdigest()
 
 
-def _check_own(spec: str, dataset: ImageDataset) -> None:
+def _check_custom(spec: str, dataset: ImageDataset) -> None:
     labels = np.asarray(dataset.labels)
     if labels.ndim != 1 or labels.dtype.kind not in "iu" or len(labels) != len(dataset) or not len(labels):
         raise DataError(
@@ -315,7 +315,7 @@ def _brief(schema: pa.Schema) -> str:
 def _labels(file: Path, table: pa.Table, info: Info) -> npt.NDArray[np.int64]:
     if table["label"].null_count or table["image"].null_count:
         raise DataError(f"{file}: it has rows without label or image")
-    # Not to_numpy(), which would load pandas into every process.
+    # to_numpy() would import pandas into every process.
     chunks = [np.from_dlpack(chunk) for chunk in table["label"].chunks if len(chunk)]
     labels_N: npt.NDArray[np.int64] = np.concatenate([*chunks, np.array([], np.int32)]).astype(np.int64)
     _check_range(str(file), labels_N, len(info.classes))

@@ -10,7 +10,7 @@ __all__ = ["describe"]
 
 
 def describe(dataset: ArrowDataset) -> list[tuple[str, str]]:
-    """Names and values of what a data set holds."""
+    """Names and values of the lines that describe a data set."""
     info = dataset.info
     counts = np.bincount(dataset.labels, minlength=len(info.classes))
     names = ", ".join(info.classes[:10]) + (", ..." if len(info.classes) > 10 else "")

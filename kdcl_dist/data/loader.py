@@ -22,9 +22,9 @@ from kdcl_dist.data.views import Views
 from kdcl_dist.errors import KdclError
 from kdcl_dist.utils.process import end_with_parent
 
-__all__ = ["Batch", "Part", "batches", "mixed_batches"]
+__all__ = ["Batch", "BatchSpec", "batches", "mixed_batches", "normalise"]
 
-#: Pixels that are normalised at a time: few enough to stay in a core's cache from one pass to the next.
+#: Pixels that are normalised at a time: few enough to stay in a core's cache between passes.
 CACHED_PIXELS = 1 << 16
 
 
@@ -36,8 +36,8 @@ class Batch(NamedTuple):
     images: Tensor
 
 
-class Part(NamedTuple):
-    """What to load: of which views (a place in their list), in which epoch, which samples."""
+class BatchSpec(NamedTuple):
+    """One batch to load: index into the list of views, epoch, and sample ids."""
 
     views: int
     epoch: int
@@ -47,94 +47,97 @@ class Part(NamedTuple):
 def batches(
     views: Views, schedule: Iterable[tuple[int, Ids]], *, workers: int = 0, timeout_s: float = 0
 ) -> Iterator[Batch]:
-    """One batch for each (epoch, ids_B) of the schedule, in order; as `mixed_batches`."""
-    parts = (Part(0, epoch, ids_B) for epoch, ids_B in schedule)
-    return mixed_batches([views], parts, workers=workers, timeout_s=timeout_s)
+    """One batch of `views` for each (epoch, ids_B) of the schedule; otherwise as `mixed_batches`."""
+    specs = (BatchSpec(0, epoch, ids_B) for epoch, ids_B in schedule)
+    return mixed_batches([views], specs, workers=workers, timeout_s=timeout_s)
 
 
 def mixed_batches(
-    views: Sequence[Views], schedule: Iterable[Part], *, workers: int = 0, timeout_s: float = 0
+    views: Sequence[Views], schedule: Iterable[BatchSpec], *, workers: int = 0, timeout_s: float = 0
 ) -> Iterator[Batch]:
-    """One batch for each part of the schedule, in order, all by the same workers.
+    """One batch for each item of the schedule, in order, all loaded by the same workers.
 
     Args:
-        views: what is loaded.
-        schedule: may be endless; it is read a few batches ahead when there are workers.
-        workers: processes that load; 0 loads in this one.
-        timeout_s: seconds after which a worker's batch counts as stuck; 0 is no limit.
+        views: all views that the schedule refers to.
+        schedule: may be endless; with workers it is read a few batches ahead.
+        workers: processes that load; 0 loads in this process.
+        timeout_s: seconds after which a worker's batch counts as stuck; 0 means no limit.
 
     Raises:
         DataError: images of a batch differ in size, or one cannot be read or transformed.
     """
-    load = _Load(views)
+    load = _BatchDataset(views)
     here = map(load.__getitem__, schedule)
-    for loaded in here if workers == 0 else _processes(load, schedule, workers, timeout_s):
+    for loaded in here if workers == 0 else _data_loader(load, schedule, workers, timeout_s):
         if isinstance(loaded, KdclError):
             raise loaded
-        part, images_BCHW = loaded
-        yield _batch(views[part.views].dataset, part.ids_B, images_BCHW)
+        spec, images_BCHW = loaded
+        yield _batch(views[spec.views].dataset, spec.ids_B, images_BCHW)
 
 
-def _processes(load: _Load, schedule: Iterable[Part], workers: int, timeout_s: float) -> Iterable[_Loaded]:
+def _data_loader(
+    load: _BatchDataset, schedule: Iterable[BatchSpec], workers: int, timeout_s: float
+) -> Iterable[_Loaded]:
     return DataLoader(
         load,  # type: ignore[arg-type]
         batch_size=None,
-        sampler=_Plan(schedule),
+        sampler=_ScheduleSampler(schedule),
         num_workers=workers,
-        collate_fn=_as_it_is,
+        collate_fn=_unchanged,
         multiprocessing_context=_context(),
-        worker_init_fn=_begin,
+        worker_init_fn=_initialise_worker,
         timeout=timeout_s,
     )
 
 
 def _context() -> Any:
-    """Workers are forked from a server that has imported what they need, and no thread or GPU state."""
+    """Workers are forked from a server that has imported their modules, and holds no threads or GPU state."""
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload([__name__])
     return context
 
 
-def _begin(_worker: int) -> None:
-    """End a worker when the process that loads from it dies, however it dies.
+def _initialise_worker(_worker: int) -> None:
+    """End a worker when its parent process dies for any reason.
 
-    What the worker has of the server it was forked from stays shared: no collection of garbage touches it.
+    Objects inherited from the fork server are exempt from garbage collection, so that their pages stay
+    shared.
     """
     gc.freeze()
     end_with_parent()
 
 
-def _as_it_is(loaded: Any) -> Any:
+def _unchanged(loaded: Any) -> Any:
     return loaded
 
 
-#: What a worker sends: a part and its normalised images_BCHW; or an error, which would lose its fields if
-#: it were raised there.
-_Loaded = tuple[Part, Tensor] | KdclError
+#: What a worker sends: the spec and its normalised images_BCHW, or an error. An error that is raised in a
+#: worker would lose its fields.
+_Loaded = tuple[BatchSpec, Tensor] | KdclError
 
 
-class _Load:
-    """The views as a data set whose samples are whole batches; an error takes a batch's place."""
+class _BatchDataset:
+    """The views as a data set whose samples are whole batches; an error is returned in place of a batch."""
 
     def __init__(self, views: Sequence[Views]) -> None:
         self.views = views
 
-    def __getitem__(self, part: Part) -> _Loaded:
-        views = self.views[part.views]
+    def __getitem__(self, spec: BatchSpec) -> _Loaded:
+        views = self.views[spec.views]
         try:
-            images_BCHW = views.batch(part.epoch, part.ids_B)
+            images_BCHW = views.batch(spec.epoch, spec.ids_B)
         except KdclError as error:
             return error
-        return part, normalise(images_BCHW, views.dataset.mean, views.dataset.std)
+        return spec, normalise(images_BCHW, views.dataset.mean, views.dataset.std)
 
 
-class _Plan:
+class _ScheduleSampler:
     """The schedule as a sampler."""
 
-    def __init__(self, schedule: Iterable[Part]) -> None:
+    def __init__(self, schedule: Iterable[BatchSpec]) -> None:
         self.schedule = schedule
 
-    def __iter__(self) -> Iterator[Part]:
+    def __iter__(self) -> Iterator[BatchSpec]:
         return iter(self.schedule)
 
 
@@ -144,7 +147,7 @@ def _batch(dataset: ImageDataset, ids_B: Ids, images_BCHW: Tensor) -> Batch:
 
 
 def normalise(images_BCHW: Tensor, mean: Sequence[float], std: Sequence[float]) -> Tensor:
-    """Images with zero mean and unit deviation, float32; uint8 counts as 0..255, anything else as 0..1."""
+    """Images with zero mean and unit deviation, float32; uint8 pixels range over 0..255, others over 0..1."""
     mean_C11, std_C11 = (torch.tensor(value)[:, None, None] for value in (mean, std))
     out_BCHW = _empty(images_BCHW.shape)
     count = max(1, CACHED_PIXELS // max(1, images_BCHW[:1].numel()))
@@ -157,7 +160,7 @@ def normalise(images_BCHW: Tensor, mean: Sequence[float], std: Sequence[float]) 
 
 
 def _empty(shape: Sequence[int]) -> Tensor:
-    """Room for float32; a loader process takes it in the shared memory by which it sends, to spare a copy."""
+    """An empty float32 tensor; in a loader's worker in shared memory, so that sending it takes no copy."""
     if get_worker_info() is None:
         return torch.empty(shape, dtype=torch.float32)
     storage = torch.UntypedStorage._new_shared(4 * math.prod(shape))  # type: ignore[no-untyped-call]

@@ -1,6 +1,6 @@
-"""Which samples when, in which order, seen how: pure functions of the recipe.
+"""The samples of each step, their order and the seeds of their views: pure functions of the recipe.
 
-Changing any of them changes everyone's results; the tests hold their values fixed.
+A change of any function changes all results; tests freeze the values.
 
 Shapes: N samples, T steps of an epoch, W steps of a window, B samples of a step.
 """
@@ -16,6 +16,7 @@ from kdcl_dist.errors import DataError
 from kdcl_dist.utils.seeding import Purpose, derive, permutation
 
 __all__ = [
+    "Ids",
     "batches_of",
     "epoch_steps",
     "own_order",
@@ -29,10 +30,10 @@ Ids = npt.NDArray[np.int64]
 
 
 def split_holdout(labels_N: Ids, per_class: int, seed: int) -> tuple[Ids, Ids]:
-    """Part the sample ids into those trained on and those held out, both ascending.
+    """Split the sample ids into training ids and held-out ids, both ascending.
 
     Raises:
-        DataError: a class has too few samples to leave one to train on.
+        DataError: a class has too few samples: at least one must remain for training.
     """
     held_out: list[Ids] = []
     for label, count in zip(*np.unique(labels_N, return_counts=True), strict=True):
@@ -53,7 +54,7 @@ def epoch_steps(train_ids: Ids, batch_size: int, seed: int, epoch: int) -> Ids:
     An incomplete last batch is dropped.
 
     Raises:
-        DataError: there are fewer samples than one batch takes.
+        DataError: there are fewer samples than a batch holds.
     """
     steps = len(train_ids) // batch_size
     if steps == 0:
@@ -65,18 +66,21 @@ def epoch_steps(train_ids: Ids, batch_size: int, seed: int, epoch: int) -> Ids:
 
 
 def own_order(ids: Ids, student: int, epoch: int, window: int) -> Ids:
-    """One student's own order of the samples of a window, the epoch's `window`-th from 0.
+    """One student's order of the samples of a window.
 
-    `student` is its seed. A window is one step, several, or the whole epoch.
+    Args:
+        ids: samples of the window: of one step, of several, or of the whole epoch.
+        student: the student's seed.
+        epoch, window: number of the epoch, and of the window within it, from 0.
     """
     return ids[permutation(len(ids), student, Purpose.WINDOW_ORDER, epoch, window)]
 
 
 def own_steps(steps_TB: Ids, width: int, student: int, epoch: int, start: int = 0) -> Iterator[Ids]:
-    """The sample ids, (B,) each, of one student's steps of an epoch from the step `start` on.
+    """The sample ids, (B,) each, of one student's steps of an epoch, from the step `start` on.
 
-    Within each window of `width` steps the student walks its own shuffle of the samples that all students
-    have there; the last window of an epoch may be shorter.
+    All students have the same samples in a window of `width` steps; each student shuffles them on its own.
+    The last window of an epoch may be shorter.
     """
     for window in range(start // width, -(-len(steps_TB) // width)):
         first = window * width
@@ -86,14 +90,14 @@ def own_steps(steps_TB: Ids, width: int, student: int, epoch: int, start: int = 
 
 
 def student_seed(seed: int, index: int, own: int | None) -> int:
-    """The seed of all that is a student's own: its recipe's `seed`, or one from its place in the cohort."""
+    """The seed of all that is random for one student: from its `seed` in the recipe, else from its index."""
     if own is not None:
         return derive(own, Purpose.STUDENT_WITH_OWN_SEED)
     return derive(seed, Purpose.STUDENT, index)
 
 
 def view_seed(student: int, epoch: int, sample_id: int) -> int:
-    """The seed of one student's view of one sample in one epoch; `student` is its seed."""
+    """The seed of one student's view of one sample in one epoch; `student` is the student's seed."""
     return derive(student, Purpose.VIEW, epoch, sample_id)
 
 

@@ -19,28 +19,28 @@ __all__ = ["ClassSubset", "open_classes"]
 
 
 class ClassSubset:
-    """The samples of the named classes, in the data set's order; mean and std stay those of the whole.
+    """The samples of the named classes, in the data set's order; mean and std are those of the whole.
 
     Args:
-        dataset: the whole.
-        names: class names; a label is a place in this list.
+        dataset: the whole data set.
+        names: class names; a label is an index into this list.
 
     Raises:
         DataError: a name is not a class of the data set, or no sample is left.
     """
 
     def __init__(self, dataset: ImageDataset, names: Sequence[str]) -> None:
-        having = list(dataset.classes)
-        if unknown := [name for name in names if name not in having]:
-            shown = ", ".join(having[:10]) + (", ..." if len(having) > 10 else "")
+        known = list(dataset.classes)
+        if unknown := [name for name in names if name not in known]:
+            shown = ", ".join(known[:10]) + (", ..." if len(known) > 10 else "")
             raise DataError(
                 f"data.classes: {', '.join(unknown)} is no class of the data set (it has {shown})"
             )
         self.whole, self.classes = dataset, tuple(names)
         self.channels, self.mean, self.std = dataset.channels, dataset.mean, dataset.std
-        places = np.full(len(having), -1)
-        places[[having.index(name) for name in names]] = np.arange(len(names))
-        labels_N = places[np.asarray(dataset.labels, np.int64)]
+        new_labels = np.full(len(known), -1)
+        new_labels[[known.index(name) for name in names]] = np.arange(len(names))
+        labels_N = new_labels[np.asarray(dataset.labels, np.int64)]
         self.ids = np.flatnonzero(labels_N >= 0)
         self.labels = labels_N[self.ids]
         if not len(self.ids):
@@ -55,12 +55,12 @@ class ClassSubset:
 
     @property
     def fingerprint(self) -> str:
-        """The whole data set's fingerprint, and the class names."""
+        """A SHA-256 over the whole data set's fingerprint and the class names."""
         parts = f"{fingerprint(self.whole)} {json.dumps(self.classes)}"
         return hashlib.sha256(parts.encode()).hexdigest()
 
 
 def open_classes(spec: str, names: Sequence[str] | None) -> ImageDataset:
-    """Open a data set as `open_dataset` does; only the named classes of it, unless that is None."""
+    """Open a data set as `open_dataset` does, with only the named classes unless `names` is None."""
     dataset = open_dataset(spec)
     return dataset if names is None else ClassSubset(dataset, names)

@@ -1,4 +1,4 @@
-"""What a recipe means for the data it names: sizes, splits, and one student's batches.
+"""A recipe applied to its data: split, schedule of rounds, and each student's batches.
 
 Shapes: B batch.
 """
@@ -17,7 +17,7 @@ import torch
 from kdcl_dist.config.recipe import Recipe
 from kdcl_dist.config.rounds import Kind, Round, RunSchedule, share_of
 from kdcl_dist.data.dataset import ImageDataset, fingerprint
-from kdcl_dist.data.loader import Batch, Part, batches, mixed_batches
+from kdcl_dist.data.loader import Batch, BatchSpec, batches, mixed_batches
 from kdcl_dist.data.sampling import Ids, batches_of, epoch_steps, own_steps, split_holdout, student_seed
 from kdcl_dist.data.subset import open_classes
 from kdcl_dist.data.views import Transforms, Views
@@ -41,11 +41,11 @@ class TrainingData:
 
     @classmethod
     def open(cls, recipe: Recipe) -> TrainingData:
-        """Open both data sets and check that they fit the recipe and each other."""
+        """Open both data sets; check them against the recipe and each other."""
         data = recipe.data
-        with _naming("data.train"):
+        with _naming_field("data.train"):
             train = open_classes(data.train, data.classes)
-        with _naming("data.test"):
+        with _naming_field("data.test"):
             test = open_classes(data.test, data.classes)
         if tuple(train.classes) != tuple(test.classes) or train.channels != test.channels:
             raise DataError(
@@ -57,17 +57,17 @@ class TrainingData:
         return training_data
 
     def check(self) -> None:
-        """Build all that can fail for the whole cohort: the schedule and every student's transforms."""
+        """Build the schedule and every student's transforms: what can fail shall fail before training."""
         _ = self.schedule
-        with _naming("data.test_view"):
+        with _naming_field("data.test_view"):
             Transforms(self.recipe.data.test_items, self.test.mean)
         for student in self.recipe.students:
             own = student.augment is not None
-            with _naming(f"students.{student.name}.augment" if own else "data.augment"):
+            with _naming_field(f"students.{student.name}.augment" if own else "data.augment"):
                 Transforms(self.recipe.augment_of(student), self.train.mean)
 
     def warnings(self) -> list[str]:
-        """What the data make of the recipe, but hardly is meant, one line each."""
+        """Settings that this data makes ineffective, one line each."""
         window, steps = self.recipe.distillation.window, self.schedule.steps_per_epoch
         if isinstance(window, int) and window > max(1, steps):
             return [f"distillation.window: an epoch has {steps} steps, so {window} is as much as 'epoch'"]
@@ -75,13 +75,13 @@ class TrainingData:
 
     @cached_property
     def split(self) -> tuple[Ids, Ids]:
-        """Ids trained on, and ids held out."""
+        """Training ids, and held-out ids."""
         labels_N = np.asarray(self.train.labels, np.int64)
         return split_holdout(labels_N, self.recipe.data.holdout_per_class, self.recipe.seed)
 
     @cached_property
     def schedule(self) -> RunSchedule:
-        """The order of the run."""
+        """The schedule of all rounds of the run."""
         recipe, (train_ids, holdout_ids) = self.recipe, self.split
         weighs = recipe.distillation.method == "general"
         return RunSchedule(
@@ -95,14 +95,19 @@ class TrainingData:
 
     @property
     def fingerprints(self) -> dict[str, str]:
-        """The data sets' fingerprints, by which two processes see that they read the same."""
+        """Fingerprints of "train" and "test", by which processes check that they read the same data."""
         return {"train": fingerprint(self.train), "test": fingerprint(self.test)}
 
     def batches(self, index: int, start: Round, replica: int = 0) -> Iterator[Batch]:
-        """One replica's share of a student's batches, of all rounds that take any, from one round on.
+        """One replica's share of a student's batches, of all rounds that have one, from the round `start` on.
 
-        One loader serves them all: what follows a pass over the test samples is loaded while it runs, and
-        no process is started between two epochs.
+        One loader serves all rounds: training batches after a test pass are loaded during that pass, and no
+        loader process starts between epochs.
+
+        Args:
+            index: the student's index in the recipe.
+            start: the first round.
+            replica: which replica of the student.
         """
         student, recipe = self.recipe.students[index], self.recipe
         steps = self._steps(self._seed(index), start.step)
@@ -110,31 +115,31 @@ class TrainingData:
             batches_of(ids, recipe.batch_size) for ids in (self.split[1], np.arange(len(self.test)))
         )
 
-        def parts() -> Iterator[Part]:
+        def specs() -> Iterator[BatchSpec]:
             for round in self.schedule.rounds(start):
                 if round.kind is Kind.TRAIN:
-                    yield Part(0, *next(steps))
+                    yield BatchSpec(0, *next(steps))
                 elif round.kind is Kind.HOLDOUT:
-                    yield Part(1, 0, holdout[round.part])
+                    yield BatchSpec(1, 0, holdout[round.part])
                 elif round.kind is Kind.EVALUATE:
-                    yield Part(2, 0, test[round.part])
+                    yield BatchSpec(2, 0, test[round.part])
 
         views = [self._training_views(index), self._test_views(self.train), self._test_views(self.test)]
-        shares = (part._replace(ids_B=_share(part.ids_B, replica, student.replicas)) for part in parts())
+        shares = (spec._replace(ids_B=_share(spec.ids_B, replica, student.replicas)) for spec in specs())
         return self._load(views, shares)
 
     def training_batches(self, index: int, start: int, replica: int = 0) -> Iterator[Batch]:
         """One replica's share of a student's training batches, from a global step to the end of the run."""
         replicas = self.recipe.students[index].replicas
         steps = self._steps(self._seed(index), start)
-        parts = (Part(0, epoch, _share(ids_B, replica, replicas)) for epoch, ids_B in steps)
-        return self._load([self._training_views(index)], parts)
+        specs = (BatchSpec(0, epoch, _share(ids_B, replica, replicas)) for epoch, ids_B in steps)
+        return self._load([self._training_views(index)], specs)
 
     def first_views(self, index: int, count: int) -> Batch:
-        """The first few samples of a student's run, as it sees them in training.
+        """The first few training samples, as a student sees them in training.
 
         Raises:
-            DataError: a transform gives no image, other channels than the data has, or NaN.
+            DataError: a transform gives no image, another number of channels, or NaN.
         """
         recipe, student = self.recipe, self.recipe.students[index]
         views = Views(self.train, Transforms(recipe.augment_of(student), self.train.mean), recipe.seed)
@@ -178,17 +183,17 @@ class TrainingData:
                 yield epoch, ids_B
 
     def _once(self, dataset: ImageDataset, ids: Ids) -> Iterator[Batch]:
-        parts = (Part(0, 0, ids_B) for ids_B in batches_of(ids, self.recipe.batch_size))
-        return self._load([self._test_views(dataset)], parts)
+        specs = (BatchSpec(0, 0, ids_B) for ids_B in batches_of(ids, self.recipe.batch_size))
+        return self._load([self._test_views(dataset)], specs)
 
-    def _load(self, views: Sequence[Views], schedule: Iterator[Part]) -> Iterator[Batch]:
+    def _load(self, views: Sequence[Views], schedule: Iterator[BatchSpec]) -> Iterator[Batch]:
         data, limits = self.recipe.data, self.recipe.limits
         return mixed_batches(views, schedule, workers=data.loader_workers, timeout_s=limits.step_s)
 
 
 @contextmanager
-def _naming(field: str) -> Iterator[None]:
-    """Say which field of the recipe an error is about."""
+def _naming_field(field: str) -> Iterator[None]:
+    """Prefix errors of the data and of transforms with the field of the recipe."""
     try:
         yield
     except (DataError, RecipeError) as error:
@@ -196,11 +201,11 @@ def _naming(field: str) -> Iterator[None]:
 
 
 def test_views(dataset: ImageDataset, items: Sequence[Mapping[str, Any]], seed: int) -> Views:
-    """Images as test and held-out samples are seen, but for normalisation, which `batches` adds."""
+    """The views of test and held-out samples; `batches` normalises them."""
     return Views(dataset, Transforms(items, dataset.mean), seed)
 
 
 def _share(ids_B: Ids, replica: int, replicas: int) -> Ids:
-    """One replica's rows of a batch, as `share_of` counts them; a small batch may leave it none."""
+    """One replica's rows of a batch, as many as `share_of` gives; none if the batch is too small."""
     start = sum(share_of(len(ids_B), earlier, replicas) for earlier in range(replica))
     return ids_B[start : start + share_of(len(ids_B), replica, replicas)]

@@ -1,7 +1,7 @@
-"""The seeds of a batch of views at once: what `derive` gives for each, at a tenth of its time.
+"""The seeds of a batch of views at once: the values of `derive`, in a tenth of its time.
 
 NumPy's `SeedSequence` is a fixed hash of 32-bit words (O'Neill, 2015, "Developing a seed_seq alternative"),
-frozen by NumPy's compatibility policy. Here it is written with the last word an array.
+frozen by NumPy's compatibility policy. In this version of it the last word is an array.
 
 Shapes: B batch.
 """
@@ -40,7 +40,7 @@ def _words(number: int) -> list[int]:
 
 
 def _mix(first: list[int], last_B: Words) -> list[Words]:
-    """The pool after all words have gone in; short input is filled up with zeros."""
+    """The pool after all words are mixed in; zeros fill up a short input."""
     entropy = [*(np.full_like(last_B, word) for word in first), last_B]
     entropy += [np.zeros_like(last_B)] * (POOL_WORDS - len(entropy))
     hashed = _Hash(INIT_A, MULT_A)
@@ -64,7 +64,7 @@ def _fold(word_B: Words) -> Words:
 
 
 class _Hash:
-    """A hash of words whose constant changes with every word that goes through it."""
+    """A hash of words; each call changes its constant."""
 
     def __init__(self, constant: int, factor: int) -> None:
         self.constant, self.factor = constant, factor

@@ -1,4 +1,4 @@
-"""What a student sees of a sample: transforms whose random numbers belong to the sample, not to a process.
+"""Views: what a student sees of a sample. The random numbers depend on the sample, not on the process.
 
 Shapes: B batch, C channels, H W image.
 """
@@ -24,9 +24,9 @@ from kdcl_dist.utils.import_strings import is_import_string, load_object
 
 __all__ = ["Transforms", "Views"]
 
-#: Transforms of our own, by the name a recipe gives; called with the data set's mean and the arguments.
+#: This package's own transforms, by the name in a recipe; called with the data set's mean and the arguments.
 BUILT_IN = {"Cutout": Cutout}
-#: Transforms that read pixels in the decoder's layout, with the same result; all others get planes.
+#: Transforms that give the same result on the decoder's memory layout; all others get contiguous planes.
 ANY_LAYOUT = ("RandomResizedCrop", "Resize")
 
 
@@ -35,7 +35,7 @@ class Transforms:
 
     Args:
         items: the transforms, in the order in which they are applied.
-        mean_C: of each channel of the data set, pixels in [0, 1]; only `BUILT_IN` transforms ask for it.
+        mean_C: mean of each channel of the data set, pixels in [0, 1]; only `BUILT_IN` transforms need it.
 
     Raises:
         RecipeError: a name is unknown, or its arguments do not fit.
@@ -44,7 +44,7 @@ class Transforms:
     def __init__(self, items: Sequence[Mapping[str, Any]], mean_C: Sequence[float] = ()) -> None:
         self.items, self.mean_C = [dict(item) for item in items], tuple(mean_C)
         self.calls = [_build(position, item, self.mean_C) for position, item in enumerate(self.items)]
-        # torchvision draws from torch alone; a user's own transform may draw from anywhere.
+        # torchvision draws from torch's generator alone; a user's transform may draw from others too.
         self.foreign = any(is_import_string(item["name"]) for item in self.items)
         self.any_layout = bool(self.calls) and is_of_torchvision(self.calls[0], *ANY_LAYOUT)
 
@@ -63,33 +63,33 @@ class Transforms:
 class Views:
     """One student's views of a data set, indexed by (epoch, sample id).
 
-    The same index gives the same view in any process, in any order. Seeding touches the global
-    generators; whatever draws from them afterwards must seed them for itself.
+    The same index gives the same view in any process, in any order. Making a view seeds the global
+    generators: later code that draws from them must seed them itself.
 
     Args:
         dataset: the images.
-        transforms: what is applied to each.
-        seed: the student's seed, or one that all students share for the same views.
+        transforms: applied to each image.
+        seed: the student's seed, or one seed of all students for equal views.
     """
 
     def __init__(self, dataset: ImageDataset, transforms: Transforms, seed: int) -> None:
         self.dataset, self.transforms, self.seed = dataset, transforms, seed
         raw = isinstance(dataset, ArrowDataset) and dataset.info.shape
-        self._whole_batches = CropFlip.of(transforms.calls, raw) if raw else None
+        self._crop_flip = CropFlip.of(transforms.calls, raw) if raw else None
 
     def __reduce__(self) -> tuple[type[Views], tuple[Any, ...]]:
         return Views, (self.dataset, self.transforms, self.seed)
 
     def batch(self, epoch: int, ids_B: Ids) -> Tensor:
-        """The views of several samples of an epoch, (B, C, H, W); equal to a view by itself.
+        """The views of several samples of an epoch, (B, C, H, W); each equals `self[epoch, sample_id]`.
 
         Raises:
             DataError: the views differ in size, or one cannot be read or transformed.
         """
         seeds_B = view_seeds(self.seed, epoch, ids_B)
-        if self._whole_batches is not None:
+        if self._crop_flip is not None:
             assert isinstance(self.dataset, ArrowDataset)
-            return self._whole_batches([self.dataset.pixels(i) for i in ids_B.tolist()], seeds_B)
+            return self._crop_flip([self.dataset.pixels(i) for i in ids_B.tolist()], seeds_B)
         views = [self._view(epoch, i, seed) for i, seed in zip(ids_B.tolist(), seeds_B, strict=True)]
         for sample_id, view_CHW in zip(ids_B.tolist(), views, strict=True):
             if view_CHW.shape != views[0].shape:
@@ -161,7 +161,7 @@ def _build(position: int, item: Mapping[str, Any], mean_C: tuple[float, ...]) ->
 
 
 def _of_torchvision(position: int, name: str) -> Any:
-    from torchvision.transforms import v2  # seconds that only who uses it waits for
+    from torchvision.transforms import v2  # takes seconds, so only on use
 
     found = getattr(v2, name, None)
     if not (isinstance(found, type) and issubclass(found, v2.Transform)):

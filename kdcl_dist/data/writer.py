@@ -1,4 +1,4 @@
-"""Writing a data set: streamed to a file beside, read back and compared, then renamed.
+"""Writing a data set: streamed to a temporary file, read back, compared, then renamed.
 
 Shapes: B rows of a batch.
 """
@@ -20,7 +20,7 @@ from kdcl_dist.errors import DataError, one_line
 
 __all__ = ["content_digest", "write_batches", "write_dataset"]
 
-#: Bounds of a record batch: what is held in memory at a time.
+#: Bounds of a record batch, which is held in memory whole.
 BATCH_ROWS = 1024
 BATCH_BYTES = 16 << 20
 
@@ -29,17 +29,18 @@ Batch = tuple["npt.NDArray[Any] | Sequence[int]", "npt.NDArray[np.uint8] | Seque
 
 
 def write_dataset(path: Path, samples: Iterable[tuple[int, bytes]], info: Info) -> str:
-    """Write samples of (label, stored bytes) as one `.arrow` file; as `write_batches` otherwise."""
+    """Write samples of (label, stored bytes) as one `.arrow` file; result and errors as `write_batches`."""
     return write_batches(path, _batched(samples), info)
 
 
 def write_batches(path: Path, batches: Iterable[Batch], info: Info) -> str:
-    """Write batches of samples as one `.arrow` file; returns the `content_digest` of it.
+    """Write batches of samples as one `.arrow` file; returns its `content_digest`.
 
-    The file appears under its name only after it was read back and found equal to what went in.
+    The file gets its name only after it was read back and found equal to the samples.
 
     Raises:
-        DataError: the folder cannot be written, a sample does not fit `info`, or the file differs.
+        DataError: the folder cannot be written, a sample does not fit `info`, or the file reads back
+            otherwise.
     """
     temporary = path.with_name(path.name + ".part")
     try:
@@ -51,18 +52,18 @@ def write_batches(path: Path, batches: Iterable[Batch], info: Info) -> str:
     except (OSError, pa.ArrowException) as error:
         raise DataError(f"{path}: cannot be written: {one_line(error)}") from error
     finally:
-        with contextlib.suppress(OSError):  # the folder may be a file, which was said above
+        with contextlib.suppress(OSError):  # the folder may be a file: the error above names it
             temporary.unlink(missing_ok=True)
     return written
 
 
 def content_digest(path: Path) -> str:
-    """A SHA-256 over all labels and stored bytes of one `.arrow` file, read from it anew.
+    """A SHA-256 over all labels and stored bytes of one `.arrow` file, read from disk.
 
     Raises:
         DataError: as `ArrowDataset`.
     """
-    ArrowDataset(str(path))  # refuses what is damaged, of another format or has labels outside
+    ArrowDataset(str(path))  # refuses damage, other formats and labels out of range
     digest = hashlib.sha256()
     with pa.memory_map(str(path)) as source:
         reader = pa.ipc.open_file(source)

@@ -1,1 +1,1 @@
-"""Writing data sets from what others publish: one module a source, and what they share."""
+"""Writing data sets from published ones: one module for each source, and shared modules."""

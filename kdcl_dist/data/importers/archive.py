@@ -1,4 +1,4 @@
-"""The files of a tar.gz archive, or of the folder in it, into memory; nothing is unpacked to disk."""
+"""Reading the files of a tar.gz archive, or of its unpacked folder, into memory."""
 
 from __future__ import annotations
 
@@ -14,15 +14,15 @@ from kdcl_dist.errors import DataError, one_line
 __all__ = ["check_md5", "members_of_archive", "read_checked"]
 
 BLOCK_BYTES = 1 << 20
-#: A file of more bytes than this in an archive that ought to hold 180 MB is not what it says.
-MOST_BYTES = 1 << 30
+#: Bytes of the largest file that is read; a whole CIFAR archive holds 180 MB.
+MAX_BYTES = 1 << 30
 
 
 def read_checked(path: Path, md5: str | None) -> bytes:
     """A file's bytes.
 
     Raises:
-        DataError: it cannot be read, or an MD5 is given and differs.
+        DataError: the file cannot be read, or an MD5 is given and differs.
     """
     try:
         data = path.read_bytes()
@@ -37,7 +37,7 @@ def members_of_archive(source: Path, folder: str, wanted: set[str]) -> Iterator[
     """Names and bytes of the wanted plain files of a folder in a tar.gz, in the archive's order.
 
     Raises:
-        DataError: it is not such an archive, is damaged, or lacks a file.
+        DataError: the source is no tar.gz archive, is damaged, or lacks a file.
     """
     missing = {f"{folder}/{name}": name for name in wanted}
     try:
@@ -46,11 +46,11 @@ def members_of_archive(source: Path, folder: str, wanted: set[str]) -> Iterator[
                 stream = archive.extractfile(member) if member.isreg() else None
                 if stream is None or member.name not in missing:
                     continue
-                if member.size > MOST_BYTES:
+                if member.size > MAX_BYTES:
                     raise DataError(f"{source}: {member.name} is of {member.size:,} bytes; not a CIFAR file")
                 yield missing.pop(member.name), stream.read()
             while plain.read(BLOCK_BYTES):
-                pass  # to the end, where gzip's checksum stands
+                pass  # to the end: gzip's checksum is there
     except (tarfile.TarError, EOFError, zlib.error, OSError) as error:
         raise DataError(f"{source}: not a tar.gz archive, or a damaged one: {one_line(error)}") from error
     if missing:
@@ -58,7 +58,7 @@ def members_of_archive(source: Path, folder: str, wanted: set[str]) -> Iterator[
 
 
 def check_md5(path: Path, expected: str) -> None:
-    """Compare a file with its MD5; `DataError` if it differs or cannot be read."""
+    """Compare a file's MD5 with the expected one; `DataError` if it differs or the file cannot be read."""
     digest = hashlib.md5(usedforsecurity=False)
     try:
         with path.open("rb") as stream:

@@ -1,18 +1,15 @@
-"""Whether images can be decoded, in worker processes; light to import, so that these start quickly."""
+"""Checking in worker processes whether images can be decoded; light to import, for a quick start of these."""
 
 from __future__ import annotations
 
 import multiprocessing as mp
-import os
 import signal
-import threading
 import warnings
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from itertools import islice
-from multiprocessing.connection import wait
 from pathlib import Path
 from types import TracebackType
 from typing import NamedTuple, TypeVar
@@ -21,20 +18,21 @@ import numpy as np
 
 from kdcl_dist.data.decode import decode
 from kdcl_dist.errors import DataError, one_line
+from kdcl_dist.utils.process import end_with_parent
 
-__all__ = ["SUFFIXES", "Item", "Rejected", "Workers", "accept", "moments"]
+__all__ = ["CHANNELS", "SUFFIXES", "Item", "Rejected", "Workers", "accept", "moments"]
 
 CHANNELS = 3
 SUFFIXES = (".jpg", ".jpeg", ".png")
-#: Images sent to a worker at a time, and such parcels a worker that may be on their way.
-PARCEL = 8
-PARCELS_AHEAD = 3
+#: Images that a worker takes at a time, and chunks that may wait for each worker.
+CHUNK = 8
+CHUNKS_AHEAD = 3
 
 T = TypeVar("T")
 
 
 class Item(NamedTuple):
-    """One image of a source: label, name in reports, bytes or the file that holds them, their number."""
+    """One image of a source: label, name in reports, its bytes or their file, number of bytes."""
 
     label: int
     name: str
@@ -43,13 +41,13 @@ class Item(NamedTuple):
 
 
 class Rejected(NamedTuple):
-    """Why an image is not taken."""
+    """The reason why an image is rejected."""
 
     reason: str
 
 
 def accept(item: Item) -> bytes | Rejected:
-    """An image's bytes if all of it can be decoded."""
+    """The bytes of an image, or `Rejected` if it cannot be decoded completely."""
     try:
         data = _read(item)
         decode(data, CHANNELS)
@@ -59,7 +57,7 @@ def accept(item: Item) -> bytes | Rejected:
 
 
 def moments(item: Item) -> tuple[int, list[int], list[int]] | None:
-    """Number of pixels, their sums and sums of squares by channel; None if it cannot be decoded."""
+    """Number of pixels, and their sums and sums of squares by channel; None if decoding fails."""
     try:
         pixels_PC = decode(_read(item), CHANNELS).reshape(-1, CHANNELS)
     except (ValueError, OSError):
@@ -78,16 +76,16 @@ def _read(item: Item) -> bytes:
 
 
 class Workers:
-    """Processes that look at images; a context manager.
+    """Processes that check images; a context manager.
 
     Args:
-        count: number of processes; 0 does the work in this one.
+        count: number of processes; 0 checks in this process.
     """
 
     def __init__(self, count: int) -> None:
-        self.ahead = PARCELS_AHEAD * count
+        self.ahead = CHUNKS_AHEAD * count
         context = mp.get_context("forkserver")
-        self.pool = ProcessPoolExecutor(count, context, initializer=_prepare) if count else None
+        self.pool = ProcessPoolExecutor(count, context, initializer=_initialise) if count else None
 
     def __enter__(self) -> Workers:
         return self
@@ -99,7 +97,7 @@ class Workers:
             self.pool.shutdown(wait=True, cancel_futures=True)
 
     def map(self, function: Callable[[Item], T], items: Iterable[Item]) -> Iterator[tuple[Item, T]]:
-        """Each item with the function's result, in order; a bounded number of items is read ahead.
+        """Each item with the function's result, in order; reads a bounded number of items ahead.
 
         Raises:
             DataError: a process died.
@@ -110,10 +108,10 @@ class Workers:
         rest = iter(items)
         waiting: deque[tuple[list[Item], Future[list[T]]]] = deque()
         try:
-            while (parcel := list(islice(rest, PARCEL))) or waiting:
-                if parcel:
-                    waiting.append((parcel, self.pool.submit(_each, function, parcel)))
-                if len(waiting) > self.ahead or not parcel:
+            while (chunk := list(islice(rest, CHUNK))) or waiting:
+                if chunk:
+                    waiting.append((chunk, self.pool.submit(_each, function, chunk)))
+                if len(waiting) > self.ahead or not chunk:
                     done, future = waiting.popleft()
                     yield from zip(done, future.result(), strict=True)
         except BrokenProcessPool as error:
@@ -127,15 +125,8 @@ def _each(function: Callable[[Item], T], items: list[Item]) -> list[T]:
     return [function(item) for item in items]
 
 
-def _prepare() -> None:
-    """Leave Ctrl-C to the process that started this one, and end with it, however it ends."""
+def _initialise() -> None:
+    """Leave Ctrl-C to the parent process, and end when the parent dies for any reason."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    warnings.simplefilter("ignore")  # Pillow's remarks on odd but readable images
-    parent = mp.parent_process()
-    assert parent is not None
-
-    def watch(sentinel: int = parent.sentinel) -> None:
-        wait([sentinel])
-        os._exit(1)
-
-    threading.Thread(target=watch, daemon=True).start()
+    warnings.simplefilter("ignore")  # Pillow warns of odd but readable images
+    end_with_parent()

@@ -1,4 +1,4 @@
-"""CIFAR-10 and CIFAR-100 from the official python archives, or the folders in them.
+"""CIFAR-10 and CIFAR-100 from the official python archives, or from their unpacked folders.
 
 Shapes: N images, C channels, H W image, D = C * H * W.
 """
@@ -21,27 +21,27 @@ from kdcl_dist.data.writer import write_batches
 from kdcl_dist.errors import DataError
 from kdcl_dist.utils.staging import staged
 
-__all__ = ["LAYOUTS", "MessageLayout", "import_cifar"]
+__all__ = ["LAYOUTS", "ArchiveLayout", "import_cifar"]
 
 SHAPE = (3, 32, 32)
 SOURCE = (
     "A. Krizhevsky, Learning Multiple Layers of Features from Tiny Images, 2009, "
     "https://www.cs.toronto.edu/~kriz/cifar.html"
 )
-#: Rows summed at a time: few enough for the caches, and for sums of squared pixels in 32 bits.
+#: Images summed at a time: few enough for the caches, and for 32-bit sums of squared pixels.
 SUM_ROWS = 64
 
 
 class _Labelled(NamedTuple):
-    """Labels, and images of uint8."""
+    """Labels, and images as uint8."""
 
     labels_N: list[int]
     images_ND: npt.NDArray[np.uint8]
 
 
 @dataclass(frozen=True)
-class MessageLayout:
-    """What an archive holds: its folder, files with their MD5, and the keys of labels and class names."""
+class ArchiveLayout:
+    """The content of an archive: its folder, files with their MD5, and the keys of labels and class names."""
 
     folder: str
     archive_md5: str
@@ -54,7 +54,7 @@ class MessageLayout:
 
 
 LAYOUTS = {
-    "cifar10": MessageLayout(
+    "cifar10": ArchiveLayout(
         folder="cifar-10-batches-py",
         archive_md5="c58f30108f718f92721af3b95e74349a",
         train=("data_batch_1", "data_batch_2", "data_batch_3", "data_batch_4", "data_batch_5"),
@@ -72,7 +72,7 @@ LAYOUTS = {
             "batches.meta": "5ff9c542aee3614f3951f8cda6e48888",
         },
     ),
-    "cifar100": MessageLayout(
+    "cifar100": ArchiveLayout(
         folder="cifar-100-python",
         archive_md5="eb9058c3a382ffc7106e4002c42a8d85",
         train=("train",),
@@ -92,12 +92,12 @@ LAYOUTS = {
 def import_cifar(kind: str, source: Path, folder: Path, *, checksums: bool = True) -> list[Path]:
     """Write train.arrow and test.arrow (raw pixels, in the order of the files); returns their paths.
 
-    The same files byte for byte each time. Mean and deviation are those of the training images in both.
+    The result is deterministic, byte for byte. Both files have the training images' mean and deviation.
 
     Args:
         kind: "cifar10" or "cifar100" (with its 100 fine labels).
         source: the tar.gz, or the unpacked folder.
-        folder: where the files go; must not exist yet, or be empty.
+        folder: the folder to write; must be missing or empty.
         checksums: whether the source must be the official files, byte for byte.
 
     Raises:
@@ -116,8 +116,8 @@ def import_cifar(kind: str, source: Path, folder: Path, *, checksums: bool = Tru
     return [folder / "train.arrow", folder / "test.arrow"]
 
 
-def _load(source: Path, layout: MessageLayout, checksums: bool) -> dict[str, Any]:
-    """By file name: `_Labelled`, or class names."""
+def _load(source: Path, layout: ArchiveLayout, checksums: bool) -> dict[str, Any]:
+    """Content of each file by its name: `_Labelled`, or class names."""
 
     def parse(name: str, data: bytes) -> Any:
         return (_classes if name == layout.meta else _labelled)(data, layout, f"{source}: {name}")
@@ -134,11 +134,11 @@ def _load(source: Path, layout: MessageLayout, checksums: bool) -> dict[str, Any
     def load(name: str) -> Any:
         return parse(name, read_checked(inner / name, layout.md5[name] if checksums else None))
 
-    with ThreadPoolExecutor(2) as pool:  # hashing and reading leave the interpreter free
+    with ThreadPoolExecutor(2) as pool:  # hashing and reading release the interpreter lock
         return dict(zip(layout.md5, pool.map(load, layout.md5), strict=True))
 
 
-def _classes(data: bytes, layout: MessageLayout, where: str) -> tuple[str, ...]:
+def _classes(data: bytes, layout: ArchiveLayout, where: str) -> tuple[str, ...]:
     names = read_pickle(data, where).get(layout.names)
     if not isinstance(names, list) or not names or not all(isinstance(name, bytes) for name in names):
         raise DataError(f"{where}: it lacks the class names {layout.names.decode()!r}")
@@ -148,7 +148,7 @@ def _classes(data: bytes, layout: MessageLayout, where: str) -> tuple[str, ...]:
     return classes
 
 
-def _labelled(data: bytes, layout: MessageLayout, where: str) -> _Labelled:
+def _labelled(data: bytes, layout: ArchiveLayout, where: str) -> _Labelled:
     content = read_pickle(data, where)
     images_ND, labels = content.get(b"data"), content.get(layout.labels)
     size = math.prod(SHAPE)
@@ -184,7 +184,7 @@ def _mean_and_std(
 
 
 def _sums(images_ND: npt.NDArray[np.uint8]) -> list[list[int]]:
-    """Sums of pixels and of squared pixels, a channel."""
+    """Sums of pixels and of squared pixels, each by channel."""
     first_D, second_D = (np.zeros(images_ND.shape[1], np.uint64) for _ in range(2))
     for start in range(0, len(images_ND), SUM_ROWS):
         rows = images_ND[start : start + SUM_ROWS]

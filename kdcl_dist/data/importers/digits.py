@@ -1,4 +1,4 @@
-"""The UCI handwritten digits (8x8, 1,797 images, CC BY 4.0), as scikit-learn packages them."""
+"""The UCI handwritten digits (8x8, 1,797 images, CC BY 4.0), as packaged by scikit-learn."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ TEST_SHARE = 0.2
 def import_digits(folder: Path) -> list[Path]:
     """Write digits-train.arrow (80% of each class) and digits-test.arrow; returns their paths.
 
-    The same files byte for byte each time.
+    The result is deterministic, byte for byte.
 
     Raises:
         DataError: scikit-learn is not installed, or the folder cannot be written.

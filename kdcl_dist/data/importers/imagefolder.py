@@ -1,4 +1,4 @@
-"""Folders of images, `train/CLASS/FILE` and `val/CLASS/FILE`, as ImageNet has them."""
+"""Folders of images, `train/CLASS/FILE` and `val/CLASS/FILE`: the layout of ImageNet."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ SPLITS = ("train", "val")
 class ImageFolder:
     """The images of a folder; classes are the names of the folders in `train`, sorted.
 
-    One class's file names are in memory at a time.
+    Only one class's file names are in memory at a time.
 
     Raises:
         DataError: a split or a class has no images, or the splits have different classes.
@@ -39,7 +39,7 @@ class ImageFolder:
                 for file, size, changed_ns in files:
                     digest.update(repr((split, label, file, size, changed_ns)).encode("utf-8"))
             if empty:
-                raise DataError(f"{folder / split}: folders without images: {_some(empty)}")
+                raise DataError(f"{folder / split}: folders without images: {_shorten(empty)}")
         self.identity = digest.hexdigest()
 
     def items(self, split: str) -> Iterator[Item]:
@@ -49,7 +49,7 @@ class ImageFolder:
                 yield Item(label, f"{split}/{name}/{file}", self.folder / split / name / file, size)
 
     def _files(self, split: str, name: str) -> list[tuple[str, int, int]]:
-        """Name, bytes and time of change of all in a class's folder."""
+        """Name, bytes and time of change (ns) of every file in a class's folder."""
         try:
             with os.scandir(self.folder / split / name) as entries:
                 found = [(entry.name, _stat(entry)) for entry in entries]
@@ -61,7 +61,7 @@ class ImageFolder:
 def _stat(entry: os.DirEntry[str]) -> tuple[int, int]:
     try:
         found = entry.stat()
-    except OSError:  # a dangling link: reported when its image is checked
+    except OSError:  # a dangling link: rejected when its image is checked
         return 0, 0
     return found.st_size, found.st_mtime_ns
 
@@ -76,8 +76,10 @@ def _classes(folder: Path) -> tuple[str, ...]:
         names[split] = {name for name in names[split] if not name.startswith(".")}
     if names["train"] != names["val"]:
         only = {split: names[split] - names[other] for split, other in (SPLITS, SPLITS[::-1])}
-        told = "; ".join(f"only in {split}: {_some(sorted(found))}" for split, found in only.items() if found)
-        raise DataError(f"{folder}: train and val have different classes: {told}")
+        text = "; ".join(
+            f"only in {split}: {_shorten(sorted(found))}" for split, found in only.items() if found
+        )
+        raise DataError(f"{folder}: train and val have different classes: {text}")
     if not names["train"]:
         raise DataError(f"{folder / 'train'}: it holds no folder, of which each would be a class")
     for name in names["train"]:
@@ -94,5 +96,5 @@ def _is_utf8(name: str) -> bool:
     return True
 
 
-def _some(names: list[str]) -> str:
+def _shorten(names: list[str]) -> str:
     return ", ".join(names[:10]) + (f" and {len(names) - 10} more" if len(names) > 10 else "")

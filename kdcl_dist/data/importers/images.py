@@ -1,7 +1,7 @@
-"""Importing encoded images of any number: checked in parallel, in shards, and resumable.
+"""Importing any number of encoded images: checked in parallel, written in shards, resumable.
 
-A source names its classes and gives its images split by split, always in the same order. The images of a
-shard follow from their sizes alone, so an interrupted import finds the same shards again.
+A source gives its images split by split, always in the same order. The sizes of the images alone determine
+the images of each shard, so an import that goes on makes the same shards.
 
 Shapes: C channels.
 """
@@ -26,10 +26,10 @@ __all__ = ["REJECTED", "Imported", "OnProgress", "Source", "import_images"]
 
 REJECTED = "rejected.txt"
 SHARD_MB = 256
-#: Training images that mean and deviation are computed from, at most.
+#: At most this many training images determine mean and deviation.
 SAMPLE = 10_000
 
-#: Hears what is being done, and how many images of how many are done.
+#: Takes the current task, and how many of how many images are done.
 OnProgress = Callable[[str, int, int], None]
 
 
@@ -38,15 +38,15 @@ class Source(Protocol):
 
     @property
     def name(self) -> str:
-        """What the data set says of its source."""
+        """The source, for the metadata of the data set."""
 
     @property
     def identity(self) -> str:
-        """Differs when any of the images may differ."""
+        """A digest that differs when any image may differ."""
 
     @property
     def classes(self) -> tuple[str, ...]:
-        """Class names; a label is a place in them."""
+        """Class names; a label is an index into them."""
 
     @property
     def counts(self) -> dict[str, int]:
@@ -57,7 +57,7 @@ class Source(Protocol):
 
 
 class Imported(NamedTuple):
-    """Data sets by split, and how many images were taken and how many rejected."""
+    """Data sets by split, and the numbers of accepted and of rejected images."""
 
     paths: dict[str, Path]
     accepted: int
@@ -67,15 +67,16 @@ class Imported(NamedTuple):
 def import_images(
     source: Source, folder: Path, *, workers: int, on_progress: OnProgress, shard_mb: int = SHARD_MB
 ) -> Imported:
-    """Write a folder of shards for each split, and `rejected.txt` if there are images that cannot be decoded.
+    """Write a folder of shards for each split, and `rejected.txt` if any image cannot be decoded.
 
-    All is gathered in `FOLDER.part`, from which an interrupted import goes on, and is renamed at the end.
+    The import collects its files in `FOLDER.part`, which it renames at the end. An interrupted import goes on
+    from there.
 
     Args:
-        source: where the images come from.
-        folder: must not exist yet, or be empty.
-        workers: processes that check images; 0 checks in this one.
-        on_progress: hears of the progress.
+        source: the images.
+        folder: the folder to write; must be missing or empty.
+        workers: processes that check images; 0 checks in this process.
+        on_progress: takes the progress, see `OnProgress`.
         shard_mb: megabytes (10^6 bytes) of images in a shard.
 
     Raises:
@@ -103,7 +104,7 @@ def import_images(
 
 
 def _statistics(source: Source, pool: Workers, on_progress: OnProgress) -> dict[str, list[float]]:
-    """Mean and deviation of each channel over evenly spaced training images; all pixels count the same."""
+    """Mean and deviation of each channel over the pixels of evenly spaced training images."""
     split = next(iter(source.counts))
     count = source.counts[split]
     size = min(count, SAMPLE)
@@ -123,7 +124,7 @@ def _statistics(source: Source, pool: Workers, on_progress: OnProgress) -> dict[
         raise DataError(f"{split}: none of {size} images that were tried can be decoded")
     mean_C = np.array(first_C) / pixels
     std_C = np.sqrt(np.maximum(np.array(second_C) / pixels - mean_C**2, 0))
-    std_C[std_C == 0] = 255  # of a constant channel: its pixels become 0 all the same
+    std_C[std_C == 0] = 255  # of a constant channel, whose pixels then become 0
     return {"mean": (mean_C / 255).tolist(), "std": (std_C / 255).tolist()}
 
 
@@ -141,7 +142,7 @@ def _write_split(
     on_progress: OnProgress,
     shard_bytes: int,
 ) -> Iterator[Shard]:
-    """The shards of a split, after each is written or found finished."""
+    """The shards of a split, each after it is written or found finished."""
     done, total = 0, source.counts[split]
 
     def counted(items: Iterable[Item]) -> Iterator[Item]:
@@ -151,7 +152,7 @@ def _write_split(
             done += 1
             on_progress(split, done, total)
 
-    for number, items in groupby(source.items(split), _Numbering(shard_bytes)):
+    for number, items in groupby(source.items(split), _ShardNumber(shard_bytes)):
         name = f"{split}/shard-{number:05d}.arrow"
         shard = journal.finished(name)
         if shard is None:
@@ -165,8 +166,8 @@ def _write_split(
         raise DataError(f"{split}: the source changed during the import: {total} images became {done}")
 
 
-class _Numbering:
-    """The number of the shard that each image belongs to, of images in order."""
+class _ShardNumber:
+    """Numbers the shard of each image; takes the images in order."""
 
     def __init__(self, shard_bytes: int) -> None:
         self.shard_bytes, self.before = shard_bytes, 0
@@ -194,7 +195,11 @@ def _write_shard(folder: Path, name: str, items: Iterable[Item], info: Info, poo
 
 
 def _count(folder: Path, shards: list[Shard], classes: Sequence[str], report: Path) -> int:
-    """Number of images in a split's folder; `DataError` names classes of which all images were rejected."""
+    """Number of images in a split's folder.
+
+    Raises:
+        DataError: all images of a class were rejected.
+    """
     labels_N = ArrowDataset(str(folder)).labels if any(shard.digest for shard in shards) else np.array([])
     rejected = {label for shard in shards for label, _, _ in shard.rejected}
     lost = [classes[label] for label in sorted(rejected - set(np.unique(labels_N).tolist()))]
@@ -217,5 +222,5 @@ def _write_rejected(path: Path, rejected: list[tuple[str, str]]) -> None:
 
 
 def _printable(text: str) -> str:
-    """The text on one line, whatever a file's name holds."""
+    """The text on one line; escapes what is not printable."""
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in text)

@@ -1,7 +1,8 @@
-"""Reading the pickles of CIFAR without running anything that stands in them.
+"""Reading the pickles of CIFAR without running code from them.
 
-A pickle is a program that may call what it names. Here it can name four things, and gets stand-ins that
-only keep what they are given: not even NumPy's own reader, which trusts the state of an array, is reached.
+A pickle is a program that may call any function it names. This reader knows five names and replaces each by a
+stand-in that only keeps its arguments. Even NumPy's reader, which trusts the state of an array, is never
+called.
 """
 
 from __future__ import annotations
@@ -23,24 +24,25 @@ def read_pickle(data: bytes, where: str) -> dict[bytes, Any]:
 
     Args:
         data: the pickle.
-        where: names it in errors.
+        where: name of the pickle for errors.
 
     Raises:
-        DataError: it is damaged, names anything but an array, or is no dictionary of arrays and plain data.
+        DataError: the pickle is damaged, names anything but an array, or is no dictionary of arrays and
+            plain data.
     """
     try:
-        file: Any = _File(data)  # gives any buffer where the declared type says bytes
+        file: Any = _File(data)  # returns buffers, while the declared type says bytes
         loaded = _Reader(file, encoding="bytes").load()
         if not isinstance(loaded, dict):
             raise ValueError(f"it holds a {type(loaded).__name__}, not a dictionary")
         return {key: value.array() if isinstance(value, _Array) else value for key, value in loaded.items()}
-    except Exception as error:  # damaged pickles raise all sorts of them
+    except Exception as error:  # damaged pickles raise many types of exception
         reason = str(error) if isinstance(error, ValueError) else one_line(error)
         raise DataError(f"{where}: cannot be read as a CIFAR pickle: {reason}") from error
 
 
 class _Array:
-    """What a pickle makes of `_reconstruct(ndarray, ...)` and (version, shape, dtype, order, bytes)."""
+    """Stand-in for `_reconstruct(ndarray, ...)`; its state is (version, shape, dtype, order, bytes)."""
 
     __slots__ = ("state",)
 
@@ -51,7 +53,7 @@ class _Array:
         self.state = state
 
     def array(self) -> npt.NDArray[np.uint8]:
-        """The array, if it is one of bytes in C order."""
+        """The array; raises `ValueError` unless it is of uint8 in C order."""
         _version, shape, kind, fortran, data = self.state
         if not isinstance(kind, _Kind) or kind.code not in (b"u1", "u1", b"|u1", "|u1") or fortran:
             raise ValueError("an array is not of type uint8 in C order")
@@ -63,7 +65,7 @@ class _Array:
 
 
 class _Kind:
-    """What a pickle makes of `numpy.dtype(code, ...)`."""
+    """Stand-in for `numpy.dtype(code, ...)`."""
 
     __slots__ = ("code",)
 
@@ -71,11 +73,11 @@ class _Kind:
         self.code = code
 
     def __setstate__(self, state: object) -> None:
-        """Byte order and fields, which single bytes have not."""
+        """Ignore byte order and fields: single bytes have none."""
 
 
 class _Latin1:
-    """What a pickle makes of `_codecs.encode(text, "latin1")`: how Python 3 writes bytes in protocol 2."""
+    """Stand-in for `_codecs.encode(text, "latin1")`, by which Python 3 writes bytes in protocol 2."""
 
     __slots__ = ()
 
@@ -85,7 +87,7 @@ class _Latin1:
         return text.encode("latin1")
 
     def __setstate__(self, state: object) -> None:
-        """Without this method a pickle could set the class's attributes."""
+        """Ignore a state, which otherwise could set the class's attributes."""
 
 
 _ALLOWED: dict[tuple[str, str], type] = {
@@ -98,27 +100,29 @@ _ALLOWED: dict[tuple[str, str], type] = {
 
 
 class _File:
-    """What `pickle` reads from; unlike `io.BytesIO` it gives large pieces without copying them."""
+    """The file that `pickle` reads; unlike `io.BytesIO` it returns pieces without copying them."""
 
     def __init__(self, data: bytes) -> None:
-        self.data, self.view, self.place = data, memoryview(data), 0
+        self.data, self.view, self.position = data, memoryview(data), 0
 
     def peek(self, size: int) -> memoryview:
-        return self.view[self.place : self.place + size]
+        return self.view[self.position : self.position + size]
 
     def read(self, size: int) -> memoryview:
-        self.place += size
-        return self.view[self.place - size : self.place]
+        self.position += size
+        return self.view[self.position - size : self.position]
 
     def readline(self) -> bytes:
-        start, self.place = self.place, self.data.index(b"\n", self.place) + 1
-        return self.data[start : self.place]
+        start, self.position = self.position, self.data.index(b"\n", self.position) + 1
+        return self.data[start : self.position]
 
 
 class _Reader(pickle.Unpickler):
     def find_class(self, module: str, name: str) -> type:
-        """A stand-in for what the pickle names."""
+        """The stand-in for a name in the pickle."""
         if (module, name) not in _ALLOWED:
             asked = f"{module}.{name}"
-            raise ValueError(f"it asks for {asked!r:.80}, which has no place in such a file; nothing was run")
+            raise ValueError(
+                f"it asks for {asked!r:.80}, which does not belong in such a file; nothing was run"
+            )
         return _ALLOWED[module, name]

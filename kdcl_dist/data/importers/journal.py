@@ -1,4 +1,4 @@
-"""What an interrupted import has finished: one line of JSON for its source, its statistics and each shard."""
+"""The finished work of an import: one line of JSON for its source, its statistics and each shard."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ __all__ = ["Journal", "Reject", "Shard"]
 
 NAME = "import.jsonl"
 
+#: Label, name and reason of a rejected image.
 Reject = tuple[int, str, str]
 
 
@@ -24,8 +25,8 @@ class Shard:
 
     Attributes:
         name: its path in the data set, "train/shard-00000.arrow".
-        digest: its `content_digest`; None if no image of it was accepted, so that there is no file.
-        rejected: labels, names and reasons of images that were not accepted.
+        digest: its `content_digest`; None where no image was accepted and so no file was written.
+        rejected: its rejected images.
     """
 
     name: str
@@ -35,7 +36,7 @@ class Shard:
 
 @dataclass
 class Journal:
-    """The journal in a folder; `open` reads or begins it."""
+    """The journal in a folder; `open` reads it or begins a new one."""
 
     folder: Path
     statistics: dict[str, list[float]] | None = None
@@ -43,11 +44,11 @@ class Journal:
 
     @classmethod
     def open(cls, folder: Path, identity: dict[str, Any]) -> Journal:
-        """Read the journal of a folder, or begin one; it is written line by line.
+        """Read the journal of a folder, or begin a new one.
 
         Args:
             folder: made if missing.
-            identity: what must be the same for an import to go on.
+            identity: identifies the source and the options; must equal that of the journal.
 
         Raises:
             DataError: the folder holds something else, or cannot be written.
@@ -74,7 +75,7 @@ class Journal:
         return journal
 
     def finished(self, name: str) -> Shard | None:
-        """A shard that is finished and whose file is still what was written."""
+        """The shard of this name if it is finished and its file is intact, else None."""
         shard = self.shards.get(name)
         if shard is None or shard.digest is None:
             return shard
@@ -84,17 +85,17 @@ class Journal:
             return None
 
     def add_statistics(self, statistics: dict[str, list[float]]) -> None:
-        """Note the statistics."""
+        """Record the statistics."""
         self.statistics = statistics
         self._add({"statistics": statistics})
 
     def add_shard(self, shard: Shard) -> None:
-        """Note a finished shard."""
+        """Record a finished shard."""
         self.shards[shard.name] = shard
         self._add(vars(shard))
 
     def remove(self, folder: Path) -> None:
-        """Delete the journal of a complete data set, which is in `folder` now."""
+        """Delete the journal of a complete data set, which was moved to `folder`."""
         (folder / NAME).unlink()
 
     def _add(self, line: dict[str, Any]) -> None:
@@ -104,7 +105,7 @@ class Journal:
             os.fsync(file.fileno())
 
     def _lines(self) -> list[dict[str, Any]]:
-        """All whole lines; one that was cut off is deleted."""
+        """All complete lines; deletes a truncated last line."""
         path = self.folder / NAME
         if not path.exists():
             return []

@@ -18,22 +18,22 @@ from kdcl_dist.errors import DataError, one_line
 
 __all__ = ["Table"]
 
-#: In place of a pattern: what test files are called, the first that is found.
+#: Patterns of test files, where none is given; the first with a match counts.
 TEST_PATTERNS = ("test*", "val*")
 
 
 class Table:
     """The images of tables.
 
-    Classes are the names that Hugging Face's metadata gives to whole-number labels; else the distinct values
-    of the training set's label column, sorted.
+    The classes are the names in Hugging Face's metadata for whole-number labels. Without such metadata they
+    are the sorted distinct values of the training set's label column.
 
     Args:
         source: a file, which is the training set; or a folder of files.
         image: the column of images: bytes of JPEG or PNG files, or a struct with a field `bytes`.
         label: the column of labels: whole numbers or strings.
         train: pattern of the training set's files or folders in a folder.
-        test: the same of the test set; None is the first of "test*" and "val*" that is found, or no test set.
+        test: the same for the test set; None: the first of "test*" and "val*" with a match, or no test set.
 
     Raises:
         DataError: files or columns are missing, damaged, of another type, or hold nulls.
@@ -49,11 +49,11 @@ class Table:
             self._check_columns(file)
         self.counts, values = {}, {}
         for split in self.files:
-            self.counts[split], values[split] = self._survey(split)
+            self.counts[split], values[split] = self._count_labels(split)
         names = _names(self.files["train"][0], label)
         known = range(len(names)) if names else sorted(values["train"])
-        self.places = {value: place for place, value in enumerate(known)}
-        self.classes = names or tuple(str(value) for value in self.places)
+        self.label_of = {value: label for label, value in enumerate(known)}
+        self.classes = names or tuple(str(value) for value in self.label_of)
         for split, found in values.items():
             self._check_values(split, found)
         stats = [(str(f.relative_to(source)), f.stat()) for files in self.files.values() for f in files]
@@ -72,7 +72,7 @@ class Table:
             ):
                 if data is None:
                     raise DataError(f"{file}: column {self.image!r} has no image bytes in row {row}")
-                yield Item(self.places[value], f"{file.name} row {row}", data, len(data))
+                yield Item(self.label_of[value], f"{file.name} row {row}", data, len(data))
 
     def _batches(self, split: str, columns: list[str]) -> Iterator[tuple[Path, int, pa.RecordBatch]]:
         """File, row of the first sample, and record batch."""
@@ -83,7 +83,7 @@ class Table:
                     yield file, row, batch
                     row += len(batch)
 
-    def _survey(self, split: str) -> tuple[int, set[Any]]:
+    def _count_labels(self, split: str) -> tuple[int, set[Any]]:
         """Number of rows, and the distinct labels."""
         count, found = 0, set()
         for file, row, batch in self._batches(split, [self.label]):
@@ -109,7 +109,7 @@ class Table:
                 raise DataError(f"{file}: column {name!r} is {schema.field(name).type}; it must be {wanted}")
 
     def _check_values(self, split: str, found: set[Any]) -> None:
-        unknown = sorted(value for value in found if value not in self.places)
+        unknown = sorted(value for value in found if value not in self.label_of)
         if unknown:
             raise DataError(
                 f"{self.source}: the {split} files have the label {unknown[0]!r} in column {self.label!r}, "
@@ -144,8 +144,8 @@ def _reading(file: Path) -> Iterator[None]:
 
 def _is_image(kind: pa.DataType) -> bool:
     if pa.types.is_struct(kind):
-        place = kind.get_field_index("bytes")
-        return place >= 0 and _is_image(kind.field(place).type)
+        index = kind.get_field_index("bytes")
+        return index >= 0 and _is_image(kind.field(index).type)
     return bool(pa.types.is_binary(kind) or pa.types.is_large_binary(kind))
 
 
@@ -160,7 +160,7 @@ def _values(column: pa.Array) -> list[Any]:
 
 
 def _names(file: Path, label: str) -> tuple[str, ...]:
-    """Class names in the metadata that Hugging Face's `datasets` writes, if any."""
+    """Class names in the metadata of Hugging Face's `datasets`; empty if there are none."""
     with _reading(file), open_table(file) as table:
         metadata = table.schema.metadata or {}
     try:

@@ -14,12 +14,12 @@ import pyarrow.parquet as pq
 __all__ = ["OpenTable", "open_table", "table_files"]
 
 SUFFIXES = (".parquet", ".arrow")
-#: Rows of images in memory at a time.
+#: Images in memory at a time.
 BATCH_ROWS = 16
 
 
 def table_files(folder: Path, pattern: str) -> list[Path]:
-    """The table files among what matches a pattern, and in the folders that match it; sorted."""
+    """The table files that match a pattern, and those in folders that match it; sorted."""
     matches = sorted(folder.glob(pattern))
     within = [file for match in matches for file in ([match] if match.is_file() else sorted(match.iterdir()))]
     return [file for file in within if file.suffix.lower() in SUFFIXES]
@@ -27,13 +27,13 @@ def table_files(folder: Path, pattern: str) -> list[Path]:
 
 @dataclass
 class OpenTable:
-    """An open file: its schema, and what gives its batches."""
+    """An open file: its schema, and the reader of its batches."""
 
     schema: pa.Schema
     reader: Any
 
     def batches(self, columns: list[str]) -> Iterator[pa.RecordBatch]:
-        """The columns, in the order asked for, `BATCH_ROWS` rows or fewer at a time."""
+        """The given columns, in the given order, at most `BATCH_ROWS` rows at a time."""
         for batch in self._whole(columns):
             chosen = batch.select(columns)
             for start in range(0, len(chosen), BATCH_ROWS):
@@ -53,7 +53,7 @@ def open_table(file: Path) -> Iterator[OpenTable]:
     """A table, memory-mapped; `.arrow` may be Arrow's file or stream format.
 
     Raises:
-        ArrowException, OSError: it is missing or damaged.
+        ArrowException, OSError: the file is missing or damaged.
     """
     with pa.memory_map(str(file)) as source:
         if file.suffix.lower() == ".parquet":
@@ -64,5 +64,5 @@ def open_table(file: Path) -> Iterator[OpenTable]:
             opened = pa.ipc.open_file(source)
         except pa.ArrowInvalid:
             source.seek(0)
-            opened = pa.ipc.open_stream(source)  # as Hugging Face's cache has them
+            opened = pa.ipc.open_stream(source)  # the format of Hugging Face's cache
         yield OpenTable(opened.schema, opened)

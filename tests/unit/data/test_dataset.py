@@ -405,7 +405,7 @@ def test_one_loader_serves_a_whole_run(workers: int, make_recipe: MakeRecipe) ->
             if round.kind not in (Kind.TRAIN, Kind.HOLDOUT, Kind.EVALUATE):
                 continue
             if round.part == 0 and round.kind is not Kind.TRAIN:
-                passing = alone.holdout() if round.kind is Kind.HOLDOUT else alone.testing()
+                passing = alone.holdout_batches() if round.kind is Kind.HOLDOUT else alone.test_batches()
             wanted = next(steps if round.kind is Kind.TRAIN else passing)
             assert all(torch.equal(a, b) for a, b in zip(next(found), wanted, strict=True))
         assert next(found, None) is None
