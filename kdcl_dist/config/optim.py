@@ -69,10 +69,10 @@ class AdamW(Adam):
 
 
 class Warmup(Strict):
-    """What all schedules share: a linear warm-up, step by step, to the optimiser's lr."""
+    """What all schedules share: a linear warm-up to the optimiser's lr."""
 
     warmup_epochs: NonNegativeInt = Field(
-        default=0, description="Epochs at the start in which the learning rate rises to the optimiser's."
+        default=0, description="Epochs at the start in which the learning rate rises linearly, step by step."
     )
     warmup_lr: NonNegativeFloat = Field(
         default=0.0, description="Learning rate at the first step of the warm-up."
@@ -88,11 +88,11 @@ class Constant(Warmup):
 
 
 class MultiStep(Warmup):
-    """The learning rate falls in steps."""
+    """The learning rate changes by a factor at given epochs."""
 
     name: Literal["multistep"] = Field(default="multistep", description="The schedule; may be left out.")
     milestones: list[PositiveInt] = Field(
-        default=[], description="Increasing epochs; at the start of each the learning rate changes."
+        default=[], description="Increasing epochs; each change takes effect at the start of the epoch."
     )
     gamma: PositiveFloat = Field(
         default=0.1, description="Factor of the learning rate at each of the `milestones`."
@@ -107,7 +107,7 @@ class MultiStep(Warmup):
 
 
 class Cosine(Warmup):
-    """Half a cosine by step: from the optimiser's lr, after the warm-up, to 0 at the student's last epoch."""
+    """Half a cosine by step, from the optimiser's lr after the warm-up to 0 at the end of the epochs."""
 
     model_config = NAME_REQUIRED
 

@@ -19,7 +19,7 @@ __all__ = ["Recipe"]
 
 
 class Recipe(Strict):
-    """A whole run."""
+    """The fields of the run itself, and its sections."""
 
     name: Name = Field(default="run", description="Name of the run folder, unless `--name` gives another.")
     seed: Seed = Field(default=0, description="Seed of all random numbers of the run.")
@@ -29,7 +29,7 @@ class Recipe(Strict):
     )
     deterministic: bool = Field(
         default=False,
-        description="Only operations that give the same sums each time, on GPUs too. true is slower.",
+        description="Only operations that give the same sums each time, on GPUs too. `true` is slower.",
     )
     data: Data = Field(description="Data sets and views.")
     distillation: Distillation = Field(default=Distillation(), description="Soft target and loss.")

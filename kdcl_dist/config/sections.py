@@ -34,7 +34,9 @@ Method = Literal["none", "naive", "linear", "min_logit", "general", "mean", "dml
 
 
 class Transform(Strict):
-    """One transform of an image. The fields beside `name` are the arguments of the transform.
+    """One transform of an image, such as `{name: RandomCrop, size: 32, padding: 4}`.
+
+    The fields beside `name` are the arguments of the transform.
 
     Transforms run in the order of the list. The images are normalised afterwards, with the mean and the
     standard deviation of the data set.
@@ -58,7 +60,7 @@ class Data(Strict):
     train: str = Field(description="Training set: a path, or an import string `package.module:factory`.")
     test: str = Field(description="Test set, in the same form.")
     classes: Annotated[list[str], Field(min_length=2)] | None = Field(
-        default=None, description="Names of the classes to learn, in the order of their labels. null: all."
+        default=None, description="Classes to learn, at least two, in the order of their labels. `null`: all."
     )
     augment: list[Transform] = Field(default=[], description="Transforms of the training view.")
     test_view: list[Transform] = Field(default=[], description="Transforms of test and held-out samples.")
@@ -68,7 +70,7 @@ class Data(Strict):
         "need 1 or more.",
     )
     loader_workers: NonNegativeInt = Field(
-        default=0, description="Loader processes of each worker. 0: the worker loads its own samples."
+        default=0, description="Loader processes of each worker. `0`: the worker loads its own samples."
     )
 
     @property
@@ -89,12 +91,12 @@ class Bank(Strict):
 
     folder: str | None = Field(
         default=None,
-        description="Folder on the coordinator's host for a memory-mapped file. null: in memory.",
+        description="Folder on the coordinator's host for a memory-mapped file. `null`: in memory.",
     )
     top_k: PositiveInt | None = Field(
         default=None,
         description="Number of the largest logits to keep of each sample, beside the sum over the other "
-        "classes. null: all.",
+        "classes. `null`: all.",
     )
 
 
@@ -123,14 +125,14 @@ class Distillation(Strict):
     )
     invariant: bool = Field(
         default=True,
-        description="Every student draws its own view of a sample (section 3.2). false: one view for all.",
+        description="Every student draws its own view of a sample (section 3.2). `false`: one view for all.",
     )
     window: PositiveInt | Literal["epoch"] = Field(
         default=1,
-        description="Steps of a window, or `epoch`. 1: all students see the same samples at a step.",
+        description="Steps of a window, or `epoch`. `1`: all students see the same samples at a step.",
     )
     max_staleness: NonNegativeInt | None = Field(
-        default=None, description="Greatest age in steps of logits in a soft target. null: no limit."
+        default=None, description="Greatest age in steps of logits in a soft target. `null`: no limit."
     )
     bank: Bank = Field(default=Bank(), description="Store of the last logits.")
     logit_noise: NonNegativeFloat = Field(
@@ -182,7 +184,7 @@ class Analysis(Strict):
     """Measurements of the ensembles, and of the conflict between the two parts of a student's loss."""
 
     every_steps: NonNegativeInt = Field(
-        default=100, description="Steps from one measurement to the next. 0: no measurements."
+        default=100, description="Steps from one measurement to the next. `0`: no measurements."
     )
 
     def measures(self, step: int) -> bool:
@@ -224,7 +226,7 @@ class Limits(Strict):
     """Limits of every wait, in seconds. A wait beyond its limit is an error."""
 
     startup_s: PositiveFloat = Field(
-        default=300.0, description="Seconds for all processes to start and find each other."
+        default=300.0, description="Seconds for all processes to start and to form the cohort."
     )
     step_s: PositiveFloat = Field(default=120.0, description="Seconds for one step.")
     storage_s: PositiveFloat = Field(
@@ -234,5 +236,5 @@ class Limits(Strict):
 
     @property
     def patience_s(self) -> float:
-        """Seconds of retries at the storage; a third of `step_s` at most, since a step can wait for two writes."""
+        """Seconds of retries at the storage: at most a third of `step_s`; a step can wait for two writes."""
         return min(self.storage_s, self.step_s / 3)

@@ -31,11 +31,20 @@ class Resources(Strict):
     """
 
     cpu: PositiveInt = Field(default=1, description="CPU cores, and threads of the worker.")
-    gpu: float = Field(default=0.0, ge=0, le=1, description="Share of one GPU. 0: the CPU.")
+    gpu: float = Field(default=0.0, ge=0, le=1, description="Share of one GPU. `0`: the CPU.")
 
 
 class Student(Strict):
-    """One network of the cohort."""
+    """One network of the cohort.
+
+    `transfer` is for `weights` of another task: the last linear layer starts afresh. With `probe` only that
+    layer learns, with `finetune` all layers do.
+
+    A student with fewer `epochs` than the run ends its schedule there, and goes on teaching as it is.
+
+    `channels_last` and `compile` make the training steps faster on many GPUs, and change last bits of the
+    results.
+    """
 
     name: Name = Field(description="Name of the student, unlike that of any other.")
     model: str = Field(
@@ -43,39 +52,32 @@ class Student(Strict):
     )
     seed: Seed | None = Field(
         default=None,
-        description="Seed of the initial weights and of the student's random numbers. null: derived from the "
-        "run's seed and the student's index.",
+        description="Seed of the initial weights and of the student's random numbers. `null`: derived from "
+        "the run's seed and the student's index.",
     )
     weights: str | None = Field(
         default=None,
         description="Initial weights: a file of `torch.save(model.state_dict())`, or the student's part of a "
-        "checkpoint. null: random.",
+        "checkpoint. `null`: random.",
     )
     transfer: Literal["probe", "finetune"] | None = Field(
         default=None,
-        description="For `weights` of another task: the last linear layer starts afresh. `probe`: only that "
-        "layer learns; `finetune`: all learn.",
+        description="How the student learns from `weights` of another task, see above.",
     )
     augment: list[Transform] | None = Field(
-        default=None, description="Transforms of this student's training view. null: `data.augment`."
+        default=None, description="Transforms of this student's training view. `null`: `data.augment`."
     )
     epochs: PositiveInt | None = Field(
         default=None,
-        description="Epochs in which the student learns, at most the run's; afterwards it only teaches. null: "
-        "the run's.",
+        description="Epochs in which the student learns, at most the run's. `null`: the run's.",
     )
     optimizer: Optimizer = Field(default=SGD(), description="The optimiser.")
     schedule: Schedule = Field(default=MultiStep(), description="The learning-rate schedule.")
     precision: Precision = Field(default="fp32", description="Number format of the forward pass.")
     channels_last: bool = Field(
-        default=False,
-        description="Memory layout with the channels of a pixel side by side: faster on many "
-        "GPUs, with other last bits.",
+        default=False, description="Memory layout with the channels of a pixel side by side."
     )
-    compile: bool = Field(
-        default=False,
-        description="`torch.compile` of the training steps: faster on many GPUs, with other last bits.",
-    )
+    compile: bool = Field(default=False, description="`torch.compile` of the training steps.")
     replicas: PositiveInt = Field(
         default=1, description="Workers that share each step's samples evenly and average their gradients."
     )
@@ -83,7 +85,7 @@ class Student(Strict):
         default=False, description="Batch norm takes its statistics over all replicas."
     )
     accelerator: str | None = Field(
-        default=None, description="Type of the GPU to train on, such as `A100`; on Ray only. null: any."
+        default=None, description="Type of the GPU to train on, such as `A100`; on Ray only. `null`: any."
     )
     resources: Resources = Field(default=Resources(), description="Resources of each worker.")
 

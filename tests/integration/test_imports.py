@@ -41,6 +41,8 @@ def loaded(code: str) -> set[str]:
         (["--help"], 0),
         (["train", "--help"], 0),
         (["--version"], 0),
+        (["recipe", "schema"], 0),
+        (["recipe", "reference"], 0),
         (["train", "no-such-file.yaml"], 2),
         (["train", "examples/digits.yaml", "--set", "epochs=-1"], 2),
         (["preflight", "no-such-file.yaml"], 2),

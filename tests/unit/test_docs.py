@@ -10,12 +10,8 @@ from urllib.parse import unquote
 
 import click
 import pytest
-import yaml
 from cohorts import ROOT
 from commands import check, commands_in, fences
-
-from kdcl_dist.config.optim import Adam, AdamW, Constant, Cosine
-from kdcl_dist.config.recipe import Recipe
 
 SKIPPED = (".venv", "runs", "exports", "build", "data")
 DOCUMENTS = sorted(path for path in ROOT.rglob("*.md") if path.relative_to(ROOT).parts[0] not in SKIPPED)
@@ -85,18 +81,3 @@ def test_modules_tests_and_targets_exist(document: Path) -> None:
     targets = re.findall(r"(?:^|`)make (\w+)", text, re.MULTILINE)
     made = re.findall(r"^(\w+):", (ROOT / "Makefile").read_text(), re.MULTILINE)
     assert set(targets) <= set(made)
-
-
-def test_the_reference_of_recipes_has_every_field_and_its_default() -> None:
-    text = (ROOT / "docs/recipe.md").read_text(encoding="utf-8")
-    whole, others = fences(text)
-    shown = yaml.safe_load(whole)
-    data = {field: shown["data"][field] for field in ("train", "test")}
-    student = {field: shown["students"][0][field] for field in ("name", "model")}
-    recipe = Recipe.model_validate({"data": data, "students": [student]})
-    assert shown == recipe.model_dump(mode="json")
-    kinds = {"optimizer": [Adam, AdamW], "schedule": [Constant, Cosine]}
-    for line in others.splitlines():
-        ((kind, given),) = yaml.safe_load(line).items()
-        assert kinds[kind].pop(0)().model_dump() == given
-    assert not any(kinds.values())

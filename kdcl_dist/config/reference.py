@@ -1,0 +1,171 @@
+"""The reference of the recipe, made from its models: the JSON schema for editors, and docs/recipe.md."""
+
+from __future__ import annotations
+
+import inspect
+import json
+import re
+from collections.abc import Iterator
+from typing import Any, NamedTuple
+
+from kdcl_dist.config import optim, sections, student
+from kdcl_dist.config.base import Strict
+from kdcl_dist.config.differences import FREE_FIELDS, ROUNDING_FIELDS
+from kdcl_dist.config.recipe import Recipe
+
+__all__ = ["recipe_reference", "recipe_schema"]
+
+
+class Section(NamedTuple):
+    """One table of the page: its heading, the model whose fields it lists, and a page with more."""
+
+    heading: str
+    model: type[Strict]
+    more: str | None = None
+
+
+SECTIONS = (
+    Section("## The run", Recipe),
+    Section("## `data`", sections.Data, "data.md"),
+    Section("### Transforms", sections.Transform),
+    Section("## `distillation`", sections.Distillation, "windows.md"),
+    Section("### `distillation.bank`", sections.Bank),
+    Section("## `students`", student.Student, "gpu.md"),
+    Section("### `optimizer`: sgd", optim.SGD),
+    Section("### `optimizer`: adam", optim.Adam),
+    Section("### `optimizer`: adamw", optim.AdamW),
+    Section("### `schedule`: multistep", optim.MultiStep),
+    Section("### `schedule`: constant", optim.Constant),
+    Section("### `schedule`: cosine", optim.Cosine),
+    Section("### `resources`", student.Resources, "planning.md"),
+    Section("## `checkpoint`", sections.Checkpoint, "storage.md"),
+    Section("## `analysis`", sections.Analysis, "analysis.md"),
+    Section("## `failure`", sections.Failure, "failures.md"),
+    Section("## `limits`", sections.Limits, "failures.md"),
+)
+
+HEAD = """\
+# The recipe
+
+<!-- Made from the code: kdcl recipe reference > docs/recipe.md -->
+
+A recipe is a YAML file. It holds every field that changes a result or a placement:
+
+```yaml
+name: digits
+epochs: 20
+data: {train: examples/data/digits-train.arrow, test: examples/data/digits-test.arrow}
+students:
+  - {name: large, model: cnn_medium, schedule: {milestones: [12, 17]}}
+  - {name: mlp, model: mlp, optimizer: {name: adamw, lr: 1e-3}}
+```
+
+A field that is left out has its default. Unknown fields, values of another type and parts that contradict
+each other are errors before anything starts. A run writes its complete recipe to `recipe.yaml` in its folder.
+
+In the tables, a name is text of letters, digits, `_`, `.` and `-`, 64 at most, that begins with a letter or a
+digit. `{}` is a section with its own defaults.
+
+## In an editor
+
+```
+kdcl recipe schema > recipe.schema.json
+```
+
+writes a JSON schema. With it, editors complete and check recipes, and show the descriptions below. VS Code
+with the YAML extension of Red Hat reads the path of the schema from a comment at the top of the recipe:
+
+```yaml
+# yaml-language-server: $schema=recipe.schema.json
+```
+"""
+
+TAIL = """\
+## Overrides
+
+`--set path=value` changes a field: `--set epochs=3`. The value is YAML. An item of a list is named by its
+`name` or its number: `--set students.a.optimizer.lr=0.01`. `null` removes an item: `--set students.a=null`.
+
+## What may change on `--resume`
+
+| fields | effect on the result |
+| --- | --- |
+| {free} | none |
+| of a student {rounding} | the last bits of sums may differ; a warning says so |
+
+Every other change makes another run and is an error, also one of `epochs`. To train on from a finished run,
+start a new one with the `weights` of its students. `--resume` without `--name` takes the latest run of the
+recipe's name that has a checkpoint.
+"""
+
+
+def recipe_schema() -> dict[str, Any]:
+    """The JSON schema of a recipe, with the description of every field."""
+    return {"$schema": "https://json-schema.org/draft/2020-12/schema"} | Recipe.model_json_schema()
+
+
+def recipe_reference() -> str:
+    """The page docs/recipe.md: one table for each section of a recipe."""
+    schema = recipe_schema()
+    tables = ["\n".join(_section(section, schema)) for section in SECTIONS]
+    own = [field.removeprefix("students.*.") for field in ROUNDING_FIELDS]
+    tail = TAIL.format(free=_listed(FREE_FIELDS), rounding=_listed(own))
+    return "\n".join([HEAD, *tables, tail])
+
+
+def _section(section: Section, schema: dict[str, Any]) -> Iterator[str]:
+    part = schema if section.model is Recipe else schema["$defs"][section.model.__name__]
+    yield from (section.heading, "", inspect.cleandoc(section.model.__doc__ or ""), "")
+    if section.more:
+        yield from (f"More: [{section.more}]({section.more}).", "")
+    yield from ("| field | type | default | what it does |", "| --- | --- | --- | --- |")
+    # `name` first also where a model inherits other fields.
+    for name, field in sorted(part["properties"].items(), key=lambda item: item[0] != "name"):
+        default = f"`{_yaml(field['default'])}`" if "default" in field else "required"
+        yield f"| `{name}` | {_type(field)} | {default} | {field['description']} |"
+    yield ""
+
+
+def _type(field: dict[str, Any]) -> str:
+    """The values that a field takes, in words."""
+    if "$ref" in field:
+        return _link(field["$ref"])
+    if options := field.get("anyOf") or field.get("oneOf"):
+        return " or ".join(_type(option) for option in options)
+    if "const" in field:
+        return f"`{field['const']}`"
+    if "enum" in field:
+        return ", ".join(f"`{value}`" for value in field["enum"])
+    if field["type"] == "array":
+        return f"list of {_type(field['items'])}"
+    if "pattern" in field:
+        return "name"
+    words = {"string": "text", "boolean": "`true`, `false`", "null": "`null`"}
+    return words.get(field["type"]) or " ".join([field["type"], _bounds(field)]).strip()
+
+
+def _bounds(field: dict[str, Any]) -> str:
+    signs = {"exclusiveMinimum": ">", "minimum": "≥", "exclusiveMaximum": "<", "maximum": "≤"}
+    bounds = {key: "2^63" if field[key] == 2**63 else f"{field[key]:g}" for key in signs if key in field}
+    return " and ".join(f"{signs[key]} {bound}" for key, bound in bounds.items())
+
+
+def _link(reference: str) -> str:
+    """A link to the table of a model, as GitHub names the anchors of headings."""
+    model = reference.rpartition("/")[2]
+    (heading,) = (section.heading for section in SECTIONS if section.model.__name__ == model)
+    title = heading.lstrip("# ").replace("`", "")
+    anchor = re.sub(r"[^\w\- ]", "", title.lower()).replace(" ", "-")
+    return f"[{title.rpartition(': ')[2]}](#{anchor})"
+
+
+def _yaml(default: Any) -> str:
+    """A default as a recipe holds it; `{}` is a section with its own defaults."""
+    if isinstance(default, dict):
+        return f"{{name: {default['name']}}}" if "name" in default else "{}"
+    return default if isinstance(default, str) else json.dumps(default)
+
+
+def _listed(fields: Any) -> str:
+    *most, last = (f"`{field}`" for field in fields)
+    return f"{', '.join(most)} and {last}"
