@@ -31,10 +31,10 @@ __all__ = ["compare"]
 )
 @reports_errors
 def compare(table: Path, launcher: str, storage: str, at_once: int | None) -> None:
-    """Run the arms and seeds of a TABLE, and write what each arm is worth.
+    """Train the arms and seeds of a TABLE, and write the test results of each arm.
 
-    Finished runs are skipped when it is called again, stopped ones resumed. The results lie in the folder
-    of the table's name below the storage.
+    The same command skips finished runs and resumes stopped ones. The results lie in the folder of the
+    table's name below the storage.
     """
     from rich.console import Console
 
@@ -51,7 +51,7 @@ def compare(table: Path, launcher: str, storage: str, at_once: int | None) -> No
     click.echo(f"\n{page}\nwritten to {folder}/table-{wanted.metric}.md, .csv and .parquet")
     _report(outcomes, folder)
     if stopped:
-        click.echo("stopped; the same command goes on", err=True)
+        click.echo("stopped; the same command continues", err=True)
         sys.exit(130)
     if failed := [outcome for outcome in outcomes if outcome.error]:
         names = ", ".join(outcome.job.name for outcome in failed)
@@ -60,7 +60,7 @@ def compare(table: Path, launcher: str, storage: str, at_once: int | None) -> No
 
 
 def _report(outcomes: list[Outcome], folder: Folder) -> None:
-    """Write the page on all runs that ended; everything else is on disk by then."""
+    """Write the HTML report on all finished runs, last of all: every other result is on disk by then."""
     from kdcl_dist.report import write_report
 
     runs = [(folder / outcome.job.name).uri for outcome in outcomes if outcome.results]
@@ -71,35 +71,35 @@ def _report(outcomes: list[Outcome], folder: Folder) -> None:
 def _run(
     table: Table, jobs: list[Job], storage: str, launcher: str, at_once: int | None, console: Console
 ) -> tuple[list[Outcome], bool]:
-    """Run all jobs; their outcomes, and whether they were stopped before their end."""
+    """Train all jobs; their outcomes, and whether a signal stopped them before their end."""
     from kdcl_dist.cli.compare_display import Progress
     from kdcl_dist.compare.runs import run_jobs
     from kdcl_dist.launch.signals import stop_on_signals
 
     with (
         Progress(table, len(jobs), console) as progress,
-        stop_on_signals(progress.say) as stop,
-        _room(jobs, launcher) as room,
+        stop_on_signals(progress.print) as stop,
+        _free_capacity(jobs, launcher) as capacity,
     ):
         outcomes = run_jobs(
             jobs,
             storage,
             launcher=launcher,  # type: ignore[arg-type]
-            at_once=at_once or room,
+            max_concurrent_runs=at_once or capacity,
             stop=stop,
-            watch=progress.handle,
-            done=progress.done,
+            on_event=progress.handle,
+            on_outcome=progress.handle_outcome,
         )
     return outcomes, stop.is_set() and len(outcomes) < len(jobs)
 
 
 @contextmanager
-def _room(jobs: list[Job], launcher: str) -> Iterator[int]:
-    """How many runs fit at once; with Ray, one connection to the cluster serves them all."""
+def _free_capacity(jobs: list[Job], launcher: str) -> Iterator[int]:
+    """The number of runs that fit at once; with Ray, all runs share one connection to the cluster."""
     if launcher == "local":
         yield 1
         return
     from kdcl_dist.launch.ray import driver
 
     with driver.cluster([job.recipe for job in jobs], lambda event: None):
-        yield min(driver.room_for(job.recipe) for job in jobs)
+        yield min(driver.max_concurrent_runs(job.recipe) for job in jobs)

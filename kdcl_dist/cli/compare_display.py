@@ -1,4 +1,4 @@
-"""A comparison on the terminal: a line a run that ended, and a bar for those that are under way."""
+"""A comparison on the terminal: a line for each ended run, and a bar for each current run."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ __all__ = ["Progress"]
 
 
 class Progress:
-    """Shows jobs; a context manager. `hear` and `done` are what `run_jobs` takes."""
+    """A context manager that shows jobs. `run_jobs` takes its `handle` and `handle_outcome`."""
 
     def __init__(self, table: Table, jobs: int, console: Console) -> None:
         self.table, self.jobs, self.console = table, jobs, console
@@ -45,8 +45,8 @@ class Progress:
     ) -> None:
         self.bars.stop()
 
-    def say(self, text: str) -> None:
-        """Show a line."""
+    def print(self, text: str) -> None:
+        """Print a line above the bars."""
         self.console.print(text, highlight=False, markup=False, soft_wrap=True)
 
     def handle(self, job: Job, event: Event) -> None:
@@ -61,10 +61,10 @@ class Progress:
             elif isinstance(event, Stepped) and job.name in self.tasks:
                 self.bars.update(self.tasks[job.name], completed=event.step)
             elif isinstance(event, Warned):
-                self.say(f"{job.name}: warning: {event.text}")
+                self.print(f"{job.name}: warning: {event.text}")
 
-    def done(self, outcome: Outcome) -> None:
-        """Show how a job ended."""
+    def handle_outcome(self, outcome: Outcome) -> None:
+        """Show the results of a job, or its error."""
         name, metric = outcome.job.name, self.table.metric
         self.ended += 1
         if name in self.tasks:
@@ -74,8 +74,8 @@ class Progress:
         if outcome.results is None:
             error = outcome.error
             kind = "error" if isinstance(error, UserError) else type(error).__name__
-            self.say(f"{head}: FAILED: {kind}: {error}")
+            self.print(f"{head}: FAILED: {kind}: {error}")
             return
         factor, digits = (1, 4) if metric == "loss" else (100, 2)
         shown = ", ".join(f"{who} {factor * v[metric]:.{digits}f}" for who, v in outcome.results.items())
-        self.say(f"{head}: {metric} {shown} ({time.monotonic() - self.began[name]:.0f} s)")
+        self.print(f"{head}: {metric} {shown} ({time.monotonic() - self.began[name]:.0f} s)")

@@ -1,1 +1,1 @@
-"""Experiments of several arms and seeds: run them, and say what each arm is worth."""
+"""Experiments of several arms and seeds: train every run, and summarise the test results of each arm."""

@@ -1,4 +1,4 @@
-"""What is compared: a table of arms, each a recipe with overrides, and the seeds of all."""
+"""The experiment: a table of arms, each a recipe with overrides, and the seeds of all arms."""
 
 from __future__ import annotations
 
@@ -21,8 +21,9 @@ __all__ = ["Arm", "Job", "Table", "jobs_of", "load_table"]
 class Arm(Strict):
     """One row of the table.
 
-    `recipe` is a path relative to the table's file, `set` overrides as `--set` takes them, with the seed in
-    place of `{seed}`; `published` are the figures to print beside, by student, in the table's unit.
+    `recipe` is a path relative to the table's file. `set` holds overrides as `--set` takes them; the seed
+    replaces `{seed}` in them. `published` holds figures of a paper by student, in the table's unit; the
+    summary prints them beside the measured ones.
     """
 
     name: Name
@@ -32,7 +33,7 @@ class Arm(Strict):
 
 
 class Table(Strict):
-    """A comparison. Figures are percent for top1 and top5, nats for loss."""
+    """An experiment. Figures are percent for top1 and top5, nats for loss."""
 
     name: Name
     title: str = ""
@@ -69,7 +70,7 @@ class Job:
 
     @property
     def name(self) -> str:
-        """The run's folder."""
+        """Name of the run's folder."""
         return f"{self.arm}-seed{self.seed}"
 
 
@@ -77,7 +78,7 @@ def load_table(path: str | Path) -> Table:
     """Read a table from YAML.
 
     Raises:
-        RecipeError: the file is missing or is not YAML, or a field is unknown or impossible.
+        RecipeError: the file is missing or not YAML, or a field is unknown or has an impossible value.
     """
     try:
         return Table.model_validate(read_mapping(path))
@@ -86,14 +87,14 @@ def load_table(path: str | Path) -> Table:
 
 
 def jobs_of(table: Table, folder: Path) -> list[Job]:
-    """All runs of a table, seed by seed, so that all arms have figures early.
+    """All runs of a table, ordered by seed, so that every arm has a first result early.
 
     Args:
-        table: the table.
-        folder: where its file lies; recipes are relative to it.
+        table: the experiment.
+        folder: folder of the table's file; the paths of recipes are relative to it.
 
     Raises:
-        RecipeError: an arm's recipe is wrong, or a published figure is of no student.
+        RecipeError: an arm's recipe is wrong, or a published figure names no student of the recipe.
     """
     jobs = []
     for seed in table.seeds:

@@ -1,4 +1,4 @@
-"""Running a table: each run once, finished ones skipped, stopped ones resumed, failed ones reported."""
+"""The runs of an experiment: finished runs are skipped, stopped runs resumed, failed runs reported."""
 
 from __future__ import annotations
 
@@ -17,15 +17,15 @@ from kdcl_dist.run.run import load_run
 from kdcl_dist.run.storage import Folder
 from kdcl_dist.training import Launcher, train
 
-__all__ = ["Outcome", "Watch", "run_jobs"]
+__all__ = ["OnEvent", "Outcome", "run_jobs"]
 
-#: Hears the events of a job.
-Watch = Callable[[Job, Event], None]
+#: Handles an event of a job.
+OnEvent = Callable[[Job, Event], None]
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """What became of a job: its test results by student, or why there are none."""
+    """The end of a job: its test results by student, or the error that ended it."""
 
     job: Job
     results: Values | None = None
@@ -37,53 +37,55 @@ def run_jobs(
     storage: str,
     *,
     launcher: Launcher,
-    at_once: int,
+    max_concurrent_runs: int,
     stop: threading.Event,
-    watch: Watch,
-    done: Callable[[Outcome], None],
+    on_event: OnEvent,
+    on_outcome: Callable[[Outcome], None],
 ) -> list[Outcome]:
-    """Run all jobs; a failed one does not keep the others from running.
+    """Train all jobs; the others continue after one has failed.
 
     Args:
-        jobs: what to run, in order.
+        jobs: the runs to train, in order.
         storage: path or URI of the folder of the runs.
         launcher: as for `kdcl_dist.train`.
-        at_once: how many to run at the same time.
-        stop: set to end after a checkpoint of what is running; the rest is not begun.
-        watch: hears the events of each job, from several threads when at_once > 1.
-        done: hears each outcome, in this thread.
+        max_concurrent_runs: number of runs that train at the same time.
+        stop: once set, current runs end after a checkpoint, and no further run starts.
+        on_event: called with each event of each job, from as many threads as there are concurrent runs.
+        on_outcome: called in this thread with each outcome.
 
     Returns:
-        An outcome of each job that ended or failed, in the order of the jobs.
+        The outcome of each job that finished or failed, in the order of the jobs.
     """
 
     def run(job: Job) -> Outcome | None:
-        return None if stop.is_set() else _run(job, storage, launcher, stop, watch)
+        return None if stop.is_set() else _run(job, storage, launcher, stop, on_event)
 
     found: dict[str, Outcome] = {}
-    with ThreadPoolExecutor(at_once, thread_name_prefix="kdcl-compare") as pool:
+    with ThreadPoolExecutor(max_concurrent_runs, thread_name_prefix="kdcl-compare") as pool:
         futures: list[Future[Outcome | None]] = [pool.submit(run, job) for job in jobs]
         try:
             for future in as_completed(futures):
                 if (outcome := future.result()) is not None:
                     found[outcome.job.name] = outcome
-                    done(outcome)
-        except BaseException:  # a second Ctrl-C: begin nothing more
+                    on_outcome(outcome)
+        except BaseException:  # a second Ctrl-C: start no further run
             stop.set()
             raise
     return [found[job.name] for job in jobs if job.name in found]
 
 
-def _run(job: Job, storage: str, launcher: Launcher, stop: threading.Event, watch: Watch) -> Outcome | None:
-    """One job; None when it was stopped before its end."""
+def _run(
+    job: Job, storage: str, launcher: Launcher, stop: threading.Event, on_event: OnEvent
+) -> Outcome | None:
+    """Train one job; None when it was stopped before its end."""
     try:
         result = train(
             job.recipe,
             launcher=launcher,
             storage=storage,
             name=job.name,
-            resume=_resumes(job, Folder(storage) / job.name),
-            on_event=lambda event: watch(job, event),
+            resume=_can_resume(job, Folder(storage) / job.name),
+            on_event=lambda event: on_event(job, event),
             stop=stop,
         )
     except KdclError as error:
@@ -91,8 +93,8 @@ def _run(job: Job, storage: str, launcher: Launcher, stop: threading.Event, watc
     return Outcome(job, results=result.metrics) if result.finished else None
 
 
-def _resumes(job: Job, folder: Folder) -> bool:
-    """Whether the job's folder has something to go on from; one without a checkpoint is cleared.
+def _can_resume(job: Job, folder: Folder) -> bool:
+    """Whether the job's folder holds a finished run or a checkpoint; any other folder is deleted.
 
     Raises:
         RunFolderError: the folder holds a run of another recipe.

@@ -1,4 +1,4 @@
-"""What the runs of a table come to: for each arm and student a value, its interval, and its gain."""
+"""The summary of an experiment: for each arm and student the result, its interval, and the gain."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ import pyarrow.parquet as pq
 from kdcl_dist.compare.experiment import Table
 from kdcl_dist.compare.runs import Outcome
 from kdcl_dist.run.storage import Folder
-from kdcl_dist.utils.intervals import Interval, mean_interval, median_interval
+from kdcl_dist.utils.intervals import NO_INTERVAL, Interval, mean_interval, median_interval
 
 __all__ = ["Row", "markdown", "summarise", "write_summary"]
 
@@ -23,8 +23,8 @@ __all__ = ["Row", "markdown", "summarise", "write_summary"]
 class Row:
     """One student of one arm. Figures are percent for top1 and top5, nats for loss.
 
-    `gain` is the statistic of the differences from the baseline arm, seed by seed; NaN where it has no
-    such student. `published` is NaN where nothing is published.
+    `gain` is the statistic of the differences from the baseline arm, paired by seed; NaN where the baseline
+    has no such student. `published` is NaN where the table names no published figure.
     """
 
     arm: str
@@ -43,14 +43,13 @@ def summarise(table: Table, outcomes: Sequence[Outcome]) -> list[Row]:
     """A row for each arm and student with results, in the order of the table."""
     found = _values(table, outcomes)
     interval = median_interval if table.statistic == "median" else mean_interval
-    nothing = Interval(math.nan, math.nan, math.nan, math.nan)
     rows = []
     for arm in table.arms:
         for student in found.get(arm.name, {}):
             own = found[arm.name][student]
             base = found.get(table.baseline or "", {}).get(student, {})
             both = [seed for seed in own if seed in base and arm.name != table.baseline]
-            gain = interval([own[seed] - base[seed] for seed in both]) if both else nothing
+            gain = interval([own[seed] - base[seed] for seed in both]) if both else NO_INTERVAL
             value = interval(list(own.values()))
             published = arm.published.get(student, math.nan)
             rows.append(Row(arm.name, student, len(own), *value[:3], *gain[:3], published))
@@ -58,7 +57,7 @@ def summarise(table: Table, outcomes: Sequence[Outcome]) -> list[Row]:
 
 
 def markdown(table: Table, rows: Sequence[Row]) -> str:
-    """The rows as a Markdown page: an arm a line, a column a student, then what is published."""
+    """The rows as a Markdown page: a line for each arm, a column for each student and published figure."""
     students = list(dict.fromkeys(row.student for row in rows))
     cells = {(row.arm, row.student): row for row in rows}
     printed = [name for name in students if any(name in arm.published for arm in table.arms)]
@@ -66,20 +65,24 @@ def markdown(table: Table, rows: Sequence[Row]) -> str:
     lines = [f"# {table.title or table.name}", "", _caption(table, rows), ""]
     lines += ["| " + " | ".join(heads) + " |", "| --- |" + " ---: |" * (len(heads) - 1)]
     for arm in table.arms:
-        mine = [cells.get((arm.name, student)) for student in students]
-        if not any(mine):
+        own = [cells.get((arm.name, student)) for student in students]
+        if not any(own):
             continue
-        texts = ["" if row is None else _cell(table, row) for row in mine]
+        texts = ["" if row is None else _cell(table, row) for row in own]
         figures = [f"{arm.published[name]:g}" if name in arm.published else "" for name in printed]
-        seeds = max(row.seeds for row in mine if row)
+        seeds = max(row.seeds for row in own if row)
         lines.append("| " + " | ".join([arm.name, str(seeds), *texts, *figures]) + " |")
     return "\n".join(lines) + "\n"
 
 
 def write_summary(table: Table, outcomes: Sequence[Outcome], folder: Folder) -> str:
-    """Write table-METRIC.md, .csv and .parquet, and values-METRIC.csv with each run's figure.
+    """Write table-METRIC.md, .csv and .parquet, and values-METRIC.csv with the figures of each run.
 
-    Two tables of the same name may so show two metrics of the same runs. Returns the Markdown.
+    The names of the files hold the metric, so two tables of the same name can show two metrics of the same
+    runs.
+
+    Returns:
+        The Markdown.
     """
     rows = summarise(table, outcomes)
     page = markdown(table, rows)
@@ -123,22 +126,20 @@ def _caption(table: Table, rows: Sequence[Row]) -> str:
 
 
 def _cell(table: Table, row: Row) -> str:
-    text = _interval(table, row.value, row.low, row.high, "")
-    return (
-        text
-        if math.isnan(row.gain)
-        else f"{text} ({_interval(table, row.gain, row.gain_low, row.gain_high, '+')})"
-    )
+    value = _text(table, Interval(row.value, row.low, row.high, math.nan))
+    if math.isnan(row.gain):
+        return value
+    return f"{value} ({_text(table, Interval(row.gain, row.gain_low, row.gain_high, math.nan), '+')})"
 
 
-def _interval(table: Table, value: float, low: float, high: float, sign: str) -> str:
+def _text(table: Table, found: Interval, sign: str = "") -> str:
     digits = 4 if table.metric == "loss" else 2
-    text = f"{value:{sign}.{digits}f}"
-    if math.isnan(low):
+    text = f"{found.value:{sign}.{digits}f}"
+    if math.isnan(found.low):
         return text
     if table.statistic == "mean":
-        return f"{text} ± {high - value:.{digits}f}"
-    return f"{text} [{low:{sign}.{digits}f}, {high:{sign}.{digits}f}]"
+        return f"{text} ± {found.half_width:.{digits}f}"
+    return f"{text} [{found.low:{sign}.{digits}f}, {found.high:{sign}.{digits}f}]"
 
 
 def _to_csv(heads: Sequence[str], rows: Sequence[Sequence[object]]) -> bytes:

@@ -1,0 +1,94 @@
+"""The runs of `kdcl compare`: skipped, resumed, failed, stopped."""
+
+from __future__ import annotations
+
+import csv
+import threading
+from pathlib import Path
+
+import pyarrow.parquet as pq
+import pytest
+import yaml
+from cohorts import MakeRecipe
+from experiments import compare, make_table, write_table
+
+from kdcl_dist.compare.experiment import jobs_of, load_table
+from kdcl_dist.compare.runs import Outcome, run_jobs
+from kdcl_dist.run.record import read_record
+from kdcl_dist.run.storage import Folder
+
+
+@pytest.fixture
+def table(make_recipe: MakeRecipe, tmp_path: Path) -> Path:
+    return make_table(make_recipe, tmp_path)
+
+
+def test_runs_are_made_once_and_damaged_ones_again(table: Path) -> None:
+    first = compare(table)
+    assert first.exit_code == 0, first.output
+    folder = table.parent / "runs" / "both"
+    assert "[4 of 4]" in first.output
+    assert ">naive<" in (folder / "report.html").read_text()
+    assert (folder / "table-top1.md").read_text() in first.output
+    rows = list(csv.DictReader((folder / "table-top1.csv").open()))
+    assert [(row["arm"], row["student"]) for row in rows] == [
+        (arm, student) for arm in ("plain", "naive") for student in ("a", "b", "ensemble")
+    ]
+    parquet = pq.read_table(folder / "table-top1.parquet").to_pylist()
+    assert [f"{row['value']}" for row in parquet] == [row["value"] for row in rows]
+    values = list(csv.DictReader((folder / "values-top1.csv").open()))
+    assert len(values) == 2 * 2 * 3
+    record = read_record(Folder(str(folder / "naive-seed1")))
+    own = [v for v in values if (v["arm"], v["seed"], v["student"]) == ("naive", "1", "a")]
+    assert float(own[0]["top1"]) == pytest.approx(100 * record["results"]["a"]["top1"])
+
+    untouched = (folder / "plain-seed0/run.json").stat().st_mtime_ns
+    (folder / "naive-seed0/run.json").write_text("{}")  # as if it had been killed after its checkpoint
+    second = compare(table)
+    assert second.exit_code == 0, second.output
+    assert (folder / "plain-seed0/run.json").stat().st_mtime_ns == untouched
+    assert read_record(Folder(str(folder / "naive-seed0")))["state"] == "finished"
+    assert list(csv.DictReader((folder / "values-top1.csv").open())) == values
+
+
+def test_a_failed_arm_is_named_and_the_rest_goes_on(table: Path) -> None:
+    arms = yaml.safe_load(table.read_text())["arms"]
+    broken = {"name": "broken", "recipe": "tiny.yaml", "set": ["students.b.model=nets:broken"]}
+    found = compare(write_table(table, arms=[broken, *arms], seeds=[0]))
+    assert found.exit_code == 1
+    assert "1 of 3 runs failed: broken-seed0" in found.output
+    assert "[1 of 3] broken-seed0: FAILED" in found.output
+    assert "| naive | 1 |" in found.output
+    other = compare(write_table(table, seeds=[0], arms=[{**arms[0], "set": ["batch_size=8"]}]))
+    assert other.exit_code == 1
+    assert "another recipe, which differs in batch_size: 16 -> 8" in other.output
+
+
+def test_a_stopped_comparison_begins_nothing_more(table: Path) -> None:
+    jobs = jobs_of(load_table(table), table.parent)
+    stop, storage = threading.Event(), str(table.parent / "runs")
+
+    def stop_at_first(outcome: Outcome) -> None:
+        stop.set()
+
+    some = run_jobs(
+        jobs,
+        storage,
+        launcher="local",
+        max_concurrent_runs=1,
+        stop=stop,
+        on_event=lambda *_: None,
+        on_outcome=stop_at_first,
+    )
+    assert 1 <= len(some) < len(jobs)
+    rest = run_jobs(
+        jobs,
+        storage,
+        launcher="local",
+        max_concurrent_runs=2,
+        stop=threading.Event(),
+        on_event=lambda *_: None,
+        on_outcome=lambda outcome: None,
+    )
+    assert [outcome.job.name for outcome in rest] == [job.name for job in jobs]
+    assert [outcome.error for outcome in rest] == [None] * 4
