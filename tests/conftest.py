@@ -1,4 +1,4 @@
-"""Fixtures of all tests; what they are made of is in tests/support."""
+"""Fixtures of all tests; their helpers are in tests/support."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from cohorts import SUPPORT, MakeRecipe, Order, recipe_text, write_images
+from cohorts import SUPPORT, Inject, MakeRecipe, recipe_text, write_images
 
 from kdcl_dist.config.recipe import Recipe
 from kdcl_dist.config.recipe_file import parse_recipe
@@ -21,9 +21,9 @@ from kdcl_dist.run.run import Run
 
 @pytest.fixture(scope="session", autouse=True)
 def faults(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    """The file of faults on order, see tests/support/inject: all processes that the tests start read it.
+    """The file of injected faults, see tests/support/inject: all processes that the tests start read it.
 
-    They also find the networks of the tests, whatever their working directory is.
+    These processes also find the networks of the tests, whatever their working directory is.
     """
     path = tmp_path_factory.mktemp("faults") / "faults.jsonl"
     with pytest.MonkeyPatch.context() as patch:
@@ -69,15 +69,29 @@ def make_run(tmp_path: Path) -> Callable[..., Run]:
 
 
 @pytest.fixture
-def order(faults: Path, tmp_path: Path) -> Iterator[Order]:
-    """Orders a fault of (who, phase, step, how), once; all are off afterwards. See tests/support/inject."""
+def inject(faults: Path, tmp_path: Path) -> Iterator[Inject]:
+    """Injects a fault into (who, phase, step), once; none outlasts its test. See tests/support/inject.
 
-    def order(who: str, phase: str, step: int, how: str, nth: int = 1) -> None:
+    Returns the file that exists as soon as the fault has been met.
+    """
+
+    def inject(
+        who: str,
+        phase: str,
+        step: int,
+        how: str,
+        nth: int = 1,
+        *,
+        after: Path | str = "",
+        until: Path | str = "",
+    ) -> Path:
         number = len(faults.read_text().splitlines()) if faults.exists() else 0
-        once = str(tmp_path / f"fault-{number}")
-        fault = {"who": who, "phase": phase, "step": step, "how": how, "once": once, "nth": nth}
+        once = tmp_path / f"fault-{number}"
+        fault = {"who": who, "phase": phase, "step": step, "how": how, "nth": nth}
+        fault |= {"once": str(once), "after": str(after), "until": str(until)}
         with faults.open("a") as file:
             file.write(json.dumps(fault) + "\n")
+        return once
 
-    yield order
+    yield inject
     faults.unlink(missing_ok=True)

@@ -1,4 +1,4 @@
-"""The policies `continue` and `stop`, and students with bad numbers: who is left goes on."""
+"""The policies `continue` and `stop`, and students with bad numbers: the other students go on."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from typing import Any
 import nets
 import pytest
 import torch
-from cohorts import Cohort, MakeRecipe, Order, assert_same, train, weights
+from cohorts import Cohort, Inject, MakeRecipe, assert_same, train, weights
 
 from kdcl_dist.coordinator.roster import Absences
 from kdcl_dist.data.training_data import TrainingData
@@ -28,15 +28,17 @@ from kdcl_dist.student import runtime
 from kdcl_dist.student.runtime import run_student
 
 MakeRun = Callable[..., Run]
-#: Three steps an epoch; `a` takes half a second for ten.
+#: Four epochs of three steps.
 CONTINUE = (
     "failure.policy=continue",
     "failure.max_failures=3",
     "failure.min_students=1",
     "batch_size=20",
-    "epochs=25",
-    "students.a.model=nets:Paced",
+    "epochs=4",
+    "limits.step_s=150",
 )
+#: The first step of the last epoch: no step follows it before a student that is away asks to join again.
+HELD = ("coordinator", "gather", 9, "hold")
 
 
 def pids(events: list[Event], name: str) -> list[Any]:
@@ -64,9 +66,11 @@ def values(run: Run, student: str, split: str, name: str) -> dict[int, float]:
     ],
 )
 def test_the_others_go_on_and_it_joins_them_again(
-    phase: str, step: int, how: str, order: Order, make_recipe: MakeRecipe, make_run: MakeRun
+    phase: str, step: int, how: str, inject: Inject, make_recipe: MakeRecipe, make_run: MakeRun
 ) -> None:
-    order("b", phase, step, how)
+    failed = inject("b", phase, step, how)
+    held = inject(*HELD, until="returns")
+    inject("b", "start", 0, "hold", after=failed, until=held)
     run = make_run(make_recipe(*CONTINUE))
     events = train(run)
     assert len(set(pids(events, "a"))) == 1
@@ -79,20 +83,20 @@ def test_the_others_go_on_and_it_joins_them_again(
     assert absence["state_of"] == 3
     # A step's data are loaded while the answer of the one before is waited for.
     first = step - 1 if phase == "data" else step
-    assert first <= absence["since"] <= absence["until"] < 75
+    assert first <= absence["since"] < absence["until"] == 10
     alone = range(absence["since"], absence["until"])
     # What was learned before the failure is kept, what was learned alone counts, and no step is doubled.
     learned = values(run, "a", "train", "top1")
-    assert set(range(75)) - set(learned) <= {first, step}
+    assert set(range(12)) - set(learned) <= {first, step}
     assert not set(alone) & set(values(run, "b", "train", "top1"))
-    assert set(range(absence["until"], 75)) <= set(values(run, "b", "train", "top1"))
+    assert set(range(absence["until"], 12)) <= set(values(run, "b", "train", "top1"))
     assert latest(run.folder, print) is not None
 
 
 def test_too_few_wait_and_keep_what_they_learned(
-    order: Order, make_recipe: MakeRecipe, make_run: MakeRun
+    inject: Inject, make_recipe: MakeRecipe, make_run: MakeRun
 ) -> None:
-    order("b", "forward", 4, "kill")
+    inject("b", "forward", 4, "kill")
     run = make_run(make_recipe(*CONTINUE, "failure.min_students=2", "epochs=2"))
     events = train(run)
     assert any("they wait for it" in event.text for event in events if isinstance(event, Note | Warned))
@@ -102,12 +106,12 @@ def test_too_few_wait_and_keep_what_they_learned(
 
 
 def test_a_coordinator_that_dies_takes_all_back(
-    order: Order, make_recipe: MakeRecipe, make_run: MakeRun
+    inject: Inject, make_recipe: MakeRecipe, make_run: MakeRun
 ) -> None:
     recipe = make_recipe(*CONTINUE, "epochs=2")
     whole, run = make_run(recipe), make_run(recipe)
     train(whole)
-    order("coordinator", "ensemble", 4, "kill")
+    inject("coordinator", "ensemble", 4, "kill")
     train(run)
     for name in ("a", "b"):
         assert_same(weights(run.folder, 6, name), weights(whole.folder, 6, name))
@@ -115,32 +119,34 @@ def test_a_coordinator_that_dies_takes_all_back(
 
 
 def test_what_one_missed_stays_in_the_record_when_the_coordinator_dies(
-    order: Order, make_recipe: MakeRecipe, make_run: MakeRun
+    inject: Inject, make_recipe: MakeRecipe, make_run: MakeRun
 ) -> None:
     run = make_run(make_recipe(*CONTINUE, "failure.min_students=2"))
-    order("b", "forward", 4, "kill")
-    order("coordinator", "ensemble", 8, "kill")
+    inject("b", "forward", 4, "kill")
+    inject("coordinator", "ensemble", 8, "kill")
     train(run)
     assert read_record(run.folder)["absences"] == [{"student": "b", "since": 4, "until": 4, "state_of": 3}]
 
 
 def test_a_run_that_ends_without_a_student_ends_at_once(
-    order: Order, make_recipe: MakeRecipe, make_run: MakeRun
+    inject: Inject, make_recipe: MakeRecipe, make_run: MakeRun
 ) -> None:
-    order("b", "forward", 4, "kill")
-    models = ("students.a.model=nets:Plain", "students.b.model=nets:Late")
-    run = make_run(make_recipe(*CONTINUE, *models, "epochs=2"))
-    began = time.monotonic()
+    killed = inject("b", "forward", 4, "kill")
+    # The last epoch ends with two parts of the test pass, the checkpoint, and the end: the fourth gathering.
+    ended = inject("coordinator", "gather", 6, "hold", nth=4, until=killed)
+    inject("b", "start", 0, "hold", after=killed, until=ended)
+    run = make_run(make_recipe(*CONTINUE, "students.b.model=nets:Plain", "epochs=2"))
     train(run)
-    assert time.monotonic() - began < 45, "limits.startup_s is 60"
+    assert time.time() - ended.stat().st_mtime < 100, "limits.startup_s is 200"
     record = read_record(run.folder)
     assert (record["state"], set(record["results"])) == ("finished", {"a", "ensemble"})
 
 
 def test_a_student_with_replicas_goes_and_comes_as_one(
-    order: Order, make_recipe: MakeRecipe, make_run: MakeRun
+    inject: Inject, make_recipe: MakeRecipe, make_run: MakeRun
 ) -> None:
-    order("b/1", "backward", 4, "kill")
+    inject("b/1", "backward", 4, "kill")
+    inject(*HELD, until="returns")
     run = make_run(make_recipe(*CONTINUE, "students.b.replicas=2"))
     events = train(run)
     (absence,) = read_record(run.folder)["absences"]
@@ -159,9 +165,10 @@ def test_a_student_with_replicas_goes_and_comes_as_one(
     ],
 )
 def test_methods_go_on_with_who_is_there(
-    more: tuple[str, ...], order: Order, make_recipe: MakeRecipe, make_run: MakeRun
+    more: tuple[str, ...], inject: Inject, make_recipe: MakeRecipe, make_run: MakeRun
 ) -> None:
-    order("b", "gather", 4, "kill")
+    inject("b", "gather", 4, "kill")
+    inject(*HELD, until="returns")
     run = make_run(make_recipe(*CONTINUE, *more))
     train(run)
     (absence,) = read_record(run.folder)["absences"]
@@ -191,14 +198,14 @@ def test_a_student_keeps_nothing_of_its_life_under_a_lost_coordinator(
     make_recipe: MakeRecipe, make_run: MakeRun, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The frames of the error would hold its network, and the activations of a step."""
-    told: list[BaseException | None] = []
+    given: list[BaseException | None] = []
 
     class Runtime:
         def __init__(self, *arguments: Any) -> None:
-            told.append(arguments[-1])
+            given.append(arguments[-1])
 
         def run(self) -> bool:
-            if len(told) < 3:
+            if len(given) < 3:
                 raise CoordinatorLost("the coordinator died", step=4)
             return True
 
@@ -208,7 +215,7 @@ def test_a_student_keeps_nothing_of_its_life_under_a_lost_coordinator(
     assert run_student(
         run, 0, lambda lost: endpoint, host="h", device=torch.device("cpu"), stop=lambda: False
     )
-    first, *others = told
+    first, *others = given
     assert first is None
     for error in others:
         assert isinstance(error, CoordinatorLost)
@@ -216,8 +223,10 @@ def test_a_student_keeps_nothing_of_its_life_under_a_lost_coordinator(
         assert error.__traceback__ is error.__context__ is error.__cause__ is None
 
 
-def test_stop_saves_what_the_others_learned(order: Order, make_recipe: MakeRecipe, make_run: MakeRun) -> None:
-    order("b", "forward", 4, "kill")
+def test_stop_saves_what_the_others_learned(
+    inject: Inject, make_recipe: MakeRecipe, make_run: MakeRun
+) -> None:
+    inject("b", "forward", 4, "kill")
     stop = make_recipe(*CONTINUE, "failure.policy=stop")
     run = make_run(stop, "r")
     events: list[Event] = []
@@ -310,13 +319,17 @@ def test_too_many_bad_gradients_are_a_failure(make_recipe: MakeRecipe, make_run:
     cohort = Cohort(make_run(make_recipe(*more))).train()
     error = cohort.errors["a"]
     assert isinstance(error, NonFiniteLogits)
-    # Steps 3 to 7, told with the step after; the tests and a checkpoint in between do not end the row.
+    # Steps 3 to 7, each reported with the step after; test passes and checkpoints do not end the row.
     assert (error.student, error.step) == ("b", 8)
     assert "5 steps in a row" in error.message
 
 
 @pytest.mark.parametrize("policy", ["rollback", "continue"])
-def test_too_many_bad_steps_are_a_failure(policy: str, make_recipe: MakeRecipe, make_run: MakeRun) -> None:
+def test_too_many_bad_steps_are_a_failure(
+    policy: str, inject: Inject, make_recipe: MakeRecipe, make_run: MakeRun
+) -> None:
+    for step in range(6, 18):
+        inject("coordinator", "gather", step, "hold", until="returns")
     more = ("students.b.model=nets:NotFinite", "failure.max_bad_steps=2", f"failure.policy={policy}")
     run = make_run(make_recipe(*CONTINUE, *more, "epochs=6"))
     with pytest.raises(NonFiniteLogits, match="max_bad_steps") as caught:
@@ -329,7 +342,7 @@ def test_too_many_bad_steps_are_a_failure(policy: str, make_recipe: MakeRecipe, 
     assert len(steps) == (1 if policy == "rollback" else 3)
 
 
-def test_a_loss_that_explodes_is_told(make_recipe: MakeRecipe, make_run: MakeRun) -> None:
+def test_a_loss_that_explodes_is_warned_of(make_recipe: MakeRecipe, make_run: MakeRun) -> None:
     cohort = Cohort(make_run(make_recipe("students.b.model=nets:Explodes", "epochs=10", "batch_size=20")))
     cohort.train()
     assert not cohort.errors

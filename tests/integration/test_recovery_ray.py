@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 import ray
-from cohorts import MakeRecipe, Order, assert_same, recipe_text, train, weights
+from cohorts import Inject, MakeRecipe, assert_same, recipe_text, train, weights
 
 from kdcl_dist.config.recipe_file import parse_recipe
 from kdcl_dist.errors import ShapeMismatch
@@ -83,12 +83,12 @@ def test_a_run_with_a_fault_ends_as_one_without(
     who: str,
     phase: str,
     how: str,
-    order: Order,
+    inject: Inject,
     make_recipe: MakeRecipe,
     make_run: MakeRun,
     undisturbed: Folder,
 ) -> None:
-    order(who, phase, 4, how)
+    inject(who, phase, 4, how)
     run = make_run(make_recipe(*OVERRIDES, *(["limits.step_s=5"] if how == "stop" else [])))
     events: list[Event] = []
     assert on_ray.launch(run, events.append, threading.Event())
@@ -141,24 +141,25 @@ def test_a_failure_that_the_storage_does_not_take_is_told_all_the_same(
 def test_events_that_the_driver_has_heard_are_forgotten() -> None:
     kind = coordinator.CoordinatorActor.__ray_metadata__.modified_class  # type: ignore[attr-defined]
     actor = kind.__new__(kind)
-    actor.own, actor.told, actor.forgotten, actor.heard = Endpoint("h", 1), deque(), 0, 0
+    actor.own_endpoint, actor.pending_events = Endpoint("h", 1), deque()
+    actor.discarded = actor.delivered = 0
     cursor, heard = EventCursor(), list[int]()
     for step in range(10):
-        actor.told += [Stepped(2 * step, {}), Stepped(2 * step + 1, {})]
+        actor.pending_events += [Stepped(2 * step, {}), Stepped(2 * step + 1, {})]
         again, events = actor.events(cursor)  # an answer that does not arrive is given again
         assert events == actor.events(cursor)[1]
         cursor = again
         heard += [event.step for event in events]
-        assert len(actor.told) == 2
+        assert len(actor.pending_events) == 2
     assert heard == list(range(20))
-    assert actor.heard == 20
+    assert actor.delivered == 20
     assert [e.step for e in actor.events(EventCursor("another", 7))[1]] == [18, 19]
 
 
 def test_the_others_go_on_while_a_worker_is_replaced(
-    order: Order, make_recipe: MakeRecipe, make_run: MakeRun
+    inject: Inject, make_recipe: MakeRecipe, make_run: MakeRun
 ) -> None:
-    order("b", "forward", 4, "kill")
+    inject("b", "forward", 4, "kill")
     more = ("failure.policy=continue", "failure.min_students=1", "students.a.model=nets:Paced", "epochs=40")
     run = make_run(make_recipe(*OVERRIDES, *more))
     events: list[Event] = []

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import reference
 import torch
-from cohorts import Cohort, MakeRecipe, Order, assert_same
+from cohorts import Cohort, Inject, MakeRecipe, assert_same
 from equality import PAIR, VIEWS, check, check_replicas, recipe_for, students_of
 
 from benchmarks.in_turn import InTurn
@@ -165,8 +165,8 @@ def _rows(run: Run) -> dict[tuple[str, int, str, str], float]:
     return {key: row["value"] for key, row in zip(keys, rows, strict=True) if not key[3].endswith("_s")}
 
 
-def test_a_killed_student_changes_nothing(order: Order, make_recipe: MakeRecipe, make_run: MakeRun) -> None:
-    order("b", "forward", 13, "kill")
+def test_a_killed_student_changes_nothing(inject: Inject, make_recipe: MakeRecipe, make_run: MakeRun) -> None:
+    inject("b", "forward", 13, "kill")
     run = make_run(make_recipe(*SMALL, "distillation.window=epoch", "failure.max_failures=1"))
     assert local.launch(run, lambda event: None, threading.Event())
     assert len(read_record(run.folder)["failures"]["causes"]) == 1

@@ -28,7 +28,7 @@ SUPPORT = Path(__file__).parent
 ROOT = SUPPORT.parent.parent
 
 MakeRecipe = Callable[..., Recipe]
-Order = Callable[..., None]
+Inject = Callable[..., Path]
 
 
 def write_images(path: Path, count: int, classes: int = 4, seed: int = 0, size: int = 8) -> Path:
@@ -72,7 +72,7 @@ def recipe_text(data: dict[str, str]) -> str:
 class Cohort:
     """A whole cohort as threads of this process, over real process groups.
 
-    For students without dropout and random views only: those use the process's generator.
+    Only for students without dropout and random views, which draw from the process's generator.
     """
 
     run: Run
@@ -81,7 +81,7 @@ class Cohort:
     finished: dict[str, bool] = field(default_factory=dict)
 
     def train(self, stop: Callable[[], bool] = lambda: False) -> Cohort:
-        """Run all members to their end."""
+        """Run all threads to their end."""
         with pytest.MonkeyPatch.context() as patch:
             # Networks draw their initial weights from the generator that all threads share.
             build, lock = runtime._build, threading.Lock()
@@ -100,8 +100,8 @@ class Cohort:
                 self.run, store, host="127.0.0.1", stop=stop, emit=self.events.append
             )
         }
-        for rank, member in enumerate(self.run.recipe.workers):
-            jobs[member.name] = lambda rank=rank: run_student(  # type: ignore[misc]
+        for rank, worker in enumerate(self.run.recipe.workers):
+            jobs[worker.name] = lambda rank=rank: run_student(  # type: ignore[misc]
                 self.run,
                 rank,
                 lambda lost: endpoint,
@@ -109,7 +109,7 @@ class Cohort:
                 device=torch.device("cpu"),
                 stop=lambda: False,
             )
-        threads = [threading.Thread(target=self._member, args=item) for item in jobs.items()]
+        threads = [threading.Thread(target=self._work, args=item) for item in jobs.items()]
         for thread in threads:
             thread.start()
         for thread in threads:
@@ -117,12 +117,12 @@ class Cohort:
             assert not thread.is_alive(), f"hangs; errors so far: {self.errors}"
         return self
 
-    def _member(self, name: str, job: Callable[[], bool]) -> None:
+    def _work(self, name: str, job: Callable[[], bool]) -> None:
         try:
             self.finished[name] = job()
         except RunFailed as over:
             self.errors[name] = over.cause
-        except BaseException as error:  # what a process would end with
+        except BaseException as error:  # as a process would end
             self.errors[name] = error
 
 
@@ -141,7 +141,7 @@ def assert_same(left: dict[str, torch.Tensor], right: dict[str, torch.Tensor]) -
 
 
 def train(run: Run) -> list[Event]:
-    """Train in processes of this machine; what was told."""
+    """Train in processes of this machine; the events of the run."""
     events: list[Event] = []
     assert local.launch(run, events.append, threading.Event())
     return events

@@ -187,14 +187,6 @@ class Explodes(Plain):
         return logits * -1000 if step == 24 else logits
 
 
-class Late(Plain):
-    """Takes seconds to build, so that the others have ended when one that died is back."""
-
-    def __init__(self, num_classes: int) -> None:
-        time.sleep(4)
-        super().__init__(num_classes)
-
-
 class Paced(Plain):
     """A twentieth of a second a step, so that a process is replaced before the run ends."""
 

@@ -1,8 +1,12 @@
-"""Faults on order, in every process that is started with this folder on PYTHONPATH.
+"""Injected faults, in every process that is started with this folder on PYTHONPATH.
 
-KDCL_TEST_FAULTS names a file of lines of JSON: {"who", "phase", "step", "how", "once", "nth"}. A member of a
-cohort that enters that phase of that step for the nth time (the first by default) meets the fault, unless the
-file `once` exists, which it creates.
+KDCL_TEST_FAULTS names a file of lines of JSON: {"who", "phase", "step", "how", "nth", "once", "after",
+"until"}. A process of a run that enters that phase of that step for the nth time meets the fault, unless the
+file `once` exists, which it creates, or the file `after` does not.
+
+The fault "hold" keeps tests independent of the machine's speed: the process waits for `until`. That is a
+file, which another fault or the test creates, or for the coordinator "stop" (somebody has asked the run to
+stop) or "returns" (a student that is away asks to join again).
 """
 
 import contextlib
@@ -10,14 +14,20 @@ import json
 import os
 import signal
 import socket
+import sys
 import time
 from collections import Counter
 from pathlib import Path
 
+#: Seconds after which a held process gives up: more than any machine takes for what it waits for.
+HOLD_S = 140.0
 
-def _meet(how: str) -> None:
+
+def _meet(how: str, until: str) -> None:
+    if how == "hold":
+        _hold(until)
     if how == "exception":
-        raise ArithmeticError("a fault on order")
+        raise ArithmeticError("an injected fault")
     if how == "kill":
         os.kill(os.getpid(), signal.SIGKILL)
     if how == "kill with a child":  # which holds what is open, but for the connections
@@ -36,6 +46,34 @@ def _meet(how: str) -> None:
         _cut_links(socket.AF_INET, socket.AF_INET6)
     if how == "torn":  # killed in the middle of its next write to a disk
         os.fsync = lambda file: os.kill(os.getpid(), signal.SIGKILL)
+
+
+def _hold(until: str) -> None:
+    if until == "stop":
+        _await(_coordinator_loop().stop)
+    elif until == "returns":
+        loop = _coordinator_loop()
+        if len(loop.present) < len(loop.recipe.students):
+            _await(getattr(loop, "has_returned", None) or loop.returns)
+            time.sleep(sys.modules[type(loop).__module__].LOOK_S + 0.1)  # so that this step looks for them
+    else:
+        _await(Path(until).exists)
+
+
+def _await(happened) -> None:
+    deadline = time.monotonic() + HOLD_S
+    while not happened():
+        if time.monotonic() > deadline:
+            raise TimeoutError(f"held for {HOLD_S:g} s in vain")
+        time.sleep(0.02)
+
+
+def _coordinator_loop():
+    """The loop that is on this thread's stack: to import its class would bring torch into every process."""
+    frame = sys._getframe()
+    while type(frame.f_locals.get("self")).__name__ != "CoordinatorLoop":
+        frame = frame.f_back
+    return frame.f_locals["self"]
 
 
 def _close_links() -> None:
@@ -84,12 +122,13 @@ def _install(path: Path) -> None:
             return
         for line in path.read_text().splitlines():
             fault = json.loads(line)
-            place = {"who": getattr(self, "who", None), "phase": phase, "step": self.step}
-            if place.items() <= fault.items() and not Path(fault["once"]).exists():
-                times[fault["once"]] += 1
-                if times[fault["once"]] == fault.get("nth", 1):
-                    Path(fault["once"]).touch()
-                    _meet(fault["how"])
+            here = {"who": getattr(self, "who", None), "phase": phase, "step": self.step}
+            once, after = Path(fault["once"]), fault["after"]
+            if here.items() <= fault.items() and not once.exists() and (not after or Path(after).exists()):
+                times[once] += 1
+                if times[once] == fault["nth"]:
+                    once.touch()
+                    _meet(fault["how"], fault["until"])
 
     Monitor.__init__, Heartbeat.enter = named, entered
 
