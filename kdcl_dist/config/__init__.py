@@ -1,1 +1,1 @@
-"""The recipe: its fields, its file, and the order of rounds that follows from it."""
+"""The recipe: its fields, its file, its reference, and the schedule of rounds that follows from it."""

@@ -1,4 +1,4 @@
-"""What makes one recipe another run than a second one, and what only rounds differently."""
+"""The differences between two recipes: those that make another run, and those that change last bits only."""
 
 from __future__ import annotations
 
@@ -8,10 +8,9 @@ from typing import Any
 
 from kdcl_dist.config.recipe import Recipe
 
-__all__ = ["differences", "roundings"]
+__all__ = ["FREE_FIELDS", "ROUNDING_FIELDS", "differences", "roundings"]
 
-
-#: Fields that may change between a run and its resumption, since no result depends on them.
+#: Fields that may change between a run and its resumption, because no result depends on them.
 FREE_FIELDS = (
     "name",
     "checkpoint",
@@ -22,8 +21,7 @@ FREE_FIELDS = (
     "distillation.bank.folder",
 )
 
-
-#: Fields that may change too, but sums are then taken in another order: results differ in the last bits.
+#: Fields that may change as well, but change the order of sums: results differ in the last bits.
 ROUNDING_FIELDS = (
     "students.*.resources",
     "students.*.accelerator",
@@ -33,15 +31,15 @@ ROUNDING_FIELDS = (
 
 
 def differences(old: Recipe, new: Recipe) -> list[str]:
-    """What makes `new` another run than `old`, one `path: old -> new` each.
+    """The changes that make `new` another run than `old`, one `path: old -> new` each.
 
-    `FREE_FIELDS` and `ROUNDING_FIELDS` are left out.
+    Changes of `FREE_FIELDS` and `ROUNDING_FIELDS` do not count.
     """
     return [line for path, line in _changes(old, new) if not _is_one_of(path, FREE_FIELDS + ROUNDING_FIELDS)]
 
 
 def roundings(old: Recipe, new: Recipe) -> list[str]:
-    """Changes of `ROUNDING_FIELDS`, one `path: old -> new` each."""
+    """The changes of `ROUNDING_FIELDS`, one `path: old -> new` each."""
     return [line for path, line in _changes(old, new) if _is_one_of(path, ROUNDING_FIELDS)]
 
 
@@ -56,6 +54,7 @@ def _changes(old: Recipe, new: Recipe) -> list[tuple[str, str]]:
 
 
 def _leaves(value: Any, path: str = "") -> Iterator[tuple[str, Any]]:
+    """Every value below the mappings and lists of a recipe, with its path."""
     children = (
         value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else None
     )

@@ -1,4 +1,4 @@
-"""Validation errors as one line: path, message and value of each."""
+"""Validation errors as one line of text."""
 
 from __future__ import annotations
 
@@ -10,16 +10,23 @@ from pydantic import BaseModel, ValidationError
 
 __all__ = ["describe_errors"]
 
+#: Parts of pydantic's paths that name a branch of a union; no field of a recipe has such a name.
+UNION_BRANCHES = (
+    *("sgd", "adam", "adamw", "constant", "multistep", "cosine"),
+    *("constrained-int", "literal['epoch']"),
+)
+
 
 def describe_errors(error: ValidationError, model: type[BaseModel]) -> str:
-    """All that is wrong, in one line: path, message and value of each."""
-    return "; ".join(_describe(error, model))
+    """All errors in one line: the path, the message and the value of each."""
+    return "; ".join(_descriptions(error, model))
 
 
-def _describe(error: ValidationError, model: type[BaseModel]) -> Iterator[str]:
+def _descriptions(error: ValidationError, model: type[BaseModel]) -> Iterator[str]:
+    # A union reports an error for each of its branches; they share path and value.
     found: dict[tuple[str, str], list[str]] = {}
     for item in error.errors(include_url=False):
-        path = ".".join(str(part) for part in item["loc"] if part not in _BRANCHES)
+        path = ".".join(str(part) for part in item["loc"] if part not in UNION_BRANCHES)
         message, value = item["msg"].removeprefix("Value error, "), item["input"]
         if item["type"] == "extra_forbidden":
             message = f"unknown field here{_suggestion(str(item['loc'][-1]), model)}"
@@ -28,13 +35,6 @@ def _describe(error: ValidationError, model: type[BaseModel]) -> Iterator[str]:
     for (path, shown), messages in found.items():
         text = " or ".join([messages[0], *(each.removeprefix("Input should be ") for each in messages[1:])])
         yield f"{path}: {text}{shown}" if path else f"{text}{shown}"
-
-
-#: What pydantic puts into a path for the branch of a union; no field of a recipe is called so.
-_BRANCHES = (
-    *("sgd", "adam", "adamw", "constant", "multistep", "cosine"),
-    *("constrained-int", "literal['epoch']"),
-)
 
 
 def _is_section(value: Any) -> bool:
@@ -52,7 +52,7 @@ def _suggestion(field: str, model: type[BaseModel]) -> str:
 
 
 def _field_names(model: type[BaseModel]) -> set[str]:
-    """All field names at any depth of a model."""
+    """The names of all fields of a model and of the models inside it."""
     schema = model.model_json_schema()
     parts = [schema, *schema.get("$defs", {}).values()]
     return {name for part in parts for name in part.get("properties", {})}

@@ -1,4 +1,4 @@
-"""Recipes as YAML: loading, overriding by path, writing, and comparing two of them."""
+"""Recipes as YAML: reading, overriding by path, and writing."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from pydantic import ValidationError
 
 from kdcl_dist.config.error_text import describe_errors
 from kdcl_dist.config.recipe import Recipe
-from kdcl_dist.config.strict_yaml import _parse_mapping, _parse_yaml
+from kdcl_dist.config.strict_yaml import load_mapping, load_yaml
 from kdcl_dist.errors import RecipeError, one_line
 
 __all__ = ["dump_recipe", "load_recipe", "parse_mapping", "parse_recipe", "read_mapping"]
@@ -23,22 +23,22 @@ def load_recipe(path: str | Path, overrides: Iterable[str] = ()) -> Recipe:
     Args:
         path: the file.
         overrides: `path=value` items, as `--set` takes them: `epochs=3`, `students.0.optimizer.lr=0.05`,
-            `students.small.seed=null`. Values are YAML; `students.small=null` leaves an item of a list out.
+            `students.small.seed=null`. The values are YAML; `students.small=null` removes an item of a list.
 
     Raises:
-        RecipeError: the file is missing or is not YAML, or a field is unknown or impossible.
+        RecipeError: the file is missing or is not YAML, or a field is unknown or has an impossible value.
     """
     return parse_recipe(_read(path), overrides, source=str(path))
 
 
 def read_mapping(path: str | Path, overrides: Iterable[str] = ()) -> dict[str, Any]:
-    """A YAML file whose content is a mapping of fields; overrides and errors as `load_recipe`."""
+    """Read a mapping of fields from a YAML file; overrides and errors as `load_recipe`."""
     return parse_mapping(_read(path), overrides, str(path))
 
 
 def parse_mapping(text: str, overrides: Iterable[str] = (), source: str = "recipe") -> dict[str, Any]:
-    """A mapping of fields from YAML text; arguments and errors as `load_recipe`."""
-    data = _parse_mapping(text, source)
+    """Read a mapping of fields from YAML text; arguments and errors as `load_recipe`."""
+    data = load_mapping(text, source)
     for override in overrides:
         _override(data, override)
     return data
@@ -54,7 +54,7 @@ def parse_recipe(text: str, overrides: Iterable[str] = (), source: str = "recipe
 
 
 def dump_recipe(recipe: Recipe) -> str:
-    """The complete recipe as YAML, all defaults written out; `parse_recipe` gives the same recipe back."""
+    """The complete recipe as YAML, with all defaults; `parse_recipe` is the inverse."""
     return str(yaml.safe_dump(recipe.model_dump(mode="json"), sort_keys=False, allow_unicode=True, width=110))
 
 
@@ -66,6 +66,7 @@ def _read(path: str | Path) -> str:
 
 
 def _override(data: dict[str, Any], override: str) -> None:
+    """Apply one `path=value` to a mapping of fields, in place."""
     path, equals, text = override.partition("=")
     if not equals or not path:
         raise RecipeError(f"--set {override!r}: must have the form path=value, such as epochs=3")
@@ -73,10 +74,10 @@ def _override(data: dict[str, Any], override: str) -> None:
     node: Any = data
     for key in parents:
         node = _child(node, key, override)
-    value = _parse_yaml(text, f"--set {override!r}")
+    value = load_yaml(text, f"--set {override!r}")
     if isinstance(node, list):
-        place = _position(node, last, override)
-        node[place : place + 1] = [] if value is None else [value]
+        index = _index(node, last, override)
+        node[index : index + 1] = [] if value is None else [value]
     elif isinstance(node, dict):
         node[last] = value
     else:
@@ -84,8 +85,9 @@ def _override(data: dict[str, Any], override: str) -> None:
 
 
 def _child(node: Any, key: str, override: str) -> Any:
+    """The node below a key; a section that is absent is created."""
     if isinstance(node, list):
-        return node[_position(node, key, override)]
+        return node[_index(node, key, override)]
     if isinstance(node, dict):
         if node.get(key) is None:
             node[key] = {}
@@ -93,8 +95,8 @@ def _child(node: Any, key: str, override: str) -> Any:
     raise RecipeError(f"--set {override!r}: nothing lies below {key!r} (it is inside {node!r})")
 
 
-def _position(items: list[Any], key: str, override: str) -> int:
-    """The place of a list item given by number, or by its `name` field."""
+def _index(items: list[Any], key: str, override: str) -> int:
+    """The index of a list item, given by its `name` field or by its number."""
     names = [item.get("name") if isinstance(item, dict) else None for item in items]
     if key in names:
         return names.index(key)

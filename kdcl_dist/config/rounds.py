@@ -1,7 +1,7 @@
-"""The order of a run: which round follows which, the same list for every process.
+"""The schedule of a run: the sequence of its rounds, the same for every process.
 
-Students and coordinator walk one schedule side by side. Nobody tells anybody what comes next; a message
-that is not of the expected round is an error.
+Students and coordinator follow one schedule side by side. No message announces the next round; a message of
+another round than the expected one is an error.
 """
 
 from __future__ import annotations
@@ -19,9 +19,9 @@ class Round:
     """One collective of the run.
 
     Attributes:
-        kind: what it is about.
-        epoch: epoch from 0.
-        step: number of training steps before it: for TRAIN its own global step.
+        kind: its purpose.
+        epoch: epoch, from 0.
+        step: number of training steps before it; for TRAIN its own global step.
         part: batch number within a pass over held-out or test samples.
     """
 
@@ -32,26 +32,26 @@ class Round:
 
     @property
     def moment(self) -> tuple[int, int, int, int]:
-        """By which rounds are ordered."""
+        """The sort key of rounds."""
         return self.epoch, self.kind, self.step, self.part
 
     @property
     def rewound(self) -> Round:
-        """Where this round's pass over held-out or test samples begins: no pass is taken up in its middle."""
+        """The first round of this pass over held-out or test samples, where an interrupted pass resumes."""
         return replace(self, part=0)
 
 
 @dataclass(frozen=True)
 class RunSchedule:
-    """The sizes that decide the order of a run.
+    """The sizes that determine the sequence of rounds.
 
     Attributes:
         epochs: epochs of training.
-        steps_per_epoch: training steps of each.
-        holdout_batches: batches of a pass over the held-out samples; 0 unless the method weighs by them.
+        steps_per_epoch: training steps of each epoch.
+        holdout_batches: batches of a pass over the held-out samples; 0 for methods without weights.
         test_batches: batches of a pass over the test samples.
-        checkpoint_epochs: a checkpoint is taken after every so many epochs, and after the last.
-        samples: of the training set, held-out ones too: every sample id of a training step is below it.
+        checkpoint_epochs: epochs from one checkpoint to the next; the last epoch always ends with one.
+        samples: size of the training set with its held-out samples; every training sample id is below it.
     """
 
     epochs: int
@@ -62,20 +62,22 @@ class RunSchedule:
     samples: int = 0
 
     def first(self, step: int) -> Round:
-        """The first round after `step` training steps and all that belongs to them."""
+        """The first round after `step` training steps and the rounds at the end of their epochs."""
         epoch = step // self.steps_per_epoch
         return Round(Kind.TRAIN if epoch < self.epochs else Kind.END, epoch, step)
 
     def rounds(self, start: Round) -> Iterator[Round]:
-        """All rounds from one on."""
+        """All rounds from `start` on."""
         for epoch in range(start.epoch, self.epochs):
             yield from (round for round in self._epoch(epoch) if round.moment >= start.moment)
         yield Round(Kind.END, self.epochs, self.epochs * self.steps_per_epoch)
 
     def after(self, round: Round) -> Round:
-        """The round that follows; the last follows itself."""
+        """The next round; the last round follows itself."""
         if round.kind is Kind.TRAIN and (round.step + 1) % self.steps_per_epoch:
-            return replace(round, step=round.step + 1)  # at every step: no walk through the epoch
+            return replace(
+                round, step=round.step + 1
+            )  # without a pass through the epoch, since this runs at every step
         rounds = self.rounds(round)
         return next(rounds) if round.kind is Kind.END else next(islice(rounds, 1, None))
 
@@ -92,12 +94,12 @@ class RunSchedule:
 
 
 def share_of(rows: int, replica: int, replicas: int) -> int:
-    """How many of a batch's rows one replica takes: as evenly as can be, the first ones more."""
+    """Number of a batch's rows for one replica: as even as possible, the first replicas take one more."""
     return rows // replicas + (replica < rows % replicas)
 
 
 class Kind(IntEnum):
-    """What a message is about; also the phase that an error names."""
+    """The purpose of a round; also the phase that an error names."""
 
     TRAIN = 1
     HOLDOUT = 2

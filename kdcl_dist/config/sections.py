@@ -155,7 +155,7 @@ class Distillation(Strict):
         return self.window != 1 and self.method != "none"
 
     @model_validator(mode="after")
-    def _peers_are_at_hand(self) -> Distillation:
+    def _dml_needs_window_1(self) -> Distillation:
         if self.method == "dml" and self.window != 1:
             raise ValueError(
                 "method 'dml' learns from the peers' own logits of the same step, not from a soft target: it "

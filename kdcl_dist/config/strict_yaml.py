@@ -1,4 +1,7 @@
-"""YAML as people mean it: numbers as in YAML 1.2, and no field given twice."""
+"""YAML with the decimal numbers of YAML 1.2 and without duplicate keys.
+
+PyYAML reads YAML 1.1, in which 5e-4 is text, 1:30 is 90 and the last of two equal keys wins.
+"""
 
 from __future__ import annotations
 
@@ -9,31 +12,33 @@ import yaml
 
 from kdcl_dist.errors import RecipeError, one_line
 
-__all__ = []
-
+__all__ = ["StrictLoader", "load_mapping", "load_yaml"]
 
 MERGE = "tag:yaml.org,2002:merge"
 
 
-class _Loader(yaml.SafeLoader):
-    """YAML as people mean it: 5e-4 is a number, and a key given twice is a mistake.
+class StrictLoader(yaml.SafeLoader):
+    """A safe loader for which 5e-4 is a number and a duplicate key is an error.
 
-    `<<: *anchor` takes up the fields of another mapping, as in YAML 1.1; fields beside it go first.
+    `<<: *anchor` merges the fields of another mapping, as in YAML 1.1; fields beside it take precedence.
     """
 
     def __init__(self, stream: str) -> None:
         super().__init__(stream)
-        self.checked: set[int] = set()  # ids of nodes, which all live as long as the document's
+        self.checked: set[int] = set()  # ids of nodes; all nodes live as long as the document's
 
     def flatten_mapping(self, node: yaml.MappingNode) -> None:
-        # Called before a mapping is built, and again whenever another takes up its fields. The first call
-        # puts the fields taken up among its own, after which a field given on top of them stands twice.
+        """Check a mapping for duplicate keys, then merge as PyYAML does.
+
+        PyYAML calls this before it builds a mapping, and again for each merge of that mapping. The first
+        call puts merged fields among the mapping's own, so that later calls would see duplicates.
+        """
         if id(node) not in self.checked:
-            self._refuse_twice(node)
+            self._refuse_duplicates(node)
             self.checked.add(id(node))
         super().flatten_mapping(node)
 
-    def _refuse_twice(self, node: yaml.MappingNode) -> None:
+    def _refuse_duplicates(self, node: yaml.MappingNode) -> None:
         seen = set()
         for key_node, _ in node.value:
             key = key_node.tag if key_node.tag == MERGE else self.construct_object(key_node, deep=True)
@@ -45,27 +50,36 @@ class _Loader(yaml.SafeLoader):
 
 
 def _replace_resolvers() -> None:
-    """StepMetrics as in YAML 1.2: 5e-4 is one; 1:30 (ninety in YAML 1.1), 0o17 and dates are text."""
+    """Decimal numbers as in YAML 1.2, such as 5e-4; 1:30, 0o17 and dates are text."""
     own = {
         "int": r"[-+]?(0|[1-9][0-9_]*)",
         "float": r"[-+]?(\d+\.\d*|\.\d+)([eE][-+]?\d+)?|[-+]?\d+[eE][-+]?\d+|[-+]?\.inf|\.nan",
     }
     dropped = {f"tag:yaml.org,2002:{name}" for name in (*own, "timestamp")}
-    _Loader.yaml_implicit_resolvers = {
+    StrictLoader.yaml_implicit_resolvers = {
         first: [(tag, pattern) for tag, pattern in resolvers if tag not in dropped]
         for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
     }
     for name, pattern in own.items():
         tag, anchored = f"tag:yaml.org,2002:{name}", re.compile(f"(?:{pattern})$")
-        _Loader.add_implicit_resolver(tag, anchored, list("-+.0123456789"))
+        StrictLoader.add_implicit_resolver(tag, anchored, list("-+.0123456789"))
 
 
 _replace_resolvers()
 
 
-def _parse_yaml(text: str, source: str) -> Any:
+def load_yaml(text: str, source: str) -> Any:
+    """Read a YAML document.
+
+    Args:
+        text: the document.
+        source: its file or option, for error messages.
+
+    Raises:
+        RecipeError: the text is not YAML, or a mapping has a duplicate key.
+    """
     try:
-        return yaml.load(text, Loader=_Loader)  # a subclass of SafeLoader
+        return yaml.load(text, Loader=StrictLoader)  # a subclass of SafeLoader
     except yaml.MarkedYAMLError as error:
         line = f" line {error.problem_mark.line + 1}" if error.problem_mark else ""
         raise RecipeError(f"{source}:{line} not valid YAML: {error.problem}") from None
@@ -75,9 +89,10 @@ def _parse_yaml(text: str, source: str) -> Any:
         raise RecipeError(f"{source}: nested too deeply") from None
 
 
-def _parse_mapping(text: str, source: str) -> dict[str, Any]:
+def load_mapping(text: str, source: str) -> dict[str, Any]:
+    """Read a YAML document that is a mapping of fields; arguments and errors as `load_yaml`."""
     try:
-        data = _unshared(_parse_yaml(text, source))
+        data = _unshared(load_yaml(text, source))
     except RecursionError:
         raise RecipeError(f"{source}: nested too deeply, or a field contains itself by its alias") from None
     if not isinstance(data, dict):
@@ -86,7 +101,7 @@ def _parse_mapping(text: str, source: str) -> dict[str, Any]:
 
 
 def _unshared(value: Any) -> Any:
-    """A copy in which an anchor and its aliases are parts of their own: overriding one leaves the others."""
+    """A copy in which aliases are independent of their anchor: an override of one leaves the others."""
     if isinstance(value, dict):
         return {key: _unshared(child) for key, child in value.items()}
     return [_unshared(child) for child in value] if isinstance(value, list) else value

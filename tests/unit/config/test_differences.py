@@ -1,0 +1,83 @@
+"""Which changes of a recipe make another run."""
+
+from __future__ import annotations
+
+import pytest
+
+from kdcl_dist.config.differences import FREE_FIELDS, ROUNDING_FIELDS, differences, roundings
+from kdcl_dist.config.recipe_file import parse_recipe
+
+BASE = "data: {train: a, test: b}\nstudents: [{name: one, model: mlp}, {name: two, model: mlp}]\n"
+OLD = parse_recipe(BASE)
+
+
+@pytest.mark.parametrize(
+    "override",
+    [
+        "name=other",
+        "checkpoint.every_epochs=5",
+        "analysis.every_steps=0",
+        "failure={policy: stop}",
+        "limits.step_s=1",
+        "data.loader_workers=3",
+        "distillation.bank.folder=bank",
+    ],
+)
+def test_free_fields_make_no_difference(override: str) -> None:
+    new = parse_recipe(BASE, [override])
+    assert differences(OLD, new) == roundings(OLD, new) == []
+    assert any(override.startswith(field) for field in FREE_FIELDS)
+
+
+@pytest.mark.parametrize(
+    ("override", "line"),
+    [
+        ("students.two.resources.cpu=4", "students.1.resources.cpu: 1 -> 4"),
+        ("students.one.accelerator=A100", "students.0.accelerator: None -> 'A100'"),
+        ("students.one.channels_last=true", "students.0.channels_last: False -> True"),
+        ("students.one.compile=true", "students.0.compile: False -> True"),
+    ],
+)
+def test_some_fields_change_last_bits_only(override: str, line: str) -> None:
+    new = parse_recipe(BASE, [override])
+    assert differences(OLD, new) == []
+    assert roundings(OLD, new) == [line]
+
+
+def test_every_rounding_field_is_tried() -> None:
+    assert {field.split(".")[2] for field in ROUNDING_FIELDS} == {
+        "resources",
+        "accelerator",
+        "channels_last",
+        "compile",
+    }
+
+
+@pytest.mark.parametrize(
+    ("override", "lines"),
+    [
+        ("epochs=31", ["epochs: 30 -> 31"]),
+        ("distillation.bank.top_k=4", ["distillation.bank.top_k: None -> 4"]),
+        ("data.augment=[{name: Resize, size: 9}]", None),
+        ("students.one.schedule.milestones=[3]", None),
+        ("students.two=null", None),
+        (
+            "students.one.optimizer={name: sgd, lr: 0.2, nesterov: true}",
+            [
+                "students.0.optimizer.lr: 0.1 -> 0.2",
+                "students.0.optimizer.nesterov: False -> True",
+            ],
+        ),
+    ],
+)
+def test_everything_else_makes_another_run(override: str, lines: list[str] | None) -> None:
+    new = parse_recipe(BASE, [override])
+    found = differences(OLD, new)
+    assert found
+    assert lines is None or found == lines
+    assert len(differences(new, OLD)) == len(found)
+
+
+def test_an_absent_item_is_named() -> None:
+    new = parse_recipe(BASE, ["students.one.schedule.milestones=[3]"])
+    assert differences(OLD, new) == ["students.0.schedule.milestones.0: '(absent)' -> 3"]

@@ -1,0 +1,108 @@
+"""The YAML of recipes: what is a number, what is text, and which line is at fault."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import pytest
+
+from kdcl_dist.config.strict_yaml import load_mapping, load_yaml
+from kdcl_dist.errors import RecipeError
+
+
+@pytest.mark.parametrize(
+    ("text", "value"),
+    [
+        ("5e-4", 5e-4),
+        ("1E3", 1000.0),
+        ("-2e+1", -20.0),
+        ("1.", 1.0),
+        (".5", 0.5),
+        ("-.inf", -math.inf),
+        ("0", 0),
+        ("-12", -12),
+        ("1_000", 1000),
+        ("1:30", "1:30"),
+        ("0o17", "0o17"),
+        ("017", "017"),
+        ("0x1F", "0x1F"),
+        ("2020-01-01", "2020-01-01"),
+        ("1.2.3", "1.2.3"),
+        ("e5", "e5"),
+        ("true", True),
+        ("no", False),
+        ("null", None),
+        ("~", None),
+        ("", None),
+        ("'5e-4'", "5e-4"),
+    ],
+)
+def test_scalars(text: str, value: Any) -> None:
+    found = load_yaml(text, "here")
+    assert found == value
+    assert type(found) is type(value)
+
+
+def test_not_a_number() -> None:
+    assert math.isnan(load_yaml(".nan", "here"))
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("a: 1\nb: 2\na: 3", "here: line 3 not valid YAML: the field 'a' is given twice"),
+        ("a:\n  x: 1\n  x: 1", "here: line 3 not valid YAML: the field 'x' is given twice"),
+        ("1: a\n'1': b", "here: line 2 not valid YAML: the field '1' is given twice"),
+        ("a: &a {x: 1}\nb: {<<: *a, <<: *a}", "here: line 2 not valid YAML: the field '"),
+        ("a: 1\nb: [", "here: line 2 not valid YAML: "),
+        ("a: *b", "here: line 1 not valid YAML: found undefined alias"),
+        ("a: !!python/object:os.x 1", "here: line 1 not valid YAML: could not determine a constructor"),
+        ("a: !own 1", "here: line 1 not valid YAML: could not determine a constructor"),
+        ("a: \x00", "here: not valid YAML: "),
+        ("[" * 5000, "here: nested too deeply"),
+    ],
+)
+def test_errors_name_source_and_line(text: str, message: str) -> None:
+    with pytest.raises(RecipeError) as caught:
+        load_yaml(text, "here")
+    assert str(caught.value).startswith(message)
+    assert "\n" not in str(caught.value)
+
+
+def test_fields_beside_a_merge_take_precedence() -> None:
+    text = "a: &a {x: 1, y: 1}\nb: {x: 2, <<: *a}\nc: {<<: *a, y: 3}\nd: {<<: [{x: 5}, *a]}"
+    assert load_mapping(text, "here") == {
+        "a": {"x": 1, "y": 1},
+        "b": {"x": 2, "y": 1},
+        "c": {"x": 1, "y": 3},
+        "d": {"x": 5, "y": 1},
+    }
+
+
+def test_a_mapping_that_merges_can_be_merged() -> None:
+    text = "a: &a {x: 1}\nb: &b {<<: *a, y: 2}\nc: {<<: *b, x: 3}\nd: {<<: *b}"
+    found = load_mapping(text, "here")
+    assert found["c"] == {"x": 3, "y": 2}
+    assert found["d"] == {"x": 1, "y": 2}
+
+
+def test_aliases_are_independent_of_their_anchor() -> None:
+    found = load_mapping("a: &a {x: [1]}\nb: *a", "here")
+    found["b"]["x"].append(2)
+    assert found["a"] == {"x": [1]}
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("- 1", "here: a mapping of fields is needed (got list)"),
+        ("text", "here: a mapping of fields is needed (got str)"),
+        ("", "here: a mapping of fields is needed (got NoneType)"),
+        ("a: &a {b: *a}", "here: nested too deeply, or a field contains itself by its alias"),
+    ],
+)
+def test_only_a_mapping_has_fields(text: str, message: str) -> None:
+    with pytest.raises(RecipeError) as caught:
+        load_mapping(text, "here")
+    assert str(caught.value) == message
