@@ -24,7 +24,8 @@ from kdcl_dist.membership.classification import (
     classify_start,
 )
 from kdcl_dist.membership.heartbeat import STALE_S, HeartbeatWatch
-from kdcl_dist.membership.monitor import ANSWER_S, POLL_S, Monitor
+from kdcl_dist.membership.monitor import Monitor
+from kdcl_dist.membership.store import ANSWER_S, POLL_S
 
 __all__ = ["await_all", "diagnose", "timed_out"]
 
@@ -40,17 +41,20 @@ def await_all(monitor: Monitor, limit_s: float) -> None:
     Raises:
         KdclError: the first failure of the generation: a process died, failed, or did not come in time.
     """
-    monitor.call(monitor.store.set, _ready_key(monitor, monitor.rank), "1")
-    watched = monitor.present if monitor.is_coordinator else [monitor.last]
+    monitor.client.write(_ready_key(monitor, monitor.rank), True)
+    watched = monitor.present if monitor.is_coordinator else [monitor.coordinator_rank]
     watches = {rank: HeartbeatWatch() for rank in watched}
-    began, keys = time.monotonic(), [_ready_key(monitor, rank) for rank in (*monitor.present, monitor.last)]
-    while not monitor.has(*keys):
+    began, keys = (
+        time.monotonic(),
+        [_ready_key(monitor, rank) for rank in (*monitor.present, monitor.coordinator_rank)],
+    )
+    while not monitor.client.has(*keys):
         monitor.raise_failure()
         elapsed_s = time.monotonic() - began
         missing = {
             rank: _observe_peer(monitor, rank, watch)
             for rank, watch in watches.items()
-            if not monitor.has(_ready_key(monitor, rank))
+            if not monitor.client.has(_ready_key(monitor, rank))
         }
         decision = classify_start(elapsed_s, missing, limit_s=limit_s, is_coordinator=monitor.is_coordinator)
         if decision != WAIT:
@@ -60,7 +64,7 @@ def await_all(monitor: Monitor, limit_s: float) -> None:
 
 
 def _ready_key(monitor: Monitor, rank: int) -> str:
-    return monitor.own(f"ready/{rank}")
+    return monitor.own_key(f"ready/{rank}")
 
 
 def _start_failure(monitor: Monitor, decision: Decision) -> KdclError:
@@ -100,7 +104,7 @@ def diagnose(
     own_limit = timed_out(cause)
     how, answer_s = (LATE, _answer_s(monitor)) if own_limit else (CLOSED, ANSWER_S)
     try:
-        monitor.call(monitor.store.set, _broke_key(monitor, monitor.rank), how, answer_s=answer_s)
+        monitor.client.write(_broke_key(monitor, monitor.rank), how, answer_s)
         if monitor.is_coordinator:
             found = _diagnose_students(monitor, cause, own_limit, limit_s, limit_name, unfinished)
         else:
@@ -114,7 +118,7 @@ def diagnose(
 
 
 def _broke_key(monitor: Monitor, rank: int) -> str:
-    return monitor.own(f"broke/{rank}")
+    return monitor.own_key(f"broke/{rank}")
 
 
 def _answer_s(monitor: Monitor) -> float:
@@ -122,8 +126,8 @@ def _answer_s(monitor: Monitor) -> float:
 
     A heartbeat that the store has not answered yet has used up some of them.
     """
-    asked = monitor.asked
-    return max(NOTICE_S, STALE_S - (0 if asked is None else time.monotonic() - asked))
+    since = monitor.unanswered_since
+    return max(NOTICE_S, STALE_S - (0 if since is None else time.monotonic() - since))
 
 
 def _diagnose_students(
@@ -160,9 +164,9 @@ class _StudentsObserver:
     def observe(self) -> StudentsObservation:
         """The students' state now."""
         monitor = self.monitor
-        for rank in [rank for rank in self.watches if monitor.has(_broke_key(monitor, rank))]:
+        for rank in [rank for rank in self.watches if monitor.client.has(_broke_key(monitor, rank))]:
             del self.watches[rank]
-            if monitor.call(monitor.store.get, _broke_key(monitor, rank)).decode() == LATE:
+            if monitor.client.read(_broke_key(monitor, rank)) == LATE:
                 self.late.append(rank)
         silent = {rank: _observe_peer(monitor, rank, watch) for rank, watch in self.watches.items()}
         return StudentsObservation(time.monotonic() - self.began, tuple(self.late), silent)
@@ -194,7 +198,7 @@ def _is_known_dead(monitor: Monitor, rank: int, heartbeat: dict[str, Any] | None
 
 def _await_diagnosis(monitor: Monitor, own_limit: bool, limit_s: float, limit_name: str) -> KdclError:
     began = time.monotonic()
-    watch = monitor.watches[monitor.last] if own_limit else HeartbeatWatch()
+    watch = monitor.watches[monitor.coordinator_rank] if own_limit else HeartbeatWatch()
     while (error := monitor.failure()) is None:
         seen = _observe_coordinator(monitor, watch, began, own_limit)
         outcome = classify_coordinator(seen, limit_s=limit_s)
@@ -209,7 +213,7 @@ def _await_diagnosis(monitor: Monitor, own_limit: bool, limit_s: float, limit_na
 def _observe_coordinator(
     monitor: Monitor, watch: HeartbeatWatch, began: float, own_limit: bool
 ) -> CoordinatorObservation:
-    heartbeat = monitor.heartbeat_of(monitor.last)
+    heartbeat = monitor.heartbeat_of(monitor.coordinator_rank)
     shown = heartbeat or {}
     return CoordinatorObservation(
         elapsed_s=time.monotonic() - began,
@@ -217,7 +221,7 @@ def _observe_coordinator(
         stale=watch.is_stale(heartbeat),
         phase=shown.get("phase"),
         stuck=shown.get("stack") is not None,
-        broke=own_limit and monitor.has(_broke_key(monitor, monitor.last)),
+        broke=own_limit and monitor.client.has(_broke_key(monitor, monitor.coordinator_rank)),
     )
 
 

@@ -1,24 +1,30 @@
-"""Signs of life: what a process is doing, and whether its heartbeat, as others see it, stands still."""
+"""Heartbeats: what a process does, sent once a second, and whether that of another process stands still."""
 
 from __future__ import annotations
 
+import itertools
+import json
+import os
 import sys
 import threading
 import time
 import traceback
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
-__all__ = ["HEARTBEAT_S", "STALE_S", "Heartbeat", "HeartbeatWatch"]
+from kdcl_dist.membership.store import Store
+
+__all__ = ["HEARTBEAT_S", "STALE_S", "Heartbeat", "HeartbeatThread", "HeartbeatWatch", "heartbeat_key"]
 
 HEARTBEAT_S = 1.0
-#: A process whose heartbeat stands still for so long is taken for dead or stopped.
+#: A process whose heartbeat stands still for so many seconds counts as dead or stopped.
 STALE_S = 4.0
 
 
 @dataclass
 class Heartbeat:
-    """What a process is doing right now; written by its loop, sent by its heartbeat thread."""
+    """What a process does now; its loop writes it, its heartbeat thread sends it."""
 
     step: int = 0
     phase: str = "start"
@@ -26,32 +32,117 @@ class Heartbeat:
     thread: int = field(default_factory=threading.get_ident)
 
     def enter(self, phase: str, step: int | None = None) -> None:
-        """Note a new phase, and the step it belongs to."""
+        """Note a new phase, and the step that it belongs to."""
         self.phase, self.since = phase, time.monotonic()
         self.step = self.step if step is None else step
 
     def stack(self, after_s: float) -> str | None:
-        """Where the loop's thread stands, if it has been in one phase for that long."""
+        """The stack of the loop's thread, if the loop has been in one phase for `after_s` seconds."""
         if time.monotonic() - self.since < after_s:
             return None
-        frame = sys._current_frames().get(self.thread)
+        frame = sys._current_frames().get(self.thread)  # the standard library's only way to another's stack
         return "".join(traceback.format_stack(frame)) if frame is not None else None
 
 
 class HeartbeatWatch:
-    """Whether a heartbeat stands still, by this process's own clock."""
+    """Whether the heartbeat of another process stands still, by the clock of this process.
 
-    def __init__(self) -> None:
+    Args:
+        clock: of this process, in seconds.
+
+    Attributes:
+        last: the last heartbeat that was observed.
+        since: when it was first observed.
+        beats: how many different heartbeats were observed.
+    """
+
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+        self._clock = clock
         self.last: dict[str, Any] | None = None
-        self.since = time.monotonic()
+        self.since = clock()
         self.beats = 0
 
     def observe(self, heartbeat: dict[str, Any] | None) -> None:
-        """Take note of what the heartbeat is now."""
+        """Note the present heartbeat."""
         if heartbeat != self.last:
-            self.last, self.since, self.beats = heartbeat, time.monotonic(), self.beats + 1
+            self.last, self.since, self.beats = heartbeat, self._clock(), self.beats + 1
 
     def is_stale(self, heartbeat: dict[str, Any] | None, after_s: float = STALE_S) -> bool:
-        """Whether this heartbeat has been the same for so many seconds."""
+        """Note the present heartbeat; whether it has been the same for more than `after_s` seconds."""
         self.observe(heartbeat)
-        return time.monotonic() - self.since > after_s
+        return self._clock() - self.since > after_s
+
+
+def heartbeat_key(rank: int) -> str:
+    """The store's key of a process's heartbeat."""
+    return f"heartbeat/{rank}"
+
+
+class HeartbeatThread:
+    """Sends the heartbeat of this process, and observes those of other processes.
+
+    Args:
+        store: of the run.
+        rank: of this process.
+        heartbeat: what this process does.
+
+    Attributes:
+        generation: of the exchange group that this process takes part in; a part of its heartbeat.
+        watches: of the observed processes, by rank.
+        unanswered_since: when the heartbeat that the store has not answered yet was sent, None without one.
+    """
+
+    def __init__(self, store: Store, rank: int, heartbeat: Heartbeat) -> None:
+        self.store, self.rank, self.heartbeat = store, rank, heartbeat
+        self.generation, self.watches = 0, dict[int, HeartbeatWatch]()
+        self.unanswered_since: float | None = None
+        self._counter = itertools.count()
+        self._stop = threading.Event()
+        self._thread: threading.Thread | None = None
+        self._host, self._slow_s = "", 0.0
+
+    @property
+    def is_running(self) -> bool:
+        """Whether the thread was started."""
+        return self._thread is not None
+
+    def watch(self, generation: int, ranks: Iterable[int]) -> None:
+        """Send another generation, and observe the processes of other ranks from now on."""
+        self.generation, self.watches = generation, {rank: HeartbeatWatch() for rank in ranks}
+
+    def start(self, host: str, slow_s: float) -> None:
+        """Start the thread; arguments as of `kdcl_dist.membership.monitor.Monitor.start_heartbeat`."""
+        self.heartbeat.thread = threading.get_ident()
+        self._host, self._slow_s = host, slow_s
+        self._thread = threading.Thread(target=self._run, name="kdcl-heartbeat", daemon=True)
+        self._thread.start()
+
+    def _run(self) -> None:
+        while not self._stop.is_set() and self.beat():
+            self._stop.wait(HEARTBEAT_S)
+
+    def beat(self) -> bool:
+        """Send a heartbeat; False when the store cannot be reached, which the loop finds out by itself."""
+        now = self.heartbeat
+        process = {"host": self._host, "pid": os.getpid(), "generation": self.generation}
+        activity = {"step": now.step, "phase": now.phase, "stack": now.stack(self._slow_s)}
+        beat = {"count": next(self._counter)} | process | activity
+        self.unanswered_since = time.monotonic()
+        try:
+            self.store.set(heartbeat_key(self.rank), json.dumps(beat))
+            self._observe()
+        except Exception:
+            return False
+        self.unanswered_since = None
+        return True
+
+    def _observe(self) -> None:
+        for rank, watch in self.watches.items():
+            if self.store.check([heartbeat_key(rank)]):
+                watch.observe(json.loads(self.store.get(heartbeat_key(rank))))
+
+    def close(self, limit_s: float) -> None:
+        """Stop the thread; after `limit_s` seconds leave it alone with the store that does not answer."""
+        self._stop.set()
+        if self._thread is not None:
+            self._thread.join(timeout=limit_s)

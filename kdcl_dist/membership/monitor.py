@@ -1,32 +1,31 @@
-"""The monitor: a heartbeat of each process, and the first failure of each generation for all to read.
+"""The monitor: the heartbeat of each process, and the first failure of each generation.
 
-A key-value store that the coordinator hosts carries what is not part of a step. When one process dies
-its peers fail too, within milliseconds of each other; the monitor keeps the first cause apart from what
-followed from it. Pulses belong to the run, failures to one generation of its exchange group
-(`kdcl_dist.membership.rendezvous` says how one follows the other).
+The store that the coordinator hosts carries what is not part of a step. When one process dies, its peers
+fail within milliseconds too; the monitor keeps the first cause apart from its consequences. Heartbeats
+belong to the run. Failures belong to one generation of the exchange group, of which
+`kdcl_dist.membership.rendezvous` announces one after the other.
 """
 
 from __future__ import annotations
 
 import contextlib
-import itertools
-import json
-import os
-import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from kdcl_dist.errors import CoordinatorLost, KdclError, from_dict, one_line
-from kdcl_dist.membership.heartbeat import HEARTBEAT_S, Heartbeat, HeartbeatWatch
-from kdcl_dist.membership.store import Store, call_with_timeout
+from kdcl_dist.membership.heartbeat import (
+    HEARTBEAT_S,
+    Heartbeat,
+    HeartbeatThread,
+    HeartbeatWatch,
+    heartbeat_key,
+)
+from kdcl_dist.membership.store import POLL_S, Store, StoreClient
 
 __all__ = ["COORDINATOR", "Monitor"]
 
 COORDINATOR = "coordinator"
-POLL_S = 0.02
-#: Within which the coordinator's store answers, however busy it is.
-ANSWER_S = 10.0
 
 
 class Monitor:
@@ -35,15 +34,15 @@ class Monitor:
     Args:
         store: the store, already under a prefix of this run.
         names: the students in the order of the cohort.
-        rank: place in the cohort; len(names) is the coordinator.
-        generation: of the exchange group whose failures are meant.
+        rank: of this process; len(names) is the coordinator's.
+        generation: of the exchange group that failures belong to.
         is_gone: tells whether the process of a name and process id is known to be dead.
 
     Attributes:
-        cause: the failure that broke this generation, as this process learned it from the others.
-        lost: name and process id of those whose death or silence broke it; known to the coordinator.
-        watches: for a student the coordinator's heartbeat, for the coordinator those of all students.
-        asked: when the heartbeat that the store has not answered yet was sent.
+        client: access to the store; its operations raise `CoordinatorLost` when the store cannot be reached.
+        heartbeat: what this process does now.
+        cause: the failure that broke this generation, as this process learned of it.
+        lost: name and process id of those whose death or silence broke it; only the coordinator knows.
     """
 
     def __init__(
@@ -55,13 +54,10 @@ class Monitor:
         is_gone: Callable[[str, int], bool] | None = None,
     ) -> None:
         self.store, self.is_gone = store, is_gone
-        self.names = [*names, COORDINATOR]
-        self.rank = rank
+        self.names, self.rank = [*names, COORDINATOR], rank
+        self.client = StoreClient(store, self._store_lost)
         self.heartbeat = Heartbeat()
-        self._stop = threading.Event()
-        self._thread: threading.Thread | None = None
-        self._beats = itertools.count()
-        self.asked: float | None = None
+        self._thread = HeartbeatThread(store, rank, self.heartbeat)
         self.enter(generation)
 
     @property
@@ -71,12 +67,12 @@ class Monitor:
 
     @property
     def is_coordinator(self) -> bool:
-        """Whether this process is the coordinator, which judges who is lost."""
-        return self.rank == self.last
+        """Whether this process is the coordinator, which decides who is lost."""
+        return self.rank == self.coordinator_rank
 
     @property
-    def last(self) -> int:
-        """The coordinator's rank."""
+    def coordinator_rank(self) -> int:
+        """The coordinator's rank, the last one."""
         return len(self.names) - 1
 
     def enter(
@@ -86,49 +82,50 @@ class Monitor:
         processes: Mapping[int, tuple[str, int]] | None = None,
         step: int | None = None,
     ) -> None:
-        """Round to the next generation, in which nothing has failed yet.
+        """Enter the next generation, in which nothing has failed yet.
 
         Args:
             generation: its number.
             present: ranks of the students that take part; None: all.
-            processes: host and process id of each, where that is known; another one in a student's place
-                has followed it.
+            processes: host and process id of each, where that is known; another process of the same rank
+                has replaced it.
             step: at which it begins.
         """
         self.generation, self.processes = generation, processes or {}
-        self.present = list(range(len(self.names) - 1)) if present is None else list(present)
+        self.present = list(range(self.coordinator_rank)) if present is None else list(present)
         self.cause: KdclError | None = None
         self.lost: list[tuple[str, int]] = []
-        # Looked at with each heartbeat, so that whose stands still is known as soon as a limit ends.
-        self.watches = {
-            rank: HeartbeatWatch() for rank in (self.present if self.is_coordinator else [self.last])
-        }
+        # Observed with each heartbeat: so a heartbeat that stands still is known as soon as a limit ends.
+        self._thread.watch(generation, self.present if self.is_coordinator else [self.coordinator_rank])
         self.heartbeat.enter("start", step)
-        if self._thread is not None:  # at once: where it was in the one before says nothing of this one
-            self.call(self._beat)
+        if self._thread.is_running:  # at once: its last heartbeat is of the generation before
+            self.client.call(self._thread.beat)
+
+    def own_key(self, key: str) -> str:
+        """A key of this generation."""
+        return f"{self.generation}/{key}"
 
     # -- failures --------------------------------------------------------------------------------
 
     def report(self, error: KdclError) -> KdclError:
-        """Pin up a failure unless there is one already; returns the first failure of the generation."""
+        """Record a failure unless there is one already; returns the first failure of the generation."""
         try:
             error.at(host=self._host_of(error))
-            first = self.call(self.store.compare_set, self.own("failure"), "", json.dumps(error.to_dict()))
-        except CoordinatorLost:  # this process's own error is all there is
+            first = from_dict(self.client.write_first(self.own_key("failure"), error.to_dict()))
+        except CoordinatorLost:  # no other process can know a failure before this one
             return error
-        found = from_dict(json.loads(first))
-        return error if found.to_dict() == error.to_dict() else found
+        return error if first.to_dict() == error.to_dict() else first
 
     def _host_of(self, error: KdclError) -> str | None:
-        """Where the worker is whose failure it is, by its heartbeat."""
+        """The host of the worker that failed, by its heartbeat."""
         name = COORDINATOR if isinstance(error, CoordinatorLost) else error.student or self.name
         heartbeat = self.heartbeat_of(self.names.index(name)) if name in self.names else None
         return None if heartbeat is None else str(heartbeat["host"])
 
     def failure(self) -> KdclError | None:
         """The first failure that was reported, if any."""
-        key = self.own("failure")
-        return from_dict(self.read(key)) if self.has(key) else None
+        key = self.own_key("failure")
+        return from_dict(self.client.read(key)) if self.client.has(key) else None
 
     def raise_failure(self) -> None:
         """Raise the first failure that was reported, if any."""
@@ -137,8 +134,8 @@ class Monitor:
             raise error
 
     def coordinator_lost(self, how: str) -> CoordinatorLost:
-        """That the coordinator is lost, with the place of its last heartbeat."""
-        watch = self.watches.get(self.last)
+        """The error of a coordinator that is lost, with the phase and host of its last heartbeat."""
+        watch = self.watches.get(self.coordinator_rank)
         seen = (watch.last if watch is not None else None) or {}
         step = max(self.heartbeat.step, seen.get("step", 0))
         return CoordinatorLost(
@@ -149,97 +146,74 @@ class Monitor:
             detail=seen.get("stack"),
         )
 
-    # -- heartbeat -----------------------------------------------------------------------------------
+    def _store_lost(self, error: Exception) -> CoordinatorLost:
+        lost = self.coordinator_lost(f"died or cannot be reached ({one_line(error)})")
+        self.cause = lost
+        return lost
+
+    # -- heartbeats ------------------------------------------------------------------------------
+
+    @property
+    def watches(self) -> Mapping[int, HeartbeatWatch]:
+        """The observed heartbeats by rank: of the coordinator, or for the coordinator of all students."""
+        return self._thread.watches
+
+    @property
+    def unanswered_since(self) -> float | None:
+        """When the heartbeat that the store has not answered yet was sent, None without one."""
+        return self._thread.unanswered_since
 
     def start_heartbeat(self, host: str, slow_s: float = 60.0) -> None:
         """Send this process's heartbeat from a thread until `close`.
 
         Args:
             host: this process's address.
-            slow_s: seconds in one phase after which the stack of the loop is sent with it.
+            slow_s: seconds in one phase after which the heartbeat carries the stack of the loop.
         """
-        self.heartbeat.thread = threading.get_ident()
-        self._host, self._slow_s = host, slow_s
-        self.call(self.store.set, f"bye/{self.rank}", "")  # takes back that of a process before this one
+        self.client.write(self._departure_key(self.rank), False)  # a process before this one may have left
+        self._thread.start(host, slow_s)
 
-        def beat() -> None:
-            while not self._stop.is_set() and self._beat():
-                self._stop.wait(HEARTBEAT_S)
-
-        self._thread = threading.Thread(target=beat, name="kdcl-heartbeat", daemon=True)
-        self._thread.start()
-
-    def _beat(self) -> bool:
-        """Send a heartbeat; False when the store is gone, which the loop will find out by itself."""
-        now, own = self.heartbeat, {"host": self._host, "pid": os.getpid(), "generation": self.generation}
-        place = {"step": now.step, "phase": now.phase, "stack": now.stack(self._slow_s)}
-        self.asked = time.monotonic()
-        try:
-            self.store.set(f"heartbeat/{self.rank}", json.dumps({"count": next(self._beats)} | own | place))
-            self._observe()
-        except Exception:
-            return False
-        self.asked = None
-        return True
-
-    def _observe(self) -> None:
-        for rank, seen in self.watches.items():
-            if self.store.check([key := f"heartbeat/{rank}"]):
-                seen.observe(json.loads(self.store.get(key)))
+    def heartbeat_of(self, rank: int) -> dict[str, Any] | None:
+        """The last heartbeat of a worker, if it sent one."""
+        key = heartbeat_key(rank)
+        heartbeat: dict[str, Any] | None = self.client.read(key) if self.client.has(key) else None
+        return heartbeat
 
     def close(self) -> None:
-        """Stop the heartbeat; one that the store does not take is left alone."""
-        self._stop.set()
-        if self._thread is not None:
-            self._thread.join(timeout=POLL_S if isinstance(self.cause, CoordinatorLost) else 2 * HEARTBEAT_S)
+        """Stop the heartbeat."""
+        self._thread.close(POLL_S if isinstance(self.cause, CoordinatorLost) else 2 * HEARTBEAT_S)
 
-    def say_bye(self) -> None:
+    # -- departure -------------------------------------------------------------------------------
+
+    def report_departure(self) -> None:
         """Tell the coordinator that this student needs the store no more."""
         if isinstance(self.cause, CoordinatorLost):
             return
-        with contextlib.suppress(CoordinatorLost):  # it has gone first, which does no harm
-            self.call(self.store.set, f"bye/{self.rank}", "1")
+        with contextlib.suppress(CoordinatorLost):  # the coordinator left first, which does no harm
+            self.client.write(self._departure_key(self.rank), True)
 
-    def await_byes(self, limit_s: float) -> None:
+    def await_departures(self, limit_s: float) -> None:
         """Keep the store open until every student that lives has left, at most `limit_s` seconds."""
         deadline = time.monotonic() + limit_s
-        watch = {rank: HeartbeatWatch() for rank in range(len(self.names) - 1)}
-        while watch and time.monotonic() < deadline:
-            watch = {
-                rank: seen
-                for rank, seen in watch.items()
-                if not self._has_left(rank) and not seen.is_stale(self.heartbeat_of(rank))
+        watches = {rank: HeartbeatWatch() for rank in range(self.coordinator_rank)}
+        while watches and time.monotonic() < deadline:
+            watches = {
+                rank: watch
+                for rank, watch in watches.items()
+                if not self._has_left(rank) and not watch.is_stale(self.heartbeat_of(rank))
             }
             time.sleep(POLL_S)
 
     def _has_left(self, rank: int) -> bool:
-        key = f"bye/{rank}"
-        return self.has(key) and self.store.get(key) == b"1"
+        key = self._departure_key(rank)
+        return self.client.has(key) and bool(self.client.read(key))
 
-    def heartbeat_of(self, rank: int) -> dict[str, Any] | None:
-        """The last heartbeat of a worker, if it sent one."""
-        key = f"heartbeat/{rank}"
-        heartbeat: dict[str, Any] | None = self.read(key) if self.has(key) else None
-        return heartbeat
+    def _departure_key(self, rank: int) -> str:
+        return f"departed/{rank}"
 
-    # -- the store -------------------------------------------------------------------------------
+    # -- names that the runtimes still call ------------------------------------------------------
+    say_bye, await_byes = report_departure, await_departures
 
     def has(self, *keys: str) -> bool:
-        """Whether all keys exist; raises `CoordinatorLost` when the store cannot be reached, as do all."""
-        return bool(self.call(self.store.check, list(keys)))
-
-    def read(self, key: str) -> Any:
-        """The JSON value of a key that exists."""
-        return json.loads(self.call(self.store.get, key))
-
-    def call(self, operation: Callable[..., Any], *arguments: Any, answer_s: float = ANSWER_S) -> Any:
-        """An operation of the store, which answers at once or never: its process does nothing else there."""
-        try:
-            return call_with_timeout(answer_s, lambda: operation(*arguments))
-        except Exception as error:
-            self.cause = self.coordinator_lost(f"died or cannot be reached ({one_line(error)})")
-            raise self.cause from error
-
-    def own(self, key: str) -> str:
-        """A key of this generation."""
-        return f"{self.generation}/{key}"
+        """Whether all keys exist."""
+        return self.client.has(*keys)

@@ -1,13 +1,12 @@
-"""Where the cohort meets: before the first step, and again after each failure.
+"""The rendezvous of the cohort: before the first step, and again after each failure.
 
-Students write requests to the coordinator (ready to join; failed before they could), and the coordinator
-calls those it has heard of into the next generation of the exchange group, or says that the run is over.
-A request is answered once: a process that was replaced, or that failed in a generation, writes a new one.
+Students write requests to the coordinator: ready to join, or failed before that. The coordinator announces
+the next generation of the exchange group to the students that are ready, or the end of the run.
+A request is answered once. A process that replaces another, or that failed in a generation, writes a new one.
 """
 
 from __future__ import annotations
 
-import json
 import time
 import uuid
 from collections.abc import Collection
@@ -18,16 +17,18 @@ from kdcl_dist.config.rounds import Kind, Round
 from kdcl_dist.errors import CoordinatorLost, KdclError, StartupTimeout, from_dict
 from kdcl_dist.membership.heartbeat import HeartbeatWatch
 from kdcl_dist.membership.monitor import Monitor
+from kdcl_dist.membership.store import POLL_S
 from kdcl_dist.run.checkpoint import Manifest, Part
 
 __all__ = ["GenerationSpec", "PendingJoin", "Rendezvous", "RunCompleted", "RunFailed", "WorkerInfo"]
 
-POLL_S = 0.02
+#: Keys of the store: the number of requests, the latest generation, and the two ends of a run.
+REQUESTS, GENERATION, COMPLETED, FAILED = "requests", "generation", "completed", "failed"
 
 
 @dataclass(frozen=True)
 class WorkerInfo:
-    """What one student tells the cohort before its first step."""
+    """What one student's worker reports to the cohort before its first step."""
 
     name: str
     host: str
@@ -42,15 +43,15 @@ class WorkerInfo:
 
 @dataclass(frozen=True)
 class GenerationSpec:
-    """The coordinator's call into a generation.
+    """What the coordinator announces of a generation.
 
     Attributes:
         number: the generation.
         start: the latest checkpoint, if there is one.
         at: the first round.
-        students: places of those that take part.
-        restored: places of those that take up their state of `start`, or begin anew; the others go on
-            with the one they have.
+        students: indices of the students that take part.
+        restored: indices of those that load their state from `start`, or begin anew without one; the others
+            keep the state that they have.
     """
 
     number: int
@@ -62,11 +63,14 @@ class GenerationSpec:
 
 @dataclass
 class PendingJoin:
-    """A student's request that waits for its answer.
+    """A student's join request that has no answer yet.
 
     Attributes:
-        position: where it stands, None before its first generation.
-        lost: how it lost the coordinator before this one, if it did.
+        ticket: identifies the request.
+        info: of the worker.
+        position: the round that it would take next, None before its first generation.
+        lost: how it lost the previous coordinator, if it did.
+        watch: of its heartbeat.
     """
 
     ticket: str
@@ -77,7 +81,7 @@ class PendingJoin:
 
 
 class RunCompleted(Exception):
-    """The run has come to its end, or to a stop, without this student."""
+    """The run has completed, or was stopped, without this student."""
 
     def __init__(self, finished: bool) -> None:
         super().__init__(finished)
@@ -93,15 +97,15 @@ class RunFailed(Exception):
 
 
 class Rendezvous:
-    """One process's part in the cohort's meetings.
+    """One process's part in the rendezvous.
 
     Args:
         monitor: of the same process.
     """
 
     def __init__(self, monitor: Monitor) -> None:
-        self.monitor = monitor
-        self._ready: dict[int, PendingJoin] = {}
+        self.monitor, self.client = monitor, monitor.client
+        self._joins: dict[int, PendingJoin] = {}
         self._failures: list[KdclError] = []
         self._unread: set[int] = set()
         self._counted = 0
@@ -111,137 +115,133 @@ class Rendezvous:
     def join(
         self, info: WorkerInfo, position: Round | None, silence_s: float, lost: KdclError | None = None
     ) -> GenerationSpec:
-        """Say that this student is ready, and wait for the call of the coordinator, as long as that lives.
+        """Report that this student is ready; wait for its next generation while the coordinator lives.
 
         Args:
-            info: of this student.
+            info: of this student's worker.
             position: the round that it would take next, if it was in a generation.
-            silence_s: seconds without a sign of life after which the coordinator is taken for dead.
-            lost: how this student lost the coordinator before this one, if it did.
+            silence_s: seconds without a heartbeat after which the coordinator counts as dead.
+            lost: how this student lost the previous coordinator, if it did.
 
         Raises:
-            RunCompleted, RunFailed: instead of a call.
-            CoordinatorLost: it gives no sign of life, or its store is gone.
+            RunCompleted, RunFailed: the run has ended.
+            CoordinatorLost: the coordinator is silent, or its store cannot be reached.
         """
         request = {
             "info": asdict(info),
             "position": None if position is None else asdict(position),
             "lost": None if lost is None else lost.to_dict(),
         }
-        ticket, watch, coordinator = self._write(request), HeartbeatWatch(), len(self.monitor.names) - 1
-        while not watch.is_stale(self.monitor.heartbeat_of(coordinator), silence_s):
-            self._look_for_end()
-            if self.monitor.has("call") and ticket in (call := self.monitor.read("call"))["tickets"]:
-                return _call(call)
+        ticket, watch = self._write(request), HeartbeatWatch()
+        while not watch.is_stale(self.monitor.heartbeat_of(self.monitor.coordinator_rank), silence_s):
+            self._raise_end()
+            if self.client.has(GENERATION):
+                announced = self.client.read(GENERATION)
+                if ticket in announced["tickets"]:
+                    return _generation_spec(announced)
             time.sleep(POLL_S)
         raise CoordinatorLost(
             f"the coordinator gives no sign of life for {silence_s:g} s (limits.startup_s)", phase="start"
         )
 
     def report(self, error: KdclError) -> None:
-        """Tell the coordinator that this student failed outside of a generation."""
+        """Report to the coordinator that this student failed outside of a generation."""
         self._write({"failed": error.to_dict()})
 
     def _write(self, request: dict[str, Any]) -> str:
-        monitor, ticket = self.monitor, uuid.uuid4().hex
-        number = monitor.call(monitor.store.add, "requests", 1)
-        monitor.call(
-            monitor.store.set,
-            f"request/{number}",
-            json.dumps(request | {"rank": monitor.rank, "ticket": ticket}),
-        )
+        """Write a request; returns its ticket."""
+        ticket, number = uuid.uuid4().hex, self.client.count(REQUESTS, 1)
+        self.client.write(f"request/{number}", request | {"rank": self.monitor.rank, "ticket": ticket})
         return ticket
 
-    def _look_for_end(self) -> None:
-        if self.monitor.has("ended"):
-            raise RunCompleted(self.monitor.read("ended"))
-        if self.monitor.has("over"):
-            raise RunFailed(from_dict(self.monitor.read("over")))
+    def _raise_end(self) -> None:
+        if self.client.has(COMPLETED):
+            raise RunCompleted(self.client.read(COMPLETED))
+        if self.client.has(FAILED):
+            raise RunFailed(from_dict(self.client.read(FAILED)))
 
     # -- the coordinator -------------------------------------------------------------------------
 
     def assemble(self, ranks: Collection[int], limit_s: float) -> dict[int, PendingJoin]:
-        """Wait until the students of some ranks are ready; returns all that are, by rank.
+        """Wait until the workers of some ranks are ready; returns all that are, by rank.
 
         Raises:
-            StartupTimeout: naming the students that are not after `limit_s` seconds.
+            StartupTimeout: after `limit_s` seconds; it names the workers that are not ready.
             KdclError: the first failure that a student reports meanwhile.
         """
         deadline = time.monotonic() + limit_s
-        while not set(ranks) <= set(there := self._there()):
+        while not set(ranks) <= set(ready := self.ready()):
             if self._failures:
                 raise self._failures.pop(0)
             if time.monotonic() > deadline:
-                missing = [self.monitor.names[rank] for rank in sorted(set(ranks) - set(there))]
-                raise _late(f"no word from {', '.join(missing)}", limit_s)
+                missing = [self.monitor.names[rank] for rank in sorted(set(ranks) - set(ready))]
+                raise StartupTimeout(
+                    f"{', '.join(missing)} did not join within {limit_s:g} s (limits.startup_s): does every "
+                    "student find free resources, and can the hosts reach each other?",
+                    phase="start",
+                )
             time.sleep(POLL_S)
-        return dict(sorted(there.items()))
+        return dict(sorted(ready.items()))
 
-    def waits_for(self, ranks: Collection[int]) -> bool:
-        """Whether the students of some ranks are ready, and wait for their call."""
-        return set(ranks) <= set(self._there())
+    def ready(self) -> dict[int, PendingJoin]:
+        """The join requests of the workers that live, by rank.
 
-    def _there(self) -> dict[int, PendingJoin]:
-        """Who is ready and lives. Who died while it waited for the others is waited for anew."""
+        A worker that died after its request does not count; the process that replaces it writes its own.
+        """
         self._read_requests()
-        found = {}
-        for rank, ready in self._ready.items():
-            heartbeat = self.monitor.heartbeat_of(rank)
-            own = ready.info.pid, ready.info.host
-            replaced = heartbeat is not None and (heartbeat["pid"], heartbeat["host"]) != own
-            if not ready.watch.is_stale(heartbeat) and not replaced:
-                found[rank] = ready
-        return found
+        return {rank: pending for rank, pending in self._joins.items() if self._lives(rank, pending)}
+
+    def are_ready(self, ranks: Collection[int]) -> bool:
+        """Whether the workers of some ranks are ready, and wait for the next generation."""
+        return set(ranks) <= set(self.ready())
+
+    def _lives(self, rank: int, pending: PendingJoin) -> bool:
+        heartbeat = self.monitor.heartbeat_of(rank)
+        own = pending.info.pid, pending.info.host
+        is_replaced = heartbeat is not None and (heartbeat["pid"], heartbeat["host"]) != own
+        return not pending.watch.is_stale(heartbeat) and not is_replaced
 
     def failures(self) -> list[KdclError]:
-        """What students reported that failed outside of a generation, once."""
+        """The failures that students reported outside of a generation, each once."""
         found, self._failures = self._failures, []
         return found
 
-    def call(self, call: GenerationSpec, ranks: Collection[int]) -> None:
-        """Call the students of some ranks, who are ready, into a generation."""
-        tickets = [self._ready.pop(rank).ticket for rank in ranks]
-        self._pin("call", asdict(call) | {"tickets": tickets})
+    def announce(self, spec: GenerationSpec, ranks: Collection[int]) -> None:
+        """Announce a generation to the workers of some ranks, which are ready."""
+        tickets = [self._joins.pop(rank).ticket for rank in ranks]
+        self.client.write(GENERATION, asdict(spec) | {"tickets": tickets})
 
-    def close(self, finished: bool) -> None:
-        """Tell students that were away that the run has ended without them."""
-        self._pin("ended", finished)
+    def complete(self, finished: bool) -> None:
+        """Announce to students that are away that the run has completed, or was stopped, without them."""
+        self.client.write(COMPLETED, finished)
 
-    def end(self, cause: KdclError) -> None:
-        """Tell all who are ready, now or later, that the run is over."""
-        self._pin("over", cause.to_dict())
+    def fail(self, cause: KdclError) -> None:
+        """Announce to all students that are ready, now or later, that the run has failed."""
+        self.client.write(FAILED, cause.to_dict())
+
+    # until all callers use the new names
+    waits_for, call, close, end = are_ready, announce, complete, fail
 
     def _read_requests(self) -> None:
-        monitor = self.monitor
-        count = int(monitor.call(monitor.store.add, "requests", 0))
+        count = self.client.count(REQUESTS)
         self._unread |= set(range(self._counted + 1, count + 1))
         self._counted = count
-        # A number is drawn before its request is written: one that died in between never writes it.
+        # A student counts its request before it writes it; one that died in between never writes it.
         for number in sorted(self._unread):
-            if not monitor.has(f"request/{number}"):
-                continue
-            self._unread.remove(number)
-            request = monitor.read(f"request/{number}")
-            if "failed" in request:
-                self._failures.append(from_dict(request["failed"]))
-                continue
-            info, position = WorkerInfo(**request["info"]), _round(request["position"])
-            lost = None if request["lost"] is None else from_dict(request["lost"])
-            self._ready[request["rank"]] = PendingJoin(request["ticket"], info, position, lost)
+            if self.client.has(f"request/{number}"):
+                self._unread.remove(number)
+                self._handle(self.client.read(f"request/{number}"))
 
-    def _pin(self, key: str, value: Any) -> None:
-        self.monitor.call(self.monitor.store.set, key, json.dumps(value))
+    def _handle(self, request: dict[str, Any]) -> None:
+        if "failed" in request:
+            self._failures.append(from_dict(request["failed"]))
+            return
+        info, position = WorkerInfo(**request["info"]), _round(request["position"])
+        lost = None if request["lost"] is None else from_dict(request["lost"])
+        self._joins[request["rank"]] = PendingJoin(request["ticket"], info, position, lost)
 
 
-def _late(what: str, limit_s: float) -> StartupTimeout:
-    return StartupTimeout(
-        f"{what} after {limit_s:g} s (limits.startup_s): is there room for every student, and can the "
-        "hosts reach each other?",
-        phase="start",
-    )
-
-
-def _call(data: dict[str, Any]) -> GenerationSpec:
+def _generation_spec(data: dict[str, Any]) -> GenerationSpec:
     at = _round(data["at"])
     assert at is not None
     return GenerationSpec(

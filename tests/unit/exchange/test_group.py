@@ -398,9 +398,9 @@ def test_a_letter_of_a_process_that_was_replaced_does_not_count() -> None:
             letter = WorkerInfo("a", "127.0.0.1", pid, "cpu", 1, 3, {}, {}, {})
             Rendezvous(student)._write({"info": asdict(letter), "position": None, "lost": None})
             rendezvous, deadline = Rendezvous(chair), time.monotonic() + 10
-            while rendezvous.waits_for([0]) != counts:
+            while rendezvous.are_ready([0]) != counts:
                 assert time.monotonic() < deadline
-            assert list(rendezvous._there()) == [0] * counts
+            assert list(rendezvous.ready()) == [0] * counts
     finally:
         student.close()
 
