@@ -27,7 +27,9 @@ __all__ = ["compare"]
 @click.option("--launcher", type=click.Choice(["ray", "local"]), default="ray", show_default=True)
 @click.option("--storage", default="runs", show_default=True, help="Path or URI of the folder of runs.")
 @click.option(
-    "--at-once", type=click.IntRange(1), help="Runs at a time. [default: what fits the cluster; 1 locally]"
+    "--at-once",
+    type=click.IntRange(1),
+    help="Runs at the same time. [default: all that fit the cluster; 1 locally]",
 )
 @reports_errors
 def compare(table: Path, launcher: str, storage: str, at_once: int | None) -> None:

@@ -17,7 +17,7 @@ class Levels(click.ParamType[list[float]]):
     name = "FIRST:LAST:STEP"
 
     def convert(self, value: str, param: click.Parameter | None, ctx: click.Context | None) -> list[float]:
-        """The numbers."""
+        """The numbers from first to last."""
         try:
             parts = [float(part) for part in value.split(":")]
             first, last, step = parts if len(parts) > 1 else (parts[0], parts[0], 1.0)
@@ -32,14 +32,20 @@ class Levels(click.ParamType[list[float]]):
 @kdcl.command()
 @click.argument("run")
 @click.option("--device", type=click.Choice(["cpu", "cuda"]), default="cpu", show_default=True)
-@click.option("--noise", type=Levels(), help="Test under pixel noise of these deviations, pixels in [0, 1].")
-@click.option("--repeats", type=click.IntRange(1), default=10, show_default=True, help="Draws of noise each.")
+@click.option("--noise", type=Levels(), help="Standard deviations of pixel noise; pixels lie in [0, 1].")
+@click.option(
+    "--repeats",
+    type=click.IntRange(1),
+    default=10,
+    show_default=True,
+    help="Draws for each deviation.",
+)
 @reports_errors
 def evaluate(run: str, device: str, noise: list[float] | None, repeats: int) -> None:
-    """Test the students of a RUN folder, each alone and all as an ensemble.
+    """Test each student of a RUN folder, and the ensemble of all students.
 
-    With --noise, such as 0:0.15:0.01, the table is the mean loss by deviation, and RUN/noise.csv has each
-    repeat's loss, top1 and top5.
+    With --noise, such as 0:0.15:0.01, the table shows the mean loss by deviation, and RUN/noise.csv holds
+    the loss, top1 and top5 of each repeat.
     """
     from rich.console import Console
 

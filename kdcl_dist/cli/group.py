@@ -1,4 +1,4 @@
-"""The command group, and how every command reports errors."""
+"""The command group, and the report of errors that all commands share."""
 
 from __future__ import annotations
 
@@ -17,7 +17,10 @@ __all__ = ["kdcl", "reports_errors"]
 
 
 def reports_errors(command: Callable[..., None]) -> Callable[..., None]:
-    """Print our errors, a line each, below a failed run's traceback, and exit with their code."""
+    """Make a command print this package's errors, a line each, and exit with their code.
+
+    The traceback of a failed run stands above its error.
+    """
 
     @wraps(command)
     def run(*args: Any, **kwargs: Any) -> None:
@@ -41,7 +44,7 @@ def reports_errors(command: Callable[..., None]) -> Callable[..., None]:
 @click.version_option(__version__)
 def kdcl() -> None:
     """Train networks that teach each other: online knowledge distillation by collaborative learning."""
-    # Import strings are looked up from the working directory, here as in the students' processes; a
-    # console script, unlike `python -m`, starts without it.
+    # A console script, unlike `python -m`, starts without the working directory in its path. Import strings
+    # of a recipe must mean the same modules here and in the students' processes.
     if (here := str(Path.cwd())) not in sys.path:
         sys.path.insert(0, here)

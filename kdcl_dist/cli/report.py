@@ -20,9 +20,9 @@ __all__ = ["report"]
 )
 @reports_errors
 def report(runs: tuple[str, ...], out: Path | None) -> None:
-    """Write one HTML page on each RUN folder, or a comparison of several.
+    """Write an HTML page on one RUN folder, or one page that compares several.
 
-    Runs whose recipes differ in nothing but the seed are averaged, with 95% intervals.
+    The page shows the mean and the 95% interval of runs whose recipes differ in the seed only.
     """
     from kdcl_dist.report import write_report
 

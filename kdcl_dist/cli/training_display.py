@@ -1,4 +1,4 @@
-"""A running cohort on the terminal: a bar and a row a student; plain lines where there is no terminal."""
+"""A running cohort on the terminal: a bar, and a row for each student; without a terminal plain lines."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ __all__ = ["Display", "noise_table", "results_table"]
 
 
 class Display:
-    """Shows events; a context manager. `handle` is what `kdcl_dist.train` takes."""
+    """A context manager that shows a run's events. `kdcl_dist.train` takes its `handle`."""
 
     def __init__(self, console: Console) -> None:
         self.console = console
@@ -66,9 +66,9 @@ class Display:
         self.started, self.began = event, time.monotonic()
         total = event.epochs * event.steps_per_epoch
         self.progress.reset(self.task, total=total, completed=event.step, description="epoch 1")
-        for name, place in event.placement.items():
-            parameters = f"{place['parameters']:,} parameters"
-            self._line(f"{name}: {parameters}, {place['device']} of {place['host']}, process {place['pid']}")
+        for name, where in event.placement.items():
+            parameters = f"{where['parameters']:,} parameters"
+            self._line(f"{name}: {parameters}, {where['device']} of {where['host']}, process {where['pid']}")
 
     def _step(self, event: Stepped) -> None:
         assert self.started is not None
@@ -121,7 +121,7 @@ def _number(value: float | None, factor: float, digits: int) -> str:
 
 
 def results_table(results: Values, title: str) -> Table:
-    """The test results as a table: a row a student, and one for the ensemble."""
+    """The test results as a table: a row for each student, and one for the ensemble."""
     table = Table(title=title, title_justify="left")
     for name in ("student", "loss", "top-1 %", "top-5 %"):
         table.add_column(name, justify="left" if name == "student" else "right")
@@ -133,7 +133,12 @@ def results_table(results: Values, title: str) -> Table:
 
 
 def noise_table(rows: list[tuple[float, int, str, dict[str, float]]], title: str) -> Table:
-    """Rows of (deviation, repeat, student, values) as mean losses: a row a deviation, a column a student."""
+    """Mean losses under noise: a row for each deviation, a column for each student.
+
+    Args:
+        rows: (deviation, repeat, student, values).
+        title: title of the table.
+    """
     students = list(dict.fromkeys(student for _, _, student, _ in rows))
     table = Table(title=title, title_justify="left")
     for name in ("deviation", *students):

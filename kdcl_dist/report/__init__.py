@@ -1,4 +1,4 @@
-"""`kdcl report`: runs as one HTML page."""
+"""`kdcl report`: one HTML page on one run, or on several."""
 
 from __future__ import annotations
 
@@ -17,14 +17,15 @@ def write_report(uris: Sequence[str], out: str | Path | None = None) -> str:
     """Write the report on one run, or the comparison of several.
 
     Args:
-        uris: paths or URIs of run folders; one that is named twice counts once.
-        out: the file to write. By default report.html in the run's folder, or for several runs in this one.
+        uris: paths or URIs of run folders; repeated ones count once.
+        out: the file to write. The default is report.html: in the folder of a single run, or in the working
+            directory for several runs.
 
     Returns:
-        The path or URI of what was written.
+        The path or URI of the written file.
 
     Raises:
-        RunFolderError: one is no run folder or has nothing to report, or the page cannot be written.
+        RunFolderError: a path is no run folder or has nothing to report, or the page cannot be written.
     """
     runs = list({run.uri: run for run in map(load, uris)}.values())
     content = page(runs).encode()

@@ -1,4 +1,4 @@
-"""Figures and tables on the soft targets: which student teaches which, how right they are, and how old."""
+"""Figures and tables on the soft targets: their teachers, their quality, and their age."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ __all__ = ["targets_table", "teaching_figures", "window_figures"]
 
 
 def teaching_figures(run: RunData, prefix: str) -> list[Figure]:
-    """Who teaches whom: weights, wins, disagreement, conflicts; ids begin with `prefix`."""
+    """Weights, wins, disagreement and conflicts of the students; ids begin with `prefix`."""
     return [*draw(run, ANALYSIS, prefix), *_disagreement(run, prefix), *draw(run, CONFLICT, prefix)]
 
 
@@ -31,16 +31,16 @@ def _disagreement(run: RunData, prefix: str) -> list[Figure]:
     if not any(math.isfinite(value) for row in values for value in row):
         return []
     caption = (
-        f"Share of training samples, in %, on which a student's first choice differs from another's, and in "
-        f"the column label: is wrong. Mean over {_last_epochs(run)}. Students that never differ teach "
-        "nothing new."
+        "Share of training samples, in %, on which a student's first choice differs from that of another "
+        f"student or, in the column label, from the label. Mean over {_last_epochs(run)}. Students that "
+        "never disagree have nothing to teach each other."
     )
     title, ident = "Disagreement", prefix + "disagreement"
     return [Figure(ident, title, heat_map(f"{ident}-svg", title, names, [*names, "label"], values), caption)]
 
 
 def targets_table(run: RunData) -> Table | None:
-    """The five soft targets in numbers; None where none was analysed."""
+    """The five soft targets in numbers; None if no step was analysed."""
     rows = []
     for which in ENSEMBLES:
         names = ((chart, f"{which}_{chart.name}") for chart in TARGETS)
@@ -48,22 +48,22 @@ def targets_table(run: RunData) -> Table | None:
         if any(map(math.isfinite, found)):
             rows.append([which, *(number(value, 4) for value in found)])
     caption = (
-        f"The five soft targets over {_last_epochs(run)}, on the sampled steps. This run learnt from "
-        f"{run.recipe.distillation.method}; the others are what the same logits would have given."
+        f"The five soft targets on the sampled steps of {_last_epochs(run)}. The students learned from "
+        f"{run.recipe.distillation.method}; the other methods were applied to the same logits."
     )
     heads = ["ensemble", *(f"{chart.name} ({chart.unit})" for chart in TARGETS)]
     return Table(caption, heads, rows) if rows else None
 
 
 def _last_epochs(run: RunData) -> str:
-    """The epochs that these means are over, in words."""
+    """The epochs of the means, in words."""
     first = run.last_quarter + 1
-    last = f"the last quarter of the measured epochs (from epoch {first} on)"
+    last = f"the last quarter of the analysed epochs (from epoch {first} on)"
     return last if first < run.epochs else f"epoch {run.epochs}"
 
 
 def window_figures(run: RunData, prefix: str) -> list[Figure]:
-    """Coverage and staleness; empty for a run whose students all see the same samples at a step."""
+    """Coverage and staleness; empty for a run whose students all have the same samples at a step."""
     return [*draw(run, WINDOW, prefix), *_histogram(run, prefix)]
 
 
@@ -75,8 +75,8 @@ def _histogram(run: RunData, prefix: str) -> list[Figure]:
     if not rows:
         return []
     caption = (
-        "Share of the peers' logits behind a student's soft targets, in %, by their age in steps: mean over "
-        "all epochs."
+        "Age in steps of the peers' logits behind a student's soft targets: share in % of each range, mean "
+        "over all epochs."
     )
-    title, ident = "How old the peers' logits are", prefix + "ages"
+    title, ident = "Ages of the peers' logits", prefix + "ages"
     return [Figure(ident, title, heat_map(f"{ident}-svg", title, names, list(shares), rows), caption)]

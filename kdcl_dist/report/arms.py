@@ -1,4 +1,4 @@
-"""Several runs as arms: runs whose recipes differ in the seed only are one arm."""
+"""Arms: each arm groups the runs whose recipes differ in the seed only."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ class Arm:
     """Runs of one recipe with different seeds.
 
     Attributes:
-        label: its name in the report, unlike that of any other arm.
-        runs: all its runs.
-        changes: in what its recipe differs from that of the first arm.
+        label: the arm's unique name in the report.
+        runs: all runs of the arm.
+        changes: differences of the arm's recipe from the recipe of the first arm.
     """
 
     label: str
@@ -30,17 +30,18 @@ class Arm:
 
     @property
     def finished(self) -> list[RunData]:
-        """The runs that count: those that came to their end."""
+        """The finished runs; no other run counts in a mean."""
         return [run for run in self.runs if run.state == "finished"]
 
     @property
     def repeated_seeds(self) -> list[int]:
-        """Seeds of more than one finished run."""
+        """Seeds that more than one finished run has."""
         counts = Counter(run.recipe.seed for run in self.finished)
         return [seed for seed, count in counts.items() if count > 1]
 
     def interval(self, student: str, name: str, factor: float = 1.0) -> tuple[Interval, int]:
-        """Mean over the finished runs of a final test result with its 95% interval, and how many they are.
+        """The mean of a final test result over the finished runs with its 95% interval, and the number of
+        runs with a finite result.
 
         The interval's value is NaN when no run has a finite result.
         """
@@ -51,7 +52,7 @@ class Arm:
     def curve(self, student: str, name: str, factor: float = 1.0) -> list[tuple[float, float, float, float]]:
         """A test result over the epochs: (epoch, mean, low, high) of the finished runs, 95% interval.
 
-        Only epochs that all of these runs have; low and high are NaN for a single run.
+        The curve has the epochs that all these runs have. low and high are NaN for a single run.
         """
         curves = [curve for run in self.finished if (curve := run.curve("test", student, name))]
         if not curves:
@@ -83,14 +84,14 @@ def group(runs: Sequence[RunData]) -> list[Arm]:
 
 
 def _folder_name(runs: Sequence[RunData]) -> str | None:
-    """What the folders of an arm's runs have in common besides the seed, as `kdcl compare` names them."""
+    """The arm's name in run folders that `kdcl compare` has named ARM-seedN; None for other folders."""
     names = {run.label.removesuffix(f"-seed{run.recipe.seed}") for run in runs}
     seeded = all(run.label.endswith(f"-seed{run.recipe.seed}") for run in runs)
     return names.pop() if len(names) == 1 and seeded else None
 
 
 def _changes(first: RunData, other: RunData) -> list[str]:
-    """What distinguishes two recipes besides name and seed."""
+    """The differences of two recipes besides name and seed."""
     return differences(first.recipe, other.recipe.model_copy(update={"seed": first.recipe.seed}))
 
 

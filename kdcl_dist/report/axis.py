@@ -1,4 +1,4 @@
-"""Where an axis has its ticks, and how numbers are written."""
+"""Axes with their ticks, and numbers as text."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-__all__ = ["Scale", "choose_scale", "number"]
+__all__ = ["MINUS", "Scale", "choose_scale", "number"]
 
 MINUS = "−"
 
@@ -20,21 +20,21 @@ class Scale:
     ticks: tuple[float, ...]
     log: bool = False
 
-    def place(self, value: float) -> float:
-        """Where a value lies: 0 at the lower end, 1 at the upper."""
+    def position(self, value: float) -> float:
+        """The position of a value on the axis: 0 at the lower end, 1 at the upper."""
         low, high = self.low, self.high
         if self.log:
             low, high, value = math.log10(low), math.log10(high), math.log10(value)
         return (value - low) / (high - low)
 
     def labels(self) -> list[str]:
-        """The ticks as text, all with the digits that tell them apart."""
+        """The ticks as text, with as many digits as distinguish them."""
         if self.log:
             return [f"{tick:g}".replace("-", MINUS) for tick in self.ticks]
         step = self.ticks[1] - self.ticks[0] if len(self.ticks) > 1 else abs(self.ticks[0])
         if not 1e-4 < step < 1e6:
             return [f"{tick:.2e}".replace("-", MINUS) if tick else "0" for tick in self.ticks]
-        # Of a step of 2.5 the half counts as well.
+        # A step such as 2.5 needs one decimal more than its power of ten.
         digits = max(0, -math.floor(math.log10(step) + 1e-9))
         digits += abs(round(step, digits) - step) > step / 100
         return [f"{tick:.{digits}f}".replace("-", MINUS) for tick in self.ticks]
@@ -43,14 +43,14 @@ class Scale:
 def choose_scale(
     values: Sequence[float], *, whole: bool = False, tight: bool = False, log: bool = False, wanted: int = 5
 ) -> Scale:
-    """A scale that shows all values.
+    """A scale that contains all values.
 
     Args:
         values: finite numbers, at least one.
-        whole: ticks at whole numbers only.
-        tight: end at the values themselves rather than at the next ticks.
-        log: logarithmic, where all are positive and they span more than a factor of 30.
-        wanted: about how many ticks.
+        whole: whether ticks lie at whole numbers only.
+        tight: whether the axis ends at the extreme values instead of at the next ticks.
+        log: whether the axis is logarithmic if all values are positive and span more than a factor of 30.
+        wanted: approximate number of ticks.
     """
     low, high = min(values), max(values)
     if log and low > 0 and high / low > 30:
@@ -72,7 +72,7 @@ def choose_scale(
 
 
 def number(value: float, digits: int) -> str:
-    """A number with so many decimals and a true minus sign; a dash where there is none."""
+    """A number with `digits` decimals and a true minus sign; a dash for a value that is not finite."""
     return f"{value:.{digits}f}".replace("-", MINUS) if math.isfinite(value) else "–"
 
 
@@ -84,6 +84,6 @@ def _logarithmic(low: float, high: float) -> Scale:
 
 
 def _step(rough: float) -> float:
-    """The next of 1, 2, 2.5, 5, 10 times a power of ten."""
+    """The smallest of 1, 2, 2.5, 5, 10 times a power of ten that is at least `rough`."""
     power = 10.0 ** math.floor(math.log10(rough))
     return next(power * factor for factor in (1, 2, 2.5, 5, 10) if power * factor >= rough * (1 - 1e-9))

@@ -19,14 +19,14 @@ BAR, GAP, LABEL = 24, 10, 13
 def stacked_bars(
     ident: str, title: str, unit: str, parts: Sequence[str], bars: Mapping[str, Sequence[float]]
 ) -> Markup:
-    """Horizontal bars, each a sum of parts.
+    """Horizontal bars, each the sum of its parts.
 
     Args:
-        ident: the picture's id in the page.
-        title: what it shows.
-        unit: of the values.
-        parts: what the parts are, in order.
-        bars: by name the value of each part; NaN counts as none.
+        ident: id of the chart in the page.
+        title: title of the chart.
+        unit: unit of the values.
+        parts: names of the parts, in order.
+        bars: values of the parts, by name of the bar; NaN counts as 0.
     """
     clean = {name: [v if math.isfinite(v) else 0.0 for v in values] for name, values in bars.items()}
     scale = choose_scale([0.0, *(sum(values) for values in clean.values())])
@@ -36,7 +36,7 @@ def stacked_bars(
     bottom = top + len(clean) * (BAR + GAP)
     body = [legend]
     for tick, label in zip(scale.ticks, scale.labels(), strict=True):
-        x = left + scale.place(tick) * (right - left)
+        x = left + scale.position(tick) * (right - left)
         body.append(f'<path class="grid" d="M{x:.1f} {top - 4:g}V{bottom:g}"/>')
         body.append(text(x, bottom + 16, label, "mid"))
     body.append(text((left + right) / 2, bottom + 33, unit, "mid unit"))
@@ -53,7 +53,7 @@ def stacked_bars(
 def heat_map(
     ident: str, title: str, rows: Sequence[str], columns: Sequence[str], values: Sequence[Sequence[float]]
 ) -> Markup:
-    """A matrix of percentages as coloured cells with their numbers; NaN is an empty cell."""
+    """A matrix of percentages as coloured cells with their numbers; the cell of a NaN shows a dash."""
     finite = [value for row in values for value in row if math.isfinite(value)]
     top = max(finite, default=0.0) or 1.0
     left = 12 + CHAR * min(LABEL, max(map(len, rows)))
@@ -79,7 +79,7 @@ def heat_map(
 
 
 def _legend(parts: Sequence[str]) -> tuple[str, int]:
-    """A sample and the name of each part, broken into lines; and where the plot may begin."""
+    """A colour sample and the name of each part, in lines, and the y coordinate where the plot begins."""
     body, x, y = [], 2.0, 4
     for index, name in enumerate(parts):
         width = 32 + CHAR * len(name)

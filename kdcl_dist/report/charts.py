@@ -1,4 +1,4 @@
-"""The figures of one run that are lines over its epochs."""
+"""The line charts of one run over its epochs."""
 
 from __future__ import annotations
 
@@ -21,14 +21,14 @@ __all__ = [
     "draw_targets",
 ]
 
-#: The soft targets that the analysis compares.
+#: The methods whose soft targets the analysis compares.
 ENSEMBLES = ("naive", "linear", "min_logit", "general", "mean")
 
 
 class Chart(NamedTuple):
-    """A quantity over the epochs, a line for each student and, if it has one, the ensemble.
+    """A quantity over the epochs, with a line for each student and for the ensemble.
 
-    `factor` multiplies the recorded values into the unit; `log` allows a logarithmic axis.
+    `factor` converts the recorded values into the unit; `log` allows a logarithmic axis.
     """
 
     ident: str
@@ -48,8 +48,8 @@ CURVES = (
         "test",
         "top1",
         "top-1 %",
-        "Share of test samples whose class has the largest probability, after each epoch. The ensemble is "
-        "the mean of the students' probabilities (weighted, for the method general).",
+        "Share of test samples whose class has the largest probability, after each epoch. ensemble: mean of "
+        "the students' probabilities, weighted for the method general.",
         100.0,
     ),
     Chart(
@@ -66,8 +66,8 @@ CURVES = (
         "train",
         "loss",
         "nats",
-        "What a student minimises, task loss + λ · distillation loss: mean over the epoch's steps. For the "
-        "ensemble: the cross-entropy of the soft target at T.",
+        "Task loss + λ · distillation loss, which a student minimises: mean over the epoch's training steps. "
+        "ensemble: cross-entropy of the soft target at T.",
     ),
     Chart(
         "task-loss",
@@ -83,8 +83,8 @@ CURVES = (
         "train",
         "distillation_loss",
         "nats",
-        "T² · KL(soft target ‖ student), or for deep mutual learning the mean KL from its peers at T = 1, "
-        "before it is multiplied by λ: mean over the epoch's training steps.",
+        "T² · KL(soft target ‖ student), without the factor λ: mean over the epoch's training steps. For "
+        "deep mutual learning: mean KL divergence from the peers at T = 1.",
     ),
     Chart(
         "lr",
@@ -92,7 +92,8 @@ CURVES = (
         "train",
         "lr",
         "learning rate",
-        "Mean over the epoch's training steps; logarithmic where it changes by more than a factor of 30.",
+        "Mean over the epoch's training steps. The axis is logarithmic if the rate changes by more than a "
+        "factor of 30.",
         log=True,
     ),
 )
@@ -103,8 +104,8 @@ ANALYSIS = (
         "holdout",
         "weight",
         "weight",
-        "The weight of each student's probabilities in the ensemble general, formed after each epoch from "
-        "the errors on the held-out samples. The weights add up to 1.",
+        "Weight of each student's probabilities in the ensemble general. Each epoch ends with new weights, "
+        "from the errors on the held-out samples. The weights add up to 1.",
     ),
     Chart(
         "wins",
@@ -112,8 +113,8 @@ ANALYSIS = (
         "analysis",
         "win_share",
         "% of samples",
-        "Share of training samples on which a student has the smallest cross-entropy of all, so that the "
-        "ensemble naive takes its logits. The shares add up to 100 %.",
+        "Share of training samples on which a student has the smallest cross-entropy of all students; the "
+        "ensemble naive takes its logits there. The shares add up to 100 %.",
         100.0,
     ),
     Chart(
@@ -122,8 +123,8 @@ ANALYSIS = (
         "analysis",
         "linear_weight",
         "weight",
-        "The mean weight of each student in the ensemble linear, which solves for the best convex "
-        "combination of the logits on each sample. The weights add up to 1.",
+        "Mean weight of each student in the ensemble linear, the best convex combination of the logits on "
+        "each sample. The weights add up to 1.",
     ),
 )
 CONFLICT = (
@@ -133,24 +134,24 @@ CONFLICT = (
         "analysis",
         "gradient_cosine",
         "cosine",
-        "Cosine between the gradients of a student's cross-entropy and of its distillation loss over all its "
-        "parameters. Below 0 the soft target pulls against the labels.",
+        "Cosine of the angle between the gradients of a student's cross-entropy and of its distillation "
+        "loss, over all parameters. Below 0 the soft target opposes the labels.",
     ),
     Chart(
         "gradient-ratio",
-        "Pull of the soft target",
+        "Strength of the soft target",
         "analysis",
         "gradient_ratio",
         "ratio of norms",
-        "Norm of the distillation loss's gradient, times λ, over the norm of the cross-entropy's. Above 1 "
-        "the soft target pulls harder than the labels.",
+        "λ times the norm of the distillation loss's gradient, divided by the norm of the cross-entropy's "
+        "gradient. Above 1 the soft target is stronger than the labels.",
         log=True,
     ),
 )
 TARGETS = (
     Chart(
         "targets-loss",
-        "How right the soft targets are",
+        "Loss of the soft targets",
         "analysis",
         "loss",
         "nats",
@@ -158,15 +159,16 @@ TARGETS = (
     ),
     Chart(
         "targets-entropy",
-        "How soft the soft targets are",
+        "Entropy of the soft targets",
         "analysis",
         "entropy",
         "nats",
-        "Entropy of each ensemble's soft target at the recipe's T: 0 is a single class, more is softer.",
+        "Entropy of each ensemble's soft target at the recipe's T. An entropy of 0 is a single class; a "
+        "larger one is a softer target.",
     ),
     Chart(
         "targets-wrong",
-        "How often the soft targets are wrong",
+        "Error of the soft targets",
         "analysis",
         "wrong",
         "% of samples",
@@ -181,8 +183,8 @@ WINDOW = (
         "window",
         "coverage",
         "% of samples",
-        "Share of a student's training samples of which a peer's logits were there, so that it had a soft "
-        "target. The others add nothing to its distillation loss.",
+        "Share of a student's training samples that have a soft target, because the bank held logits of a "
+        "peer. Other samples add nothing to the distillation loss.",
         100.0,
     ),
     Chart(
@@ -191,20 +193,20 @@ WINDOW = (
         "window",
         "staleness",
         "steps",
-        "Mean age of the peers' logits behind a student's soft targets: steps since the peer gave them.",
+        "Mean age of the peers' logits behind a student's soft targets: steps since the peer computed them.",
     ),
 )
 
 
 def draw(run: RunData, charts: Iterable[Chart], prefix: str) -> list[Figure]:
-    """The charts of a run of which anything was recorded, as figures; ids begin with `prefix`."""
+    """The charts of a run as figures, without those of unrecorded quantities; ids begin with `prefix`."""
     return _figures(
         run, prefix, ((chart, [(who, who, chart.name) for who in run.cohort]) for chart in charts)
     )
 
 
 def draw_targets(run: RunData, prefix: str) -> list[Figure]:
-    """The charts of the five soft targets, a line for each of them."""
+    """The charts of the five soft targets, with a line for each of them."""
     wanted = (
         (chart, [(which, ENSEMBLE, f"{which}_{chart.name}") for which in ENSEMBLES]) for chart in TARGETS
     )
@@ -214,7 +216,7 @@ def draw_targets(run: RunData, prefix: str) -> list[Figure]:
 def _figures(
     run: RunData, prefix: str, wanted: Iterable[tuple[Chart, list[tuple[str, str, str]]]]
 ) -> list[Figure]:
-    """A figure of each chart that has a line; with a chart come its lines' labels, students and names."""
+    """A figure of each chart with a recorded line; `wanted` has each line's label, student and name."""
     drawn = []
     for chart, keys in wanted:
         lines = []

@@ -67,7 +67,7 @@ def comparison_view(arms: Sequence[Arm]) -> ComparisonView:
 
 
 def _students(arms: Sequence[Arm]) -> list[str]:
-    """All students of all arms in order, the ensemble last."""
+    """All students of all arms in order; the ensemble is the last."""
     names = dict.fromkeys(name for arm in arms for run in arm.runs for name in run.recipe.names)
     return [*names, ENSEMBLE]
 
@@ -78,10 +78,10 @@ def _arms_table(arms: Sequence[Arm]) -> Table:
         seeds = ", ".join(str(run.recipe.seed) for run in arm.finished) or "none"
         changes = "; ".join(arm.changes[:8]) + ("; and more" if len(arm.changes) > 8 else "")
         rows.append(
-            [arm.label, str(len(arm.runs)), seeds, changes if index else "(what the others differ from)"]
+            [arm.label, str(len(arm.runs)), seeds, changes if index else "(the reference of the other arms)"]
         )
-    caption = "Runs whose recipes differ in nothing but seed and name are one arm. Only finished runs count."
-    return Table(caption, ["arm", "runs", "seeds of finished runs", "differs from the first arm in"], rows)
+    caption = "An arm groups the runs whose recipes differ in seed and name only. Only finished runs count."
+    return Table(caption, ["arm", "runs", "seeds of finished runs", "differences from the first arm"], rows)
 
 
 def _results(arms: Sequence[Arm], students: Sequence[str], metric: Metric) -> Table:
@@ -92,14 +92,14 @@ def _results(arms: Sequence[Arm], students: Sequence[str], metric: Metric) -> Ta
         rows.append([arm.label, str(runs), *(_interval(*cell, runs, metric.digits) for cell in cells)])
     caption = (
         f"Test {metric.title} ({metric.unit}) at the end: mean over the finished runs, with the 95 % "
-        "interval of that mean (Student's t). – where an arm has no such student; (n of m) where a result of "
-        "only n runs is finite."
+        "interval of that mean (Student's t). A dash stands where an arm has no such student, and (n of m) "
+        "where only n results are finite."
     )
     return Table(caption, ["arm", "runs", *students], rows)
 
 
 def _interval(found: Interval, count: int, runs: int, digits: int) -> str:
-    """Mean and half the interval, and how many of the runs have a result if not all."""
+    """The mean, half its interval, and the number of runs with a result if not all have one."""
     half = found.half_width
     text = number(found.value, digits) + (f" ± {number(half, digits)}" if math.isfinite(half) else "")
     return f"{text} ({count} of {runs})" if 0 < count < runs else text
@@ -107,7 +107,9 @@ def _interval(found: Interval, count: int, runs: int, digits: int) -> str:
 
 def _curves(arms: Sequence[Arm], student: str, metric: Metric) -> Figure | None:
     lines = []
-    top = 100.0 if metric.name == "top1" else math.inf  # no accuracy is more, whatever the interval says
+    top = (
+        100.0 if metric.name == "top1" else math.inf
+    )  # the limit of an accuracy, also where the interval is wider
     for index, arm in enumerate(arms):
         if rows := arm.curve(student, metric.name, metric.factor):
             band = [(x, max(0.0, low), min(top, high)) for x, _, low, high in rows if math.isfinite(low)]
@@ -116,8 +118,8 @@ def _curves(arms: Sequence[Arm], student: str, metric: Metric) -> Figure | None:
         return None
     title, ident = f"{student}: test {metric.title}", f"arms-{metric.name}-{student}"
     caption = (
-        f"Test {metric.title} of {student} after each epoch: mean of each arm's finished runs; the band "
-        "is the 95 % interval of that mean (Student's t), cut off at the frame."
+        f"Test {metric.title} of {student} after each epoch: mean of each arm's finished runs. The band "
+        "is the 95 % interval of that mean (Student's t); the frame cuts it off."
     )
     return Figure(ident, title, line_chart(f"{ident}-svg", title, metric.unit, lines), caption)
 
@@ -129,7 +131,7 @@ def _runs(arms: Sequence[Arm], students: Sequence[str]) -> Table:
         for arm in arms
         for run in arm.runs
     ]
-    return Table("Each run, with its test accuracy after its last tested epoch.", heads, rows)
+    return Table("The test accuracy of each run after its last tested epoch.", heads, rows)
 
 
 def _accuracies(run: RunData, students: Sequence[str]) -> list[str]:

@@ -1,4 +1,4 @@
-"""Line charts over epochs, with the lines' names at their ends."""
+"""Line charts over epochs; the name of each line stands at its end."""
 
 from __future__ import annotations
 
@@ -22,10 +22,10 @@ class Line:
     """One line of a chart.
 
     Attributes:
-        label: its name.
-        style: which colour, dash and marker; see `kdcl_dist.report.svg.style`.
-        points: (epoch, value) in order of epochs, at least one; all finite.
-        band: (epoch, low, high) around it, or nothing.
+        label: name of the line.
+        style: index of its colour, dash and marker; see `kdcl_dist.report.svg.style`.
+        points: finite (epoch, value) pairs in order of epochs, at least one.
+        band: (epoch, low, high) of the interval around the line; empty for none.
     """
 
     label: str
@@ -36,7 +36,7 @@ class Line:
 
 @dataclass(frozen=True)
 class Area:
-    """Where the plot lies in the picture, and its two scales."""
+    """The rectangle of the plot in the picture, and its two scales."""
 
     left: float
     right: float
@@ -45,13 +45,13 @@ class Area:
     y: Scale
 
     def at(self, x: float, y: float) -> tuple[float, float]:
-        """A point's place in the picture."""
-        across, up = self.x.place(x), self.y.place(y)
+        """The coordinates of a point in the picture."""
+        across, up = self.x.position(x), self.y.position(y)
         return self.left + across * (self.right - self.left), self.bottom - up * (self.bottom - TOP)
 
     @property
     def digits(self) -> int:
-        """Decimals at which a step is far smaller than anyone can see."""
+        """Decimals that resolve a 2000th of the y axis, which is less than a pixel."""
         span = _drawn(self.y, self.y.high) - _drawn(self.y, self.y.low)
         return max(0, math.ceil(-math.log10(span / 2000)))
 
@@ -60,14 +60,14 @@ def line_chart(ident: str, title: str, unit: str, lines: Sequence[Line], *, log:
     """A chart as SVG.
 
     Args:
-        ident: its id in the page.
-        title: what it shows.
-        unit: of the values, written above their axis.
+        ident: id of the chart in the page.
+        title: title of the chart.
+        unit: unit of the values; it stands above their axis.
         lines: at least one.
-        log: a logarithmic axis, where the values are positive and span more than a factor of 30.
+        log: whether the axis is logarithmic if all values are positive and span more than a factor of 30.
     """
     values = [y for line in lines for _, y in line.points]
-    # A band may be far wider than all lines, so only its end counts; the rest is cut off at the frame.
+    # A band can be far wider than all lines. The axis contains its end; the frame cuts off the rest.
     values += [limit for line in lines for _, *limits in line.band[-1:] for limit in limits]
     epochs = [x for line in lines for x, _ in line.points]
     y = choose_scale(values, log=log)
@@ -95,9 +95,9 @@ def _axes(area: Area, unit: str) -> str:
 
 
 def _lines(area: Area, lines: Sequence[Line]) -> str:
-    """The curves in the units of the data, which a transform brings to their place.
+    """The curves in the units of the data, with a transform into the picture's coordinates.
 
-    So the page says each value once, in few characters, and the read-out finds it there.
+    The page so holds each value once, in few characters, and the read-out takes the values from the paths.
     """
     (x0, y0), (x1, y1) = area.at(area.x.low, area.y.low), area.at(area.x.high, area.y.high)
     low, high = _drawn(area.y, area.y.low), _drawn(area.y, area.y.high)
@@ -114,14 +114,14 @@ def _lines(area: Area, lines: Sequence[Line]) -> str:
 
 
 def _ends(area: Area, lines: Sequence[Line]) -> str:
-    """A marker at the end of each line, and from there a thin line to its name, with the marker again."""
+    """A marker at the end of each line, and a thin line from there to the line's marker and name."""
     ends = [area.at(*line.points[-1]) for line in lines]
-    places = spread([y for _, y in ends], GAP, TOP, area.bottom)
+    heights = spread([y for _, y in ends], GAP, TOP, area.bottom)
     parts = []
-    for line, (x, y), place in zip(lines, ends, places, strict=True):
-        lead = f'<path class="lead" d="M{x:.1f} {y:.1f}L{area.right + 14:.1f} {place:.1f}"/>'
-        name = text(area.right + 26, place + 4.5, line.label, limit=LABEL)
-        markers = marker(x, y, line.style) + marker(area.right + 18, place, line.style)
+    for line, (x, y), height in zip(lines, ends, heights, strict=True):
+        lead = f'<path class="lead" d="M{x:.1f} {y:.1f}L{area.right + 14:.1f} {height:.1f}"/>'
+        name = text(area.right + 26, height + 4.5, line.label, limit=LABEL)
+        markers = marker(x, y, line.style) + marker(area.right + 18, height, line.style)
         parts.append(f'<g class="{style(line.style)}">{lead}{markers}{name}</g>')
     return "".join(parts)
 
@@ -131,7 +131,7 @@ def _drawn(scale: Scale, value: float) -> float:
 
 
 def _path(area: Area, points: Sequence[tuple[float, float]]) -> str:
-    """A path of steps from point to point, each rounded so that the errors do not add up."""
+    """A path of relative steps; each step is rounded such that errors do not accumulate."""
     parts, before, digits = [], (0.0, 0.0), area.digits
     for x, value in points:
         y = round(_drawn(area.y, value), digits)
@@ -142,7 +142,7 @@ def _path(area: Area, points: Sequence[tuple[float, float]]) -> str:
 
 
 def _short(value: float, digits: int) -> str:
-    """A number in as few characters as SVG allows."""
+    """A number in the fewest characters that SVG allows."""
     shown = f"{value:.{digits}f}"
     if "." in shown:
         shown = shown.rstrip("0").rstrip(".")
@@ -155,7 +155,7 @@ def _glue(shown: str) -> str:
 
 
 def _data(area: Area, unit: str) -> str:
-    """What the read-out needs: whether values are logarithms, their decimals, and the x axis."""
+    """Attributes for the read-out: whether values are logarithms, their decimals, and the x axis."""
     axis = f"{area.left:.1f} {area.right:.1f} {area.x.low:.8g} {area.x.high:.8g} {TOP:g} {area.bottom:g}"
     return f' class="chart" data-axis="{axis}" data-log="{int(area.y.log)}" data-digits="{area.digits}"'
 

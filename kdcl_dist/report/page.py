@@ -1,4 +1,4 @@
-"""The whole page: one file that loads nothing else."""
+"""The whole page: one file that loads no other file."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A run folder as the report needs it: means an epoch, never single steps."""
+"""A run folder as data for the report: means over each epoch instead of single steps."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ __all__ = ["ENSEMBLE", "Curve", "Key", "RunData", "load"]
 
 
 class Key(NamedTuple):
-    """What a curve shows; see kdcl_dist.run.metrics for the names."""
+    """The quantity of a curve; kdcl_dist.run.metrics lists the names."""
 
     split: str
     student: str
@@ -34,8 +34,8 @@ class Curve:
 
     Attributes:
         epochs: epochs counted from 1, increasing, int64, shape (E,).
-        means: mean over the epoch's rows, float64, shape (E,).
-        counts: rows behind each mean, int64, shape (E,).
+        means: mean over the rows of each epoch, float64, shape (E,).
+        counts: number of rows of each epoch, int64, shape (E,).
     """
 
     epochs: np.ndarray
@@ -43,7 +43,7 @@ class Curve:
     counts: np.ndarray
 
     def mean(self, after: int = 0) -> float:
-        """Mean over all rows of the epochs after a given one; NaN when there are none."""
+        """Mean over all rows of the epochs later than `after`; NaN when there is no such row."""
         chosen = self.epochs > after
         weights = self.counts[chosen]
         return float(self.means[chosen] @ weights / weights.sum()) if chosen.any() else math.nan
@@ -55,14 +55,14 @@ class Curve:
 
 @dataclass(frozen=True)
 class RunData:
-    """All that the report says of one run.
+    """All data of one run in the report.
 
     Attributes:
         uri: the run folder.
         recipe: the complete recipe.
         record: the content of run.json.
-        curves: means an epoch of everything that was recorded.
-        not_finite: how many recorded values were NaN or infinite; no mean includes them.
+        curves: means over each epoch of every recorded quantity.
+        not_finite: number of recorded values that are NaN or infinite; no mean includes them.
     """
 
     uri: str
@@ -73,12 +73,12 @@ class RunData:
 
     @property
     def label(self) -> str:
-        """The folder's name."""
+        """The name of the run folder."""
         return self.uri.rstrip("/").rpartition("/")[2]
 
     @property
     def state(self) -> str:
-        """What became of the run: starting, running, interrupted, failed or finished."""
+        """The state of the run: starting, running, interrupted, failed or finished."""
         return str(self.record.get("state", "unknown"))
 
     @property
@@ -88,30 +88,30 @@ class RunData:
 
     @property
     def epochs(self) -> int:
-        """Epochs that were recorded to their end, or in part."""
+        """Number of epochs that are recorded, whole or in part."""
         return max((int(curve.epochs[-1]) for curve in self.curves.values()), default=0)
 
     @property
     def last_quarter(self) -> int:
-        """The epoch after which the last quarter of the analysed epochs begins, at least one of them."""
+        """The epoch before the last quarter of the analysed epochs; the quarter has at least one epoch."""
         found = {
             int(e) for key, curve in self.curves.items() if key.split == "analysis" for e in curve.epochs
         }
         return sorted(found)[-math.ceil(len(found) / 4)] - 1 if found else 0
 
     def curve(self, split: str, student: str, name: str) -> Curve | None:
-        """One curve; None when nothing of it was recorded."""
+        """One curve; None when the quantity was not recorded."""
         return self.curves.get(Key(split, student, name))
 
     def mean(self, split: str, student: str, name: str, after: int = 0) -> float:
-        """Mean over all rows of the epochs after a given one; NaN when nothing was recorded."""
+        """Mean over all rows of the epochs later than `after`; NaN when the quantity was not recorded."""
         curve = self.curve(split, student, name)
         return curve.mean(after) if curve else math.nan
 
     def results(self) -> dict[str, dict[str, float]]:
         """Test loss, top1 and top5 after the last tested epoch, by student and ensemble.
 
-        What was not finite then is missing.
+        A value that was not finite is missing.
         """
         tests = {key: curve for key, curve in self.curves.items() if key.split == "test"}
         last = max((int(curve.epochs[-1]) for curve in tests.values()), default=0)
@@ -127,10 +127,11 @@ def load(uri: str) -> RunData:
     """Read a run folder.
 
     Args:
-        uri: its path or URI.
+        uri: path or URI of the run folder.
 
     Raises:
-        RunFolderError: it is no run folder, cannot be read, or has neither metrics nor a recorded failure.
+        RunFolderError: the folder is no run folder or cannot be read, or it has neither metrics nor a
+            recorded failure.
     """
     recipe, folder = load_run(uri)
     try:
@@ -146,7 +147,7 @@ def load(uri: str) -> RunData:
 
 
 def aggregate(table: pa.Table) -> tuple[dict[Key, Curve], int]:
-    """Means an epoch of all finite values of a metrics table, and how many were not finite."""
+    """Means over each epoch of all finite values of a metrics table, and the number of other values."""
     finite = table.filter(pc.is_finite(table["value"]))
     columns = [*Key._fields, "epoch"]
     means = finite.group_by(columns).aggregate([("value", "mean"), ("value", "count")])

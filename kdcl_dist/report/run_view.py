@@ -119,11 +119,11 @@ def _facts(run: RunData) -> dict[str, str]:
 
 
 def _plain(value: Any) -> str:
-    """Whatever was recorded, in one line."""
+    """A recorded value in one line."""
     if isinstance(value, Mapping):
         return ", ".join(f"{key} {_plain(item)}" for key, item in value.items())
     text = "" if value is None else value if isinstance(value, str) else json.dumps(value)
-    return text[:16] + "…" if len(text) == 64 else text  # a SHA-256 by its beginning
+    return text[:16] + "…" if len(text) == 64 else text  # a SHA-256 is cut off
 
 
 def _failure(cause: Mapping[str, Any]) -> str:
@@ -139,18 +139,18 @@ def _failure(cause: Mapping[str, Any]) -> str:
 
 
 def _survived(record: Mapping[str, Any]) -> list[Table]:
-    """The failures after which the run went on, and who missed steps for it."""
+    """The failures that the run survived, and the absences of students."""
     causes = (record.get("failures") or {}).get("causes") or []
     absences = record.get("absences") or []
     found = []
     if causes:
         heads = ["error", "student", "step", "phase", "host", "message"]
         rows = [[_plain(cause.get(key)) for key in heads] for cause in causes]
-        found.append(Table("Failures after which the run went on.", heads, rows))
+        found.append(Table("Failures that the run survived.", heads, rows))
     if absences:
         keys = ("student", "since", "until", "state_of")
         rows = [[_plain(absence.get(key)) for key in keys] for absence in absences]
-        caption = "Students that were away, and the step of the state with which they came back."
+        caption = "Absences of students. A student came back with the state of the given step."
         found.append(Table(caption, ["student", "from step", "to step", "state of step"], rows))
     return found
 
@@ -162,7 +162,7 @@ def _results(run: RunData) -> Table | None:
     names = [*(name for name in run.cohort if name in results), *sorted(results.keys() - set(run.cohort))]
     when = f"after epoch {run.epochs} of {run.recipe.epochs}" if run.curves else "as recorded"
     caption = (
-        f"Test results {when}. loss: mean cross-entropy in nats. ensemble: the mean of the students' "
+        f"Test results {when}. loss: mean cross-entropy in nats. ensemble: mean of the students' "
         "probabilities, weighted for the method general."
     )
     rows = [[name, *_result_cells(results[name])] for name in names]
@@ -192,15 +192,15 @@ def _times(run: RunData, prefix: str) -> tuple[Figure | None, Table | None]:
         bars["coordinator"] = [math.nan] * len(PHASES) + [ensemble]
         rows.append(["coordinator", *["–"] * len(PHASES), number(ensemble, 2)])
     caption = (
-        "Mean time of a training step in ms. data: loading and augmenting; forward: to the logits on the "
-        "host; wait: for the slowest student; exchange: sending logits and receiving the soft target, which "
-        "includes the coordinator's time; backward: loss, gradients, update. coordinator: forming the "
-        "soft target."
+        "Mean time of a training step in ms. data: loading and augmenting. forward: forward pass, and copy "
+        "of the logits to the host. wait: waiting for the slowest student. exchange: sending logits and "
+        "receiving the soft target, including the coordinator's time. backward: loss, gradients, update. coordinator: "
+        "forming the soft target."
     )
     title, ident = "Time of a step", prefix + "time"
     svg = stacked_bars(f"{ident}-svg", title, "ms a step", parts, bars)
     heads = ["student", *PHASES.values(), "all"]
-    short = "The same in numbers: mean ms of a training step."
+    short = "The same phases in numbers: mean ms of a training step."
     return Figure(ident, title, svg, caption), Table(short, heads, rows)
 
 
@@ -208,8 +208,8 @@ def _placement(run: RunData) -> Table | None:
     placement = run.record.get("placement") or {}
     fields = {"host": "host", "device": "device", "pid": "process"}
     rows = [
-        [name, *(_plain(place.get(key)) for key in fields), f"{place.get('parameters', 0):,}"]
-        for name, place in placement.items()
+        [name, *(_plain(where.get(key)) for key in fields), f"{where.get('parameters', 0):,}"]
+        for name, where in placement.items()
     ]
     heads = ["student", *fields.values(), "parameters"]
-    return Table("Where each student ran.", heads, rows) if rows else None
+    return Table("Host, device and process of each student.", heads, rows) if rows else None

@@ -1,10 +1,10 @@
 "use strict";
-// The page is complete without this: it adds read-outs under the pointer and buttons that copy tables.
+// The page is complete without this script, which adds read-outs under the pointer and buttons that copy tables.
 
 const tip = document.getElementById("tip");
 const SVG = "http://www.w3.org/2000/svg";
 
-/** The points of a line, in the units of the data: a path's first pair is a place, the others are steps. */
+/** The points of a line, in the units of the data: the first pair of a path is a point, the others are steps. */
 function points(path) {
   const numbers = path.getAttribute("d").match(/-?(\d+\.?\d*|\.\d+)/g).map(Number);
   const found = new Map();
@@ -17,7 +17,7 @@ function points(path) {
   return found;
 }
 
-/** A chart's lines with their names, read when the pointer first enters it. */
+/** The lines of a chart with their names; the first call reads them from the chart. */
 function lines(svg) {
   if (!svg.lines) {
     const paths = [...svg.querySelectorAll("path.l")];
@@ -33,7 +33,7 @@ function lines(svg) {
   return svg.lines;
 }
 
-/** The values of all lines at an epoch, one a line, the largest first. */
+/** The values of all lines at an epoch: a row for each line, the largest value first. */
 function readout(svg, epoch) {
   const log = svg.dataset.log === "1", digits = Number(svg.dataset.digits);
   const shown = (y) => (log ? (10 ** y).toPrecision(4) : y.toFixed(Math.min(digits, 12)));
@@ -75,7 +75,7 @@ function separated(table) {
   return [...table.rows].map((row) => [...row.cells].map((cell) => cell.textContent).join("\t")).join("\n");
 }
 
-/** Copy text; a page opened from a file may lack the clipboard, so there is the old way as well. */
+/** Copy text; a page that was opened from a file may lack the clipboard and copies from a text area. */
 async function copy(text) {
   try {
     await navigator.clipboard.writeText(text);

@@ -1,4 +1,4 @@
-"""Pictures as inline SVG, coloured and dashed by the classes of style.css. Lengths are in SVG units."""
+"""Parts of inline SVG; style.css gives their classes colours and dashes. Lengths are in SVG units."""
 
 from __future__ import annotations
 
@@ -9,13 +9,13 @@ from markupsafe import Markup
 
 __all__ = ["CHAR", "STYLES", "WIDTH", "image", "marker", "shorten", "spread", "style", "text"]
 
-#: Width of every picture; about 1 unit is 1 pixel where it is shown.
+#: Width of every picture; one unit is about one pixel on the page.
 WIDTH = 460
-#: Width of a character of the text, on the safe side.
+#: Upper bound of the mean width of a character.
 CHAR = 7.2
-#: How many colours there are, and as many dashes and markers.
+#: Number of colours, of dashes and of markers.
 STYLES = 6
-#: A marker's outline, about 8 wide around 0, 0.
+#: Outlines of the markers, about 8 wide, around (0, 0).
 MARKERS = (
     "M-4 0a4 4 0 1 0 8 0a4 4 0 1 0-8 0z",
     "M-3.5-3.5h7v7h-7z",
@@ -27,7 +27,7 @@ MARKERS = (
 
 
 def image(ident: str, title: str, desc: str, height: float, body: str, data: str = "") -> Markup:
-    """The picture's frame, with the title and description that a screen reader says."""
+    """The whole picture, with the title and the description that a screen reader speaks."""
     return Markup(
         f'<svg viewBox="0 0 {WIDTH} {height:g}" role="img" '
         f'aria-labelledby="{escape(ident)}-t {escape(ident)}-d"{data}>'
@@ -37,7 +37,7 @@ def image(ident: str, title: str, desc: str, height: float, body: str, data: str
 
 
 def text(x: float, y: float, content: str, kind: str = "", limit: int = 0) -> str:
-    """Text at a place; cut off after `limit` characters, if given, and then whole in a tooltip."""
+    """Text at a point; text longer than `limit` characters is cut off, and its tooltip is complete."""
     short = shorten(content, limit) if limit else content
     tip = f"<title>{escape(content)}</title>" if short != content else ""
     css = f' class="{kind}"' if kind else ""
@@ -45,31 +45,31 @@ def text(x: float, y: float, content: str, kind: str = "", limit: int = 0) -> st
 
 
 def shorten(content: str, limit: int) -> str:
-    """The text in at most so many characters."""
+    """The text in at most `limit` characters."""
     return content if len(content) <= limit else content[: limit - 1] + "…"
 
 
 def style(index: int) -> str:
-    """The classes of the index-th of several things; -1 is the ensemble, or whatever stands for all.
+    """The classes of the line with an index; -1 is the ensemble.
 
-    From the seventh on colours come again, with another dash.
+    The seventh line has the colour of the first, with another dash.
     """
     return "ce d0" if index < 0 else f"c{index % STYLES} d{(index + index // STYLES) % STYLES}"
 
 
 def marker(x: float, y: float, index: int) -> str:
-    """The marker of the index-th thing."""
+    """The marker of the line with an index, as `style`."""
     shape = MARKERS[0 if index < 0 else (index + index // STYLES) % STYLES]
     return f'<path class="m" transform="translate({x:.1f} {y:.1f})" d="{shape}"/>'
 
 
 def spread(wanted: Sequence[float], gap: float, low: float, high: float) -> list[float]:
-    """The places nearest to the wanted ones (least squares) that are at least `gap` apart.
+    """The positions nearest to the wanted ones (least squares) that are at least `gap` apart.
 
-    All lie within low..high, if there is room for them.
+    All positions lie within low..high if they fit there.
     """
     order = sorted(range(len(wanted)), key=lambda i: wanted[i])
-    # Less the gaps before them the places must only not decrease: neighbours that do are put at their mean.
+    # Minus the gaps before them, positions must not decrease: isotonic regression pools neighbours that do.
     groups: list[tuple[float, int]] = []
     for before, i in enumerate(order):
         mean, count = wanted[i] - before * gap, 1
@@ -79,7 +79,7 @@ def spread(wanted: Sequence[float], gap: float, low: float, high: float) -> list
         groups.append((mean, count))
     top = max(low, high - (len(order) - 1) * gap)
     shifted = [min(max(mean, low), top) for mean, count in groups for _ in range(count)]
-    places = [0.0] * len(order)
-    for before, (i, place) in enumerate(zip(order, shifted, strict=True)):
-        places[i] = place + before * gap
-    return places
+    positions = [0.0] * len(order)
+    for before, (i, position) in enumerate(zip(order, shifted, strict=True)):
+        positions[i] = position + before * gap
+    return positions

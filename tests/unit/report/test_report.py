@@ -191,7 +191,7 @@ def test_a_run_that_failed_at_once_shows_why(tmp_path: Path) -> None:
     assert Page(html).figures == set()
     assert "StudentFailed: out of memory (student big, step 0, phase forward)" in unescape(html)
     assert "No metrics were recorded" in html
-    assert "Where the students ran was not recorded" in html
+    assert "The placement of the students was not recorded" in html
     good = write_run(tmp_path / "good", make_recipe("name=good", "epochs=3"))
     both = page([load(uri), load(good)])
     assert "Arm made: no run has finished" in both
@@ -322,7 +322,7 @@ def test_ticks(values: tuple[float, float], options: dict[str, bool], labels: li
 def test_a_constant_has_a_scale(value: float) -> None:
     scale = choose_scale([value, value])
     assert scale.low < value < scale.high
-    assert 0 < scale.place(value) < 1
+    assert 0 < scale.position(value) < 1
     assert len(set(scale.labels())) == len(scale.ticks) >= 2
 
 
