@@ -1,31 +1,32 @@
-"""What can go wrong, as one tree of exceptions.
+"""The exceptions of this package, as one tree.
 
     KdclError                    exit code 1: the run failed
-    |-- UserError                exit code 2: something to mend in what was asked for
+    |-- UserError                exit code 2: the request cannot be met as written
     |   |-- RecipeError          a field of the recipe
-    |   |-- DataError            a data set or an importer's source
-    |   |-- ModelError           a model name, factory or its output
-    |   |-- RunFolderError       the run folder: taken, missing, unwritable, of another recipe
-    |   |-- PreflightError       the hosts are not ready; one line a failure
-    |   `-- ExportError          an export cannot be written or read
-    |-- StudentFailed            an exception inside one student
-    |-- CoordinatorFailed        an exception inside the coordinator, or beside the students
-    |-- ContributionError        one student's message is unusable
-    |   |-- ForeignMessage       of another run, generation or protocol
+    |   |-- DataError            a data set, or the source of an importer
+    |   |-- ModelError           a model's name, factory or output
+    |   |-- RunFolderError       a run folder that is taken, missing, unwritable or of another recipe
+    |   |-- PreflightError       hosts that are not ready, one line for each failure
+    |   `-- ExportError          an export that cannot be written or read
+    |-- StudentFailed            an exception inside a student
+    |-- CoordinatorFailed        an exception inside the coordinator or the launcher
+    |-- ContributionError        an unusable message of a student
+    |   |-- ForeignMessage       of another run, generation or protocol version
     |   |-- StaleContribution    of another step or phase
-    |   |-- ShapeMismatch        rows or classes differ from what was agreed
-    |   |-- MisalignedIds        not the sample ids of the other students
-    |   |-- LabelMismatch        other labels for the same samples
-    |   `-- NonFiniteLogits      NaN or infinity
-    |-- StudentLost              a student's process died or does not answer
-    |-- CoordinatorLost          the coordinator died or does not answer
-    |   `-- CoordinatorCutOff    it lives, but cannot reach its own store
-    |-- StartupTimeout           the cohort did not come together in time
-    |-- StorageError             the storage refuses, or does not answer after many tries
-    `-- CheckpointError          a checkpoint cannot be written or read
+    |   |-- ShapeMismatch        with other rows or classes than agreed
+    |   |-- MisalignedIds        with other sample ids than the other students'
+    |   |-- LabelMismatch        with other labels for the same samples
+    |   `-- NonFiniteLogits      with NaN or infinity
+    |-- StudentLost              a student that died or does not answer
+    |-- CoordinatorLost          a coordinator that died or does not answer
+    |   `-- CoordinatorCutOff    a coordinator that lives, but cannot reach its own store
+    |-- ExchangeBroke            a broken connection between processes that live
+    |-- StartupTimeout           a cohort that is not complete in time
+    |-- StorageError             a storage that refuses, or fails after all retries
+    `-- CheckpointError          a checkpoint that cannot be written or read
 
-Every error carries where it happened (student, step, phase, host), survives pickling, and rounds into
-plain JSON and back, so that it can cross a process, a Ray actor or a key-value store unchanged.
+Every error carries its location (student, step, phase, host). Every error survives pickling and converts to
+plain JSON and back, so that it crosses a process, a Ray actor or a key-value store unchanged.
 """
 
 from __future__ import annotations
@@ -40,6 +41,7 @@ __all__ = [
     "CoordinatorFailed",
     "CoordinatorLost",
     "DataError",
+    "ExchangeBroke",
     "ExportError",
     "ForeignMessage",
     "KdclError",
@@ -57,7 +59,9 @@ __all__ = [
     "StudentFailed",
     "StudentLost",
     "UserError",
+    "from_dict",
     "one_line",
+    "wrap",
 ]
 
 
@@ -67,10 +71,10 @@ class KdclError(Exception):
     Args:
         message: one sentence that names the value at fault and the field to change.
         student: name of the student concerned.
-        step: global step (counted from 0 over the whole run).
-        phase: what was being done ("data", "forward", "gather", ...).
-        host: address of the host it happened on.
-        detail: more lines for a log, such as a traceback; never printed as the message.
+        step: global step, counted from 0 over the whole run.
+        phase: phase of the step ("data", "forward", "gather", ...).
+        host: address of the host.
+        detail: lines for a log, such as a traceback; no part of the message.
     """
 
     exit_code: ClassVar[int] = 1
@@ -95,7 +99,7 @@ class KdclError(Exception):
 
     @property
     def where(self) -> str:
-        """The known part of "student 'a', step 7, phase forward, host 10.0.0.1"."""
+        """The known parts of the location, such as "student 'a', step 7, phase forward, host 10.0.0.1"."""
         parts = (
             ("student", repr(self.student) if self.student is not None else None),
             ("step", self.step),
@@ -123,7 +127,7 @@ class KdclError(Exception):
         phase: str | None = None,
         host: str | None = None,
     ) -> KdclError:
-        """Fill in what is not yet known of where it happened; returns the error itself."""
+        """Fill in the unknown parts of the location; returns the error itself."""
         self.student = self.student if self.student is not None else student
         self.step = self.step if self.step is not None else step
         self.phase = self.phase if self.phase is not None else phase
@@ -132,7 +136,7 @@ class KdclError(Exception):
 
 
 class UserError(KdclError):
-    """Something the user asked for cannot be done as written."""
+    """The user's request cannot be met as written."""
 
     exit_code: ClassVar[int] = 2
 
@@ -146,7 +150,7 @@ class DataError(UserError):
 
 
 class ModelError(UserError):
-    """A model cannot be built, or does not return the logits that the data asks for."""
+    """A model cannot be built, or does not return logits that fit the data."""
 
 
 class RunFolderError(UserError):
@@ -154,11 +158,11 @@ class RunFolderError(UserError):
 
 
 class PreflightError(UserError):
-    """The hosts are not ready for the run; the message has one line for each thing to mend."""
+    """The hosts are not ready for the run; the message has one line for each failure."""
 
 
 class ExportError(UserError):
-    """An export cannot be written, or is damaged, or something that it needs is not installed."""
+    """An export cannot be written, is damaged, or needs a package that is not installed."""
 
 
 class StudentFailed(KdclError):
@@ -166,11 +170,11 @@ class StudentFailed(KdclError):
 
 
 class CoordinatorFailed(KdclError):
-    """An exception inside the coordinator's process, or in the one that launched the run."""
+    """An exception inside the coordinator's process, or inside the launcher's."""
 
 
 class ContributionError(KdclError):
-    """A student's message of a step cannot be used; it is refused, never averaged in."""
+    """A student's message of a step is unusable; no ensemble contains it."""
 
 
 class ForeignMessage(ContributionError):
@@ -182,11 +186,11 @@ class StaleContribution(ContributionError):
 
 
 class ShapeMismatch(ContributionError):
-    """The message has other rows or classes than was agreed at the start."""
+    """The message has other rows or classes than agreed at the start."""
 
 
 class MisalignedIds(ContributionError):
-    """The message is about other samples than the others' messages."""
+    """The message has other sample ids than the others' messages."""
 
 
 class LabelMismatch(ContributionError):
@@ -198,27 +202,27 @@ class NonFiniteLogits(ContributionError):
 
 
 class StudentLost(KdclError):
-    """A student's process died or does not answer within the limit."""
+    """A student's process died, or does not answer within the limit."""
 
 
 class CoordinatorLost(KdclError):
-    """The coordinator died or does not answer within the limit."""
+    """The coordinator's process died, or does not answer within the limit."""
 
 
 class CoordinatorCutOff(CoordinatorLost):
-    """The coordinator lives but cannot reach its own store: another one has to take its place."""
+    """The coordinator lives but cannot reach its own store; a new coordinator must replace it."""
 
 
 class ExchangeBroke(KdclError):
-    """A connection of the exchange group broke, or a limit ended, though every process lives."""
+    """A connection of the exchange group broke, or a limit passed, while every process lives."""
 
 
 class StartupTimeout(KdclError):
-    """The cohort did not come together within `limits.startup_s`."""
+    """The cohort is not complete within `limits.startup_s`."""
 
 
 class StorageError(KdclError):
-    """The storage refuses, or does not answer after many tries."""
+    """The storage refuses, or fails after all retries."""
 
 
 class CheckpointError(KdclError):
@@ -240,9 +244,10 @@ def from_dict(data: dict[str, Any]) -> KdclError:
 
 
 def wrap(error: BaseException, *, student: str | None, step: int | None, phase: str) -> KdclError:
-    """Any exception as a KdclError: ours are completed, others become a failure of who raised them.
+    """Any exception as a KdclError.
 
-    Without a student that is the coordinator, or the launcher.
+    A KdclError gets the missing parts of its location. Any other exception becomes `StudentFailed`, or
+    `CoordinatorFailed` if `student` is None.
     """
     if isinstance(error, KdclError):
         return error.at(student=student, step=step, phase=phase)
@@ -252,7 +257,7 @@ def wrap(error: BaseException, *, student: str | None, step: int | None, phase: 
 
 
 def one_line(error: BaseException) -> str:
-    """`ValueError: the first line of the message`, whatever the message looks like."""
+    """The type and the first line of the message of any exception: `ValueError: ...`."""
     text = str(error).strip()
     first = text.splitlines()[0] if text else ""
     return f"{type(error).__name__}: {first}" if first else type(error).__name__

@@ -13,7 +13,7 @@ from kdcl_dist.membership.rendezvous import WorkerInfo
 from kdcl_dist.run.record import read_record
 from kdcl_dist.run.run import Run
 
-__all__ = []
+__all__ = ["check_agreement", "check_same_data"]
 
 
 def check_agreement(infos: Sequence[WorkerInfo]) -> None:

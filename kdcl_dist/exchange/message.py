@@ -22,7 +22,18 @@ from torch import Tensor
 from kdcl_dist.config.rounds import Kind
 from kdcl_dist.errors import ShapeMismatch
 
-__all__ = ["MAX_STUDENTS", "Contribution", "Flag", "Message", "MessageLayout", "StepMetrics", "by_student"]
+__all__ = [
+    "HEADER",
+    "MAGIC",
+    "MAX_STUDENTS",
+    "PROTOCOL",
+    "Contribution",
+    "Flag",
+    "Message",
+    "MessageLayout",
+    "StepMetrics",
+    "by_student",
+]
 
 MAGIC = 0x4B44434C
 PROTOCOL = 4

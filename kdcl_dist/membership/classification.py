@@ -14,6 +14,8 @@ from kdcl_dist.membership.heartbeat import STALE_S
 
 __all__ = [
     "GRACE_S",
+    "NOTICE_S",
+    "WAIT",
     "CoordinatorObservation",
     "Decision",
     "Outcome",

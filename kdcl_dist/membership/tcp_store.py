@@ -12,7 +12,7 @@ from kdcl_dist.errors import CoordinatorLost, one_line
 from kdcl_dist.membership.endpoint import Endpoint
 from kdcl_dist.membership.store import Store
 
-__all__ = ["connect_store", "host_store", "scoped"]
+__all__ = ["c10d", "connect_store", "host_store", "scoped"]
 
 
 #: torch's annotations leave out the stores and the gloo group.

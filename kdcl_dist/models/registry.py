@@ -13,7 +13,7 @@ from kdcl_dist.errors import ModelError, one_line
 from kdcl_dist.models import cifar, imagenet, small
 from kdcl_dist.utils.import_strings import is_import_string, load_object
 
-__all__ = ["GROUPS", "Usual", "build", "call_of", "names"]
+__all__ = ["BUILT_IN", "GROUPS", "Usual", "build", "call_of", "names"]
 
 Factory = Callable[[int, int], nn.Module]
 

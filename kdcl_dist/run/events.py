@@ -1,12 +1,12 @@
-"""What a running cohort tells whoever watches it."""
+"""Events that a running cohort emits for displays and logs."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
-__all__ = ["CheckpointSaved", "EpochEnded", "Event", "Note", "Started", "Stepped", "Warned"]
+__all__ = ["CheckpointSaved", "EpochEnded", "Event", "Note", "Started", "Stepped", "Values", "Warned"]
 
-#: Values by name, by student; "ensemble" stands beside the students.
+#: Values by name, by student; "ensemble" counts as one more student.
 Values = dict[str, dict[str, float]]
 
 
@@ -23,7 +23,7 @@ class Started:
 
 @dataclass(frozen=True)
 class Stepped:
-    """Training goes on: `step` steps are done; running values of the epoch."""
+    """`step` training steps are done; `values` are running values of the epoch."""
 
     step: int
     values: Values
@@ -31,7 +31,7 @@ class Stepped:
 
 @dataclass(frozen=True)
 class EpochEnded:
-    """An epoch is done: means of its training steps, and the test results."""
+    """An epoch is done: means over its training steps, and test results."""
 
     epoch: int
     train: Values
@@ -40,21 +40,21 @@ class EpochEnded:
 
 @dataclass(frozen=True)
 class CheckpointSaved:
-    """A checkpoint counts from now on."""
+    """A checkpoint was committed."""
 
     step: int
 
 
 @dataclass(frozen=True)
 class Note:
-    """Something worth a line."""
+    """A line of information for the user."""
 
     text: str
 
 
 @dataclass(frozen=True)
 class Warned:
-    """Something that a user should look at, though the run goes on."""
+    """A problem that the user should look at; the run goes on."""
 
     text: str
 

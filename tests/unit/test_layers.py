@@ -120,6 +120,17 @@ def test_what_is_exported_exists_and_is_sorted(path: Path) -> None:
     assert all(hasattr(module, name) for name in exported)
 
 
+@pytest.mark.parametrize("path", FILES, ids=str)
+def test_names_of_other_modules_are_in_their_all(path: Path) -> None:
+    for node in ast.walk(ast.parse(path.read_text())):
+        if not isinstance(node, ast.ImportFrom) or node.module not in MODULES:
+            continue
+        names = {alias.name for alias in node.names} - {"*", "__all__"}
+        names -= {name for name in names if f"{node.module}.{name}" in MODULES}
+        exported = getattr(importlib.import_module(node.module), "__all__", [])
+        assert names <= set(exported), f"{node.module}.__all__ lacks {sorted(names - set(exported))}"
+
+
 def test_every_error_survives_pickling_and_json() -> None:
     kinds = [
         cls for cls in vars(errors).values() if isinstance(cls, type) and issubclass(cls, errors.KdclError)

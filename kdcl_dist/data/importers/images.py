@@ -22,7 +22,7 @@ from kdcl_dist.data.writer import write_dataset
 from kdcl_dist.errors import DataError, one_line
 from kdcl_dist.utils.staging import part_of, publish
 
-__all__ = ["REJECTED", "Imported", "OnProgress", "Source", "import_images"]
+__all__ = ["REJECTED", "SHARD_MB", "Imported", "OnProgress", "Source", "import_images"]
 
 REJECTED = "rejected.txt"
 SHARD_MB = 256
