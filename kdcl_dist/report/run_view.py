@@ -194,8 +194,8 @@ def _times(run: RunData, prefix: str) -> tuple[Figure | None, Table | None]:
     caption = (
         "Mean time of a training step in ms. data: loading and augmenting. forward: forward pass, and copy "
         "of the logits to the host. wait: waiting for the slowest student. exchange: sending logits and "
-        "receiving the soft target, including the coordinator's time. backward: loss, gradients, update. coordinator: "
-        "forming the soft target."
+        "receiving the soft target, including the coordinator's time. backward: loss, gradients, update. "
+        "coordinator: forming the soft target."
     )
     title, ident = "Time of a step", prefix + "time"
     svg = stacked_bars(f"{ident}-svg", title, "ms a step", parts, bars)

@@ -7,7 +7,7 @@ import shlex
 from pathlib import Path
 
 import click
-from click.testing import Result
+from click.testing import CliRunner, Result
 
 from kdcl_dist.cli import kdcl
 from kdcl_dist.compare.experiment import load_table
@@ -41,6 +41,16 @@ def check(line: str) -> None:
             load_recipe(recipe, context.params.get("overrides", ()))
         if isinstance(table, Path) and table.is_file():
             load_table(table)
+
+
+def run(*arguments: str) -> Result:
+    """Run `kdcl` with arguments in this process."""
+    return CliRunner().invoke(kdcl, list(arguments))
+
+
+def train(recipe: str, folder: Path, *more: str, launcher: str = "local") -> Result:
+    """`kdcl train`; the runs lie in `folder`/runs."""
+    return run("train", recipe, "--launcher", launcher, "--storage", str(folder / "runs"), *more)
 
 
 def assert_one_line(result: Result, *words: str) -> None:

@@ -1,0 +1,185 @@
+"""Whole runs by the command line: their folder, exit codes, warnings and failures, on both launchers."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+import ray
+import torch
+import yaml
+from cohorts import MakeRecipe
+from commands import run, train
+
+from kdcl_dist import models
+from kdcl_dist.config.recipe_file import dump_recipe, load_recipe
+from kdcl_dist.run.metrics import SCHEMA, read_metrics
+from kdcl_dist.run.record import read_record
+from kdcl_dist.run.storage import Folder
+
+
+@pytest.fixture
+def recipe(make_recipe: MakeRecipe, tmp_path: Path) -> str:
+    path = tmp_path / "recipe.yaml"
+    path.write_text(dump_recipe(make_recipe()))
+    return str(path)
+
+
+def test_a_whole_run(recipe: str, tmp_path: Path) -> None:
+    result = train(recipe, tmp_path, "--name", "one", "--set", "students.a.optimizer.lr=0.05")
+    assert result.exit_code == 0, result.output
+    assert "epoch 2 of 2" in result.output
+    folder = Folder(str(tmp_path / "runs" / "one"))
+    assert load_recipe(tmp_path / "runs/one/recipe.yaml").students[0].optimizer.lr == 0.05
+    assert "# torch " in (tmp_path / "runs/one/recipe.yaml").read_text()
+    record = read_record(folder)
+    assert record["state"] == "finished"
+    assert record["placement"].keys() == {"a", "b"}
+    assert record["versions"].keys() >= {"kdcl_dist", "torch", "python"}
+    check_metrics(folder, record["results"])
+    check_tensorboard(tmp_path / "runs" / "one" / "tensorboard")
+
+    evaluated = run("evaluate", str(tmp_path / "runs" / "one"))
+    assert evaluated.exit_code == 0
+    for name in ("a", "b", "ensemble"):
+        assert f"{100 * record['results'][name]['top1']:.2f}" in evaluated.output
+        assert f"{record['results'][name]['loss']:.4f}" in evaluated.output
+
+    again = train(recipe, tmp_path, "--name", "one", "--resume", "--set", "students.a.optimizer.lr=0.05")
+    assert again.exit_code == 0
+    assert "finished already" in again.output
+
+
+def check_metrics(folder: Folder, results: dict) -> None:
+    table = read_metrics(folder)
+    assert table.schema.equals(SCHEMA)
+    frame = table.to_pandas()
+    train = frame[(frame.split == "train") & (frame.student == "a")]
+    values = {name: rows.value.to_numpy() for name, rows in train.groupby("name")}
+    assert values.keys() >= {
+        "loss",
+        "task_loss",
+        "distillation_loss",
+        "lr",
+        "top1",
+        "top5",
+        "data_s",
+        "forward_s",
+    }
+    assert values.keys() >= {"wait_s", "exchange_s", "backward_s", "step_s"}
+    assert all(len(rows) == 6 for rows in values.values())
+    assert np.allclose(values["loss"], values["task_loss"] + values["distillation_loss"], rtol=1e-5)
+    parts = sum(values[name] for name in ("data_s", "forward_s", "wait_s", "exchange_s", "backward_s"))
+    assert np.allclose(parts, values["step_s"], atol=1e-3)
+    test = frame[(frame.split == "test") & (frame.epoch == 1)]
+    for _, row in test.iterrows():
+        assert results[row.student][row["name"]] == row.value
+
+
+def check_tensorboard(folder: Path) -> None:
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    for name in ("a", "b", "ensemble"):
+        events = EventAccumulator(str(folder / name))
+        events.Reload()
+        assert "test/top1" in events.Tags()["scalars"]
+        assert [event.step for event in events.Scalars("test/top1")] == [3, 6]
+
+
+def test_precision_and_workers_run_through(recipe: str, tmp_path: Path) -> None:
+    more = [
+        "students.a.precision=bf16",
+        "students.b.precision=fp16",
+        "data.loader_workers=1",
+        "deterministic=true",
+    ]
+    settings = [part for item in more for part in ("--set", item)]
+    result = train(recipe, tmp_path, *settings, "--name", "r")
+    assert result.exit_code == 0, result.output
+    assert yaml.safe_load((tmp_path / "runs/r/recipe.yaml").read_text())["students"][0]["precision"] == "bf16"
+
+
+def test_a_failed_run_exits_with_1_and_its_cause(recipe: str, tmp_path: Path) -> None:
+    result = train(recipe, tmp_path, "--name", "r", "--set", "students.b.model=nets:Raises")
+    assert result.exit_code == 1
+    named = "StudentFailed: student 'b', step 3, phase forward, host 127.0.0.1"
+    assert f"{named}: ArithmeticError: a user's mistake" in result.output
+    cause = read_record(Folder(str(tmp_path / "runs" / "r")))["cause"]
+    assert (cause["student"], cause["step"], cause["error"]) == ("b", 3, "StudentFailed")
+
+
+def test_a_run_can_be_evaluated_from_anywhere_and_without_its_first_weights(
+    make_recipe: MakeRecipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, data: dict[str, str]
+) -> None:
+    first = tmp_path / "first.pt"
+    torch.save(models.build("cnn_small", 4, 1).state_dict(), first)
+    for part in ("train", "test"):
+        (tmp_path / f"{part}.arrow").write_bytes(Path(data[part]).read_bytes())
+    monkeypatch.chdir(tmp_path)
+    made = make_recipe(
+        "data.train=train.arrow", "data.test=test.arrow", "epochs=1", f"students.a.weights={first}"
+    )
+    (tmp_path / "recipe.yaml").write_text(dump_recipe(made))
+    assert train("recipe.yaml", tmp_path, "--name", "one").exit_code == 0
+    first.unlink()
+    monkeypatch.chdir("/")
+    assert run("evaluate", str(tmp_path / "runs" / "one")).exit_code == 0
+
+
+def test_warnings_about_what_is_hardly_meant(recipe: str, tmp_path: Path) -> None:
+    more = [
+        "--set",
+        "students.0={name: a, model: mlp, seed: 1}",
+        "--set",
+        "students.1={name: b, model: mlp, seed: 1}",
+    ]
+    more += ["--set", "students.0.accelerator=T4", "--set", "distillation.window=500"]
+    result = train(recipe, tmp_path, *more, "--set", "epochs=1")
+    assert result.exit_code == 0, result.output
+    assert "start identical" in result.output
+    assert "students.a.accelerator: 'T4' is not looked for by launcher 'local'" in result.output
+    assert "distillation.window: an epoch has 3 steps, so 500 is as much as 'epoch'" in result.output
+
+
+def test_a_ray_of_another_program_is_left_alone(recipe: str, tmp_path: Path) -> None:
+    """It would end with that program, and what is too much for it would wait for ever."""
+    code = "import ray; ray.init(num_cpus=1, include_dashboard=False); print('there', flush=True); input()"
+    with subprocess.Popen(
+        [sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    ) as other:
+        assert other.stdout is not None
+        while "there" not in other.stdout.readline():
+            pass
+        command = [sys.executable, "-m", "kdcl_dist", "preflight", recipe, "--storage", str(tmp_path)]
+        done = subprocess.run(command, capture_output=True, text=True, timeout=200)
+        assert other.poll() is None
+        other.communicate("\n")
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+@pytest.fixture(scope="module")
+def cluster() -> Iterator[None]:
+    """A Ray that is connected already, so that each command does not start one."""
+    ray.init(address="local", num_cpus=2, include_dashboard=False, log_to_driver=False)
+    yield
+    ray.shutdown()
+
+
+@pytest.mark.usefixtures("cluster")
+def test_a_mistake_found_in_a_ray_worker(recipe: str, tmp_path: Path) -> None:
+    result = train(recipe, tmp_path, "--set", "students.a.model=nets:WrongClasses", launcher="ray")
+    assert result.exit_code == 2, result.output
+    assert "4 classes" in result.output
+    assert "Traceback" not in result.output
+
+
+@pytest.mark.usefixtures("cluster")
+def test_a_killed_ray_worker_is_named(recipe: str, tmp_path: Path) -> None:
+    result = train(recipe, tmp_path, "--set", "students.b.model=nets:Killed", "--name", "r", launcher="ray")
+    assert result.exit_code == 1, result.output
+    assert "student 'b'" in result.output
+    assert read_record(Folder(str(tmp_path / "runs" / "r")))["cause"]["student"] == "b"
