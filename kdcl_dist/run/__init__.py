@@ -1,1 +1,1 @@
-"""A run on its storage: folder, checkpoints, metrics and events."""
+"""A run on its storage: folder, record, checkpoints, metrics and events."""

@@ -1,11 +1,11 @@
-"""The cohort's checkpoint: every process writes its own part, then one manifest makes it count.
+"""The cohort's checkpoint: every process writes its own part, then a manifest commits the checkpoint.
 
-    checkpoints/step-00000660/small.pt          one part a student, one for the coordinator
+    checkpoints/step-00000660/small.pt          one part for each student, one for the coordinator
     checkpoints/step-00000660/coordinator.pt
     checkpoints/step-00000660/manifest.json     written last: names, sizes and SHA-256 of all parts
 
-A folder without a manifest, or with a part that does not match it, is not a checkpoint. Parts hold
-tensors and plain values only and are read with `weights_only=True`: nothing in them is executed.
+A folder without a manifest, or with a part that does not match the manifest, is no checkpoint. Parts hold
+only tensors and plain values, and are read with `weights_only=True`: no code in them is executed.
 """
 
 from __future__ import annotations
@@ -45,9 +45,10 @@ class Part:
     """One file of a checkpoint.
 
     Attributes:
-        sha256: of its content.
+        sha256: digest of its content.
         bytes: its size.
-        step: training steps done, where the part is older than its checkpoint, whose student was absent.
+        step: training steps that its student had done; None where that is the checkpoint's step. A part is
+            older than its checkpoint if the student was absent.
     """
 
     sha256: str
@@ -57,11 +58,12 @@ class Part:
 
 @dataclass(frozen=True)
 class Manifest:
-    """What a checkpoint consists of.
+    """The content of a checkpoint.
 
     Attributes:
         step: training steps done.
-        parts: one for each student, by name, and "coordinator".
+        parts: by name: one for each student, and "coordinator".
+        format: version of the manifest's format.
     """
 
     step: int
@@ -75,12 +77,12 @@ class Manifest:
 
 
 def write_part(run: Folder, step: int, name: str, state: Mapping[str, Any]) -> Part:
-    """Write one process's part; it counts only once a manifest names it.
+    """Write one process's part; a manifest must name it before it counts.
 
     Raises:
-        CheckpointError: the storage does not take it.
+        CheckpointError: the part cannot be written.
     """
-    import torch  # not at the top: who only looks for checkpoints does without its import
+    import torch  # not at the top: looking for checkpoints does not need torch
 
     buffer = io.BytesIO()
     torch.save(dict(state), buffer)
@@ -93,7 +95,7 @@ def write_part(run: Folder, step: int, name: str, state: Mapping[str, Any]) -> P
 
 
 def copy_part(run: Folder, earlier: Manifest, step: int, name: str) -> Part:
-    """Take a part of an earlier checkpoint over into the next; errors as `write_part` and `read_part`."""
+    """Copy a part of an earlier checkpoint to a later one; errors as `write_part` and `read_part`."""
     data, part = _verified(run, earlier, name), earlier.parts[name]
     try:
         run.write(f"{_folder(step)}/{name}.pt", data)
@@ -103,7 +105,7 @@ def copy_part(run: Folder, earlier: Manifest, step: int, name: str) -> Part:
 
 
 def commit(run: Folder, manifest: Manifest) -> None:
-    """Write the manifest, which makes the checkpoint count; errors as `write_part`."""
+    """Write the manifest, from which on the checkpoint counts; errors as `write_part`."""
     try:
         run.remove_partial(manifest.folder)
         run.write(f"{manifest.folder}/manifest.json", json.dumps(asdict(manifest), indent=1).encode())
@@ -112,7 +114,7 @@ def commit(run: Folder, manifest: Manifest) -> None:
 
 
 def latest(run: Folder, warn: Callable[[str], None]) -> Manifest | None:
-    """The latest checkpoint whose parts are all there and undamaged; `warn` hears of each that is not."""
+    """The latest complete and undamaged checkpoint; `warn` takes a text for each that is skipped."""
     for step in reversed(steps(run)):
         try:
             return whole(run, step)
@@ -122,10 +124,10 @@ def latest(run: Folder, warn: Callable[[str], None]) -> Manifest | None:
 
 
 def whole(run: Folder, step: int) -> Manifest:
-    """The checkpoint of one step.
+    """The manifest of one step's checkpoint, after a check of all parts.
 
     Raises:
-        CheckpointError: it was never completed, is damaged, or of another format.
+        CheckpointError: the checkpoint was never completed, is damaged, or has another format.
     """
     manifest = _read_manifest(run, step)
     for name in manifest.parts:
@@ -134,7 +136,7 @@ def whole(run: Folder, step: int) -> Manifest:
 
 
 def steps(run: Folder) -> list[int]:
-    """The steps of which there are checkpoints, ascending, whole or not."""
+    """The steps that have a checkpoint folder, ascending, complete or not."""
     found = (re.fullmatch(r"step-(\d+)", name) for name in run.names(ROOT))
     return sorted(int(match[1]) for match in found if match)
 
@@ -161,16 +163,16 @@ def read_part(run: Folder, manifest: Manifest, name: str) -> dict[str, Any]:
 
 
 def prune(run: Folder, keep: int) -> None:
-    """Delete all but the latest `keep` committed checkpoints, and uncommitted ones older than those.
+    """Keep the latest `keep` committed checkpoints, and delete all older folders, committed or not.
 
     Raises:
-        StorageError: something could not be deleted; the next call finds it again.
+        StorageError: a folder could not be deleted; the next call tries again.
     """
     found = steps(run)
     committed = [step for step in found if _is_committed(run, step)]
     for step in found:
         if committed and step < committed[-keep:][0]:
-            # The manifest goes first, so that a deletion cut short leaves no half checkpoint that counts.
+            # Manifest first: an interrupted deletion leaves no partial checkpoint that counts.
             run.delete_file(f"{_folder(step)}/manifest.json")
             run.delete(_folder(step))
 

@@ -1,7 +1,7 @@
-"""What a run records: one long table, a Parquet file an epoch, and the same for TensorBoard.
+"""The metrics of a run: one long table, in one Parquet file for each epoch.
 
-Columns: student (or "ensemble"), epoch, step, split (train, holdout, test), name, value. An epoch's file
-is written whole, so a resumed run overwrites what it repeats and never doubles a row.
+Columns: student (or "ensemble"), epoch, step, split (train, holdout, test), name, value. Each epoch's file is
+written whole: a resumed run overwrites the epochs that it repeats, and never doubles a row.
 
 Shapes: B samples, C classes.
 """
@@ -22,7 +22,7 @@ from torch import Tensor
 
 from kdcl_dist.run.storage import Folder
 
-__all__ = ["BINS", "SCHEMA", "MetricsTable", "Scores", "read_metrics"]
+__all__ = ["BINS", "ENSEMBLE", "SCHEMA", "MetricsTable", "Scores", "read_metrics"]
 
 SCHEMA = pa.schema(
     [
@@ -34,12 +34,15 @@ SCHEMA = pa.schema(
         ("value", pa.float64()),
     ]
 )
+#: The ensemble's rows have this in place of a student's name.
 ENSEMBLE = "ensemble"
+#: Bins of the metrics `staleness/BIN`: ages in steps.
+BINS = ("0", "1-3", "4-15", "16-63", "64-255", "256-1023", "1024-4095", "4096-up")
 
 
 @dataclass
 class Scores:
-    """Sums over samples: cross-entropy, and how many have their class first or among the first five."""
+    """Sums over samples: cross-entropy, and counts of samples whose class ranks first, or in the top five."""
 
     samples: int = 0
     loss: float = 0.0
@@ -47,11 +50,11 @@ class Scores:
     top5: int = 0
 
     def add(self, log_probabilities_BC: Tensor, labels_B: Tensor) -> None:
-        """Add a batch. Of equal scores the lower class number counts as the higher score."""
+        """Add a batch. Among equal scores, the lower class number ranks first."""
         own_B1 = log_probabilities_BC.gather(1, labels_B[:, None])
         rank_B = (log_probabilities_BC > own_B1).sum(dim=1)
         ties_BC = log_probabilities_BC == own_B1
-        if int(ties_BC.sum()) > len(labels_B):  # more than each class with itself
+        if int(ties_BC.sum()) > len(labels_B):  # more ties than each label with itself
             classes_C = torch.arange(log_probabilities_BC.shape[1], device=labels_B.device)
             rank_B += (ties_BC & (classes_C < labels_B[:, None])).sum(dim=1)
         self.samples += len(labels_B)
@@ -70,15 +73,17 @@ class Scores:
 
 
 class MetricsTable:
-    """Collects the rows of the current epoch and writes them when it ends.
+    """Collects the rows of the current epoch and writes them at its end.
 
-    `unwritten` are files that the storage has not taken yet, by name; they travel in the checkpoint.
+    Attributes:
+        unwritten: content of finished files that are not on the storage yet, by name; a part of the
+            checkpoint.
     """
 
     def __init__(self, run: Folder) -> None:
         self.run = run
         self.unwritten: dict[str, bytes] = {}
-        self._clear()
+        self._reset()
 
     def add(self, student: str, epoch: int, step: int, split: str, values: Mapping[str, float]) -> None:
         """Add one row for each value."""
@@ -97,52 +102,52 @@ class MetricsTable:
         return dict(means)
 
     def end_epoch(self, epoch: int) -> pa.Table:
-        """Make the epoch's file, for `flush` to write, and start the next; returns its rows."""
+        """Finish the epoch's file, which `flush` writes, and begin the next epoch; returns the rows."""
         table = _table(self.columns)
         self.unwritten[f"metrics/epoch-{epoch:04d}.parquet"] = _to_parquet(table)
-        self._clear()
+        self._reset()
         return table
 
     def flush(self, limit_s: float) -> None:
-        """Write what is unwritten.
+        """Write all unwritten files.
 
         Args:
-            limit_s: seconds for which the storage is tried again.
+            limit_s: seconds for which a failing write is tried again.
 
         Raises:
-            StorageError: the storage does not take it; nothing is lost, the next call tries again.
+            StorageError: a file cannot be written; the next call tries again, and nothing is lost.
         """
         for name in list(self.unwritten):
             self.run.with_limit(limit_s).write(name, self.unwritten[name])
             del self.unwritten[name]
 
     def state_dict(self) -> dict[str, Any]:
-        """The rows of an unfinished epoch, and unwritten files by name; as bytes, uint8."""
+        """The rows of an unfinished epoch, and unwritten files by name; all as bytes in uint8 tensors."""
         rows = _to_parquet(_table(self.columns))
         return {"rows": _to_tensor(rows), "unwritten": {k: _to_tensor(v) for k, v in self.unwritten.items()}}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Take up the rows of an unfinished epoch, and unwritten files."""
+        """Restore the rows of an unfinished epoch, and unwritten files."""
         self.unwritten = {name: data.numpy().tobytes() for name, data in state["unwritten"].items()}
         table = pq.read_table(pa.BufferReader(state["rows"].numpy().tobytes()))
-        self._clear()
+        self._reset()
         for row in table.to_pylist():
             self.add(row["student"], row["epoch"], row["step"], row["split"], {row["name"]: row["value"]})
 
-    def _clear(self) -> None:
+    def _reset(self) -> None:
         self.columns: dict[str, list[Any]] = {name: [] for name in SCHEMA.names}
         self._sums: dict[tuple[str, str, str], tuple[float, int]] = {}
 
 
 def read_metrics(run: Folder) -> pa.Table:
-    """All recorded rows of a run, in order."""
+    """All recorded rows of a run, in order of epochs."""
     names = [name for name in run.names("metrics") if name.endswith(".parquet")]
     tables = [pq.read_table(pa.BufferReader(run.read(f"metrics/{name}"))) for name in names]
     return pa.concat_tables(tables) if tables else SCHEMA.empty_table()
 
 
 def _table(columns: Mapping[str, Sequence[Any]]) -> pa.Table:
-    """`pa.table` of Python values, which would import pandas, in the middle of a run."""
+    """The columns as a table. `pa.table` does the same, but imports pandas in the middle of a run."""
     return pa.Table.from_arrays([_array(field.type, columns[field.name]) for field in SCHEMA], schema=SCHEMA)
 
 
@@ -163,7 +168,3 @@ def _to_parquet(table: pa.Table) -> bytes:
     sink = pa.BufferOutputStream()
     pq.write_table(table, sink, compression="zstd")
     return bytes(sink.getvalue())
-
-
-#: The bins' names.
-BINS = ("0", "1-3", "4-15", "16-63", "64-255", "256-1023", "1024-4095", "4096-up")

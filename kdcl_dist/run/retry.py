@@ -1,4 +1,4 @@
-"""Trying again what a storage refuses for a moment, within a limit."""
+"""Retrying operations that a storage refuses temporarily, within a limit."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ __all__ = ["is_transient", "retry"]
 
 Result = TypeVar("Result")
 
-#: Seconds of the first pause, and of the longest; each is about twice the one before.
+#: Seconds of the first and of the longest pause; each pause is about twice as long as the previous one.
 PAUSES_S = (0.2, 8.0)
-#: Errors of a local disk or of NFS that can pass; NFS says ESTALE and EIO while its server restarts.
-PASSING = {errno.EAGAIN, errno.EINTR, errno.EIO, errno.ESTALE, errno.ETIMEDOUT, errno.EHOSTUNREACH}
-#: What object stores say when trying again is of no use, and what to do then.
-LASTING = {
+#: Temporary errors of a local disk or of NFS; NFS reports ESTALE and EIO while its server restarts.
+TRANSIENT = {errno.EAGAIN, errno.EINTR, errno.EIO, errno.ESTALE, errno.ETIMEDOUT, errno.EHOSTUNREACH}
+#: Texts of permanent errors of object stores, and the remedy for each.
+PERMANENT = {
     r"NO_SUCH_BUCKET|Bucket '.*' not found": "make the bucket, or choose another with --storage",
     r"ACCESS_DENIED|INVALID_ACCESS_KEY|SIGNATURE|PERMISSION_DENIED|UNAUTHENTICATED": (
         "give this host credentials that may read, write and delete there"
@@ -31,29 +31,30 @@ LASTING = {
         "see bucket, region and endpoint_override in the URI"
     ),
 }
-GRAVE = (FileNotFoundError, PermissionError, NotADirectoryError, IsADirectoryError, FileExistsError)
+#: Permanent errors of file systems.
+PERMANENT_TYPES = (FileNotFoundError, PermissionError, NotADirectoryError, IsADirectoryError, FileExistsError)
 
 
 def is_transient(error: BaseException) -> bool:
-    """Whether an error of a file system may be gone at the next try."""
-    if not isinstance(error, OSError) or isinstance(error, GRAVE):
+    """Whether an error of a file system may be temporary."""
+    if not isinstance(error, OSError) or isinstance(error, PERMANENT_TYPES):
         return False
     if error.errno is not None:
-        return error.errno in PASSING
-    return _remedy(error) is None  # object stores give no number, only a text
+        return error.errno in TRANSIENT
+    return _remedy(error) is None  # object stores give a text and no number
 
 
 def retry(operation: Callable[[], Result], what: str, limit_s: float) -> Result:
-    """Do something with a storage, again and again while it fails for reasons that can pass.
+    """Run an operation on a storage, and repeat it while it fails with temporary errors.
 
     Args:
-        operation: what to do; doing it twice must be the same as doing it once.
-        what: names file and storage, such as "run.json cannot be written to s3://bucket/runs".
-        limit_s: seconds after which no other try begins.
+        operation: must be idempotent.
+        what: the problem, naming file and storage: "run.json cannot be written to s3://bucket/runs".
+        limit_s: seconds after which no further attempt begins.
 
     Raises:
-        FileNotFoundError: as the operation does.
-        StorageError: it still failed at the limit, or there is no hope.
+        FileNotFoundError: from the operation.
+        StorageError: the error is permanent, or the operation still failed at the limit.
     """
     began, pause_s, tries = time.monotonic(), PAUSES_S[0], 0
     while True:
@@ -72,9 +73,11 @@ def retry(operation: Callable[[], Result], what: str, limit_s: float) -> Result:
             if spent_s + pause_s > limit_s:
                 tried = f"tried {tries} times in {spent_s:.1f} s (limits.storage_s)"
                 raise StorageError(f"{what}: {tried}, last {one_line(error)}") from error
-        time.sleep(pause_s * random.Random().uniform(0.7, 1.0))  # a cohort's writers shall not stay in step
+        time.sleep(
+            pause_s * random.Random().uniform(0.7, 1.0)
+        )  # the processes of a cohort shall not retry in lockstep
         pause_s = min(2 * pause_s, PAUSES_S[1])
 
 
 def _remedy(error: BaseException) -> str | None:
-    return next((text for pattern, text in LASTING.items() if re.search(pattern, str(error))), None)
+    return next((text for pattern, text in PERMANENT.items() if re.search(pattern, str(error))), None)

@@ -1,7 +1,7 @@
 """Files of a run: on this machine's disk or NFS, on S3 or Google Cloud Storage, through pyarrow.fs.
 
-What fails for a moment is tried again (`kdcl_dist.run.retry`). Options of an object store stand in the
-URI's query, `s3://bucket/runs?region=eu-west-1`, and are kept by everything that adds to the path.
+Operations with temporary errors are retried (`kdcl_dist.run.retry`). Options of an object store are in the
+URI's query, `s3://bucket/runs?region=eu-west-1`; adding a name to the path keeps them.
 """
 
 from __future__ import annotations
@@ -23,10 +23,10 @@ __all__ = ["Folder"]
 
 Result = TypeVar("Result")
 
-#: Seconds for which a storage that fails is tried again, where a recipe does not say it.
+#: Seconds for which a failing operation is retried, unless a recipe says otherwise.
 LIMIT_S = 30.0
-#: Ending of a file that is not whole yet.
-UNFINISHED = ".tmp"
+#: Ending of a partial file.
+PARTIAL = ".tmp"
 
 
 class Folder:
@@ -34,11 +34,11 @@ class Folder:
 
     Args:
         uri: a path or a URI.
-        limit_s: seconds for which an operation is tried again while the storage fails.
+        limit_s: seconds for which a failing operation is retried.
 
     Raises:
         RunFolderError: the URI cannot be understood.
-        StorageError: of every method: the storage refuses or does not answer.
+        StorageError: raised by every method: the storage refuses or does not answer.
     """
 
     def __init__(self, uri: str, limit_s: float = LIMIT_S) -> None:
@@ -61,25 +61,25 @@ class Folder:
 
     @property
     def local(self) -> Path | None:
-        """The folder as a local path, or None when it lies elsewhere."""
+        """The folder as a local path, or None if it is on another file system."""
         return Path(self._root) if isinstance(self._fs, fs.LocalFileSystem) else None
 
     def __truediv__(self, name: str) -> Folder:
-        below = object.__new__(Folder)  # the same connection: opening one can ask the store for its region
+        below = object.__new__(Folder)  # same connection: a new one may ask the store for its region
         below.__dict__ = self.__dict__ | {"uri": join(self.uri, name), "_root": f"{self._root}/{name}"}
         return below
 
     def with_limit(self, limit_s: float) -> Folder:
-        """The same folder with another limit, in seconds, for trying again."""
-        hasty = object.__new__(Folder)
-        hasty.__dict__ = self.__dict__ | {"limit_s": limit_s}
-        return hasty
+        """The same folder with another limit, in seconds, for retries."""
+        copy = object.__new__(Folder)
+        copy.__dict__ = self.__dict__ | {"limit_s": limit_s}
+        return copy
 
     def write(self, name: str, data: bytes) -> None:
-        """Write a file whole, in place of what is there."""
+        """Write a file whole; it replaces an existing file."""
         try:
             self._try("written to", name, lambda path: self._write(path, data))
-        except FileNotFoundError as error:  # of its folder, which cannot be made, as in /proc
+        except FileNotFoundError as error:  # its folder cannot be made, as in /proc
             raise StorageError(f"{name} cannot be written to {self}: {one_line(error)}") from error
 
     def read(self, name: str) -> bytes:
@@ -96,7 +96,7 @@ class Folder:
         return bool(self._info(name).type != fs.FileType.NotFound)
 
     def names(self, name: str = "") -> list[str]:
-        """Names directly below a folder, sorted; none when it does not exist."""
+        """Names directly below a folder, sorted; empty if the folder does not exist."""
 
         def names(path: str) -> list[str]:
             infos = self._fs.get_file_info(fs.FileSelector(path, allow_not_found=True))
@@ -110,27 +110,27 @@ class Folder:
         return int(info.size) if info.type == fs.FileType.File else -1
 
     def delete_file(self, name: str) -> None:
-        """Delete a file if it is there."""
+        """Delete a file if it exists."""
         with contextlib.suppress(FileNotFoundError):
             self._try("deleted in", name, self._fs.delete_file)
 
     def delete(self, name: str) -> None:
-        """Delete a folder with all that it holds, if it is there."""
+        """Delete a folder with its content, if it exists."""
         if self.exists(name):
             with contextlib.suppress(FileNotFoundError):
                 self._try("deleted in", name, self._fs.delete_dir)
 
     def remove_partial(self, name: str = "") -> None:
-        """Delete what processes that died in the middle of a write left directly below a folder."""
-        if self.local is not None:  # elsewhere nothing is seen before it is whole
-            for left in self.names(name):
-                if left.endswith(UNFINISHED):
-                    self.delete_file(f"{name}/{left}")
+        """Delete the partial files directly below a folder, which processes left that died in a write."""
+        if self.local is not None:  # other file systems show no partial files
+            for found in self.names(name):
+                if found.endswith(PARTIAL):
+                    self.delete_file(f"{name}/{found}")
 
     def check_writable(self) -> None:
         """Write and delete a small file; raises `RunFolderError` when that fails."""
         try:
-            name = f".kdcl-write-test-{uuid.uuid4().hex[:8]}"  # another run may try at the same moment
+            name = f".kdcl-write-test-{uuid.uuid4().hex[:8]}"  # another run may test at the same moment
             self.write(name, b"")
             self.delete_file(name)
         except StorageError as error:
@@ -147,20 +147,20 @@ class Folder:
         return self._try("looked up in", name, self._fs.get_file_info)
 
     def _write(self, path: str, data: bytes) -> None:
-        """On an object store a file appears when its last byte is there; on a disk it is renamed then."""
+        """Write a file that appears only when complete: on object stores always, on a disk by a rename."""
         if not isinstance(self._fs, OBJECT_STORES):
             self._fs.create_dir(path.rpartition("/")[0], recursive=True)
         if self.local is not None:
             _write_local(Path(path), data)
             return
-        # Leaving a `with` block by an exception would close the stream, and so make what was written so
-        # far the file. Nothing but one call stands in it: S3 refuses to close after a part that failed.
+        # An exception in the `with` block closes the stream, which would make the bytes so far the file.
+        # The block holds one call only, after whose failure S3 refuses to close.
         with self._fs.open_output_stream(path) as stream:
             stream.write(data)
 
 
 def _write_local(path: Path, data: bytes) -> None:
-    temporary = Path(f"{path}.{uuid.uuid4().hex[:8]}{UNFINISHED}")
+    temporary = Path(f"{path}.{uuid.uuid4().hex[:8]}{PARTIAL}")
     try:
         with temporary.open("wb") as file:
             file.write(data)

@@ -1,4 +1,4 @@
-"""The recorded rows once more, for TensorBoard: one folder a student, so that their curves overlay."""
+"""The recorded metrics for TensorBoard: one folder for each student, so that their curves overlay."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ __all__ = ["TensorBoard"]
 class TensorBoard:
     """Writes event files into `tensorboard/` of a run.
 
-    On a local disk they grow while the run goes on. Elsewhere files do not grow: each epoch is written
-    into files of its own in a temporary folder, which `flush` takes to the storage.
+    On a local disk the files grow during the run. On other storage a file cannot grow: each epoch gets files
+    of its own in a temporary folder, which `flush` copies to the storage.
 
     Args:
         run: the run folder.
-        start: steps done before the first epoch that is written now. Points after it, which a run that is
-            resumed has left, are shown no more.
+        start: steps done before this start of the run. TensorBoard then hides the points of an earlier start
+            after this step.
     """
 
     def __init__(self, run: Folder, start: int) -> None:
@@ -35,14 +35,14 @@ class TensorBoard:
 
     def write(self, rows: pa.Table) -> None:
         """Write the rows of an epoch as scalars `split/name` over the global step."""
-        from tensorboardX.proto.event_pb2 import Event  # half a second that only this process needs
+        from tensorboardX.proto.event_pb2 import Event  # takes half a second, so not at the top
         from tensorboardX.summary import scalar
 
         now = time.time()
         for row in rows.to_pylist():
             writer = self._writer(row["student"])
-            # Every point stands at the number of steps done by then, so that a resumed run, which deletes
-            # all points after its start, deletes nothing that it does not write again.
+            # The step of a point is the number of steps done at that time. A resumed run hides all points
+            # after its start, and so hides only points that it writes again.
             steps = row["step"] + (row["split"] in ("train", "analysis"))
             point = scalar(f"{row['split']}/{row['name']}", row["value"])
             writer.write_event(Event(wall_time=now, step=steps, summary=point))
@@ -53,7 +53,7 @@ class TensorBoard:
             self._close_writers()
 
     def flush(self, limit_s: float) -> None:
-        """Take what is finished to the storage; arguments and errors as `MetricsTable.flush`."""
+        """Copy finished files to the storage; arguments and errors as `MetricsTable.flush`."""
         for file in sorted(self.folder.rglob("*tfevents*")) if self.staging else ():
             name = f"tensorboard/{file.relative_to(self.folder)}"
             self.run.with_limit(limit_s).write(name, file.read_bytes())
@@ -71,10 +71,10 @@ class TensorBoard:
         self.writers = {}
 
     def _writer(self, student: str) -> Any:
-        """The file of a student.
+        """The event file of a student.
 
-        Written directly: tensorboardX's own writer has two threads and a queue between processes, whose
-        semaphores a process that is killed leaves behind.
+        The file is written without tensorboardX's `SummaryWriter`: that has two threads and a queue between
+        processes, whose semaphores outlive a killed process.
         """
         if student not in self.writers:
             from tensorboardX.event_file_writer import EventsWriter
@@ -82,7 +82,7 @@ class TensorBoard:
 
             (self.folder / student).mkdir(parents=True, exist_ok=True)
             writer = EventsWriter(str(self.folder / student / "events"), f".{self.epochs}")
-            if self.start and not self.epochs:  # a restart: points from here on, of before, are not shown
+            if self.start and not self.epochs:  # hides the earlier points from here on
                 log = SessionLog(status=SessionLog.START)
                 writer.write_event(Event(wall_time=time.time(), step=self.start + 1, session_log=log))
             self.writers[student] = writer

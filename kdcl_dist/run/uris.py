@@ -1,4 +1,4 @@
-"""Paths and URIs of storage: adding to them, showing them, and opening what they name."""
+"""Paths and URIs of storage: adding names, hiding secrets, opening file systems."""
 
 from __future__ import annotations
 
@@ -11,36 +11,36 @@ from pyarrow import fs
 
 __all__ = ["OBJECT_STORES", "join", "open_uri", "without_secret"]
 
-#: Seconds in which an object store must answer; the SDK's own 3 s are short for a whole checkpoint.
+#: Seconds for an object store to connect, and to answer; the SDK's 3 s are too short for a checkpoint.
 CONNECT_S, ANSWER_S = 5.0, 10.0
-#: File systems in which folders exist by their files.
+#: File systems in which a folder exists only through its files.
 OBJECT_STORES = (fs.S3FileSystem, fs.GcsFileSystem)
 
 
 def join(uri: str, name: str) -> str:
-    """A path or URI with a name added below it: before the query, if it has one."""
+    """A path or URI with a name added to its path, before the query if there is one."""
     path, mark, query = uri.partition("?") if "://" in uri else (uri, "", "")
     return f"{path.rstrip('/')}/{name}{mark}{query}"
 
 
 def without_secret(uri: str) -> str:
-    """A URI that may be shown: `s3://key:secret@bucket` as `s3://***@bucket`."""
+    """The URI without credentials: `s3://key:secret@bucket` becomes `s3://***@bucket`."""
     return re.sub(r"//[^/@]*:[^/@]*@", "//***@", uri)
 
 
 def open_uri(uri: str) -> tuple[Any, str]:
-    """The file system and the path in it, with limits of ours instead of the libraries' own minutes.
+    """The file system and the path in it, with time limits of seconds; the libraries' are minutes.
 
     Raises:
         ValueError: the URI cannot be understood.
-        OSError: the store does not answer when it is asked for its region.
+        OSError: the store does not answer the request for its region.
     """
     try:
         system, root = fs.FileSystem.from_uri(uri)
     except pa.ArrowException as error:
         raise ValueError(str(error)) from error
     if isinstance(system, OBJECT_STORES):
-        # from_uri takes no limits: the file system is made once more from the options that it found.
+        # from_uri takes no limits: the options that it found make a second file system, with limits.
         make, (options,) = system.__reduce__()
         system = make(options | _limits(system, uri))
     return system, root.rstrip("/") if len(root) > 1 else root

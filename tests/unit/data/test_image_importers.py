@@ -1,26 +1,20 @@
-"""Importing folders and tables of encoded images."""
+"""Importing folders of encoded images; checks, journal and shards of all imports of encoded images."""
 
 from __future__ import annotations
 
-import io
-import json
 import multiprocessing as mp
 import os
-import struct
 import subprocess
 import sys
-import zlib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.parquet as pq
 import pytest
-from click.testing import CliRunner, Result
+from click.testing import CliRunner
 from cohorts import ROOT
-from PIL import Image
+from importing import content, encoded, imported, png16, refused, run
 
 from kdcl_dist.cli import kdcl
 from kdcl_dist.data.dataset import ArrowDataset
@@ -32,25 +26,6 @@ from kdcl_dist.data.importers.images import import_images
 from kdcl_dist.errors import DataError
 
 
-def encoded(kind: str = "JPEG", mode: str = "RGB", size: tuple[int, int] = (20, 16), seed: int = 0) -> bytes:
-    """A random image in a file's bytes."""
-    pixels = np.random.default_rng(seed).integers(0, 256, (size[1], size[0], 3), np.uint8)
-    buffer = io.BytesIO()
-    Image.fromarray(pixels).convert(mode).save(buffer, kind)
-    return buffer.getvalue()
-
-
-def png16(value: int, channels: int = 1) -> bytes:
-    """A 16-bit PNG of one value, 4 x 4, written chunk by chunk."""
-
-    def chunk(name: bytes, data: bytes) -> bytes:
-        return struct.pack(">I", len(data)) + name + data + struct.pack(">I", zlib.crc32(name + data))
-
-    header = struct.pack(">IIBBBBB", 4, 4, 16, {1: 0, 3: 2}[channels], 0, 0, 0)
-    rows = zlib.compress((b"\0" + struct.pack(">H", value) * 4 * channels) * 4)
-    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", rows) + chunk(b"IEND", b"")
-
-
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
     """Two classes, seven training and two validation images."""
@@ -60,78 +35,6 @@ def folder(tmp_path: Path) -> Path:
             path.parent.mkdir(parents=True, exist_ok=True)
             path.write_bytes(encoded("JPEG" if i % 2 else "PNG", seed=len(name) + i))
     return tmp_path / "source"
-
-
-def run(*arguments: str | Path) -> Result:
-    return CliRunner().invoke(kdcl, ["data", "import", *map(str, arguments)])
-
-
-def imported(kind: str, source: Path, *more: str) -> Path:
-    target = source.parent / "out"
-    result = run(kind, source, target, "--workers", "0", *more)
-    assert result.exit_code == 0, result.output
-    assert not list(target.rglob("*.jsonl"))
-    assert not list(target.parent.glob("*.part"))
-    return target
-
-
-def refused(kind: str, source: Path, words: str, *more: str) -> None:
-    result = run(kind, source, source.parent / "refused", "--workers", "0", *more)
-    assert result.exit_code == 2, result.output
-    errors = [line for line in result.output.splitlines() if line.startswith("kdcl: error: ")]
-    assert len(errors) == 1
-    assert words in errors[0]
-    assert "Traceback" not in result.output
-
-
-def content(folder: Path) -> dict[str, bytes]:
-    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
-
-
-# -- pixels --------------------------------------------------------------------------------------
-
-
-MODES = {"JPEG": ("1", "L", "RGB", "CMYK"), "PNG": ("1", "L", "LA", "P", "RGB", "RGBA")}
-
-
-@pytest.mark.parametrize(("kind", "mode"), [(kind, mode) for kind, modes in MODES.items() for mode in modes])
-def test_all_colours_become_rgb(kind: str, mode: str) -> None:
-    assert decode(encoded(kind, mode), 3).shape == (16, 20, 3)
-    assert decode(encoded(kind, mode), 1).shape == (16, 20, 1)
-
-
-def test_palettes_with_transparency() -> None:
-    image = Image.new("P", (2, 1))
-    image.putpalette([10, 20, 30, 40, 50, 60])
-    image.putpixel((1, 0), 1)
-    buffer = io.BytesIO()
-    image.save(buffer, "PNG", transparency=b"\x00\x80")
-    assert decode(buffer.getvalue(), 3).tolist() == [[[10, 20, 30], [40, 50, 60]]]
-
-
-@pytest.mark.parametrize(("value", "wanted"), [(0, 0), (257, 1), (25700, 100), (32768, 128), (65535, 255)])
-def test_16_bit_images_are_scaled(value: int, wanted: int) -> None:
-    assert decode(png16(value), 3).tolist() == [[[wanted] * 3] * 4] * 4
-    assert decode(png16(value), 1).tolist() == [[[wanted]] * 4] * 4
-    assert abs(int(decode(png16(value, channels=3), 3)[0, 0, 0]) - wanted) <= 1
-
-
-def test_only_jpeg_and_png_are_decoded() -> None:
-    whole = encoded("PNG")
-    for data in (b"", b"text", encoded("GIF", "P"), encoded("BMP"), whole[: len(whole) // 2], whole[:40]):
-        with pytest.raises(ValueError, match=r".") as caught:
-            decode(data, 3)
-        assert "\n" not in str(caught.value)
-        assert "0x" not in str(caught.value)
-
-
-def test_an_image_too_large_for_memory_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 100)
-    with pytest.raises(ValueError, match="DecompressionBomb"):
-        decode(encoded("PNG"), 3)
-
-
-# -- folders -------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("workers", ["0", "2"])
@@ -357,138 +260,3 @@ def _name(item: Item) -> str:
 
 def _die(item: Item) -> str:
     os._exit(9)
-
-
-# -- tables --------------------------------------------------------------------------------------
-
-IMAGES = [encoded("PNG", seed=i) for i in range(6)]
-
-
-def columns(labels: list[Any], images: list[Any] | None = None, struct: bool = True) -> pa.Table:
-    images = IMAGES[: len(labels)] if images is None else images
-    rows = [{"bytes": image, "path": None} for image in images] if struct else images
-    kind = pa.struct([("bytes", pa.binary()), ("path", pa.string())]) if struct else pa.binary()
-    return pa.table(
-        {"label": pa.array(labels), "image": pa.array(rows, kind), "other": list(range(len(labels)))}
-    )
-
-
-@pytest.mark.parametrize("struct", [False, True])
-def test_parquet(tmp_path: Path, struct: bool) -> None:
-    source = tmp_path / "source"
-    source.mkdir()
-    pq.write_table(columns(["b", "a"], struct=struct), source / "train-00000-of-00002.parquet")
-    pq.write_table(columns(["c"], struct=struct), source / "train-00001-of-00002.parquet", row_group_size=1)
-    pq.write_table(columns(["a"], struct=struct), source / "test-00000-of-00001.parquet")
-    out = imported("table", source)
-    train, test = (ArrowDataset(str(out / split)) for split in ("train", "test"))
-    assert train.classes == test.classes == ("a", "b", "c")
-    assert train.labels.tolist() == [1, 0, 2]
-    assert [bytes(train.data(i)) for i in range(3)] == [IMAGES[0], IMAGES[1], IMAGES[0]]
-    assert train.mean == test.mean
-
-
-@pytest.mark.parametrize("stream", [False, True])
-def test_arrow_files_with_class_names(tmp_path: Path, stream: bool) -> None:
-    table = columns([2, 0])
-    features = {"label": {"names": ["x", "y", "z"], "_type": "ClassLabel"}}
-    table = table.replace_schema_metadata({"huggingface": json.dumps({"info": {"features": features}})})
-    new = pa.ipc.new_stream if stream else pa.ipc.new_file
-    with new(str(tmp_path / "some.arrow"), table.schema) as writer:
-        writer.write_table(table)
-    out = imported("table", tmp_path / "some.arrow")
-    train = ArrowDataset(str(out / "train"))
-    assert train.classes == ("x", "y", "z")
-    assert train.labels.tolist() == [2, 0]
-    assert not (out / "test").exists()
-
-
-def test_whole_numbers_and_own_names(tmp_path: Path) -> None:
-    source = tmp_path / "source"
-    (source / "fit").mkdir(parents=True)
-    table = columns([7, 10, 7], struct=False).rename_columns(["kind", "picture", "other"])
-    pq.write_table(table, source / "fit" / "0000.parquet")
-    pq.write_table(table, source / "check.parquet")
-    names = ("--image", "picture", "--label", "kind", "--train", "fit", "--test", "check*")
-    train = ArrowDataset(str(imported("table", source, *names) / "train"))
-    assert train.classes == ("7", "10")
-    assert train.labels.tolist() == [0, 1, 0]
-
-
-def test_rows_that_cannot_be_decoded(tmp_path: Path) -> None:
-    pq.write_table(columns([0, 1, 0], [IMAGES[0], IMAGES[1], b"x"]), tmp_path / "rows.parquet")
-    out = imported("table", tmp_path / "rows.parquet")
-    assert (out / "rejected.txt").read_text() == "rows.parquet row 2\tnot a JPEG or PNG image\n"
-    assert len(ArrowDataset(str(out / "train"))) == 2
-
-
-@pytest.mark.parametrize(
-    ("table", "words"),
-    [
-        (columns([0, None]), "'label' is null in row 1"),
-        (columns([0, 1], [IMAGES[0], None]), "'image' has no image bytes in row 1"),
-        (columns([0, 1], [IMAGES[0], None], struct=False), "'image' has no image bytes in row 1"),
-        (columns([0.5]), "column 'label' is double; it must be whole numbers or strings"),
-        (columns([0]).drop(["image"]), "no column 'image'; it has 'label', 'other'"),
-        (columns([0]).rename_columns(["x", "image", "y"]), "no column 'label'; it has 'x', 'image', 'y'"),
-        (columns([0]).drop(["image"]).rename_columns(["label", "image"]), "column 'image' is int64"),
-        (columns([0]).slice(1), "the train files hold no rows"),
-        (columns([0], [b"x"]), "none of 1 images"),
-    ],
-)
-def test_tables_that_are_no_data_set(tmp_path: Path, table: pa.Table, words: str) -> None:
-    pq.write_table(table, tmp_path / "t.parquet")
-    refused("table", tmp_path / "t.parquet", words)
-
-
-def test_table_files_that_do_not_fit(tmp_path: Path) -> None:
-    source = tmp_path / "source"
-    refused("table", source, "no such file or folder")
-    source.mkdir()
-    refused("table", source, "no .parquet or .arrow files match 'train*' (--train)")
-    pq.write_table(columns([0, 1]), source / "train.parquet")
-    pq.write_table(columns([0, -1]), source / "test.parquet")
-    refused("table", source, "the test files have the label -1 in column 'label'")
-    refused("table", source, "match 'nothing*' (--test)", "--test", "nothing*")
-    refused("table", source, "matches --train and --test both", "--test", "t*")
-    whole = (source / "train.parquet").read_bytes()
-    for suffix in ("parquet", "arrow"):
-        for data in (b"", b"text" * 100, whole[: len(whole) // 2]):
-            (tmp_path / f"t.{suffix}").write_bytes(data)
-            refused("table", tmp_path / f"t.{suffix}", "not Parquet or Arrow IPC, or damaged")
-    damaged = bytearray(whole)
-    damaged[20:200] = bytes(180)
-    (tmp_path / "t.parquet").write_bytes(damaged)
-    refused("table", tmp_path / "t.parquet", "t.parquet: not Parquet or Arrow IPC, or damaged")
-
-
-def test_memory_is_bounded(tmp_path: Path) -> None:
-    """A table of 300 MB takes less than 150 MB more than one of 60 MB; mapped files are not counted."""
-    noise = np.random.default_rng(0).integers(0, 256, 1_000_000, np.uint8).tobytes()
-    image = encoded("PNG") + noise  # what follows the end of a PNG is not looked at
-
-    def peak(rows: int) -> int:
-        schema = pa.schema([("image", pa.binary()), ("label", pa.int64())])
-        path = tmp_path / f"{rows}.parquet"
-        with pq.ParquetWriter(path, schema, compression="none", use_dictionary=False) as writer:
-            for start in range(0, rows, 10):
-                count = min(10, rows - start)
-                writer.write_table(pa.table({"image": [image] * count, "label": [0] * count}, schema))
-        script = (
-            "import sys\n"
-            "from pathlib import Path\n"
-            "from kdcl_dist.data.importers.images import import_images\n"
-            "from kdcl_dist.data.importers.table import Table\n"
-            "source = Table(Path(sys.argv[1]), image='image', label='label')\n"
-            "seen = []\n"
-            "def own(*_):\n"
-            "    lines = Path('/proc/self/status').read_text().splitlines()\n"
-            "    seen.append(next(int(line.split()[1]) for line in lines if line.startswith('RssAnon')))\n"
-            "import_images(source, Path(sys.argv[2]), workers=0, on_progress=own, shard_mb=1000)\n"
-            "print(max(seen))\n"
-        )
-        command = [sys.executable, "-c", script, str(path), str(tmp_path / f"out{rows}")]
-        done = subprocess.run(command, cwd=ROOT, capture_output=True, check=True, text=True)
-        return int(done.stdout) * 1024
-
-    assert peak(300) - peak(60) < 150e6

@@ -1,0 +1,59 @@
+"""Images in files, and the command that imports them."""
+
+from __future__ import annotations
+
+import io
+import struct
+import zlib
+from pathlib import Path
+
+import numpy as np
+from click.testing import CliRunner, Result
+from PIL import Image
+
+from kdcl_dist.cli import kdcl
+
+
+def encoded(kind: str = "JPEG", mode: str = "RGB", size: tuple[int, int] = (20, 16), seed: int = 0) -> bytes:
+    """A random image in a file's bytes."""
+    pixels = np.random.default_rng(seed).integers(0, 256, (size[1], size[0], 3), np.uint8)
+    buffer = io.BytesIO()
+    Image.fromarray(pixels).convert(mode).save(buffer, kind)
+    return buffer.getvalue()
+
+
+def png16(value: int, channels: int = 1) -> bytes:
+    """A 16-bit PNG of one value, 4 x 4, written chunk by chunk."""
+
+    def chunk(name: bytes, data: bytes) -> bytes:
+        return struct.pack(">I", len(data)) + name + data + struct.pack(">I", zlib.crc32(name + data))
+
+    header = struct.pack(">IIBBBBB", 4, 4, 16, {1: 0, 3: 2}[channels], 0, 0, 0)
+    rows = zlib.compress((b"\0" + struct.pack(">H", value) * 4 * channels) * 4)
+    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", rows) + chunk(b"IEND", b"")
+
+
+def run(*arguments: str | Path) -> Result:
+    return CliRunner().invoke(kdcl, ["data", "import", *map(str, arguments)])
+
+
+def imported(kind: str, source: Path, *more: str) -> Path:
+    target = source.parent / "out"
+    result = run(kind, source, target, "--workers", "0", *more)
+    assert result.exit_code == 0, result.output
+    assert not list(target.rglob("*.jsonl"))
+    assert not list(target.parent.glob("*.part"))
+    return target
+
+
+def refused(kind: str, source: Path, words: str, *more: str) -> None:
+    result = run(kind, source, source.parent / "refused", "--workers", "0", *more)
+    assert result.exit_code == 2, result.output
+    errors = [line for line in result.output.splitlines() if line.startswith("kdcl: error: ")]
+    assert len(errors) == 1
+    assert words in errors[0]
+    assert "Traceback" not in result.output
+
+
+def content(folder: Path) -> dict[str, bytes]:
+    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}

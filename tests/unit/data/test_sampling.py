@@ -1,0 +1,77 @@
+"""Order of samples and seeds of views: pure functions with frozen values."""
+
+from __future__ import annotations
+
+import itertools
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from kdcl_dist.data import sampling
+from kdcl_dist.data.view_seeds import view_seeds
+from kdcl_dist.errors import DataError
+
+SETTINGS = settings(max_examples=50, deadline=None, derandomize=True)
+
+
+def test_streams_are_frozen() -> None:
+    """These values are in everyone's results: a change of them needs a very good reason."""
+    ids = np.arange(10)
+    assert sampling.epoch_steps(ids, 4, 0, 0).tolist() == [[7, 6, 1, 3], [5, 2, 8, 4]]
+    assert sampling.own_order(np.array([5, 6, 7, 8]), 1, 0, 3).tolist() == [6, 8, 5, 7]
+    assert sampling.student_seed(0, 0, None) == 2918264622725855778
+    assert sampling.student_seed(0, 0, 0) == 5949034261645103510
+    assert sampling.view_seed(1, 2, 3) == 956993105522498718
+    train, held = sampling.split_holdout(np.array([0, 0, 0, 1, 1, 1]), 1, 0)
+    assert (train.tolist(), held.tolist()) == ([0, 1, 4, 5], [2, 3])
+
+
+@SETTINGS
+@given(st.integers(1, 200), st.integers(1, 50), st.integers(0, 5), st.integers(0, 5))
+def test_an_epoch_takes_each_sample_once_at_most(count: int, batch: int, seed: int, epoch: int) -> None:
+    ids = np.arange(count) * 3
+    if batch > count:
+        with pytest.raises(DataError, match=f"batch_size is {batch}"):
+            sampling.epoch_steps(ids, batch, seed, epoch)
+        return
+    steps = sampling.epoch_steps(ids, batch, seed, epoch)
+    assert steps.shape == (count // batch, batch)
+    assert len(np.unique(steps)) == steps.size
+    assert np.isin(steps, ids).all()
+    for student in (1, 2):
+        own = sampling.own_order(steps[0], student, epoch, 0)
+        assert sorted(own) == sorted(steps[0])
+    assert np.concatenate(sampling.batches_of(ids, batch)).tolist() == ids.tolist()
+
+
+@SETTINGS
+@given(st.lists(st.integers(0, 3), min_size=1, max_size=60), st.integers(0, 5))
+def test_the_holdout_takes_as_many_of_each_class(labels: list[int], per_class: int) -> None:
+    array = np.array(labels)
+    if per_class >= np.unique(array, return_counts=True)[1].min():
+        with pytest.raises(DataError, match="holdout_per_class"):
+            sampling.split_holdout(array, per_class, 0)
+        return
+    train, held = sampling.split_holdout(array, per_class, 0)
+    assert sorted([*train, *held]) == list(range(len(labels)))
+    assert all((array[held] == label).sum() == per_class for label in np.unique(array))
+
+
+def test_students_and_epochs_differ() -> None:
+    ids = np.arange(64)
+    orders = {tuple(sampling.own_order(ids, s, e, t)) for s in range(3) for e in range(3) for t in range(3)}
+    assert len(orders) == 27
+    seeds = {sampling.student_seed(0, i, None) for i in range(5)} | {
+        sampling.student_seed(0, 0, i) for i in range(5)
+    }
+    assert len(seeds) == 10
+
+
+def test_seeds_of_a_batch_are_those_of_its_samples() -> None:
+    ids = np.array([0, 1, 77, 2**31, 2**32 - 1])
+    for student, epoch in itertools.product((0, 5, 2**32 - 1, 2**32, 2**63 - 1), (0, 3, 2**33)):
+        wanted = [sampling.view_seed(student, epoch, int(i)) for i in ids]
+        assert view_seeds(student, epoch, ids) == wanted
+    assert view_seeds(1, 2, ids[:0]) == []
