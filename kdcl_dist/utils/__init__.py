@@ -1,1 +1,1 @@
-"""Small helpers of every package: random numbers, import strings, intervals, processes, addresses."""
+"""Helpers that several packages share: random numbers, import strings, intervals, processes, networks."""

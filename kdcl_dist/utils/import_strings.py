@@ -14,7 +14,7 @@ _PATTERN = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*:[A-Za-z_]\w*(\.[A-Za-z_]\w
 
 
 def is_import_string(text: str) -> bool:
-    """Whether `text` has the form `package.module:attribute` (paths and URIs have not)."""
+    """Whether `text` has the form `package.module:attribute`; paths and URIs do not."""
     return _PATTERN.fullmatch(text) is not None
 
 
@@ -22,7 +22,8 @@ def load_object(text: str) -> Any:
     """The object that an import string names.
 
     Raises:
-        ImportError: with one line that says what failed (form, module, attribute).
+        ImportError: the form is wrong, the module cannot be imported or the attribute is missing; the
+            message is one line.
     """
     if not is_import_string(text):
         raise ImportError(f"{text!r} is not of the form package.module:attribute")

@@ -1,4 +1,4 @@
-"""Which network interface has an address: NCCL wants to be told by name where gloo takes the address."""
+"""Network interfaces: NCCL takes the name of an interface, where gloo takes its address."""
 
 from __future__ import annotations
 
@@ -8,18 +8,18 @@ import struct
 
 __all__ = ["interface_of"]
 
-#: Linux' number for "the IPv4 address of this interface".
+#: The ioctl of Linux for the IPv4 address of an interface.
 SIOCGIFADDR = 0x8915
 
 
 def interface_of(address: str) -> str | None:
-    """The name of this machine's interface with an IPv4 address, or None if there is none."""
-    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as question:
+    """The name of this host's interface with the IPv4 address `address`, or None."""
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as query:
         for _, name in socket.if_nameindex():
             request = struct.pack("256s", name.encode()[:15])
             try:
-                answer = fcntl.ioctl(question, SIOCGIFADDR, request)
-            except OSError:  # an interface without such an address
+                answer = fcntl.ioctl(query, SIOCGIFADDR, request)
+            except OSError:  # an interface without an IPv4 address
                 continue
             if socket.inet_ntoa(answer[20:24]) == address:
                 return name

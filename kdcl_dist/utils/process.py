@@ -1,4 +1,4 @@
-"""A process that a dead parent left behind would hold memory and a device for ever; so none stays."""
+"""What a process sets for itself: its end with its parent, and how malloc treats freed memory."""
 
 from __future__ import annotations
 
@@ -10,9 +10,17 @@ from multiprocessing.connection import wait
 
 __all__ = ["end_with_parent", "keep_freed_memory"]
 
+#: Parameters of mallopt, from glibc's malloc.h.
+M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3
+#: Larger than any tensor of a step, in bytes; fits mallopt's int.
+LARGEST = 1 << 30
+
 
 def end_with_parent() -> None:
-    """End this process when the one that started it dies, however it dies."""
+    """End this process, with exit code 1, when its parent dies in any way.
+
+    An orphan would hold its memory and its device for ever. The process must be one of multiprocessing.
+    """
     parent = multiprocessing.parent_process()
     assert parent is not None
 
@@ -23,21 +31,12 @@ def end_with_parent() -> None:
     threading.Thread(target=watch, name="kdcl-parent", daemon=True).start()
 
 
-#: Of glibc's malloc.h.
-M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3
-
-
-#: Larger than any tensor of a step, and what mallopt's int can hold.
-LARGEST = 1 << 30
-
-
 def keep_freed_memory() -> None:
-    """Let malloc keep what a step frees, for the next step, instead of giving it back to the kernel.
+    """Let malloc keep the memory that a step frees for the next step.
 
-    A step allocates and frees the same tensors again and again. By default glibc returns the larger ones
-    to the kernel each time, which then hands out fresh pages one fault at a time: on a CPU about a tenth
-    of a step. The peak is the same; between the peaks the process keeps it. Other C libraries are left as
-    they are.
+    Every step allocates and frees the same tensors. By default glibc returns large blocks to the kernel,
+    which then hands out new pages one fault at a time: on a CPU about a tenth of a step. The peak of memory
+    stays the same; the process holds it between steps. Other C libraries keep their defaults.
     """
     try:
         mallopt = ctypes.CDLL(None).mallopt

@@ -1,9 +1,8 @@
-"""Random numbers as pure functions of what they are for.
+"""Random numbers as pure functions of their purpose.
 
-No generator's state is ever carried from one step to the next: each draw is keyed by
-(seed, purpose, epoch, ...), so that stopping, resuming, replacing a process or changing the number of
-loader workers cannot change it. Both `SeedSequence` and the raw output of `Philox` are frozen by NumPy's
-compatibility policy, so the same recipe gives the same streams with other versions of NumPy.
+Each draw has a key (seed, purpose, epoch, ...), and no generator carries state from one step to the next. So
+a resumption, a new process or another number of loader workers changes no draw. NumPy's compatibility policy
+freezes `SeedSequence` and the raw output of `Philox`: a recipe gives the same draws with every NumPy.
 """
 
 from __future__ import annotations
@@ -17,7 +16,7 @@ __all__ = ["Purpose", "derive", "permutation"]
 
 
 class Purpose(IntEnum):
-    """What random numbers are for; the first key after the seed, so that no two purposes share a draw."""
+    """The purpose of a draw: the first key after the seed, so that no two purposes share a draw."""
 
     STUDENT = 1
     HOLDOUT = 2
@@ -32,7 +31,7 @@ class Purpose(IntEnum):
 
 
 def derive(seed: int, purpose: Purpose, *keys: int) -> int:
-    """A 63-bit seed that depends on all arguments; every argument is a non-negative integer."""
+    """A 63-bit seed that depends on all arguments; all are non-negative integers."""
     state = np.random.SeedSequence((seed, int(purpose), *keys)).generate_state(1, np.uint64)
     return int(state[0] >> np.uint64(1))
 

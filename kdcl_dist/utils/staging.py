@@ -1,4 +1,4 @@
-"""A folder that appears under its name only when all of it is there."""
+"""Folders that appear under their name only when they are complete."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ __all__ = ["part_of", "publish", "staged"]
 
 
 def part_of(folder: Path) -> Path:
-    """Where the content of a folder is gathered before it has its name: `FOLDER.part`.
+    """The path for the content of an incomplete folder: `FOLDER.part`.
 
     Raises:
-        DataError: the folder exists already and is not empty.
+        DataError: the folder exists already and is not empty, or cannot be read.
     """
     folder = folder.absolute()
     try:
@@ -24,12 +24,16 @@ def part_of(folder: Path) -> Path:
     except OSError as error:
         raise DataError(f"{folder}: cannot be written: {one_line(error)}") from error
     if taken:
-        raise DataError(f"{folder}: exists already; delete it or choose another place")
+        raise DataError(f"{folder}: exists already; delete it or choose another path")
     return folder.with_name(folder.name + ".part")
 
 
 def publish(part: Path, folder: Path) -> None:
-    """Give a complete folder its name; `DataError` if that cannot be done."""
+    """Give a complete folder its name.
+
+    Raises:
+        DataError: the folder cannot be written.
+    """
     try:
         part.replace(folder.absolute())
     except OSError as error:
@@ -38,7 +42,7 @@ def publish(part: Path, folder: Path) -> None:
 
 @contextmanager
 def staged(folder: Path) -> Iterator[Path]:
-    """Write into the path given; it becomes the folder at the end, or is deleted after an error.
+    """A new path to write into, which becomes the folder at the end, or is deleted after an error.
 
     Raises:
         DataError: the folder exists, or cannot be written.
@@ -47,7 +51,9 @@ def staged(folder: Path) -> Iterator[Path]:
     try:
         part.mkdir(parents=True)
     except FileExistsError:
-        raise DataError(f"{part}: left by a command that was cut off, or one that runs; delete it") from None
+        raise DataError(
+            f"{part}: left by a command that was interrupted, or by one that still runs; delete it"
+        ) from None
     except OSError as error:
         raise DataError(f"{folder}: cannot be written: {one_line(error)}") from error
     try:

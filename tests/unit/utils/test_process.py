@@ -1,0 +1,73 @@
+"""A process ends with its parent; malloc's thresholds are set where there is a glibc."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import signal
+import subprocess
+import sys
+import time
+from types import SimpleNamespace
+
+import pytest
+from cohorts import ROOT
+
+from kdcl_dist.utils import process
+from kdcl_dist.utils.process import keep_freed_memory
+
+PARENT = """
+import multiprocessing, time
+from kdcl_dist.utils.process import end_with_parent
+
+def child(pipe):
+    end_with_parent()
+    pipe.send(multiprocessing.current_process().pid)
+    time.sleep(60)
+
+if __name__ == "__main__":
+    context = multiprocessing.get_context("fork")
+    mine, theirs = context.Pipe()
+    context.Process(target=child, args=(theirs,)).start()
+    print(mine.recv(), flush=True)
+    time.sleep(60)
+"""
+
+
+def lives(pid: int) -> bool:
+    """Whether a process runs; one that has ended but has not been collected does not."""
+    try:
+        with open(f"/proc/{pid}/stat") as file:  # noqa: PTH123
+            return file.read().rpartition(")")[2].split()[0] != "Z"
+    except OSError:
+        return False
+
+
+def test_a_child_ends_with_its_killed_parent() -> None:
+    with subprocess.Popen(
+        [sys.executable, "-c", PARENT], cwd=ROOT, stdout=subprocess.PIPE, text=True
+    ) as parent:
+        assert parent.stdout is not None
+        child = int(parent.stdout.readline())
+        assert lives(child)
+        parent.kill()
+    deadline = time.monotonic() + 20
+    while lives(child) and time.monotonic() < deadline:
+        time.sleep(0.02)
+    if lives(child):
+        os.kill(child, signal.SIGKILL)
+        pytest.fail("the child outlived its parent")
+
+
+def test_both_thresholds_are_set(monkeypatch: pytest.MonkeyPatch) -> None:
+    calls: list[tuple[int, int]] = []
+    library = SimpleNamespace(mallopt=lambda *arguments: calls.append(arguments))
+    monkeypatch.setattr(ctypes, "CDLL", lambda name: library)
+    keep_freed_memory()
+    assert sorted(calls) == [(-3, process.LARGEST), (-1, process.LARGEST)]
+    assert process.LARGEST < 2**31, "an int of C"
+
+
+def test_other_libraries_keep_their_defaults(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ctypes, "CDLL", lambda name: SimpleNamespace())
+    keep_freed_memory()
