@@ -1,1 +1,1 @@
-"""How logits and soft targets travel each step: messages, their layout and the process group."""
+"""The exchange of logits and soft targets each step: messages, their layout, the process group, replicas."""

@@ -14,10 +14,10 @@ __all__ = ["find_rows", "rows_of"]
 
 
 def rows_of(wanted_ids_B: Tensor, ids_R: Tensor) -> Tensor:
-    """For each wanted id, the row in which `ids_R` has it: int64 (B,).
+    """The row of `ids_R` that holds each wanted id: int64 (B,).
 
     Raises:
-        MisalignedIds: an id is wanted that `ids_R` lacks, or `ids_R` has an id twice.
+        MisalignedIds: `ids_R` lacks a wanted id, or holds an id twice.
     """
     row_B, found_B = find_rows(wanted_ids_B, ids_R)
     if not bool(found_B.all()):
@@ -29,12 +29,12 @@ def rows_of(wanted_ids_B: Tensor, ids_R: Tensor) -> Tensor:
 
 
 def find_rows(wanted_ids_B: Tensor, ids_R: Tensor) -> tuple[Tensor, Tensor]:
-    """For each wanted id the row in which `ids_R` has it, int64 (B,), and whether it has it, bool (B,).
+    """The row of `ids_R` that holds each wanted id, int64 (B,), and whether there is one, bool (B,).
 
-    The row of an id that is missing means nothing.
+    The row of a missing id has no meaning.
 
     Raises:
-        MisalignedIds: `ids_R` has an id twice.
+        MisalignedIds: `ids_R` holds an id twice.
     """
     sorted_ids, order = torch.sort(ids_R)
     if bool((sorted_ids[1:] == sorted_ids[:-1]).any()):
@@ -42,5 +42,5 @@ def find_rows(wanted_ids_B: Tensor, ids_R: Tensor) -> tuple[Tensor, Tensor]:
         raise MisalignedIds(f"sample {int(twice[0])} occurs twice in one message")
     if not len(ids_R):
         return torch.zeros_like(wanted_ids_B), torch.zeros_like(wanted_ids_B, dtype=torch.bool)
-    place_B = torch.searchsorted(sorted_ids, wanted_ids_B).clamp_(max=len(ids_R) - 1)
-    return order[place_B], sorted_ids[place_B] == wanted_ids_B
+    index_B = torch.searchsorted(sorted_ids, wanted_ids_B).clamp_(max=len(ids_R) - 1)
+    return order[index_B], sorted_ids[index_B] == wanted_ids_B

@@ -1,21 +1,19 @@
-"""The exchange group: the students' messages are gathered, and the coordinator's answer comes back.
+"""The exchange group: it gathers the students' messages and sends the coordinator's answer back.
 
-Where students learn from each other's own logits (`dml`) these are gloo's all-gather, a ring, and its
-broadcast. Else nobody but the coordinator reads what a student sends, and a star is several times as fast:
-each student sends to the coordinator, which sends the answer to each. Point to point also spares the change
-to gloo's own thread. `python -m benchmarks.exchange` shows both.
+Where students learn from each other's own logits (`dml`), an exchange is gloo's all-gather, a ring, and its
+broadcast. Elsewhere only the coordinator reads what a student sends, and a star is several times as fast:
+each student sends to the coordinator, which sends the answer to each. Point-to-point transfers also spare
+the switch to gloo's own thread. `python -m benchmarks.exchange` measures both.
 
-In the star nobody waits for what it sends, only for what it receives: that shows that the other side has
-it. Gloo forgets a message that it is about to send when the connection breaks, and its sender would wait
-until the limit, but it tells whoever waits to receive, unless the message has come in part.
+In the star a rank waits only for what it receives, which shows that the other side has its message. When a
+connection breaks, gloo forgets a message that it is about to send, and its sender would wait until the
+limit. Gloo does notify a rank that waits to receive, unless a part of the message has arrived.
 
-The group is built directly on a store, never as torch.distributed's global default, so that it can be
-formed anew while its workers live, and several can exist in one process. The coordinator is the last
-rank. Gloo carries it: the payload is small, lies on the CPU, and two ranks may share a device, which
-NCCL refuses. Both the store and the group bind to one address only, the one given, since gloo's own
-choice is the loopback wherever the host's name resolves there.
-
-Beside `kdcl_dist.exchange.replicas` no other module of the package calls torch.distributed.
+The group is built directly on a store, never as torch.distributed's global default. So it can form anew
+while its workers live, and several groups can exist in one process. The coordinator is the last rank. Gloo
+carries the messages: they are small and lie on the CPU, and two ranks may share a device, which NCCL
+refuses. The store and the group bind to the one address that they are given, since gloo's own choice is the
+loopback wherever the host's name resolves to that.
 """
 
 from __future__ import annotations
@@ -40,12 +38,11 @@ from kdcl_dist.membership.tcp_store import c10d
 
 __all__ = ["Exchange"]
 
-
 #: Seconds that forming the group may take at least, since many connections are made at once.
 FORM_S = 30.0
-#: Seconds that a student waits longer for the coordinator than that for the students: it knows who is late.
+#: Seconds that a student's limit is longer than the coordinator's, which knows which student is late.
 PATIENCE_S = 0.25
-#: Seconds in which an answer that some get has left, when others cannot be reached.
+#: Seconds in which an answer leaves for the students that can be reached, when others cannot.
 LEAVE_S = 1.0
 #: Tags of a student's message and of the coordinator's answer.
 MESSAGE, ANSWER = 1, 2
@@ -55,13 +52,18 @@ class Exchange:
     """One rank's end of the group.
 
     Args:
-        monitor: the monitor of the same run and generation; it knows who takes part and judges failures.
-        store: the store below which the group meets.
-        host: address of this process, by which the others reach it.
-        layout: size of the messages, and who reads them, on which the whole cohort agreed.
-        run: 64-bit number of the run, and generation of the group; messages of others are refused.
-        step_s: limit for one collective.
-        pinned: whether the own messages lie where a GPU reads and writes them directly.
+        monitor: of this process, in the same generation; it knows which workers take part.
+        store: the generation's part of the store, through which the group forms.
+        host: address of this process, to which the others connect.
+        layout: size of the messages, and who reads them; the same on every rank.
+        run: 64-bit number of the run.
+        generation: of the group; messages of another run or generation are refused.
+        step_s: limit of one transfer.
+        pinned: whether `outgoing` and `answer` lie in pinned memory, which a GPU reads and writes directly.
+
+    Attributes:
+        outgoing: the message that this student sends next.
+        answer: the coordinator's answer: written by the coordinator, received by the students.
     """
 
     def __init__(
@@ -90,54 +92,53 @@ class Exchange:
         self.answer.set_identity(run=run, generation=generation, sender=self.root)
         limit = timedelta(seconds=max(step_s, FORM_S))
         self._group: Any | None = None
-        self._expected: Any | None = None
+        self._posted: Any | None = None
         self._sent: list[Any] = []
         self._limit = "limits.step_s"
         self._group = self._guard(lambda: _form(store, self.rank, self.size, host, limit))
 
     def gather(self, limit_s: float | None = None) -> list[Message]:
-        """Send `outgoing` to those who read it; returns the students' messages, in the order of the cohort.
+        """Send `outgoing` to its readers; returns the students' messages, in the order of the cohort.
 
-        For a student that does not read them there are none, and `outgoing` is on its way until it has the
-        answer. The next `gather` overwrites them.
+        In a star only the coordinator has messages; `outgoing` is in use until the student has the answer.
+        The next `gather` overwrites the messages.
 
         Args:
             limit_s: seconds of `limits.startup_s`, where a phase may take longer than a step.
 
         Raises:
-            KdclError: the first failure of the run, when any process failed, died or did not answer.
+            KdclError: the first failure of the generation: a process failed, died or did not answer.
         """
         self._run(self._all_gather if self.all_to_all else self._to_coordinator, limit_s)
         return self.messages
 
     def post_receive(self, with_rows: bool) -> None:
-        """Make ready to receive the next answer; for a student, once it has sent.
+        """Post the receive of the next answer; for a student, after `gather`.
 
-        Gloo moves a message only when its receiver is ready. So the answer arrives while the student does
-        something else, and does not wait for that.
+        Gloo moves a message only to a posted receive. So the answer arrives while the student computes.
 
         Args:
-            with_rows: as `broadcast` is called then.
+            with_rows: as of the next `broadcast`.
 
         Raises:
-            KdclError: as `gather`.
+            KdclError: as of `gather`.
         """
         if self.all_to_all:
             return
         part = self._part(with_rows)
-        self._expected = self._guard(lambda: self._opened().recv([part], self.root, ANSWER))
+        self._posted = self._guard(lambda: self._open_group().recv([part], self.root, ANSWER))
 
     def broadcast(self, with_rows: bool, limit_s: float | None = None) -> Message:
-        """Send the coordinator's `answer` to all, or receive it: the header, and the rows if `with_rows`.
+        """Send the coordinator's `answer`, or receive it: its header, and its rows if `with_rows`.
 
-        It is on its way until the next `gather` has ended, or `flush`.
+        The coordinator's `answer` is in use until the next `gather` or `flush` has ended.
 
         Args:
             with_rows: the same on every rank.
             limit_s: seconds of `limits.startup_s`, where the coordinator may need longer than a step.
 
         Raises:
-            KdclError: as `gather`; also when the coordinator refused the step.
+            KdclError: as of `gather`; also when the coordinator refused the step.
             ForeignMessage: the answer is not of this run, generation or step.
         """
         buffer = self._part(with_rows)
@@ -149,34 +150,34 @@ class Exchange:
         return self.answer
 
     def flush(self) -> None:
-        """Wait until the last answer has left; for the coordinator, before it closes a group that is whole.
+        """Wait until the last answer has left; for the coordinator, before it closes a working group.
 
         Raises:
-            KdclError: as `gather`.
+            KdclError: as of `gather`.
         """
         if self._sent:
             self._run(self._await_sent, None)
 
     def close(self) -> None:
-        """Close the connections; peers that wait in a collective fail at once.
+        """Close the connections; the transfers of the peers fail at once.
 
-        Gloo closes its sockets when the last reference to the group goes, and not before (neither
-        `shutdown` nor `abort` does it), so nothing but this attribute may hold the group.
+        Gloo closes its sockets when the last reference to the group is dropped, and not before (neither
+        `shutdown` nor `abort` closes them). So no other object may hold the group.
         """
-        self._expected, self._sent = None, []  # they hold it too
+        self._posted, self._sent = None, []  # transfers hold the group too
         self._group = None
 
     def _part(self, with_rows: bool) -> Tensor:
-        """What of the answer is sent."""
+        """The part of the answer that is sent."""
         return self.answer.buffer if with_rows else self.answer.buffer[: HEADER.itemsize]
 
     def _run(self, action: Callable[[Any, timedelta], None], limit_s: float | None) -> None:
         self._limit = "limits.step_s" if limit_s is None else "limits.startup_s"
         limit = timedelta(seconds=self.step_s if limit_s is None else limit_s)
-        self._guard(lambda: action(self._opened(), limit))
+        self._guard(lambda: action(self._open_group(), limit))
 
-    def _opened(self) -> Any:
-        """The group, which only a transfer's own frame may hold."""
+    def _open_group(self) -> Any:
+        """The group; only the frame of a transfer may hold it."""
         if self._group is None:
             raise RuntimeError("the exchange is closed")
         return self._group
@@ -193,32 +194,32 @@ class Exchange:
         if self.rank == self.root:
             self._answer_all(group, buffer)
         else:
-            expected, self._expected = self._expected, None
-            expected = expected or group.recv([buffer], self.root, ANSWER)
-            expected.wait(limit + timedelta(seconds=PATIENCE_S))
+            posted, self._posted = self._posted, None
+            posted = posted or group.recv([buffer], self.root, ANSWER)
+            posted.wait(limit + timedelta(seconds=PATIENCE_S))
             self._await_sent(group, limit)
 
     def _answer_all(self, group: Any, buffer: Tensor) -> None:
-        """Send the answer to all who can be reached before it is said that one cannot."""
+        """Send the answer to every student that can be reached, then raise if one cannot."""
         broken: RuntimeError | None = None
         for rank in range(self.root):
             try:
                 self._sent.append(group.send([buffer], rank, ANSWER))
             except RuntimeError as error:
                 broken = broken or error.with_traceback(None)
-        if broken is not None:  # an answer that was cut off in its middle would be waited for until the limit
+        if broken is not None:  # a student that received a part of the answer would wait until its limit
             with contextlib.suppress(RuntimeError):
                 self._await_sent(group, timedelta(seconds=LEAVE_S))
             raise broken
 
     def _await_sent(self, group: Any, limit: timedelta) -> None:
-        """See that what was sent last has left; it has where an answer to it came."""
+        """Wait until the last messages have left, as they have once they are answered."""
         sent, self._sent = self._sent, []
         _await_each(sent, limit)
 
     def _all_gather(self, group: Any, limit: timedelta) -> None:
-        # The group's own limit: with `wait(limit)` the thread that carries the collective would go on
-        # waiting, and hold the connections open, after the wait was given up.
+        # The group's limit, which has no public setter: after `wait(limit)` gave up, the collective's thread
+        # would keep waiting, and hold the connections open.
         group._set_default_timeout(limit)
         parts = [*(message.buffer for message in self.messages), self._unread]
         work: Any = dist.all_gather(parts, self.outgoing.buffer, group=group, async_op=True)
@@ -230,23 +231,22 @@ class Exchange:
         work.wait()
 
     def _guard(self, action: Callable[[], Any]) -> Any:
-        """Run a blocking action; round what breaks it into the first failure of the run.
+        """Run a blocking action; raise the first failure of the generation for what breaks it.
 
-        The own connections are closed first: those who wait on this rank then fail at once too, and
-        the whole cohort knows within milliseconds instead of one limit after the other.
+        This rank closes its connections first: the ranks that wait for it then fail at once too, and the
+        whole cohort knows within milliseconds instead of one limit after the other.
         """
         try:
             return action()
         except RuntimeError as error:
             cause = error.with_traceback(None)  # its frames would hold the group, and so its sockets
-        raise self.diagnose(cause) from cause  # not above: before Python 3.11 the frames live until there
+        raise self.diagnose(cause) from cause  # outside `except`, where Python 3.10 still holds the frames
 
     def diagnose(self, cause: BaseException) -> KdclError:
-        """Close the own connections after one broke; the first failure of the run."""
+        """Close the connections after one broke; returns the first failure of the generation."""
         self.close()
-        unfinished = (
-            [self.monitor.present[place] for place in cause.places] if isinstance(cause, _Unfinished) else []
-        )
+        indices = cause.indices if isinstance(cause, _Unfinished) else ()
+        unfinished = [self.monitor.present[index] for index in indices]
         return failure_detector.diagnose(
             self.monitor, cause, limit_s=self.step_s, limit_name=self._limit, unfinished=unfinished
         )
@@ -263,32 +263,38 @@ class Exchange:
 
 
 class _Unfinished(RuntimeError):
-    """The limit ended before the transfers with some ranks of the group, `places`, were done."""
+    """The limit ended before the transfers with some ranks of the group were done.
 
-    def __init__(self, places: Sequence[int], message: str) -> None:
+    Args:
+        indices: these ranks.
+        message: of the first transfer's exception.
+    """
+
+    def __init__(self, indices: Sequence[int], message: str) -> None:
         super().__init__(message)
-        self.places = places
+        self.indices = indices
 
 
 def _await_each(works: Sequence[Any], limit: timedelta) -> None:
-    """Wait for the transfers with ranks 0, 1, ..., together at most for the limit.
+    """Wait for the transfers with ranks 0, 1, ...; the limit is that of all together.
 
-    When that ends gloo closes the connections of the group, but what was transferred by then is.
+    When it ends, gloo closes the connections of the group. What was transferred by then is kept.
     """
-    deadline, places, message = time.monotonic() + limit.total_seconds(), list[int](), ""
-    for place, work in enumerate(works):
+    deadline, indices, message = time.monotonic() + limit.total_seconds(), list[int](), ""
+    for index, work in enumerate(works):
         try:
             work.wait(timedelta(seconds=max(0.001, deadline - time.monotonic())))
         except RuntimeError as error:
-            if not places and not failure_detector.timed_out(error):
+            if not indices and not failure_detector.timed_out(error):
                 raise
-            places.append(place)
+            indices.append(index)
             message = message or str(error)
-    if places:
-        raise _Unfinished(places, message)
+    if indices:
+        raise _Unfinished(indices, message)
 
 
 def _form(store: Store, rank: int, size: int, host: str, limit: timedelta) -> Any:
+    """A gloo group on the run's own store; torch has no public way to form one without its global default."""
     options = c10d.ProcessGroupGloo._Options()
     options._devices = [c10d.ProcessGroupGloo.create_device(hostname=host)]
     options._timeout = limit

@@ -1,6 +1,6 @@
-"""What goes over the exchange layout in a run: the size of its messages, and who reads them.
+"""The layout of a run's messages: their sizes, and who reads them.
 
-All of it follows from the recipe and the number of classes, so that every rank knows it without a word.
+The layout follows from the recipe and the number of classes. So every rank knows it without communication.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from kdcl_dist.exchange.message import MessageLayout
 
 __all__ = ["DTYPES", "ExchangeLayout", "answer_rows", "sends_target"]
 
-#: By their names in recipes.
+#: The types of `distillation.wire_precision`.
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
@@ -23,9 +23,9 @@ class ExchangeLayout(NamedTuple):
     """The messages of a run.
 
     Attributes:
-        message: of every worker; sized for the student with the fewest replicas.
-        answer: of the coordinator.
-        all_to_all: whether students read each other's messages; else they go to the coordinator only.
+        message: of a worker's message, which holds the share of a student with the fewest replicas.
+        answer: of the coordinator's answer.
+        all_to_all: whether students read each other's messages; otherwise only the coordinator does.
     """
 
     message: MessageLayout
@@ -34,7 +34,7 @@ class ExchangeLayout(NamedTuple):
 
     @classmethod
     def of(cls, recipe: Recipe, classes: int) -> ExchangeLayout:
-        """As a recipe needs it."""
+        """The layout that a recipe needs for data of so many classes."""
         dtype = DTYPES[recipe.distillation.wire_precision]
         rows = max(share_of(recipe.batch_size, 0, each.replicas) for each in recipe.students)
         return cls(
@@ -50,9 +50,9 @@ def sends_target(recipe: Recipe) -> bool:
 
 
 def answer_rows(recipe: Recipe) -> int:
-    """Rows of the coordinator's answer: a step's samples, at most as many for each student in a window."""
+    """Rows of the coordinator's answer: the batches of a step; a window has up to one per student."""
     distillation, students = recipe.distillation, len(recipe.students)
     if not sends_target(recipe):
         return 0
-    apart = students if distillation.window == "epoch" else min(students, distillation.window)
-    return apart * recipe.batch_size
+    batches = students if distillation.window == "epoch" else min(students, distillation.window)
+    return batches * recipe.batch_size

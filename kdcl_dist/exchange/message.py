@@ -1,8 +1,8 @@
-"""What a rank says in one collective: a header, sample ids, labels and logits in one buffer of bytes.
+"""The message of one rank in one exchange: a header, sample ids, labels and logits in one buffer of bytes.
 
-Every message of a run has the same size, fixed when the cohort comes together, and says in its header how
-many rows it uses. So no two ranks can ever disagree about the size of a collective, which would corrupt
-data silently; a disagreement is always one about the header, which is checked.
+Every message of a run has the same size, and its header says how many rows are used. So ranks never disagree
+about the size of a transfer, which would corrupt data silently. They can disagree about a header only, and
+every header is checked.
 
 Shapes: B rows used, R rows of capacity, C classes.
 """
@@ -37,29 +37,29 @@ __all__ = [
 
 MAGIC = 0x4B44434C
 PROTOCOL = 4
-#: Students of one cohort, each of which has a bit in the coordinator's answer.
+#: The most students of one cohort; each has a bit in the header of the coordinator's answer.
 MAX_STUDENTS = 256
 
 
 class Flag(IntFlag):
-    """Requests and diagnoses beside the payload."""
+    """Requests and decisions in a header."""
 
     NONE = 0
-    #: A student asks to stop; in the coordinator's answer: all take a checkpoint and stop.
+    #: A student requests a stop; in the coordinator's answer: all save a checkpoint and stop.
     STOP = 1
-    #: The coordinator refuses the step; the reason lies with the other failures.
+    #: The coordinator refuses the step; the monitor holds the reason, as the failure of the generation.
     REFUSED = 2
-    #: In the coordinator's answer: the cohort forms anew after this round, and goes on.
+    #: In the coordinator's answer: after this round the cohort forms a new generation and continues.
     REFORM = 4
-    #: In the coordinator's answer: all take a checkpoint after this round, and go on.
+    #: In the coordinator's answer: all save a checkpoint after this round and continue.
     SAVE = 8
 
 
 class StepMetrics(NamedTuple):
-    """A student's own figures of one training step, sent with the next message. Seconds end in _s.
+    """A student's figures of one training step, which its next message carries. Seconds end in _s.
 
-    skipped: 1 if it learned nothing, since its gradient was not finite. The last two are those of
-    `kdcl_dist.distillation.diagnostics.Conflict`, NaN where they were not measured.
+    `skipped` is 1 if the student skipped its update, since the gradient was not finite. The last two are of
+    `kdcl_dist.distillation.diagnostics.Conflict`, and NaN where they were not measured.
     """
 
     step: float = -1.0
@@ -101,9 +101,12 @@ HEADER = np.dtype(
 
 
 class Contribution(NamedTuple):
-    """The used part of a training or evaluation message.
+    """The used rows of a message.
 
-    Shapes: ids_B int64, labels_B int64, logits_BC float32, or of the 16 bits in which they were sent.
+    Attributes:
+        ids: int64 (B,).
+        labels: int64 (B,).
+        logits: (B, C), of the layout's dtype.
     """
 
     ids: Tensor
@@ -112,12 +115,12 @@ class Contribution(NamedTuple):
 
 
 def by_student(messages: Sequence[Message], students: Sequence[int], count: int) -> list[Contribution]:
-    """The used rows of each student, those of its replicas one after another; none of one that is absent.
+    """The used rows of each student: those of its replicas in order, no rows for an absent student.
 
     Args:
         messages: of all workers that are present, in the order of the cohort.
-        students: the student of each of these workers.
-        count: students of the cohort.
+        students: index of the student of each of these workers.
+        count: number of students in the cohort.
     """
     parts: list[list[Contribution]] = [[] for _ in range(count)]
     for message, student in zip(messages, students, strict=True):
@@ -135,7 +138,7 @@ def _joined(parts: Sequence[Contribution]) -> Contribution:
 
 @dataclass(frozen=True)
 class MessageLayout:
-    """Where the parts lie in the buffer: `rows` is the capacity R, `classes` C, `dtype` that of logits."""
+    """The sizes of a message: capacity in rows R, classes C, and `dtype` of the logits."""
 
     rows: int
     classes: int
@@ -143,18 +146,18 @@ class MessageLayout:
 
     @property
     def nbytes(self) -> int:
-        """Size of a whole message; a multiple of 8, so that messages in a row stay aligned."""
+        """Size of a whole message: a multiple of 8, so that consecutive messages stay aligned."""
         logits = self.rows * self.classes * self.dtype.itemsize
         return HEADER.itemsize + self.rows * 16 + (logits + 7) // 8 * 8
 
 
 class Message:
-    """Typed views over one buffer; nothing is copied.
+    """Typed views of one buffer, without copies.
 
     Args:
         layout: of the buffer.
-        buffer: where the message lies; None makes it one.
-        pinned: whether a buffer is made that a GPU reads and writes without a copy in between.
+        buffer: of an existing message; None allocates one.
+        pinned: whether the new buffer is pinned: a GPU reads and writes it without another copy.
 
     Attributes:
         buffer: uint8, (layout.nbytes,).
@@ -175,7 +178,7 @@ class Message:
         self.logits = self.buffer[start + rows * 16 : end].view(layout.dtype).view(rows, layout.classes)
 
     def set_identity(self, *, run: int, generation: int, sender: int) -> None:
-        """Write what stays the same in all messages of one rank."""
+        """Write the fields that are the same in all messages of one rank."""
         self.header["magic"], self.header["protocol"] = MAGIC, PROTOCOL
         self.header["run"], self.header["generation"], self.header["sender"] = run, generation, sender
         self.header["classes"] = self.layout.classes
@@ -189,7 +192,12 @@ class Message:
         self.header["excluded"] = 0
 
     def write_rows(self, ids: Tensor, logits: Tensor, labels: Tensor | None = None) -> None:
-        """Write the rows: ids_B, logits_BC of any floating type and device, labels_B.
+        """Write rows into an empty message.
+
+        Args:
+            ids: int64 (B,).
+            logits: (B, C), of any floating type and device.
+            labels: int64 (B,); None keeps those of the buffer.
 
         Raises:
             ShapeMismatch: more rows than the capacity, or another number of classes.
@@ -207,18 +215,18 @@ class Message:
             self.labels[:rows].copy_(labels)
 
     def exclude(self, students: Sequence[int]) -> None:
-        """Say in the coordinator's answer which students, by place, the step is without."""
+        """Mark, in the coordinator's answer, the students by index whose logits the step leaves out."""
         bits = np.zeros(MAX_STUDENTS, np.uint8)
         bits[list(students)] = 1
         self.header["excluded"][:] = np.packbits(bits)
 
     def excludes(self, student: int) -> bool:
-        """Whether the step is without a student."""
+        """Whether the step leaves out a student's logits."""
         return bool(np.unpackbits(self.header["excluded"])[student])
 
     @property
     def kind(self) -> int:
-        """A `Kind`, or whatever number a foreign message has there."""
+        """The number of a `Kind`; a foreign message can have any number."""
         return int(self.header["kind"])
 
     @property
@@ -228,7 +236,7 @@ class Message:
 
     @property
     def step_metrics(self) -> StepMetrics:
-        """The sender's figures of its last training step; `step` is -1 if it has none."""
+        """The sender's figures of its last training step; `step` is -1 without one."""
         return StepMetrics(*self.header["metrics"].tolist())
 
     def contribution(self) -> Contribution:

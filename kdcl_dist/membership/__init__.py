@@ -1,1 +1,1 @@
-"""Who takes part in a run and who has failed, through a store that the coordinator hosts."""
+"""Membership: which processes take part in a run, and which have failed."""

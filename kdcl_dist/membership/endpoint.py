@@ -1,4 +1,4 @@
-"""Where the coordinator listens."""
+"""The address of the coordinator's store."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ __all__ = ["Endpoint"]
 
 @dataclass(frozen=True)
 class Endpoint:
-    """Where the coordinator's store listens; `id` tells it from that of a coordinator before."""
+    """The address of the coordinator's store; `id` is another for each coordinator of a run."""
 
     host: str
     port: int

@@ -1,4 +1,4 @@
-"""The coordinator's store itself: torch's TCPStore, hosted by the coordinator and reached by the students."""
+"""The store of a run: torch's TCPStore, which the coordinator hosts and the students connect to."""
 
 from __future__ import annotations
 
@@ -14,13 +14,12 @@ from kdcl_dist.membership.store import Store
 
 __all__ = ["c10d", "connect_store", "host_store", "scoped"]
 
-
-#: torch's annotations leave out the stores and the gloo group.
+#: torch.distributed without its annotations, which lack the stores and the process groups.
 c10d: Any = dist
 
 
 def host_store(host: str) -> tuple[Store, Endpoint]:
-    """Open the run's store on a free port of one address; for the coordinator."""
+    """Open the run's store on a free port of an address, for the coordinator."""
     listener = socket.create_server((host, 0), family=socket.AF_INET6 if ":" in host else socket.AF_INET)
     port = listener.getsockname()[1]
     store: Store = c10d.TCPStore(
@@ -35,14 +34,14 @@ def host_store(host: str) -> tuple[Store, Endpoint]:
 
 
 def connect_store(endpoint: Endpoint, limit_s: float) -> Store:
-    """Reach the coordinator's store.
+    """Connect to the coordinator's store.
 
     Raises:
-        CoordinatorLost: nothing listens there any more, or nobody answers within `limit_s` seconds.
+        CoordinatorLost: nothing listens at the endpoint, or nothing answers within `limit_s` seconds.
     """
     host, port = endpoint.host, endpoint.port
     try:
-        # The store's client tries a refused connection until its limit; here it means that nobody is there.
+        # The store's client retries a refused connection until its limit; here it means that no store exists.
         socket.create_connection((host, port), timeout=limit_s).close()
         store: Store = c10d.TCPStore(
             host, port, is_master=False, wait_for_workers=False, timeout=timedelta(seconds=limit_s)
@@ -57,6 +56,6 @@ def connect_store(endpoint: Endpoint, limit_s: float) -> Store:
 
 
 def scoped(store: Store, name: str) -> Store:
-    """A part of the store, such as that of one run, or of one generation of its group."""
+    """A part of the store under a prefix, such as that of one run or of one generation."""
     part: Store = c10d.PrefixStore(name, store)
     return part
