@@ -1,11 +1,11 @@
-"""How near `kdcl plan` comes: its prediction against a real run, for cohorts of unequal students.
+"""Accuracy of `kdcl plan`: its prediction and a real run, for cohorts of unequal students.
 
     python -m benchmarks.plan_check --out docs/results/plan-check.md
 
-For each cohort several rounds, each a prediction and, at once after it, a run with the local launcher. The
-table has medians over the rounds, and their range. The run's step is the median over its steps of the slowest
-student's step_s; its idle share is the median of the time that students wait or exchange, of their step, over
-all students.
+Each round makes a prediction and, directly after it, a run with the local launcher. The table shows medians over
+the rounds and their range. The step of a run is the median over its steps of the slowest student's step_s. The
+idle share of a student is the median share of a step that it waits or exchanges; that of a run is the mean over
+its students.
 """
 
 from __future__ import annotations
@@ -28,8 +28,8 @@ from kdcl_dist.run.metrics import ENSEMBLE, read_metrics
 from kdcl_dist.run.storage import Folder
 from kdcl_dist.training import train
 
-#: One core a worker; the first has as many workers as most small machines have cores.
-CASTS = {
+#: One core for each worker; the first cohort has as many workers as most small machines have cores.
+COHORTS = {
     "large + medium": ["students=[{name: one, model: cnn_large}, {name: two, model: cnn_medium}]"],
     "2 x large, small": [
         "students=[{name: one, model: cnn_large, replicas: 2}, {name: two, model: cnn_small}]"
@@ -43,14 +43,14 @@ Step = tuple[float, float]
 
 
 def predict(recipe: Recipe) -> Step:
-    """What the planner says."""
+    """The planner's prediction."""
     found = survey(recipe, len(recipe.workers), {}, cores=None, on_progress=lambda text: None)
-    best = found.cohort.predict([student.replicas for student in recipe.students])
+    best = found.model.predict([student.replicas for student in recipe.students])
     return best.step_s, mean(best.idle)
 
 
 def measure(recipe: Recipe) -> Step:
-    """What a run took."""
+    """The step and the idle share of a run."""
     with tempfile.TemporaryDirectory() as storage:
         rows = read_metrics(Folder(train(recipe, launcher="local", storage=storage).path)).to_pylist()
     steps: dict[tuple[str, int], dict[str, float]] = defaultdict(dict)
@@ -66,7 +66,7 @@ def measure(recipe: Recipe) -> Step:
 
 
 def row(name: str, rounds: list[tuple[Step, Step]]) -> str:
-    """One line of the table; the error is that of each round, so that load which changes counts less."""
+    """One line of the table. Each round has its own error, which lessens the effect of changing load."""
     errors = [first[0] / last[0] - 1 for first, last in rounds]
     cells = [_range([1000 * pair[side][0] for pair in rounds], ".1f") for side in (0, 1)]
     cells.append(_range(errors, "+.0%"))
@@ -79,7 +79,7 @@ def _range(values: list[float], form: str) -> str:
 
 
 def main() -> None:
-    """Compare all cohorts, print the table, and write it where asked."""
+    """Compare all cohorts, print the table, and write it to --out."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--epochs", type=int, default=3)
@@ -88,13 +88,13 @@ def main() -> None:
     lines = [
         f"{os.cpu_count()} cores ({platform.machine()}), no GPU, PyTorch {torch.__version__}; digits,",
         f"batch of 64, {arguments.rounds} rounds of {arguments.epochs} epochs, local launcher, one thread",
-        f"a worker. Load average of the machine at the beginning: {os.getloadavg()[0]:.1f}.",
+        f"for each worker. Load average of the machine at the beginning: {os.getloadavg()[0]:.1f}.",
         "Made by `python -m benchmarks.plan_check`.",
         "",
         "| cohort | predicted ms | measured ms | error of a round | predicted idle | measured idle |",
         "| --- | ---: | ---: | ---: | ---: | ---: |",
     ]
-    for name, overrides in CASTS.items():
+    for name, overrides in COHORTS.items():
         recipe = load_recipe(RECIPE, [*overrides, f"epochs={arguments.epochs}", "checkpoint.every_epochs=99"])
         rounds = [(predict(recipe), measure(recipe)) for _ in range(arguments.rounds)]
         lines.append(row(name, rounds))

@@ -32,7 +32,7 @@ from kdcl_dist.membership.endpoint import Endpoint
 from kdcl_dist.membership.monitor import Monitor
 from kdcl_dist.membership.tcp_store import connect_store, host_store, scoped
 from kdcl_dist.planning.collective_cost import Traffic, ring, star, tree
-from kdcl_dist.planning.processes import apart
+from kdcl_dist.planning.processes import run_in_processes
 
 __all__ = ["LARGE", "MEDIUM", "WAYS", "Costs", "Point", "figures", "fit", "measure", "measure_from"]
 
@@ -132,7 +132,7 @@ def measure(cases: Sequence[Point], rounds: int) -> list[float]:
     """Median seconds of a step of each point, as the coordinator sees them."""
     store, endpoint = host_store(HOST)
     most = max(case.ranks for case in cases)
-    by_place = apart(measure_from, [(endpoint, place, cases, rounds) for place in range(most)])
+    by_place = run_in_processes(measure_from, [(endpoint, place, cases, rounds) for place in range(most)])
     del store
     return by_place[0]
 

@@ -20,7 +20,7 @@ from benchmarks.conditions import conditions
 from kdcl_dist.config.recipe_file import parse_recipe
 from kdcl_dist.coordinator.aggregator import Aggregator
 from kdcl_dist.exchange.message import Contribution
-from kdcl_dist.planning.processes import apart
+from kdcl_dist.planning.processes import run_in_processes
 
 BATCH, STEPS = 128, 5
 METHODS = ("mean", "linear", "general")
@@ -32,7 +32,7 @@ def measure(method: str, students: int, classes: int) -> tuple[float, float]:
     cohort = ", ".join(f"{{name: s{number}, model: mlp}}" for number in range(students))
     data = "data: {train: x, test: x, holdout_per_class: 1}"
     recipe = f"{data}\nstudents: [{cohort}]\ndistillation: {{method: {method}}}"
-    found = apart(_answer, [(recipe, students, classes)])
+    found = run_in_processes(_answer, [(recipe, students, classes)])
     return found[0]
 
 

@@ -20,7 +20,7 @@ from benchmarks.conditions import conditions
 from benchmarks.scale import LARGE, MEDIUM, WAYS, Point, measure_from
 from kdcl_dist.membership.endpoint import Endpoint
 from kdcl_dist.membership.tcp_store import host_store
-from kdcl_dist.planning.processes import apart
+from kdcl_dist.planning.processes import run_in_processes
 
 RANKS, ROUNDS = (3, 5, 9), 3
 MBIT = 200
@@ -79,7 +79,9 @@ def main() -> None:
     _switch()
     cases = [Point(way, ranks, size, size) for way in WAYS for ranks in RANKS for size in (MEDIUM, LARGE)]
     store, endpoint = host_store(SWITCH)
-    measured = apart(_place, [(endpoint, place, cases, os.getpid()) for place in range(max(RANKS))])[0]
+    measured = run_in_processes(
+        _place, [(endpoint, place, cases, os.getpid()) for place in range(max(RANKS))]
+    )[0]
     del store
     lines = [
         "# The exchange over links of a known rate",

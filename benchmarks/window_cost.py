@@ -21,14 +21,14 @@ import torch
 from kdcl_dist.config.recipe_file import parse_recipe
 from kdcl_dist.config.rounds import Kind
 from kdcl_dist.coordinator.aggregator import Aggregator
-from kdcl_dist.coordinator.logit_bank import Bank
+from kdcl_dist.coordinator.logit_bank import LogitBank
 from kdcl_dist.exchange.group import Exchange
 from kdcl_dist.exchange.layout import ExchangeLayout
 from kdcl_dist.exchange.message import Contribution, MessageLayout
 from kdcl_dist.membership.endpoint import Endpoint
 from kdcl_dist.membership.monitor import Monitor
 from kdcl_dist.membership.tcp_store import connect_store, host_store, scoped
-from kdcl_dist.planning.processes import apart
+from kdcl_dist.planning.processes import run_in_processes
 from kdcl_dist.run.checkpoint import write_part
 from kdcl_dist.run.storage import Folder
 
@@ -56,7 +56,7 @@ def lookups() -> list[str]:
     lines = ["| samples | memory ms | of the smallest | file ms | of the smallest |", "| ---: " * 5 + "|"]
     logits_BC = torch.randn(rows, classes)
 
-    def step(bank: Bank) -> Callable[[int], object]:
+    def step(bank: LogitBank) -> Callable[[int], object]:
         drawn = [torch.randint(bank.samples, (rows,)) for _ in range(ROUNDS)]
 
         def work(number: int) -> object:
@@ -67,7 +67,7 @@ def lookups() -> list[str]:
         return work
 
     with tempfile.TemporaryDirectory() as folder:
-        banks = [Bank(students, n, classes, folder=place) for place in (None, folder) for n in samples]
+        banks = [LogitBank(students, n, classes, folder=place) for place in (None, folder) for n in samples]
         for bank in banks:  # the system gives memory as it is first written: not what a later step costs
             for array in bank.fields.values():
                 array.fill(0)
@@ -89,7 +89,7 @@ def targets() -> list[str]:
         recipe = parse_recipe(f"data: {{train: x, test: x}}\nstudents: [{cohort}]")
         samples = 8 * rows
         labels_N = torch.randint(classes, (samples,))
-        bank = Bank(students, samples, classes)
+        bank = LogitBank(students, samples, classes)
         for student in range(students):
             bank.put(student, torch.arange(samples), 3 * torch.randn(samples, classes), 0)
         shared = [torch.arange(rows)] * students
@@ -122,7 +122,7 @@ def exchanges() -> list[str]:
     for students, rows, classes in SIZES:
         store, endpoint = host_store("127.0.0.1")
         ranks = [(endpoint, rank, students, rows, classes) for rank in range(students + 1)]
-        by_rank = apart(_exchange, ranks)
+        by_rank = run_in_processes(_exchange, ranks)
         del store
         before, after = (max(seconds) for seconds in zip(*by_rank, strict=True))
         sizes = [MessageLayout(k * rows, classes).nbytes / 1e3 for k in (1, students)]
@@ -168,7 +168,7 @@ def _exchange(endpoint: Endpoint, rank: int, students: int, rows: int, classes: 
 def checkpoint() -> list[str]:
     """Writing a full bank, part by part, to this machine's disk."""
     students, samples, classes = 2, 50_000, 1000
-    bank = Bank(students, samples, classes)
+    bank = LogitBank(students, samples, classes)
     for student in range(students):
         for start in range(0, samples, 5_000):
             ids_B = torch.arange(start, start + 5_000)

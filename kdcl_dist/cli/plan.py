@@ -55,4 +55,4 @@ def plan(
         cores=cores,
         on_progress=lambda text: click.echo(text, err=True),
     )
-    click.echo(show(found, propose(found.cohort, number), number))
+    click.echo(show(found, propose(found.model, number), number))

@@ -1,1 +1,1 @@
-"""`kdcl plan`: what a step of a cohort will take, and which replicas shorten it; see docs/planning.md."""
+"""`kdcl plan`: predicts the step of a cohort, and proposes replicas that shorten it; see docs/planning.md."""

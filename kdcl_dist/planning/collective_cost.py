@@ -1,11 +1,11 @@
-"""What an exchange puts on the wire, counted from how gloo and the exchange group do it.
+"""Messages and bytes of an exchange, counted from the algorithms of gloo and of the exchange group.
 
-All-gather goes round a ring, every block in two halves that follow each other; broadcast goes down a
-binomial tree, in which a rank passes on only what it has whole (gloo/allgather.cc and broadcast.cc of
-github.com/facebookincubator/gloo). A star is one message between the root and each other rank, all at once:
-gloo's gather, and `kdcl_dist.exchange.group` both ways.
+All-gather runs around a ring; each block travels in two halves, one after the other. Broadcast runs down a
+binomial tree; a rank forwards a block only when it has received all of it (gloo/allgather.cc and broadcast.cc
+of github.com/facebookincubator/gloo). A star is one message between the root and each other rank, all at the
+same time: gloo's gather, and both directions of `kdcl_dist.exchange.group`.
 
-Nothing is measured here; docs/scale.md says how well the counts tell the time.
+This module measures nothing; docs/scale.md compares the counts with measured times.
 """
 
 from __future__ import annotations
@@ -18,12 +18,12 @@ __all__ = ["Traffic", "ring", "star", "tree"]
 
 @dataclass(frozen=True)
 class Traffic:
-    """Counts of one collective, or of several one after another.
+    """Counts of one collective, or of a sequence of collectives.
 
     Attributes:
-        rounds: messages that follow one another, each waiting for the one before.
-        passages, volume: messages, and their bytes, one after another at the busiest rank, in or out.
-        messages, total: all messages, and the bytes of all, whoever sends them.
+        rounds: length of the longest chain of messages in which each waits for the previous one.
+        passages, volume: messages and bytes in one direction at the busiest rank.
+        messages, total: messages and bytes of all ranks together.
     """
 
     rounds: int
@@ -43,18 +43,18 @@ class Traffic:
 
 
 def ring(ranks: int, nbytes: int) -> Traffic:
-    """Every rank gets a block of `nbytes` from every other."""
+    """All-gather: every rank receives a block of `nbytes` from every other rank."""
     others = ranks - 1
     return Traffic(others, 2 * others, others * nbytes, 2 * ranks * others, ranks * others * nbytes)
 
 
 def star(ranks: int, nbytes: int) -> Traffic:
-    """The root gets `nbytes` from every other rank, or sends them to every other."""
+    """Gather or scatter: the root receives `nbytes` from every other rank, or sends them to every other."""
     others = ranks - 1
     return Traffic(1, others, others * nbytes, others, others * nbytes)
 
 
 def tree(ranks: int, nbytes: int) -> Traffic:
-    """Every rank gets the same `nbytes` from the root, over as many levels as log2(ranks), rounded up."""
+    """Broadcast: every rank receives the same `nbytes` from the root, over ceil(log2(ranks)) levels."""
     depth = math.ceil(math.log2(ranks))
     return Traffic(depth, depth, depth * nbytes, ranks - 1, (ranks - 1) * nbytes)

@@ -1,4 +1,4 @@
-"""Figures given by hand: `NAME=SECONDS` for a whole batch, `NAME@ROWS=SECONDS` for so many samples."""
+"""Costs given by hand: `NAME=SECONDS` for a whole batch, `NAME@ROWS=SECONDS` for a number of samples."""
 
 from __future__ import annotations
 
@@ -11,15 +11,15 @@ from kdcl_dist.planning.step_model import Cost, Link
 
 __all__ = ["ENSEMBLE", "parse_given", "parse_link"]
 
-#: The coordinator's part can be given too; no student can have this name.
+#: Name of the coordinator's part of a step; no student can have it.
 ENSEMBLE = "ensemble"
 
 
 def parse_given(items: Iterable[str], recipe: Recipe) -> dict[str, dict[int, Cost]]:
-    """What is given of each student, by name and number of samples; all of it counts as compute.
+    """The given costs of each student, by name and number of samples; all counts as compute.
 
     Raises:
-        RecipeError: an item is not of that form, names no student, or is no positive time.
+        RecipeError: an item has another form, names no student, or gives no positive time.
     """
     found: dict[str, dict[int, Cost]] = {}
     for item in items:
@@ -40,7 +40,7 @@ def parse_given(items: Iterable[str], recipe: Recipe) -> dict[str, dict[int, Cos
 
 
 def parse_link(text: str) -> Link:
-    """A link from `SECONDS:BYTES`, its latency and its bytes a second; raises `RecipeError`."""
+    """A link from `SECONDS:BYTES`, latency and bytes per second; raises `RecipeError`."""
     latency, _, bandwidth = text.partition(":")
     try:
         found = Link(float(latency), float(bandwidth))

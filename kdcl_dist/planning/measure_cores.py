@@ -1,4 +1,4 @@
-"""How many cores this machine really gives: quotas, other load and shared units make it fewer than it has."""
+"""The effective number of cores of this machine: quotas, other load and shared units lower it."""
 
 from __future__ import annotations
 
@@ -8,34 +8,34 @@ import time
 import torch
 
 from kdcl_dist.config.recipe import Recipe
-from kdcl_dist.planning.processes import apart
+from kdcl_dist.planning.processes import run_in_processes
 
 __all__ = ["measure_cores"]
 
-#: Seconds until all processes are surely there, and of each of the windows in which one or all compute.
+#: Seconds for all processes to start, and seconds of each window in which one or all processes compute.
 HEAD_START_S = 2.0
 WINDOW_S = 0.5
 WINDOWS = 6
-MOST_PROCESSES = 64
+MAX_PROCESSES = 64
 
 
 def measure_cores(recipe: Recipe) -> float:
-    """What all can compute at once, as a multiple of what one can alone.
+    """The work that all processes complete at once, as a multiple of the work of one process alone.
 
-    As many processes compute as the cohort has threads on the CPU, or as there are cores where these are
-    more; one alone and all at once by rounds.
+    The number of processes is the larger of the cohort's threads on the CPU and the number of cores. One
+    process alone and all processes together compute in alternate windows.
     """
     threads = sum(s.replicas * s.resources.cpu for s in recipe.students if not s.resources.gpu)
-    number = min(max(threads, len(os.sched_getaffinity(0))), MOST_PROCESSES)
+    number = min(max(threads, len(os.sched_getaffinity(0))), MAX_PROCESSES)
     start = time.monotonic() + HEAD_START_S
-    by_rank = apart(_work, [(rank, start) for rank in range(number)])
+    by_rank = run_in_processes(_work, [(rank, start) for rank in range(number)])
     alone = sum(by_rank[0][::2])
     together = sum(sum(rounds[1::2]) for rounds in by_rank)
     return min(max(together / max(alone, 1), 1.0), float(number))
 
 
 def _work(rank: int, start: float) -> list[int]:
-    """Products computed in each window: in the first, third, ... by rank 0 only, in the others by all."""
+    """Products computed in each window; in the first, third, ... only rank 0 computes, in the others all."""
     torch.set_num_threads(1)
     matrix, done = torch.rand(128, 128), []
     for window in range(WINDOWS):

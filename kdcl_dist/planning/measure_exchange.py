@@ -1,4 +1,4 @@
-"""What all processes of a cohort together cost a step: the exchange of messages, and the ensemble."""
+"""Measuring the shared parts of a step: the exchange of messages, and the ensemble."""
 
 from __future__ import annotations
 
@@ -10,31 +10,31 @@ import torch
 from kdcl_dist.config.recipe import Recipe
 from kdcl_dist.config.rounds import Kind
 from kdcl_dist.coordinator.aggregator import Aggregator
-from kdcl_dist.coordinator.logit_bank import Bank
+from kdcl_dist.coordinator.logit_bank import LogitBank
 from kdcl_dist.exchange.group import Exchange
 from kdcl_dist.exchange.layout import ExchangeLayout
 from kdcl_dist.exchange.message import Contribution, Message, MessageLayout
 from kdcl_dist.membership.endpoint import Endpoint
 from kdcl_dist.membership.monitor import Monitor
 from kdcl_dist.membership.tcp_store import connect_store, host_store, scoped
-from kdcl_dist.planning.processes import STEPS, WARMUP_STEPS, apart, timed
+from kdcl_dist.planning.processes import STEPS, WARMUP_STEPS, run_in_processes, time_steps
 from kdcl_dist.planning.step_model import Link, fit_link
 
 __all__ = ["measure_ensemble", "measure_link"]
 
 HOST = "127.0.0.1"
-#: Seconds for the processes of an exchange to come together, and for one of its steps.
+#: Seconds for the processes of an exchange to connect, and for one of its steps.
 LIMIT_S = 60.0
-#: Two sizes of message (rows, classes): one that is all latency, and one of about a megabyte.
+#: Two sizes of message (rows, classes): a tiny one that measures latency, and one of about a megabyte.
 SMALL, LARGE = MessageLayout(1, 1), MessageLayout(4096, 64)
 
 
 def measure_link(recipe: Recipe) -> Link:
-    """Latency and bandwidth of this machine's loopback, by as many processes as the run has."""
+    """Latency and bandwidth of this machine's loopback, between as many processes as the run has."""
     workers = len(recipe.workers)
     store, endpoint = host_store(HOST)
     ranks = [(endpoint, rank, workers) for rank in range(workers + 1)]
-    by_rank = apart(_exchange, ranks)
+    by_rank = run_in_processes(_exchange, ranks)
     del store
     sizes = [(layout.nbytes, layout.nbytes) for layout in (SMALL, LARGE)]
     slowest_s = [max(seconds) for seconds in zip(*by_rank, strict=True)]
@@ -42,8 +42,8 @@ def measure_link(recipe: Recipe) -> Link:
 
 
 def measure_ensemble(recipe: Recipe, classes: int) -> float:
-    """Seconds in which the coordinator aligns a step's logits, here random ones, and forms the ensemble."""
-    return apart(_ensemble, [(recipe, classes)])[0]
+    """Seconds in which the coordinator aligns a step's logits (here random) and forms the ensemble."""
+    return run_in_processes(_ensemble, [(recipe, classes)])[0]
 
 
 # -- in the processes ----------------------------------------------------------------------------
@@ -64,7 +64,7 @@ def _exchange(endpoint: Endpoint, rank: int, workers: int) -> list[float]:
             generation=generation,
             step_s=LIMIT_S,
         )
-        # No budget here: all ranks must take as many steps.
+        # No time budget: all ranks must take the same number of steps.
         seconds = [_round_trip(exchange, step) for step in range(WARMUP_STEPS + STEPS)]
         exchange.flush()
         exchange.close()
@@ -85,8 +85,8 @@ def _ensemble(recipe: Recipe, classes: int) -> float:
     torch.set_num_threads(1)
     distillation, students, rows = recipe.distillation, len(recipe.students), recipe.batch_size
     bank = None
-    if distillation.keeps_logits:  # as for few samples: its time does not depend on how many there are
-        bank = Bank(students, 2 * rows, classes, top_k=distillation.bank.top_k)
+    if distillation.keeps_logits:  # a small one: its time does not depend on the number of samples
+        bank = LogitBank(students, 2 * rows, classes, top_k=distillation.bank.top_k)
     coordinator, answer = Aggregator(recipe, bank), Message(ExchangeLayout.of(recipe, classes).answer)
     labels_N = torch.randint(classes, (2 * rows,))
 
@@ -98,4 +98,4 @@ def _ensemble(recipe: Recipe, classes: int) -> float:
             answer.write_rows(target.ids, target.log_probabilities)
         return time.perf_counter() - started
 
-    return float(median(timed(step)))
+    return float(median(time_steps(step)))

@@ -1,11 +1,10 @@
-"""What a step costs each student alone, on the device of its resources, at several shares of the batch.
+"""Measuring a step of one student alone, on the device of its resources, for several shares of the batch.
 
 Shapes: B samples of one worker, C classes, P peers.
 """
 
 from __future__ import annotations
 
-import os
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
@@ -23,27 +22,29 @@ from kdcl_dist.data.training_data import TrainingData
 from kdcl_dist.errors import ModelError, RecipeError
 from kdcl_dist.exchange.layout import sends_target
 from kdcl_dist.exchange.message import Message, MessageLayout
-from kdcl_dist.planning.processes import apart, timed
+from kdcl_dist.planning.processes import run_in_processes, time_steps
 from kdcl_dist.planning.step_model import Cost
+from kdcl_dist.run.process import set_determinism
+from kdcl_dist.student.dry_run import dry_run
 from kdcl_dist.student.student import Student
 
 __all__ = ["measure_student", "with_replicas"]
 
 
 def measure_student(recipe: Recipe, index: int, counts: Sequence[int]) -> dict[int, Cost]:
-    """What a step costs one worker of a student, for each number of replicas.
+    """The cost of a step for one worker of a student, for each number of replicas.
 
     Args:
         recipe: the run.
-        index: place in `recipe.students`.
+        index: the student's index in the recipe.
         counts: numbers of replicas, each a divisor of the batch size; the first must fit the device.
 
     Returns:
-        By the number of samples of one worker; shares too large for a GPU's memory are left out.
+        Costs by the number of samples of one worker, without the shares too large for the GPU's memory.
 
     Raises:
         RecipeError: the student needs a GPU, and this machine has none.
-        KdclError: the data, the network or its first step fail.
+        KdclError: the data, the network or its first step fails.
     """
     student = recipe.students[index]
     if student.resources.gpu and not torch.cuda.is_available():
@@ -51,7 +52,7 @@ def measure_student(recipe: Recipe, index: int, counts: Sequence[int]) -> dict[i
             f"students.{student.name}.resources.gpu: this machine has no GPU to measure on; give the step's "
             f"seconds with --given {student.name}=SECONDS"
         )
-    return apart(_student, [(recipe, index, counts)])[0]
+    return run_in_processes(_student, [(recipe, index, counts)])[0]
 
 
 def with_replicas(recipe: Recipe, replicas: Sequence[int]) -> Recipe:
@@ -68,37 +69,32 @@ def with_replicas(recipe: Recipe, replicas: Sequence[int]) -> Recipe:
 
 def _student(recipe: Recipe, index: int, counts: Sequence[int]) -> dict[int, Cost]:
     torch.set_num_threads(recipe.students[index].resources.cpu)
-    if recipe.deterministic:
-        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
-        torch.use_deterministic_algorithms(True)
-    torch.backends.cudnn.benchmark = not recipe.deterministic
+    set_determinism(recipe.deterministic)
     student, streams = _build(recipe, index, counts)
     message = Message(MessageLayout(recipe.batch_size, student.classes))
-    # Shares take rounds, so that other load on the machine slows all alike; but not with a loader's workers,
-    # which would load for one share while another computes.
+    # All shares run in turn, so that other load on the machine slows them equally. With loader processes each
+    # share runs alone: else these would load for one share while another computes.
     groups = [[rows] for rows in streams] if recipe.data.loader_workers else [list(streams)]
     costs: dict[int, Cost] = {}
     for group in groups:
-        taking_turns = partial(_steps, student, {rows: streams[rows] for rows in group}, message)
-        steps = timed(taking_turns)
+        in_turn = partial(_steps, student, {rows: streams[rows] for rows in group}, message)
+        steps = time_steps(in_turn)
         for rows, own in zip(group, zip(*steps, strict=True), strict=True):
             costs[rows] = Cost(*(median(column) for column in zip(*own, strict=True)))
     return costs
 
 
 def _build(recipe: Recipe, index: int, counts: Sequence[int]) -> tuple[Student, dict[int, Iterator[Batch]]]:
-    """The student, and for each share that fits its device the batches of its first worker, by their size."""
+    """The student, and the batches of its first worker by their size, for each size that fits the device."""
     training_data = TrainingData.open(recipe)
     classes, channels = len(training_data.train.classes), training_data.train.channels
     device = torch.device("cuda" if recipe.students[index].resources.gpu else "cpu")
     student = Student(recipe, index, classes=classes, channels=channels, device=device)
-    student.check_output(next(training_data.test_batches()).images[:2])
-    first = training_data.first_views(index, 2)
-    student.try_step(first.images, first.labels)
+    dry_run(student, training_data, index)
     message = Message(MessageLayout(recipe.batch_size, classes))
     streams: dict[int, Iterator[Batch]] = {}
     for number in counts:
-        replicas = [number if place == index else 1 for place in range(len(recipe.students))]
+        replicas = [number if student == index else 1 for student in range(len(recipe.students))]
         stream, rows = _endless(with_replicas(recipe, replicas), index), recipe.batch_size // number
         try:
             _step(student, stream, message, 0)
@@ -127,7 +123,7 @@ def _steps(
 
 
 def _step(student: Student, stream: Iterator[Batch], message: Message, step: int) -> Cost:
-    """One step as in a run, but for the exchange: a random target takes the ensemble's place."""
+    """One step as in a run, with a random target in place of the exchange."""
     started = time.perf_counter()
     batch = next(stream)
     loaded = time.perf_counter()
@@ -145,7 +141,7 @@ def _step(student: Student, stream: Iterator[Batch], message: Message, step: int
 
 
 def _target(student: Student, rows: int) -> Tensor | None:
-    """Log-probabilities of the shape that the method's loss takes."""
+    """Random log-probabilities in the shape that the method's loss takes."""
     if student.recipe.distillation.method == "dml":
         return F.log_softmax(torch.randn(len(student.recipe.students) - 1, rows, student.classes), dim=2)
     return F.log_softmax(torch.randn(rows, student.classes), dim=1) if sends_target(student.recipe) else None

@@ -1,4 +1,4 @@
-"""Measurements in fresh processes: none inherits the threads, the memory or the warm caches of another."""
+"""Measurements in fresh processes, so that none inherits threads, memory or warm caches of another."""
 
 from __future__ import annotations
 
@@ -13,26 +13,26 @@ from typing import Any, TypeVar
 from kdcl_dist.errors import KdclError
 from kdcl_dist.utils.process import end_with_parent
 
-__all__ = ["STEPS", "WARMUP_STEPS", "apart", "timed"]
+__all__ = ["STEPS", "WARMUP_STEPS", "run_in_processes", "time_steps"]
 
 Result = TypeVar("Result")
 
 WARMUP_STEPS = 3
 STEPS = 20
-#: Seconds after which no further step of one measurement begins; five steps are timed in any case.
+#: Seconds after which no further step of a measurement begins, and the steps that are timed in any case.
 BUDGET_S = 10.0
-FEWEST_STEPS = 5
+MIN_STEPS = 5
 
 
-def apart(work: Callable[..., Result], items: Sequence[tuple[Any, ...]]) -> list[Result]:
-    """The work's results, each item in a process of its own, all at once.
+def run_in_processes(work: Callable[..., Result], items: Sequence[tuple[Any, ...]]) -> list[Result]:
+    """The results of `work` for each item; each runs in a process of its own, all at the same time.
 
     Raises:
         KdclError: a process died.
     """
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["kdcl_dist.student.runtime"])
-    with ProcessPoolExecutor(len(items), mp_context=context, initializer=_begin) as pool:
+    with ProcessPoolExecutor(len(items), mp_context=context, initializer=_initialise) as pool:
         jobs = [pool.submit(work, *item) for item in items]
         try:
             return [job.result() for job in jobs]
@@ -42,18 +42,18 @@ def apart(work: Callable[..., Result], items: Sequence[tuple[Any, ...]]) -> list
             ) from None
 
 
-def _begin() -> None:
-    """Leave Ctrl-C to the parent, and end with it, however it ends."""
+def _initialise() -> None:
+    """Leave Ctrl-C to the parent process, and end when the parent dies for any reason."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     end_with_parent()
 
 
-def timed(step: Callable[[int], Result]) -> list[Result]:
-    """What timed steps return, after the warm-up."""
+def time_steps(step: Callable[[int], Result]) -> list[Result]:
+    """The results of repeated steps, without those of the warm-up."""
     found: list[Result] = []
     began = time.perf_counter()
     for number in range(WARMUP_STEPS + STEPS):
-        if len(found) >= FEWEST_STEPS + WARMUP_STEPS and time.perf_counter() - began > BUDGET_S:
+        if len(found) >= MIN_STEPS + WARMUP_STEPS and time.perf_counter() - began > BUDGET_S:
             break
         found.append(step(number))
     return found[WARMUP_STEPS:]

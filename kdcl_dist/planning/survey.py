@@ -1,4 +1,4 @@
-"""All figures of a recipe: given ones, and measured ones for the rest."""
+"""The costs of a cohort: given ones, and measured ones for the rest."""
 
 from __future__ import annotations
 
@@ -17,25 +17,29 @@ from kdcl_dist.planning.measure_cores import measure_cores
 from kdcl_dist.planning.measure_exchange import measure_ensemble, measure_link
 from kdcl_dist.planning.measure_students import measure_student
 from kdcl_dist.planning.proposal import divisors
-from kdcl_dist.planning.step_model import Cohort, Cost, Figures, Link
+from kdcl_dist.planning.step_model import Cost, Link, StepModel, StudentCosts
 
 __all__ = ["DEFAULT_ENSEMBLE_S", "DEFAULT_LINK", "Survey", "survey"]
 
-#: Where all students' figures are given, nothing is measured: a network of 10 Gbit/s, and a usual ensemble.
+#: Defaults if the costs of all students are given, so that nothing is measured; a network of 10 Gbit/s.
 DEFAULT_LINK = Link(latency_s=100e-6, bandwidth=1e9)
 DEFAULT_ENSEMBLE_S = 1e-3
-#: Classes and channels where figures are given and the data is not here: those of ImageNet.
-ELSEWHERE = (1000, 3)
+#: Classes and channels, those of ImageNet, if all costs are given and the data is not on this machine.
+DEFAULT_SHAPE = (1000, 3)
 
+#: Costs by student and number of samples.
 Given = Mapping[str, Mapping[int, Cost]]
+#: The link, seconds of the ensemble, and the cores that all workers share.
+Shared = tuple[Link, float, float]
+OnProgress = Callable[[str], None]
 
 
 @dataclass(frozen=True)
 class Survey:
-    """What is known of a recipe's cohort, and where it comes from, one line each."""
+    """The model of a recipe's step, and the sources of its costs, one note for each line."""
 
     recipe: Recipe
-    cohort: Cohort
+    model: StepModel
     notes: list[str]
 
 
@@ -46,18 +50,18 @@ def survey(
     *,
     link: Link | None = None,
     cores: float | None = None,
-    on_progress: Callable[[str], None] = lambda text: None,
+    on_progress: OnProgress = lambda text: None,
 ) -> Survey:
-    """Collect a cohort's figures; students that are not given are measured here.
+    """Collect the costs of a cohort; measures the students that are not given.
 
     Args:
         recipe: the run.
-        workers: no student can have more replicas than these leave it.
-        given: of `parse_given`.
+        workers: number of workers, which bounds the replicas of each student.
+        given: costs from `parse_given`.
         link: between all processes. None: measured here; a usual one if nothing is measured.
         cores: CPU cores that all share. None: as many as this machine gives; no limit if
             nothing is measured.
-        on_progress: hears what is measured next.
+        on_progress: takes the name of each measurement before it begins.
 
     Raises:
         KdclError: something cannot be measured.
@@ -66,61 +70,73 @@ def survey(
     classes, channels, notes = _shape(recipe, needed=bool(measured))
     most = max(workers - len(recipe.students) + 1, max(student.replicas for student in recipe.students))
     students = [
-        _figures(recipe, place, most, given, (classes, channels), on_progress)
-        for place in range(len(recipe.names))
+        _costs(recipe, index, most, given, (classes, channels), on_progress)
+        for index in range(len(recipe.students))
     ]
-    ensemble_s = DEFAULT_ENSEMBLE_S
     if measured:
-        on_progress("measuring the exchange, the ensemble and the cores")
-        link, ensemble_s = link or measure_link(recipe), measure_ensemble(recipe, classes)
-        cores = cores or measure_cores(recipe)
-    if ENSEMBLE in given:
-        ensemble_s = next(iter(given[ENSEMBLE].values())).total_s
+        shared = _measure_shared(recipe, classes, link, cores, on_progress)
+    else:
+        shared = link or DEFAULT_LINK, DEFAULT_ENSEMBLE_S, cores or math.inf
     source = f"{', '.join(measured)} measured on this machine" if measured else "nothing measured here"
     notes.insert(0, f"{source}, the rest given or default")
-    cohort = Cohort(
+    return Survey(recipe, _model(recipe, classes, students, given, shared), notes)
+
+
+def _measure_shared(
+    recipe: Recipe, classes: int, link: Link | None, cores: float | None, on_progress: OnProgress
+) -> Shared:
+    on_progress("measuring the exchange, the ensemble and the cores")
+    return link or measure_link(recipe), measure_ensemble(recipe, classes), cores or measure_cores(recipe)
+
+
+def _model(
+    recipe: Recipe, classes: int, students: list[StudentCosts], given: Given, shared: Shared
+) -> StepModel:
+    link, ensemble_s, cores = shared
+    if ENSEMBLE in given:
+        ensemble_s = next(iter(given[ENSEMBLE].values())).total_s
+    return StepModel(
         recipe.batch_size,
         classes,
         students,
-        link or DEFAULT_LINK,
+        link,
         ensemble_s,
         answer_rows(recipe),
-        cores or math.inf,
+        cores,
         DTYPES[recipe.distillation.wire_precision],
     )
-    return Survey(recipe, cohort, notes)
 
 
 def _shape(recipe: Recipe, *, needed: bool) -> tuple[int, int, list[str]]:
-    """Classes and channels of the data, which need not be here if nothing is measured."""
+    """Classes, channels and notes; data that is missing on this machine is an error only if `needed`."""
     try:
         data = open_classes(recipe.data.train, recipe.data.classes)
     except DataError:
         if needed:
             raise
-        classes, channels = ELSEWHERE
+        classes, channels = DEFAULT_SHAPE
         return classes, channels, [f"data.train cannot be opened here: {classes} classes are assumed"]
     return len(data.classes), data.channels, []
 
 
-def _figures(
+def _costs(
     recipe: Recipe,
-    place: int,
+    index: int,
     most: int,
     given: Given,
     shape: tuple[int, int],
-    on_progress: Callable[[str], None],
-) -> Figures:
-    student, counts = recipe.students[place], divisors(recipe.batch_size, most)
+    on_progress: OnProgress,
+) -> StudentCosts:
+    student, counts = recipe.students[index], divisors(recipe.batch_size, most)
     if student.name in given:
         costs = given[student.name]
     else:
         on_progress(f"measuring {student.name}")
-        # What the recipe has now goes first: it must fit the device, others may not.
-        costs = measure_student(recipe, place, sorted(counts, key=lambda count: count != student.replicas))
+        # The recipe's own number goes first: it must fit the device, the others need not.
+        costs = measure_student(recipe, index, sorted(counts, key=lambda count: count != student.replicas))
         counts = [count for count in counts if recipe.batch_size // count in costs]
     threads = 0 if student.resources.gpu else student.resources.cpu
-    return Figures(costs, threads, _gradient_bytes(recipe, student, shape), counts)
+    return StudentCosts(costs, threads, _gradient_bytes(recipe, student, shape), counts)
 
 
 def _gradient_bytes(recipe: Recipe, student: Student, shape: tuple[int, int]) -> int:

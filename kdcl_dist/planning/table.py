@@ -1,4 +1,4 @@
-"""A survey and its proposal as text for a terminal."""
+"""A survey and its proposal as text."""
 
 from __future__ import annotations
 
@@ -6,31 +6,31 @@ import math
 from collections.abc import Sequence
 
 from kdcl_dist.config.recipe import Recipe
-from kdcl_dist.planning.step_model import Cohort, Prediction
+from kdcl_dist.planning.step_model import Prediction, StepModel
 from kdcl_dist.planning.survey import Survey
 
 __all__ = ["settings", "show"]
 
 
 def show(found: Survey, best: Prediction, workers: int) -> str:
-    """What is known, what is predicted of the recipe as it is, and what is proposed."""
-    recipe, cohort = found.recipe, found.cohort
-    now = cohort.predict([student.replicas for student in recipe.students])
+    """The costs, the prediction for the recipe as it is, and the proposal."""
+    recipe, model = found.recipe, found.model
+    now = model.predict([student.replicas for student in recipe.students])
     lines = [
-        f"{recipe.name}: batch of {recipe.batch_size}; {note}" if not place else note
-        for place, note in enumerate(found.notes)
+        f"{recipe.name}: batch of {recipe.batch_size}; {note}" if not number else note
+        for number, note in enumerate(found.notes)
     ]
     lines += [
         "",
-        *_costs(recipe, cohort),
+        *_costs(recipe, model),
         "",
-        f"as it is: {_summary(cohort, now)}",
+        f"as it is: {_summary(model, now)}",
         *_shares(recipe, now),
         "",
     ]
     if best.replicas == now.replicas:
         return "\n".join([*lines, f"proposal within {workers} workers: none is better"])
-    lines.append(f"proposal within {workers} workers: {_summary(cohort, best)}")
+    lines.append(f"proposal within {workers} workers: {_summary(model, best)}")
     lines += [
         *_shares(recipe, best),
         "",
@@ -40,7 +40,7 @@ def show(found: Survey, best: Prediction, workers: int) -> str:
 
 
 def settings(recipe: Recipe, best: Prediction) -> str:
-    """The options that make a recipe the proposed one."""
+    """The options of the command line that give a recipe the proposed replicas."""
     pairs = zip(recipe.students, best.replicas, strict=True)
     return " ".join(
         f"--set students.{student.name}.replicas={count}"
@@ -49,11 +49,11 @@ def settings(recipe: Recipe, best: Prediction) -> str:
     )
 
 
-def _costs(recipe: Recipe, cohort: Cohort) -> list[str]:
-    """One worker alone: for the full batch, or for the largest share that was measured."""
+def _costs(recipe: Recipe, model: StepModel) -> list[str]:
+    """Table of the costs of one worker, for the full batch or for the largest share that was measured."""
     rows = [("one worker alone", "device", "rows", "data ms", "compute ms")]
-    for student, figures in zip(recipe.students, cohort.students, strict=True):
-        samples = max(cohort.batch_size // count for count in figures.counts)
+    for student, figures in zip(recipe.students, model.students, strict=True):
+        samples = max(model.batch_size // count for count in figures.counts)
         cost, device = figures.cost(samples), _device(student.resources.gpu, student.resources.cpu)
         rows.append((student.name, device, str(samples), _ms(cost.data_s), _ms(cost.compute_s)))
     return _aligned(rows)
@@ -61,22 +61,22 @@ def _costs(recipe: Recipe, cohort: Cohort) -> list[str]:
 
 def _shares(recipe: Recipe, choice: Prediction) -> list[str]:
     rows = [("student", "replicas", "rows each", "busy ms", "idle")]
-    for place, name in enumerate(recipe.names):
-        count = choice.replicas[place]
+    for index, name in enumerate(recipe.names):
+        count = choice.replicas[index]
         each = str(recipe.batch_size // count)
-        rows.append((name, str(count), each, _ms(choice.busy_s[place]), f"{choice.idle[place]:.1%}"))
+        rows.append((name, str(count), each, _ms(choice.busy_s[index]), f"{choice.idle[index]:.1%}"))
     return _aligned(rows)
 
 
-def _summary(cohort: Cohort, choice: Prediction) -> str:
+def _summary(model: StepModel, choice: Prediction) -> str:
     between_s = choice.step_s - max(choice.busy_s)
     text = (
         f"step {_ms(choice.step_s)} ms, of which exchange and ensemble {_ms(between_s)} ms; "
-        f"{choice.workers} workers, idle {choice.cast_idle:.1%}"
+        f"{choice.workers} workers, idle {choice.mean_idle:.1%}"
     )
-    threads = sum(count * s.threads for count, s in zip(choice.replicas, cohort.students, strict=True))
-    if math.isfinite(cohort.cores) and threads > cohort.cores:
-        text += f"; they ask for {threads} threads and share {cohort.cores:.3g} cores"
+    threads = sum(count * s.threads for count, s in zip(choice.replicas, model.students, strict=True))
+    if math.isfinite(model.cores) and threads > model.cores:
+        text += f"; they ask for {threads} threads and share {model.cores:.3g} cores"
     return text
 
 
@@ -91,12 +91,12 @@ def _ms(seconds: float) -> str:
 
 
 def _aligned(rows: Sequence[Sequence[str]]) -> list[str]:
-    """Columns as wide as they need: the first to the left, the others to the right."""
+    """Lines with aligned columns: the first to the left, the others to the right."""
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     return [
         "  ".join(
-            f"{cell:>{width}}" if place else f"{cell:<{width}}"
-            for place, (cell, width) in enumerate(zip(row, widths, strict=True))
+            f"{cell:>{width}}" if column else f"{cell:<{width}}"
+            for column, (cell, width) in enumerate(zip(row, widths, strict=True))
         )
         for row in rows
     ]
