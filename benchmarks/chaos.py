@@ -1,12 +1,12 @@
-"""Runs whose processes die at random, every few seconds, against the same ones that nobody disturbs.
+"""Runs whose processes are killed at random, every few seconds, against the same runs undisturbed.
 
     python -m benchmarks.chaos --policy rollback --out docs/results/chaos-rollback.md
     python -m benchmarks.chaos --policy continue --seeds 3 --out docs/results/chaos-continue.md
 
-Victims are drawn from the students and the coordinator, the times between deaths from an exponential
-distribution, both by the run's seed. With `rollback` the weights of both runs of a seed must be equal bit for
-bit; with `continue` no student's accuracy may fall by more than chance: the interval of the differences, seed
-by seed, must reach up to zero. Else the exit code is 1.
+The run's seed draws the victims from the students and the coordinator, and the times between deaths from an
+exponential distribution. With `rollback` the weights of both runs of a seed must be equal bit for bit. With
+`continue` no student's accuracy may fall by more than chance: the interval of the differences, paired by
+seed, must contain zero or lie above it. Otherwise the exit code is 1.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ RECIPE = "examples/digits.yaml"
 
 @dataclass(frozen=True)
 class Outcome:
-    """What became of a run: seconds that it took, and who died after how many."""
+    """The duration of a run, and its deaths: (seconds after the start, name of the process)."""
 
     folder: Folder
     seconds: float
@@ -49,18 +49,18 @@ class Outcome:
 
 
 def train(run: Run, kills: int, every_s: float, seed: int) -> Outcome:
-    """Train, and meanwhile kill so many processes with SIGKILL, `every_s` seconds apart in the mean."""
+    """Train, and meanwhile kill `kills` processes with SIGKILL, `every_s` seconds apart on average."""
     cohort = local._Cohort(run, lambda event: None, threading.Event())
     over, deaths, began = threading.Event(), list[tuple[float, str]](), time.monotonic()
 
     def kill() -> None:
         dice = random.Random(seed)
         while len(deaths) < kills and not over.wait(dice.expovariate(1 / every_s)):
-            if len(cohort.members) <= len(run.recipe.workers):  # not all have been started yet
+            if len(cohort.processes) <= len(run.recipe.workers):  # not all have been started yet
                 continue
-            victim = dice.choice(cohort.members)
-            if victim.finished is None and victim.process.is_alive() and victim.process.pid is not None:
-                victim.process.kill()
+            victim = dice.choice(cohort.processes)
+            if victim.finished is None and victim.handle.is_alive() and victim.handle.pid is not None:
+                victim.handle.kill()
                 deaths.append((time.monotonic() - began, victim.name))
 
     killer = threading.Thread(target=kill)
@@ -74,7 +74,7 @@ def train(run: Run, kills: int, every_s: float, seed: int) -> Outcome:
 
 
 def differ(left: Folder, right: Folder, names: list[str]) -> list[str]:
-    """The students whose final weights are not the same, bit for bit."""
+    """The students whose final weights differ in any bit."""
     manifests = [latest(folder, print) for folder in (left, right)]
     found = []
     for name in names:
@@ -88,18 +88,18 @@ Pair = tuple[Outcome, Outcome]
 
 
 def top1(outcome: Outcome, name: str) -> float:
-    """Percent of the test samples that a student classifies right at the end; NaN if it was away then."""
+    """Final test accuracy of a student in percent; NaN if the student was absent at the end."""
     results = read_record(outcome.folder)["results"]
     return 100 * results[name]["top1"] if name in results else math.nan
 
 
 def gains(pairs: list[Pair], name: str) -> Interval:
-    """What the deaths changed in a student's accuracy: the mean over seeds with its 95% interval."""
+    """Change of a student's accuracy by the deaths: the mean over seeds with its 95% interval."""
     return mean_interval([top1(stormy, name) - top1(quiet, name) for quiet, stormy in pairs])
 
 
 def has_failed(policy: str, pairs: list[Pair], names: list[str]) -> bool:
-    """Whether the runs ended otherwise than the policy promises."""
+    """Whether the runs break the policy's promise."""
     if policy == "rollback":
         return any(differ(quiet.folder, stormy.folder, names) for quiet, stormy in pairs)
     return any(gains(pairs, name).high < 0 for name in names)
@@ -110,7 +110,7 @@ def table(policy: str, pairs: list[Pair], names: list[str]) -> str:
     died = Counter(name for _, stormy in pairs for _, name in stormy.deaths)
     victims = ", ".join(f"{count} {name}" for name, count in sorted(died.items()))
     survived = sum(len(read_record(stormy.folder)["failures"]["causes"]) for _, stormy in pairs)
-    quiet_s, stormy_s = (sum(pair[place].seconds for pair in pairs) for place in (0, 1))
+    quiet_s, stormy_s = (sum(pair[side].seconds for pair in pairs) for side in (0, 1))
     lines = [
         f"# Chaos, policy `{policy}`",
         "",
@@ -120,19 +120,19 @@ def table(policy: str, pairs: list[Pair], names: list[str]) -> str:
         "",
         f"Seeds: {len(pairs)}; {died.total()} processes killed with SIGKILL ({victims}), {survived} failures "
         f"survived (deaths close together count as one); {quiet_s:.0f} s undisturbed, {stormy_s:.0f} s "
-        "disturbed. A run that has ended loses nobody, and under `continue` nobody waits for who is away.",
+        "disturbed. A finished run loses no process, and under `continue` none waits for an absent student.",
         "",
         "| test top-1 %, means | undisturbed | disturbed | difference (95% interval) |",
         "| --- | ---: | ---: | ---: |",
     ]
     for name in [*names, "ensemble"]:
-        means = [fmean(top1(pair[place], name) for pair in pairs) for place in (0, 1)]
+        means = [fmean(top1(pair[side], name) for pair in pairs) for side in (0, 1)]
         gain = gains(pairs, name)
         interval = "" if math.isnan(gain.low) else f" ({gain.low:+.2f} to {gain.high:+.2f})"
         lines.append(f"| {name} | {means[0]:.2f} | {means[1]:.2f} | {gain.value:+.2f}{interval} |")
-    apart = sum(bool(differ(quiet.folder, stormy.folder, names)) for quiet, stormy in pairs)
+    count = sum(bool(differ(quiet.folder, stormy.folder, names)) for quiet, stormy in pairs)
     same = "The final weights of all students are the same, bit for bit."
-    lines += ["", same if not apart else f"The final weights differ for {apart} of {len(pairs)} seeds."]
+    lines += ["", same if not count else f"The final weights differ for {count} of {len(pairs)} seeds."]
     return "\n".join([*lines, *_absences(pairs)]) + "\n"
 
 
@@ -144,7 +144,7 @@ def _absences(pairs: list[Pair]) -> list[str]:
     ]
     if not rows:
         return []
-    titles = "| run | away | from step | to step | back with the state of step |"
+    titles = "| run | absent student | from step | to step | back with the state of step |"
     return ["", titles, "| ---: | --- | ---: | ---: | ---: |", *rows]
 
 
@@ -159,11 +159,11 @@ def pair_of(given: argparse.Namespace, folder: str, seed: int) -> Pair:
 
 
 def main() -> int:
-    """Run all and write the table."""
+    """Train all pairs and write the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("--policy", choices=["rollback", "continue"], default="rollback")
     parser.add_argument("--kills", type=int, default=20)
-    parser.add_argument("--every", type=float, default=6.0, help="seconds between two deaths, in the mean")
+    parser.add_argument("--every", type=float, default=6.0, help="mean seconds between two deaths")
     parser.add_argument("--epochs", type=int, default=60)
     parser.add_argument("--seeds", type=int, default=1)
     parser.add_argument("--out", type=Path)

@@ -1,11 +1,13 @@
-"""Which device each student of one machine gets."""
+"""Which device each student of one machine gets, and which student each worker of a cluster."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 from kdcl_dist.config.recipe import Recipe
 from kdcl_dist.errors import RecipeError
+from kdcl_dist.launch.preflight.placement import ACCELERATOR, Host, Need, assign
 
 __all__ = ["assign_accelerators", "assign_devices"]
 
@@ -20,47 +22,39 @@ def assign_devices(recipe: Recipe, count: int) -> list[str]:
     Raises:
         RecipeError: the machine has too few GPUs.
     """
-    used = [0.0] * count
+    students = [recipe.students[worker.student] for worker in recipe.workers]
+    needs = [Need(student.name, 0, student.resources.gpu) for student in students]
     devices = []
-    for worker in recipe.workers:
-        student = recipe.students[worker.student]
-        share = student.resources.gpu
-        if share == 0:
-            devices.append("cpu")
-            continue
-        free = [number for number, taken in enumerate(used) if taken + share <= 1 + 1e-9]
-        if not free:
+    for need, slot in zip(needs, assign(needs, [Host("this machine", 0, count)]), strict=True):
+        if slot is None:
             raise RecipeError(
-                f"students.{student.name}.resources.gpu: {share:g} of a GPU is asked for, but this machine "
-                f"has {count} GPUs, and none with so much free; set it to 0 to train on the CPU"
+                f"students.{need.student}.resources.gpu: {need.gpu:g} of a GPU is asked for, but this "
+                f"machine has {count} GPUs, and none with so much free; set it to 0 to train on the CPU"
             )
-        used[free[0]] += share
-        devices.append(f"cuda:{free[0]}")
+        devices.append("cpu" if slot.gpu is None else f"cuda:{slot.gpu}")
     return devices
 
 
-def assign_accelerators(wanted: Sequence[str | None], offered: Sequence[str | None]) -> list[int]:
-    """Which student each worker trains, so that each gets the accelerator type it asks for.
+def assign_accelerators(needs: Sequence[Need], offered: Sequence[str | None]) -> list[int]:
+    """Which worker of the cohort each worker of the cluster becomes, so that each has its accelerator type.
 
     Args:
-        wanted: accelerator type of each worker, None for any.
-        offered: accelerator type of each worker's host.
+        needs: of the cohort's workers.
+        offered: accelerator type of each cluster worker's host, None without one.
 
     Returns:
-        For each worker the worker's place in the cohort.
+        For each worker of the cluster, the index of the worker in the cohort.
 
     Raises:
-        RecipeError: no worker is left for a student.
+        RecipeError: a worker of the cohort finds no worker of the cluster.
     """
-    free = list(range(len(offered)))
-    student_of: dict[int, int] = {}
-    for student in sorted(range(len(wanted)), key=lambda place: wanted[place] is None):
-        fitting = [worker for worker in free if wanted[student] in (None, offered[worker])]
-        if not fitting:
+    hosts = [Host(str(rank), 1, 0, {ACCELERATOR: kind} if kind else {}) for rank, kind in enumerate(offered)]
+    index_of: dict[int, int] = {}
+    for index, slot in enumerate(assign([replace(need, cpu=1, gpu=0) for need in needs], hosts)):
+        if slot is None:
             raise RecipeError(
-                f"students.{student}.accelerator: no worker has a {wanted[student]!r} "
+                f"students.{needs[index].student}.accelerator: no worker has a {needs[index].accelerator!r} "
                 f"(workers have {', '.join(str(kind) for kind in offered)})"
             )
-        student_of[fitting[0]] = student
-        free.remove(fitting[0])
-    return [student_of[worker] for worker in range(len(offered))]
+        index_of[slot.host] = index
+    return [index_of[rank] for rank in range(len(offered))]

@@ -1,8 +1,6 @@
-"""What the processes of a cohort do, that their launcher started; they tell it how it ended.
+"""What the processes of a cohort run that their launcher started on its own machine.
 
-They say `(kind, value)`: an event of the coordinator, its endpoint, a student's process that is to be ended;
-that a student has lost the coordinator's store; at the end that they have finished, that the run is over, or
-why they failed.
+Each process sends the launcher messages (see `messages`), the last of which says how its work ended.
 """
 
 from __future__ import annotations
@@ -25,6 +23,16 @@ import torch
 
 from kdcl_dist.coordinator.runtime import run_coordinator
 from kdcl_dist.errors import CoordinatorLost, wrap
+from kdcl_dist.launch.messages import (
+    CoordinatorUnreachable,
+    EndpointOpened,
+    EndProcess,
+    EventEmitted,
+    Failed,
+    Finished,
+    Message,
+    RunEndedByFailure,
+)
 from kdcl_dist.launch.processes import GRACE_S
 from kdcl_dist.membership.endpoint import Endpoint
 from kdcl_dist.membership.monitor import COORDINATOR
@@ -39,17 +47,24 @@ __all__ = ["coordinate", "train"]
 
 #: Of Linux's prctl; the kernel keeps 15 bytes.
 PR_SET_NAME = 15
-#: Events that may wait to be heard before steps are left out.
+#: Messages that may wait before the events of steps are left out.
 BACKLOG = 100
 
 
 def coordinate(link: Connection, run: Run, host: str, stop: Any) -> None:
-    """Host the store of a run, and coordinate it."""
+    """Host the store of a run, and coordinate the run.
+
+    Args:
+        link: the pipe to the launcher.
+        run: the run.
+        host: this host's address.
+        stop: the launcher's event; set, it asks for a checkpoint and an end after the current step.
+    """
 
     def work() -> bool:
         store, endpoint = host_store(host)
-        link.send(("endpoint", endpoint))
-        sender = _EventSender(link)
+        link.send(EndpointOpened(endpoint))
+        sender = _MessageSender(link)
         try:
             return run_coordinator(
                 run, store, host=host, stop=stop.is_set, emit=sender.emit, processes=_Processes(sender)
@@ -61,35 +76,35 @@ def coordinate(link: Connection, run: Run, host: str, stop: Any) -> None:
     _report(link, work, student=None)
 
 
-class _EventSender:
-    """Tells the launcher what happens, from a thread: a terminal that is held must not hold up the cohort."""
+class _MessageSender:
+    """Sends messages from a thread: a launcher whose terminal is held must not hold up the cohort."""
 
     def __init__(self, link: Connection) -> None:
-        self.link, self.queue = link, SimpleQueue[tuple[str, Any] | None]()
+        self.link, self.queue = link, SimpleQueue[Message | None]()
         self.thread = threading.Thread(target=self._send, name="kdcl-sender", daemon=True)
         self.thread.start()
 
     def emit(self, event: Event) -> None:
-        """Send an event; steps are left out while many wait to be heard."""
+        """Send an event; a step's event is left out while many messages wait."""
         if not isinstance(event, Stepped) or self.queue.qsize() < BACKLOG:
-            self.queue.put(("event", event))
+            self.queue.put(EventEmitted(event))
 
     def close(self) -> None:
-        """Wait until all is sent, for a while."""
+        """Wait until all messages are sent, at most `GRACE_S`."""
         self.queue.put(None)
         self.thread.join(GRACE_S)
 
     def _send(self) -> None:
         with contextlib.suppress(OSError):  # the launcher is gone, and this process ends with it
-            while (said := self.queue.get()) is not None:
-                self.link.send(said)
+            while (message := self.queue.get()) is not None:
+                self.link.send(message)
 
 
 @dataclass(frozen=True)
 class _Processes:
     """See `kdcl_dist.coordinator.runtime.Processes`."""
 
-    sender: _EventSender
+    sender: _MessageSender
 
     def is_gone(self, name: str, pid: int) -> bool:
         """Whether the process is dead."""
@@ -100,24 +115,35 @@ class _Processes:
         return False
 
     def end(self, name: str, pid: int) -> None:
-        """Let the launcher end it."""
-        self.sender.queue.put(("end", (name, pid)))
+        """Let the launcher end the process."""
+        self.sender.queue.put(EndProcess(name, pid))
 
     def notice(self) -> str | None:
-        """This machine gives none."""
+        """This machine announces no end of its own."""
         return None
 
 
 def train(link: Connection, run: Run, rank: int, endpoint: Endpoint, host: str, device: str) -> None:
-    """Train the student, or replica, of a place in the cohort."""
-    asked = threading.Event()
-    signal.signal(signal.SIGTERM, lambda *_: asked.set())
+    """Train the student, or replica, of one rank.
 
-    def find(lost: Endpoint | None) -> Endpoint:
+    Args:
+        link: the pipe to the launcher.
+        run: the run.
+        rank: the worker's index in the cohort.
+        endpoint: where the coordinator's store listens.
+        host: this host's address.
+        device: the name of a torch device.
+    """
+    stop_requested = threading.Event()
+    signal.signal(signal.SIGTERM, lambda *_: stop_requested.set())
+
+    def find_endpoint(lost: Endpoint | None) -> Endpoint:
         return endpoint if lost is None else _await_next(link, lost, run.recipe.limits.startup_s)
 
     def work() -> bool:
-        return run_student(run, rank, find, host=host, device=torch.device(device), stop=asked.is_set)
+        return run_student(
+            run, rank, find_endpoint, host=host, device=torch.device(device), stop=stop_requested.is_set
+        )
 
     _name_process(run.recipe.workers[rank].name)
     _report(link, work, student=run.recipe.workers[rank].name)
@@ -130,8 +156,8 @@ def _name_process(name: str) -> None:
 
 
 def _await_next(link: Connection, lost: Endpoint, limit_s: float) -> Endpoint:
-    """The store of the coordinator that follows after a lost one."""
-    link.send(("lost", lost.id))
+    """The endpoint of the coordinator that follows a lost one."""
+    link.send(CoordinatorUnreachable(lost.id))
     deadline = time.monotonic() + limit_s
     while link.poll(max(0.0, deadline - time.monotonic())):
         found: Endpoint = link.recv()
@@ -141,13 +167,13 @@ def _await_next(link: Connection, lost: Endpoint, limit_s: float) -> Endpoint:
 
 
 def _report(link: Connection, work: Callable[[], bool], student: str | None) -> None:
-    """Run a process's work and tell the launcher how it ended."""
+    """Do a process's work and report to the launcher how it ended."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches all processes; the launcher decides
     end_with_parent()
-    gc.freeze()  # a collection that passed over all that is imported would make its pages this process's own
+    gc.freeze()  # a collection would write to every imported object, and so copy the server's pages
     try:
-        link.send(("finished", work()))
-    except RunFailed as over:
-        link.send(("over", over.cause.to_dict()))
+        link.send(Finished(work()))
+    except RunFailed as end:
+        link.send(RunEndedByFailure(end.cause))
     except Exception as error:
-        link.send(("failed", wrap(error, student=student, step=None, phase="start").to_dict()))
+        link.send(Failed(wrap(error, student=student, step=None, phase="start")))

@@ -7,25 +7,35 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Callable
-from multiprocessing.connection import wait
 
 import torch
 
 from kdcl_dist.config.recipe import Recipe
 from kdcl_dist.coordinator.recovery_policy import is_fatal
-from kdcl_dist.errors import (
-    CoordinatorCutOff,
-    CoordinatorLost,
-    KdclError,
-    RecipeError,
-    StartupTimeout,
-    StudentLost,
-    from_dict,
-)
+from kdcl_dist.errors import CoordinatorCutOff, CoordinatorLost, RecipeError, StartupTimeout
 from kdcl_dist.launch.devices import assign_devices
+from kdcl_dist.launch.failures import first_cause
 from kdcl_dist.launch.forkserver import start_server
+from kdcl_dist.launch.messages import (
+    CoordinatorUnreachable,
+    EndpointOpened,
+    EndProcess,
+    EventEmitted,
+    Failed,
+    Finished,
+    Message,
+    RunEndedByFailure,
+)
 from kdcl_dist.launch.preflight.checks import Check, check_here
-from kdcl_dist.launch.processes import GRACE_S, Process, finish, how_it_ended, start
+from kdcl_dist.launch.processes import (
+    GRACE_S,
+    Process,
+    await_ready,
+    finish,
+    how_it_ended,
+    receive,
+    start,
+)
 from kdcl_dist.membership.endpoint import Endpoint
 from kdcl_dist.membership.monitor import COORDINATOR
 from kdcl_dist.run.events import Event, Note
@@ -35,15 +45,17 @@ from kdcl_dist.run.storage import Folder
 __all__ = ["check", "launch"]
 
 HOST = "127.0.0.1"
+#: Seconds between two looks at a request to stop.
+POLL_S = 0.2
 
 
-def launch(run: Run, on_event: Callable[[Event], None], asked: threading.Event) -> bool:
+def launch(run: Run, on_event: Callable[[Event], None], stop_requested: threading.Event) -> bool:
     """Train a run in processes of this machine.
 
     Args:
         run: the run.
-        on_event: hears what happens.
-        asked: set to ask for a checkpoint and an end after the current step.
+        on_event: called with each event of the run.
+        stop_requested: set to ask for a checkpoint and an end after the current step.
 
     Returns:
         True at the end of the run, False when it was stopped before, after a checkpoint.
@@ -51,127 +63,136 @@ def launch(run: Run, on_event: Callable[[Event], None], asked: threading.Event) 
     Raises:
         KdclError: the failure that ended the run.
     """
-    return _Cohort(run, on_event, asked).train()
+    return _Cohort(run, on_event, stop_requested).train()
 
 
 class _Cohort:
-    """All processes of a run, the coordinator's first; one that dies is replaced while the run goes on."""
+    """All processes of a run; a process that dies is replaced while the run goes on.
 
-    def __init__(self, run: Run, on_event: Callable[[Event], None], asked: threading.Event) -> None:
-        self.run, self.on_event, self.asked = run, on_event, asked
+    Attributes:
+        processes: the coordinator's, then one for each worker.
+        endpoint: of the coordinator's store; None while a coordinator starts.
+        is_over: whether the run has ended, or is about to: then no process is replaced.
+    """
+
+    def __init__(self, run: Run, on_event: Callable[[Event], None], stop_requested: threading.Event) -> None:
+        self.run, self.on_event, self.stop_requested = run, on_event, stop_requested
         self.devices = assign_devices(run.recipe, torch.cuda.device_count())
         self.context = start_server()
         self.stop = self.context.Event()
         self.endpoint: Endpoint | None = None
-        self.members: list[Process] = []
-        self.replaced = Counter[int]()
-        self.over = False
+        self.processes: list[Process] = []
+        self.replacements = Counter[int]()
+        self.is_over = False
 
     def train(self) -> bool:
         """See `launch`."""
         try:
-            self.members.append(self._start_coordinator())
-            self.endpoint = _await_endpoint(self.members[0], self.run.recipe.limits.startup_s)
+            self.processes.append(self._start_coordinator())
+            self.endpoint = _await_endpoint(self.processes[0], self.run.recipe.limits.startup_s)
             for rank in range(len(self.run.recipe.workers)):
-                self.members.append(self._start_student(rank))
-            self._attend()
+                self.processes.append(self._start_student(rank))
+            self._supervise()
         finally:
-            _end(self.members)
-        finished = self.members[0].finished if self.members else None
-        if finished is None and (cause := _first_cause(self.members)) is not None:
+            for process in reversed(self.processes):  # the coordinator, which hosts the store, ends last
+                finish(process)
+        finished = self.processes[0].finished
+        if finished is None and (cause := first_cause(self.processes, HOST)) is not None:
             raise cause
-        return bool(finished)  # who dies after the last answer has lost nothing
+        return bool(finished)  # a student that dies after the coordinator's end loses nothing
 
     def _start_coordinator(self) -> Process:
-        return start(self.context, COORDINATOR, "coordinate", self.run, HOST, self.stop)
+        entry = "kdcl_dist.launch.entrypoints:coordinate"
+        return start(self.context, COORDINATOR, entry, self.run, HOST, self.stop)
 
     def _start_student(self, rank: int) -> Process:
-        name, device = self.run.recipe.workers[rank].name, self.devices[rank]
-        return start(self.context, name, "train", self.run, rank, self.endpoint, HOST, device)
+        entry, name = "kdcl_dist.launch.entrypoints:train", self.run.recipe.workers[rank].name
+        return start(self.context, name, entry, self.run, rank, self.endpoint, HOST, self.devices[rank])
 
-    def _attend(self) -> None:
-        """Pass on what the processes say until all have ended, or an end had time to reach all."""
+    def _supervise(self) -> None:
+        """Handle the processes' messages until all have ended, or had the time to after the run's end."""
         over_at: float | None = None
         limits, stops = self.run.recipe.limits, self.run.recipe.failure.policy == "stop"
         grace_s = max(GRACE_S, limits.startup_s) if stops else GRACE_S  # the others take a checkpoint
-        while talking := [member for member in self.members if not member.ended]:
-            if self.asked.is_set():
+        while active := [process for process in self.processes if not process.ended]:
+            if self.stop_requested.is_set():
                 self.stop.set()
-            # A process of its own may hold the link of one that has died.
-            signs = {sign: member for member in talking for sign in (member.link, member.process.sentinel)}
-            spoke = {signs[sign].name: signs[sign] for sign in wait(list(signs), timeout=0.2)}  # type: ignore[index]
-            for member in spoke.values():
-                self._hear(member)
-            self._mend()
-            over = any(member.failed for member in self.members) or self.members[0].finished is not None
+            for process in await_ready(active, POLL_S):
+                self._handle(process, receive(process))
+            self._replace_failed()
+            over = any(p.failed for p in self.processes) or self.processes[0].finished is not None
             over_at = (over_at or time.monotonic()) if over else None
             if over_at is not None and time.monotonic() - over_at > grace_s:
                 return
 
-    def _hear(self, member: Process) -> None:
-        try:
-            if not member.link.poll():
-                raise EOFError
-            kind, value = member.link.recv()
-        except (EOFError, ConnectionResetError):
-            member.ended = True
-            return
-        if kind == "event":
-            self.on_event(value)
-        elif kind == "finished":
-            member.finished, self.over = value, True
-        elif kind == "failed":
-            member.error = from_dict(value)
-            decided = member.name == COORDINATOR and not isinstance(member.error, CoordinatorCutOff)
-            self.over |= decided or is_fatal(self.run.recipe.failure, [], member.error)
-        elif kind == "over":  # what the coordinator tells, too, if it lives
-            member.error, self.over = from_dict(value), True
-        elif kind == "endpoint":
-            self._announce(value)
-        elif kind == "end":
-            self._kill(*value)
-        elif kind == "lost" and self.members[0].finished is not None:  # it was away when the run ended
-            member.finished = self.members[0].finished
-            member.process.kill()
-        elif kind == "lost" and self.endpoint is not None and self.endpoint.id == value:
-            self.members[0].why = "ended, since a student does not reach its store"
-            self.members[0].process.kill()
+    def _handle(self, process: Process, message: Message | None) -> None:
+        match message:
+            case EventEmitted(event):
+                self.on_event(event)
+            case EndpointOpened(endpoint):
+                self._set_endpoint(endpoint)
+            case EndProcess(name, pid):
+                self._kill_silent(name, pid)
+            case CoordinatorUnreachable(endpoint_id):
+                self._handle_unreachable(process, endpoint_id)
+            case Failed(error):
+                decided = process.name == COORDINATOR and not isinstance(error, CoordinatorCutOff)
+                self.is_over |= decided or is_fatal(self.run.recipe.failure, [], error)
+            case Finished() | RunEndedByFailure():  # the coordinator, if it lives, reports the same
+                self.is_over = True
 
-    def _mend(self) -> None:
+    def _handle_unreachable(self, student: Process, endpoint_id: str) -> None:
+        """Replace a coordinator that a student does not reach; the student may also have missed the end."""
+        coordinator = self.processes[0]
+        if coordinator.finished is not None:
+            student.finished = coordinator.finished
+            student.handle.kill()
+        elif self.endpoint is not None and self.endpoint.id == endpoint_id:
+            coordinator.end_reason = "ended, since a student does not reach its store"
+            coordinator.handle.kill()
+
+    def _replace_failed(self) -> None:
         """Replace processes that failed: the coordinator first, since the students need its store."""
-        for place, member in enumerate(self.members):
-            if self.over or not member.failed or (place > 0 and self.endpoint is None):
+        for index, process in enumerate(self.processes):
+            if self.is_over or not process.failed or (index > 0 and self.endpoint is None):
                 continue
-            if self.replaced[place] >= self.run.recipe.failure.allowed:
-                self.over = True
+            if self.replacements[index] >= self.run.recipe.failure.allowed:
+                self.is_over = True
                 return
-            self.replaced[place] += 1
-            finish(member)
-            why = member.error.message if member.error else how_it_ended(member)
-            died = f"process {member.process.pid} failed ({why})"
-            self.on_event(Note(f"{member.name}: {died}; a new one takes its place"))
-            if place == 0:
+            self.replacements[index] += 1
+            finish(process)
+            why = process.error.message if process.error else how_it_ended(process)
+            died = f"process {process.handle.pid} failed ({why})"
+            self.on_event(Note(f"{process.name}: {died}; a new one takes its place"))
+            if index == 0:
                 self.endpoint = None
-                self.members[0] = self._start_coordinator()
+                self.processes[0] = self._start_coordinator()
             else:
-                self.members[place] = self._start_student(place - 1)
+                self.processes[index] = self._start_student(index - 1)
 
-    def _kill(self, name: str, pid: int) -> None:
-        for member in self.members:
-            if (member.name, member.process.pid) == (name, pid):
-                member.why = "ended, since it did not answer"
-                member.process.kill()
+    def _kill_silent(self, name: str, pid: int) -> None:
+        for process in self.processes:
+            if (process.name, process.handle.pid) == (name, pid):
+                process.end_reason = "ended, since it did not answer"
+                process.handle.kill()
 
-    def _announce(self, endpoint: Endpoint) -> None:
-        """Tell the students where a coordinator's store is that took another's place."""
+    def _set_endpoint(self, endpoint: Endpoint) -> None:
+        """Send the students the endpoint of a coordinator that replaces another."""
         self.endpoint = endpoint
-        for student in self.members[1:]:
-            with contextlib.suppress(OSError):  # one that died is replaced, and told then
+        for student in self.processes[1:]:
+            with contextlib.suppress(
+                OSError
+            ):  # a dead student is replaced, and its successor gets the endpoint
                 student.link.send(endpoint)
 
 
 def check(recipe: Recipe, storage: Folder) -> list[Check]:
-    """All checks of `kdcl preflight` for training in processes of this machine."""
+    """All checks of `kdcl preflight` for training in processes of this machine.
+
+    Args:
+        recipe: the run.
+        storage: the folder that will hold it.
+    """
     count = torch.cuda.device_count()
     figure, failures = f"{len(recipe.workers)} workers on this machine, GPU {count}", []
     if named := [student.name for student in recipe.students if student.accelerator is not None]:
@@ -186,31 +207,11 @@ def check(recipe: Recipe, storage: Folder) -> list[Check]:
 def _await_endpoint(coordinator: Process, limit_s: float) -> Endpoint:
     if not coordinator.link.poll(limit_s):
         raise StartupTimeout(f"the coordinator did not start within {limit_s:g} s (limits.startup_s)")
-    try:
-        kind, value = coordinator.link.recv()
-    except EOFError:
-        coordinator.process.join(GRACE_S)
-        raise CoordinatorLost(f"the coordinator died at its start ({how_it_ended(coordinator)})") from None
-    if kind == "failed":
-        raise from_dict(value)
-    assert isinstance(value, Endpoint)
-    return value
-
-
-def _end(cohort: list[Process]) -> None:
-    """Wait for processes that are about to end by themselves, and end the others."""
-    for member in reversed(cohort):  # the coordinator, which hosts the store, goes last
-        finish(member)
-
-
-def _first_cause(cohort: list[Process]) -> KdclError | None:
-    """A process that died without a word is the cause; else what was reported first of all."""
-    for member in cohort:
-        if member.ended and member.finished is None and member.error is None:
-            reported = next((m.error for m in cohort if m.error and m.error.student == member.name), None)
-            kind = CoordinatorLost if member.name == COORDINATOR else StudentLost
-            error = kind(f"the process of {member.name} died ({how_it_ended(member)})", host=HOST)
-            if member.name != COORDINATOR:
-                error.at(student=member.name)
-            return error.at(step=reported.step, phase=reported.phase) if reported else error
-    return next((member.error for member in cohort if member.error), None)
+    match receive(coordinator):
+        case EndpointOpened(endpoint):
+            return endpoint
+        case Failed(error):
+            raise error
+        case _:
+            coordinator.handle.join(GRACE_S)
+            raise CoordinatorLost(f"the coordinator died at its start ({how_it_ended(coordinator)})")

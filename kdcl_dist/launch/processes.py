@@ -1,21 +1,23 @@
-"""The processes of a cohort, as whoever starts them sees them.
+"""The processes of a cohort, as their launcher sees them.
 
-They are forked from a server that has imported what they need (see `forkserver`). Who starts them
-need not import that, so this module imports nothing heavy; what they do is in `kdcl_dist.launch.entrypoints`.
+They are forked from a server that has imported what they need (see `forkserver`). The launcher need not
+import that, so this module imports nothing heavy and takes the function of a process as an import string.
 """
 
 from __future__ import annotations
 
-import importlib
 import signal
+from collections.abc import Sequence
 from dataclasses import dataclass
-from multiprocessing.connection import Connection
+from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
 from typing import Any
 
 from kdcl_dist.errors import KdclError
+from kdcl_dist.launch.messages import Failed, Finished, Message, RunEndedByFailure
+from kdcl_dist.utils.import_strings import load_object
 
-__all__ = ["GRACE_S", "Process", "finish", "how_it_ended", "start"]
+__all__ = ["GRACE_S", "Process", "await_ready", "finish", "how_it_ended", "receive", "start"]
 
 #: Seconds that a process has to end by itself, and the others to notice a failure, before they are ended.
 GRACE_S = 15.0
@@ -26,22 +28,23 @@ class Process:
     """One process of the cohort.
 
     Attributes:
-        name: its place in the cohort.
-        process: its handle.
-        link: what it says arrives here.
-        finished: its own word at its end: True at the end of the run, False when that was stopped before.
-        error: why it failed, if it could say so.
-        ended: whether it says no more.
-        why: why it was killed, if whoever started it did so.
+        name: the name of its worker, or "coordinator".
+        handle: what multiprocessing knows of it.
+        link: the pipe on which its messages arrive.
+        finished: what it reported at its end: True at the end of the run, False where the run was stopped
+            before; None without a report.
+        error: the failure that it reported.
+        ended: whether it is dead, and all its messages are read.
+        end_reason: why its launcher killed it, if it did.
     """
 
     name: str
-    process: BaseProcess
+    handle: BaseProcess
     link: Connection
     finished: bool | None = None
     error: KdclError | None = None
     ended: bool = False
-    why: str | None = None
+    end_reason: str | None = None
 
     @property
     def failed(self) -> bool:
@@ -49,45 +52,73 @@ class Process:
         return self.error is not None or (self.ended and self.finished is None)
 
 
-def start(context: Any, name: str, role: str, *arguments: Any) -> Process:
+def start(context: Any, name: str, entry: str, *arguments: Any) -> Process:
     """Start a process.
 
     Args:
         context: of multiprocessing, from `start_server`.
-        name: its place in the cohort.
-        role: the function of `kdcl_dist.launch.entrypoints` that it runs.
-        arguments: those after the link.
+        name: the name of its worker, or "coordinator".
+        entry: import string of the function that it runs.
+        arguments: the function's arguments after the link.
     """
     ours, theirs = context.Pipe()
-    process = context.Process(target=_enter, args=(role, theirs, *arguments), name=f"kdcl-{name}")
-    process.start()
+    handle = context.Process(target=_enter, args=(entry, theirs, *arguments), name=f"kdcl-{name}")
+    handle.start()
     theirs.close()
-    return Process(name, process, ours)
+    return Process(name, handle, ours)
 
 
-def _enter(role: str, link: Connection, *arguments: Any) -> None:
-    members = importlib.import_module("kdcl_dist.launch.entrypoints")
-    getattr(members, role)(link, *arguments)
+def _enter(entry: str, link: Connection, *arguments: Any) -> None:
+    load_object(entry)(link, *arguments)
 
 
-def finish(member: Process) -> None:
+def await_ready(processes: Sequence[Process], timeout_s: float | None = None) -> list[Process]:
+    """The processes from which `receive` returns at once; empty after `timeout_s` seconds without any.
+
+    The death of a process counts as well as its link: a child process may hold the link open.
+    """
+    sources = {source: process for process in processes for source in (process.link, process.handle.sentinel)}
+    ready = {id(sources[source]): sources[source] for source in wait(list(sources), timeout_s)}  # type: ignore[index]
+    return list(ready.values())
+
+
+def receive(process: Process) -> Message | None:
+    """The next message of a process that is ready; None if the process died.
+
+    What the message, or the death, says of the process's end is set in `process`.
+    """
+    try:
+        if not process.link.poll():  # the process died, and a child process holds the link
+            raise EOFError
+        message: Message = process.link.recv()
+    except (EOFError, ConnectionResetError):
+        process.ended = True
+        return None
+    if isinstance(message, Finished):
+        process.finished = message.at_end
+    elif isinstance(message, Failed | RunEndedByFailure):
+        process.error = message.error
+    return message
+
+
+def finish(process: Process) -> None:
     """Wait for a process that is about to end by itself, and end any other."""
-    done = member.ended or member.error is not None or member.finished is not None
-    member.process.join(GRACE_S if done else 0)
-    if member.process.is_alive():
-        member.process.terminate()
-        member.process.join(2)
-    if member.process.is_alive():
-        member.process.kill()
-        member.process.join()
-    member.link.close()
+    done = process.ended or process.error is not None or process.finished is not None
+    process.handle.join(GRACE_S if done else 0)
+    if process.handle.is_alive():
+        process.handle.terminate()
+        process.handle.join(2)
+    if process.handle.is_alive():
+        process.handle.kill()
+        process.handle.join()
+    process.link.close()
 
 
-def how_it_ended(member: Process) -> str:
-    """Why a process is gone that said nothing."""
-    if member.why is not None:
-        return member.why
-    code = member.process.exitcode
+def how_it_ended(process: Process) -> str:
+    """Why a process is dead that reported nothing."""
+    if process.end_reason is not None:
+        return process.end_reason
+    code = process.handle.exitcode
     if code is not None and code < 0:
         name = signal.Signals(-code).name
         hint = "; out of memory, or killed by hand" if name == "SIGKILL" else ""

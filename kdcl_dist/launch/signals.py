@@ -12,25 +12,30 @@ __all__ = ["stop_on_signals"]
 
 
 @contextmanager
-def stop_on_signals(say: Callable[[str], None]) -> Iterator[threading.Event]:
-    """An event that the first SIGINT or SIGTERM sets; the second SIGINT interrupts at once.
+def stop_on_signals(notify: Callable[[str], None]) -> Iterator[threading.Event]:
+    """An event that the first SIGINT or SIGTERM sets; a second SIGINT raises KeyboardInterrupt.
 
-    Only the main thread can receive signals; in any other the event is never set.
+    Only the main thread can receive signals; in any other thread the event is never set.
+
+    Args:
+        notify: called with a line when the event is set.
     """
-    asked = threading.Event()
+    stop_requested = threading.Event()
     if threading.current_thread() is not threading.main_thread():
-        yield asked
+        yield stop_requested
         return
 
     def handle(number: int, _frame: FrameType | None) -> None:
-        if asked.is_set() and number == signal.SIGINT:
+        if stop_requested.is_set() and number == signal.SIGINT:
             raise KeyboardInterrupt
-        asked.set()
-        say("stopping after this step, with a checkpoint; Ctrl-C again to give up the steps since the last")
+        stop_requested.set()
+        notify(
+            "stopping after this step, with a checkpoint; Ctrl-C again to give up the steps since the last"
+        )
 
     old = {number: signal.signal(number, handle) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
-        yield asked
+        yield stop_requested
     finally:
         for number, handler in old.items():
             signal.signal(number, handler)

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from kdcl_dist.launch.preflight.host_report import Report
+from kdcl_dist.launch.preflight.host_report import HostReport
 
-REPORT = Report(
+REPORT = HostReport(
     address="10.0.0.1",
     hostname="one",
     versions={"kdcl_dist": "0.1.0", "torch": "2.14.1", "ray": "2.60.0", "python": "3.11.7"},

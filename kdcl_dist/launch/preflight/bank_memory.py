@@ -1,4 +1,4 @@
-"""Room for the bank on the coordinator's host: what it takes, what is free, and what to do about it."""
+"""The memory, or disk space, that the bank of logits takes and that the coordinator's host has free."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from pathlib import Path
 from kdcl_dist.config.recipe import Recipe
 from kdcl_dist.coordinator.logit_bank import bank_bytes
 
-__all__ = ["Room", "look_for_room"]
+__all__ = ["BankMemory", "measure_bank_memory"]
 
 MEMINFO = Path("/proc/meminfo")
 #: The limit and the use of the memory of this process's container, in version 2 of control groups.
@@ -18,13 +18,14 @@ MB = 1e6
 
 
 @dataclass(frozen=True)
-class Room:
-    """What a bank takes and what is free, in bytes.
+class BankMemory:
+    """What the bank takes and what is free.
 
     Attributes:
-        size: students, samples and classes in words.
-        folder: where its file will lie; None: in memory.
-        free: bytes; None where it cannot be told, or the folder is missing.
+        size: the numbers of students, samples and classes, in words.
+        needed: bytes.
+        folder: the folder of the bank's file; None: the bank lies in memory.
+        free: bytes; None where they are not known, or the folder is missing.
     """
 
     size: str
@@ -33,14 +34,14 @@ class Room:
     free: int | None
 
     def __str__(self) -> str:
-        """The figures."""
+        """The size in words, and the bytes in MB."""
         free = "" if self.free is None else f", {self.free / MB:,.1f} MB free"
         where = f"a file in {self.folder}" if self.folder else "memory"
         return f"{self.size}: {self.needed / MB:,.1f} MB in {where}{free}"
 
     @property
     def lack(self) -> str | None:
-        """Why the bank does not fit, and the field to change; None if it does."""
+        """Why the bank does not fit, and the field to change; None if it fits."""
         if self.folder is not None and self.free is None:
             return f"distillation.bank.folder: {self.folder!r} is no folder of the coordinator's host"
         if self.free is None or self.needed <= self.free:
@@ -49,8 +50,8 @@ class Room:
         return f"{self}; set {other}, or a small distillation.bank.top_k"
 
 
-def look_for_room(recipe: Recipe, samples: int, classes: int) -> Room | None:
-    """The room on this host for a recipe's bank; None if it has none.
+def measure_bank_memory(recipe: Recipe, samples: int, classes: int) -> BankMemory | None:
+    """The memory of a recipe's bank on this host; None for a recipe without a bank.
 
     Args:
         recipe: the run.
@@ -62,7 +63,8 @@ def look_for_room(recipe: Recipe, samples: int, classes: int) -> Room | None:
     size = f"{students} students, {samples:,} samples, {classes:,} classes"
     size += "" if bank.top_k is None or bank.top_k >= classes else f", the largest {bank.top_k} of them kept"
     needed = bank_bytes(students, samples, classes, bank.top_k)
-    return Room(size, needed, bank.folder, _free_memory() if bank.folder is None else _free_disk(bank.folder))
+    free = _free_memory() if bank.folder is None else _free_disk(bank.folder)
+    return BankMemory(size, needed, bank.folder, free)
 
 
 def _free_disk(folder: str) -> int | None:
@@ -70,7 +72,7 @@ def _free_disk(folder: str) -> int | None:
 
 
 def _free_memory() -> int | None:
-    """What the machine has available, or what is left of this process's container, whichever is less."""
+    """The bytes available on the machine, or left in this process's container, whichever is less."""
     found = []
     try:
         fields = dict(line.split(":") for line in MEMINFO.read_text().splitlines())

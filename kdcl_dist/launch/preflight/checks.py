@@ -1,7 +1,7 @@
-"""Judging, before a run, what its hosts have found: each check a line with a figure, each failure a remedy.
+"""The checks before a run: each has a line with a figure, and each of its failures names a remedy.
 
-All checks are functions of plain values (see `host_report` and `placement`); asking the hosts is
-the launcher's part.
+All checks are functions of plain values (see `host_report` and `placement`). The launcher asks the hosts for
+these values.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 
 from kdcl_dist.config.recipe import Recipe
 from kdcl_dist.errors import PreflightError, StorageError
-from kdcl_dist.launch.preflight.host_report import Report, look, unread
+from kdcl_dist.launch.preflight.host_report import HostReport, inspect_host, missing_files
 from kdcl_dist.launch.preflight.placement import Host, Need, lacks
 from kdcl_dist.run.storage import Folder
 
@@ -26,7 +26,7 @@ __all__ = [
     "check_here",
     "clocks",
     "data",
-    "judge",
+    "evaluate_reports",
     "network",
     "placement",
     "require",
@@ -35,7 +35,7 @@ __all__ = [
     "versions",
 ]
 
-#: Seconds by which clocks may differ: more misleads who reads logs and times of several hosts.
+#: Seconds by which clocks may differ; a larger difference misleads readers of several hosts' logs.
 SKEW_S = 5.0
 #: Bytes of /dev/shm below which loader workers are likely to die of "bus error".
 SHM_BYTES = 256 << 20
@@ -43,21 +43,24 @@ SHM_BYTES = 256 << 20
 
 @dataclass(frozen=True)
 class Check:
-    """One check: the figure that was found; failures and warnings, a line each with its remedy."""
+    """One check: its name, the figure found, and failures and warnings, a line each with a remedy."""
 
     name: str
     figure: str
     failures: list[str] = field(default_factory=list)
     warnings: list[str] = field(default_factory=list)
 
-    @property
-    def ok(self) -> bool:
-        """Whether the run may start as far as this check is concerned."""
-        return not self.failures
-
 
 def require(checks: Sequence[Check], warn: Callable[[str], None]) -> None:
-    """Pass on all warnings; raise `PreflightError` with all failures, a line each, if there are any."""
+    """Require that no check failed.
+
+    Args:
+        checks: all checks.
+        warn: called with each warning.
+
+    Raises:
+        PreflightError: a check failed; the message has a line for each failure.
+    """
     for check in checks:
         for warning in check.warnings:
             warn(f"{check.name}: {warning}")
@@ -65,30 +68,33 @@ def require(checks: Sequence[Check], warn: Callable[[str], None]) -> None:
         raise PreflightError("\n".join(failures))
 
 
-def check_here(recipe: Recipe, folder: Folder, address: str, more: Mapping[str, str]) -> list[Check]:
-    """The checks of a run whose processes are all on this host; arguments as `host_report.look`."""
-    marks = f".kdcl-preflight-{uuid.uuid4().hex[:8]}"
+def check_here(
+    recipe: Recipe, folder: Folder, address: str, extra_versions: Mapping[str, str]
+) -> list[Check]:
+    """The checks of a run whose processes are all on this host; arguments as of `inspect_host`."""
+    probes = f".kdcl-preflight-{uuid.uuid4().hex[:8]}"
     asked = time.time()
-    report = look(recipe, folder, f"{marks}/0", address, more)
-    missing = [] if "storage" in report.problems else unread(folder, [f"{marks}/0"])
+    report = inspect_host(recipe, folder, f"{probes}/0", address, extra_versions)
+    missing = [] if "storage" in report.problems else missing_files(folder, [f"{probes}/0"])
     with contextlib.suppress(StorageError):
-        folder.delete(marks)
-    return judge(recipe, folder, [report], {address: [address] * len(missing)}, asked, {address: time.time()})
+        folder.delete(probes)
+    unseen = {address: [address] * len(missing)}
+    return evaluate_reports(recipe, folder, [report], unseen, asked, {address: time.time()})
 
 
-def judge(
+def evaluate_reports(
     recipe: Recipe,
     folder: Folder,
-    reports: Sequence[Report],
-    missing: Mapping[str, Sequence[str]],
+    reports: Sequence[HostReport],
+    unseen: Mapping[str, Sequence[str]],
     asked: float,
     answered: Mapping[str, float],
 ) -> list[Check]:
-    """The checks below that need no more than the reports; arguments as theirs."""
+    """The checks below that need no more than the hosts' reports; arguments as theirs."""
     return [
         versions(reports),
         data(reports),
-        storage(folder, reports, missing),
+        storage(folder, reports, unseen),
         addresses(reports),
         clocks(reports, asked, answered),
         shared_memory(recipe, reports),
@@ -97,12 +103,12 @@ def judge(
 
 
 def placement(needs: Sequence[Need], hosts: Sequence[Host]) -> Check:
-    """Room for every worker."""
+    """Capacity for every worker."""
     figure = f"{len(needs)} workers, {len(hosts)} hosts ({'; '.join(map(str, hosts))})"
     return Check("placement", figure, lacks(needs, hosts))
 
 
-def data(reports: Sequence[Report]) -> Check:
+def data(reports: Sequence[HostReport]) -> Check:
     """The same data sets on every host."""
     failures = [
         f"host {report.address}: data.{name}: {report.problems[name]}; copy the data set to that host, or "
@@ -123,8 +129,8 @@ def data(reports: Sequence[Report]) -> Check:
     return Check("data", f"{_hosts(reports)}, {', '.join(prints) or 'none'}", failures)
 
 
-def versions(reports: Sequence[Report]) -> Check:
-    """The same versions everywhere; Python's patch release may differ."""
+def versions(reports: Sequence[HostReport]) -> Check:
+    """The same versions on every host; Python's patch release may differ."""
     failures = []
     first = reports[0]
     for report in reports[1:]:
@@ -141,13 +147,13 @@ def versions(reports: Sequence[Report]) -> Check:
     return Check("versions", ", ".join(shown), failures)
 
 
-def storage(folder: Folder, reports: Sequence[Report], unread: Mapping[str, Sequence[str]]) -> Check:
-    """Storage that every host can write, and in which each reads what the others wrote.
+def storage(folder: Folder, reports: Sequence[HostReport], unseen: Mapping[str, Sequence[str]]) -> Check:
+    """Storage that every host can write, and in which each host reads the others' files.
 
     Args:
         folder: the folder of runs.
         reports: the hosts.
-        unread: for each host's address, the hosts whose file it does not see.
+        unseen: for each host's address, the addresses of the hosts whose files it does not see.
     """
     failures = [
         f"host {report.address}: {report.problems['storage']}; mend it there, or choose another --storage"
@@ -157,15 +163,15 @@ def storage(folder: Folder, reports: Sequence[Report], unread: Mapping[str, Sequ
     failures += [
         f"host {reader} does not see in {folder} what {', '.join(writers)} wrote there: each host has a disk "
         "of its own; choose a shared file system (NFS) or an object store with --storage"
-        for reader, writers in unread.items()
+        for reader, writers in unseen.items()
         if writers
     ]
     how = "written and read" if len(reports) < 2 else f"written by each and read by all of {_hosts(reports)}"
     return Check("storage", f"{folder} {how}", failures)
 
 
-def addresses(reports: Sequence[Report]) -> Check:
-    """Addresses by which hosts can find each other."""
+def addresses(reports: Sequence[HostReport]) -> Check:
+    """Addresses by which the hosts can reach each other."""
     several = len({report.hostname for report in reports}) > 1
     failures = [
         f"host {report.hostname} is known as {report.address}, by which no other host can reach it; start "
@@ -177,7 +183,12 @@ def addresses(reports: Sequence[Report]) -> Check:
 
 
 def network(hosts: int, failed: Mapping[str, Mapping[str, str]]) -> Check:
-    """Every host reaches every other on a fresh TCP port; `failed`: {from: {to: reason}}."""
+    """Connections between all hosts on fresh TCP ports.
+
+    Args:
+        hosts: their number.
+        failed: for each host's address, why it cannot reach another, by the other's address.
+    """
     failures = [
         f"host {origin} cannot reach {target} ({reason}); open all TCP ports between the hosts of the "
         "cluster, in firewalls and security groups"
@@ -187,13 +198,15 @@ def network(hosts: int, failed: Mapping[str, Mapping[str, str]]) -> Check:
     return Check("network", f"{hosts * (hosts - 1)} connections on fresh TCP ports", failures)
 
 
-def clocks(reports: Sequence[Report], asked: float, answered: Mapping[str, float]) -> Check:
-    """Clocks that agree; how far one is off is known to within the time that its answer took.
+def clocks(reports: Sequence[HostReport], asked: float, answered: Mapping[str, float]) -> Check:
+    """Clocks that agree.
+
+    The difference of a clock is known to within the time that the host took to answer.
 
     Args:
         reports: the hosts.
-        asked: this host's clock before they were asked.
-        answered: this host's clock when each one's answer was there, by address.
+        asked: this host's clock before the question, in seconds since 1970.
+        answered: this host's clock at each answer, by the address of the host that answered.
     """
     off = {r.address: max(asked - r.clock, r.clock - answered[r.address], 0.0) for r in reports}
     warnings = [
@@ -204,8 +217,8 @@ def clocks(reports: Sequence[Report], asked: float, answered: Mapping[str, float
     return Check("clocks", f"within {max(off.values(), default=0.0):.1f} s", warnings=warnings)
 
 
-def shared_memory(recipe: Recipe, reports: Sequence[Report]) -> Check:
-    """Space in /dev/shm, through which loader workers hand over their batches."""
+def shared_memory(recipe: Recipe, reports: Sequence[HostReport]) -> Check:
+    """Space in /dev/shm, through which loader workers pass their batches."""
     sizes = {report.address: report.shm_bytes or 0 for report in reports}
     warnings = [
         f"host {address} has {size >> 20} MB free in /dev/shm, which {recipe.data.loader_workers} loader "
@@ -217,13 +230,13 @@ def shared_memory(recipe: Recipe, reports: Sequence[Report]) -> Check:
     return Check("/dev/shm", f"{min(sizes.values(), default=0) >> 20} MB free", warnings=warnings)
 
 
-def bank(reports: Sequence[Report]) -> list[Check]:
-    """Room for the bank of logits, where the run has one: on the first host, which is the coordinator's."""
-    room = reports[0].bank if reports else None
-    return [] if room is None else [Check("bank", str(room), [room.lack] if room.lack else [])]
+def bank(reports: Sequence[HostReport]) -> list[Check]:
+    """Memory for the bank of logits, where the run has one, on the first host, the coordinator's."""
+    memory = reports[0].bank_memory if reports else None
+    return [] if memory is None else [Check("bank", str(memory), [memory.lack] if memory.lack else [])]
 
 
-def _hosts(reports: Sequence[Report]) -> str:
+def _hosts(reports: Sequence[HostReport]) -> str:
     return f"{len(reports)} host" + "s" * (len(reports) != 1)
 
 

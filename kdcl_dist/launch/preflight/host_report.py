@@ -1,4 +1,4 @@
-"""What one host finds when it looks around before a run: its part of `kdcl preflight`."""
+"""What one host reports before a run: its part of `kdcl preflight`."""
 
 from __future__ import annotations
 
@@ -6,41 +6,39 @@ import contextlib
 import os
 import platform
 import socket
-import sys
 import threading
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 
 from kdcl_dist.config.recipe import Recipe
 from kdcl_dist.data.dataset import fingerprint
 from kdcl_dist.data.subset import open_classes
 from kdcl_dist.errors import KdclError, one_line
-from kdcl_dist.launch.preflight.bank_memory import Room, look_for_room
+from kdcl_dist.launch.preflight.bank_memory import BankMemory, measure_bank_memory
 from kdcl_dist.run.run import versions
 from kdcl_dist.run.storage import Folder
 
-__all__ = ["Listener", "Report", "connect", "enter", "look", "unread"]
+__all__ = ["HostReport", "Listener", "inspect_host", "missing_files", "unreachable"]
 
-#: Seconds for which a file of another host may stay unseen: NFS remembers that a name was not there.
-SEEN_S = 5.0
+#: Seconds until this host sees a file of another host: NFS caches for a while that a name does not exist.
+VISIBLE_S = 5.0
 
 
 @dataclass(frozen=True)
-class Report:
-    """One host.
+class HostReport:
+    """What one host reports.
 
     Attributes:
         address: its address in the cluster.
-        hostname: its own name.
-        versions: of all that a result can depend on.
+        hostname: the name that it gives itself.
+        versions: of all packages on which a result can depend.
         data: fingerprints of the data sets "train" and "test".
-        problems: why a data set cannot be opened, or the storage not be written, by "train", "test" and
+        problems: why a data set cannot be opened, or the storage cannot be written, by "train", "test" and
             "storage".
-        clock: seconds since 1970 by its clock, when it was asked.
+        clock: seconds since 1970 by its clock, at the start of its inspection.
         shm_bytes: free space of /dev/shm, in bytes; None where there is none.
-        bank: room for the bank of logits, if this is the coordinator's host; None if the run has none.
+        bank_memory: what the bank of logits takes and what is free here; None for a run without a bank.
     """
 
     address: str
@@ -50,55 +48,48 @@ class Report:
     problems: dict[str, str]
     clock: float
     shm_bytes: int | None = field(default=None)
-    bank: Room | None = None
+    bank_memory: BankMemory | None = None
 
 
-def look(recipe: Recipe, folder: Folder, mark: str | None, address: str, more: Mapping[str, str]) -> Report:
-    """Look around on this host.
+def inspect_host(
+    recipe: Recipe, folder: Folder, probe: str, address: str, extra_versions: Mapping[str, str]
+) -> HostReport:
+    """Inspect this host.
 
     Args:
         recipe: the run.
         folder: the folder that will hold it.
-        mark: a file to write there for the other hosts to read, or None to write nothing.
+        probe: the name of a file to write in the folder, for the other hosts to read.
         address: the host's address in the cluster.
-        more: versions besides those of `kdcl_dist.run.run.versions`.
+        extra_versions: versions besides those of `kdcl_dist.run.run.versions`.
     """
     clock = time.time()
     data: dict[str, str] = {}
     problems: dict[str, str] = {}
-    room: Room | None = None
+    bank_memory: BankMemory | None = None
     for name, spec in (("train", recipe.data.train), ("test", recipe.data.test)):
         try:
             data[name] = fingerprint(dataset := open_classes(spec, recipe.data.classes))
             if name == "train":
-                room = look_for_room(recipe, len(dataset), len(dataset.classes))
+                bank_memory = measure_bank_memory(recipe, len(dataset), len(dataset.classes))
         except KdclError as error:
             problems[name] = str(error)
         except Exception as error:  # a user's data set can raise anything
             problems[name] = one_line(error)
-    if mark is not None:
-        try:
-            folder.write(mark, address.encode())
-        except KdclError as error:
-            problems["storage"] = str(error)
-    found = versions() | dict(more)
-    return Report(address, platform.node(), found, data, problems, clock, _shm_bytes(), room)
+    try:
+        folder.write(probe, address.encode())
+    except KdclError as error:
+        problems["storage"] = str(error)
+    found = versions() | dict(extra_versions)
+    return HostReport(address, platform.node(), found, data, problems, clock, _shm_bytes(), bank_memory)
 
 
-def enter(root: str) -> None:
-    """Look up relative paths and import strings where the command was called, if that folder is here."""
-    if Path(root).is_dir():
-        os.chdir(root)
-    if root not in sys.path:
-        sys.path.insert(0, root)
-
-
-def unread(folder: Folder, marks: Sequence[str], wait_s: float = SEEN_S) -> list[str]:
-    """The files among `marks` that this host does not see within some seconds."""
+def missing_files(folder: Folder, names: Sequence[str], wait_s: float = VISIBLE_S) -> list[str]:
+    """Those of the files `names` that this host cannot read within `wait_s` seconds."""
     deadline = time.monotonic() + wait_s
-    missing = list(marks)
+    missing = list(names)
     while missing:
-        missing = [mark for mark in missing if not _reads(folder, mark)]
+        missing = [name for name in missing if not _reads(folder, name)]
         if not missing or time.monotonic() > deadline:
             break
         time.sleep(0.2)
@@ -106,7 +97,7 @@ def unread(folder: Folder, marks: Sequence[str], wait_s: float = SEEN_S) -> list
 
 
 class Listener:
-    """A fresh TCP port on one address of this host, which accepts whoever comes until it is closed."""
+    """A fresh TCP port on one address of this host that accepts every connection until it is closed."""
 
     def __init__(self, address: str) -> None:
         family = socket.AF_INET6 if ":" in address else socket.AF_INET
@@ -128,8 +119,8 @@ class Listener:
                 self._socket.accept()[0].close()
 
 
-def connect(endpoints: Sequence[tuple[str, int]], limit_s: float) -> dict[str, str]:
-    """Try to reach each endpoint; why it failed, by address, of those that were not reached."""
+def unreachable(endpoints: Sequence[tuple[str, int]], limit_s: float) -> dict[str, str]:
+    """Connect to each endpoint within `limit_s` seconds; by address, why a connection failed."""
     failed = {}
     for address, port in endpoints:
         try:
@@ -139,9 +130,9 @@ def connect(endpoints: Sequence[tuple[str, int]], limit_s: float) -> dict[str, s
     return failed
 
 
-def _reads(folder: Folder, mark: str) -> bool:
+def _reads(folder: Folder, name: str) -> bool:
     try:
-        return bool(folder.read(mark))
+        return bool(folder.read(name))
     except (FileNotFoundError, KdclError):
         return False
 

@@ -1,4 +1,4 @@
-"""Whether the hosts of a cluster have room for a cohort, and if not, who lacks what."""
+"""Whether the hosts of a cluster have the capacity for a cohort, and if not, which worker lacks what."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 
 from kdcl_dist.config.recipe import Recipe
 
-__all__ = ["ACCELERATOR", "Host", "Need", "lacks", "needs_of"]
+__all__ = ["ACCELERATOR", "Host", "Need", "Slot", "assign", "lacks", "needs_of"]
 
 #: Ray's label of a host's type of accelerator.
 ACCELERATOR = "ray.io/accelerator-type"
@@ -25,6 +25,16 @@ class Need:
     def __str__(self) -> str:
         parts = [f"CPU {self.cpu:g}"] + [f"GPU {self.gpu:g}"] * bool(self.gpu)
         return ", ".join(parts) + (f" on a host with {self.accelerator}" if self.accelerator else "")
+
+    @property
+    def resources(self) -> dict[str, float]:
+        """CPU, and GPU if any, by Ray's names."""
+        return {"CPU": self.cpu} | ({"GPU": self.gpu} if self.gpu else {})
+
+    @property
+    def label_selector(self) -> dict[str, str]:
+        """The label that Ray looks for in a host; empty for any accelerator type."""
+        return {ACCELERATOR: self.accelerator} if self.accelerator else {}
 
 
 @dataclass
@@ -47,43 +57,66 @@ class Host:
         return right and self.cpu >= need.cpu and self.gpu >= need.gpu
 
 
+@dataclass(frozen=True)
+class Slot:
+    """Where a worker runs: the index of its host, and of the host's GPU, None without one."""
+
+    host: int
+    gpu: int | None
+
+
 def needs_of(recipe: Recipe) -> list[Need]:
-    """What each worker takes. Ray Train gives all the same resources, so that is the largest student's."""
+    """The needs of the cohort's workers. Ray Train gives each the same resources: the largest student's."""
     cpu = max(student.resources.cpu for student in recipe.students)
     gpu = max(student.resources.gpu for student in recipe.students)
-    return [
-        Need(student.name, cpu, gpu, student.accelerator)
-        for student in recipe.students
-        for _ in range(student.replicas)
-    ]
+    students = [recipe.students[worker.student] for worker in recipe.workers]
+    return [Need(student.name, cpu, gpu, student.accelerator) for student in students]
+
+
+def assign(needs: Sequence[Need], hosts: Sequence[Host]) -> list[Slot | None]:
+    """A slot for each need, on the first host with free capacity; None where there is none.
+
+    Needs of an accelerator type choose first. A share of a GPU is taken of one device.
+    """
+    free = [_FreeCapacity(host) for host in hosts]
+    slots: list[Slot | None] = [None] * len(needs)
+    for index in sorted(range(len(needs)), key=lambda index: needs[index].accelerator is None):
+        for number, capacity in enumerate(free):
+            if capacity.fits(needs[index]):
+                slots[index] = Slot(number, capacity.take(needs[index]))
+                break
+    return slots
 
 
 def lacks(needs: Sequence[Need], hosts: Sequence[Host]) -> list[str]:
-    """For each worker that finds no place, one line; those that ask for an accelerator type choose first."""
-    rooms = [_Room(host) for host in hosts]
-    lines = []
-    for need in sorted(needs, key=lambda need: need.accelerator is None):
-        if not any(room.take(need) for room in rooms):
-            lines.append(_line(need, needs, hosts))
-    return list(dict.fromkeys(lines))
+    """One line for each worker without a slot, the workers that need an accelerator type first."""
+    unmet = [need for need, slot in zip(needs, assign(needs, hosts), strict=True) if slot is None]
+    unmet.sort(key=lambda need: need.accelerator is None)
+    return list(dict.fromkeys(_line(need, needs, hosts) for need in unmet))
 
 
-class _Room:
-    """What is left of a host; a share of a GPU is taken of one device."""
+class _FreeCapacity:
+    """What is left of a host."""
 
     def __init__(self, host: Host) -> None:
         self.host, self.cpu = host, host.cpu
         self.gpus = [1.0] * int(host.gpu)
 
-    def take(self, need: Need) -> bool:
-        """Take what a worker needs if it is there."""
-        device = next((i for i, left in enumerate(self.gpus) if left + 1e-9 >= need.gpu), None)
-        if not self.host.suits(need) or self.cpu < need.cpu or (need.gpu and device is None):
-            return False
+    def fits(self, need: Need) -> bool:
+        """Whether the host has what a worker needs."""
+        has_gpu = not need.gpu or self._device(need) is not None
+        return self.host.suits(need) and self.cpu >= need.cpu and has_gpu
+
+    def take(self, need: Need) -> int | None:
+        """Take what a worker needs and fits; the index of its GPU, None without one."""
         self.cpu -= need.cpu
-        if need.gpu and device is not None:
+        device = self._device(need) if need.gpu else None
+        if device is not None:
             self.gpus[device] -= need.gpu
-        return True
+        return device
+
+    def _device(self, need: Need) -> int | None:
+        return next((i for i, left in enumerate(self.gpus) if left + 1e-9 >= need.gpu), None)
 
 
 def _line(need: Need, needs: Sequence[Need], hosts: Sequence[Host]) -> str:
@@ -94,6 +127,6 @@ def _line(need: Need, needs: Sequence[Need], hosts: Sequence[Host]) -> str:
         return f"student {need.student!r}: no host offers {need} ({offered}); {remedy}"
     rest = [other for other in needs if other is not need]
     return (
-        f"student {need.student!r}: no room left for {need} beside the {len(rest)} other workers "
+        f"student {need.student!r}: no capacity left for {need} beside the {len(rest)} other workers "
         f"({offered}); {remedy}"
     )

@@ -13,23 +13,23 @@ import ray
 
 from kdcl_dist.run.run import Run
 
-__all__ = ["POLL_S", "actor_name", "at_this_host", "end_process", "nothing"]
+__all__ = ["POLL_S", "actor_name", "at_this_host", "end_process", "ping"]
 
-#: Seconds between two looks for what is new.
+#: Seconds between two polls.
 POLL_S = 0.2
 
 
 def actor_name(run: Run) -> str:
-    """By which workers and driver find the coordinator's actor."""
+    """The name by which workers and driver find the coordinator's actor."""
     return f"kdcl-coordinator-{run.id}"
 
 
 def at_this_host(run: Run) -> Run:
     """The run with the root that it has on this host.
 
-    Ray unpacks a job's working directory on every host, below its own temporary folder: mostly at the same
-    path as on the driver's host, which is the root, but not where that folder was chosen otherwise. A
-    worker of such a job has its copy first on PYTHONPATH.
+    Ray unpacks a job's working directory on every host, below Ray's temporary folder. The path is the root,
+    that on the driver's host, except on a host with another temporary folder. A worker of such a job has its
+    copy first on PYTHONPATH.
     """
     unpacked = os.environ.get("PYTHONPATH", "").split(os.pathsep)[0]
     if Path(run.root).is_dir() or not ray.get_runtime_context().runtime_env.get("working_dir"):
@@ -37,11 +37,11 @@ def at_this_host(run: Run) -> Run:
     return replace(run, root=unpacked)
 
 
-def nothing(worker: Any) -> None:
-    """What a worker is asked to see whether it lives."""
+def ping(worker: Any) -> None:
+    """Runs in a worker, and shows by its answer that the worker lives."""
 
 
 def end_process(worker: Any, pid: int) -> None:
-    """What a worker is asked to end the process that it has started."""
+    """Runs in a worker, and ends the process that the worker has started."""
     with suppress(ProcessLookupError):
         os.kill(pid, signal.SIGKILL)

@@ -1,8 +1,8 @@
-"""A run on Ray Train: one worker a student, and the coordinator an actor beside them.
+"""A run on Ray Train: one worker for each student, and the coordinator as an actor beside them.
 
-Ray places the processes and watches over them. The steps themselves do not pass through it: students
-and coordinator form an exchange group of their own (`kdcl_dist.exchange.group`), and the actor is called only
-to start, to stop, and to hear what happens.
+Ray places the processes and watches over them. The steps themselves do not pass through Ray: students and
+coordinator form an exchange group of their own (`kdcl_dist.exchange.group`). The driver calls the actor only
+to start it, to stop it, and for its events.
 """
 
 from __future__ import annotations
@@ -16,33 +16,34 @@ from contextlib import contextmanager, suppress
 from typing import Any
 
 import ray
-from ray._private import services
 from ray.exceptions import RayError
 from ray.train import FailureConfig, LoggingConfig, RunConfig, ScalingConfig
 from ray.train.torch import TorchTrainer
 
 from kdcl_dist.config.recipe import Recipe
-from kdcl_dist.errors import CoordinatorLost, KdclError, RunFolderError, StudentLost, from_dict, one_line
+from kdcl_dist.errors import CoordinatorLost, KdclError, RunFolderError, from_dict, one_line
+from kdcl_dist.launch.failures import first_worker_failure
 from kdcl_dist.launch.preflight.checks import Check, require
-from kdcl_dist.launch.preflight.placement import ACCELERATOR
+from kdcl_dist.launch.preflight.placement import needs_of
 from kdcl_dist.launch.ray.common import POLL_S, actor_name
 from kdcl_dist.launch.ray.coordinator import END_S, EventCursor, start_coordinator
 from kdcl_dist.launch.ray.preflight import run_checks
+from kdcl_dist.launch.ray.private import address_of_cluster
 from kdcl_dist.launch.ray.worker import CohortConfig, train
 from kdcl_dist.run.events import Event, Note, Warned
 from kdcl_dist.run.record import read_record, recorded_failure
 from kdcl_dist.run.run import Run
 from kdcl_dist.run.storage import Folder
 
-__all__ = ["check", "cluster", "launch", "room_for"]
+__all__ = ["check", "cluster", "launch", "max_concurrent_runs", "trainer"]
 
-#: Ray sets it for the command of a job.
+#: Ray sets this variable for the command of a job.
 JOB_VARIABLE = "RAY_JOB_CONFIG_JSON_ENV_VAR"
-#: Failures of workers that Ray Train lets pass for each failure of the recipe.
-RETRIES = 4
+#: Failures of workers that Ray Train allows for each failure that the recipe allows.
+FAILURES_PER_FAILURE = 4
 
 
-def launch(run: Run, on_event: Callable[[Event], None], asked: threading.Event) -> bool:
+def launch(run: Run, on_event: Callable[[Event], None], stop_requested: threading.Event) -> bool:
     """Train a run on the Ray cluster of RAY_ADDRESS, or of `ray start` on this machine, or on one of its own.
 
     Args, returns, raises: as `kdcl_dist.launch.local.launch`.
@@ -52,7 +53,7 @@ def launch(run: Run, on_event: Callable[[Event], None], asked: threading.Event) 
         coordinator = start_coordinator(run)
         try:
             require(_checks(run.recipe, run.folder, on_event), lambda text: on_event(Warned(text)))
-            return _Watcher(run, on_event, asked).fit()
+            return _TrainerThread(run, on_event, stop_requested).fit()
         finally:
             ray.kill(coordinator)
 
@@ -73,7 +74,7 @@ def check(recipe: Recipe, storage: Folder, on_event: Callable[[Event], None]) ->
     Args:
         recipe: the run.
         storage: the folder that will hold it.
-        on_event: hears what happens.
+        on_event: called with each note.
     """
     with cluster([recipe], on_event):
         return _checks(recipe, storage, on_event)
@@ -87,7 +88,14 @@ def _checks(recipe: Recipe, folder: Folder, on_event: Callable[[Event], None]) -
 def cluster(recipes: Sequence[Recipe], on_event: Callable[[Event], None]) -> Iterator[None]:
     """Join the cluster of RAY_ADDRESS, or of `ray start` on this machine, or start one that ends with this.
 
-    A process that is connected already stays as it is. Raises `KdclError` when RAY_ADDRESS does not answer.
+    A process that is connected already stays connected, and nothing is started.
+
+    Args:
+        recipes: the runs; a cluster that is started has CPUs for the largest of them.
+        on_event: called with each note.
+
+    Raises:
+        KdclError: the cluster at RAY_ADDRESS does not answer.
     """
     if ray.is_initialized():
         yield
@@ -99,33 +107,29 @@ def cluster(recipes: Sequence[Recipe], on_event: Callable[[Event], None]) -> Ite
         ray.shutdown()
 
 
-def room_for(recipe: Recipe) -> int:
-    """How many cohorts of a recipe the connected cluster has CPUs and GPUs for; at least 1."""
-    offered, needed = ray.cluster_resources(), _taken_by(recipe)
-    return max(1, min(int(offered.get(name, 0) // count) for name, count in needed.items() if count))
+def max_concurrent_runs(recipe: Recipe) -> int:
+    """For how many runs of a recipe the connected cluster has CPUs and GPUs; at least 1."""
+    offered, needed = ray.cluster_resources(), _cohort_resources(recipe)
+    return max(1, min(int(offered.get(name, 0) // count) for name, count in needed.items()))
 
 
-def _taken_by(recipe: Recipe) -> dict[str, float]:
-    """CPUs and GPUs of a whole cohort: Ray Train gives every worker as much as the largest needs."""
-    students, workers = recipe.students, len(recipe.workers)
-    return {
-        "CPU": workers * max(student.resources.cpu for student in students),
-        "GPU": workers * max(student.resources.gpu for student in students),
-    }
+def _cohort_resources(recipe: Recipe) -> dict[str, float]:
+    """CPUs, and GPUs if any, of all workers together."""
+    needs = needs_of(recipe)
+    return {name: len(needs) * count for name, count in needs[0].resources.items()}
 
 
 def _connect(recipes: Sequence[Recipe], on_event: Callable[[Event], None]) -> None:
     options: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
     try:
-        # Of RAY_ADDRESS or `ray start`. "auto" would join what another program has for itself, too.
-        if found := services.get_ray_address_from_environment(None, None):
+        if found := address_of_cluster():
             _init(address=found, **options)
             return
-    except (ConnectionError, RuntimeError):  # it has ended, or is about to
+    except (ConnectionError, RuntimeError):  # the cluster has ended, or is about to
         ray.shutdown()
         if address := os.environ.get("RAY_ADDRESS"):
             raise KdclError(f"the Ray cluster at RAY_ADDRESS={address} does not answer") from None
-    needed = max(int(_taken_by(recipe)["CPU"]) for recipe in recipes)
+    needed = max(int(_cohort_resources(recipe)["CPU"]) for recipe in recipes)
     cores = os.cpu_count() or 1
     if needed > cores:
         on_event(
@@ -135,9 +139,9 @@ def _connect(recipes: Sequence[Recipe], on_event: Callable[[Event], None]) -> No
 
 
 def _init(**options: Any) -> None:
-    """`ray.init`, which puts a handler of its own in the place of ours that takes a checkpoint on SIGTERM.
+    """Call `ray.init`, and set the handler of SIGTERM again that `ray.init` replaces.
 
-    SIGTERM is what `ray job stop` sends, and Slurm and Kubernetes too.
+    The handler takes a checkpoint; `ray job stop`, Slurm and Kubernetes send SIGTERM.
     """
     if threading.current_thread() is not threading.main_thread():
         ray.init(**options)
@@ -149,27 +153,27 @@ def _init(**options: Any) -> None:
         signal.signal(signal.SIGTERM, handler)
 
 
-class _Watcher:
-    """The driver's side: runs the trainer in a thread, passes events on, and forwards a stop."""
+class _TrainerThread:
+    """Runs Ray Train's trainer in a thread, and meanwhile passes on the events and a request to stop."""
 
-    def __init__(self, run: Run, on_event: Callable[[Event], None], asked: threading.Event) -> None:
-        self.run, self.on_event, self.asked = run, on_event, asked
+    def __init__(self, run: Run, on_event: Callable[[Event], None], stop_requested: threading.Event) -> None:
+        self.run, self.on_event, self.stop_requested = run, on_event, stop_requested
         self.error: BaseException | None = None
         self.cursor = EventCursor()
-        self.forwarded = False
 
     def fit(self) -> bool:
         """Train; see `launch`."""
         thread = threading.Thread(target=self._fit, name="kdcl-trainer", daemon=True)
         thread.start()
         while thread.is_alive():
-            self._look()
+            self._poll()
             thread.join(POLL_S)
-        self._look()
-        if self.error is not None:
-            raise _cause(self.error, self.run)
-        if (noted := recorded_failure(self.run)) is not None:
-            raise noted
+        self._poll()
+        failure = recorded_failure(self.run)
+        if failure is None and self.error is not None:
+            failure = _trainer_failure(self.error)
+        if failure is not None:
+            raise failure
         return self._outcome()
 
     def _fit(self) -> None:
@@ -178,13 +182,12 @@ class _Watcher:
         except BaseException as error:  # handed to the main thread, which raises it
             self.error = error
 
-    def _look(self) -> None:
-        """Hear the coordinator's events, if it is there yet or still."""
+    def _poll(self) -> None:
+        """Pass on the coordinator's new events, if the actor lives."""
         try:
             actor = ray.get_actor(actor_name(self.run))
-            if self.asked.is_set():  # said at each look: the actor may be another by now
+            if self.stop_requested.is_set():  # repeated, since Ray may have restarted the actor
                 ray.get(actor.stop.remote(), timeout=END_S)
-                self.forwarded = True
             self.cursor, events = ray.get(actor.events.remote(self.cursor), timeout=END_S)
         except (ValueError, RayError):
             return
@@ -192,10 +195,10 @@ class _Watcher:
             self.on_event(event)
 
     def _outcome(self) -> bool:
-        """How the run ended, by the coordinator's own word: the storage may not have taken the record."""
+        """How the run ended: the coordinator's answer, since the storage may not have taken the record."""
         found = None
         with suppress(ValueError, RayError, TimeoutError):
-            found = ray.get(ray.get_actor(actor_name(self.run)).how_it_ended.remote(), timeout=END_S)
+            found = ray.get(ray.get_actor(actor_name(self.run)).await_outcome.remote(), timeout=END_S)
         if isinstance(found, dict):
             raise from_dict(found)
         state = {"finished": True, "interrupted": False}.get(read_record(self.run.folder).get("state", ""))
@@ -208,42 +211,30 @@ class _Watcher:
 
 def trainer(run: Run) -> TorchTrainer:
     """Ray Train's trainer for a run."""
-    students = run.recipe.students
-    resources: dict[str, float] = {"CPU": max(student.resources.cpu for student in students)}
-    if gpu := max(student.resources.gpu for student in students):
-        resources["GPU"] = gpu
-    wanted = [students[worker.student].accelerator for worker in run.recipe.workers]
-    selectors = [{ACCELERATOR: accelerator} if accelerator else {} for accelerator in wanted]
+    needs = needs_of(run.recipe)
+    selectors = [need.label_selector for need in needs]
     return TorchTrainer(
         train,
         train_loop_config={"run": run},
         torch_config=CohortConfig(run),
         scaling_config=ScalingConfig(
-            num_workers=len(wanted),
-            use_gpu=gpu > 0,
-            resources_per_worker=resources,
+            num_workers=len(needs),
+            use_gpu=needs[0].gpu > 0,
+            resources_per_worker=needs[0].resources,
             label_selector=selectors if any(selectors) else None,
         ),
         run_config=RunConfig(
             name="ray",
             storage_path=run.folder.uri,
             # The coordinator decides when a run ends. Ray counts every worker of a failure, and each failed
-            # start of a new one; its limit is there for what the coordinator cannot see.
-            failure_config=FailureConfig(max_failures=RETRIES * run.recipe.failure.max_failures),
+            # start of a new worker. Ray's limit is for failures that the coordinator cannot see.
+            failure_config=FailureConfig(max_failures=FAILURES_PER_FAILURE * run.recipe.failure.max_failures),
             logging_config=LoggingConfig(log_level="ERROR"),
         ),
     )
 
 
-def _cause(error: BaseException, run: Run) -> KdclError:
-    """The first failure of a run: what the coordinator noted, else what Ray Train saw of the workers."""
-    if (noted := recorded_failure(run)) is not None:
-        return noted
-    failures = getattr(error, "worker_failures", {})
-    reported = [failure for failure in failures.values() if isinstance(failure, KdclError)]
-    if reported:
-        return next((e for e in reported if not isinstance(e, (StudentLost, CoordinatorLost))), reported[0])
-    if failures:
-        rank, failure = next(iter(failures.items()))
-        return StudentLost(f"the worker of rank {rank} died: {one_line(failure)}", detail=str(failure))
-    return KdclError(f"Ray Train failed: {one_line(error)}", detail=str(error))
+def _trainer_failure(error: BaseException) -> KdclError:
+    """The failure behind an error of Ray Train: one of the workers', else the error itself."""
+    failure = first_worker_failure(getattr(error, "worker_failures", {}))
+    return failure or KdclError(f"Ray Train failed: {one_line(error)}", detail=str(error))

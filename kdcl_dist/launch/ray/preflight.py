@@ -1,7 +1,7 @@
-"""Asking the hosts of a Ray cluster whether they are ready for a run.
+"""The checks of a run on a Ray cluster.
 
-On a cluster of one host this process looks by itself: no worker is started. Else one small actor a host
-looks, reads what the others wrote, and listens for them.
+On a cluster of one host this process inspects the host itself: no worker is started. Else one small actor on
+each host inspects it, reads the others' files, and listens for their connections.
 """
 
 from __future__ import annotations
@@ -20,19 +20,25 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from kdcl_dist.config.recipe import Recipe
 from kdcl_dist.errors import one_line
-from kdcl_dist.launch.preflight import checks as judge
-from kdcl_dist.launch.preflight.checks import Check
-from kdcl_dist.launch.preflight.host_report import Listener, Report, connect, enter, look, unread
-from kdcl_dist.launch.preflight.placement import ACCELERATOR, Host, lacks, needs_of
+from kdcl_dist.launch.preflight.checks import Check, check_here, evaluate_reports, network, placement
+from kdcl_dist.launch.preflight.host_report import (
+    HostReport,
+    Listener,
+    inspect_host,
+    missing_files,
+    unreachable,
+)
+from kdcl_dist.launch.preflight.placement import Host, lacks, needs_of
+from kdcl_dist.run.process import use_root
 from kdcl_dist.run.storage import Folder
 
 __all__ = ["run_checks"]
 
-#: What must be the same everywhere besides `kdcl_dist.run.run.versions`.
+#: Versions that must be the same on every host besides those of `kdcl_dist.run.run.versions`.
 VERSION = {"ray": ray.__version__}
 #: Seconds for one connection between two hosts.
 CONNECT_S = 5.0
-#: Seconds between two looks at a cluster that may grow.
+#: Seconds between two polls of a cluster that may grow.
 POLL_S = 1.0
 
 
@@ -48,20 +54,20 @@ def run_checks(recipe: Recipe, folder: Folder, notify: Callable[[str], None]) ->
     Args:
         recipe: the run.
         folder: the folder that holds runs, or the run's own.
-        notify: hears what is waited for.
+        notify: called with a line when the cluster has to grow first.
     """
     deadline = time.monotonic() + recipe.limits.startup_s
-    nodes = await_room(recipe, deadline, notify)
-    placement = judge.placement(needs_of(recipe), [node.host for node in nodes])
+    nodes, needs = await_capacity(recipe, deadline, notify), needs_of(recipe)
+    first = placement(needs, [node.host for node in nodes])
     here = ray.get_runtime_context().get_node_id()
-    used = [n for n in nodes if n.id == here or any(n.host.suits(need) for need in needs_of(recipe))]
+    used = [node for node in nodes if node.id == here or any(node.host.suits(need) for need in needs)]
     if [node.id for node in used] in ([here], []):
-        return [placement, *judge.check_here(recipe, folder, ray.util.get_node_ip_address(), VERSION)]
-    return [placement, *_Inquiry(recipe, folder, used, deadline).checks()]
+        return [first, *check_here(recipe, folder, ray.util.get_node_ip_address(), VERSION)]
+    return [first, *_Inspection(recipe, folder, used, deadline).checks()]
 
 
 def _nodes() -> list[_Node]:
-    """The hosts that are up, this process's first: the others are compared with it. Ray names no order."""
+    """The hosts that are up, this process's host first: the others are compared with it."""
     here = ray.get_runtime_context().get_node_id()
     nodes = [
         _Node(
@@ -79,8 +85,16 @@ def _nodes() -> list[_Node]:
     return sorted(nodes, key=lambda node: (node.id != here, node.host.address, node.id))
 
 
-def await_room(recipe: Recipe, deadline: float, notify: Callable[[str], None]) -> list[_Node]:
-    """The hosts, as soon as there is room for the cohort; where there is an autoscaler it is asked for it."""
+def await_capacity(recipe: Recipe, deadline: float, notify: Callable[[str], None]) -> list[_Node]:
+    """The hosts, as soon as they have the capacity for the cohort.
+
+    Only an autoscaler can add what lacks: without one the hosts are returned at once.
+
+    Args:
+        recipe: the run.
+        deadline: by `time.monotonic`; then the hosts are returned as they are.
+        notify: called with a line when the autoscaler is asked for hosts.
+    """
     needs = needs_of(recipe)
     nodes = _nodes()
     if not lacks(needs, [node.host for node in nodes]) or not may_grow():
@@ -88,55 +102,62 @@ def await_room(recipe: Recipe, deadline: float, notify: Callable[[str], None]) -
     from ray.autoscaler.sdk import request_resources
 
     notify(
-        f"waiting for the autoscaler to make room, at most {recipe.limits.startup_s:g} s (limits.startup_s)"
+        f"waiting for the autoscaler to add hosts, at most {recipe.limits.startup_s:g} s (limits.startup_s)"
     )
-    bundles = [{"CPU": need.cpu} | ({"GPU": need.gpu} if need.gpu else {}) for need in needs]
-    selectors = [{ACCELERATOR: need.accelerator} if need.accelerator else {} for need in needs]
-    request_resources(bundles=bundles, bundle_label_selectors=selectors)
+    request_resources(
+        bundles=[need.resources for need in needs],
+        bundle_label_selectors=[need.label_selector for need in needs],
+    )
     try:
         while lacks(needs, [node.host for node in nodes]) and time.monotonic() < deadline:
             time.sleep(POLL_S)
             nodes = _nodes()
     finally:
-        request_resources(bundles=[])  # Ray Train asks for itself what it places
+        request_resources(bundles=[])  # Ray Train requests the resources of its workers itself
     return nodes
 
 
 def may_grow() -> bool:
-    """Whether an autoscaler looks after the cluster: hosts that it started know their type's name."""
+    """Whether the cluster has an autoscaler: hosts that it started have the name of a node type."""
     from ray.autoscaler.v2.sdk import get_cluster_status
 
     try:
         status = get_cluster_status(ray.get_runtime_context().gcs_address)
-    except Exception:  # an old cluster, or one whose head is busy: then nothing is waited for
+    except Exception:  # an old cluster, or one with a busy head, counts as one without an autoscaler
         return False
     found = [*status.active_nodes, *status.idle_nodes]
     return any(node.ray_node_type_name not in ("", f"node_{node.node_id}") for node in found)
 
 
-class _Inquiry:
-    """One round of questions to several hosts."""
+class _Inspection:
+    """The inspection of several hosts.
+
+    Attributes:
+        probes: the folder of the files that the hosts write for each other.
+        silent: a line for each host that did not answer.
+        answered: this host's clock at each host's latest answer, by address.
+    """
 
     def __init__(self, recipe: Recipe, folder: Folder, nodes: Sequence[_Node], deadline: float) -> None:
         self.recipe, self.folder, self.nodes, self.deadline = recipe, folder, nodes, deadline
-        self.marks = f".kdcl-preflight-{uuid.uuid4().hex[:8]}"
+        self.probes = f".kdcl-preflight-{uuid.uuid4().hex[:8]}"
         self.silent: list[str] = []
         self.answered: dict[str, float] = {}
         self.actors = {
-            node.id: _Scout.options(  # type: ignore[attr-defined]
+            node.id: _Inspector.options(  # type: ignore[attr-defined]
                 num_cpus=0, scheduling_strategy=NodeAffinitySchedulingStrategy(node.id, soft=False)
             ).remote(str(Path.cwd()))
             for node in nodes
         }
 
     def checks(self) -> list[Check]:
-        """Ask, judge, clean up."""
+        """Inspect the hosts, evaluate their reports, and remove the files and actors."""
         try:
             return self._checks()
         finally:
             with contextlib.suppress(Exception):
                 ray.get(
-                    [actor.clean.remote(self.folder, self.marks) for actor in self.actors.values()],
+                    [actor.clean.remote(self.folder, self.probes) for actor in self.actors.values()],
                     timeout=10,
                 )
             for actor in self.actors.values():
@@ -144,40 +165,47 @@ class _Inquiry:
 
     def _checks(self) -> list[Check]:
         asked = time.time()
-        marks = {node.id: f"{self.marks}/{number}" for number, node in enumerate(self.nodes)}
-        found = self._ask(lambda n, a: a.look.remote(self.recipe, self.folder, marks[n.id], n.host.address))
-        answered = dict(self.answered)
-        checks = (
-            []
-            if not found
-            else [
-                *judge.judge(
-                    self.recipe,
-                    self.folder,
-                    [report for report, _ in found.values()],
-                    self._unseen({n: marks[n] for n, (r, _) in found.items() if "storage" not in r.problems}),
-                    asked,
-                    answered,
-                ),
-                judge.network(len(found), self._unreached({node: end for node, (_, end) in found.items()})),
-            ]
+        probes = {node.id: f"{self.probes}/{number}" for number, node in enumerate(self.nodes)}
+        answers: dict[str, tuple[HostReport, tuple[str, int]]] = self._ask(
+            lambda node, actor: actor.inspect.remote(
+                self.recipe, self.folder, probes[node.id], node.host.address
+            )
         )
-        return [Check("answers", f"{len(found)} of {len(self.nodes)} hosts", self.silent), *checks]
+        checks = self._evaluate(answers, probes, asked) if answers else []
+        return [Check("answers", f"{len(answers)} of {len(self.nodes)} hosts", self.silent), *checks]
 
-    def _unseen(self, marks: Mapping[str, str]) -> dict[str, list[str]]:
-        """For each host that could write, whose file it does not see."""
+    def _evaluate(
+        self,
+        answers: Mapping[str, tuple[HostReport, tuple[str, int]]],
+        probes: Mapping[str, str],
+        asked: float,
+    ) -> list[Check]:
+        reports, answered = [report for report, _ in answers.values()], dict(self.answered)
+        unseen = self._unseen(
+            {node: probes[node] for node, (report, _) in answers.items() if "storage" not in report.problems}
+        )
+        failed = self._failed_connections({node: endpoint for node, (_, endpoint) in answers.items()})
+        return [
+            *evaluate_reports(self.recipe, self.folder, reports, unseen, asked, answered),
+            network(len(answers), failed),
+        ]
+
+    def _unseen(self, written: Mapping[str, str]) -> dict[str, list[str]]:
+        """For the address of each host that could write, the hosts whose file it does not see."""
         address = {node.id: node.host.address for node in self.nodes}
-        writer = {mark: address[node] for node, mark in marks.items()}
-        missing = self._ask(lambda n, a: a.unread.remote(self.folder, list(writer)), marks)
+        writer = {probe: address[node] for node, probe in written.items()}
+        missing = self._ask(lambda _, actor: actor.missing_files.remote(self.folder, list(writer)), written)
         found: dict[str, list[str]] = {address[node]: [] for node in missing}
-        for node, names in missing.items():  # two nodes may share an address
-            found[address[node]] += [writer[name] for name in names]
+        for node, probes in missing.items():  # two nodes may share an address
+            found[address[node]] += [writer[probe] for probe in probes]
         return found
 
-    def _unreached(self, ends: Mapping[str, tuple[str, int]]) -> dict[str, dict[str, str]]:
-        """For each host, which others it cannot reach, and why."""
-        others = {node: [end for other, end in ends.items() if other != node] for node in ends}
-        failed = self._ask(lambda n, a: a.connect.remote(others[n.id], CONNECT_S), ends)
+    def _failed_connections(self, endpoints: Mapping[str, tuple[str, int]]) -> dict[str, dict[str, str]]:
+        """For each host's address, why it cannot reach another, by the other's address."""
+        others = {node: [e for other, e in endpoints.items() if other != node] for node in endpoints}
+        failed = self._ask(
+            lambda node, actor: actor.unreachable.remote(others[node.id], CONNECT_S), endpoints
+        )
         found: dict[str, dict[str, str]] = {node.host.address: {} for node in self.nodes}
         for node in self.nodes:
             found[node.host.address] |= failed.get(node.id, {})
@@ -186,7 +214,7 @@ class _Inquiry:
     def _ask(
         self, question: Callable[[_Node, Any], Any], among: Mapping[str, Any] | None = None
     ) -> dict[str, Any]:
-        """Put a question to all hosts at once; their answers by node, without those that fail to."""
+        """The answers of all hosts, or of those `among`, by node; without the hosts that fail to answer."""
         nodes = [node for node in self.nodes if among is None or node.id in among]
         refs = {question(node, self.actors[node.id]): node for node in nodes}
         answers: dict[str, Any] = {}
@@ -199,14 +227,13 @@ class _Inquiry:
                     answers[node.id] = ray.get(ref)
                     self.answered[node.host.address] = time.time()
                 except RayError as error:
-                    self._is_silent(node, one_line(getattr(error, "cause", None) or error))
+                    self._note_silent(node, one_line(getattr(error, "cause", None) or error))
+        limit = f"no answer within {self.recipe.limits.startup_s:g} s, limits.startup_s"
         for ref in waiting:
-            self._is_silent(
-                refs[ref], f"no answer within {self.recipe.limits.startup_s:g} s, limits.startup_s"
-            )
+            self._note_silent(refs[ref], limit)
         return {node.id: answers[node.id] for node in nodes if node.id in answers}
 
-    def _is_silent(self, node: _Node, why: str) -> None:
+    def _note_silent(self, node: _Node, why: str) -> None:
         self.silent.append(
             f"host {node.host.address} cannot run a worker ({why}); see that kdcl_dist is installed there, "
             "and Ray's logs of that host"
@@ -214,26 +241,27 @@ class _Inquiry:
 
 
 @ray.remote
-class _Scout:
-    """Looks around on one host."""
+class _Inspector:
+    """Inspects one host."""
 
     def __init__(self, root: str) -> None:
-        self.root = root
-        enter(root)
+        use_root(root)
 
-    def look(self, recipe: Recipe, folder: Folder, mark: str, address: str) -> tuple[Report, tuple[str, int]]:
-        """What is found here, and where this host listens."""
+    def inspect(
+        self, recipe: Recipe, folder: Folder, probe: str, address: str
+    ) -> tuple[HostReport, tuple[str, int]]:
+        """The host's report, and where the host listens."""
         self.listener = Listener(address)
-        return look(recipe, folder, mark, address, VERSION), self.listener.endpoint
+        return inspect_host(recipe, folder, probe, address, VERSION), self.listener.endpoint
 
-    def unread(self, folder: Folder, marks: list[str]) -> list[str]:
-        """See `kdcl_dist.launch.preflight.host_report.unread`."""
-        return unread(folder, marks)
+    def missing_files(self, folder: Folder, names: list[str]) -> list[str]:
+        """See `kdcl_dist.launch.preflight.host_report.missing_files`."""
+        return missing_files(folder, names)
 
-    def connect(self, endpoints: list[tuple[str, int]], limit_s: float) -> dict[str, str]:
-        """See `kdcl_dist.launch.preflight.host_report.connect`."""
-        return connect(endpoints, limit_s)
+    def unreachable(self, endpoints: list[tuple[str, int]], limit_s: float) -> dict[str, str]:
+        """See `kdcl_dist.launch.preflight.host_report.unreachable`."""
+        return unreachable(endpoints, limit_s)
 
-    def clean(self, folder: Folder, marks: str) -> None:
-        """Delete what the hosts wrote, as far as it is seen here."""
-        folder.delete(marks)
+    def clean(self, folder: Folder, probes: str) -> None:
+        """Delete the hosts' files, as far as this host sees them."""
+        folder.delete(probes)

@@ -20,10 +20,10 @@ from kdcl_dist.cli import kdcl
 from kdcl_dist.config.differences import differences
 from kdcl_dist.config.recipe_file import dump_recipe
 from kdcl_dist.coordinator import logit_bank as bank_module
-from kdcl_dist.coordinator.logit_bank import Bank, bank_bytes, make_bank
+from kdcl_dist.coordinator.logit_bank import LogitBank, bank_bytes, make_bank
 from kdcl_dist.errors import PreflightError, RecipeError
 from kdcl_dist.launch.preflight import bank_memory, checks
-from kdcl_dist.launch.preflight.bank_memory import Room, look_for_room
+from kdcl_dist.launch.preflight.bank_memory import BankMemory, measure_bank_memory
 from kdcl_dist.run.events import Event, Note
 from kdcl_dist.run.run import Run
 from kdcl_dist.training import train
@@ -31,7 +31,7 @@ from kdcl_dist.training import train
 S, N, C = 3, 40, 6
 
 
-def visits(bank: Bank, steps: int = 30) -> dict[tuple[int, int], tuple[int, Tensor]]:
+def visits(bank: LogitBank, steps: int = 30) -> dict[tuple[int, int], tuple[int, Tensor]]:
     """Put random rows for some steps, and into a dictionary too: (student, id) to (step, logits)."""
     generator, found = torch.Generator().manual_seed(steps), {}
     for step in range(steps):
@@ -47,7 +47,7 @@ def visits(bank: Bank, steps: int = 30) -> dict[tuple[int, int], tuple[int, Tens
 @pytest.mark.parametrize("oldest", [None, 0, 7])
 def test_the_newest_of_each_and_its_age(in_a_file: bool, oldest: int | None, tmp_path: Path) -> None:
     folder = str(tmp_path) if in_a_file else None
-    bank = Bank(S, N, C, folder=folder, max_staleness=oldest)
+    bank = LogitBank(S, N, C, folder=folder, max_staleness=oldest)
     expected = visits(bank)
     assert list(tmp_path.iterdir()) == [], (
         "a file with a name would be left behind by a process that is killed"
@@ -70,7 +70,7 @@ def test_the_newest_of_each_and_its_age(in_a_file: bool, oldest: int | None, tmp
 
 
 def test_logits_that_half_precision_cannot_hold() -> None:
-    bank = Bank(1, 3, 3)
+    bank = LogitBank(1, 3, 3)
     bank.put(0, torch.tensor([0, 1, 2]), torch.tensor([[1e6, 0, -3e38], [3e38, 3e38, 1], [-1e5] * 3]), 0)
     logits, _ = bank.latest(torch.arange(3), 0)
     assert logits[0].tolist() == [[0, -65504, -65504], [0, 0, -65504], [0, 0, 0]]
@@ -78,7 +78,7 @@ def test_logits_that_half_precision_cannot_hold() -> None:
 
 @pytest.mark.parametrize("top_k", [1, 2, 5])
 def test_the_largest_are_kept_and_the_rest_shared(top_k: int) -> None:
-    bank = Bank(1, 8, C, top_k=top_k)
+    bank = LogitBank(1, 8, C, top_k=top_k)
     z = 4 * torch.randn(8, C, generator=torch.Generator().manual_seed(0))
     bank.put(0, torch.arange(8), z, 0)
     found = bank.latest(torch.arange(8), 0)[0][0].softmax(dim=1)
@@ -92,7 +92,7 @@ def test_the_largest_are_kept_and_the_rest_shared(top_k: int) -> None:
 
 @pytest.mark.parametrize("top_k", [C, C + 3])
 def test_as_many_as_there_are_is_all(top_k: int) -> None:
-    some, whole = Bank(S, N, C, top_k=top_k), Bank(S, N, C)
+    some, whole = LogitBank(S, N, C, top_k=top_k), LogitBank(S, N, C)
     assert visits(some).keys() == visits(whole).keys()
     assert torch.equal(some.latest(torch.arange(N), 40)[0], whole.latest(torch.arange(N), 40)[0])
 
@@ -103,7 +103,7 @@ def test_parts_bring_it_back(
     top_k: int | None, oldest: int | None, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     monkeypatch.setattr(bank_module, "PART_BYTES", 100)
-    bank = Bank(S, N, C, top_k=top_k, max_staleness=oldest)
+    bank = LogitBank(S, N, C, top_k=top_k, max_staleness=oldest)
     expected = visits(bank)
     parts = dict(bank.parts(30))
     assert all(name.startswith("_bank-") for name in parts)
@@ -111,7 +111,7 @@ def test_parts_bring_it_back(
     assert max(rows.values()) <= 100 // 12, "parts are small, whatever the bank is"
     live = sum(30 - step <= (math.inf if oldest is None else oldest) for step, _ in expected.values())
     assert sum(rows.values()) == live, "what is too old is not written"
-    again = Bank(S, N, C, top_k=top_k, max_staleness=oldest, folder=str(tmp_path))
+    again = LogitBank(S, N, C, top_k=top_k, max_staleness=oldest, folder=str(tmp_path))
     for name, part in parts.items():
         torch.save(part, tmp_path / name)
         again.load(torch.load(tmp_path / name, weights_only=True))
@@ -122,7 +122,7 @@ def test_parts_bring_it_back(
 
 
 def test_labels_that_contradict() -> None:
-    bank = Bank(S, N, C)
+    bank = LogitBank(S, N, C)
     assert bank.contradicts(torch.tensor([3, 1, 2]), torch.tensor([0, 5, 2])).tolist() == []
     assert bank.contradicts(torch.tensor([4, 1, 3, 2]), torch.tensor([0, 4, 0, 1])).tolist() == [1, 3]
     assert bank.contradicts(torch.tensor([4, 1]), torch.tensor([1, 5])).tolist() == [0]
@@ -130,7 +130,7 @@ def test_labels_that_contradict() -> None:
 
 @pytest.mark.parametrize(("classes", "top_k"), [(10, None), (10, 10), (10, 3), (1000, 20), (40000, 8)])
 def test_its_size_is_told_right(classes: int, top_k: int | None) -> None:
-    bank = Bank(2, 11, classes, top_k=top_k)
+    bank = LogitBank(2, 11, classes, top_k=top_k)
     arrays = [*bank.fields.values(), bank.steps, bank.labels]
     assert sum(array.nbytes for array in arrays) == bank_bytes(2, 11, classes, top_k)
 
@@ -144,13 +144,13 @@ def test_the_size_of_imagenet() -> None:
 
 def test_no_window_no_bank(make_recipe: MakeRecipe) -> None:
     for overrides in ([], ["distillation.window=4", "distillation.method=none"]):
-        assert look_for_room(make_recipe(*overrides), 10**9, 1000) is None
+        assert measure_bank_memory(make_recipe(*overrides), 10**9, 1000) is None
         assert make_bank(make_recipe(*overrides), 10**9, 1000) is None
 
 
 def test_room_in_memory(make_recipe: MakeRecipe, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     recipe = make_recipe("distillation.window=4")
-    found = look_for_room(recipe, 60, 4)
+    found = measure_bank_memory(recipe, 60, 4)
     assert found is not None
     assert found.lack is None
     assert 0 < (found.free or 0) < 1 << 50
@@ -158,7 +158,7 @@ def test_room_in_memory(make_recipe: MakeRecipe, monkeypatch: pytest.MonkeyPatch
     meminfo.write_text("MemTotal: 9 kB\nMemAvailable:       1 kB\n")
     monkeypatch.setattr(bank_memory, "MEMINFO", meminfo)
     monkeypatch.setattr(bank_memory, "CGROUP", tmp_path)
-    small = look_for_room(recipe, 60, 4)
+    small = measure_bank_memory(recipe, 60, 4)
     assert small is not None
     assert (small.needed, small.free) == (2 * 60 * 12 + 240, 1024)
     assert small.lack == (
@@ -167,23 +167,23 @@ def test_room_in_memory(make_recipe: MakeRecipe, monkeypatch: pytest.MonkeyPatch
     )
     (tmp_path / "memory.max").write_text("900\n")
     (tmp_path / "memory.current").write_text("400\n")
-    assert look_for_room(recipe, 60, 4).free == 500  # type: ignore[union-attr]
+    assert measure_bank_memory(recipe, 60, 4).free == 500  # type: ignore[union-attr]
     (tmp_path / "memory.max").write_text("max\n")
-    assert look_for_room(recipe, 60, 4).free == 1024  # type: ignore[union-attr]
+    assert measure_bank_memory(recipe, 60, 4).free == 1024  # type: ignore[union-attr]
     meminfo.unlink()
-    unknown = look_for_room(recipe, 60, 4)
+    unknown = measure_bank_memory(recipe, 60, 4)
     assert unknown is not None
     assert (unknown.free, unknown.lack) == (None, None)
 
 
 def test_room_on_a_disk(make_recipe: MakeRecipe, tmp_path: Path) -> None:
     recipe = make_recipe("distillation.window=4", f"distillation.bank.folder={tmp_path}")
-    assert look_for_room(recipe, 60, 4).lack is None  # type: ignore[union-attr]
-    huge = look_for_room(recipe, 10**12, 1000)
+    assert measure_bank_memory(recipe, 60, 4).lack is None  # type: ignore[union-attr]
+    huge = measure_bank_memory(recipe, 10**12, 1000)
     assert huge is not None
     assert "another distillation.bank.folder" in (huge.lack or "")
     gone = make_recipe("distillation.window=4", "distillation.bank.folder=/nowhere")
-    assert "'/nowhere' is no folder" in (look_for_room(gone, 60, 4).lack or "")  # type: ignore[union-attr]
+    assert "'/nowhere' is no folder" in (measure_bank_memory(gone, 60, 4).lack or "")  # type: ignore[union-attr]
     with pytest.raises(RecipeError, match=r"distillation\.bank\.folder: '/nowhere'"):
         make_bank(gone, 60, 4)
     assert differences(recipe, gone) == [], "where it lies changes no result"
@@ -192,10 +192,10 @@ def test_room_on_a_disk(make_recipe: MakeRecipe, tmp_path: Path) -> None:
 
 def test_preflight_looks_for_room(make_recipe: MakeRecipe) -> None:
     assert checks.bank([REPORT]) == []
-    (check,) = checks.bank([replace(REPORT, bank=Room("2 students", 5, None, 9))])
-    assert check.ok
-    (check,) = checks.bank([replace(REPORT, bank=Room("2 students", 9, None, 5)), REPORT])
-    assert not check.ok
+    (check,) = checks.bank([replace(REPORT, bank_memory=BankMemory("2 students", 5, None, 9))])
+    assert not check.failures
+    (check,) = checks.bank([replace(REPORT, bank_memory=BankMemory("2 students", 9, None, 5)), REPORT])
+    assert check.failures
     assert "top_k" in check.failures[0]
 
 
@@ -248,7 +248,7 @@ def test_time_does_not_grow_with_the_data_set() -> None:
     """Rows are looked up directly: a bank that is searched would take 1000 times as long."""
 
     def fastest(samples: int) -> float:
-        bank, ids, found = Bank(2, samples, 10), torch.randint(samples, (64,)), []
+        bank, ids, found = LogitBank(2, samples, 10), torch.randint(samples, (64,)), []
         for step in range(30):
             began = time.perf_counter()
             bank.put(0, ids, torch.zeros(64, 10), step)

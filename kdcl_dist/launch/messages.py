@@ -1,0 +1,85 @@
+"""Messages that the processes of a cohort send to the launcher that started them.
+
+Every message can be pickled, and this module imports nothing heavy, since a launcher needs no torch. The
+launcher sends one thing back: an `Endpoint`, as the answer to `CoordinatorUnreachable`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from kdcl_dist.errors import KdclError
+from kdcl_dist.membership.endpoint import Endpoint
+from kdcl_dist.run.events import Event
+
+__all__ = [
+    "CoordinatorUnreachable",
+    "EndProcess",
+    "EndpointOpened",
+    "EventEmitted",
+    "Failed",
+    "Finished",
+    "Message",
+    "RunEndedByFailure",
+]
+
+
+@dataclass(frozen=True)
+class EndpointOpened:
+    """The coordinator's store listens at this endpoint."""
+
+    endpoint: Endpoint
+
+
+@dataclass(frozen=True)
+class EventEmitted:
+    """The coordinator emitted an event of the run."""
+
+    event: Event
+
+
+@dataclass(frozen=True)
+class EndProcess:
+    """The coordinator asks for the end of a student's process, which does not answer."""
+
+    name: str
+    pid: int
+
+
+@dataclass(frozen=True)
+class CoordinatorUnreachable:
+    """A student lost the store with this endpoint id, and waits for the endpoint of the next coordinator."""
+
+    endpoint_id: str
+
+
+@dataclass(frozen=True)
+class Finished:
+    """The sender's work is done: at the end of the run, or before it where the run was stopped."""
+
+    at_end: bool
+
+
+@dataclass(frozen=True)
+class Failed:
+    """The sender failed."""
+
+    error: KdclError
+
+
+@dataclass(frozen=True)
+class RunEndedByFailure:
+    """The sender learned from the coordinator that this failure ended the run."""
+
+    error: KdclError
+
+
+Message = (
+    EndpointOpened
+    | EventEmitted
+    | EndProcess
+    | CoordinatorUnreachable
+    | Finished
+    | Failed
+    | RunEndedByFailure
+)

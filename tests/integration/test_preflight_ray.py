@@ -1,0 +1,103 @@
+"""The checks before a run on a Ray cluster of two hosts, and the wait for an autoscaler."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner
+from cohorts import MakeRecipe, write_images
+
+from kdcl_dist.cli import kdcl
+from kdcl_dist.config.recipe_file import dump_recipe
+from kdcl_dist.launch.preflight.checks import Check
+from kdcl_dist.launch.preflight.placement import ACCELERATOR
+from kdcl_dist.run.storage import Folder
+
+
+def only(check: Check) -> str:
+    """The one failure or warning of a check."""
+    (line,) = check.failures + check.warnings
+    assert "\n" not in line
+    return line
+
+
+@pytest.fixture(scope="module")
+def hosts(tmp_path_factory: pytest.TempPathFactory) -> Iterator[list[str]]:
+    """A Ray cluster of two nodes with addresses of their own, on this machine; the second has an A100."""
+    import ray
+    from ray.cluster_utils import Cluster
+
+    folder = tmp_path_factory.mktemp("hosts")
+    one, two = (str(write_images(folder / f"{number}.arrow", 60, seed=number)) for number in (1, 2))
+    addresses = ["127.0.0.2", "127.0.0.3"]
+    patch, cluster = pytest.MonkeyPatch(), Cluster()
+    try:
+        patch.setenv("KDCL_TEST_DATA", one)
+        cluster.add_node(num_cpus=1, node_ip_address=addresses[0], include_dashboard=False)
+        other = {"labels": {ACCELERATOR: "A100"}, "env_vars": {"KDCL_TEST_DATA": two}}
+        cluster.add_node(num_cpus=2, node_ip_address=addresses[1], **other)
+        ray.init(address=cluster.address, log_to_driver=False, _node_ip_address=addresses[0])
+        yield addresses
+    finally:
+        ray.shutdown()
+        cluster.shutdown()
+        patch.undo()
+
+
+def on(recipe: object, folder: Folder) -> dict[str, Check]:
+    from kdcl_dist.launch.ray.preflight import run_checks
+
+    return {check.name: check for check in run_checks(recipe, folder, print)}  # type: ignore[arg-type]
+
+
+def test_two_hosts_that_are_ready(hosts: list[str], make_recipe: MakeRecipe, tmp_path: Path) -> None:
+    checks = on(make_recipe("students.b.accelerator=A100"), Folder(str(tmp_path)))
+    assert [line for check in checks.values() for line in check.failures] == []
+    assert checks["answers"].figure == "2 of 2 hosts"
+    assert checks["network"].figure.startswith("2 connections")
+    assert checks["addresses"].figure == ", ".join(hosts)
+    assert not list(tmp_path.iterdir())
+
+
+def test_two_hosts_with_everything_wrong(hosts: list[str], make_recipe: MakeRecipe) -> None:
+    recipe = make_recipe("data.train=nets:data_of_host", "students.a.accelerator=H100")
+    checks = on(recipe, Folder("mock:///runs"))  # lives in each process's memory
+    assert "'a': no host offers CPU 1 on a host with H100" in only(checks["placement"])
+    assert f"host {hosts[1]}: data.train is not the data set of {hosts[0]}" in only(checks["data"])
+    assert {line.split(" does not")[0] for line in checks["storage"].failures} == {f"host {h}" for h in hosts}
+
+
+def test_a_host_whose_worker_dies_is_named(hosts: list[str], make_recipe: MakeRecipe, tmp_path: Path) -> None:
+    checks = on(make_recipe("data.train=nets:exits"), Folder(str(tmp_path)))
+    assert all("cannot run a worker" in line for line in checks["answers"].failures)
+    assert {line.split()[1] for line in checks["answers"].failures} == {hosts[1]}
+
+
+def test_a_run_begins_with_the_checks(hosts: list[str], make_recipe: MakeRecipe, tmp_path: Path) -> None:
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text(dump_recipe(make_recipe()))
+    options = ["--storage", str(tmp_path / "runs"), "--set", "students.a.accelerator=H100"]
+    result = CliRunner().invoke(kdcl, ["train", str(recipe), *options])
+    assert result.exit_code == 2, result.output
+    lines = [line for line in result.output.splitlines() if line.startswith("kdcl: ")]
+    assert len(lines) == 1
+    assert lines[0].startswith("kdcl: error: placement: student 'a': no host offers CPU 1")
+    assert "epoch" not in result.output
+
+
+def test_an_autoscaler_is_waited_for(
+    hosts: list[str], make_recipe: MakeRecipe, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from kdcl_dist.launch.ray import preflight
+
+    assert not preflight.may_grow()
+    monkeypatch.setattr(preflight, "may_grow", lambda: True)
+    told: list[str] = []
+    began = time.monotonic()
+    nodes = preflight.await_capacity(make_recipe("students.a.accelerator=H100"), began + 2, told.append)
+    assert 2 < time.monotonic() - began < 60
+    assert "waiting for the autoscaler" in told[0]
+    assert len(nodes) == 2

@@ -1,0 +1,74 @@
+"""The capacity of hosts for a cohort: which worker runs where, and which lacks what."""
+
+from __future__ import annotations
+
+import pytest
+from cohorts import MakeRecipe
+
+from kdcl_dist.launch.preflight.checks import placement
+from kdcl_dist.launch.preflight.placement import ACCELERATOR, Host, Need, Slot, assign, lacks, needs_of
+
+
+def test_a_cohort_that_fits() -> None:
+    needs = [Need("a", 2), Need("b", 2, 0.5, "A100"), Need("c", 2, 0.5, "A100"), Need("d", 1, 1, "T4")]
+    hosts = [Host("h", 2), Host("x", 4, 1, {ACCELERATOR: "A100"}), Host("y", 4, 1, {ACCELERATOR: "T4"})]
+    assert lacks(needs, hosts) == []
+
+
+def test_needs_of_an_accelerator_type_choose_first() -> None:
+    needs = [Need("any", 1, 1), Need("a100", 1, 1, "A100")]
+    hosts = [Host("x", 4, 1, {ACCELERATOR: "A100"}), Host("y", 4, 1, {ACCELERATOR: "T4"})]
+    assert lacks(needs, hosts) == []
+
+
+def test_shares_of_a_gpu_are_of_one_device() -> None:
+    needs = [Need(name, 1, 0.6) for name in "abc"]
+    assert lacks(needs, [Host("x", 8, 3)]) == []
+    assert len(lacks(needs, [Host("x", 8, 2)])) == 1
+
+
+@pytest.mark.parametrize(
+    ("need", "words"),
+    [
+        (Need("big", 1, 0, "H100"), ["'big'", "no host offers", "H100", "students.big.accelerator"]),
+        (Need("big", 1, 1), ["'big'", "GPU 1", "x: CPU 4", "students.big.resources"]),
+        (Need("big", 9), ["'big'", "CPU 9", "x: CPU 4"]),
+        (Need("big", 3), ["'big'", "no capacity left", "1 other"]),
+    ],
+)
+def test_each_lack_is_one_line(need: Need, words: list[str]) -> None:
+    (line,) = lacks([Need("small", 2), need], [Host("x", 4)])
+    assert all(word in line for word in words), line
+
+
+def test_every_worker_takes_what_the_largest_does(make_recipe: MakeRecipe) -> None:
+    recipe = make_recipe("students.a.resources.cpu=3", "students.b.accelerator=T4")
+    assert needs_of(recipe) == [Need("a", 3), Need("b", 3, 0, "T4")]
+    assert "nowhere" not in placement(needs_of(recipe), []).figure
+    assert len(placement(needs_of(recipe), []).failures) == 2
+
+
+def test_slots_name_host_and_device() -> None:
+    needs = [Need("any", 1, 0.6), Need("cpu", 1), Need("a100", 1, 0.6, "A100"), Need("late", 1, 0.6)]
+    hosts = [Host("x", 3, 2, {ACCELERATOR: "A100"}), Host("y", 1)]
+    assert assign(needs, hosts) == [Slot(0, 1), Slot(0, None), Slot(0, 0), None]
+    assert assign([Need("a", 0), Need("b", 2)], hosts) == [Slot(0, None), Slot(0, None)]
+    assert assign([], hosts) == []
+
+
+def test_lacks_of_an_accelerator_type_come_first() -> None:
+    lines = lacks([Need("any", 9), Need("typed", 1, 0, "H100")], [Host("x", 4)])
+    assert [line.split("'")[1] for line in lines] == ["typed", "any"]
+
+
+def test_equal_lines_are_told_once() -> None:
+    assert len(lacks([Need("a", 9), Need("a", 9)], [Host("x", 4)])) == 1
+
+
+def test_needs_in_the_words_of_ray(make_recipe: MakeRecipe) -> None:
+    recipe = make_recipe("students.a.resources.gpu=0.5", "students.a.replicas=2", "students.b.accelerator=T4")
+    needs = needs_of(recipe)
+    assert [need.student for need in needs] == ["a", "a", "b"], "in the order of the cohort's workers"
+    assert [need.resources for need in needs] == [{"CPU": 1, "GPU": 0.5}] * 3
+    assert [need.label_selector for need in needs] == [{}, {}, {ACCELERATOR: "T4"}]
+    assert needs_of(make_recipe())[0].resources == {"CPU": 1}, "no GPU is asked for"
