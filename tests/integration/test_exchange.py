@@ -1,0 +1,124 @@
+"""The exchange group over real gloo when its limits end, ranks as threads."""
+
+from __future__ import annotations
+
+import time
+
+import pytest
+import torch
+from groups import Together, exchange_step, run_group, small_layout
+
+from kdcl_dist.config.rounds import Kind
+from kdcl_dist.errors import CoordinatorLost, KdclError, StudentLost
+from kdcl_dist.exchange.group import Exchange
+from kdcl_dist.exchange.layout import ExchangeLayout
+from kdcl_dist.exchange.message import MessageLayout
+from kdcl_dist.membership.classification import GRACE_S
+
+
+@pytest.fixture(params=[False, True], ids=["star", "mutual"])
+def together(request: pytest.FixtureRequest) -> Together:
+    """Runs on every rank of a real group, which has one of either shape."""
+    return lambda work, step_s=3.0: run_group(work, step_s, small_layout(request.param))
+
+
+def test_an_answer_is_not_cut_off_where_another_cannot_be_reached() -> None:
+    """Gloo tells nobody who has a part of a message that the rest will not come."""
+    took_s = [0.0] * 4
+
+    def work(exchange: Exchange) -> None:
+        rank, layout = exchange.monitor.rank, exchange.answer.layout
+        exchange.outgoing.reset(Kind.TRAIN, 0)
+        exchange.gather()
+        if rank == 1:
+            exchange.post_receive(with_rows=True)
+            time.sleep(0.1)
+            exchange.close()
+            return
+        if exchange.monitor.is_coordinator:
+            time.sleep(0.5)
+            exchange.answer.reset(Kind.TRAIN, 0)
+            exchange.answer.write_rows(torch.arange(layout.rows), torch.zeros(layout.rows, layout.classes))
+        began = time.monotonic()
+        try:
+            exchange.broadcast(with_rows=True)
+            exchange.gather()
+            exchange.broadcast(with_rows=True)
+        finally:
+            took_s[rank] = time.monotonic() - began
+
+    big = MessageLayout(8000, 1000)
+    results = run_group(work, 20.0, ExchangeLayout(MessageLayout(8, 3), big, all_to_all=False))
+    assert all(isinstance(results[rank], KdclError) for rank in (0, 2, 3))
+    assert max(took_s) < 15
+
+
+@pytest.mark.parametrize("stopped", [False, True])
+def test_one_that_does_not_answer_is_named_when_the_limit_ends(together: Together, stopped: bool) -> None:
+    limit_s, took_s = 6.0 if stopped else 2.0, [0.0] * 4
+
+    def work(exchange: Exchange) -> None:
+        exchange_step(exchange, 0)
+        began, monitor = time.monotonic(), exchange.monitor
+        monitor.heartbeat.enter("data", 1)
+        if monitor.rank == 2:
+            time.sleep(1.5)  # until its heartbeat has told
+            if stopped:
+                monitor.close()
+            time.sleep(limit_s + 1)
+            return
+        try:
+            exchange_step(exchange, 1)
+        finally:
+            took_s[monitor.rank] = time.monotonic() - began
+
+    results = together(work, step_s=limit_s)
+    for rank in (0, 1, 3):
+        assert isinstance(results[rank], StudentLost)
+        assert (results[rank].student, results[rank].phase) == ("c", "data")
+        assert "limits.step_s" in str(results[rank])
+    # Nobody knows who is late in a ring until those who live have told so, at most one heartbeat later.
+    assert limit_s <= max(took_s) < limit_s + 2
+
+
+@pytest.mark.parametrize(("phase", "more_s"), [("ensemble", 0.0), ("broadcast", GRACE_S)])
+def test_a_coordinator_that_does_not_answer_is_named_when_the_limit_ends(
+    together: Together, phase: str, more_s: float
+) -> None:
+    took_s = [0.0] * 4
+
+    def work(exchange: Exchange) -> None:
+        began, monitor = time.monotonic(), exchange.monitor
+        exchange.outgoing.reset(Kind.TRAIN, 0)
+        exchange.gather()
+        if monitor.is_coordinator:
+            monitor.heartbeat.enter(phase, 0)
+            time.sleep(3 + more_s + 3)
+            return
+        try:
+            exchange.broadcast(with_rows=False)
+        finally:
+            took_s[monitor.rank] = time.monotonic() - began
+
+    for error in together(work, step_s=3)[:3]:
+        assert isinstance(error, CoordinatorLost)
+        assert (error.step, error.phase, error.host) == (0, phase, "127.0.0.1")
+        assert "time.sleep(" in (error.detail or "")
+    assert 3 <= max(took_s) < 3 + more_s + 2
+
+
+def test_who_waits_longer_than_the_limit_says_so_though_all_live(together: Together) -> None:
+    """A student's limit ends first; it closes its connections, and so those of all others break."""
+
+    def work(exchange: Exchange) -> None:
+        exchange.outgoing.reset(Kind.TRAIN, 0)
+        exchange.gather()
+        if exchange.monitor.is_coordinator:
+            time.sleep(3)  # as long as a storage may take
+        exchange.broadcast(with_rows=False, limit_s=1 if exchange.monitor.rank == 1 else 20)
+        exchange.gather()
+        exchange.broadcast(with_rows=False)  # those that have their answer find out here
+
+    for error in together(work, step_s=20):
+        assert isinstance(error, KdclError)
+        assert "b waited longer than limits.startup_s" in str(error)  # the limit of a long wait

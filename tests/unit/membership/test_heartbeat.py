@@ -1,0 +1,106 @@
+"""Heartbeats, and whether one stands still."""
+
+from __future__ import annotations
+
+import json
+import os
+import threading
+
+import pytest
+from memory_store import LostStore, MemoryStore
+
+from kdcl_dist.membership.heartbeat import (
+    STALE_S,
+    Heartbeat,
+    HeartbeatThread,
+    HeartbeatWatch,
+    heartbeat_key,
+)
+
+
+class Clock:
+    def __init__(self) -> None:
+        self.now_s = 100.0
+
+    def __call__(self) -> float:
+        return self.now_s
+
+
+@pytest.fixture
+def clock() -> Clock:
+    return Clock()
+
+
+def test_a_heartbeat_that_stands_still_is_stale(clock: Clock) -> None:
+    watch = HeartbeatWatch(clock)
+    assert not watch.is_stale({"count": 1})
+    clock.now_s += STALE_S
+    assert not watch.is_stale({"count": 1})
+    clock.now_s += 0.1
+    assert watch.is_stale({"count": 1})
+    assert not watch.is_stale({"count": 2})
+    assert watch.beats == 2
+
+
+def test_a_process_that_never_sent_a_heartbeat_is_stale_too(clock: Clock) -> None:
+    watch = HeartbeatWatch(clock)
+    clock.now_s += STALE_S + 0.1
+    assert watch.is_stale(None)
+    assert watch.beats == 0
+
+
+def test_the_limit_can_be_another(clock: Clock) -> None:
+    watch = HeartbeatWatch(clock)
+    watch.observe({"count": 1})
+    clock.now_s += 20
+    assert not watch.is_stale({"count": 1}, 20)
+    assert watch.is_stale({"count": 1}, 19)
+
+
+def test_an_observed_heartbeat_counts_from_its_first_observation(clock: Clock) -> None:
+    watch = HeartbeatWatch(clock)
+    for _ in range(3):
+        clock.now_s += 3
+        watch.observe({"count": 1})
+    assert watch.since == 103
+    assert watch.is_stale({"count": 1})
+    assert (watch.last, watch.beats) == ({"count": 1}, 1)
+
+
+def test_a_phase_has_a_step_and_keeps_the_last_one() -> None:
+    heartbeat = Heartbeat()
+    heartbeat.enter("gather", 4)
+    heartbeat.enter("ensemble")
+    assert (heartbeat.step, heartbeat.phase) == (4, "ensemble")
+
+
+def test_the_stack_is_that_of_a_loop_that_stays_in_a_phase() -> None:
+    heartbeat = Heartbeat()
+    assert heartbeat.stack(after_s=60) is None
+    assert "test_the_stack_is_that_of_a_loop" in (heartbeat.stack(after_s=0) or "")
+
+
+def test_a_heartbeat_tells_what_the_process_does_and_observes_the_others() -> None:
+    store, heartbeat = MemoryStore(), Heartbeat()
+    thread = HeartbeatThread(store, 0, heartbeat)
+    thread.watch(7, [1, 2])
+    store.set(heartbeat_key(1), json.dumps({"count": 5}))
+    heartbeat.enter("forward", 3)
+    assert thread.beat()
+    sent = json.loads(store.get(heartbeat_key(0)))
+    assert sent.items() >= {"count": 0, "generation": 7, "step": 3, "phase": "forward"}.items()
+    assert sent["pid"] == os.getpid()
+    assert (thread.watches[1].last, thread.watches[2].last) == ({"count": 5}, None)
+    assert thread.beat()
+    assert json.loads(store.get(heartbeat_key(0)))["count"] == 1
+    assert thread.unanswered_since is None
+
+
+def test_the_thread_ends_with_the_store() -> None:
+    thread = HeartbeatThread(LostStore(), 0, Heartbeat())
+    assert not thread.is_running
+    thread.start("127.0.0.1", slow_s=60)
+    thread.close(limit_s=10)
+    assert thread.is_running
+    assert thread.unanswered_since is not None
+    assert "kdcl-heartbeat" not in {each.name for each in threading.enumerate()}

@@ -1,0 +1,156 @@
+"""The rendezvous over a store in memory: requests, generations, and the ends of a run."""
+
+from __future__ import annotations
+
+import os
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import asdict
+from typing import Any
+
+import pytest
+from memory_store import MemoryStore
+
+from kdcl_dist.config.rounds import Kind, Round
+from kdcl_dist.errors import CoordinatorLost, DataError, StartupTimeout
+from kdcl_dist.membership.monitor import Monitor
+from kdcl_dist.membership.rendezvous import GenerationSpec, Rendezvous, RunCompleted, RunFailed, WorkerInfo
+from kdcl_dist.run.checkpoint import Manifest, Part
+
+NAMES = ["a", "b", "c"]
+AT = Round(Kind.TRAIN, 1, 12)
+START = Manifest(12, {"a": Part("a-12.pt", 3, "ab"), "coordinator": Part("c-12.pt", 5, "cd")})
+SPEC = GenerationSpec(2, START, AT, (0, 1), (1,))
+
+
+def worker(rank: int) -> WorkerInfo:
+    return WorkerInfo(NAMES[rank], "127.0.0.1", os.getpid(), "cpu", 10, 3, {"steps": 4}, {}, {})
+
+
+@pytest.fixture
+def cohort() -> list[Rendezvous]:
+    """The rendezvous of each of three students, and of the coordinator."""
+    store = MemoryStore()
+    return [Rendezvous(Monitor(store, NAMES, rank)) for rank in range(4)]
+
+
+class Join(threading.Thread):
+    """A student that joins; its `outcome` is the generation, or the exception instead."""
+
+    def __init__(self, rendezvous: Rendezvous, position: Round | None = None, lost: Any = None) -> None:
+        super().__init__()
+        self.outcome: Any = None
+        self._arguments = rendezvous, position, lost
+        self.start()
+
+    def run(self) -> None:
+        rendezvous, position, lost = self._arguments
+        try:
+            self.outcome = rendezvous.join(worker(rendezvous.monitor.rank), position, 10, lost)
+        except Exception as error:
+            self.outcome = error
+
+    def wait(self) -> Any:
+        self.join(10)
+        assert not self.is_alive()
+        return self.outcome
+
+
+def eventually(condition: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + 10
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+
+
+def test_a_generation_is_announced_to_those_that_are_ready(cohort: list[Rendezvous]) -> None:
+    lost = CoordinatorLost("the coordinator died", step=11, phase="gather")
+    first, second = Join(cohort[0]), Join(cohort[1], AT, lost)
+    ready = cohort[3].assemble([0, 1], 10)
+    assert list(ready) == [0, 1]
+    assert [pending.info for pending in ready.values()] == [worker(0), worker(1)]
+    assert (ready[0].position, ready[0].lost) == (None, None)
+    assert ready[1].position == AT
+    assert ready[1].lost is not None
+    assert ready[1].lost.to_dict() == lost.to_dict()
+    cohort[3].announce(SPEC, [0, 1])
+    assert [first.wait(), second.wait()] == [SPEC, SPEC]
+
+
+def test_a_request_is_answered_once(cohort: list[Rendezvous]) -> None:
+    first = Join(cohort[0])
+    cohort[3].assemble([0], 10)
+    cohort[3].announce(SPEC, [0])
+    first.wait()
+    assert not cohort[3].are_ready([0])
+    again = Join(cohort[0], AT)  # it must not take the generation that it has left
+    eventually(lambda: cohort[3].are_ready([0]))
+    assert again.is_alive()
+    following = GenerationSpec(3, None, AT, (0,), ())
+    cohort[3].announce(following, [0])
+    assert again.wait() == following
+
+
+def test_a_student_that_is_not_called_keeps_waiting(cohort: list[Rendezvous]) -> None:
+    first, late = Join(cohort[0]), Join(cohort[2])
+    eventually(lambda: cohort[3].are_ready([0, 2]))
+    cohort[3].announce(SPEC, [0])
+    assert first.wait() == SPEC
+    assert cohort[3].are_ready([2])
+    cohort[3].complete(finished=False)
+    ended = late.wait()
+    assert isinstance(ended, RunCompleted)
+    assert not ended.finished
+
+
+def test_a_failed_run_is_announced_to_students_that_come_later(cohort: list[Rendezvous]) -> None:
+    cohort[3].fail(DataError("no such file"))
+    ended = Join(cohort[1]).wait()
+    assert isinstance(ended, RunFailed)
+    assert isinstance(ended.cause, DataError)
+    assert ended.cause.message == "no such file"
+
+
+def test_a_failure_before_the_first_step_ends_the_wait(cohort: list[Rendezvous]) -> None:
+    cohort[1].report(DataError("no such file", student="b"))
+    with pytest.raises(DataError, match="no such file") as caught:
+        cohort[3].assemble([0, 1, 2], 10)
+    assert caught.value.student == "b"
+
+
+def test_failures_outside_of_a_generation_are_returned_once(cohort: list[Rendezvous]) -> None:
+    cohort[1].report(DataError("no such file", student="b"))
+    assert not cohort[3].are_ready([1])
+    assert [error.student for error in cohort[3].failures()] == ["b"]
+    assert cohort[3].failures() == []
+
+
+def test_a_counted_request_that_was_never_written_blocks_no_other(cohort: list[Rendezvous]) -> None:
+    cohort[0].client.count("requests", 1)  # and dies
+    cohort[1].report(DataError("no such file", student="b"))
+    cohort[3].ready()
+    assert len(cohort[3].failures()) == 1
+
+
+def test_who_does_not_come_is_named(cohort: list[Rendezvous]) -> None:
+    with pytest.raises(CoordinatorLost, match=r"limits\.startup_s"):
+        cohort[0].join(worker(0), None, 0.1)
+    with pytest.raises(StartupTimeout, match=r"b, c.*limits\.startup_s"):
+        cohort[3].assemble([0, 1, 2], 0.3)
+
+
+def test_a_letter_of_a_process_that_was_replaced_does_not_count() -> None:
+    store = MemoryStore()
+    student, coordinator = (Monitor(store, NAMES, rank) for rank in (0, 3))
+    student.start_heartbeat("127.0.0.1")
+    try:
+        for pid, counts in ((os.getpid() + 1, False), (os.getpid(), True)):
+            request = WorkerInfo("a", "127.0.0.1", pid, "cpu", 1, 3, {}, {}, {})
+            Rendezvous(student)._write({"info": asdict(request), "position": None, "lost": None})
+            rendezvous, deadline = Rendezvous(coordinator), time.monotonic() + 10
+            while rendezvous.are_ready([0]) != counts:
+                assert time.monotonic() < deadline
+            assert list(rendezvous.ready()) == [0] * counts
+    finally:
+        student.close()
