@@ -1,8 +1,10 @@
 """Online knowledge distillation by collaborative learning: networks that teach each other while they train.
 
-from kdcl_dist import load_recipe, train
+Example:
 
-result = train(load_recipe("examples/digits.yaml"))
+    from kdcl_dist import load_recipe, train
+
+    result = train(load_recipe("examples/digits.yaml"))
 """
 
 from __future__ import annotations
@@ -18,6 +20,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Recipe", "Result", "__version__", "load_recipe", "train"]
 
+#: The module of each public name; none is imported before its first use.
 _HOMES = {
     "Recipe": "kdcl_dist.config.recipe",
     "Result": "kdcl_dist.training",
@@ -27,7 +30,7 @@ _HOMES = {
 
 
 def __getattr__(name: str) -> Any:
-    """Import the public names when they are first used: `kdcl --help` need not wait for torch."""
+    """Import a public name at its first use, so that `kdcl --help` does not wait for torch."""
     if name not in _HOMES:
         raise AttributeError(f"module 'kdcl_dist' has no attribute {name!r}")
     from importlib import import_module

@@ -1,1 +1,1 @@
-"""The method: ensembles, losses and what is measured of them. It imports torch only."""
+"""The method: ensembles, losses and diagnostics. This package imports torch and numpy only."""

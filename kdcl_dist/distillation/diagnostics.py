@@ -1,8 +1,7 @@
-"""What the ensembles and the students do to each other, measured on one step.
+"""Figures of one step: the quality of each ensemble, each student's part in it, and the conflict of losses.
 
-The paper compares its ensembles by final accuracy only. These figures say what each soft target is
-like, who makes it, and whether it pulls a student against its own labels; docs/analysis.md has the
-formulas. None of them changes the training.
+The paper compares its ensembles by final accuracy only. docs/analysis.md has the formulas of these figures.
+No figure changes the training.
 
 Shapes: S students, B samples, C classes, P parameters.
 """
@@ -23,10 +22,11 @@ __all__ = ["Conflict", "Figures", "conflict", "measure"]
 
 
 class Conflict(NamedTuple):
-    """How a student's distillation loss stands to its cross-entropy.
+    """The gradients of a student's distillation loss and of its cross-entropy, compared.
 
-    cosine: between the gradients of both over all parameters; below 0 they pull against each other.
-    ratio: the norm of the distillation loss's gradient, times lambda, over that of the cross-entropy's.
+    Attributes:
+        cosine: cosine between the two gradients over all parameters; below 0 the losses conflict.
+        ratio: lambda times the norm of the distillation loss's gradient, over that of the cross-entropy's.
     """
 
     cosine: float
@@ -34,7 +34,7 @@ class Conflict(NamedTuple):
 
 
 class Figures(NamedTuple):
-    """Named figures of one step: of the ensembles, and of each student."""
+    """Named figures of one step: of the ensembles, and of each student by name."""
 
     ensembles: dict[str, float]
     students: dict[str, dict[str, float]]
@@ -43,23 +43,23 @@ class Figures(NamedTuple):
 def measure(
     names: Sequence[str], logits_SBC: Tensor, labels_B: Tensor, temperature: float, weights_S: Tensor
 ) -> Figures:
-    """All figures that the logits of a step give, whichever method the run uses.
+    """All figures of the logits of one step, for any method of the run.
 
     For E in naive, linear, min_logit, mean, general:
         E_loss           mean cross-entropy of the target at T = 1, nats
         E_entropy        mean entropy of the target at the temperature T, nats
         E_wrong          share of samples on which the target's largest class is not the label
     For each student:
-        win_share        share of samples on which `naive` takes it
+        win_share        share of samples on which `naive` chooses it
         linear_weight    its mean weight in `linear`
-        error            share of samples whose label is not its first choice
-        disagreement/X   share of samples on which its first choice differs from that of student X
+        error            share of samples on which its largest class is not the label
+        disagreement/X   share of samples on which its largest class differs from student X's
 
     Args:
         names: the students in the order of the cohort.
         logits_SBC, labels_B: the students' logits, the true classes.
         temperature: T of the run.
-        weights_S: of `general`.
+        weights_S: the weights of `general`.
     """
     weights_SB = ensembles.linear_weights(logits_SBC, labels_B)
     combined = {
@@ -102,14 +102,17 @@ def conflict(
     scale: Callable[[Tensor], Tensor] = lambda loss: loss,
     average: Callable[[list[Tensor]], None] | None = None,
 ) -> Conflict:
-    """Compare the gradients of both parts of a student's loss; the graph stays for the step itself.
+    """Compare the gradients of both parts of a student's loss. The graph remains for the step itself.
 
     Args:
-        losses: of the step, not yet backpropagated.
+        losses: the losses of the step, before their backward pass.
         weight: lambda.
-        model: whose parameters.
-        average: replaces gradients by their mean over the student's replicas.
+        model: the student's network.
         scale: multiplies a loss, so that half-precision gradients do not underflow; it cancels out.
+        average: replaces gradients, in place, by their mean over the student's replicas.
+
+    Returns:
+        NaN in both figures if no parameter has both gradients.
     """
     parameters_P = [parameter for parameter in model.parameters() if parameter.requires_grad]
     task, distillation = (

@@ -1,13 +1,13 @@
 """The four ensembles of KDCL (Guo et al., CVPR 2020, section 3.1) and the plain mean of the logits.
 
-Each is computed per sample, never per batch. At T = 1 and for every sample
+Each ensemble is formed per sample, never per batch. At T = 1, for every sample,
 CE(min_logit) <= CE(linear) <= CE(naive) <= CE(each student).
 
-Logits of any floating type are computed in float32 at least; results are float32 (float64 for float64)
-and carry no gradient: a soft target is a constant.
+Logits of any floating type are computed in float32 at least. Results are float32, or float64 for float64, and
+carry no gradient: a soft target is a constant.
 
-The coordinator's answer waits for them, so they are written for few operations and few passes over the
-logits: powers of 2, which cost half as much as powers of e, in place, and arguments are checked once.
+All students wait for the coordinator's answer, so the functions make few operations and few passes over the
+logits: in place, with powers of 2, which cost half as much as powers of e, and with one check of arguments.
 
 Shapes: S students, B batch, C classes, N held-out samples.
 """
@@ -22,7 +22,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from kdcl_dist.distillation.simplex import minimise_logsumexp, minimise_quadratic
+from kdcl_dist.distillation.quadratic import minimise_quadratic
+from kdcl_dist.distillation.simplex import minimise_logsumexp
 
 __all__ = [
     "combine",
@@ -42,7 +43,7 @@ __all__ = [
 def naive(logits_SBC: Tensor, labels_B: Tensor) -> Tensor:
     """The logits (B, C) of the student with the smallest cross-entropy at T = 1 (eq. 4).
 
-    Of equal students the first in the order of the cohort is taken.
+    Of students with equal cross-entropies, the first in the order of the cohort counts.
 
     Raises:
         ValueError: shapes, types or labels do not fit.
@@ -51,7 +52,7 @@ def naive(logits_SBC: Tensor, labels_B: Tensor) -> Tensor:
 
 
 def naive_choice(logits_SBC: Tensor, labels_B: Tensor) -> Tensor:
-    """Which student `naive` takes for each sample, int64 (B,). Raises as `naive`."""
+    """The index of the student that `naive` chooses for each sample, int64 (B,). Raises as `naive`."""
     return _choice(_checked(logits_SBC, labels_B), labels_B)
 
 
@@ -67,8 +68,8 @@ def linear(logits_SBC: Tensor, labels_B: Tensor) -> Tensor:
 def linear_weights(logits_SBC: Tensor, labels_B: Tensor) -> Tensor:
     """The weights (S, B) of `linear`: argmin over the simplex of CE(sum_i a_i z_i, y), float64.
 
-    Found to a KKT gap of 1e-6, computed in float64, for any number of students and logits up to 6e4 (all
-    that half precision holds). Raises as `naive`.
+    The KKT gap is at most 1e-6, in float64, for any number of students and for logits up to 6e4 (the range of
+    half precision). Raises as `naive`.
     """
     return _linear_weights(_checked(logits_SBC, labels_B), labels_B)
 
@@ -84,7 +85,8 @@ def _linear_weights(logits_SBC: Tensor, labels_B: Tensor) -> Tensor:
 def combine(logits_SBC: Tensor, labels_B: Tensor, weights_SB: Tensor) -> Tensor:
     """sum_i a_i z_i (B, C), or the logits of `naive` where these have the smaller cross-entropy.
 
-    The latter can happen by the rounding of huge logits only; it keeps CE(linear) <= CE(naive) exact.
+    Only the rounding of huge logits can make `naive` the better one; its use keeps CE(linear) <= CE(naive)
+    exact. Raises as `naive`.
     """
     return _combine(_checked(logits_SBC, labels_B), labels_B, weights_SB)
 
@@ -103,12 +105,12 @@ def min_logit(logits_SBC: Tensor, labels_B: Tensor) -> Tensor:
     """
     logits_SBC = _checked(logits_SBC, labels_B)
     true_SB1 = _of_true_class(logits_SBC, labels_B)
-    # Student by student: what is written last is still in the cache.
+    # Student by student: the last result is still in the cache.
     return reduce(torch.minimum, map(torch.sub, logits_SBC.unbind(), true_SB1.unbind()))
 
 
 def mean(logits_SBC: Tensor, labels_B: Tensor) -> Tensor:
-    """The mean of the students' logits (B, C); not in the paper, but often run under its name."""
+    """The mean of the students' logits (B, C): not in the paper, though often so called. Raises as `naive`."""
     logits_SBC = _checked(logits_SBC, labels_B)
     return reduce(torch.add, logits_SBC.unbind()) / len(logits_SBC)
 
@@ -123,7 +125,7 @@ def general_log(logits_SBC: Tensor, weights_S: Tensor, temperature: float) -> Te
 
     Args:
         logits_SBC: the students' logits.
-        weights_S: non-negative, sum 1, of any floating type; a weight may be exactly 0.
+        weights_S: non-negative, with sum 1, of any floating type; a weight may be exactly 0.
         temperature: T > 0.
 
     Raises:
@@ -138,7 +140,8 @@ def _general_log(logits_SBC: Tensor, weights_S: Tensor, temperature: float) -> T
     weights_S11 = weights_S.detach().to(logits_SBC.device).view(-1, 1, 1)
     if logits_SBC.is_cpu:
         mixed_BC = _mixed(logits_SBC, weights_S11.to(logits_SBC), temperature)
-        # What underflowed is less than the rounding of a sum above this. An accelerator isn't waited for.
+        # Above this limit, terms that underflow are less than the rounding of the sum. On an accelerator the
+        # comparison would wait for the device.
         limits = torch.finfo(mixed_BC.dtype)
         if mixed_BC.numel() and float(mixed_BC.amin()) > limits.tiny / limits.eps:
             # NumPy's logarithm takes less than half the time of PyTorch's.
@@ -148,9 +151,9 @@ def _general_log(logits_SBC: Tensor, weights_S: Tensor, temperature: float) -> T
 
 
 def _mixed(logits_SBC: Tensor, weights_S11: Tensor, temperature: float) -> Tensor:
-    """`general`, (B, C), where the smallest may be 0 by underflow.
+    """`general`, (B, C), in which the smallest probabilities may underflow to 0.
 
-    By `softmax`, not by powers of 2, whose last bits depend on a sample's place in the batch.
+    `softmax`, unlike powers of 2, gives last bits that do not depend on a sample's row in the batch.
     """
     weighted_SBC = F.softmax(logits_SBC / temperature, dim=2).mul_(weights_S11)
     return reduce(Tensor.add_, weighted_SBC.unbind())
@@ -159,10 +162,10 @@ def _mixed(logits_SBC: Tensor, weights_S11: Tensor, temperature: float) -> Tenso
 def general_weights(residuals_SN: Tensor) -> Tensor:
     """The weights (S,) of `general`, float64: argmin of w'Cw on the simplex (eq. 9-11).
 
-    C_ij is the mean of r_i r_j over held-out samples, r_i = p_i(true class) - 1. The paper's closed form
-    C^-1 1 / (1'C^-1 1) can leave [0, 1], which the text asks for, and does not exist for identical
-    students. So the minimum is taken on the simplex, with a ridge of 1e-8 of C's mean diagonal.
-    Unusable residuals (none, not finite, or all zero) give 1/S.
+    C_ij is the mean of r_i r_j over held-out samples, with r_i = p_i(true class) - 1. The paper's closed form
+    C^-1 1 / (1'C^-1 1) can leave [0, 1], against the paper's text, and does not exist for identical students.
+    This function minimises on the simplex instead, with a ridge of 1e-8 of C's mean diagonal. Unusable
+    residuals (none, not finite, or all zero) give 1/S.
 
     Raises:
         ValueError: `residuals_SN` is not a floating-point matrix of at least one row.
@@ -177,7 +180,7 @@ def general_weights(residuals_SN: Tensor) -> Tensor:
     scale = float(covariance_SS.diagonal().mean())
     if not 0 < scale < float("inf") or not bool(torch.isfinite(covariance_SS).all()):
         return uniform_S
-    # Divided by its scale, so that tiny residuals late in training are solved as well as large ones.
+    # The division by the scale makes tiny residuals, late in training, as exact as large ones.
     ridge_SS = 1e-8 * torch.eye(students, dtype=torch.float64, device=residuals_SN.device)
     hessian_SS = covariance_SS / scale + ridge_SS
     return minimise_quadratic(hessian_SS[None], (hessian_SS @ uniform_S)[None], uniform_S[None])[0]
@@ -191,15 +194,15 @@ def log_soft_target(
     weights_S: Tensor | None = None,
     present_SB: Tensor | None = None,
 ) -> Tensor:
-    """The log-probabilities (B, C) that the students learn from, at the temperature T.
+    """The log-probabilities (B, C) of the soft target at the temperature T.
 
     Args:
         method: "naive", "linear", "min_logit", "mean" or "general".
         logits_SBC, labels_B: the students' logits, the true classes.
-        temperature: T > 0. Students are chosen and weighed at T = 1, the result is softened by T.
-        weights_S: of "general", which needs them.
-        present_SB: which students' logits there are of each sample, at least one's; the sample's target is
-            the ensemble of those, with the weights of "general" in proportion. None: all.
+        temperature: T > 0. The choice and the weights of students are those at T = 1; T softens the result.
+        weights_S: the weights of "general", which needs them.
+        present_SB: whether a student's logits of a sample exist, as at least one student's must. The target
+            is the ensemble of these students, with the weights of "general" in proportion. None: all exist.
 
     Raises:
         ValueError: an argument does not fit, or the method is unknown.
@@ -225,7 +228,7 @@ def _of_present(
     weights_S: Tensor | None,
     present_SB: Tensor,
 ) -> Tensor:
-    """`log_soft_target` for the samples of each set of students at a time."""
+    """`log_soft_target`, set by set: the samples whose logits the same students have."""
     if present_SB.shape != logits_SBC.shape[:2] or not bool(present_SB.any(dim=0).all()):
         raise ValueError("present_SB: each sample needs the logits of at least one student")
     target_BC = torch.empty_like(_checked(logits_SBC, labels_B)[0])
@@ -244,7 +247,7 @@ def _of_present(
 
 
 def _renormalised(weights_S: Tensor, there_S: Tensor) -> Tensor:
-    """The weights of some students, in proportion, with sum 1; alike if all of them are 0."""
+    """The weights of some students, in proportion, with sum 1; equal weights if all are 0."""
     if bool(there_S.all()):
         return weights_S
     weights_S = weights_S[there_S.to(weights_S.device)]
@@ -253,7 +256,7 @@ def _renormalised(weights_S: Tensor, there_S: Tensor) -> Tensor:
 
 
 def _checked(logits_SBC: Tensor, labels_B: Tensor | None = None) -> Tensor:
-    """The logits without gradient in float32 at least; raises ValueError where something does not fit."""
+    """The logits without gradient, in float32 at least; raises ValueError for arguments that do not fit."""
     shape = logits_SBC.shape
     if len(shape) != 3 or not shape[0] or not shape[2] or not logits_SBC.is_floating_point():
         got = f"{logits_SBC.dtype} {tuple(shape)}"
@@ -262,7 +265,7 @@ def _checked(logits_SBC: Tensor, labels_B: Tensor | None = None) -> Tensor:
         if labels_B.shape != shape[1:2] or labels_B.dtype != torch.int64:
             got = f"{labels_B.dtype} {tuple(labels_B.shape)}"
             raise ValueError(f"labels_B: int64 of shape ({shape[1]},) is needed (got {got})")
-        # To look at labels on an accelerator would wait for it; there the gather refuses them itself.
+        # On an accelerator a look at the labels would wait for the device; there the gather refuses them.
         if shape[1] and labels_B.is_cpu:
             lowest, highest = map(int, labels_B.aminmax())
             if lowest < 0 or highest >= shape[2]:
@@ -281,7 +284,8 @@ def _check_weights(weights_S: Tensor, students: int) -> None:
         got = f"{weights_S.dtype} {tuple(weights_S.shape)}"
         raise ValueError(f"weights_S: floating point of shape ({students},) is needed (got {got})")
     if weights_S.is_cpu:
-        # As Python's numbers: operations on few numbers cost more. 1e-2 is for sums of half precision.
+        # As Python's numbers, since a tensor's operations on few numbers cost more. 1e-2 allows for sums in
+        # half precision.
         values = weights_S.tolist()
         if not (min(values) >= 0 and abs(sum(values) - 1) <= 1e-2):
             raise ValueError(f"weights_S: must be non-negative with sum 1 (got {values})")
@@ -300,7 +304,7 @@ def _losses(logits_SBC: Tensor, labels_B: Tensor) -> Tensor:
 
 
 def _choice(logits_SBC: Tensor, labels_B: Tensor) -> Tensor:
-    """`naive_choice`; `min` takes the first of equal ones in less time than `argmin`."""
+    """`naive_choice`; `min` gives the first of equal values in less time than `argmin`."""
     return _losses(logits_SBC, labels_B).min(dim=0).indices
 
 

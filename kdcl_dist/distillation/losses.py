@@ -15,7 +15,13 @@ __all__ = ["Losses", "distillation_loss", "dml_loss", "kdcl_loss", "task_loss"]
 
 
 class Losses(NamedTuple):
-    """Scalars: `total` is what is learnt from, `task` + weight * `distillation`."""
+    """The loss of one student, as scalars in nats.
+
+    Attributes:
+        total: `task` + weight * `distillation`, the loss of the backward pass.
+        task: the cross-entropy.
+        distillation: the divergence from the soft target or from the peers.
+    """
 
     total: Tensor
     task: Tensor
@@ -32,16 +38,16 @@ def distillation_loss(
 ) -> Tensor:
     """T^2 * KL(p || softmax(z / T)), summed over classes and averaged over the batch, in nats.
 
-    T^2 keeps the gradient's size independent of T (Hinton et al., 2015). The target is a constant: the
-    paper does not say so, but a gradient into it would let students move the target towards themselves.
+    T^2 keeps the gradient's size independent of T (Hinton et al., 2015). The target is a constant. The paper
+    does not say so, but a gradient through the target would let students move it towards themselves.
 
     Args:
         logits_BC: z.
-        log_target_BC: log p, the soft target's log-probabilities, already at temperature T.
+        log_target_BC: log p, the log-probabilities of the soft target at the temperature T.
         temperature: T.
-        covered_K: numbers of the samples that have a soft target; the others add nothing to the sum over the
-            batch, which is divided by B all the same, so that a sample weighs alike in every batch. None:
-            all have one.
+        covered_K: indices of the samples with a soft target, None for all. The other samples add nothing to
+            the sum over the batch. The divisor is B nevertheless, so that a sample has the same weight in
+            every batch.
     """
     log_q_BC = F.log_softmax(_widened(logits_BC) / temperature, dim=1)
     if covered_K is None:
@@ -71,9 +77,13 @@ def kdcl_loss(
 def dml_loss(
     logits_BC: Tensor, labels_B: Tensor, peer_log_probabilities_PBC: Tensor, weight: float = 1.0
 ) -> Losses:
-    """CE(z, y) + weight * mean over peers j of KL(p_j || softmax(z)), all at T = 1, peers constant.
+    """CE(z, y) + weight * mean over peers j of KL(p_j || softmax(z)), all at T = 1 (Zhang et al., 2018).
 
-    With no peers the second part is 0.
+    Args:
+        logits_BC: z.
+        labels_B: y.
+        peer_log_probabilities_PBC: log p_j, constants. Without peers the second part is 0.
+        weight: 1 in that paper.
     """
     task = task_loss(logits_BC, labels_B)
     log_q_BC = F.log_softmax(_widened(logits_BC), dim=1)
@@ -88,5 +98,5 @@ def _divergence(log_p_BC: Tensor, log_q_BC: Tensor) -> Tensor:
 
 
 def _widened(logits_BC: Tensor) -> Tensor:
-    """Float32 at least: half precision is too coarse for a sum over classes."""
+    """The logits in float32 at least: half precision is too coarse for a sum over classes."""
     return logits_BC if logits_BC.dtype == torch.float64 else logits_BC.float()

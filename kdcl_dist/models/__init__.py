@@ -1,4 +1,4 @@
-"""Networks by name."""
+"""Networks: the built-in ones by name, their cost, initial weights, transfer and compilation."""
 
 from kdcl_dist.models.registry import build, names
 

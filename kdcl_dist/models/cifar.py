@@ -31,7 +31,7 @@ class BasicBlock(nn.Module):
     def forward(self, x_BCHW: Tensor) -> Tensor:
         """(B, outer, H / stride, W / stride)."""
         out = F.relu(self.bn1(self.conv1(x_BCHW)))
-        # The shortcut takes every second pixel and fills new channels with zeros on both sides.
+        # The shortcut takes every `stride`-th pixel and adds channels of zeros on both sides.
         short = x_BCHW[:, :, :: self.stride, :: self.stride]
         short = F.pad(short, (0, 0, 0, 0, self.missing // 2, self.missing - self.missing // 2))
         return F.relu(self.bn2(self.conv2(out)) + short)
@@ -79,7 +79,7 @@ class WideBlock(nn.Module):
 
 
 class WideResNet(nn.Module):
-    """`blocks` wide blocks in each of three stages of 16k, 32k and 64k channels, k the width."""
+    """Three stages of `blocks` wide blocks each, with 16k, 32k and 64k channels for the width k."""
 
     def __init__(self, num_classes: int, in_channels: int, blocks: int, width: int) -> None:
         super().__init__()
@@ -142,8 +142,8 @@ def _wide(blocks: int, width: int, num_classes: int, in_channels: int) -> nn.Mod
     return WideResNet(num_classes, in_channels, blocks, width)
 
 
-#: WRN-d-k has (d - 4) / 6 blocks a stage. 20 is no such depth, although results are published under
-#: WRN-20-8; it is taken here as 3 blocks a stage, (20 - 2) / 6.
+#: WRN-d-k has (d - 4) / 6 blocks per stage. No such network has the depth 20, although papers report results
+#: for WRN-20-8; here that name means 3 blocks per stage, (20 - 2) / 6.
 FACTORIES: dict[str, Callable[[int, int], nn.Module]] = {
     **{f"resnet{depth}": partial(_resnet, depth) for depth in (20, 32, 44, 56, 110)},
     "wrn_16_2": partial(_wide, 2, 2),

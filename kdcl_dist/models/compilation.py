@@ -1,7 +1,8 @@
-"""torch.compile for one student's steps; its own state stays that of the plain network.
+"""torch.compile for the training steps of one student.
 
-Compiled are the passes of training steps, whose shape never changes. Tests and checkpoints see the network
-itself: a last, smaller batch would be compiled for itself, and names would begin with `_orig_mod.`.
+Only the passes of training steps are compiled, whose shape never changes. Tests and checkpoints use the plain
+network: a smaller last batch would need a compilation of its own, and the names of the state would begin with
+`_orig_mod.`.
 """
 
 from __future__ import annotations
@@ -15,17 +16,17 @@ __all__ = ["compiled"]
 
 
 def compiled(network: nn.Module, threads: int) -> nn.Module:
-    """The network with the same parameters and buffers, compiled when it is first called.
+    """A compiled module that shares the parameters and buffers of a network; its first call compiles.
 
     Args:
-        network: stays as it is.
-        threads: processes that compile side by side; with 1 it happens in this one.
+        network: the plain network, which does not change.
+        threads: number of processes that compile; with 1, this process does.
     """
-    # Imported here: it takes seconds, and most runs do not compile.
+    # This import takes seconds, and most runs do not compile.
     from torch._functorch import config as autograd
     from torch._inductor import config as inductor
 
     inductor.compile_threads = threads
-    # The conflict of gradients goes through the graph before the step itself does, so it must survive.
+    # The conflict of gradients uses the graph before the step itself does, so the graph must survive.
     autograd.donated_buffer = False
     return cast(nn.Module, torch.compile(network))

@@ -1,7 +1,7 @@
-"""What a network costs: its parameters, and its multiply-adds on one image.
+"""The cost of a network: its parameters, and its multiply-adds on one image.
 
-Both are counted on the meta device, where tensors have shapes but no values, so that counting takes
-milliseconds and no memory for any network.
+Tensors on the meta device have shapes but no values, so the count takes milliseconds and no memory for any
+network.
 
 Shapes: C channels, H W image.
 """
@@ -21,26 +21,26 @@ __all__ = ["Cost", "built_in_cost", "multiply_adds", "parameters"]
 
 
 class Cost(NamedTuple):
-    """Of one network."""
+    """The cost of one network: its number of parameters, and its multiply-adds on one image."""
 
     parameters: int
     multiply_adds: int
 
 
 def parameters(module: nn.Module) -> int:
-    """Number of parameters, learned or frozen; running statistics do not count."""
+    """The number of parameters, learned or frozen; running statistics do not count."""
     return sum(parameter.numel() for parameter in module.parameters())
 
 
 def multiply_adds(module: nn.Module, shape_CHW: tuple[int, int, int]) -> int:
-    """Multiplications that are each followed by an addition, for one image in evaluation mode.
+    """The number of multiply-adds for one image in evaluation mode.
 
-    Convolutions and matrix products count; biases, norms, activations and pooling do not, as is usual in
-    published figures ("FLOPs" there is often this number, sometimes twice it).
+    Convolutions and matrix products count; biases, norms, activations and pooling do not. Published figures
+    count so too; their "FLOPs" is often this number, sometimes twice it.
 
     Args:
-        module: stays as it is: a copy without values is asked.
-        shape_CHW: of the image.
+        module: the network, which does not change: the count uses a copy without values.
+        shape_CHW: shape of the image.
     """
     empty = copy.deepcopy(module).to("meta").eval()
     with FlopCounterMode(display=False) as counter, torch.no_grad():
@@ -49,7 +49,7 @@ def multiply_adds(module: nn.Module, shape_CHW: tuple[int, int, int]) -> int:
 
 
 def built_in_cost(name: str, usual: Usual) -> Cost:
-    """The cost of a built-in network for images and classes as it is usually given."""
+    """The cost of a built-in network for its usual input."""
     with torch.device("meta"):
         module = BUILT_IN[name](usual.classes, usual.shape_CHW[0])
     return Cost(parameters(module), multiply_adds(module, usual.shape_CHW))

@@ -1,6 +1,6 @@
 """Networks for 224x224 images, from torchvision, with random weights.
 
-torchvision takes seconds to import, so only a process that builds one of these does.
+The import of torchvision takes seconds, so it happens when a process builds such a network.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ def _replace_first_convolution(network: nn.Module, in_channels: int) -> None:
     setattr(network.get_submodule(parent_name), own_name, new)
 
 
-#: The function of torchvision.models, and its arguments besides the number of classes.
+#: By name, the function of torchvision.models and its arguments besides the number of classes.
 NETWORKS: dict[str, tuple[str, dict[str, Any]]] = {
     "resnet18": ("resnet18", {}),
     "resnet34": ("resnet34", {}),

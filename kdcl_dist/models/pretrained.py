@@ -1,4 +1,4 @@
-"""Weights that a student begins with."""
+"""Initial weights from a file."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ def load_weights(model: nn.Module, path: str, fresh: str | None = None) -> None:
     Args:
         model: the network.
         path: the file.
-        fresh: a layer that keeps its own weights, whatever the file has for it.
+        fresh: name of a layer that keeps its own weights and ignores those of the file; None for no layer.
 
     Raises:
-        ModelError: the file is missing, holds more than tensors, or does not fit the network.
+        ModelError: the file is missing, holds other objects than tensors, or does not fit the network.
     """
     try:
         state = torch.load(Path(path), map_location="cpu", weights_only=True)
@@ -32,10 +32,10 @@ def load_weights(model: nn.Module, path: str, fresh: str | None = None) -> None:
         missing, unexpected = model.load_state_dict(state, strict=False)
     except OSError as error:
         raise ModelError(f"weights {path!r} cannot be read: {one_line(error)}") from error
-    except RuntimeError as error:  # its second line names the first parameter of another shape
+    except RuntimeError as error:  # the second line names the first parameter of another shape
         reason = " ".join(line.strip() for line in str(error).splitlines()[1:2]) or one_line(error)
         raise ModelError(f"weights {path!r} do not fit {type(model).__name__}: {reason}") from error
-    except Exception as error:  # whatever a file from outside can raise
+    except Exception as error:  # a file from outside can raise anything
         raise ModelError(
             f"weights {path!r} are not a file of torch.save(model.state_dict()) with tensors only "
             f"({type(error).__name__})"

@@ -1,4 +1,4 @@
-"""From a name in a recipe to a network."""
+"""The registry of networks: from the name in a recipe to a network."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ Factory = Callable[[int, int], nn.Module]
 
 
 class Usual(NamedTuple):
-    """What a network is usually given: images of one shape (C, H, W), and the number of their classes."""
+    """The usual input of a network: the shape of its images (C, H, W), and the number of classes."""
 
     shape_CHW: tuple[int, int, int]
     classes: int
 
 
-#: The built-in networks by what they are usually given; any takes other sizes and classes too.
+#: The built-in networks by their usual input; each accepts other sizes and numbers of classes.
 GROUPS: dict[Usual, dict[str, Factory]] = {
     Usual((1, 8, 8), 10): small.FACTORIES,
     Usual((3, 32, 32), 100): cifar.FACTORIES,
@@ -43,13 +43,13 @@ def build(name: str, num_classes: int, in_channels: int = 3) -> nn.Module:
     """A new network that maps images (B, in_channels, H, W) to logits (B, num_classes).
 
     Args:
-        name: a built-in name, or an import string `package.module:factory`. A factory is called with
-            `num_classes=...`, and with `in_channels=...` too if it has such a parameter.
+        name: a built-in name, or an import string `package.module:factory`. A call of a factory has the
+            argument `num_classes`, and `in_channels` if the factory has such a parameter.
         num_classes: classes of the data.
         in_channels: channels of the data.
 
     Raises:
-        ModelError: the name is unknown, or the factory fails or returns no module.
+        ModelError: the name is unknown, or the factory fails or returns no `nn.Module`.
     """
     if name in BUILT_IN:
         return BUILT_IN[name](num_classes, in_channels)
@@ -71,7 +71,7 @@ def build(name: str, num_classes: int, in_channels: int = 3) -> nn.Module:
 
 
 def call_of(name: str, num_classes: int, in_channels: int) -> str:
-    """How `build` calls the factory of an import string, as Python; errors as `load_object`."""
+    """The call by which `build` calls the factory of an import string, as Python; errors as `load_object`."""
     given = _arguments(load_object(name), num_classes, in_channels).items()
     return f"{name.partition(':')[2]}({', '.join(f'{key}={value}' for key, value in given)})"
 

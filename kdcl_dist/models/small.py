@@ -1,4 +1,4 @@
-"""Small networks for tiny images, any size from 8x8: for the quick start, tests and CPU experiments.
+"""Small networks for images of any size from 8x8: for the quick start, tests and experiments on a CPU.
 
 Shapes: B batch, H W image.
 """

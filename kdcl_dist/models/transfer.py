@@ -1,7 +1,7 @@
-"""From one task to another: a network that keeps what it learned, under a new head.
+"""Transfer to another task: the layers of a trained network under a new head.
 
-The head is the network's last linear layer. In a linear probe only the head learns; the rest stays as it
-is, in evaluation mode, so that batch norm keeps its statistics and dropout is off. In fine-tuning all learns.
+The head is the network's last linear layer. In a linear probe only the head learns; the body is in evaluation
+mode, so that batch norm keeps its statistics and dropout is off. In fine-tuning all layers learn.
 """
 
 from __future__ import annotations
@@ -14,15 +14,15 @@ __all__ = ["freeze_body", "head_of", "train_head"]
 
 
 def head_of(model: nn.Module, name: str, classes: int) -> str:
-    """Where the last linear layer is, as `nn.Module.get_submodule` takes it.
+    """The name of the last linear layer, as `nn.Module.get_submodule` takes it.
 
     Args:
         model: the network.
-        name: how the recipe calls it.
-        classes: of the data; as many outputs the layer must have.
+        name: the network's name in the recipe, for the error message.
+        classes: number of classes of the data, which the layer's outputs must equal.
 
     Raises:
-        ModelError: the network ends otherwise.
+        ModelError: there is no linear layer, or the last one has another number of outputs.
     """
     linear = [(path, layer) for path, layer in model.named_modules() if isinstance(layer, nn.Linear)]
     path, layer = linear[-1] if linear else ("", None)
@@ -36,13 +36,13 @@ def head_of(model: nn.Module, name: str, classes: int) -> str:
 
 
 def freeze_body(model: nn.Module, head: str) -> None:
-    """Let no parameter but the head's learn."""
+    """Freeze all parameters except the head's."""
     model.requires_grad_(False)
     model.get_submodule(head).requires_grad_(True)
 
 
 def train_head(model: nn.Module, head: str) -> None:
-    """Training mode for the head alone; the network as a whole still counts as in training."""
+    """Set training mode for the head alone, while `model.training` is true as well."""
     model.eval()
     model.training = True
     model.get_submodule(head).train()

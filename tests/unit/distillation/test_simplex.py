@@ -11,7 +11,8 @@ from scipy.optimize import minimize
 from scipy.special import logsumexp, softmax
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from kdcl_dist.distillation.simplex import TOLERANCE, minimise_logsumexp, minimise_quadratic
+from kdcl_dist.distillation.quadratic import minimise_quadratic
+from kdcl_dist.distillation.simplex import TOLERANCE, minimise_logsumexp
 
 KINDS = ("normal", "nearly_equal", "equal_pair", "lattice", "signs", "one_wild", "confident")
 
