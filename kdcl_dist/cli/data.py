@@ -22,7 +22,7 @@ WORKERS = click.option(
     type=click.IntRange(0),
     default=os.cpu_count() or 1,
     show_default="cores",
-    help="Processes that check images; 0 checks in this one.",
+    help="Processes that check images; 0 checks in this process.",
 )
 
 
@@ -49,7 +49,7 @@ def digits(folder: Path) -> None:
 
 def _add_cifar(kind: str, title: str) -> None:
     @import_data.command(
-        kind, help=f"{title} from SOURCE: {title.lower()}-python.tar.gz, or the folder in it."
+        kind, help=f"{title} from SOURCE: {title.lower()}-python.tar.gz, or its unpacked folder."
     )
     @SOURCE
     @FOLDER
@@ -75,11 +75,11 @@ _add_cifar("cifar100", "CIFAR-100")
     type=click.IntRange(1),
     default=256,
     show_default=True,
-    help="Megabytes of images in a file.",
+    help="Megabytes of images in each file.",
 )
 @reports_errors
 def imagefolder(source: Path, folder: Path, workers: int, shard_mb: int) -> None:
-    """JPEG and PNG files SOURCE/train/CLASS/* and SOURCE/val/CLASS/*, as ImageNet has them.
+    """JPEG and PNG files SOURCE/train/CLASS/* and SOURCE/val/CLASS/*, the layout of ImageNet.
 
     An interrupted import goes on when it is started again.
     """
@@ -128,7 +128,7 @@ def _import_images(source: Source, folder: Path, workers: int, shard_mb: int) ->
 @click.argument("path")
 @reports_errors
 def inspect(path: str) -> None:
-    """Show what the data set at PATH holds."""
+    """Describe the data set at PATH."""
     from kdcl_dist.data.dataset import ArrowDataset
     from kdcl_dist.data.describe import describe
 

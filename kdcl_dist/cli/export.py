@@ -21,15 +21,17 @@ KINDS = ["state_dict", "safetensors", "torch_export", "onnx"]
 @click.option("--student", required=True, help="Name of the student.")
 @click.option("--format", "kind", type=click.Choice(KINDS), default=KINDS[0], show_default=True)
 @click.option(
-    "--epoch", type=click.IntRange(1), help="Its checkpoint after this epoch. [default: the latest]"
+    "--epoch", type=click.IntRange(1), help="The checkpoint after this epoch. [default: the latest]"
 )
-@click.option("--last", is_flag=True, help="Its checkpoint after the recipe's last epoch, and no other.")
+@click.option(
+    "--last", is_flag=True, help="The checkpoint after the recipe's last epoch; an error if there is none."
+)
 @click.option("--to", help="The folder to write. [default: exports/RUN-STUDENT-FORMAT]")
 @reports_errors
 def export(run: str, student: str, kind: Kind, epoch: int | None, last: bool, to: str | None) -> None:
-    """Write a student of a RUN folder as a folder of its own, which needs kdcl no more.
+    """Write a student of a RUN folder as a folder of its own, which does not need kdcl.
 
-    It holds the weights, preprocessing.json and a model card.
+    The folder holds the weights, preprocessing.json and a model card.
     """
     from kdcl_dist.export.writing import export as write_export
 

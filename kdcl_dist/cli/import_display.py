@@ -1,4 +1,4 @@
-"""How far an import is: a bar with rate and remaining time on a terminal, a line now and then elsewhere."""
+"""The progress of an import: a bar with rate and remaining time on a terminal, else a line every 10 s."""
 
 from __future__ import annotations
 
@@ -25,15 +25,15 @@ LINE_S = 10.0
 
 
 class ImportProgress:
-    """Shows what is done; a context manager. `update` is what the importers take."""
+    """Shows the progress of an import; a context manager. Importers call `update`."""
 
     def __init__(self, console: Console) -> None:
         self.console = console
         columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), _Rate())
         self.bar = Progress(*columns, TimeRemainingColumn(), console=console)
-        self.what = ""
+        self.task_name = ""
         self.task = TaskID(0)
-        self.began = self.shown = 0.0
+        self.started = self.shown = 0.0
 
     def __enter__(self) -> ImportProgress:
         if self.console.is_terminal:
@@ -47,16 +47,21 @@ class ImportProgress:
             self.bar.stop()
 
     def update(self, what: str, done: int, total: int) -> None:
-        """Show that so many images of so many are done."""
+        """Show the progress.
+
+        Args:
+            what: the current task.
+            done, total: number of images.
+        """
         now = time.monotonic()
-        if what != self.what:
-            self.what, self.began, self.shown = what, now, now
+        if what != self.task_name:
+            self.task_name, self.started, self.shown = what, now, now
             self.task = self.bar.add_task(what, total=total)
         if self.console.is_terminal:
             self.bar.update(self.task, completed=done)
         elif now - self.shown >= LINE_S or done == total:
             self.shown = now
-            rate = done / max(now - self.began, 1e-3)
+            rate = done / max(now - self.started, 1e-3)
             left = f", {(total - done) / rate:,.0f} s left" if done < total else ""
             self.console.print(
                 f"{what}: {done:,} of {total:,} images, {rate:,.0f} a second{left}", soft_wrap=True

@@ -11,13 +11,13 @@ __all__ = ["models"]
 
 @kdcl.command()
 def models() -> None:
-    """List the built-in networks, with their size and the multiply-adds that one image takes."""
+    """List the built-in networks, with their parameters and the multiply-adds for one image."""
     from kdcl_dist.models import names
     from kdcl_dist.models.cost import built_in_cost
     from kdcl_dist.models.registry import GROUPS
 
     titles = {
-        usual: "{1}x{2}x{0}, {3} classes".format(*usual.shape_CHW, usual.classes)  # as people write sizes
+        usual: "{1}x{2}x{0}, {3} classes".format(*usual.shape_CHW, usual.classes)  # the usual order in text
         for usual in GROUPS
     }
     width = max(len(text) for text in (*titles.values(), *(f"  {name}" for name in names())))

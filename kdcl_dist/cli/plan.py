@@ -12,14 +12,14 @@ __all__ = ["plan"]
 @kdcl.command()
 @click.argument("recipe", type=click.Path())
 @click.option("--set", "overrides", multiple=True, metavar="PATH=VALUE", help="Override a field.")
-@click.option("--workers", type=int, help="Workers at hand. [default: as many as the recipe asks for]")
+@click.option("--workers", type=int, help="Workers available. [default: as many as the recipe asks for]")
 @click.option(
     "--given",
     multiple=True,
     metavar="NAME[@ROWS]=SECONDS",
-    help="A student's step instead of a measured one, for the whole batch or so many samples; or 'ensemble'.",
+    help="Instead of measuring: a student's step for the whole batch, or for ROWS samples; or 'ensemble'.",
 )
-@click.option("--link", metavar="SECONDS:BYTES", help="Latency and bytes a second between all workers.")
+@click.option("--link", metavar="SECONDS:BYTES", help="Latency and bytes per second between all workers.")
 @click.option(
     "--cores", type=click.IntRange(1), help="CPU cores that all workers share. [default: as measured]"
 )
@@ -34,8 +34,8 @@ def plan(
 ) -> None:
     """Predict the step of a RECIPE's cohort, and propose replicas that shorten it.
 
-    Each student's step is measured on this machine, unless it is given. If all are given, nothing is
-    measured, and each worker is taken to have cores of its own unless --cores tells otherwise.
+    The command measures each student's step on this machine, unless it is given. If all are given, it
+    measures nothing, and assumes that each worker has cores of its own unless --cores is given.
     """
     from kdcl_dist.config.recipe_file import load_recipe
     from kdcl_dist.planning.given import parse_given, parse_link

@@ -12,7 +12,7 @@ from kdcl_dist.cli.group import kdcl, reports_errors
 
 if TYPE_CHECKING:
     from kdcl_dist.errors import DataError
-    from kdcl_dist.export.prediction import Guess
+    from kdcl_dist.export.prediction import RankedClass
 
 __all__ = ["predict"]
 
@@ -35,7 +35,7 @@ def predict(export: Path, images: tuple[Path, ...], top: int, as_csv: bool) -> N
         raise DataError("\n".join(failed))
 
 
-def _readable(found: Iterator[Guess | DataError], failed: list[str]) -> Iterator[Guess]:
+def _readable(found: Iterator[RankedClass | DataError], failed: list[str]) -> Iterator[RankedClass]:
     from kdcl_dist.errors import DataError
 
     for each in found:
@@ -45,11 +45,11 @@ def _readable(found: Iterator[Guess | DataError], failed: list[str]) -> Iterator
             yield each
 
 
-def _show(guesses: Iterator[Guess], as_csv: bool) -> None:
+def _show(ranked: Iterator[RankedClass], as_csv: bool) -> None:
     import csv
     import sys
 
-    rows = [(click.format_filename(image), rank, name, share) for image, rank, name, share in guesses]
+    rows = [(click.format_filename(image), rank, name, share) for image, rank, name, share in ranked]
     if as_csv:
         writer = csv.writer(sys.stdout, lineterminator="\n")
         writer.writerow(["image", "rank", "class", "probability"])

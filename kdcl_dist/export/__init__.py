@@ -1,1 +1,1 @@
-"""Trained students as files that need this package no more, and predictions from such files."""
+"""Exports: trained students as files that do not need this package, and predictions from such files."""

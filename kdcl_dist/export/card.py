@@ -1,4 +1,4 @@
-"""The model card of an export: what it is, how good it is, where it comes from, how it is loaded."""
+"""The model card of an export: the network, its test results, its use, and its origin."""
 
 from __future__ import annotations
 
@@ -35,9 +35,9 @@ def card(source: Source, description: Description, difference: float) -> str:
     """The card, in Markdown.
 
     Args:
-        source: what was exported.
-        description: of the export.
-        difference: the largest between the exported network's logits and the student's.
+        source: the exported student.
+        description: the description of the export.
+        difference: the largest difference between the exported network's logits and the student's.
     """
     sections = [
         _head(source, description),
@@ -53,11 +53,11 @@ def card(source: Source, description: Description, difference: float) -> str:
 def _head(source: Source, description: Description) -> str:
     method = source.recipe.distillation.method
     others = [name for name in source.recipe.names if name != source.student.name]
-    taught = f"trained together with {', '.join(others)} (method `{method}`)" if others else "trained alone"
+    training = f"trained together with {', '.join(others)} (method `{method}`)" if others else "trained alone"
     return (
         f"# {source.student.name}\n\n"
         f"`{description.model}`, {parameters(source.network):,} parameters, a classifier of "
-        f"{len(description.classes)} classes, {taught}. From the run `{description.run}`, {source.when}; "
+        f"{len(description.classes)} classes, {training}. From the run `{description.run}`, {source.when}; "
         f"exported as {description.kind} by kdcl_dist {description.kdcl_dist}."
     )
 
@@ -66,14 +66,14 @@ def _figures(source: Source) -> str:
     samples = len(source.training_data.test)
     if not source.results:
         return (
-            "## Figures\n\nThe run recorded no test results for this checkpoint; of its latest one "
-            f"`kdcl evaluate {source.folder}` shows them."
+            "## Figures\n\nThe run recorded no test results for this checkpoint. "
+            f"`kdcl evaluate {source.folder}` tests its latest one."
         )
     lines = [
         "## Figures",
         "",
-        f"On the {samples:,} test images; in brackets the 95% score interval of a share of so many (Wilson).",
-        "It covers the choice of the images, not that of the seed.",
+        f"On the {samples:,} test images; in brackets Wilson's 95% score interval for this number of images.",
+        "The interval covers the choice of the images, not of the seed.",
         "",
         "| network | model | top-1 % | top-5 % | loss, nats |",
         "| --- | --- | ---: | ---: | ---: |",
@@ -100,11 +100,11 @@ def _over_seeds(seeds: Mapping[int, Mapping[str, Mapping[str, float]]], student:
     """The student's top-1 over the seeds of the same arm."""
     if len(seeds) < 2:
         return []
-    value, low, _, _ = mean_interval([100 * results[student]["top1"] for results in seeds.values()])
+    top1 = mean_interval([100 * results[student]["top1"] for results in seeds.values()])
     return [
         "",
         f"Over the {len(seeds)} seeds of this arm that `kdcl compare` trained to their end, top-1 of "
-        f"{student} is {value:.2f} ± {value - low:.2f} % (mean with the 95% interval, Student's t).",
+        f"{student} is {top1.value:.2f} ± {top1.half_width:.2f} % (mean with the 95% interval, Student's t).",
     ]
 
 
@@ -118,11 +118,11 @@ def _use(description: Description, difference: float) -> str:
         *_code(description),
         "```",
         "",
-        "An image becomes `images` as `preprocessing.json` says: decoded to 8 bits, "
-        f"{colours}, channels first; {_view(description.test_view)}then of shape {shape}; divided by 255, "
-        "less `mean`, by `std`. With kdcl_dist, `kdcl predict FOLDER IMAGE...` does all of it.",
+        "`preprocessing.json` describes how an image becomes `images`: decode it to 8 bits, "
+        f"{colours}, channels first; {_view(description.test_view)}the shape is now {shape}; divide by 255, "
+        "subtract `mean`, divide by `std`. `kdcl predict FOLDER IMAGE...` of kdcl_dist does all of this.",
         "",
-        "When it was written, its logits on test images differed from the student's by at most "
+        "At the time of the export, the logits on test images differed from the student's by at most "
         f"{difference:.1g}.",
     ]
     return "\n".join(lines)
@@ -135,7 +135,7 @@ def _view(items: Sequence[Mapping[str, Any]]) -> str:
         f"{item['name']}({', '.join(f'{key}={value!r}' for key, value in item.items() if key != 'name')})"
         for item in items
     )
-    return f"through `{names}` of torchvision.transforms.v2; "
+    return f"apply `{names}` of torchvision.transforms.v2; "
 
 
 def _code(description: Description) -> list[str]:

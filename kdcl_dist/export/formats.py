@@ -1,4 +1,4 @@
-"""The formats of an export: how a network is written in each, and read again.
+"""The formats of an export: writing a network in each format, and reading it again.
 
 Shapes: B batch, C channels or classes, H W image.
 """
@@ -26,7 +26,7 @@ from kdcl_dist.export.source import misfit
 
 __all__ = ["FORMATS", "Format", "Network", "read_network", "require", "write_network"]
 
-_SILENT = threading.Lock()
+_SILENCE_LOCK = threading.Lock()
 #: Images (B, C, H, W) to logits (B, C).
 Network = Callable[[Tensor], Tensor]
 
@@ -35,11 +35,11 @@ class Format(NamedTuple):
     """One format.
 
     Attributes:
-        file: what the weights are called.
-        needs: modules of optional libraries, to write it and to read it.
-        write: writes a network in evaluation mode; images (B, C, H, W) show what it takes.
-        read: reads it; the function builds the plain network, where the file has only weights.
-        program: whether the file holds the network's computation too.
+        file: name of the file of weights.
+        needs: modules of optional libraries that writing and reading need.
+        write: writes a network in evaluation mode; images (B, C, H, W) are an example input.
+        read: reads the file; its second argument builds the plain network, for files with weights only.
+        program: whether the file also holds the network's computation.
     """
 
     file: str
@@ -50,10 +50,10 @@ class Format(NamedTuple):
 
 
 def require(kind: Kind) -> None:
-    """See that a format's optional libraries are installed.
+    """Check that a format's optional libraries are installed.
 
     Raises:
-        ExportError: one is not.
+        ExportError: a library is missing.
     """
     missing = [name for name in FORMATS[kind].needs if importlib.util.find_spec(name) is None]
     if missing:
@@ -71,13 +71,13 @@ def _read_state_dict(path: Path, build: Callable[[], nn.Module]) -> Network:
         state = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError:
         raise ExportError(f"{path}: holds more than tensors") from None
-    return _filled(build(), state)
+    return _with_weights(build(), state)
 
 
 def _write_safetensors(network: nn.Module, _: Tensor, path: Path) -> None:
     from safetensors.torch import save
 
-    # Copies: the format has no two names for one tensor.
+    # Clones: the format does not allow two names for one tensor.
     tensors = {name: value.contiguous().clone() for name, value in network.state_dict().items()}
     path.write_bytes(save(tensors, metadata={"format": "pt"}))
 
@@ -85,10 +85,10 @@ def _write_safetensors(network: nn.Module, _: Tensor, path: Path) -> None:
 def _read_safetensors(path: Path, build: Callable[[], nn.Module]) -> Network:
     from safetensors.torch import load_file
 
-    return _filled(build(), load_file(path))
+    return _with_weights(build(), load_file(path))
 
 
-def _filled(network: nn.Module, state: dict[str, Tensor]) -> Network:
+def _with_weights(network: nn.Module, state: dict[str, Tensor]) -> Network:
     try:
         network.load_state_dict(state)
     except RuntimeError as error:
@@ -98,13 +98,13 @@ def _filled(network: nn.Module, state: dict[str, Tensor]) -> Network:
 
 def _write_torch_export(network: nn.Module, images_BCHW: Tensor, path: Path) -> None:
     program = _program(network, images_BCHW)
-    program.example_inputs = None  # they would be pickled into the file
+    program.example_inputs = None  # the file would hold them as a pickle
     torch.export.save(program, path)
 
 
 def _read_torch_export(path: Path, _: Callable[[], nn.Module]) -> Network:
     check_archive(path)
-    with _silence():
+    with _silenced():
         return torch.export.load(path).module()
 
 
@@ -118,7 +118,7 @@ def _read_onnx(path: Path, _: Callable[[], nn.Module]) -> Network:
     import onnxruntime
 
     options = onnxruntime.SessionOptions()
-    options.log_severity_level = 3  # errors come as exceptions
+    options.log_severity_level = 3  # errors are raised as exceptions
     session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
 
     def run(images_BCHW: Tensor) -> Tensor:
@@ -151,19 +151,19 @@ def write_network(kind: Kind, network: nn.Module, images_BCHW: Tensor, path: Pat
     Args:
         kind: the format.
         network: in evaluation mode, on the CPU.
-        images_BCHW: what it takes, at least two.
-        path: the file.
+        images_BCHW: an example input of at least two images.
+        path: the file to write.
 
     Raises:
-        ModelError: the format cannot express what the network does.
+        ModelError: the format cannot express the network's computation.
         ExportError: the file cannot be written.
     """
     try:
-        with _silence():
+        with _silenced():
             FORMATS[kind].write(network, images_BCHW, path)
     except OSError as error:
         raise ExportError(f"{path}: cannot be written: {one_line(error)}") from error
-    except Exception as error:  # exporters raise anything, and a user's network too
+    except Exception as error:  # exporters and a user's network can raise anything
         raise ModelError(
             f"the network cannot be exported as {kind}: {one_line(_first_cause(error))}; state_dict and "
             "safetensors take any network"
@@ -174,30 +174,30 @@ def read_network(kind: Kind, path: Path, build: Callable[[], nn.Module]) -> Netw
     """Read a network that `write_network` wrote.
 
     Raises:
-        ExportError: the file is damaged, or does not fit the network that is built.
+        ExportError: the file is damaged, or does not fit the network that `build` returns.
     """
     try:
         return FORMATS[kind].read(path, build)
     except (ExportError, ModelError):
         raise
-    except Exception as error:  # whatever a damaged file can raise
+    except Exception as error:  # a damaged file can raise anything
         raise ExportError(f"{path}: cannot be read as {kind}: {one_line(error)}; export it again") from error
 
 
 def _first_cause(error: BaseException) -> BaseException:
-    """What names the operator: exporters wrap it in advice on how to mend PyTorch."""
+    """The first cause, which names the operator; exporters wrap it in advice on how to fix PyTorch."""
     while error.__cause__ is not None:
         error = error.__cause__
     return error
 
 
 @contextlib.contextmanager
-def _silence() -> Iterator[None]:
-    """Nothing on the terminal: exporters print graphs and warn of their own parts.
+def _silenced() -> Iterator[None]:
+    """Suppress output, warnings and logs: exporters print graphs, and warn of their own code.
 
-    One at a time, since what is changed for it belongs to the whole process.
+    A lock admits one thread at a time: the streams and filters belong to the whole process.
     """
-    with _SILENT, _without_logs():
+    with _SILENCE_LOCK, _without_logs():
         nowhere = io.StringIO()
         with (
             warnings.catch_warnings(),

@@ -1,4 +1,4 @@
-"""Using an export: from image files to the most probable classes.
+"""Using an export: the most probable classes of image files.
 
 Shapes: B samples, C channels or classes, H W image.
 """
@@ -24,15 +24,15 @@ from kdcl_dist.errors import DataError, ExportError, one_line
 from kdcl_dist.export.formats import Network, read_network, require
 from kdcl_dist.export.preprocessing import Description, digest, read_description
 
-__all__ = ["Export", "Guess", "images_in"]
+__all__ = ["Export", "RankedClass", "images_in"]
 
 SUFFIXES = (".jpeg", ".jpg", ".png")
-#: Images that the network sees at a time.
+#: Images in a batch.
 BATCH = 64
 
 
-class Guess(NamedTuple):
-    """A class that an image may be of; rank 1 is the most probable."""
+class RankedClass(NamedTuple):
+    """One class of an image with its probability from 0 to 1; rank 1 is the most probable class."""
 
     image: str
     rank: int
@@ -42,7 +42,7 @@ class Guess(NamedTuple):
 
 @dataclass(frozen=True)
 class Export:
-    """An export that was read."""
+    """An export in memory."""
 
     folder: Path
     description: Description
@@ -53,8 +53,8 @@ class Export:
         """Read an export of any format.
 
         Raises:
-            ExportError: it is none, is damaged, or needs a library that is not installed.
-            ModelError: the network is the user's own and cannot be built here.
+            ExportError: the folder is no export, is damaged, or needs a library that is not installed.
+            ModelError: a user's network cannot be built here.
         """
         description = read_description(folder)
         kind, path = description.kind, folder / description.weights
@@ -70,7 +70,7 @@ class Export:
         return cls(folder, description, network)
 
     def logits(self, images_BCHW: Tensor) -> Tensor:
-        """The logits (B, C) of images that were preprocessed.
+        """The logits (B, C) of preprocessed images.
 
         Raises:
             ExportError: the network fails.
@@ -84,15 +84,15 @@ class Export:
                 f"{self.folder}: fails on images of shape {shape}: {one_line(error)}"
             ) from error
 
-    def predict(self, paths: Sequence[Path], top: int) -> Iterator[Guess | DataError]:
-        """The most probable classes of each image, in order; an error for one that cannot be used.
+    def predict(self, paths: Sequence[Path], top: int) -> Iterator[RankedClass | DataError]:
+        """The most probable classes of each image, in order; an error in place of an unusable image.
 
         Args:
             paths: the images.
-            top: how many classes of each, at most.
+            top: largest number of classes for each image.
 
         Raises:
-            ExportError: no image file has what the network takes, or the network fails.
+            ExportError: the network takes no image files, or it fails.
         """
         if self.description.colours == "own":
             channels = self.description.input_shape[0]
@@ -106,14 +106,14 @@ class Export:
                 if isinstance(view, DataError):
                     yield view
                 else:
-                    yield from self._guesses(path, next(rows), top)
+                    yield from self._ranked(path, next(rows), top)
 
     def normalised(self, views_BCHW: Tensor) -> Tensor:
-        """Images as the network takes them, of what the test view gave."""
+        """Views of `views` as the network takes them: normalised."""
         return normalise(views_BCHW, self.description.mean, self.description.std)
 
     def views(self, paths: Sequence[Path]) -> Iterator[Tensor | DataError]:
-        """What the test view gives of each image, (C, H, W), or why it cannot be used."""
+        """The test view of each image, (C, H, W), or an error where the image cannot be used."""
         wanted = self.description.input_shape
         files = _Files(paths, self.description)
         views = test_views(files, self.description.test_view, self.description.seed)
@@ -132,14 +132,14 @@ class Export:
                 "give the recipe a data.test_view that does"
             )
 
-    def _guesses(self, path: Path, logits_C: Tensor, top: int) -> Iterator[Guess]:
+    def _ranked(self, path: Path, logits_C: Tensor, top: int) -> Iterator[RankedClass]:
         probabilities, classes = torch.sort(F.softmax(logits_C.double(), 0), descending=True, stable=True)
         for rank, (probability, label) in enumerate(
             zip(probabilities.tolist(), classes.tolist(), strict=True), 1
         ):
             if rank > top:
                 return
-            yield Guess(str(path), rank, self.description.classes[label], probability)
+            yield RankedClass(str(path), rank, self.description.classes[label], probability)
 
 
 class _Files:
@@ -165,10 +165,10 @@ class _Files:
 
 
 def images_in(paths: Sequence[Path]) -> list[Path]:
-    """The images that are meant: files as given, and of folders all that they hold at any depth, by name.
+    """All images of the given paths: files as given, and the images of folders at any depth, by name.
 
     Raises:
-        DataError: one does not exist, or a folder holds no image.
+        DataError: a path does not exist, or a folder holds no image.
     """
     found: list[Path] = []
     for path in paths:

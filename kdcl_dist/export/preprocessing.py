@@ -1,4 +1,4 @@
-"""`preprocessing.json`: what goes into an exported network, and what its outputs mean."""
+"""`preprocessing.json`: the inputs of an exported network, and the meaning of its outputs."""
 
 from __future__ import annotations
 
@@ -22,13 +22,14 @@ Kind = Literal["state_dict", "safetensors", "torch_export", "onnx"]
 
 
 class Description(Strict):
-    """How images become the network's input, and everything else that using it takes.
+    """The description of an export: all that its use needs.
 
-    An image file is decoded to uint8 in `colours`, channels first; goes through `test_view`, transforms of
-    torchvision.transforms.v2 (or import strings) and their arguments; must then have `input_shape`, (C, H,
-    W); is divided by 255, less `mean`, by `std`, channel by channel; and stacked to float32 (B, C, H, W).
-    The network answers with logits (B, classes). `seed` is that of random draws in the test view, if it has
-    any; `sha256` that of the file `weights`.
+    The steps of preprocessing are: decode an image file to uint8 in `colours`, channels first; apply
+    `test_view`, transforms of torchvision.transforms.v2 (or import strings) with their arguments, whose
+    result must have `input_shape`, (C, H, W); divide by 255, subtract `mean` and divide by `std`, channel by
+    channel; stack images to float32 (B, C, H, W). The network returns logits (B, classes).
+
+    `seed` seeds random transforms of the test view. `sha256` is the digest of the file `weights`.
     """
 
     format: Literal[1] = 1
@@ -62,7 +63,7 @@ class Description(Strict):
 
     @classmethod
     def of(cls, source: Source, kind: Kind, weights: Path, input_shape: tuple[int, int, int]) -> Description:
-        """Describe an export."""
+        """The description of an export of `source` with the file `weights`."""
         data, test = source.recipe.data, source.training_data.test
         return cls(
             run=label_of(source.folder),
@@ -86,7 +87,7 @@ def read_description(folder: Path) -> Description:
     """Read an export's description.
 
     Raises:
-        ExportError: the folder is no export, or of another version, or the file is damaged.
+        ExportError: the folder is no export or has another format, or the file is damaged.
     """
     path = folder / DESCRIPTION
     try:

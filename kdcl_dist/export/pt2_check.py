@@ -1,8 +1,8 @@
-"""Looking into a `.pt2` file before PyTorch's own reader does, which would run what it finds there.
+"""Checking a `.pt2` file before PyTorch reads it, because PyTorch's reader can run code from the file.
 
 That reader unpickles sample inputs, constants and some weights, evaluates text as expressions, and calls any
-function below `torch` that the graph names. A file is read only if there is nothing of the kind in it: plain
-tensors, and a graph of ATen operators with sizes that are sums and products.
+function below `torch` that the graph names. This check accepts only plain tensors, and a graph of ATen
+operators with sizes that are sums and products.
 """
 
 from __future__ import annotations
@@ -18,16 +18,18 @@ from kdcl_dist.errors import ExportError, one_line
 
 __all__ = ["check_archive"]
 
-#: The files of an archive, below its own folder.
+#: The files that an archive may hold, below its top folder.
 PARTS = re.compile(
     r"(archive_format|archive_version|byteorder|\.data/\w+|models/model\.json"
     r"|data/weights/(weight_\d+|model_weights_config\.json)"
     r"|data/constants/(tensor_\d+|model_constants_config\.json)|data/sample_inputs/model\.pt)"
 )
+#: The operators that a graph may call.
 TARGET = re.compile(
     r"torch\.ops\.aten\.\w+(\.\w+)?|torch\.sym_\w+"
     r"|_operator\.(add|sub|mul|truediv|floordiv|mod|pow|neg|eq|ne|lt|le|gt|ge|getitem)"
 )
+#: The words that a size may contain, besides symbols such as s0.
 WORDS = {
     "Symbol",
     "Integer",
@@ -46,10 +48,10 @@ SIZE = re.compile(r"[\w\s(),'=*+/-]*")
 
 
 def check_archive(path: Path) -> None:
-    """See that a file of `torch.export.save` holds nothing that its reader would run.
+    """Check that a file of `torch.export.save` holds no code that its reader would run.
 
     Raises:
-        ExportError: it does, or cannot be read.
+        ExportError: the file may hold such code, or cannot be read.
     """
     try:
         with zipfile.ZipFile(path) as archive:

@@ -1,4 +1,4 @@
-"""What is exported: one student of a run, as it was at one checkpoint.
+"""The source of an export: one student of a run, at one checkpoint.
 
 Shapes: B samples, C channels, H W image.
 """
@@ -31,7 +31,7 @@ from kdcl_dist.run.storage import Folder
 
 __all__ = ["Source", "label_of", "misfit"]
 
-#: Test images by which an export is compared with the student; two at least, that the batch can vary.
+#: Test images on which an export is compared with the student; at least two, since the batch size varies.
 PROBES = 8
 
 Results = Mapping[str, Mapping[str, float]]
@@ -39,17 +39,17 @@ Results = Mapping[str, Mapping[str, float]]
 
 @dataclass(frozen=True)
 class Source:
-    """A student, and what is known of it.
+    """A trained student, with its run.
 
     Attributes:
-        folder: of the run.
-        recipe: of the run.
-        student: which of its students.
+        folder: the run folder.
+        recipe: the run's recipe.
+        student: the student in the recipe.
         step: training steps that the student has done.
         network: on the CPU, in evaluation mode.
         training_data: the run's data.
         record: the content of run.json.
-        results: test results of the checkpoint's epoch, by student and "ensemble"; empty within an epoch.
+        results: test results after `step` by student and "ensemble"; empty if `step` is within an epoch.
     """
 
     folder: Folder
@@ -75,31 +75,27 @@ class Source:
 
         Args:
             uri: the run folder's path or URI.
-            name: the student's.
-            epoch: take its checkpoint at the end of this epoch, counted from 1. None: the latest, as
-                `kdcl evaluate` does.
-            last: take the checkpoint of the recipe's last epoch, and no other.
-            warn: hears of damaged checkpoints that are skipped.
+            name: the student's name.
+            epoch: the epoch, from 1, whose checkpoint is loaded. None: the latest checkpoint, as in
+                `kdcl evaluate`.
+            last: load the checkpoint of the recipe's last epoch; an error if there is none.
+            warn: takes a text for each damaged checkpoint that is skipped.
 
         Raises:
-            RunFolderError: it is no run folder, or has no such student or checkpoint.
-            UserError: its data or network cannot be had as they were.
+            RunFolderError: the folder is no run folder, or has no such student or checkpoint.
+            UserError: the data or the network differs from the run's, or cannot be loaded.
         """
         recipe, folder = load_run(uri)
-        student = next((each for each in recipe.students if each.name == name), None)
-        if student is None:
-            raise RunFolderError(
-                f"--student {name!r}: {str(folder)!r} has no such student (it has {', '.join(recipe.names)})"
-            )
+        student = _student(folder, recipe, name)
         training_data = open_training_data(recipe, folder)
-        wanted = recipe.epochs if last else epoch
-        manifest = (
-            _latest(folder, warn)
-            if wanted is None
-            else _of_epoch(folder, training_data, wanted, "--last" if last else f"--epoch {epoch}")
-        )
+        if last:
+            manifest = _of_epoch(folder, training_data, recipe.epochs, "--last")
+        elif epoch is not None:
+            manifest = _of_epoch(folder, training_data, epoch, f"--epoch {epoch}")
+        else:
+            manifest = _latest(folder, warn)
         network = _load(folder, manifest, student, training_data)
-        # A student that the run lost and went on without is kept as it was last.
+        # The part of an absent student is older than its checkpoint.
         part = manifest.parts[name]
         step = manifest.step if part.step is None else part.step
         epochs, rest = divmod(step, training_data.schedule.steps_per_epoch)
@@ -108,13 +104,13 @@ class Source:
 
     @property
     def when(self) -> str:
-        """The checkpoint in words."""
+        """The time of the checkpoint in words."""
         epochs, rest = divmod(self.step, self.training_data.schedule.steps_per_epoch)
         text = f"epoch {epochs} of {self.recipe.epochs}"
         return f"{text} and {rest} steps" if rest else text
 
     def probes(self) -> Tensor:
-        """A few test images as they are tested, (B, C, H, W)."""
+        """A few test images, preprocessed as in a test, (B, C, H, W)."""
         views = test_views(self.training_data.test, self.recipe.data.test_items, self.recipe.seed)
         ids_B = np.arange(PROBES) % len(self.training_data.test)
         return next(batches(views, [(0, ids_B)])).images
@@ -122,7 +118,7 @@ class Source:
     def seeds(self) -> dict[int, Results]:
         """Final test results of all finished runs of this arm of a `kdcl compare` table, by seed.
 
-        Empty where the run is none of a table. Runs that cannot be read are left out.
+        The result is empty if the run belongs to no table. It leaves out runs that cannot be read.
         """
         if (named := re.fullmatch(r"(.+)-seed\d+", label_of(self.folder))) is None:
             return {}
@@ -149,8 +145,17 @@ def label_of(folder: Folder) -> str:
 
 
 def misfit(error: BaseException) -> str:
-    """Why weights do not fit a network, of what `load_state_dict` raises: its first line says nothing."""
+    """The reason in an error of `load_state_dict`; its first line only names the class."""
     return " ".join(str(error).splitlines()[1:2]).strip() or one_line(error)
+
+
+def _student(folder: Folder, recipe: Recipe, name: str) -> Student:
+    for student in recipe.students:
+        if student.name == name:
+            return student
+    raise RunFolderError(
+        f"--student {name!r}: {str(folder)!r} has no such student (it has {', '.join(recipe.names)})"
+    )
 
 
 def _latest(folder: Folder, warn: Callable[[str], None]) -> Manifest:
@@ -164,9 +169,9 @@ def _latest(folder: Folder, warn: Callable[[str], None]) -> Manifest:
 
 def _of_epoch(folder: Folder, training_data: TrainingData, epoch: int, option: str) -> Manifest:
     per_epoch = training_data.schedule.steps_per_epoch
-    having = steps(folder)
-    if epoch * per_epoch not in having:
-        ends = [str(step // per_epoch) for step in having if step % per_epoch == 0]
+    found = steps(folder)
+    if epoch * per_epoch not in found:
+        ends = [str(step // per_epoch) for step in found if step % per_epoch == 0]
         kept = f"those of epochs {', '.join(ends)}" if ends else "none at the end of an epoch"
         raise RunFolderError(
             f"{option}: {str(folder)!r} has no checkpoint of epoch {epoch}, it has {kept} "
@@ -195,10 +200,10 @@ def _load(folder: Folder, manifest: Manifest, student: Student, training_data: T
 
 
 def _results(folder: Folder, epochs: int) -> Results:
-    """The recorded test results after so many epochs; empty if there are none."""
+    """The recorded test results after `epochs` epochs; empty if there are none."""
     try:
         table = read_metrics(folder)
-    except (pa.ArrowException, OSError):  # an export is not refused for want of its figures
+    except (pa.ArrowException, OSError):  # missing test results do not prevent an export
         return {}
     rows = table.filter((pc.field("split") == "test") & (pc.field("epoch") == epochs - 1)).to_pylist()
     found: dict[str, dict[str, float]] = {}

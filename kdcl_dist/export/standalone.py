@@ -1,4 +1,4 @@
-"""How a network is built without this package."""
+"""Building a network without this package."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ MODULE = "model.py"
 
 
 def call_without_package(model: str, classes: int, channels: int) -> str | None:
-    """Python that gives torchvision's own network; None where the network is not just that."""
+    """A Python expression for torchvision's network; None if the model is not exactly such a network."""
     if model not in imagenet.NETWORKS or channels != 3:
         return None
     function, arguments = imagenet.NETWORKS[model]
@@ -23,9 +23,9 @@ def call_without_package(model: str, classes: int, channels: int) -> str | None:
 
 
 def module_without_package(model: str, classes: int, channels: int) -> str | None:
-    """The source of a module whose `build()` gives the network; None for a network of the user's own.
+    """The source of a module whose `build()` returns the network; None for a user's network.
 
-    It is the module of this package that has the network, which imports only torch and torchvision.
+    It is the module of this package that defines the network, and imports only torch and torchvision.
     """
     source = next((module for module in (small, cifar, imagenet) if model in module.FACTORIES), None)
     if source is None:

@@ -1,4 +1,4 @@
-"""Writing an export: a folder that is there whole or not at all.
+"""Writing an export: a folder that appears complete or not at all.
 
 Shapes: B samples, C channels or classes, H W image.
 """
@@ -21,7 +21,7 @@ from kdcl_dist.utils.staging import staged
 
 __all__ = ["export"]
 
-#: By how much the logits may differ, as a share of the largest: deep networks magnify rounding.
+#: Largest difference of logits, relative to the largest logit: deep networks magnify rounding.
 TOLERANCE = 1e-3
 
 
@@ -35,7 +35,7 @@ def export(
     to: str | Path | None = None,
     warn: Callable[[str], None] = lambda text: None,
 ) -> Path:
-    """Write a student of a run as a folder that needs this package no more.
+    """Write a student of a run as a folder that does not need this package.
 
     Args:
         uri, student, epoch, last, warn: as for `Source.load`.
@@ -46,7 +46,8 @@ def export(
         The folder.
 
     Raises:
-        UserError: what is asked for does not exist, the folder does, or the format cannot take the network.
+        UserError: the student or checkpoint does not exist, the folder exists already, or the format cannot
+            express the network.
     """
     require(kind)
     if "://" in str(to):
@@ -62,7 +63,7 @@ def export(
 
 
 def write(source: Source, kind: Kind, folder: Path) -> None:
-    """Write all files of an export into a folder, and see that the weights give the student's logits."""
+    """Write all files of an export into a folder, and check that the weights give the student's logits."""
     form, images_BCHW = FORMATS[kind], source.probes()
     path = folder / form.file
     write_network(kind, source.network, images_BCHW, path)
@@ -82,10 +83,10 @@ def write(source: Source, kind: Kind, folder: Path) -> None:
 
 
 def _difference(source: Source, kind: Kind, path: Path) -> float:
-    """The largest between what the file gives on test images and what the student does.
+    """The largest difference between the logits of the file and of the student on test images.
 
     Raises:
-        ExportError: it is more than rounding.
+        ExportError: the difference exceeds rounding errors.
     """
     images_BCHW = source.probes()
     classes, channels = len(source.training_data.train.classes), source.training_data.train.channels
@@ -93,7 +94,7 @@ def _difference(source: Source, kind: Kind, path: Path) -> float:
     with torch.no_grad():
         expected_BC, found_BC = source.network(images_BCHW), read(images_BCHW)
     difference = float((found_BC - expected_BC).abs().max())
-    if not difference <= TOLERANCE * max(1.0, float(expected_BC.abs().max())):  # NaN is a difference too
+    if not difference <= TOLERANCE * max(1.0, float(expected_BC.abs().max())):  # also true for NaN
         raise ExportError(
             f"student {source.student.name!r} as {kind} gives other logits than the student itself, by up to "
             f"{difference:g}: does its network draw random numbers in evaluation mode?"
