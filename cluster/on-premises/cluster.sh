@@ -47,7 +47,7 @@ up() {
     echo "up; submit jobs to http://$head:$DASHBOARD"
 }
 
-start() { # start PLACE HEAD: the command that starts Ray on the host at a place of the list
+start() { # start INDEX HEAD: the command that starts Ray on the host with an index in the list
     local address=${ADDRESSES[$1]} label=${LABELS[$1]}
     # The address is given, since a host whose name resolves to 127.0.0.1 would take that for its own.
     local options=("--node-ip-address=$address" --disable-usage-stats)

@@ -1,4 +1,4 @@
-"""A data set, a network and a transform of one's own; `recipe.yaml` beside this file names them.
+"""A data set, a network and a transform of your own; `recipe.yaml` beside this file names them.
 
 Shapes: N samples, C channels, H W image, B batch.
 """
@@ -14,7 +14,7 @@ SIDE = 16
 
 
 class Shapes:
-    """Drawings of four kinds, light on dark noise, each of its own size and place; 1 x 16 x 16.
+    """Drawings of four kinds, light on dark noise, each of its own size and position; 1 x 16 x 16.
 
     Every process draws the same: a sample is a function of the seed and its number.
     """
@@ -64,7 +64,7 @@ def test() -> Shapes:
 
 
 class Patches(nn.Module):
-    """Judges every patch of 4x4 pixels, with what lies around it, and keeps each class's clearest answer."""
+    """Classifies 4x4 patches with their surroundings; a class's logit is the largest of all patches."""
 
     def __init__(self, num_classes: int, in_channels: int) -> None:
         super().__init__()

@@ -1,4 +1,4 @@
-"""`python -m examples.detection`: train detectors, draw what they find, and compare backbones."""
+"""`python -m examples.detection`: train detectors, draw their detections, and compare backbones."""
 
 from __future__ import annotations
 
@@ -89,7 +89,7 @@ def table(vanilla_runs: tuple[str, ...], kdcl_runs: tuple[str, ...]) -> None:
 @click.option("--to", type=click.Path(path_type=Path), default=Path("predictions.png"), show_default=True)
 @reports_errors
 def picture(run: str, count: int, score: float, to: Path) -> None:
-    """Draw what the latest checkpoint of a RUN finds, beside what is annotated."""
+    """Draw the detections of a RUN's latest checkpoint beside the annotations."""
     from examples.detection.coco import require_pycocotools
     from examples.detection.driver import picture as draw_picture
     from kdcl_dist.errors import RunFolderError
@@ -109,7 +109,7 @@ def picture(run: str, count: int, score: float, to: Path) -> None:
 @click.option("--val", "val_count", type=click.IntRange(1), default=40, show_default=True)
 @reports_errors
 def draw(folder: Path, train_count: int, val_count: int) -> None:
-    """Draw a small data set of shapes in COCO's layout into a new FOLDER, to try everything out."""
+    """Draw a small data set of shapes in COCO's layout into a new FOLDER, for trials."""
     from examples.detection.shapes import draw_shapes
 
     draw_shapes(folder, train=train_count, val=val_count)

@@ -1,4 +1,4 @@
-"""The weights that a detector's backbone begins with: those of a ResNet-18, from `kdcl export` or a file."""
+"""The initial weights of a detector's backbone: a ResNet-18 of `kdcl export` or of a file."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ Channels = Annotated[list[FiniteFloat], Field(min_length=3, max_length=3)]
 
 @dataclass(frozen=True)
 class Backbone:
-    """A network's state without its classifier (None: random weights), and what normalises its images."""
+    """A network's state without its classifier (None: random weights), and its images' mean and deviation."""
 
     state: dict[str, Tensor] | None
     mean: tuple[float, ...]
@@ -34,7 +34,7 @@ class Backbone:
 
 
 class _Preprocessing(BaseModel):
-    """What is needed of an export's preprocessing.json."""
+    """The fields of an export's preprocessing.json that are used here."""
 
     model_config = ConfigDict(extra="ignore")
 
@@ -51,7 +51,7 @@ def read_backbone(path: str | Path | None) -> Backbone:
             weights, mean and deviation are ImageNet's.
 
     Raises:
-        ModelError: it cannot be read, or is not of torchvision's ResNet-18.
+        ModelError: the file cannot be read, or is not of torchvision's ResNet-18.
         DataError: preprocessing.json is damaged.
     """
     if path is None:
@@ -83,7 +83,7 @@ def _read(file: Path) -> Any:
         raise
     except OSError as error:
         raise ModelError(f"backbone {str(file)!r} cannot be read: {one_line(error)}") from None
-    except Exception as error:  # whatever a file from outside can raise
+    except Exception as error:  # a foreign file can raise anything
         raise ModelError(
             f"backbone {str(file)!r} is damaged, or holds more than tensors ({type(error).__name__})"
         ) from None

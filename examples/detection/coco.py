@@ -1,7 +1,7 @@
-"""One split of a data set in COCO's format, checked, and kept small.
+"""One split of a data set in COCO's format, checked and compact.
 
-What a detector learns from is kept as one line of JSON an image, all in one tensor: the processes that load
-images share its memory, where a million Python objects would be copied to each.
+The annotations of an image are one line of JSON, and all lines are one tensor. The processes that load images
+share its memory; a million Python objects would be copied to each.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ class Split:
         ids: COCO's id of each image.
         annotated: whether an image has a box to learn from.
         wide: whether an image is wider than high.
-        skipped: why how many annotations are not learned from.
+        skipped: the numbers of annotations that are not learned from, by reason.
     """
 
     def __init__(
@@ -69,7 +69,7 @@ def require_pycocotools() -> None:
 
 
 def annotation_file(root: Path, split: str) -> Path:
-    """Where COCO 2017 keeps the annotations of a split."""
+    """The path of a split's annotations in COCO 2017."""
     return root / "annotations" / f"instances_{split}.json"
 
 
@@ -107,7 +107,7 @@ def read_split(root: Path, split: str, *, masks: bool) -> Split:
         masks: whether annotations must have a segmentation.
 
     Raises:
-        DataError: a file is missing or damaged, or what is in it does not fit together.
+        DataError: a file is missing or damaged, or its items do not fit together.
     """
     source = annotation_file(root, split)
     content = read_annotations(source)
@@ -153,7 +153,7 @@ class _Reader:
     def annotations(
         self, items: Iterable[dict[str, Any]], rows: dict[int, dict[str, Any]], categories: dict[int, str]
     ) -> None:
-        """Add what can be learned from to the images' rows, and count the rest."""
+        """Add the annotations to learn from to the images' rows, and count the others."""
         labels = {number: label for label, number in enumerate(categories, start=1)}
         seen: set[int] = set()
         for item in items:
@@ -223,7 +223,7 @@ class _Reader:
 
 
 def _check_files(folder: Path, names: list[str]) -> None:
-    """See that all images are there; one listing a folder, since asking for each file is slow on NFS."""
+    """Check that all images are there; one listing a folder, since a request for each file is slow on NFS."""
     by_folder = defaultdict(set)
     for name in names:
         path = folder / name

@@ -30,7 +30,7 @@ PUBLISHED = {
 def train_arms(
     recipes: Sequence[DetectionRecipe], backbones: Sequence[str], storage: str
 ) -> list[list[str]] | None:
-    """Train each recipe with each backbone, as far as that is not done; stopped runs are resumed.
+    """Train each recipe with each backbone. Finished runs are skipped, stopped runs resumed.
 
     Args:
         recipes: their names begin the names of the runs.
@@ -38,7 +38,7 @@ def train_arms(
         storage: path or URI of the folder that holds the runs.
 
     Returns:
-        The finished runs, a pair for each recipe; None when it was stopped.
+        The finished runs, a pair for each recipe; None after a stop.
 
     Raises:
         RecipeError: two recipes have one name.

@@ -23,7 +23,7 @@ __all__ = ["picture", "train"]
 
 
 def train(recipe: DetectionRecipe, storage: str, name: str, *, resume: bool) -> tuple[Folder, bool]:
-    """Train a detector on Ray; the run folder, and whether the run came to its end.
+    """Train a detector on Ray; returns the run folder, and whether the run is finished.
 
     Args:
         recipe: what to train.
@@ -58,7 +58,7 @@ def train(recipe: DetectionRecipe, storage: str, name: str, *, resume: bool) -> 
 
 
 def _note_failure(run: Run, error: KdclError) -> None:
-    """Note why a run failed; one that a mistake kept from learning anything leaves its name free."""
+    """Record why a run failed. A run without a step that a mistake ended leaves its name free."""
     if isinstance(error, UserError) and run.folder.names("checkpoints") == ["step-00000000"]:
         run.folder.delete("")
     else:
@@ -67,10 +67,10 @@ def _note_failure(run: Run, error: KdclError) -> None:
 
 
 def picture(uri: str, *, count: int, score: float) -> bytes:
-    """A PNG of what the latest checkpoint of a run finds, with at least a score, in some test images.
+    """A PNG of some test images, with the detections of the latest checkpoint above a score.
 
     Raises:
-        RunFolderError: it is no run, or has no checkpoint.
+        RunFolderError: the folder is no run, or has no checkpoint.
         DataError: the data set is not where the recipe has it, or is damaged.
     """
     run = load_run(uri)

@@ -1,4 +1,4 @@
-"""Average precision as COCO has it: what a detector finds, in COCO's format, judged by pycocotools.
+"""Average precision as COCO defines it: detections in COCO's format, evaluated by pycocotools.
 
 Shapes: H W image, N detections of an image.
 """
@@ -62,7 +62,7 @@ def average_precision(
     Args:
         truth: the split's file of annotations, as it is.
         detections: as `to_coco` gives them.
-        masks: judge masks besides boxes.
+        masks: evaluate masks besides boxes.
 
     Returns:
         {"bbox": {"AP": ..., "AP50": ..., ...}}, and the same of "segm"; percent. -1 where there is nothing
@@ -70,7 +70,7 @@ def average_precision(
     """
     from pycocotools.cocoeval import COCOeval
 
-    with contextlib.redirect_stdout(io.StringIO()):  # what it prints is what is returned
+    with contextlib.redirect_stdout(io.StringIO()):  # prints the figures that are returned
         judged, coco = {}, _index(truth)
         for kind in ("bbox", "segm") if masks else ("bbox",):
             evaluation = COCOeval(coco, _results(coco, detections, KINDS[kind]), kind)
@@ -88,7 +88,7 @@ def _index(content: dict[str, Any]) -> Any:
     from pycocotools.coco import COCO
 
     coco = COCO()
-    # COCOeval writes into the annotations; and files of one's own often leave out what it asks for.
+    # COCOeval writes into the annotations, and needs fields that other files often leave out.
     annotations = [{"iscrowd": 0} | item for item in content["annotations"]]
     for item in annotations:
         item.setdefault("area", item["bbox"][2] * item["bbox"][3])
@@ -98,8 +98,8 @@ def _index(content: dict[str, Any]) -> Any:
 
 
 def _results(coco: Any, detections: Sequence[Detection], field: str) -> Any:
-    """Detections as pycocotools loads them: with the field that is judged only, which decides on the area."""
-    if not detections:  # of which loadRes would ask the first for its fields
+    """Detections for pycocotools, with the evaluated field only: that field decides on the area."""
+    if not detections:  # loadRes would read the fields of the first
         return _index(coco.dataset | {"annotations": []})
     names = ("image_id", "category_id", "score", field)
     return coco.loadRes([{name: item[name] for name in names} for item in detections])

@@ -1,7 +1,7 @@
-"""A run on Ray Train: what the driver does, and how a worker begins.
+"""A run on Ray Train: the driver's part, and the start of a worker.
 
-The driver hosts the store at which the workers meet. Their process group is not Ray Train's, which binds to
-the address of the host's name, and that can be the loopback.
+The driver hosts the store through which the workers form their process group. Ray Train's own group is not
+used: it binds to the address of the host's name, which can be the loopback.
 """
 
 from __future__ import annotations
@@ -23,10 +23,10 @@ from ray.train.backend import Backend
 from ray.train.torch import TorchConfig, TorchTrainer
 
 from examples.detection.coco import require_pycocotools
-from examples.detection.desk import Desk, Heard
+from examples.detection.messages import Messages, Unread
 from examples.detection.recipe import DetectionRecipe
 from examples.detection.run import Run
-from examples.detection.training import Worker
+from examples.detection.training import OnProgress, Worker
 from kdcl_dist.errors import KdclError, RecipeError, one_line
 from kdcl_dist.exchange.replicas import Replicas, broke_off
 from kdcl_dist.membership.endpoint import Endpoint
@@ -36,29 +36,27 @@ from kdcl_dist.run.record import read_record
 __all__ = ["cause_of", "cluster", "launch"]
 
 POLL_S = 0.2
-#: Seconds within which the desk answers, unless its host is gone.
+#: Seconds within which the actor of the messages answers, unless its host is gone.
 ANSWER_S = 60.0
 
 
-def launch(
-    run: Run, say: Callable[[str], None], tell: Callable[[str, int, int], None], asked: threading.Event
-) -> bool:
+def launch(run: Run, say: Callable[[str], None], on_progress: OnProgress, asked: threading.Event) -> bool:
     """Train on the connected cluster; False when the run was stopped before its end.
 
     Args:
         run: prepared.
-        say: hears what there is to know, a line each.
-        tell: hears how far the work is.
+        say: called with each line for the user.
+        on_progress: called with the progress of each task.
         asked: set to ask for a checkpoint and an end after the step.
 
     Raises:
         RecipeError: the cluster is too small.
         KdclError: the run failed.
     """
-    _check_room(run.recipe, say)
+    _check_capacity(run.recipe, say)
     store, endpoint = host_store(ray.util.get_node_ip_address())
-    desk = Desk.options(num_cpus=0).remote()  # type: ignore[attr-defined]
-    config = {"run": run, "desk": desk, "endpoint": endpoint}
+    messages = Messages.options(num_cpus=0).remote()  # type: ignore[attr-defined]
+    config = {"run": run, "messages": messages, "endpoint": endpoint}
     failures: list[BaseException] = []
     thread = threading.Thread(target=_fit, args=(config, failures), name="kdcl-detection", daemon=True)
     thread.start()
@@ -66,13 +64,13 @@ def launch(
         thread.join(POLL_S)
         with contextlib.suppress(RayError):
             if asked.is_set():
-                ray.get(desk.stop.remote(), timeout=ANSWER_S)
-            heard: Heard = ray.get(desk.heard.remote(), timeout=ANSWER_S)
-            for what, (done, total) in heard.progress.items():
-                tell(what, done, total)
-            for line in heard.lines:
+                ray.get(messages.stop.remote(), timeout=ANSWER_S)
+            unread: Unread = ray.get(messages.take.remote(), timeout=ANSWER_S)
+            for what, (done, total) in unread.progress.items():
+                on_progress(what, done, total)
+            for line in unread.lines:
                 say(line)
-    ray.kill(desk)
+    ray.kill(messages)
     del store
     if failures:
         raise cause_of(failures[0])
@@ -81,9 +79,9 @@ def launch(
 
 @contextmanager
 def cluster(recipe: DetectionRecipe) -> Iterator[None]:
-    """Join the cluster of RAY_ADDRESS, or start one on this machine that ends with this.
+    """Join the cluster of RAY_ADDRESS, or start one on this machine that ends with the context.
 
-    A process that is connected already stays as it is. Raises `KdclError` when RAY_ADDRESS does not answer.
+    Does nothing in a connected process. Raises `KdclError` when RAY_ADDRESS does not answer.
     """
     if ray.is_initialized():
         yield
@@ -104,11 +102,11 @@ def cluster(recipe: DetectionRecipe) -> Iterator[None]:
 
 
 class OwnGroup(TorchConfig):  # type: ignore[misc]
-    """Leaves out Ray Train's process group: the workers form theirs on the address that Ray uses."""
+    """Without Ray Train's process group: the workers form their own on the address that Ray uses."""
 
     @property
     def backend_cls(self) -> type[Backend]:
-        """One that does nothing."""
+        """A backend that does nothing."""
         return Backend  # type: ignore[no-any-return]
 
 
@@ -135,21 +133,21 @@ def _fit(config: dict[str, Any], failures: list[BaseException]) -> None:
 
 
 def _train(config: dict[str, Any]) -> None:
-    """What a worker runs."""
-    run, desk, rank = config["run"], config["desk"], ray.train.get_context().get_world_rank()
+    """The main function of a worker."""
+    run, messages, rank = config["run"], config["messages"], ray.train.get_context().get_world_rank()
     require_pycocotools()
     torch.set_num_threads(run.recipe.resources.cpu)
     device = torch.device("cuda" if run.recipe.resources.gpu else "cpu")
-    link = _meet(config["endpoint"], run.recipe, rank, device)
+    link = _join_group(config["endpoint"], run.recipe, rank, device)
     first = rank == 0
     worker = Worker(
         run,
         link,
         rank,
         device,
-        tell=lambda *progress: desk.tell.remote(*progress) if first else None,
-        say=lambda line: desk.say.remote(line),
-        asked=lambda: bool(ray.get(desk.asked.remote(), timeout=ANSWER_S)),
+        on_progress=lambda *progress: messages.add_progress.remote(*progress) if first else None,
+        say=lambda line: messages.add_line.remote(line),
+        asked=lambda: bool(ray.get(messages.asked.remote(), timeout=ANSWER_S)),
     )
     try:
         worker.train()
@@ -157,8 +155,8 @@ def _train(config: dict[str, Any]) -> None:
         link.close()
 
 
-def _meet(endpoint: Endpoint, recipe: DetectionRecipe, rank: int, device: torch.device) -> Replicas:
-    """The link to the other workers, by the driver's store."""
+def _join_group(endpoint: Endpoint, recipe: DetectionRecipe, rank: int, device: torch.device) -> Replicas:
+    """The process group of the workers, formed through the driver's store."""
     limit_s, host = recipe.wait_s, ray.util.get_node_ip_address()
     try:
         store = connect_store(endpoint, limit_s)
@@ -171,12 +169,12 @@ def _meet(endpoint: Endpoint, recipe: DetectionRecipe, rank: int, device: torch.
     return Replicas(store, rank, recipe.workers, host=host, device=device, limit_s=limit_s)
 
 
-def _check_room(recipe: DetectionRecipe, say: Callable[[str], None]) -> None:
-    """Refuse what would wait for ever, and say what has to wait."""
+def _check_capacity(recipe: DetectionRecipe, say: Callable[[str], None]) -> None:
+    """Refuse a run that the cluster can never place; say so if it has to wait for resources."""
     if (lack := _lack(recipe, ray.cluster_resources())) is not None:
         raise RecipeError(f"{lack}: lower workers or resources.cpu and resources.gpu")
     if (lack := _lack(recipe, ray.available_resources())) is not None:
-        say(f"{lack} free: the run waits until there is room")
+        say(f"{lack} free: the run waits until they are")
 
 
 def _lack(recipe: DetectionRecipe, offered: dict[str, float]) -> str | None:
@@ -189,7 +187,7 @@ def _lack(recipe: DetectionRecipe, offered: dict[str, float]) -> str | None:
 
 
 def cause_of(error: BaseException) -> KdclError:
-    """The first failure of a run, as far as it can be told from what followed from it."""
+    """The first failure of a run, as far as the failures that followed from it let it be known."""
     failures = dict(getattr(error, "worker_failures", {}))
     for failure in failures.values():
         if isinstance(failure, KdclError):

@@ -1,4 +1,4 @@
-"""Which images make a step, and how they reach a detector.
+"""The images of each step, and their way to a detector.
 
 Shapes: H W image, N boxes of an image.
 """
@@ -25,18 +25,18 @@ from kdcl_dist.utils.seeding import Purpose, derive, permutation
 __all__ = ["Batch", "Images", "Sample", "epoch_steps", "load"]
 
 Target = dict[str, Tensor]
-#: Places of images in a split.
+#: Indices of images in a split.
 Batch = Sequence[int] | npt.NDArray[np.int64]
 
 
 class Sample(NamedTuple):
-    """An image, uint8 (3, H, W); its place in the split; and what is to be learned from it.
+    """An image, uint8 (3, H, W); its number in the split; and its target.
 
     The target has boxes float32 (N, 4) as x1, y1, x2, y2, labels int64 (N,) and, for masks, masks uint8
     (N, H, W).
     """
 
-    place: int
+    number: int
     image: Tensor
     target: Target
 
@@ -44,8 +44,8 @@ class Sample(NamedTuple):
 def epoch_steps(split: Split, recipe: DetectionRecipe, epoch: int) -> list[npt.NDArray[np.int64]]:
     """The images of each step of an epoch, in order: a pure function of seed and epoch.
 
-    As far as it goes, a step's images are all wide or all high, so that little is padded. Those that fill
-    no whole step are left out, others in each epoch.
+    Where possible a step's images are all wide or all high, so that little is padded. Images that fill no
+    whole step are left out; they differ in each epoch.
 
     Raises:
         DataError: fewer images have boxes than a step needs.
@@ -70,9 +70,9 @@ class Images:
 
     Args:
         split: the images.
-        recipe: says whether there are masks, and the seed of the flips.
-        epoch: of training, in which half of the images are mirrored; None: none is.
-        targets: whether samples have what is to be learned.
+        recipe: whether there are masks, and the seed of the flips.
+        epoch: epoch of training, in which half of the images are mirrored; None: no image is mirrored.
+        targets: whether samples have targets.
     """
 
     def __init__(
@@ -114,8 +114,8 @@ def load(
     """The samples of each batch, in order.
 
     Args:
-        images: what is loaded.
-        batches: places in the split.
+        images: the samples.
+        batches: indices in the split.
         workers: processes that load; 0 loads in this one.
         timeout_s: seconds after which a process's batch counts as stuck.
 
@@ -145,12 +145,12 @@ def load(
 
 
 def _begin(_worker: int) -> None:
-    """End a loading process when the one that it loads for dies."""
+    """End a loading process when its parent dies."""
     end_with_parent()
 
 
 class _Guarded:
-    """Samples; an error takes the sample's place, since it would lose its fields if raised in a loader."""
+    """Samples; returns an error instead of the sample, since one raised in a loader loses its fields."""
 
     def __init__(self, images: Images) -> None:
         self.images = images

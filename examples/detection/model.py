@@ -1,4 +1,4 @@
-"""Faster R-CNN and Mask R-CNN with a feature pyramid on a ResNet-18 of which nothing is frozen."""
+"""Faster R-CNN and Mask R-CNN with a feature pyramid on a ResNet-18, nothing frozen."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ DETECTORS = {"faster_rcnn": FasterRCNN, "mask_rcnn": MaskRCNN}
 
 
 def build_detector(recipe: DetectionRecipe, classes: int, backbone: Backbone) -> nn.Module:
-    """A detector; what the backbone's weights do not give begins as the recipe's seed has it.
+    """A detector; the recipe's seed gives the weights that the backbone lacks.
 
     Args:
-        recipe: names the detector and the size of its images.
+        recipe: kind of detector, and size of its images.
         classes: number of categories, without the background.
         backbone: weights, and the mean and deviation that the detector normalises images with.
 
@@ -50,4 +50,4 @@ def build_detector(recipe: DetectionRecipe, classes: int, backbone: Backbone) ->
 
 
 def _load(body: nn.Module, state: Mapping[str, Tensor]) -> None:
-    body.load_state_dict(state)  # strictly: `read_backbone` has seen that it fits
+    body.load_state_dict(state)  # strictly: `read_backbone` has checked it

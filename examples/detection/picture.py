@@ -1,4 +1,4 @@
-"""A picture of what a detector finds, beside what is annotated.
+"""A picture of detections beside the annotations.
 
 Shapes: C channels, H W image, N boxes of an image.
 """
@@ -38,13 +38,13 @@ def draw_predictions(
     count: int = 4,
     score: float = 0.5,
 ) -> bytes:
-    """Some images of a split, a row each: as annotated, and as found with at least a score; a PNG.
+    """A PNG with a row for each of some images: the annotations, and the detections above a score.
 
     Args:
         model: the detector, on `device`.
-        split: the images; which are drawn is a function of the recipe's seed.
+        split: the images; the recipe's seed chooses those that are drawn.
         recipe: the run.
-        device: where the detector is.
+        device: device of the detector.
         count: images at most.
         score: detections below are left out.
 

@@ -1,4 +1,4 @@
-"""What a detection run is: every field that changes a result or a placement, with the paper's values."""
+"""The recipe of a detection run: all fields that change a result or placement, with the paper's values."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ __all__ = ["Coco", "DetectionRecipe", "differences", "dump_recipe", "load_recipe
 
 #: Images of one step for which a recipe gives its learning rate: the paper's 8 GPUs with 4 each.
 PAPER_BATCH = 32
-#: Fields that no result depends on, and the one in which the arms of a comparison differ.
+#: Fields without effect on results, and the field in which the arms of a comparison differ.
 FREE_FIELDS = ("name", "loader_workers", "resources", "wait_s")
 
 
@@ -61,8 +61,8 @@ class DetectionRecipe(Strict):
     ResNet-18; null begins with random weights. `optimizer.lr` is that of 32 images a step and is scaled in
     proportion; it is reached after `warmup_steps`. `proposals` are the regions of an image that the heads
     learn from. Images are resized to a shorter side of `min_size`, or a longer of `max_size`, pixels.
-    The last epoch always ends with a test. `wait_s`: seconds after which a worker that does not answer is
-    given up.
+    The last epoch always ends with a test. `wait_s`: seconds after which the run gives up a worker that does
+    not answer.
     """
 
     name: Name = "detection"
@@ -119,7 +119,7 @@ class DetectionRecipe(Strict):
         return rate * min(1.0, (step + 1) / (self.warmup_steps + 1))
 
     def notes(self) -> list[str]:
-        """What the recipe implies, one line each."""
+        """Consequences of the recipe for the user, one line each."""
         if self.images_per_step == PAPER_BATCH:
             return []
         return [
@@ -148,7 +148,7 @@ def dump_recipe(recipe: DetectionRecipe) -> str:
 
 
 def differences(old: DetectionRecipe, new: DetectionRecipe, *free: str) -> list[str]:
-    """What makes `new` another run than `old`, a line a field; `free` ones are left out too."""
+    """The fields that make `new` another run than `old`, a line each, without the fields in `free`."""
     left, right = old.model_dump(mode="json"), new.model_dump(mode="json")
     return [
         f"{name}: {left[name]!r} -> {right[name]!r}"

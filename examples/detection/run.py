@@ -1,9 +1,9 @@
 """A run's folder: recipe.yaml, run.json, metrics/, and checkpoints that begin with the first weights.
 
-checkpoints/step-00000000/detector.pt    the backbone as it was given, and the rest as the seed has it
+checkpoints/step-00000000/detector.pt    the given backbone, and the other weights by the seed
 metrics/epoch-0000.parquet               losses and learning rate of each step, AP after the epoch
-detections.json                          what the latest test found, in COCO's format of results
-predictions.png                          some of it drawn, at the end
+detections.json                          detections of the latest test, in COCO's format of results
+predictions.png                          some of them drawn, at the end
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ KEEP = 2
 
 @dataclass(frozen=True)
 class State:
-    """What a checkpoint holds.
+    """The content of a checkpoint.
 
     Attributes:
         step: training steps done.
@@ -53,7 +53,7 @@ class State:
 
 @dataclass(frozen=True)
 class Run:
-    """All that a process is told about the run it belongs to; relative paths are looked up from `root`."""
+    """A run, as its processes get it; relative paths are looked up from `root`."""
 
     recipe: DetectionRecipe
     folder: Folder
@@ -90,7 +90,7 @@ def prepare(
         storage: path or URI of the folder that holds runs.
         name: the run's folder within it.
         resume: continue the run.
-        say: hears what is found.
+        say: called with each line for the user.
 
     Raises:
         UserError: data, backbone or folder cannot be used.
@@ -117,7 +117,7 @@ def prepare(
 
 
 def _begin(run: Run, classes: int, say: Callable[[str], None]) -> None:
-    """Write the recipe, and the first weights as a checkpoint: from there each process goes on alike."""
+    """Write the recipe, and the first weights as a checkpoint, from which every process continues."""
     recipe, folder = run.recipe, run.folder
     backbone = read_backbone(recipe.backbone)
     mean, std = (", ".join(f"{value:g}" for value in values) for values in (backbone.mean, backbone.std))
@@ -132,7 +132,7 @@ def _begin(run: Run, classes: int, say: Callable[[str], None]) -> None:
 
 
 def load_run(uri: str) -> Run:
-    """An existing run; raises `RunFolderError` when it is none."""
+    """An existing run; raises `RunFolderError` when the folder is no run."""
     folder = Folder(uri)
     try:
         recipe = parse_recipe(folder.read("recipe.yaml").decode(), f"{folder}/recipe.yaml")
@@ -155,7 +155,7 @@ def _check_resumable(run: Run) -> None:
 
 
 def _check_data(run: Run, say: Callable[[str], None]) -> int:
-    """See that both splits can be used, and say what is in them; the number of categories."""
+    """Check that both splits can be used, and say what they hold; returns the number of categories."""
     names = run.recipe.data
     train, val = (read_split(run.data, split, masks=run.recipe.masks) for split in (names.train, names.val))
     if train.categories != val.categories:

@@ -1,4 +1,4 @@
-"""A small data set in COCO 2017's layout, drawn: to try everything out, and for the tests.
+"""A small drawn data set in COCO 2017's layout, for trials and tests.
 
 Shapes: H W image.
 """
@@ -36,7 +36,7 @@ def draw_shapes(root: Path, *, train: int, val: int, seed: int = 0) -> None:
     Args:
         root: a folder that does not exist yet.
         train: images of train2017; val: images of val2017.
-        seed: of everything.
+        seed: seed of all drawings.
 
     Raises:
         DataError: the folder exists.
@@ -91,8 +91,8 @@ def _draw_crowd(pixels_HWC: npt.NDArray[np.uint8], rng: np.random.Generator) -> 
     """Draw small discs in the upper left corner; one annotation for all."""
     height, width = pixels_HWC.shape[:2]
     mask_HW = np.zeros((height, width), bool)
-    for place in range(4):
-        polygon = np.array([6 + 10 * place, 6]) + 4 * _corners(0)
+    for number in range(4):
+        polygon = np.array([6 + 10 * number, 6]) + 4 * _corners(0)
         mask_HW |= _inside(polygon, height, width)
     pixels_HWC[mask_HW] = rng.integers(150, 256, 3)
     return _annotation(mask_HW, 0, _run_lengths(mask_HW), crowd=True)

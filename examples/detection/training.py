@@ -1,8 +1,8 @@
-"""What each worker does: its share of every step and of every test.
+"""The work of each worker: its share of every step and of every test.
 
-The gradients are averaged and batch norm takes its statistics over all workers, on
-GPUs as on CPUs. The random numbers of a step come from (seed, step, worker), so that a run that was stopped
-and resumed equals one that was not.
+Gradients are averaged over all workers, and batch norm takes its statistics over all workers, on GPUs and on
+CPUs. The random numbers of a step come from (seed, step, worker), so that a run that was stopped and resumed
+equals one that was not.
 """
 
 from __future__ import annotations
@@ -27,13 +27,13 @@ from kdcl_dist.run.record import update_record
 from kdcl_dist.student.optimizer import build_optimizer, load_optimizer
 from kdcl_dist.utils.seeding import Purpose, derive
 
-__all__ = ["Worker", "gather"]
+__all__ = ["OnProgress", "Worker", "gather"]
 
-#: Seconds for which a storage that does not take the metrics is tried again.
+#: Seconds for which the metrics are written again while the storage fails.
 METRICS_S = 30.0
 
-#: Hears what is done, and how many images of how many are.
-Tell = Callable[[str, int, int], None]
+#: Called with the name of a task, the images done, and all its images.
+OnProgress = Callable[[str, int, int], None]
 
 
 class Worker:
@@ -42,11 +42,11 @@ class Worker:
     Args:
         run: the run, continued from its latest checkpoint.
         link: to the other workers.
-        rank: this worker's number; the first one writes and speaks.
-        device: where the detector is.
-        tell: hears how far the work is.
-        say: hears what there is to know, a line each.
-        asked: whether a checkpoint and an end are asked for; of the first worker only.
+        rank: this worker's number; the first one writes files and reports.
+        device: device of the detector.
+        on_progress: called with the progress of each task.
+        say: called with each line for the user.
+        asked: whether a checkpoint and an end are asked for; called in the first worker only.
     """
 
     def __init__(
@@ -56,12 +56,12 @@ class Worker:
         rank: int,
         device: torch.device,
         *,
-        tell: Tell,
+        on_progress: OnProgress,
         say: Callable[[str], None],
         asked: Callable[[], bool],
     ) -> None:
         self.run, self.recipe, self.link, self.rank, self.device = run, run.recipe, link, rank, device
-        self.tell, self.say, self.asked = tell, say, asked
+        self.on_progress, self.say, self.asked = on_progress, say, asked
         names = self.recipe.data
         self.train_split = read_split(run.data, names.train, masks=self.recipe.masks)
         self.val_split = read_split(run.data, names.val, masks=self.recipe.masks)
@@ -99,7 +99,7 @@ class Worker:
         return finished
 
     def _train_epoch(self, epoch: int, first: int) -> bool:
-        """Take the steps of an epoch from the first that is left; whether a stop was asked for."""
+        """Take the remaining steps of an epoch, from `first` on; returns whether a stop was asked for."""
         share = slice(
             self.rank * self.recipe.images_per_worker, (self.rank + 1) * self.recipe.images_per_worker
         )
@@ -110,7 +110,7 @@ class Worker:
             stop = self._train_step(samples)
             self.step += 1
             done = self.step - epoch * self.steps_per_epoch
-            self.tell(
+            self.on_progress(
                 f"epoch {epoch + 1} of {self.recipe.epochs}",
                 done * self.recipe.images_per_step,
                 self.steps_per_epoch * self.recipe.images_per_step,
@@ -120,7 +120,7 @@ class Worker:
         return False
 
     def _train_step(self, samples: Sequence[Sample]) -> bool:
-        """Learn from one step's images; whether a stop is asked for."""
+        """Learn from one step's images; returns whether a stop is asked for."""
         torch.manual_seed(derive(self.recipe.seed, Purpose.STEP, self.step, self.rank))
         lr = self.recipe.lr(self.step, self.steps_per_epoch)
         for group in self.optimizer.param_groups:
@@ -137,7 +137,7 @@ class Worker:
         return stop
 
     def _record(self, losses: dict[str, torch.Tensor], lr: float) -> bool:
-        """Note the losses' means over all workers, which must be finite; whether a stop is asked for."""
+        """Record the losses' means over all workers, which must be finite; whether a stop is asked for."""
         asked = float(self.rank == 0 and self.asked())
         means = torch.stack(
             [*(loss.detach() for loss in losses.values()), torch.tensor(asked).to(self.device)]
@@ -153,7 +153,7 @@ class Worker:
         return bool(stop > 0)
 
     def _end_epoch(self, epoch: int) -> None:
-        """Test when it is time, and let the first worker note what came of the epoch."""
+        """Test if the epoch has a test; the first worker records the results of the epoch."""
         number, last = epoch + 1, self.recipe.epochs
         results = self._test(epoch) if number % self.recipe.test_every_epochs == 0 or number == last else {}
         if self.rank != 0:
@@ -166,7 +166,7 @@ class Worker:
         update_record(self.run.folder, state="running", epoch=number)
 
     def _test(self, epoch: int) -> dict[str, dict[str, float]]:
-        """AP of all test images, of which each worker takes a share; the first worker judges for all."""
+        """AP of all test images; each worker detects in a share, and the first computes the figures."""
         parts = gather(json.dumps(self.detect()).encode(), self.link, self.device)
         if self.rank != 0:
             return {}
@@ -181,7 +181,7 @@ class Worker:
         return results
 
     def detect(self) -> list[Detection]:
-        """What the detector finds in this worker's share of the test images."""
+        """The detections in this worker's share of the test images."""
         self.model.eval()
         own = range(len(self.val_split))[self.rank :: self.recipe.workers]
         size, categories = self.recipe.images_per_worker, list(self.val_split.categories)
@@ -190,9 +190,9 @@ class Worker:
         images = Images(self.val_split, self.recipe, targets=False)
         for number, samples in enumerate(self._load(images, batches)):
             for sample, output in zip(samples, detect(self.model, samples, self.device), strict=True):
-                found += to_coco(output, int(self.val_split.ids[sample.place]), categories)
-            done = (number + 1) * size * self.recipe.workers  # they go about at the same pace
-            self.tell("testing", min(done, len(self.val_split)), len(self.val_split))
+                found += to_coco(output, int(self.val_split.ids[sample.number]), categories)
+            done = (number + 1) * size * self.recipe.workers  # all workers are about as fast
+            self.on_progress("testing", min(done, len(self.val_split)), len(self.val_split))
         return found
 
     def _load(self, images: Images, batches: Sequence[Batch]) -> Iterable[list[Sample]]:
@@ -215,13 +215,13 @@ class Worker:
         update_record(self.run.folder, state="finished")
 
 
-def gather(mine: bytes, link: Replicas, device: torch.device) -> list[bytes]:
-    """What each worker gives, on every worker; it travels padded to the longest."""
-    own = torch.frombuffer(bytearray(mine), dtype=torch.uint8)
+def gather(own: bytes, link: Replicas, device: torch.device) -> list[bytes]:
+    """The bytes of every worker, on every worker; they are sent padded to the longest."""
+    bytes_N = torch.frombuffer(bytearray(own), dtype=torch.uint8)
     sizes = [torch.zeros(1, dtype=torch.int64, device=device) for _ in range(link.count)]
-    dist.all_gather(sizes, torch.tensor([len(own)], device=device), group=link.group)
+    dist.all_gather(sizes, torch.tensor([len(bytes_N)], device=device), group=link.group)
     padded = torch.zeros(max(int(size) for size in sizes), dtype=torch.uint8, device=device)
-    padded[: len(own)] = own
+    padded[: len(bytes_N)] = bytes_N
     parts = [torch.empty_like(padded) for _ in sizes]
     dist.all_gather(parts, padded, group=link.group)
     return [part[: int(size)].cpu().numpy().tobytes() for part, size in zip(parts, sizes, strict=True)]

@@ -256,7 +256,11 @@ def worker(made: Run) -> Worker:
     """The only worker of a run, in this process."""
     store, _ = host_store("127.0.0.1")
     link = Replicas(store, 0, 1, host="127.0.0.1", device=torch.device("cpu"), limit_s=10)
-    deaf: dict[str, Any] = {"tell": lambda *args: None, "say": lambda line: None, "asked": lambda: False}
+    deaf: dict[str, Any] = {
+        "on_progress": lambda *args: None,
+        "say": lambda line: None,
+        "asked": lambda: False,
+    }
     return Worker(made, link, 0, torch.device("cpu"), **deaf)
 
 
@@ -354,7 +358,7 @@ def test_loading_processes_give_the_same_samples(shapes: Path, make_recipe: Reci
     plain, loaded = (list(load(images, batches, workers=workers, timeout_s=60)) for workers in (0, 2))
     for left, right in zip(plain, loaded, strict=True):
         for one, other in zip(left, right, strict=True):
-            assert one.place == other.place
+            assert one.number == other.number
             assert_same({"image": one.image} | one.target, {"image": other.image} | other.target)
 
 
