@@ -27,6 +27,7 @@ from benchmarks.device_timer import milliseconds, take_turns
 from benchmarks.figures import Figure
 from benchmarks.gpu_cohort import cast_and_alone
 from kdcl_dist.config.recipe_file import parse_recipe
+from kdcl_dist.student.dry_run import try_step
 from kdcl_dist.student.optimizer import build_optimizer
 from kdcl_dist.student.student import Student
 
@@ -77,7 +78,7 @@ def step_of(net: Net, device: torch.device, variant: Mapping[str, Any]) -> Calla
         torch.randint(net.classes, (net.batch,)),
     )
     target = torch.randn(net.batch, net.classes).log_softmax(dim=1)
-    student.try_step(images, labels)
+    try_step(student, images, labels)
     images = images.to(device)  # copies are measured for themselves
 
     def step() -> None:

@@ -13,7 +13,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from kdcl_dist.config.recipe import Recipe
-from kdcl_dist.coordinator.aggregator import Aggregator, Aligned
+from kdcl_dist.coordinator.aggregator import Aggregator
+from kdcl_dist.coordinator.aligned_logits import Aligned
 from kdcl_dist.coordinator.logit_bank import make_bank
 from kdcl_dist.data.training_data import TrainingData
 from kdcl_dist.exchange.alignment import find_rows

@@ -17,8 +17,8 @@ from benchmarks.accuracy import OVERRIDES, RECIPE
 from benchmarks.window_accuracy import STUDY
 from kdcl_dist.config.recipe import Recipe
 from kdcl_dist.config.recipe_file import load_recipe
-from kdcl_dist.coordinator.aggregator import Aligned
-from kdcl_dist.coordinator.logit_bank import Bank
+from kdcl_dist.coordinator.aligned_logits import Aligned
+from kdcl_dist.coordinator.logit_bank import LogitBank
 from kdcl_dist.coordinator.staleness import Staleness
 from kdcl_dist.data.sampling import epoch_steps, own_steps, student_seed
 from kdcl_dist.data.training_data import TrainingData
@@ -31,7 +31,7 @@ def ages(recipe: Recipe) -> list[dict[str, float]]:
     training_data, window = TrainingData.open(recipe), recipe.distillation.window
     per_epoch, students = training_data.schedule.steps_per_epoch, len(recipe.students)
     seeds = [student_seed(recipe.seed, index, None) for index in range(students)]
-    bank = Bank(students, len(training_data.train), 1, max_staleness=recipe.distillation.max_staleness)
+    bank = LogitBank(students, len(training_data.train), 1, max_staleness=recipe.distillation.max_staleness)
     peers = [[j for j in range(students) if j != i] for i in range(students)]
     first, others = Staleness(peers), Staleness(peers)
     for epoch in range(recipe.epochs):
@@ -44,7 +44,7 @@ def ages(recipe: Recipe) -> list[dict[str, float]]:
     return [first.values(0), others.values(0)]
 
 
-def _step(bank: Bank, ids: list[torch.Tensor], step: int) -> tuple[list[Contribution], Aligned]:
+def _step(bank: LogitBank, ids: list[torch.Tensor], step: int) -> tuple[list[Contribution], Aligned]:
     """What a step's samples are known by; their logits do not matter here."""
     parts = [Contribution(own, torch.zeros_like(own), torch.zeros(len(own), 1)) for own in ids]
     for student, part in enumerate(parts):

@@ -13,7 +13,8 @@ import torch
 from torch import Tensor
 
 from kdcl_dist.config.recipe import Recipe
-from kdcl_dist.coordinator.aggregator import Aggregator, Aligned
+from kdcl_dist.coordinator.aggregator import Aggregator
+from kdcl_dist.coordinator.aligned_logits import Aligned
 from kdcl_dist.data.training_data import TrainingData
 from kdcl_dist.errors import RunFolderError
 from kdcl_dist.membership.monitor import COORDINATOR

@@ -27,7 +27,7 @@ from torch import Tensor
 from kdcl_dist.config.recipe import Recipe
 from kdcl_dist.errors import RecipeError, one_line
 
-__all__ = ["PREFIX", "Bank", "bank_bytes", "make_bank"]
+__all__ = ["PREFIX", "LogitBank", "bank_bytes", "make_bank"]
 
 #: What the names of the bank's parts of a checkpoint begin with; no student's name can.
 PREFIX = "_bank-"
@@ -39,7 +39,7 @@ LOWEST = -65504.0
 Array = npt.NDArray[Any]
 
 
-class Bank:
+class LogitBank:
     """All students' last logits.
 
     Args:
@@ -182,7 +182,7 @@ def _half(values: Tensor) -> Array:
     return values.clamp(min=LOWEST).half().numpy()
 
 
-def make_bank(recipe: Recipe, samples: int, classes: int) -> Bank | None:
+def make_bank(recipe: Recipe, samples: int, classes: int) -> LogitBank | None:
     """The bank of a recipe, empty; None if it needs none.
 
     Raises:
@@ -192,7 +192,7 @@ def make_bank(recipe: Recipe, samples: int, classes: int) -> Bank | None:
         return None
     folder, top_k = distillation.bank.folder, distillation.bank.top_k
     try:
-        return Bank(
+        return LogitBank(
             len(recipe.students),
             samples,
             classes,

@@ -17,7 +17,8 @@ from torch import Tensor
 from kdcl_dist.config.recipe import Recipe
 from kdcl_dist.config.rounds import Round, RunSchedule
 from kdcl_dist.config.student import Worker
-from kdcl_dist.coordinator.aggregator import Aligned, Answer
+from kdcl_dist.coordinator.aggregator import Answer
+from kdcl_dist.coordinator.aligned_logits import Aligned
 from kdcl_dist.coordinator.staleness import Staleness
 from kdcl_dist.distillation.diagnostics import measure
 from kdcl_dist.errors import StorageError

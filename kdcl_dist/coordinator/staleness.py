@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from kdcl_dist.coordinator.aggregator import Aligned
+from kdcl_dist.coordinator.aligned_logits import Aligned
 from kdcl_dist.exchange.message import Contribution
 from kdcl_dist.run.metrics import BINS
 

@@ -1,4 +1,4 @@
-"""What a student's process runs: its rounds of the schedule, one after another."""
+"""A student's rounds of the schedule, one after another."""
 
 from __future__ import annotations
 
@@ -28,11 +28,12 @@ __all__ = ["StudentLoop"]
 
 
 class StudentLoop:
-    """One student's walk through the schedule, in one generation of the exchange group.
+    """One student's rounds in one generation of the exchange group.
 
     Attributes:
-        position: the round that it takes next.
-        ahead: the next step's batch, if it is loaded already; ahead_s: seconds that this took.
+        position: the next round.
+        prefetched: the next step's batch, if it is loaded already; prefetch_s: seconds that the loading took.
+        answer_received_s: when the last answer arrived, by `time.perf_counter`.
     """
 
     def __init__(
@@ -45,108 +46,107 @@ class StudentLoop:
         generation: GenerationSpec,
         stop: Callable[[], bool],
     ) -> None:
-        self.run_, self.worker, self.student, self.training_data = run, worker, student, training_data
+        self.run, self.worker, self.student, self.training_data = run, worker, student, training_data
         self.exchange, self.stop, self.present = exchange, stop, generation.students
         self.position = generation.at
         self.batches = training_data.batches(worker.student, generation.at, worker.replica)
         self.step_metrics = StepMetrics()
         self.losses: Losses | None = None
         self.skipped = torch.zeros(())
-        self.answered = time.perf_counter()
-        self.ahead: Batch | None = None
-        self.ahead_s = 0.0
+        self.answer_received_s = time.perf_counter()
+        self.prefetched: Batch | None = None
+        self.prefetch_s = 0.0
 
-    def run(self) -> Flag:
-        """Take every round to the run's end, or to the first after which it stops or forms anew."""
+    def run_rounds(self) -> Flag:
+        """Run the rounds to the run's end, or to the first that stops the run or ends the generation."""
         schedule = self.training_data.schedule
         for round in schedule.rounds(self.position):
-            flags = self._take(round)
+            flags = self._run_round(round)
             self.position = schedule.after(round)
-            if round.kind is Kind.TRAIN and flags & (
-                Flag.STOP | Flag.SAVE
-            ):  # one that the schedule does not have
-                self._take(Round(Kind.CHECKPOINT, round.epoch, round.step + 1))
+            if round.kind is Kind.TRAIN and flags & (Flag.STOP | Flag.SAVE):
+                # This checkpoint is not in the schedule.
+                self._run_round(Round(Kind.CHECKPOINT, round.epoch, round.step + 1))
             if flags & (Flag.STOP | Flag.REFORM):
                 return flags
         return Flag.NONE
 
-    def _take(self, round: Round) -> Flag:
+    def _run_round(self, round: Round) -> Flag:
         try:
-            return self._do(round)
+            return self._dispatch(round)
         except RuntimeError as error:
             if self.student.replicas is not None and broke_off(error):
                 raise self.exchange.diagnose(error) from error
             raise
 
-    def _do(self, round: Round) -> Flag:
+    def _dispatch(self, round: Round) -> Flag:
         self.exchange.monitor.heartbeat.enter("data", round.step)
         if round.kind is Kind.TRAIN:
             return self._train(round)
         if round.kind is Kind.CHECKPOINT:
             return self._checkpoint(round)
         if round.kind is Kind.END:
-            self._begin(round)
+            self._start_message(round)
             return self._round_trip(round).flags
         return self._predict(round)
 
     def _train(self, round: Round) -> Flag:
-        """One training step: own view, logits to all, soft target back, own update."""
+        """One training step: forward pass, send the logits, receive the soft target, update."""
         student, enter = self.student, self.exchange.monitor.heartbeat.enter
-        started, earlier_s = time.perf_counter(), self.ahead_s
-        batch = self._batch()
-        loaded = time.perf_counter()
+        started_s, earlier_s = time.perf_counter(), self.prefetch_s
+        batch = self._next_batch()
+        loaded_s = time.perf_counter()
         enter("forward")
         logits_BC = student.forward(batch.images, round.step, learns=student.learns(round.epoch))
-        self._begin(round)
+        self._start_message(round)
         self.exchange.outgoing.write_rows(
             batch.ids, student.contribution(logits_BC, round.step), batch.labels
         )
-        computed = time.perf_counter()
-        busy_s = self.exchange.outgoing.header["busy_s"] = earlier_s + computed - self.answered
+        computed_s = time.perf_counter()
+        busy_s = self.exchange.outgoing.header["busy_s"] = earlier_s + computed_s - self.answer_received_s
         with_rows = sends_target(student.recipe)
         self._send()
         self.exchange.post_receive(with_rows)
-        self._load_ahead(round)
+        self._prefetch(round)
         answer = self._receive(round, with_rows=with_rows)
         enter("backward")
         step_metrics = self._learn(round, logits_BC, batch, answer)
-        ended = time.perf_counter()
-        # Who waits for whom: the last to come has no wait, the others as long as they were faster.
+        ended_s = time.perf_counter()
+        # The slowest student does not wait; each of the others waits for as long as it was faster.
         slowest_s = float(answer.header["busy_s"])
-        idle_s = self.answered - computed - self.ahead_s
+        idle_s = self.answer_received_s - computed_s - self.prefetch_s
         wait_s = min(max(0.0, slowest_s - busy_s), idle_s)
         self.step_metrics = step_metrics._replace(
-            data_s=loaded - started + self.ahead_s,
-            forward_s=computed - loaded,
+            data_s=loaded_s - started_s + self.prefetch_s,
+            forward_s=computed_s - loaded_s,
             wait_s=wait_s,
             exchange_s=idle_s - wait_s,
-            backward_s=ended - self.answered,
-            step_s=ended - started,
+            backward_s=ended_s - self.answer_received_s,
+            step_s=ended_s - started_s,
         )
         return answer.flags
 
-    def _batch(self) -> Batch:
-        """The next batch: loaded ahead, or now."""
-        batch, self.ahead, self.ahead_s = self.ahead, None, 0.0
+    def _next_batch(self) -> Batch:
+        """The next batch: the prefetched one, or loaded now."""
+        batch, self.prefetched, self.prefetch_s = self.prefetched, None, 0.0
         return next(self.batches) if batch is None else batch
 
-    def _load_ahead(self, round: Round) -> None:
-        """Load the next step's batch while the others and the coordinator are waited for.
+    def _prefetch(self, round: Round) -> None:
+        """Load the next step's batch while this process waits for the others and the coordinator.
 
-        Not beyond an epoch's end: what is wrong with the data of the next must not cost this one's results.
+        Not beyond an epoch's end: an error in the next epoch's data must not cost the results of this one.
         """
         if (round.step + 1) % self.training_data.schedule.steps_per_epoch == 0:
             return
-        began = time.perf_counter()
+        started_s = time.perf_counter()
         self.exchange.monitor.heartbeat.enter("data", round.step + 1)
-        self.ahead = next(self.batches)
-        self.ahead_s = time.perf_counter() - began
+        self.prefetched = next(self.batches)
+        self.prefetch_s = time.perf_counter() - started_s
 
     def _learn(self, round: Round, logits_BC: Tensor, batch: Batch, answer: Message) -> StepMetrics:
-        """The own update, if the student learns in this epoch; what is to be told of it but the losses."""
+        """Update the student if it learns in this epoch; returns the step's metrics without the losses."""
         student = self.student
         if answer.excludes(self.worker.student):
-            student.forget_step()
+            student.undo_forward()
             return StepMetrics(step=round.step)
         self.losses = student.loss(logits_BC, batch.labels, *self._target(batch.ids, answer))
         self.skipped = torch.zeros_like(self.losses.total)
@@ -165,37 +165,37 @@ class StudentLoop:
         """One batch of a pass over held-out or test samples, in evaluation mode."""
         if round.part == 0:
             self.student.share_buffers()
-        batch = self._batch()
+        batch = self._next_batch()
         self.exchange.monitor.heartbeat.enter("evaluation")
-        self._begin(round)
+        self._start_message(round)
         self.exchange.outgoing.write_rows(batch.ids, self.student.predict(batch.images), batch.labels)
         return self._round_trip(round).flags
 
     def _checkpoint(self, round: Round) -> Flag:
-        """Write the student's part, then tell the coordinator its hash; the manifest makes it count."""
+        """Write the student's part and send its hash to the coordinator, whose manifest completes it."""
         self.exchange.monitor.heartbeat.enter("checkpoint", round.step)
         self.student.share_buffers()
-        self._begin(round)
+        self._start_message(round)
         if self.worker.replica == 0:  # the others have the same state
-            part = write_part(self.run_.folder, round.step, self.student.spec.name, self.student.state_dict())
+            part = write_part(self.run.folder, round.step, self.student.spec.name, self.student.state_dict())
             header = self.exchange.outgoing.header
             header["bytes"], header["digest"] = part.bytes, list(bytes.fromhex(part.sha256))
-        return self._round_trip(round, self.run_.recipe.limits.startup_s).flags
+        return self._round_trip(round, self.run.recipe.limits.startup_s).flags
 
-    def _begin(self, round: Round) -> None:
+    def _start_message(self, round: Round) -> None:
         flags = Flag.STOP if self.stop() else Flag.NONE
         self.exchange.outgoing.reset(round.kind, round.step, round.part, flags)
 
     def _round_trip(self, round: Round, limit_s: float | None = None) -> Message:
-        """Give the own message, get the coordinator's answer, where that has no rows."""
+        """Send this student's message and receive the coordinator's answer, of a round without rows."""
         self._send(limit_s)
         return self._receive(round, with_rows=False, limit_s=limit_s)
 
     def _send(self, limit_s: float | None = None) -> None:
-        """Give the own message.
+        """Send this student's message.
 
-        It carries the figures of the training step before it, once. They are read when the logits have been,
-        so that a GPU is not waited for twice.
+        The message carries the metrics of the training step before, once. They are read only now, after the
+        logits, so that the host waits for a GPU once a step and not twice.
         """
         self.exchange.monitor.heartbeat.enter("gather")
         if self.losses is not None:
@@ -209,14 +209,11 @@ class StudentLoop:
     def _receive(self, round: Round, *, with_rows: bool, limit_s: float | None = None) -> Message:
         self.exchange.monitor.heartbeat.enter("broadcast", round.step)
         answer = self.exchange.broadcast(with_rows, limit_s)
-        self.answered = time.perf_counter()
+        self.answer_received_s = time.perf_counter()
         return answer
 
     def _target(self, ids_B: Tensor, answer: Message) -> tuple[Tensor | None, Tensor | None]:
-        """What this student learns from, in its own order of the samples, and which of them have it.
-
-        See `Student.loss`.
-        """
+        """The target in this student's order of samples, and which samples have one; see `Student.loss`."""
         recipe = self.student.recipe
         if recipe.distillation.method == "dml":
             return self._peers(ids_B, self.exchange.messages), None
@@ -230,7 +227,7 @@ class StudentLoop:
 
     def _peers(self, ids_B: Tensor, messages: Sequence[Message]) -> Tensor:
         """All peers' log-probabilities at T = 1, (P, B, C)."""
-        recipe, answer = self.run_.recipe, self.exchange.answer
+        recipe, answer = self.run.recipe, self.exchange.answer
         workers = [each.student for each in recipe.workers if each.student in self.present]
         parts = by_student(messages, workers, len(recipe.students))
         peers = [peer for peer in self.present if peer != self.worker.student and not answer.excludes(peer)]

@@ -204,7 +204,7 @@ def test_a_student_keeps_nothing_of_its_life_under_a_lost_coordinator(
         def __init__(self, *arguments: Any) -> None:
             given.append(arguments[-1])
 
-        def run(self) -> bool:
+        def participate(self) -> bool:
             if len(given) < 3:
                 raise CoordinatorLost("the coordinator died", step=4)
             return True

@@ -79,7 +79,7 @@ class Fault:
     ) -> None:
         self.place, self.at = (who, phase, step), 0.0
         init, enter = Monitor.__init__, Heartbeat.enter
-        begin, finish = StudentLoop._begin, CoordinatorLoop._finish
+        begin, finish = StudentLoop._start_message, CoordinatorLoop._finish
 
         def named(monitor: Monitor, *arguments: Any, **more: Any) -> None:
             init(monitor, *arguments, **more)
@@ -104,7 +104,7 @@ class Fault:
 
         patch.setattr(Monitor, "__init__", named)
         patch.setattr(Heartbeat, "enter", entered)
-        patch.setattr(StudentLoop, "_begin", begun)
+        patch.setattr(StudentLoop, "_start_message", begun)
         patch.setattr(CoordinatorLoop, "_finish", finished)
 
 

@@ -15,6 +15,7 @@ from kdcl_dist.errors import ModelError
 from kdcl_dist.exchange.replicas import Replicas
 from kdcl_dist.membership.tcp_store import host_store, scoped
 from kdcl_dist.run.run import Run
+from kdcl_dist.student.dry_run import check_output, try_step
 from kdcl_dist.student.student import Student
 
 CAST = "students=[{name: a, model: 'nets:Tiny', epochs: 1, compile: true}, {name: b, model: mlp}]"
@@ -49,8 +50,8 @@ def batch(number: int, rows: int = 16) -> tuple[Tensor, Tensor, Tensor]:
 def walk(student: Student) -> list[float]:
     """All that a run does with a student; the figures that it sees."""
     images, labels, _ = batch(0)
-    student.check_output(images[:2])
-    student.try_step(images[:2], labels[:2])
+    check_output(student, images[:2])
+    try_step(student, images[:2], labels[:2])
     seen: list[Tensor | float] = []
     for number in range(4):
         images, labels, target = batch(number)
@@ -58,7 +59,7 @@ def walk(student: Student) -> list[float]:
         seen += [*losses, *student.conflict(losses)]
         student.learn(losses.total, 0.1)
     student.forward(images * torch.nan, 4)
-    student.forget_step()
+    student.undo_forward()
     seen += [*student.forward(images, 5, learns=False)[0], *student.predict(images[:5])[0]]
     return [float(torch.as_tensor(each).detach()) for each in seen]
 
@@ -78,7 +79,7 @@ def test_all_is_compiled_before_the_first_step_and_nothing_twice(make_recipe: Ma
     student = student_of(make_recipe)
     before = {name: value.clone() for name, value in student.model.state_dict().items()}
     images, labels, _ = batch(0)
-    student.try_step(images[:2], labels[:2])
+    try_step(student, images[:2], labels[:2])
     assert_same(student.model.state_dict(), before)
     assert all(parameter.grad is None for parameter in student.model.parameters())
     graphs = counters["stats"]["unique_graphs"]
@@ -123,5 +124,5 @@ def test_a_failing_compiler_is_one_clear_line(make_recipe: MakeRecipe, tmp_path:
         config.patch({"cpp.cxx": (str(tmp_path / "no-compiler"),)}),
         pytest.raises(ModelError, match=r"students\.a\.compile: .*nets:Tiny.*set it to false") as caught,
     ):
-        student.try_step(images, labels)
+        try_step(student, images, labels)
     assert "\n" not in str(caught.value)

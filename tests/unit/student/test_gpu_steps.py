@@ -21,6 +21,7 @@ from kdcl_dist import models
 from kdcl_dist.config import optim
 from kdcl_dist.distillation.losses import distillation_loss
 from kdcl_dist.errors import ModelError
+from kdcl_dist.student.dry_run import try_step
 from kdcl_dist.student.optimizer import build_optimizer, load_optimizer
 from kdcl_dist.student.student import Student
 
@@ -61,7 +62,7 @@ def test_a_step_never_waits_for_numbers(method: str, more: Sequence[str], make_r
         sent = student.contribution(logits, 0)
         losses = student.loss(logits, labels, given, covered)
         student.learn(losses.total, 0.1)
-        student.forget_step()
+        student.undo_forward()
         assert {each.device for each in (logits, sent, *losses)} == {META}
     assert student.forward(images, 1, learns=False).device == META
 
@@ -136,7 +137,7 @@ def test_a_fused_optimiser_skips_a_bad_gradient_by_itself(
         assert not reads.count["_local_scalar_dense"]
         assert float(skipped) == (number == at)
         if number == at:
-            bad.forget_step()
+            bad.undo_forward()
     assert_same(bad.model.state_dict(), sound.model.state_dict())
 
 
@@ -224,8 +225,8 @@ def test_networks_that_need_the_other_layout_are_named(make_recipe: MakeRecipe) 
     student = student_of(make_recipe, "students.a.model=nets:Views", "students.a.channels_last=true")
     images, labels, _ = steps(1)[0]
     with pytest.raises(ModelError, match=r"student 'a'.*nets:Views.*view size"):
-        student.try_step(images[:2], labels[:2])
-    student_of(make_recipe, "students.a.model=nets:Views").try_step(images[:2], labels[:2])
+        try_step(student, images[:2], labels[:2])
+    try_step(student_of(make_recipe, "students.a.model=nets:Views"), images[:2], labels[:2])
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="a GPU is there")

@@ -1,0 +1,185 @@
+"""All students' logits on the same samples: those of one step, or with a logit bank the latest of each.
+
+Shapes: S students, B samples, C classes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from kdcl_dist.coordinator.logit_bank import LogitBank
+from kdcl_dist.errors import LabelMismatch, MisalignedIds
+from kdcl_dist.exchange.alignment import find_rows, rows_of
+from kdcl_dist.exchange.message import Contribution
+
+__all__ = ["Aligned", "align", "non_finite", "recall"]
+
+
+class Aligned(NamedTuple):
+    """All students' logits on the same samples: ids_B ascending, labels_B, logits_SBC.
+
+    age: age_SB, steps since each student sent its logits of a sample; -1 where there are none, and the
+    logits mean nothing. None where all logits are of this step. bad: students whose logits of this step are
+    not finite, which are left out.
+    """
+
+    ids: Tensor
+    labels: Tensor
+    logits: Tensor
+    age: Tensor | None = None
+    bad: tuple[int, ...] = ()
+
+    def at(self, rows_B: Tensor) -> Aligned:
+        """Some of the samples."""
+        age = None if self.age is None else self.age[:, rows_B]
+        return Aligned(self.ids[rows_B], self.labels[rows_B], self.logits[:, rows_B], age, self.bad)
+
+    def complete(self) -> Aligned:
+        """The samples of which all students have logits."""
+        return self if self.age is None else self.at((self.age >= 0).all(dim=0))
+
+    def covered(self, teacher: int | None) -> Aligned:
+        """The samples that can have a soft target.
+
+        Args:
+            teacher: the index of the student that alone gives the target; None: at least two students must
+                have logits of a sample, so that each has a peer's.
+        """
+        if self.age is None:
+            return self
+        present_SB = self.age >= 0
+        return self.at(present_SB.sum(dim=0) > 1 if teacher is None else present_SB[teacher])
+
+
+def align(parts: Sequence[Contribution], present: Sequence[int], names: Sequence[str]) -> Aligned:
+    """Bring one step's rows into one order, that of ascending sample ids.
+
+    Args:
+        parts: each student's rows.
+        present: indices of the students that take part.
+        names: the students, as an error names them.
+
+    Raises:
+        MisalignedIds, LabelMismatch: a student has other samples or labels than most.
+    """
+    ids_B, rows = _agreed_rows(parts, present, names)
+    labels = [parts[index].labels[rows[index]] for index in present]
+    labels_B = _agreed_labels(ids_B, labels, [names[index] for index in present])
+    logits_SBC = torch.zeros(len(parts), len(ids_B), parts[present[0]].logits.shape[1])
+    for index in present:
+        logits_BC = parts[index].logits.float()
+        torch.index_select(logits_BC, 0, rows[index], out=logits_SBC[index])
+    bad = non_finite(parts)
+    if not bad and len(present) == len(parts):
+        return Aligned(ids_B, labels_B, logits_SBC)
+    # Rows that are not finite count as no opinion for every reader.
+    logits_SBC[~torch.isfinite(logits_SBC).all(dim=2)] = 0
+    sound = [index for index in present if index not in bad] or list(present)
+    age_SB = torch.full(logits_SBC.shape[:2], -1)
+    age_SB[sound] = 0
+    return Aligned(ids_B, labels_B, logits_SBC, age_SB, bad)
+
+
+def recall(
+    bank: LogitBank, parts: Sequence[Contribution], present: Sequence[int], names: Sequence[str], step: int
+) -> Aligned:
+    """Store one step's logits in the bank; returns the latest logits of its samples, this step's unrounded.
+
+    Args:
+        bank: of all students.
+        parts, present, names: as `align`.
+        step: the global step.
+
+    Raises:
+        MisalignedIds, LabelMismatch: a student has a sample twice or one that does not exist, or another
+            label than before.
+    """
+    for index in present:
+        _check_rows(bank, parts[index], names[index])
+    bad = non_finite(parts)
+    sound = [index for index in present if index not in bad]
+    for index in sound:
+        bank.put(index, parts[index].ids, parts[index].logits, step)
+    ids_B = torch.unique(torch.cat([part.ids for part in parts]))
+    logits_SBC, age_SB = bank.latest(ids_B, step)
+    labels_B = torch.empty_like(ids_B)
+    for index in present:
+        row_B = torch.searchsorted(ids_B, parts[index].ids)
+        labels_B[row_B] = parts[index].labels
+        if index in sound:
+            logits_SBC[index, row_B] = parts[index].logits.float()
+    return Aligned(ids_B, labels_B, logits_SBC, age_SB, bad)
+
+
+def non_finite(parts: Sequence[Contribution]) -> tuple[int, ...]:
+    """The students whose logits are not all finite."""
+    # A sum is finite unless a logit is not, or finite logits overflow: most steps need no second pass.
+    sums = [part.logits.sum(dtype=torch.float32) for part in parts]
+    suspects = [index for index, total in enumerate(sums) if not bool(torch.isfinite(total))]
+    return tuple(index for index in suspects if not bool(torch.isfinite(parts[index].logits).all()))
+
+
+def _agreed_rows(
+    parts: Sequence[Contribution], present: Sequence[int], names: Sequence[str]
+) -> tuple[Tensor, dict[int, Tensor]]:
+    """The ids in ascending order, and the row of each in each student's message."""
+    sorts = {index: torch.sort(parts[index].ids) for index in present}
+    ids_B = sorts[present[0]].values
+    if all(torch.equal(found.values, ids_B) for found in sorts.values()) and _distinct(ids_B):
+        return ids_B, {index: found.indices for index, found in sorts.items()}
+    ids_B = _most_common([found.values for found in sorts.values()])
+    return ids_B, {index: _rows(parts[index], ids_B, names[index]) for index in present}
+
+
+def _rows(part: Contribution, ids_B: Tensor, name: str) -> Tensor:
+    try:
+        return rows_of(ids_B, part.ids)
+    except MisalignedIds as error:
+        error.message = f"sends other samples than the rest of the cohort: {error.message}"
+        raise error.at(student=name) from None
+
+
+def _agreed_labels(ids_B: Tensor, labels: Sequence[Tensor], names: Sequence[str]) -> Tensor:
+    if all(torch.equal(each, labels[0]) for each in labels):
+        return labels[0]
+    labels_SB = torch.stack(list(labels))
+    labels_B = torch.mode(labels_SB, dim=0).values
+    student, row = (labels_SB != labels_B).nonzero()[0].tolist()
+    raise LabelMismatch(
+        f"has label {int(labels_SB[student, row])} for sample {int(ids_B[row])}, where the "
+        f"rest of the cohort has {int(labels_B[row])}: do all read the same data?",
+        student=names[student],
+    )
+
+
+def _check_rows(bank: LogitBank, part: Contribution, name: str) -> None:
+    """See that one student's rows are of existing samples, of each once, and with the label known so far."""
+    low, high = int(part.ids.min()), int(part.ids.max())
+    if low < 0 or high >= bank.samples:
+        raise MisalignedIds(
+            f"sends sample {low if low < 0 else high}, but there are {bank.samples} samples", student=name
+        )
+    try:
+        find_rows(part.ids, part.ids)
+    except MisalignedIds as error:
+        raise error.at(student=name) from None
+    if len(rows := bank.contradicts(part.ids, part.labels)):
+        raise LabelMismatch(
+            f"has label {int(part.labels[rows[0]])} for sample {int(part.ids[rows[0]])}, where the rest "
+            "of the cohort has another: do all read the same data?",
+            student=name,
+        )
+
+
+def _distinct(ascending_B: Tensor) -> bool:
+    return not bool((ascending_B[1:] == ascending_B[:-1]).any())
+
+
+def _most_common(sorted_ids: Sequence[Tensor]) -> Tensor:
+    """The ids that most students send, so that an error names the odd student."""
+    agreement = [sum(torch.equal(ids, other) for other in sorted_ids) for ids in sorted_ids]
+    return sorted_ids[agreement.index(max(agreement))]

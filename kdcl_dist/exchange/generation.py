@@ -1,0 +1,74 @@
+"""One generation of the exchange group: all processes form it together, and its first failure is reported."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, closing, contextmanager
+from typing import Protocol
+
+from kdcl_dist.errors import wrap
+from kdcl_dist.exchange.group import Exchange
+from kdcl_dist.exchange.layout import ExchangeLayout
+from kdcl_dist.membership.failure_detector import await_all
+from kdcl_dist.membership.monitor import Monitor
+from kdcl_dist.membership.tcp_store import scoped
+from kdcl_dist.run.run import Run
+
+__all__ = ["open_exchange"]
+
+
+class _Closable(Protocol):
+    def close(self) -> None: ...
+
+
+@contextmanager
+def open_exchange(
+    run: Run,
+    monitor: Monitor,
+    *,
+    host: str,
+    classes: int,
+    pinned: bool = False,
+    prepare: Callable[[], None] | None = None,
+    connect: Callable[[], _Closable] | None = None,
+) -> Iterator[Exchange]:
+    """Form the exchange group of `run.generation`; close it at the end of the block.
+
+    Args:
+        run: the run.
+        monitor: of this process, which has entered the generation.
+        host: address of this process.
+        classes: classes of the data.
+        pinned: see `Exchange`.
+        prepare: called first; the others wait until it has returned.
+        connect: opens connections besides the group's once all processes are ready; they are closed too.
+
+    Raises:
+        KdclError: the first failure of the generation, for any exception in this function or in the block.
+            It is reported before a connection is closed, so that it precedes the failures that follow.
+    """
+    with ExitStack() as opened:
+        try:
+            if prepare is not None:
+                prepare()
+            await_all(monitor, run.recipe.limits.startup_s)
+            if connect is not None:
+                opened.enter_context(closing(connect()))
+            exchange = Exchange(
+                monitor,
+                scoped(monitor.store, str(run.generation)),
+                host=host,
+                layout=ExchangeLayout.of(run.recipe, classes),
+                run=run.number,
+                generation=run.generation,
+                step_s=run.recipe.limits.step_s,
+                pinned=pinned,
+            )
+            opened.enter_context(closing(exchange))
+            yield exchange
+        except Exception as error:
+            if error is monitor.cause:
+                raise
+            student = None if monitor.is_coordinator else monitor.name
+            step, phase = monitor.heartbeat.step, monitor.heartbeat.phase
+            raise monitor.report(wrap(error, student=student, step=step, phase=phase)) from error
