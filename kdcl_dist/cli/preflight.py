@@ -21,13 +21,13 @@ __all__ = ["preflight"]
 @click.option("--storage", default="runs", show_default=True, help="Path or URI of the folder of runs.")
 @reports_errors
 def preflight(recipe: str, overrides: tuple[str, ...], launcher: str, storage: str) -> None:
-    """See whether the hosts are ready to train the cohort of a RECIPE.
+    """Check whether the hosts are ready to train the cohort of a RECIPE.
 
     Every run on Ray starts with the same checks.
     """
     from kdcl_dist.config.recipe_file import load_recipe
 
-    wanted = load_recipe(recipe, overrides)  # before what takes seconds to import
+    wanted = load_recipe(recipe, overrides)  # a mistake shows before the imports, which take seconds
     from kdcl_dist.launch.preflight.checks import require
     from kdcl_dist.run.storage import Folder
 

@@ -40,7 +40,7 @@ def submit(
 ) -> None:
     """Run `kdcl train RECIPE` as a job of a Ray cluster.
 
-    What the job writes is shown until it ends. Ctrl-C ends only that: the job goes on.
+    The job's output is shown until the job ends. Ctrl-C ends the output, and the job goes on.
     """
     command = _command(recipe, overrides, storage, name, resume, Path(working_dir))
     from kdcl_dist.config.recipe_file import read_mapping
@@ -66,7 +66,7 @@ def _command(
     from kdcl_dist.config.recipe_file import load_recipe
     from kdcl_dist.errors import UserError
 
-    load_recipe(recipe, overrides)  # a mistake is better found here than there
+    load_recipe(recipe, overrides)  # a mistake shows here, before the upload
     within = os.path.relpath(Path(recipe).resolve(), root.resolve())
     if within.startswith(os.pardir):
         raise UserError(f"{recipe!r} is not in the folder that is uploaded (--working-dir {str(root)!r})")

@@ -31,7 +31,7 @@ def train(
     if launcher == "local":
         from kdcl_dist.launch.forkserver import start_server
 
-        start_server()  # before the imports below, which take this process as long
+        start_server()  # it imports at the same time as this process does below
     from rich.console import Console
 
     from kdcl_dist.cli.training_display import Display, results_table

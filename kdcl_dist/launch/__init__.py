@@ -1,1 +1,1 @@
-"""Ways to bring a cohort's processes up: on this machine without Ray, or by Ray Train anywhere."""
+"""How a cohort's processes are started: on this machine without Ray, or on any cluster by Ray Train."""

@@ -1,6 +1,7 @@
-"""What the processes of a cohort run that their launcher started on its own machine.
+"""The functions that a cohort's processes run.
 
-Each process sends the launcher messages (see `messages`), the last of which says how its work ended.
+Each process sends messages (see `messages`) to the launcher that started it on the same machine. The last
+message says how the process's work ended.
 """
 
 from __future__ import annotations
@@ -45,9 +46,9 @@ from kdcl_dist.utils.process import end_with_parent
 
 __all__ = ["coordinate", "train"]
 
-#: Of Linux's prctl; the kernel keeps 15 bytes.
+#: A constant of Linux's prctl; the kernel keeps 15 bytes of the name.
 PR_SET_NAME = 15
-#: Messages that may wait before the events of steps are left out.
+#: Waiting messages from which on the events of steps are dropped.
 BACKLOG = 100
 
 
@@ -85,7 +86,7 @@ class _MessageSender:
         self.thread.start()
 
     def emit(self, event: Event) -> None:
-        """Send an event; a step's event is left out while many messages wait."""
+        """Send an event; a step's event is dropped while many messages wait."""
         if not isinstance(event, Stepped) or self.queue.qsize() < BACKLOG:
             self.queue.put(EventEmitted(event))
 
@@ -119,7 +120,7 @@ class _Processes:
         self.sender.queue.put(EndProcess(name, pid))
 
     def notice(self) -> str | None:
-        """This machine announces no end of its own."""
+        """None: nothing tells whether this machine will be taken away."""
         return None
 
 
@@ -150,7 +151,7 @@ def train(link: Connection, run: Run, rank: int, endpoint: Endpoint, host: str, 
 
 
 def _name_process(name: str) -> None:
-    """Show a process as `kdcl:NAME` to `top` and `ps -o comm`, where all forked ones would look alike."""
+    """Show this process as `kdcl:NAME` in `top` and `ps -o comm`, where all forked processes look alike."""
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(PR_SET_NAME, f"kdcl:{name}".encode()[:15], 0, 0, 0)
 

@@ -1,6 +1,6 @@
-"""The process from which those of a cohort on this machine are forked: it has imported what they need.
+"""The server from which a cohort's processes on this machine are forked, with their imports done.
 
-Nothing heavy is imported here, so that the server can start first and import beside its parent.
+This module imports nothing heavy, so that the server starts first and imports at the same time as its parent.
 """
 
 from __future__ import annotations
@@ -13,13 +13,13 @@ from typing import Any
 
 __all__ = ["start_server"]
 
-#: torch's optimisers import torch._dynamo when they are first used, 2 s in each process.
+#: The server imports these. torch's optimisers import torch._dynamo at their first use: 2 s in each process.
 MODULES = ["kdcl_dist.launch.entrypoints", "torch._dynamo"]
 
 
 def start_server() -> Any:
-    """The context of the server's processes; the first call starts the server and does not wait for it."""
-    # A store whose peer has died logs a C++ stack for each of its connections; the cause is told by us.
+    """The multiprocessing context of the server; the first call starts the server, without a wait."""
+    # A store whose peer has died logs a C++ stack for each connection; the launcher reports the cause.
     os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(MODULES)

@@ -45,7 +45,7 @@ from kdcl_dist.run.storage import Folder
 __all__ = ["check", "launch"]
 
 HOST = "127.0.0.1"
-#: Seconds between two looks at a request to stop.
+#: Seconds between two polls of a request to stop.
 POLL_S = 0.2
 
 
@@ -110,7 +110,7 @@ class _Cohort:
         return start(self.context, name, entry, self.run, rank, self.endpoint, HOST, self.devices[rank])
 
     def _supervise(self) -> None:
-        """Handle the processes' messages until all have ended, or had the time to after the run's end."""
+        """Handle the processes' messages until all have ended, or for a while after the run's end."""
         over_at: float | None = None
         limits, stops = self.run.recipe.limits, self.run.recipe.failure.policy == "stop"
         grace_s = max(GRACE_S, limits.startup_s) if stops else GRACE_S  # the others take a checkpoint
@@ -180,9 +180,7 @@ class _Cohort:
         """Send the students the endpoint of a coordinator that replaces another."""
         self.endpoint = endpoint
         for student in self.processes[1:]:
-            with contextlib.suppress(
-                OSError
-            ):  # a dead student is replaced, and its successor gets the endpoint
+            with contextlib.suppress(OSError):  # a dead student is replaced, with the new endpoint
                 student.link.send(endpoint)
 
 

@@ -1,4 +1,4 @@
-"""Ctrl-C and SIGTERM as a request: the run stops at the next step, with a checkpoint."""
+"""Ctrl-C and SIGTERM as a request to stop the run at the next step, with a checkpoint."""
 
 from __future__ import annotations
 

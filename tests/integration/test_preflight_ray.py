@@ -95,9 +95,9 @@ def test_an_autoscaler_is_waited_for(
 
     assert not preflight.may_grow()
     monkeypatch.setattr(preflight, "may_grow", lambda: True)
-    told: list[str] = []
+    notes: list[str] = []
     began = time.monotonic()
-    nodes = preflight.await_capacity(make_recipe("students.a.accelerator=H100"), began + 2, told.append)
+    nodes = preflight.await_capacity(make_recipe("students.a.accelerator=H100"), began + 2, notes.append)
     assert 2 < time.monotonic() - began < 60
-    assert "waiting for the autoscaler" in told[0]
+    assert "waiting for the autoscaler" in notes[0]
     assert len(nodes) == 2

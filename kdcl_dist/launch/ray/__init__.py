@@ -1,1 +1,1 @@
-"""Training on a Ray cluster, by Ray Train."""
+"""Training on a Ray cluster with Ray Train."""

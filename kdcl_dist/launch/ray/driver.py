@@ -35,12 +35,12 @@ from kdcl_dist.run.record import read_record, recorded_failure
 from kdcl_dist.run.run import Run
 from kdcl_dist.run.storage import Folder
 
-__all__ = ["check", "cluster", "launch", "max_concurrent_runs", "trainer"]
+__all__ = ["check", "cluster", "launch", "max_concurrent_runs"]
 
 #: Ray sets this variable for the command of a job.
 JOB_VARIABLE = "RAY_JOB_CONFIG_JSON_ENV_VAR"
 #: Failures of workers that Ray Train allows for each failure that the recipe allows.
-FAILURES_PER_FAILURE = 4
+WORKER_FAILURES = 4
 
 
 def launch(run: Run, on_event: Callable[[Event], None], stop_requested: threading.Event) -> bool:
@@ -178,7 +178,7 @@ class _TrainerThread:
 
     def _fit(self) -> None:
         try:
-            trainer(self.run).fit()
+            _trainer(self.run).fit()
         except BaseException as error:  # handed to the main thread, which raises it
             self.error = error
 
@@ -209,7 +209,7 @@ class _TrainerThread:
         return bool(state if found is None else found)
 
 
-def trainer(run: Run) -> TorchTrainer:
+def _trainer(run: Run) -> TorchTrainer:
     """Ray Train's trainer for a run."""
     needs = needs_of(run.recipe)
     selectors = [need.label_selector for need in needs]
@@ -228,7 +228,7 @@ def trainer(run: Run) -> TorchTrainer:
             storage_path=run.folder.uri,
             # The coordinator decides when a run ends. Ray counts every worker of a failure, and each failed
             # start of a new worker. Ray's limit is for failures that the coordinator cannot see.
-            failure_config=FailureConfig(max_failures=FAILURES_PER_FAILURE * run.recipe.failure.max_failures),
+            failure_config=FailureConfig(max_failures=WORKER_FAILURES * run.recipe.failure.max_failures),
             logging_config=LoggingConfig(log_level="ERROR"),
         ),
     )

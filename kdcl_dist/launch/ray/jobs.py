@@ -20,7 +20,7 @@ from kdcl_dist.errors import KdclError, UserError, one_line
 
 __all__ = ["RUNTIME_ENV", "Jobs"]
 
-#: What cluster/runtime_env.yaml says too, with the reasons.
+#: The same as cluster/runtime_env.yaml, which gives the reasons.
 RUNTIME_ENV: Mapping[str, Any] = {
     "excludes": [
         ".git/",
@@ -39,9 +39,9 @@ RUNTIME_ENV: Mapping[str, Any] = {
     "env_vars": {"RAY_JOB_STOP_WAIT_TIME_S": "25"},
 }
 
-#: These go before an address that is given.
+#: Ray prefers these variables to an address that is passed.
 ADDRESS_VARIABLES = ("RAY_API_SERVER_ADDRESS", "RAY_ADDRESS")
-#: Exit codes of `kdcl train`, as far as they say more than that the job failed.
+#: Exit codes of `kdcl train` that tell more than a failure of the run: a mistake of the user, an interrupt.
 EXIT_CODES = (2, 130)
 POLL_S = 0.5
 #: Seconds for a first connection.
@@ -57,19 +57,28 @@ class Jobs:
         address: of the head's dashboard, such as http://10.0.0.10:8265.
 
     Raises:
-        UserError: it does not answer, is no Ray cluster, or refuses the token.
+        UserError: the address does not answer, is no Ray cluster, or refuses the token.
     """
 
     def __init__(self, address: str) -> None:
         self.address = address
         logging.getLogger("ray").setLevel(logging.ERROR)
-        with _without(ADDRESS_VARIABLES), self._says_what_fails():
+        with _without(ADDRESS_VARIABLES), self._explained_errors():
             _reach(address)
             self._client = JobSubmissionClient(address)
 
     def submit(self, command: str, working_dir: str, runtime_env: Mapping[str, Any]) -> str:
-        """Upload a folder and start a command in it; returns the job's id."""
-        with self._says_what_fails():
+        """Upload a folder, and start a command in it.
+
+        Args:
+            command: a command line for a shell.
+            working_dir: the folder.
+            runtime_env: Ray's runtime environment of the job.
+
+        Returns:
+            The job's id.
+        """
+        with self._explained_errors():
             return str(
                 self._client.submit_job(
                     entrypoint=command, runtime_env={**runtime_env, "working_dir": working_dir}
@@ -77,7 +86,10 @@ class Jobs:
             )
 
     def follow(self, job: str, write: Callable[[str], None]) -> int:
-        """Pass on what a job writes until it ends; the exit code of what became of it.
+        """Pass a job's output to `write` until the job ends.
+
+        Returns:
+            The exit code of `kdcl submit`: as that of `kdcl train`.
 
         Raises:
             KdclError: the connection was lost; the job goes on.
@@ -92,7 +104,7 @@ class Jobs:
             ) from error
 
     def advice(self, job: str) -> str:
-        """How to see and stop a job from here."""
+        """The commands that follow and stop a job from here."""
         there = f"{job} --address {self.address}"
         return f"`ray job logs --follow {there}` follows it, `ray job stop {there}` ends it with a checkpoint"
 
@@ -113,7 +125,7 @@ class Jobs:
         return info.driver_exit_code if info.driver_exit_code in EXIT_CODES else 1
 
     @contextmanager
-    def _says_what_fails(self) -> Iterator[None]:
+    def _explained_errors(self) -> Iterator[None]:
         try:
             yield
         except AuthenticationError:
@@ -126,7 +138,7 @@ class Jobs:
 
 
 def _reach(address: str) -> None:
-    """Connect once; Ray's client would wait for minutes where a firewall drops what comes."""
+    """Connect once, since Ray's client waits for minutes where a firewall drops its packets."""
     parts = urlsplit(address)
     if parts.scheme not in ("http", "https") or not parts.hostname:
         raise ValueError("an URL such as http://10.0.0.10:8265 is needed")

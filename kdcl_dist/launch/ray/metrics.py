@@ -1,7 +1,7 @@
-"""What a run tells, as Ray's metrics: every node of a cluster offers them to Prometheus.
+"""The values of a run's events as Ray's metrics, which every node of a cluster offers to Prometheus.
 
-A value is the mean of the current epoch's training steps so far, or the last test result; its tags are the
-run (the name of its folder) and the student, "ensemble" among them. Ray puts `ray_` before the names.
+A value is the mean over the current epoch's training steps so far, or the last test result. Its tags are the
+run (the name of its folder) and the student, or "ensemble". Ray puts `ray_` before the names.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from kdcl_dist.run.metrics import ENSEMBLE
 
 __all__ = ["RayMetrics"]
 
-#: Metrics of the training steps: the recorded value, and what it is.
+#: Metrics of the training steps: the name of the recorded value, and a description.
 TRAIN = {
     "kdcl_step_seconds": ("step_s", "Seconds of a training step"),
     "kdcl_wait_seconds": ("wait_s", "Seconds of a step that the student waited for a slower one"),
@@ -41,7 +41,7 @@ PROGRESS = {
 
 
 class RayMetrics:
-    """Hears what happens in a run, and sets gauges; what goes wrong here is logged once and never raised."""
+    """Sets gauges from a run's events. An error here is logged once and never raised."""
 
     def __init__(self, run: str) -> None:
         self.run = run
@@ -51,34 +51,34 @@ class RayMetrics:
         self.broken = False
 
     def handle(self, event: Event) -> None:
-        """Take an event's values."""
+        """Set the gauges of an event's values."""
         if self.broken:
             return
         try:
-            self._take(event)
+            self._set_all(event)
         except Exception:
             self.broken = True
             logging.getLogger(__name__).warning("the run goes on without its metrics", exc_info=True)
 
-    def _take(self, event: Event) -> None:
+    def _set_all(self, event: Event) -> None:
         if isinstance(event, Started):
             self.names, self.steps_per_epoch = [*event.students, ENSEMBLE], event.steps_per_epoch
-            self._progress(event.step // event.steps_per_epoch, event.step)
+            self._set_progress(event.step // event.steps_per_epoch, event.step)
         elif isinstance(event, Stepped):
-            self._values(TRAIN, event.values)
-            self._progress((event.step - 1) // self.steps_per_epoch, event.step)
+            self._set_values(TRAIN, event.values)
+            self._set_progress((event.step - 1) // self.steps_per_epoch, event.step)
         elif isinstance(event, EpochEnded):
-            self._values(TRAIN, event.train)
-            self._values(TEST, event.test)
-            self._progress(event.epoch + 1, (event.epoch + 1) * self.steps_per_epoch)
+            self._set_values(TRAIN, event.train)
+            self._set_values(TEST, event.test)
+            self._set_progress(event.epoch + 1, (event.epoch + 1) * self.steps_per_epoch)
 
-    def _values(self, metrics: dict[str, tuple[str, str]], values: Values) -> None:
+    def _set_values(self, metrics: dict[str, tuple[str, str]], values: Values) -> None:
         for metric, (name, description) in metrics.items():
             for student, found in values.items():
                 if name in found:
                     self._set(metric, description, student, found[name])
 
-    def _progress(self, epoch: int, step: int) -> None:
+    def _set_progress(self, epoch: int, step: int) -> None:
         for student in self.names:
             for (metric, description), value in zip(PROGRESS.items(), (epoch, step), strict=True):
                 self._set(metric, description, student, value)

@@ -50,7 +50,7 @@ def train(config: dict[str, Any]) -> None:
     Raises:
         KdclError: the student's failure, where the coordinator did not end the run with it.
     """
-    # The process that is started from here must not import what Ray runs as its workers' main module.
+    # The process that trains must not import the file that Ray runs as the main module of its workers.
     vars(sys.modules["__main__"]).pop("__file__", None)
     _Supervisor(at_this_host(config["run"])).train()
 
@@ -60,12 +60,12 @@ class _Supervisor:
 
     Attributes:
         index: of the worker in the cohort.
-        worker: whom it trains.
+        worker: the student, or replica, that is trained here.
     """
 
     def __init__(self, run: Run) -> None:
         self.run, self.limit_s = run, run.recipe.limits.startup_s
-        self.context = start_server()  # imports while the coordinator is asked
+        self.context = start_server()  # imports while this process waits for the coordinator
         self.actor = ray.get_actor(actor_name(run))
         rank = ray.train.get_context().get_world_rank()
         self.index: int = ray.get(self.actor.index_of.remote(rank), timeout=self.limit_s)

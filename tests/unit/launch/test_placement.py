@@ -61,7 +61,7 @@ def test_lacks_of_an_accelerator_type_come_first() -> None:
     assert [line.split("'")[1] for line in lines] == ["typed", "any"]
 
 
-def test_equal_lines_are_told_once() -> None:
+def test_equal_lines_are_given_once() -> None:
     assert len(lacks([Need("a", 9), Need("a", 9)], [Host("x", 4)])) == 1
 
 
@@ -71,4 +71,4 @@ def test_needs_in_the_words_of_ray(make_recipe: MakeRecipe) -> None:
     assert [need.student for need in needs] == ["a", "a", "b"], "in the order of the cohort's workers"
     assert [need.resources for need in needs] == [{"CPU": 1, "GPU": 0.5}] * 3
     assert [need.label_selector for need in needs] == [{}, {}, {ACCELERATOR: "T4"}]
-    assert needs_of(make_recipe())[0].resources == {"CPU": 1}, "no GPU is asked for"
+    assert needs_of(make_recipe())[0].resources == {"CPU": 1}, "no student needs a GPU"

@@ -30,7 +30,7 @@ URL = "http://head:8265"
 
 
 class Client:
-    """Ray's client, as far as it is used, with a job that ends as it is told."""
+    """Ray's client, as far as it is used, with a job whose end a test sets."""
 
     status: JobStatus = JobStatus.SUCCEEDED
     driver_exit_code: int | None = 0
@@ -182,15 +182,15 @@ def test_an_address_that_is_given_goes_before_the_environment(
 
 def test_sigterm_stays_ours_when_ray_starts(monkeypatch: pytest.MonkeyPatch) -> None:
     """`ray job stop` sends it, and Ray's own handler ends the process without a checkpoint."""
-    asked = threading.Event()
-    old = signal.signal(signal.SIGTERM, lambda *_: asked.set())
+    stop_requested = threading.Event()
+    old = signal.signal(signal.SIGTERM, lambda *_: stop_requested.set())
     monkeypatch.setattr(ray, "init", lambda **_: signal.signal(signal.SIGTERM, signal.SIG_DFL))
     try:
         launcher._init(address="auto")
         signal.raise_signal(signal.SIGTERM)
     finally:
         signal.signal(signal.SIGTERM, old)
-    assert asked.is_set()
+    assert stop_requested.is_set()
 
 
 def test_a_job_does_not_store_its_run_in_its_working_directory(
