@@ -110,7 +110,7 @@ def min_logit(logits_SBC: Tensor, labels_B: Tensor) -> Tensor:
 
 
 def mean(logits_SBC: Tensor, labels_B: Tensor) -> Tensor:
-    """The mean of the students' logits (B, C): not in the paper, though often so called. Raises as `naive`."""
+    """The mean of the logits (B, C): often run as KDCL, but not in the paper. Raises as `naive`."""
     logits_SBC = _checked(logits_SBC, labels_B)
     return reduce(torch.add, logits_SBC.unbind()) / len(logits_SBC)
 
