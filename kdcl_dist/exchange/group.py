@@ -79,7 +79,7 @@ class Exchange:
         pinned: bool = False,
     ) -> None:
         self.monitor, self.run, self.generation, self.all_to_all = monitor, run, generation, layout.all_to_all
-        ranks = [*monitor.present, len(monitor.names) - 1]
+        ranks = [*monitor.present, monitor.coordinator_rank]
         self.size, self.rank = len(ranks), ranks.index(monitor.rank)
         self.step_s = step_s
         self.root = self.size - 1

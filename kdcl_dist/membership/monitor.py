@@ -210,10 +210,3 @@ class Monitor:
 
     def _departure_key(self, rank: int) -> str:
         return f"departed/{rank}"
-
-    # -- names that the runtimes still call ------------------------------------------------------
-    say_bye, await_byes = report_departure, await_departures
-
-    def has(self, *keys: str) -> bool:
-        """Whether all keys exist."""
-        return self.client.has(*keys)

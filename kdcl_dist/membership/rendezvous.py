@@ -219,9 +219,6 @@ class Rendezvous:
         """Announce to all students that are ready, now or later, that the run has failed."""
         self.client.write(FAILED, cause.to_dict())
 
-    # until all callers use the new names
-    waits_for, call, close, end = are_ready, announce, complete, fail
-
     def _read_requests(self) -> None:
         count = self.client.count(REQUESTS)
         self._unread |= set(range(self._counted + 1, count + 1))
