@@ -11,15 +11,19 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from click.testing import CliRunner, Result
 from torch import Tensor, nn
 
 from kdcl_dist import models
+from kdcl_dist.cli import kdcl
 from kdcl_dist.config.recipe_file import parse_recipe
 from kdcl_dist.data.dataset import Info
 from kdcl_dist.data.training_data import TrainingData
 from kdcl_dist.data.writer import write_dataset
 from kdcl_dist.export.source import Source
 from kdcl_dist.run.storage import Folder
+
+CLASSES = ("cat", "dog", "eel", "fox")
 
 #: Runs the Python of each export's model card, in its folder, on images of the shape it names.
 FRESH = """
@@ -41,6 +45,11 @@ for folder in sys.argv[2:]:
     logits[folder] = torch.as_tensor(scope["logits"]).detach()
 torch.save(logits, sys.argv[1] + ".logits")
 """
+
+
+def run(*arguments: object) -> Result:
+    """The result of the command `kdcl` with these arguments."""
+    return CliRunner().invoke(kdcl, [str(argument) for argument in arguments])
 
 
 def random_network(name: str, classes: int, channels: int, size: int) -> nn.Module:

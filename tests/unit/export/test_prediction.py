@@ -1,0 +1,183 @@
+"""`kdcl predict`: logits and classes of each format, and every mistake in one clear line."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+
+import exporting
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from commands import assert_one_line
+from exporting import CLASSES, run
+
+from kdcl_dist.cli.export import KINDS
+from kdcl_dist.evaluation import Trained
+from kdcl_dist.export import formats, writing
+from kdcl_dist.export.prediction import Export
+from kdcl_dist.export.preprocessing import digest
+from kdcl_dist.run.record import read_record
+from kdcl_dist.run.run import Run
+
+
+def test_logits_are_those_of_an_evaluation(trained: Run, exports: dict[str, Path], pictures: Path) -> None:
+    known = Trained.load(trained.folder.uri, device="cpu", warn=print)
+    expected = torch.cat(
+        [known.students[0].predict(batch.images) for batch in known.training_data.test_batches()]
+    )
+    files = sorted((pictures / "files").rglob("*.png"), key=lambda path: path.name)
+    for kind, folder in exports.items():
+        export = Export.read(folder)
+        found = export.logits(export.normalised(torch.stack(list(export.views(files)))))  # type: ignore[arg-type]
+        assert torch.allclose(found, expected, rtol=0, atol=0 if kind in KINDS[:2] else 1e-5), kind
+    losses = F.cross_entropy(expected, torch.from_numpy(np.asarray(known.training_data.test.labels)))
+    assert float(losses) == pytest.approx(read_record(trained.folder)["results"]["a"]["loss"], rel=1e-6)
+
+
+def test_predictions_of_a_folder(trained: Run, exports: dict[str, Path], pictures: Path) -> None:
+    known = Trained.load(trained.folder.uri, device="cpu", warn=print)
+    logits = torch.cat(
+        [known.students[0].predict(batch.images) for batch in known.training_data.test_batches()]
+    )
+    shares = F.softmax(logits.double(), dim=1).numpy()
+    for kind, folder in exports.items():
+        result = run("predict", folder, pictures / "files", "--top", 3, "--csv")
+        assert result.exit_code == 0, result.output
+        rows = list(csv.DictReader(io.StringIO(result.stdout)))
+        assert len(rows) == 23 * 3
+        for row in rows:
+            number = int(Path(row["image"]).stem)
+            label = CLASSES.index(row["class"])
+            assert float(row["probability"]) == pytest.approx(shares[number, label], rel=1e-4), kind
+            assert (shares[number] > shares[number, label]).sum() == int(row["rank"]) - 1
+        assert [row["image"] for row in rows[::3]] == [
+            str(path) for path in sorted((pictures / "files").rglob("*.png"))
+        ]
+    one = pictures / "files" / "03.png"
+    lines = run("predict", exports["onnx"], one).output.splitlines()
+    assert len(lines) == 4  # no more classes than there are
+    best = int(shares[3].argmax())
+    assert lines[0].split() == [str(one), CLASSES[best], f"{100 * shares[3, best]:.2f}", "%"]
+    assert lines[1].split()[0] in CLASSES
+
+
+def spoilt(export: Path, folder: Path, what: str) -> Path:
+    """A copy of an export with something wrong."""
+    shutil.copytree(export, folder)
+    path = folder / "preprocessing.json"
+    content = json.loads(path.read_text())
+    weights = folder / content["weights"]
+    changes = {
+        "newer": {"format": 2},
+        "channels": {"mean": [0.5]},
+        "zero": {"std": [0.0, 1.0, 1.0]},
+        "text": {"std": ["1", "1", "1"]},
+        "unknown": {"colour": "RGB"},
+        "outside": {"weights": "../../secret.pt"},
+        "nameless": {"test_view": [{"size": 8}]},
+        "transform": {"test_view": [{"name": "Rezise", "size": 8}]},
+        "network": {"model": "cnn_smal"},
+        "other": {"model": "mlp"},
+        "classes": {"classes": ["a", "b"]},
+    }
+    if what in changes:
+        path.write_text(json.dumps(content | changes[what]))
+    elif what == "no json":
+        path.unlink()
+    elif what == "half json":
+        path.write_text(path.read_text()[:-20])
+    elif what == "not json":
+        path.write_bytes(b"\xff\xfe\x00")
+    elif what == "no weights":
+        weights.unlink()
+    elif what == "bit":
+        data = bytearray(weights.read_bytes())
+        data[len(data) // 2] ^= 1
+        weights.write_bytes(data)
+    elif what == "rubbish":
+        weights.write_bytes(b"rubbish")
+        path.write_text(json.dumps(content | {"sha256": digest(weights)}))
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("what", "words"),
+    [
+        ("newer", ["preprocessing.json", "format"]),
+        ("channels", ["mean and std", "3"]),
+        ("zero", ["std above 0"]),
+        ("text", ["std"]),
+        ("unknown", ["colour"]),
+        ("outside", ["secret.pt", "beside"]),
+        ("nameless", ["test_view", "name"]),
+        ("transform", ["Rezise"]),
+        ("network", ["'cnn_smal'", "cnn_small"]),
+        ("other", ["model.pt", "cannot be read"]),
+        ("classes", ["model.pt", "cannot be read"]),
+        ("no json", ["not an export", "kdcl export"]),
+        ("half json", ["preprocessing.json", "export it again"]),
+        ("not json", ["preprocessing.json", "export it again"]),
+        ("no weights", ["model.pt", "cannot be read"]),
+        ("bit", ["model.pt", "damaged"]),
+        ("rubbish", ["model.pt"]),
+    ],
+)
+def test_mistakes_in_what_was_exported(
+    exports: dict[str, Path], pictures: Path, tmp_path: Path, what: str, words: Sequence[str]
+) -> None:
+    folder = spoilt(exports["state_dict"], tmp_path / "x", what)
+    assert_one_line(run("predict", folder, pictures / "files"), *words)
+
+
+@pytest.mark.parametrize("kind", KINDS[1:])
+def test_damaged_weights_of_each_format(
+    exports: dict[str, Path], pictures: Path, tmp_path: Path, kind: str
+) -> None:
+    for what in ("bit", "rubbish"):
+        folder = spoilt(exports[kind], tmp_path / what, what)
+        assert_one_line(run("predict", folder, pictures / "files"), formats.FORMATS[kind].file)  # type: ignore[index]
+
+
+def test_images_that_cannot_be_used(exports: dict[str, Path], pictures: Path, tmp_path: Path) -> None:
+    good = pictures / "files" / "03.png"
+    (tmp_path / "text.png").write_text("not an image")
+    (tmp_path / "half.png").write_bytes(good.read_bytes()[:-40])
+    result = run("predict", exports["onnx"], tmp_path, good, "--csv")
+    assert result.exit_code == 2
+    errors = [line for line in result.stderr.splitlines() if line]
+    assert [line.split(": ")[2] for line in errors] == [
+        str(tmp_path / "half.png"),
+        str(tmp_path / "text.png"),
+    ]
+    assert "not a JPEG or PNG image" in errors[1]
+    assert [row.split(",")[0] for row in result.stdout.splitlines()] == ["image", *[str(good)] * 4]
+    (tmp_path / "empty").mkdir()
+    for path, words in (
+        (tmp_path / "none.png", "none.png"),
+        (tmp_path / "empty", "holds no image"),
+        (tmp_path / "text.png", "not a JPEG or PNG"),
+    ):
+        assert_one_line(run("predict", exports["onnx"], path), words)
+
+
+def test_an_image_of_another_size(
+    trained: Run, exports: dict[str, Path], pictures: Path, tmp_path: Path
+) -> None:
+    folder = tmp_path / "x"
+    shutil.copytree(exports["state_dict"], folder)
+    content = json.loads((folder / "preprocessing.json").read_text())
+    (folder / "preprocessing.json").write_text(json.dumps(content | {"test_view": []}))
+    result = run("predict", folder, pictures / "files" / "03.png")
+    assert_one_line(result, "03.png", "the network takes 3x8x8", "data.test_view")
+
+
+def test_a_network_of_two_channels(pictures: Path, tmp_path: Path) -> None:
+    network = exporting.random_network("mlp", 4, 2, 8)
+    writing.write(exporting.source_of("mlp", network, tmp_path, channels=2, size=8), "state_dict", tmp_path)
+    assert_one_line(run("predict", tmp_path, pictures / "files"), "2 channels", "no image file")
