@@ -69,22 +69,29 @@ class Roster:
         """All students return to a checkpoint."""
         self.away, self.failed = set(), set()
 
-    def restored(self, present: Sequence[int], positions: Mapping[int, Round | None]) -> list[int]:
-        """The students, of those present, that have no state to continue with.
+    def resume(
+        self, present: Sequence[int], positions: Mapping[int, Round | None], position: Round
+    ) -> tuple[Round, list[int]]:
+        """The first round of a generation, and the students that have no state to continue with.
 
-        A student has none before its first generation, after its own failure, or where its replicas stand
-        at different rounds.
+        A student has no state before its first generation, after its own failure, or where its replicas
+        stand at different rounds. The other students may be one round apart: the coordinator's answer
+        reached some and not others. All continue at the latest round, without the step that some missed.
 
         Args:
-            present: the students of the next generation.
-            positions: by rank the round that a worker takes next; None before its first generation.
+            present: the students of the generation.
+            positions: by rank the round that a worker would take next; None before its first generation.
+            position: the round that the coordinator would take next.
         """
-        found = []
+        rounds, restored = [position], []
         for index in present:
             own = {positions[rank] for rank in self.ranks([index])}
-            if None in own or len(own) > 1 or index in self.failed:
-                found.append(index)
-        return found
+            round = own.pop()
+            if round is None or own or index in self.failed:
+                restored.append(index)
+            else:
+                rounds.append(round)
+        return max(rounds, key=lambda round: round.moment).rewound, restored
 
     def _remaining(self) -> list[int]:
         return [index for index in self.students if index not in self.away]

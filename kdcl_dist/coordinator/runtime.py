@@ -13,13 +13,7 @@ from kdcl_dist.coordinator.checkpointing import CoordinatorState
 from kdcl_dist.coordinator.loop import CoordinatorLoop
 from kdcl_dist.coordinator.recovery_policy import Decision, decide, survivors_can_continue
 from kdcl_dist.coordinator.roster import Roster
-from kdcl_dist.errors import (
-    CoordinatorCutOff,
-    CoordinatorLost,
-    KdclError,
-    StorageError,
-    wrap,
-)
+from kdcl_dist.errors import CoordinatorCutOff, CoordinatorLost, KdclError, StorageError, wrap
 from kdcl_dist.exchange.generation import open_exchange
 from kdcl_dist.exchange.message import Flag
 from kdcl_dist.membership.monitor import Monitor
@@ -46,7 +40,7 @@ LINGER_S = 10.0
 
 
 class Processes(Protocol):
-    """What the coordinator asks of whoever started the cohort's processes."""
+    """The launcher's view of the cohort's processes."""
 
     def is_gone(self, name: str, pid: int) -> bool:
         """Whether a worker's process is known to be dead."""
@@ -55,7 +49,7 @@ class Processes(Protocol):
         """End a worker's process that does not answer, so that it is replaced."""
 
     def notice(self) -> str | None:
-        """Once for each: that a worker's host will soon be taken away."""
+        """A notice that a worker's host will soon be taken away, once for each notice; else None."""
 
 
 def run_coordinator(
@@ -74,14 +68,14 @@ def run_coordinator(
         store: the store that this process hosts.
         host: this process's address.
         stop: asked at each step whether the run shall stop, with a checkpoint.
-        emit: hears what happens.
-        processes: knows the cohort's processes; None: nobody replaces one.
+        emit: called with each event.
+        processes: of the cohort; None: no process is replaced.
 
     Returns:
         True at the end of the run, False when it was stopped before, after a checkpoint.
 
     Raises:
-        CoordinatorCutOff: this process cannot reach the store; another coordinator can go on.
+        CoordinatorCutOff: this process cannot reach the store; another coordinator can continue.
         KdclError: the failure that ended the run.
     """
     names = [worker.name for worker in run.recipe.workers]
@@ -162,7 +156,7 @@ class _CoordinatorRuntime:
         check_agreement(infos)
         check_same_data(run, infos[0])
         schedule = RunSchedule(**infos[0].schedule)
-        restored = self._bring_up_state(run, schedule, joins, present)
+        restored = self._resume_state(run, schedule, joins, present)
         assert self.state is not None
         state = self.state
         self.rendezvous.announce(
@@ -213,24 +207,17 @@ class _CoordinatorRuntime:
             return self.run.start
         return latest(self.run.folder, lambda text: self.emit(Warned(f"{text}")))
 
-    def _bring_up_state(
+    def _resume_state(
         self, run: Run, schedule: RunSchedule, joins: dict[int, PendingJoin], present: Sequence[int]
     ) -> tuple[int, ...]:
-        """Set `state` to that of the generation's first round; returns the students to restore.
-
-        Students that continue may be one round apart: the coordinator's answer reached some and not others.
-        All continue at the latest of their rounds, without the step that others did not take.
-        """
+        """Set `state` to that of the generation's first round; returns the students to restore."""
         if self.state is None:
             self.roster.enter(present)
             self.state = CoordinatorState.of(run, schedule, next(iter(joins.values())).info.classes)
             self.roster.absences.rewind(run.start)
             return tuple(present)
         state, positions = self.state, {rank: join.position for rank, join in joins.items()}
-        restored = self.roster.restored(present, positions)
-        continuing = self.roster.ranks(set(present) - set(restored))
-        rounds = [state.position, *(round for rank in continuing if (round := positions[rank]) is not None)]
-        state.position = max(rounds, key=lambda round: round.moment).rewound
+        state.position, restored = self.roster.resume(present, positions, state.position)
         for index in restored:
             state.aggregator.bad_steps.pop(index, None)
         if state.aggregator.window_check is not None:

@@ -14,7 +14,6 @@ import pytest
 import torch
 from cohorts import Cohort, Inject, MakeRecipe, assert_same, train, weights
 
-from kdcl_dist.coordinator.roster import Absences
 from kdcl_dist.data.training_data import TrainingData
 from kdcl_dist.errors import CoordinatorLost, NonFiniteLogits, StudentLost
 from kdcl_dist.launch import local
@@ -350,35 +349,3 @@ def test_a_loss_that_explodes_is_warned_of(make_recipe: MakeRecipe, make_run: Ma
     (note,) = [text for text in notes if "explodes" in text]
     assert note.startswith("b:")
     assert "step 24" in note
-
-
-# -- the book of absences ------------------------------------------------------------------------
-
-
-def test_absences_are_noted_once() -> None:
-    book = Absences(["a", "b"])
-    old = Manifest(9, {"a": Part("", 0), "b": Part("", 0, step=6)})
-    assert book.note([0, 1], [], 0, None) == []
-    assert book.note([0], [], 10, old) == ["b is away from step 10 on"]
-    assert book.note([0], [], 12, old) == []
-    assert book.note([0, 1], [1], 15, old) == ["b is back at step 15, with its state of step 6"]
-    assert book.note([0, 1], [0], 16, old) == ["a is back at step 16, with its state of step 9"]
-    assert book.note([1], [], 20, None) == ["a is away from step 20 on"]
-    assert book.note([0, 1], [0], 21, None) == ["a is back at step 21, with its state of step 0"]
-    assert [(a["student"], a["since"], a["until"], a["state_of"]) for a in book.found] == [
-        ("b", 10, 15, 6),
-        ("a", 16, 16, 9),
-        ("a", 20, 21, 0),
-    ]
-
-
-def test_absences_before_a_checkpoint_stay_when_all_go_back_to_it() -> None:
-    def absence(student: str, since: int, until: int | None, state_of: int | None) -> dict[str, Any]:
-        return {"student": student, "since": since, "until": until, "state_of": state_of}
-
-    past, open_, later = absence("a", 3, 5, 0), absence("b", 7, None, None), absence("a", 9, 11, 6)
-    book = Absences(["a", "b"], [past, open_, later])
-    book.rewind(Manifest(9, {"a": Part("", 0), "b": Part("", 0, step=6)}))
-    assert book.found == [past, absence("b", 7, 9, 6)]
-    book.rewind(None)
-    assert book.found == []

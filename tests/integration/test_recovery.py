@@ -12,14 +12,8 @@ from typing import Any
 import pytest
 from cohorts import Inject, MakeRecipe, assert_same, recipe_text, train, weights
 
-from kdcl_dist.config.recipe import Recipe
 from kdcl_dist.config.recipe_file import parse_recipe
-from kdcl_dist.config.sections import Failure
-from kdcl_dist.coordinator.recovery_policy import is_fatal
 from kdcl_dist.errors import (
-    CoordinatorLost,
-    ExchangeBroke,
-    KdclError,
     ShapeMismatch,
     StudentFailed,
     StudentLost,
@@ -287,45 +281,3 @@ def test_a_student_that_always_dies_uses_up_the_failures(make_recipe: MakeRecipe
     assert caught.value.student == "b"
     assert len(read_record(run.folder)["failures"]["causes"]) == 2
     assert make_run(recipe, "r", resume=True).step == 3
-
-
-# -- the decision --------------------------------------------------------------------------------
-
-
-def failed(step: int, student: str = "b") -> KdclError:
-    return StudentFailed("x", student=student, step=step, phase="forward")
-
-
-@pytest.mark.parametrize(
-    ("policy", "past", "cause", "ends"),
-    [
-        ({}, [], failed(3), False),
-        ({}, [failed(3)], failed(3), True),
-        ({}, [failed(3)], failed(4), False),
-        ({}, [failed(3, "a")], failed(3), False),
-        ({}, [StudentLost("x", student="b", step=3)] * 7, StudentLost("x", student="b", step=3), False),
-        ({}, [StudentLost("x", student="b", step=3)] * 8, StudentLost("x", student="b", step=3), True),
-        ({"max_failures": 0}, [], CoordinatorLost("x"), True),
-        ({}, [ExchangeBroke("x", step=3, phase="gather")], ExchangeBroke("x", step=3, phase="gather"), False),
-        (
-            {},
-            [CoordinatorLost("x", step=3, phase="gather")],
-            CoordinatorLost("x", step=3, phase="gather"),
-            False,
-        ),
-        ({"policy": "stop"}, [], StudentLost("x"), True),
-    ],
-)
-def test_when_a_run_gives_up(
-    policy: dict[str, Any], past: list[KdclError], cause: KdclError, ends: bool
-) -> None:
-    assert is_fatal(Failure(**policy), past, cause) is ends
-
-
-def test_the_policy_may_change_on_resume(make_recipe: MakeRecipe) -> None:
-    from kdcl_dist.config.differences import differences
-
-    def recipe(*more: str) -> Recipe:
-        return make_recipe(*more)
-
-    assert not differences(recipe(), recipe("failure.policy=stop", "failure.max_failures=1"))
