@@ -1,8 +1,8 @@
-"""Arms of the digits recipe against each other: test accuracy over seeds, with paired intervals.
+"""Arms of the digits recipe: test accuracy over seeds, with paired intervals.
 
-A seed changes the initial weights, the orders and the views. Runs that are in the CSV already are not
-repeated. Writes a CSV of all runs and a Markdown table: mean top-1 % of each student and of the
-ensemble, and the difference from the base arm with the 95% interval of the paired differences (Student's t).
+A seed changes the initial weights, the orders and the views. Runs of an existing CSV are not repeated. The
+results are a CSV of all runs and a Markdown table: mean top-1 % of each student and of the ensemble, and the
+difference from the base arm with the 95% interval of the paired differences (Student's t).
 """
 
 from __future__ import annotations
@@ -15,29 +15,28 @@ from dataclasses import dataclass
 from multiprocessing import get_context
 from pathlib import Path
 
-import numpy as np
 import torch
 
-from benchmarks.digits_methods import interval
 from benchmarks.in_turn import InTurn
+from benchmarks.intervals import difference
 from kdcl_dist.config.recipe_file import load_recipe
 
 __all__ = ["Study"]
 
 RECIPE = "examples/digits.yaml"
-#: The two small networks, and views that are quickly made: a run takes seconds.
+#: The two small networks, and cheap views: a run takes seconds.
 OVERRIDES = ("students.large=null", "data.augment=[{name: RandomCrop, size: 8, padding: 1}]")
 Row = tuple[str, int, str, float, float]
 
 
 @dataclass(frozen=True)
 class Study:
-    """What is compared.
+    """A comparison of several arms.
 
     Attributes:
-        title: of the column of arms.
-        arms: overrides of the recipe, by name.
-        base: the arm that the others are compared with.
+        title: title of the column of arms.
+        arms: overrides of the recipe, by name of the arm.
+        base: the arm with which the others are compared.
     """
 
     title: str
@@ -54,19 +53,15 @@ class Study:
         for arm in self.arms:
             cells = []
             for student in students:
-                seeds = sorted(found[arm, student])
-                own, base = (np.array([found[a, student][seed] for seed in seeds]) for a in (arm, self.base))
-                mean, half = interval(own)
-                gain, gain_half = interval(own - base)
-                versus = "" if arm == self.base else f" ({gain:+.2f} ± {gain_half:.2f})"
-                cells.append(f"{mean:.2f} ± {half:.2f}{versus}")
+                base = None if arm == self.base else found[self.base, student]
+                cells.append(difference(found[arm, student], base))
             lines.append(f"| {arm} | " + " | ".join(cells) + " |")
         return "\n".join(lines) + "\n"
 
     def main(self, out: str) -> None:
-        """Run all arms and write the results; `out` is where by default."""
+        """Train all arms and write the results, by default to `out`."""
         parser = argparse.ArgumentParser()
-        parser.add_argument("--first", type=int, default=0, help="the first seed")
+        parser.add_argument("--first", type=int, default=0, help="first seed")
         parser.add_argument("--seeds", type=int, default=10)
         parser.add_argument("--processes", type=int, default=1)
         parser.add_argument("--out", type=Path, default=Path(out))
@@ -96,7 +91,7 @@ def run(job: tuple[str, int], overrides: Sequence[str]) -> list[Row]:
 
 
 def read(path: Path) -> list[Row]:
-    """The runs that were written before."""
+    """The runs of an existing CSV."""
     if not path.exists():
         return []
     with path.open(newline="") as file:
@@ -105,7 +100,7 @@ def read(path: Path) -> list[Row]:
 
 
 def write(path: Path, title: str, rows: list[Row]) -> None:
-    """All runs so far."""
+    """Write all runs so far."""
     with path.open("w", newline="") as file:
         writer = csv.writer(file)
         writer.writerow((title, "seed", "student", "top1_percent", "loss"))

@@ -1,9 +1,9 @@
-"""What the analysis costs a step: measured steps against the others of the same run.
+"""Cost of the analysis: analysed steps against the other steps of the same run.
 
     python -m benchmarks.analysis_cost --out docs/results/analysis-cost.md
 
-Every tenth step is measured, so that there are enough of both kinds; the cost at another interval is the
-extra time of a measured step spread over it.
+Every tenth step is analysed, which gives enough steps of both kinds. The cost at another interval is the
+extra time of an analysed step, divided by that interval.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from statistics import median
 import torch
 
 from benchmarks.figures import Figure
-from benchmarks.step_efficiency import CASTS, recipe_of, seconds_by_step
+from benchmarks.step_efficiency import COHORTS, recipe_of, seconds_by_step
 from kdcl_dist.config.recipe import Recipe
 from kdcl_dist.config.sections import Analysis
 from kdcl_dist.training import train
@@ -27,28 +27,28 @@ WARMUP_STEPS = 5
 
 
 def measure(recipe: Recipe) -> tuple[float, float]:
-    """Median seconds of a step of the cohort: of those that are measured, and of the others."""
+    """Median seconds of an analysed step of the cohort, and of another step."""
     recipe = recipe.model_copy(update={"analysis": Analysis(every_steps=EVERY)})
     with tempfile.TemporaryDirectory() as storage:
         by_step = seconds_by_step(train(recipe, launcher="local", storage=storage).path)
     kinds: dict[bool, list[float]] = {True: [], False: []}
     for step, seconds in by_step.items():
-        # The coordinator measures while the students learn, so the step after may feel it too.
+        # The coordinator analyses while the students learn, which can delay the next step.
         if step >= WARMUP_STEPS:
             kinds[step % EVERY in (0, 1)].append(seconds)
     return median(kinds[True]), median(kinds[False])
 
 
-def cost_of(measured: float, others: float) -> float:
-    """The extra time of a measured step and the one after it, as a share of the default interval's time."""
-    return 2 * (measured - others) / (Analysis().every_steps * others)
+def cost_of(analysed: float, others: float) -> float:
+    """The extra time of an analysed step and the next one, as a share of the default interval's time."""
+    return 2 * (analysed - others) / (Analysis().every_steps * others)
 
 
 def figures(quick: bool = False) -> list[Figure]:
-    """The step with analysis over the step without, at the default interval."""
+    """A step with analysis divided by a step without, at the default interval."""
     cohort = "20 ms" if quick else "100 ms"
     cost = cost_of(*measure(recipe_of(cohort, 6 if quick else 12)))
-    return [Figure("analysis", f"cohort of {cohort}, a step with it over one without", 1 + cost, 1.03)]
+    return [Figure("analysis", f"cohort of {cohort}, a step with analysis over one without", 1 + cost, 1.03)]
 
 
 def main() -> None:
@@ -59,22 +59,22 @@ def main() -> None:
     arguments = parser.parse_args()
     every = Analysis().every_steps
     lines = [
-        "# What the analysis costs",
+        "# Cost of the analysis",
         "",
-        f"Median ms of a step, in one run a row, every {EVERY}th step measured; a measured step",
-        f"and the one after it count as measured. The cost is their extra time in every {every} steps.",
+        f"Median ms of a step. Each row is one run in which every {EVERY}th step is analysed; an analysed",
+        f"step and the next one count as analysed. The cost is their extra time in every {every} steps.",
         f"{os.cpu_count()} cores, PyTorch {torch.__version__}, digits, no augmentation, local launcher.",
         "Made by `python -m benchmarks.analysis_cost`.",
         "",
-        "| students | batch | measured ms | others ms | cost |",
+        "| students | batch | analysed ms | others ms | cost |",
         "| --- | ---: | ---: | ---: | ---: |",
     ]
-    for cohort in CASTS:
+    for cohort in COHORTS:
         recipe = recipe_of(cohort, arguments.epochs)
-        measured, others = measure(recipe)
+        analysed, others = measure(recipe)
         names = " + ".join(student.model for student in recipe.students)
-        cost = cost_of(measured, others)
-        times = f"{1000 * measured:.1f} | {1000 * others:.1f}"
+        cost = cost_of(analysed, others)
+        times = f"{1000 * analysed:.1f} | {1000 * others:.1f}"
         lines.append(f"| {names} | {recipe.batch_size} | {times} | {cost:.1%} |")
         print(lines[-1], flush=True)
     if arguments.out:

@@ -1,4 +1,4 @@
-"""A minimal script for torch's own launcher of processes: the baseline of `startup` without Ray."""
+"""A minimal script for torch's process launcher: the baseline of `startup` without Ray."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A minimal script for Ray Train, run from the repository's root: the baseline of `startup` on Ray."""
+"""A minimal script for Ray Train: the baseline of `startup` on Ray. It runs in the repository's root."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a user without this package writes to train one network a rank: the baselines' loop of `startup`."""
+"""A training loop without this package, one network for each rank: the baseline of `startup`."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ BATCH = 64
 
 
 def train(rank: int, steps: int = 20) -> None:
-    """Train this rank's network on the digits; the ranks tell each other their logits at each step."""
+    """Train this rank's network on the digits; the ranks exchange their logits at each step."""
     torch.set_num_threads(1)
     data = open_dataset(DATA)
     images_NCHW = torch.stack([data.image(number) for number in range(len(data))]).float() / 255

@@ -1,4 +1,4 @@
-"""Files in exactly the format of CIFAR's python archives: pickles as Python 2 and NumPy 1 wrote them."""
+"""Files in the exact format of CIFAR's python archives: pickles of Python 2 and NumPy 1."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ CIFAR10 = b"airplane automobile bird cat deer dog frog horse ship truck".split()
 
 
 def python2_pickle(value: Any) -> bytes:
-    """A pickle of protocol 2 with Python 2's opcodes for byte strings; of dict, list, bytes, int, array."""
+    """A pickle of a dict, list, bytes, int or array: protocol 2, with Python 2's opcodes for byte strings."""
     return pickle.PROTO + b"\x02" + b"".join(_pieces(value)) + pickle.STOP
 
 
@@ -27,9 +27,9 @@ def write_cifar10(folder: Path, rows: int, seed: int = 0) -> Path:
     inner.mkdir(parents=True)
     rng = np.random.default_rng(seed)
     names = {f"data_batch_{i}": b"training batch %d of 5" % i for i in range(1, 6)}
-    for name, said in (names | {"test_batch": b"testing batch 1 of 1"}).items():
+    for name, label in (names | {"test_batch": b"testing batch 1 of 1"}).items():
         labels = rng.integers(0, 10, rows).tolist()
-        content = {b"batch_label": said, b"labels": labels} | _images(rng, rows)
+        content = {b"batch_label": label, b"labels": labels} | _images(rng, rows)
         (inner / name).write_bytes(python2_pickle(content))
     meta = {b"num_cases_per_batch": rows, b"label_names": CIFAR10, b"num_vis": 3072}
     (inner / "batches.meta").write_bytes(python2_pickle(meta))
@@ -82,7 +82,7 @@ def _pieces(value: Any) -> Iterable[bytes]:
 
 
 def _array(array: npt.NDArray[np.uint8]) -> Iterable[bytes]:
-    """What NumPy 1's `ndarray.__reduce__` gave to Python 2's pickle."""
+    """The opcodes of NumPy 1's `ndarray.__reduce__` in a pickle of Python 2."""
     yield b"cnumpy.core.multiarray\n_reconstruct\ncnumpy\nndarray\n"
     yield pickle.BININT1 + b"\0" + pickle.TUPLE1 + pickle.SHORT_BINSTRING + b"\x01b"
     yield pickle.TUPLE3 + pickle.REDUCE

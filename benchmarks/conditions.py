@@ -1,4 +1,4 @@
-"""Under what conditions a page of results was measured."""
+"""The conditions under which a page of results was measured."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ __all__ = ["conditions"]
 
 
 def conditions(module: str, how: str) -> list[str]:
-    """Lines of Markdown: the machine, the versions, how often, and the command.
+    """Lines of Markdown: the machine, the versions, the method, and the command.
 
     Args:
-        module: below `benchmarks`.
-        how: rounds, sizes, and what else makes the figures.
+        module: name of the module in `benchmarks`.
+        how: rounds, sizes and other settings of the measurement.
     """
     machine = f"{os.cpu_count()} cores ({platform.machine()}), no GPU"
     load = f"load average at the end {os.getloadavg()[0]:.1f}"

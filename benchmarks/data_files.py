@@ -1,4 +1,4 @@
-"""Image files to load: JPEGs of ImageNet's size, and a data set in CIFAR's format."""
+"""Made-up image files: JPEGs of ImageNet's size, and a data set in CIFAR's format."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ from kdcl_dist.data.importers.images import import_images
 
 __all__ = ["TorchvisionCIFAR10", "cifar", "jpegs"]
 
-#: Height and width of most of ImageNet's images; a JPEG quality that gives files of some 100 kB, as there.
+#: Height and width of most of ImageNet's images; with this JPEG quality a file has about 100 kB, as there.
 SIDES = 375, 500
 QUALITY = 95
 
 
 class TorchvisionCIFAR10(CIFAR10):  # type: ignore[misc]
-    """torchvision's data set of files that are not the official ones."""
+    """torchvision's data set without the check for the official files."""
 
     def _check_integrity(self) -> bool:
         return True
@@ -35,7 +35,7 @@ class TorchvisionCIFAR10(CIFAR10):  # type: ignore[misc]
 
 
 def jpegs(folder: Path, count: int) -> tuple[Path, str]:
-    """A folder for torchvision's ImageFolder, and the same images imported by kdcl."""
+    """A folder for torchvision's ImageFolder, and the path of the same images imported by kdcl."""
     rng = np.random.default_rng(0)
     for number in range(count):
         for split in ("train", "val") if number < 2 else ("train",):
@@ -48,13 +48,13 @@ def jpegs(folder: Path, count: int) -> tuple[Path, str]:
 
 
 def cifar(folder: Path, rows: int) -> tuple[Path, str]:
-    """A root for torchvision's CIFAR10 with 5 x `rows` training images, and the same imported by kdcl."""
+    """A root for torchvision's CIFAR10 with 5 x `rows` training images, and their path imported by kdcl."""
     inner = write_cifar10(folder, rows)
     return folder, str(import_cifar("cifar10", inner, folder / "cifar", checksums=False)[0])
 
 
 def _picture(rng: np.random.Generator) -> npt.NDArray[np.uint8]:
-    """Smooth noise of all scales, the finer the weaker, as photographs have it; uint8 (H, W, 3)."""
+    """Noise of all scales whose amplitude falls with the frequency, as in photographs; uint8 (H, W, 3)."""
     picture = torch.zeros(1, 3, *SIDES)
     for octave in range(1, 8):
         coarse = torch.from_numpy(rng.normal(0, 0.75**octave, (1, 3, 2**octave, 2**octave)))

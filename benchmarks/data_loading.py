@@ -1,11 +1,11 @@
-"""Loading against torchvision's own way, memory of its own, and the first step of an epoch.
+"""Loading by torchvision and by kdcl, private memory of a student, and the first step of an epoch.
 
     python -m benchmarks.data_loading --out docs/results/data-loading.md
 
-JPEGs of ImageNet's size and raw images of CIFAR's are made in a temporary folder. torchvision reads them with
-ImageFolder (Pillow) and CIFAR10, `transforms.v2` and DataLoader; kdcl imports them and reads its own files.
-Both give the views of the same transforms, float32 and normalised. Rounds alternate; compare
-ratios, not times.
+A temporary folder holds made-up JPEGs of ImageNet's size and raw images of CIFAR's. torchvision reads them
+with ImageFolder (Pillow) and CIFAR10, `transforms.v2` and DataLoader; kdcl imports them and reads its own
+files. Both apply the same transforms, and give normalised float32. Rounds alternate; compare ratios, not
+times.
 """
 
 from __future__ import annotations
@@ -53,7 +53,15 @@ COMPUTE_S = 0.02
 
 
 class Sizes(NamedTuple):
-    """How much is measured: rounds, JPEGs, raw images of a file (of five), bytes of the memory's data set."""
+    """Sizes of the measurement.
+
+    Attributes:
+        rounds: number of rounds.
+        jpegs: number of JPEGs.
+        raw: raw images of each of five files.
+        memory_images: images of the data set whose memory is measured.
+        epochs: epochs over which the first step of an epoch is measured.
+    """
 
     rounds: int
     jpegs: int
@@ -67,14 +75,14 @@ QUICK = Sizes(rounds=1, jpegs=192, raw=500, memory_images=8_000, epochs=3)
 
 
 class Speed(NamedTuple):
-    """Seconds an image, medians: torchvision's and kdcl's."""
+    """Median seconds for an image, by torchvision and by kdcl."""
 
     torchvision_s: float
     kdcl_s: float
 
 
 def speed(theirs: Dataset[Any], ours: Views, workers: int, rounds: int) -> Speed:
-    """Both ways over all images, by rounds."""
+    """Load all images both ways, in alternation."""
     schedule = batches_of(np.arange(len(ours.dataset)), BATCH)
 
     def torchvision() -> Iterable[Any]:
@@ -88,7 +96,7 @@ def speed(theirs: Dataset[Any], ours: Views, workers: int, rounds: int) -> Speed
 
 
 def _per_image(load: Callable[[], Iterable[Any]]) -> float:
-    """Seconds an image from the first batch to the last, so without the start of the workers."""
+    """Seconds for an image from the first batch to the last, which excludes the start of the workers."""
     stream = iter(load())
     next(stream)
     started = time.perf_counter()
@@ -113,7 +121,7 @@ def raw_pair(folder: Path, rows: int) -> tuple[Dataset[Any], Views]:
 
 
 def _torchvision(items: list[dict[str, Any]], ours: ArrowDataset) -> v2.Compose:
-    """The transforms on Pillow's images, as torchvision's references have them, then float32, normalised."""
+    """The transforms on Pillow's images, as in torchvision's references, then normalised float32."""
     transforms = [
         getattr(v2, each["name"])(**{k: v for k, v in each.items() if k != "name"}) for each in items
     ]
@@ -121,12 +129,8 @@ def _torchvision(items: list[dict[str, Any]], ours: ArrowDataset) -> v2.Compose:
     return v2.Compose([*transforms, *last])
 
 
-def _split(item: dict[str, Any]) -> tuple[str, dict[str, Any]]:
-    return item["name"], {key: value for key, value in item.items() if key != "name"}
-
-
 class Start(NamedTuple):
-    """Seconds of data time, medians: an epoch's first step, any step, the first batch of a new loader."""
+    """Median data time in seconds: an epoch's first step, any other step, the first batch of a new loader."""
 
     first_s: float
     step_s: float
@@ -134,7 +138,7 @@ class Start(NamedTuple):
 
 
 def epoch_start(epochs: int) -> Start:
-    """Walk a run with one loader process; steps compute nothing, but take their time."""
+    """Load the batches of a run with one loader process; steps compute nothing, but have a duration."""
     augment = "data.augment=[{name: RandomCrop, size: 8, padding: 1}]"
     overrides = [f"epochs={epochs}", "data.loader_workers=1", augment]
     training_data = TrainingData.open(load_recipe("examples/digits.yaml", overrides))
@@ -159,7 +163,7 @@ def _timed(call: Callable[[], Any]) -> float:
 
 
 class Measured(NamedTuple):
-    """Everything on the page; speeds and memory by number of workers."""
+    """All figures of the page; speeds and memory by number of workers."""
 
     jpeg: dict[int, Speed]
     raw: dict[int, Speed]
@@ -168,7 +172,7 @@ class Measured(NamedTuple):
 
 
 def measure(sizes: Sizes, workers: tuple[int, ...] = WORKERS) -> Measured:
-    """Measure all of it in this run; the calling process uses one thread meanwhile."""
+    """Measure all figures; the calling process uses one thread meanwhile."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
@@ -191,7 +195,7 @@ def figures(quick: bool = False) -> list[Figure]:
     lines = []
     for kind, speeds in (("JPEG, ImageNet's view", found.jpeg), ("raw, CIFAR's view", found.raw)):
         for workers, (theirs_s, ours_s) in speeds.items():
-            what = f"{kind}, loader processes: {workers}; torchvision's seconds an image over kdcl's"
+            what = f"{kind}, loader processes: {workers}; torchvision's seconds for an image over kdcl's"
             lines.append(Figure("data", what, theirs_s / ours_s, 1.0, at_least=True))
     for workers, share in found.memory.items():
         what = f"private memory a student, share of the data set, loader processes: {workers}"
@@ -208,8 +212,8 @@ def report(found: Measured, sizes: Sizes) -> str:
         "# Loading data",
         "",
         f"{os.cpu_count()} cores ({platform.machine()}), load average {os.getloadavg()[0]:.1f} at the end,",
-        f"PyTorch {torch.__version__}; {sizes.rounds} rounds by rounds, medians, batch {BATCH}, one thread a",
-        "process. Made by `python -m benchmarks.data_loading`.",
+        f"PyTorch {torch.__version__}; {sizes.rounds} alternating rounds, medians, batch {BATCH}, one thread",
+        "for each process. Made by `python -m benchmarks.data_loading`.",
         "",
         f"{sizes.jpegs} JPEGs of 500x375 with crop to 224, photometric distortion and flip;",
         f"{5 * sizes.raw} raw images of 32x32 with pad, crop and flip. torchvision: ImageFolder or CIFAR10,",
@@ -225,20 +229,20 @@ def report(found: Measured, sizes: Sizes) -> str:
     grown = " and ".join(f"{100 * share:.1f}% with {w} loader processes" for w, share in found.memory.items())
     lines += [
         "",
-        "Private memory (pages written, and the data's own mapped by nobody else; loader processes",
-        "included) that reading a whole raw data",
-        f"set of {sizes.memory_images * 12288 / 1e6:.0f} MB adds to a student over reading as many images of",
-        f"one of a twentieth; two students at once; as a share of the data set: {grown}.",
+        "Private memory: pages that a process has written, and pages of the data that no other process maps,",
+        "loader processes included. Two students read at the same time. Reading a raw data set of",
+        f"{sizes.memory_images * 12288 / 1e6:.0f} MB needs more private memory than reading as many images",
+        f"of a data set of a twentieth of that size, by this share of the data set: {grown}.",
         "",
         f"Data time of a step, one loader process, steps of {1000 * COMPUTE_S:.0f} ms: {first_ms:.2f} ms in",
-        f"an epoch's first step, {step_ms:.2f} ms in the median step. The first batch of a loader that is",
-        f"started anew takes {new_ms:.0f} ms; one loader serves a whole run, so that no pass starts another.",
+        f"an epoch's first step, {step_ms:.2f} ms in the median step. The first batch of a new loader takes",
+        f"{new_ms:.0f} ms; one loader serves a whole run, so no epoch starts another.",
     ]
     return "\n".join(lines) + "\n"
 
 
 def main() -> None:
-    """Measure, print the page, and write it where asked."""
+    """Measure, print the page, and write it to --out."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("--quick", action="store_true", help="smaller data, one round")
     parser.add_argument("--out", type=Path)

@@ -1,4 +1,4 @@
-"""Time on a device: CUDA events on a GPU, the clock on a processor."""
+"""Time on a device: by CUDA events on a GPU, by the clock on a processor."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ from typing import Any
 
 import torch
 
-__all__ = ["milliseconds", "take_turns"]
+__all__ = ["alternate", "milliseconds"]
 
 
 def milliseconds(work: Callable[[], None], device: torch.device, repeats: int = 1) -> float:
-    """Mean of some repeats, from the first one's start to the last one's end on the device."""
+    """Mean milliseconds of the repeats, from the first one's start to the last one's end on the device."""
     if device.type != "cuda":
         started = time.perf_counter()
         for _ in range(repeats):
@@ -30,9 +30,9 @@ def milliseconds(work: Callable[[], None], device: torch.device, repeats: int = 
     return float(begin.elapsed_time(end)) / repeats
 
 
-def take_turns(
+def alternate(
     works: Sequence[Callable[[], None]], device: torch.device, rounds: int, repeats: int = 5
 ) -> list[float]:
-    """Median milliseconds of each over rounds, in each of which all are timed once; the first is dropped."""
+    """Median milliseconds of each work over the rounds; every round times all works, the first warms up."""
     found = [[milliseconds(work, device, repeats) for work in works] for _ in range(rounds + 1)]
     return [median(column) for column in zip(*found[1:], strict=True)]

@@ -1,10 +1,10 @@
-"""What each method is worth on the digits: test accuracy over seeds, with paired intervals.
+"""Methods on the digits: test accuracy over seeds, with paired intervals.
 
     python -m benchmarks.digits_methods --seeds 10 --out docs/results/digits-methods
 
-Every arm holds out the same samples, which only `general` uses, so that all train on equally many. A seed
-changes the initial weights, the order, the views and the held-out part. Writes a CSV of all runs and a
-Markdown table: mean top-1 % of each student, and its gain over `none` with the 95% interval of the
+Every arm holds out the same samples, though only `general` uses them: all arms train on equally many samples.
+A seed changes the initial weights, the order, the views and the held-out part. The results are a CSV of all
+runs and a Markdown table: mean top-1 % of each student, and its gain over `none` with the 95% interval of the
 paired differences (Student's t).
 """
 
@@ -17,11 +17,10 @@ from concurrent.futures import ProcessPoolExecutor
 from multiprocessing import get_context
 from pathlib import Path
 
-import numpy as np
 import torch
-from scipy import stats
 
 from benchmarks.in_turn import InTurn
+from benchmarks.intervals import difference
 from kdcl_dist.config.recipe_file import load_recipe
 
 METHODS = ("none", "naive", "linear", "min_logit", "general", "mean", "dml")
@@ -41,35 +40,24 @@ def run(job: tuple[str, int]) -> list[tuple[str, int, str, float, float]]:
     return [(method, seed, name, 100 * r["top1"], r["loss"]) for name, r in results.items()]
 
 
-def interval(values: np.ndarray) -> tuple[float, float]:
-    """Mean, and half the width of its 95% interval."""
-    half = stats.t.ppf(0.975, len(values) - 1) * values.std(ddof=1) / np.sqrt(len(values))
-    return float(values.mean()), float(half)
-
-
 def table(rows: list[tuple[str, int, str, float, float]]) -> str:
     """The results as Markdown."""
     students = list(dict.fromkeys(row[2] for row in rows))
-    found = {(method, student): {} for method in METHODS for student in students}  # type: ignore[var-annotated]
+    found: dict[tuple[str, str], dict[int, float]] = {}
     for method, seed, student, top1, _ in rows:
-        found[method, student][seed] = top1
+        found.setdefault((method, student), {})[seed] = top1
     lines = ["| method | " + " | ".join(students) + " |", "| --- |" + " ---: |" * len(students)]
     for method in METHODS:
-        cells = []
-        for student in students:
-            seeds = sorted(found[method, student])
-            own = np.array([found[method, student][seed] for seed in seeds])
-            base = np.array([found["none", student][seed] for seed in seeds])
-            mean, half = interval(own)
-            gain, gain_half = interval(own - base)
-            versus = "" if method == "none" else f" ({gain:+.2f} ± {gain_half:.2f})"
-            cells.append(f"{mean:.2f} ± {half:.2f}{versus}")
+        cells = [
+            difference(found[method, student], None if method == "none" else found["none", student])
+            for student in students
+        ]
         lines.append(f"| {method} | " + " | ".join(cells) + " |")
     return "\n".join(lines) + "\n"
 
 
 def main() -> None:
-    """Run all arms and write the results."""
+    """Train all arms and write the results."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("--seeds", type=int, default=10)
     parser.add_argument("--processes", type=int, default=os.cpu_count())

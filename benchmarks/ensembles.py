@@ -1,8 +1,9 @@
-"""What the ensembles cost the coordinator: closed forms over a softmax, `linear` over its own gradient.
+"""Cost of the ensembles: closed forms relative to a softmax, `linear` relative to its own gradient.
 
     python -m benchmarks.ensembles --out docs/results/ensembles.md
 
-One thread, logits on the CPU. What a ratio compares is measured in turns, and the medians are divided.
+One thread, logits on the CPU. Measurements of both sides of a ratio alternate; the ratio is that of their
+medians.
 """
 
 from __future__ import annotations
@@ -41,7 +42,7 @@ SIZES = (
     (8, 256, 1000),
 )
 LINEAR_SIZES = ((2, 64, 10), (3, 64, 10), (2, 128, 100), (3, 192, 100), (4, 256, 1000))
-#: Where the solver's goals are set.
+#: The size for which the solver has goals.
 GOAL_SIZE = (4, 256, 1000)
 SLSQP_SAMPLES = 8
 
@@ -52,8 +53,8 @@ def drawn(size: tuple[int, int, int]) -> tuple[Tensor, Tensor]:
     return 3 * torch.randn(*size, generator=generator), torch.randint(size[2], size[1:2], generator=generator)
 
 
-def in_turns(calls: dict[str, Callable[[], object]], rounds: int) -> dict[str, float]:
-    """Median seconds of each call, all called once a round."""
+def alternate(calls: dict[str, Callable[[], object]], rounds: int) -> dict[str, float]:
+    """Median seconds of each call; every round times all calls, the first warms up."""
     seconds: dict[str, list[float]] = {name: [] for name in calls}
     for _ in range(rounds + 1):
         for name, call in calls.items():
@@ -73,7 +74,7 @@ def closed_forms(size: tuple[int, int, int], rounds: int) -> dict[str, float]:
         calls[method] = partial(
             ensembles.log_soft_target, method, logits_SBC, labels_B, TEMPERATURE, weights_S
         )
-    return in_turns(calls, rounds)
+    return alternate(calls, rounds)
 
 
 def linear_and_gradient(size: tuple[int, int, int], rounds: int) -> dict[str, float]:
@@ -89,7 +90,7 @@ def linear_and_gradient(size: tuple[int, int, int], rounds: int) -> dict[str, fl
         slope_SB: Tensor = torch.linalg.vecdot(relative_SBC, p_BC)
         return slope_SB
 
-    return in_turns(
+    return alternate(
         {
             "gradient": gradient,
             "weights": partial(ensembles.linear_weights, logits_SBC, labels_B),
@@ -100,7 +101,7 @@ def linear_and_gradient(size: tuple[int, int, int], rounds: int) -> dict[str, fl
 
 
 def slsqp(size: tuple[int, int, int]) -> float:
-    """Median seconds a sample of SciPy's SLSQP with the analytic gradient, to an accuracy of 1e-6."""
+    """Median seconds for a sample of SciPy's SLSQP with the analytic gradient, to an accuracy of 1e-6."""
     logits_SBC, labels_B = drawn(size)
     seconds = []
     for b, label in enumerate(labels_B[:SLSQP_SAMPLES].tolist()):
@@ -151,9 +152,9 @@ def _named(size: tuple[int, int, int]) -> str:
 def _page(rounds: int) -> list[str]:
     load = f"{os.getloadavg()[0]:.1f}"
     lines = [
-        "# What the ensembles cost the coordinator",
+        "# Cost of the ensembles",
         "",
-        f"Medians of {rounds} rounds in turns, one thread of {os.cpu_count()} cores,",
+        f"Medians of {rounds} alternating rounds, one thread of {os.cpu_count()} cores,",
         f"PyTorch {torch.__version__}, load average {load} at the start, normal logits in float32,",
         "standard deviation 3, T = 2.",
         "Made by `python -m benchmarks.ensembles`.",

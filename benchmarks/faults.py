@@ -1,9 +1,9 @@
-"""Seconds from a fault to when it is found, and to when the cohort goes on; one fault after another.
+"""Seconds from a fault to its report, and to the next generation of the cohort, for one fault after another.
 
     python -m benchmarks.faults --out docs/results/faults.md
 
-The faults are those of the tests (`tests/support/inject`): one member meets one in one phase of a step. Three
-students of `examples/digits.yaml`, local launcher.
+The faults are those of the tests (`tests/support/inject`): one process has one fault in one phase of a step.
+Three students of `examples/digits.yaml`, local launcher.
 """
 
 from __future__ import annotations
@@ -51,40 +51,40 @@ HOW = {
     "cut": "connections reset",
     "cut off": "those of the store too",
 }
-#: Where a step of training is not meant, but the end of an epoch.
+#: Steps of the phases at the end of an epoch.
 STEPS = {"evaluation": 44, "checkpoint": 44}
 
 
 def measure(policy: str, who: str, phase: str, how: str) -> tuple[float, float]:
-    """Seconds to when the failure is told, and to when the next generation begins."""
+    """Seconds from the fault to the report of the failure, and to the start of the next generation."""
     with tempfile.TemporaryDirectory() as folder:
         once, faults = Path(folder) / "once", Path(os.environ["KDCL_TEST_FAULTS"])
         fault = {"who": who, "phase": phase, "step": STEPS.get(phase, STEP), "how": how, "once": str(once)}
         faults.write_text(json.dumps(fault))
         recipe = load_recipe(RECIPE, ["epochs=3", f"failure.policy={policy}", f"limits.step_s={STEP_S}"])
-        heard: list[tuple[float, Event]] = []
+        events: list[tuple[float, Event]] = []
         run = prepare(recipe, folder, "run", resume=False, warn=print)
-        assert local.launch(run, lambda event: heard.append((time.time(), event)), threading.Event())
+        assert local.launch(run, lambda event: events.append((time.time(), event)), threading.Event())
         began = once.stat().st_mtime
-    told = next(t for t, e in heard if isinstance(e, Note) and "failure.max_failures" in e.text)
-    return told - began, next(t for t, e in heard if isinstance(e, Started) and t > began) - began
+    reported = next(t for t, e in events if isinstance(e, Note) and "failure.max_failures" in e.text)
+    return reported - began, next(t for t, e in events if isinstance(e, Started) and t > began) - began
 
 
 def main() -> None:
-    """Measure all and write the table."""
+    """Measure all faults and write the table."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--out", type=Path)
     given = parser.parse_args()
     lines = [
-        "# From a fault until it is told, and until the cohort is called together again",
+        "# From a fault to its report, and to the next generation of the cohort",
         "",
-        "Seconds until the failure was told, and until the next generation of the exchange group began; the "
-        f"first step comes soon after that. `{RECIPE}`, three students, one try "
+        "Seconds from the fault to the report of the failure, and to the next generation of the exchange "
+        f"group; the first step follows soon. `{RECIPE}`, three students, one try "
         f"each, `limits.step_s: {STEP_S}`, local launcher, {os.cpu_count()} cores, PyTorch "
         f"{torch.__version__}, Python {platform.python_version()}. Made by "
         f"`python -m benchmarks.faults {' '.join(sys.argv[1:])}`.",
         "",
-        "| who | phase | how | rollback: told | goes on | continue: told | goes on |",
+        "| process | phase | fault | rollback: reported | continues | continue: reported | continues |",
         "| --- | --- | --- | ---: | ---: | ---: | ---: |",
     ]
     with tempfile.TemporaryDirectory() as folder:

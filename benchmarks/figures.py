@@ -1,4 +1,4 @@
-"""One line of the speed table: a ratio measured in one run against a baseline, and its goal."""
+"""One line of the speed table: a ratio to a baseline of the same run, and its goal."""
 
 from __future__ import annotations
 
@@ -8,14 +8,14 @@ __all__ = ["Figure"]
 
 
 class Figure(NamedTuple):
-    """What was measured, against what.
+    """A measured ratio and its goal.
 
     Attributes:
-        line: the part of the speed table that it belongs to, such as "step" or "exchange".
+        line: part of the speed table, such as "step" or "exchange".
         what: the case, with its sizes.
         ratio: the measured ratio.
-        goal: the ratio that is aimed at.
-        at_least: whether the goal is a lower bound; otherwise it is an upper one.
+        goal: the bound of the ratio.
+        at_least: whether the goal is a lower bound instead of an upper one.
     """
 
     line: str
@@ -26,5 +26,5 @@ class Figure(NamedTuple):
 
     @property
     def reached(self) -> bool:
-        """Whether the goal is met."""
+        """Whether the ratio meets the goal."""
         return self.ratio >= self.goal if self.at_least else self.ratio <= self.goal

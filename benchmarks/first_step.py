@@ -1,4 +1,4 @@
-"""Networks that note when the backward pass of their first training step begins, for `startup`."""
+"""Networks that record the begin of their first training step's backward pass, for `startup`."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ from kdcl_dist.models import build
 
 __all__ = ["FOLDER", "cnn_medium", "cnn_small"]
 
-#: Environment variable with the folder of the notes, a file a process.
+#: Environment variable with the folder of the records, a file for each process.
 FOLDER = "KDCL_FIRST_STEPS"
-#: A backward pass of fewer samples is a trial before the run.
+#: A backward pass with fewer samples belongs to the dry run before training.
 LEAST = 8
 
 
-def _noting(model: str, num_classes: int, in_channels: int) -> nn.Module:
+def _recording(model: str, num_classes: int, in_channels: int) -> nn.Module:
     network = build(model, num_classes, in_channels)
     network.register_forward_hook(_watch)
     return network
@@ -28,14 +28,14 @@ def _noting(model: str, num_classes: int, in_channels: int) -> nn.Module:
 
 def _watch(_network: nn.Module, _images: Any, logits_BC: Tensor) -> None:
     if logits_BC.requires_grad and len(logits_BC) >= LEAST:
-        logits_BC.register_hook(_note)  # type: ignore[no-untyped-call]
+        logits_BC.register_hook(_record)  # type: ignore[no-untyped-call]
 
 
-def _note(_gradient: Tensor) -> None:
+def _record(_gradient: Tensor) -> None:
     path = Path(os.environ[FOLDER], str(os.getpid()))
     if not path.exists():
         path.write_text(str(time.time()))
 
 
-cnn_medium = partial(_noting, "cnn_medium")
-cnn_small = partial(_noting, "cnn_small")
+cnn_medium = partial(_recording, "cnn_medium")
+cnn_small = partial(_recording, "cnn_small")

@@ -1,11 +1,11 @@
-"""What makes a step fast on a GPU, measured there with CUDA events.
+"""Settings that make a step fast on a GPU, measured with CUDA events.
 
     python -m benchmarks.gpu --out docs/results/gpu.md
 
-Four tables, each against a baseline that takes rounds with it: a student's step by precision, layout,
-compiler and optimiser; copies between host and GPU, pinned or not; two students on one GPU with kdcl over
-the slower of them beside the other without; the exchange's bytes over NCCL and gloo, where there are GPUs
-enough. Without a GPU it says so and ends with 2; `--device cpu` runs the same lines on the processor.
+Four tables, each relative to a baseline that alternates with its cases: a student's step by precision,
+layout, compiler and optimiser; copies between host and GPU, pinned or not; a step of two students on one GPU
+with kdcl relative to the slower one without kdcl; the exchange's bytes over NCCL and gloo, if there are two
+GPUs. Without a GPU the command ends with exit code 2; `--device cpu` runs the same lines on the processor.
 """
 
 from __future__ import annotations
@@ -23,9 +23,9 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from benchmarks.device_timer import milliseconds, take_turns
+from benchmarks.device_timer import alternate, milliseconds
 from benchmarks.figures import Figure
-from benchmarks.gpu_cohort import cast_and_alone
+from benchmarks.gpu_cohort import cohort_and_alone
 from kdcl_dist.config.recipe_file import parse_recipe
 from kdcl_dist.student.dry_run import try_step
 from kdcl_dist.student.optimizer import build_optimizer
@@ -33,12 +33,12 @@ from kdcl_dist.student.student import Student
 
 __all__ = ["figures", "main"]
 
-#: torch's annotations leave out how processes are spawned.
+#: torch's annotations lack its functions that start processes.
 multiprocessing: Any = torch.multiprocessing
 
 
 class Net(NamedTuple):
-    """A network with what it is usually given."""
+    """A network with its usual image size, classes and batch."""
 
     name: str
     side: int
@@ -48,7 +48,7 @@ class Net(NamedTuple):
 
 NETS = (Net("resnet18", 224, 1000, 128), Net("resnet50", 224, 1000, 128), Net("wrn_16_2", 32, 100, 128))
 QUICK = (Net("cnn_small", 8, 10, 16),)
-#: The first is what the others are compared with.
+#: The first variant is the baseline of the others.
 VARIANTS: dict[str, dict[str, Any]] = {
     "fp32": {"precision": "fp32"},
     "fp32, foreach optimiser": {"precision": "fp32", "fused": False},
@@ -79,7 +79,7 @@ def step_of(net: Net, device: torch.device, variant: Mapping[str, Any]) -> Calla
     )
     target = torch.randn(net.batch, net.classes).log_softmax(dim=1)
     try_step(student, images, labels)
-    images = images.to(device)  # copies are measured for themselves
+    images = images.to(device)  # another table measures copies
 
     def step() -> None:
         losses = student.loss(student.forward(images, 0), labels, target)
@@ -94,7 +94,7 @@ def steps(nets: tuple[Net, ...], device: torch.device, rounds: int, compiler: bo
     names = [name for name, variant in VARIANTS.items() if compiler or not variant.get("compile")]
     for net in nets:
         built = [step_of(net, device, VARIANTS[name]) for name in names]
-        for name, value in zip(names, take_turns(built, device, rounds), strict=True):
+        for name, value in zip(names, alternate(built, device, rounds), strict=True):
             found.setdefault(name, []).append(value)
     return found
 
@@ -102,8 +102,8 @@ def steps(nets: tuple[Net, ...], device: torch.device, rounds: int, compiler: bo
 def copies(device: torch.device, rounds: int) -> dict[str, tuple[float, float]]:
     """Milliseconds of copies between host and device: from and to plain memory, and pinned memory.
 
-    A host that copies waits for the end; what a pinned copy saves besides, a wait for all earlier work,
-    is not in these figures.
+    The figures contain the host's wait for the end of a copy. They leave out another gain of a pinned copy:
+    the host need not wait for earlier work on the device.
     """
     shapes = {
         "logits to the host, 128 x 100": (128, 100),
@@ -113,13 +113,13 @@ def copies(device: torch.device, rounds: int) -> dict[str, tuple[float, float]]:
     cuda = device.type == "cuda"
     found = {}
     for name, shape in shapes.items():
-        there = torch.randn(shape, device=device)
+        on_device = torch.randn(shape, device=device)
         plain, pinned = torch.randn(shape), torch.randn(shape, pin_memory=cuda)
         if "to the host" in name:
-            pairs = [partial(_copy, plain, there), partial(_copy, pinned, there)]
+            pairs = [partial(_copy, plain, on_device), partial(_copy, pinned, on_device)]
         else:
-            pairs = [partial(_copy, there, plain), partial(_copy, there, pinned)]
-        first, second = take_turns(pairs, device, rounds, repeats=20)
+            pairs = [partial(_copy, on_device, plain), partial(_copy, on_device, pinned)]
+        first, second = alternate(pairs, device, rounds, repeats=20)
         found[name] = first, second
     return found
 
@@ -143,23 +143,23 @@ def backends(device: torch.device, rounds: int) -> dict[str, float]:
 
 
 def _collectives(rank: int, size: int, backend: str, kind: str, port: int, rounds: int, queue: Any) -> None:
-    """One rank: logits start and end on the device; gloo takes them through pinned memory of the host."""
+    """One rank: logits start and end on the device; gloo moves them through pinned memory of the host."""
     torch.set_num_threads(1)
     device = torch.device("cpu") if kind == "cpu" else torch.device("cuda", rank)
     dist.init_process_group(backend, init_method=f"tcp://127.0.0.1:{port}", rank=rank, world_size=size)
     logits = torch.randn(128, 100, device=device)
     where = device if backend == "nccl" else torch.device("cpu")
     pinned = kind == "cuda" and backend == "gloo"
-    mine = torch.empty(128, 100, device=where, pin_memory=pinned)
-    parts = [torch.empty_like(mine) for _ in range(size)]
+    buffer = torch.empty(128, 100, device=where, pin_memory=pinned)
+    parts = [torch.empty_like(buffer) for _ in range(size)]
 
-    def trade() -> None:
-        mine.copy_(logits)
-        dist.all_gather(parts, mine)
-        dist.broadcast(mine, src=size - 1)
-        logits.copy_(mine, non_blocking=True)
+    def round_trip() -> None:
+        buffer.copy_(logits)
+        dist.all_gather(parts, buffer)
+        dist.broadcast(buffer, src=size - 1)
+        logits.copy_(buffer, non_blocking=True)
 
-    seconds = [milliseconds(trade, device, repeats=20) for _ in range(rounds + 1)]
+    seconds = [milliseconds(round_trip, device, repeats=20) for _ in range(rounds + 1)]
     if rank == 0:
         queue.put(median(seconds[1:]))
     dist.destroy_process_group()
@@ -168,11 +168,11 @@ def _collectives(rank: int, size: int, backend: str, kind: str, port: int, round
 def page(device: torch.device, rounds: int, quick: bool, compiler: bool) -> str:
     """All tables with their conditions, as Markdown."""
     nets = QUICK if quick else NETS
-    name = torch.cuda.get_device_name(device) if device.type == "cuda" else "no GPU: the processor instead"
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else "no GPU, on the processor"
     lines = [
         "# On a GPU",
         "",
-        f"{name}, {os.cpu_count()} cores, PyTorch {torch.__version__}; medians of {rounds} rounds in turns;",
+        f"{name}, {os.cpu_count()} cores, PyTorch {torch.__version__}; {rounds} alternating rounds, medians;",
         f"load average at the start {os.getloadavg()[0]:.1f}. Made by `python -m benchmarks.gpu`.",
         "",
         "| a step, ms | "
@@ -185,16 +185,16 @@ def page(device: torch.device, rounds: int, quick: bool, compiler: bool) -> str:
     for variant, values in found.items():
         cells = (f"{value:.2f} ({value / base:.2f})" for value, base in zip(values, first, strict=True))
         lines.append(f"| {variant} | {' | '.join(cells)} |")
-    lines += ["", "In brackets over fp32.", "", "| a copy | plain ms | pinned ms | ratio |"]
+    lines += ["", "In brackets: ratio to fp32.", "", "| a copy | plain ms | pinned ms | ratio |"]
     lines += ["| --- | ---: | ---: | ---: |"]
     for what, (plain, pinned) in copies(device, rounds).items():
         lines.append(f"| {what} | {plain:.3f} | {pinned:.3f} | {pinned / plain:.2f} |")
-    alone, cohort = cast_and_alone(device, rounds, quick)
+    alone, cohort = cohort_and_alone(device, rounds, quick)
     lines += [
         "",
-        f"Two students on one device: the slower {alone:.2f} ms a step without kdcl, {cohort:.2f} ms",
+        f"Two students on one device: a step takes {alone:.2f} ms for the slower one without kdcl, and",
     ]
-    lines += [f"with it, ratio {cohort / alone:.2f}.", ""]
+    lines += [f"{cohort:.2f} ms with kdcl, ratio {cohort / alone:.2f}.", ""]
     exchanged = ", ".join(f"{backend} {value:.3f} ms" for backend, value in backends(device, rounds).items())
     lines += [f"all_gather and broadcast of 128 x 100 logits: {exchanged or 'needs two devices'}."]
     return "\n".join(lines) + "\n"
@@ -206,8 +206,8 @@ def figures(quick: bool = False) -> list[Figure]:
         return []
     device, net = torch.device("cuda"), QUICK[0] if quick else NETS[0]
     names = ("fp32", "bf16", "bf16, channels_last")
-    times = take_turns([step_of(net, device, VARIANTS[name]) for name in names], device, 3)
-    what = f"{net.name}, batch {net.batch}, step over that in fp32"
+    times = alternate([step_of(net, device, VARIANTS[name]) for name in names], device, 3)
+    what = f"{net.name}, batch {net.batch}, step relative to fp32"
     return [
         Figure("gpu", f"{name}: {what}", value / times[0], 1.0)
         for name, value in zip(names[1:], times[1:], strict=True)
@@ -215,12 +215,12 @@ def figures(quick: bool = False) -> list[Figure]:
 
 
 def main() -> None:
-    """Measure, print the page, and write it where asked."""
+    """Measure, print the page, and write it to --out."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("--device", default="cuda", choices=["cuda", "cpu"])
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--quick", action="store_true", help="one small network")
-    parser.add_argument("--no-compile", action="store_true", help="leave the compiler out")
+    parser.add_argument("--no-compile", action="store_true", help="skip the variants with the compiler")
     parser.add_argument("--out", type=Path)
     arguments = parser.parse_args()
     if arguments.device == "cuda" and not torch.cuda.is_available():
@@ -228,7 +228,7 @@ def main() -> None:
         raise SystemExit(2)
     device = torch.device(arguments.device)
     if device.type == "cpu":
-        torch.set_num_threads(1)  # it shows that every line works; its times are of no use
+        torch.set_num_threads(1)  # a check that every line runs; its times mean nothing
     text = page(device, arguments.rounds, arguments.quick, not arguments.no_compile)
     print(text)
     if arguments.out:

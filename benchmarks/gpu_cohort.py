@@ -1,4 +1,4 @@
-"""Two students that share one device: with kdcl, and each for itself beside the other."""
+"""Two students that share one device: as a cohort, and as independent processes."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ from benchmarks.step_efficiency import alone as alone_s
 from benchmarks.step_efficiency import together
 from kdcl_dist.config.recipe_file import load_recipe
 
-__all__ = ["cast_and_alone"]
+__all__ = ["cohort_and_alone"]
 
 
-def cast_and_alone(device: torch.device, rounds: int, quick: bool) -> tuple[float, float]:
-    """Milliseconds of a step: of the slower student without kdcl, and of the cohort; in turns, medians."""
+def cohort_and_alone(device: torch.device, rounds: int, quick: bool) -> tuple[float, float]:
+    """Median milliseconds of a step of the slower student without kdcl, and of the cohort, in alternation."""
     share = 0.5 if device.type == "cuda" else 0.0
     model, epochs = ("cnn_small", 1) if quick else ("cnn_large", 4)
     students = ", ".join(

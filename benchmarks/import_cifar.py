@@ -1,9 +1,9 @@
-"""How long importing CIFAR-10 takes, against copying the same files.
+"""Duration of an import of CIFAR-10 relative to a copy of the same files.
 
     python -m benchmarks.import_cifar
 
-Makes 50,000 + 10,000 random images in the official format in a temporary folder. Copies and imports take
-rounds; each ends with the files flushed to the disk. Each import is a process of its own, timed inside.
+A temporary folder holds 50,000 + 10,000 random images in the official format. Copies and imports alternate;
+each ends with a flush of the files to the disk. Each import is a process of its own, which times itself.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ def main() -> None:
 
 
 def compare(source: Path, folder: Path, rounds: int) -> None:
-    """Copies and imports in turns; prints medians and their ratio."""
+    """Copy and import in alternation; print the medians and their ratio."""
     copies, imports, peaks = [], [], []
     for _ in range(rounds):
         target = folder / "copy"
@@ -75,7 +75,7 @@ def compare(source: Path, folder: Path, rounds: int) -> None:
 
 
 def import_one(source: Path, target: Path) -> None:
-    """One import in this process; prints its seconds and bytes of memory of its own."""
+    """Import in this process; print the seconds and the bytes of private memory."""
     from kdcl_dist.data.importers import cifar
 
     known = cifar.LAYOUTS["cifar10"]
@@ -92,7 +92,7 @@ def import_one(source: Path, target: Path) -> None:
 
 
 class OwnMemory:
-    """The largest growth of memory that is this process's own: the pages of mapped files do not count."""
+    """The largest growth of this process's private memory; pages of mapped files do not count."""
 
     def __init__(self) -> None:
         self.peak, self.done = 0, threading.Event()
@@ -118,7 +118,7 @@ class OwnMemory:
 
 
 def report_parts(inner: Path) -> None:
-    """What parts of an import that cannot be left out take by themselves, one after another, on one core."""
+    """Print the duration of each necessary part of an import, on one core."""
     from kdcl_dist.data.importers.inert_pickle import read_pickle
 
     data = [file.read_bytes() for file in sorted(inner.iterdir())]

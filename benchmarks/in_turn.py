@@ -1,7 +1,7 @@
-"""One process that trains all students in turn, as public implementations do: the baseline.
+"""The baseline: one process trains all students in turn, as public implementations do.
 
-Same arithmetic as a distributed run (`tests/integration/test_equals_reference.py`: a plain sequential
-loop gives the same weights bit for bit), so it also serves where many short runs are needed.
+The arithmetic is that of a distributed run: `tests/integration/test_equals_reference.py` shows that a plain
+sequential loop gives the same weights bit for bit. Studies of many short runs use this class too.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ class InTurn:
         self.streams = [self.training_data.training_batches(index, 0) for index in range(len(self.students))]
 
     def train(self) -> dict[str, dict[str, float]]:
-        """Train to the end; the test results after the last epoch."""
+        """Train all epochs, and return the test results after the last one."""
         schedule = self.training_data.schedule
         for epoch in range(schedule.epochs):
             for step in range(schedule.steps_per_epoch):
@@ -54,7 +54,7 @@ class InTurn:
         return self.test()
 
     def step(self, step: int) -> float:
-        """One step of all students, one after another; its seconds."""
+        """One step of all students, one after another; returns its seconds."""
         started = time.perf_counter()
         batches = [next(stream) for stream in self.streams]
         per_epoch = self.training_data.schedule.steps_per_epoch
@@ -63,16 +63,14 @@ class InTurn:
             student.forward(batch.images, step, learns=learning)
             for student, batch, learning in zip(self.students, batches, learns, strict=True)
         ]
-        sent = [
-            self._on_the_wire(s.contribution(z, step)) for s, z in zip(self.students, logits, strict=True)
-        ]
+        sent = [self._as_sent(s.contribution(z, step)) for s, z in zip(self.students, logits, strict=True)]
         parts = [Contribution(b.ids, b.labels, z) for b, z in zip(batches, sent, strict=True)]
         answer = self.coordinator.answer(parts, step)
         for index, (student, batch) in enumerate(zip(self.students, batches, strict=True)):
             own = covered = None
             if answer.target is not None and len(answer.target.ids):
                 row, covered = find_rows(batch.ids, answer.target.ids)
-                own = self._on_the_wire(answer.target.log_probabilities[row])
+                own = self._as_sent(answer.target.log_probabilities[row])
             elif self.recipe.distillation.method == "dml" and answer.known is not None:
                 row, _ = find_rows(batch.ids, answer.known.ids)
                 peers = [j for j in range(len(self.students)) if j != index]
@@ -82,8 +80,8 @@ class InTurn:
                 student.learn(loss, student.lr(step, per_epoch))
         return time.perf_counter() - started
 
-    def _on_the_wire(self, values: Tensor) -> Tensor:
-        """As values arrive that were sent with the recipe's precision."""
+    def _as_sent(self, values: Tensor) -> Tensor:
+        """The values that arrive when these are sent with the recipe's precision."""
         dtype = DTYPES[self.recipe.distillation.wire_precision]
         return values.clamp(min=torch.finfo(dtype).min).to(dtype).float()
 

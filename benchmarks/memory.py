@@ -1,8 +1,9 @@
-"""Peak memory of a student in a cohort against the same student trained alone in one process.
+"""Peak memory of a student in a cohort relative to the same student trained alone in one process.
 
-Alone means this package's `Student` on its own batches: no coordinator, no exchange, a fresh process. The
-peak is that of resident memory (VmHWM), in the cohort with the pages that its processes share; the exchange's
-buffers, which a student alone does not have, are counted from the message's layout and taken off.
+A student alone is this package's `Student` in a new process, without coordinator and exchange. The peak is
+that of resident memory (VmHWM); in the cohort it contains the pages that the processes share. The layout of
+the messages gives the size of the exchange's buffers, which a student alone does not have; the ratio leaves
+them out.
 """
 
 from __future__ import annotations
@@ -35,8 +36,8 @@ __all__ = ["figures"]
 
 GOAL = 1.1
 MB = 1e6
-#: Models of a cohort, and its recipe's further fields; `pixels` is 3 x 64 x 64 noise of 100 classes.
-CASTS: dict[str, tuple[tuple[str, str], list[str]]] = {
+#: Models of a cohort, and further fields of its recipe; `pixels` is 3 x 64 x 64 noise of 100 classes.
+COHORTS: dict[str, tuple[tuple[str, str], list[str]]] = {
     "digits": (("cnn_medium", "cnn_small"), []),
     "pixels": (("resnet18", "cnn_small"), ["data.train=pixels.arrow", "data.test=pixels.arrow"]),
 }
@@ -45,15 +46,15 @@ SAMPLES = 400
 
 
 class Memory(NamedTuple):
-    """Bytes of one process: peak of its resident memory, and its most private memory at a step."""
+    """Bytes of one process: the peak of its resident memory, and the most private memory at any step."""
 
     peak: int
     private: int
 
 
 def measure(cohort: str) -> Iterator[tuple[str, Memory, Memory, int]]:
-    """Each student of a cohort: its model, its memory alone and in the cohort, and the exchange's buffers."""
-    models, more = CASTS[cohort]
+    """For each student its model, its memory alone and in the cohort, and the bytes of its buffers."""
+    models, more = COHORTS[cohort]
     with _folder() as folder:
         recipe = load_recipe(folder / "recipe.yaml", [*_overrides(models), *more])
         classes = len(TrainingData.open(recipe).train.classes)
@@ -71,14 +72,14 @@ def measure(cohort: str) -> Iterator[tuple[str, Memory, Memory, int]]:
 
 
 def buffers(recipe: Recipe, classes: int) -> int:
-    """Bytes of a student's end of the exchange: everyone's message, its own, and the answer."""
+    """Bytes of a student's buffers: the messages of all ranks, its own, and the answer."""
     ranks = len(recipe.workers) + 1
     return (ranks + 2) * MessageLayout(recipe.batch_size, classes).nbytes
 
 
 @contextmanager
 def _folder() -> Iterator[Path]:
-    """A folder to work in, with the digits' recipe and the noise; the environment names it for the notes."""
+    """A working folder with the digits' recipe and the noise; students write their measurements there."""
     examples, before = Path("examples").absolute(), Path.cwd()
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
@@ -115,7 +116,7 @@ def _read(folder: Path, model: str) -> Memory:
 
 
 def _alone(recipe: Recipe, index: int) -> None:
-    """One epoch of one student."""
+    """Train one student for one epoch."""
     torch.set_num_threads(recipe.students[index].resources.cpu)
     training_data = TrainingData.open(recipe)
     classes, channels = len(training_data.train.classes), training_data.train.channels
@@ -126,16 +127,16 @@ def _alone(recipe: Recipe, index: int) -> None:
 
 
 def _together(recipe: Recipe, folder: Path) -> None:
-    """One epoch of the cohort by the local launcher."""
+    """Train the cohort for one epoch with the local launcher."""
     from kdcl_dist.training import train
 
     train(recipe, launcher="local", storage=str(folder / "runs"))
 
 
 def figures(quick: bool = False) -> list[Figure]:
-    """The ratios of the speed table; quick leaves the large network out."""
+    """The ratios of the speed table; `quick` leaves the large network out."""
     found = []
-    for cohort in ["digits"] if quick else list(CASTS):
+    for cohort in ["digits"] if quick else list(COHORTS):
         for model, alone, together, taken in measure(cohort):
             ratio = (together.peak - taken) / alone.peak
             found.append(Figure("memory", f"{model} on {cohort}, without buffers", ratio, GOAL))
@@ -143,25 +144,25 @@ def figures(quick: bool = False) -> list[Figure]:
 
 
 def report() -> str:
-    """The page."""
+    """Measure all cohorts; the page as Markdown."""
     lines = [
         "# Memory of a student",
         "",
-        "MB of a student trained alone in a process, and of the same student in a cohort of two by the local",
-        "launcher. Peak: of resident memory, shared pages included (VmHWM). Private: what no other process",
-        "shares, the most at any step. Buffers: what the exchange needs, from the message's layout; they are",
-        f"taken off for the ratio. {os.cpu_count()} cores ({platform.machine()}), no GPU, PyTorch",
+        "MB of a student trained alone in a process, and of the same student in a cohort of two on the local",
+        "launcher. Peak: of resident memory, shared pages included (VmHWM). Private: the most memory at any",
+        "step that no other process shares. Buffers: those of the exchange, by the layout of its messages;",
+        f"the ratio leaves them out. {os.cpu_count()} cores ({platform.machine()}), no GPU, PyTorch",
         f"{torch.__version__}, batches of 64, no augmentation. Made by `python -m benchmarks.memory`.",
         "",
-        "The local launcher forks its processes from one that has imported everything. Such a process counts",
-        "a page of a library only when it touches it, and shares what it does not change: so the ratio says",
-        "what a process takes, not what the exchange adds. On Ray each worker has a server of its own, and",
-        "is itself one process more, which does not import torch.",
+        "The local launcher forks its processes from one that has imported all packages. A forked process",
+        "counts a page of a library only after the first access, and shares unchanged pages. The ratio so",
+        "compares whole processes; it does not isolate the exchange. On Ray each worker has a server of its",
+        "own for forks, and is itself one more process, which does not import torch.",
         "",
         "| student | peak alone | in cohort | buffers | ratio | private alone | in cohort |",
         "| --- | ---: | ---: | ---: | ---: | ---: | ---: |",
     ]
-    for cohort in CASTS:
+    for cohort in COHORTS:
         for model, alone, together, taken in measure(cohort):
             sizes = [alone.peak, together.peak, taken]
             ratio = (together.peak - taken) / alone.peak
@@ -172,7 +173,7 @@ def report() -> str:
 
 
 def main() -> None:
-    """Measure, print the page, and write it where asked."""
+    """Measure, print the page, and write it to --out."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("--out", type=Path)
     arguments = parser.parse_args()

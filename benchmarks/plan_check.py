@@ -2,10 +2,10 @@
 
     python -m benchmarks.plan_check --out docs/results/plan-check.md
 
-Each round makes a prediction and, directly after it, a run with the local launcher. The table shows medians over
-the rounds and their range. The step of a run is the median over its steps of the slowest student's step_s. The
-idle share of a student is the median share of a step that it waits or exchanges; that of a run is the mean over
-its students.
+Each round makes a prediction and, directly after it, a run with the local launcher. The table shows medians
+over the rounds and their range. The step of a run is the median over its steps of the slowest student's
+step_s. The idle share of a student is the median share of a step that it waits or exchanges; that of a run is
+the mean over its students.
 """
 
 from __future__ import annotations

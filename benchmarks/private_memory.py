@@ -1,4 +1,4 @@
-"""Memory that is a student's own after an epoch of loading, while another student loads the same data."""
+"""Private memory of a student after an epoch of loading, while another student loads the same data."""
 
 from __future__ import annotations
 
@@ -31,15 +31,15 @@ def write_raw(path: Path, count: int) -> str:
     info = Info(("x",), "raw", 3, SHAPE, (0.5,) * 3, (0.5,) * 3)
     write_dataset(path, ((0, rng.bytes(size)) for _ in range(count)), info)
     with path.open("rb+") as file:
-        os.fsync(file.fileno())  # pages that wait to be written would count as a process's own
+        os.fsync(file.fileno())  # unwritten pages would count as private
     return str(path)
 
 
 def growth(large: str, small: str, workers: int) -> float:
-    """What reading `large` adds to a student's private memory over reading `small`, as a share of its size.
+    """Private memory that reading `large` needs beyond reading `small`, as a share of the size of `large`.
 
-    As many images are read of either. Loader processes count as the student's own. Of two students that read
-    side by side, the one with the larger figure.
+    Two students read the same number of images of both. The memory of a student includes its loader
+    processes; the result is that of the student with the larger growth.
     """
     context = multiprocessing.get_context("spawn")
     found, barrier = context.SimpleQueue(), context.Barrier(STUDENTS)
@@ -60,7 +60,7 @@ def _read(large: str, small: str, workers: int, seed: int, barrier: Any, found: 
     own = []
     for path in (small, large):
         stream = _batches(path, workers, seed, len(ArrowDataset(large)))
-        barrier.wait(WAIT_S)  # both have read, and both still have the data open
+        barrier.wait(WAIT_S)  # both students have read, and both have the data open
         own.append(_private_bytes())
         barrier.wait(WAIT_S)
         del stream
@@ -68,7 +68,7 @@ def _read(large: str, small: str, workers: int, seed: int, barrier: Any, found: 
 
 
 def _batches(path: str, workers: int, seed: int, count: int) -> Iterator[Batch]:
-    """A loader that has given `count` images, but for the last batch: from one epoch or from several."""
+    """A loader that has delivered `count` images of one or several epochs, except for the last batch."""
     dataset = ArrowDataset(path)
     views = Views(dataset, Transforms([{"name": "RandomHorizontalFlip"}]), seed)
     order = np.random.default_rng(seed).permutation(count) % len(dataset)
@@ -85,9 +85,9 @@ def _private_bytes() -> int:
 
 
 def _private_of(maps: Path) -> int:
-    """What a process has written, and the data sets' pages that no other process has mapped.
+    """Bytes that a process has written, and pages of the data sets that no other process maps.
 
-    Pages of libraries are left out: they round private or shared as unrelated processes come and go.
+    Pages of libraries do not count: unrelated processes make them shared or private.
     """
     total, is_data = 0, False
     for line in maps.read_text().splitlines():

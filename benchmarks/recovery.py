@@ -1,13 +1,13 @@
-"""Seconds from the death of a worker to the next step that all take together.
+"""Seconds from the death of a worker to the next common step.
 
     python -m benchmarks.recovery --out docs/results/recovery.md
 
-In one run, round after round, each on a Ray of its own: (a) this package, which replaces the dead process and
-keeps the others; (b) a plain Ray Train trainer with as many workers of the same networks, which all-gather
-their logits each step and save a checkpoint now and then, and which Ray Train starts all again; (c) this
-package with the policy `continue`, until those who are left take their next step; (d) this package, where
-Ray's worker dies and with it the process that it has started; (e) this package without Ray. Every process
-notes the time of each step; one is killed with SIGKILL in the middle.
+Each round measures, each on a Ray of its own: (a) this package, which replaces the dead process and keeps the
+others; (b) a plain Ray Train trainer with as many workers of the same networks, which all-gather their logits
+each step and save a checkpoint each epoch; Ray Train starts all workers again; (c) this package with the
+policy `continue`, until the surviving students take their next step; (d) this package, where Ray's worker
+dies and with it the process that it has started; (e) this package without Ray. Every process records the time
+of each step; SIGKILL ends one process in the middle.
 """
 
 from __future__ import annotations
@@ -42,12 +42,12 @@ from kdcl_dist.run.prepare import prepare
 
 NOTES = "KDCL_RECOVERY_NOTES"
 STUDENTS, CLASSES, BATCH = ("cnn_medium", "cnn_small"), 10, 64
-#: A worker is killed when it has taken so many steps; an epoch has 22.
+#: Steps of a worker before it is killed, of 22 in an epoch; and epochs of the run.
 KILL_AT, EPOCHS = 60, 200
 
 
-class Noting(nn.Module):
-    """A network that notes the time of each training step."""
+class Recording(nn.Module):
+    """A network that records the time of each training step."""
 
     def __init__(self, name: str, num_classes: int, in_channels: int) -> None:
         super().__init__()
@@ -57,29 +57,29 @@ class Noting(nn.Module):
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """Logits."""
         if self.training and len(x) == BATCH:
-            note(self.name)
+            record(self.name)
         logits: torch.Tensor = self.network(x)
         return logits
 
 
 def medium(num_classes: int, in_channels: int) -> nn.Module:
     """For the recipe."""
-    return Noting(STUDENTS[0], num_classes, in_channels)
+    return Recording(STUDENTS[0], num_classes, in_channels)
 
 
 def small(num_classes: int, in_channels: int) -> nn.Module:
     """For the recipe."""
-    return Noting(STUDENTS[1], num_classes, in_channels)
+    return Recording(STUDENTS[1], num_classes, in_channels)
 
 
-def note(name: str) -> None:
-    """A line of the file that all processes append to: who, its process, when."""
+def record(name: str) -> None:
+    """Append a line to the shared file: name, process, time."""
     with Path(os.environ[NOTES]).open("a") as file:
         file.write(json.dumps([name, os.getpid(), time.time()]) + "\n")
 
 
 def worker_of(pid: int) -> int:
-    """The worker of Ray that has started the server from which a student's process was forked."""
+    """Process id of the Ray worker whose server has forked a student's process."""
     for _ in range(2):
         pid = int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1])
     return pid
@@ -90,13 +90,17 @@ def recovery_s(
 ) -> float:
     """Kill the second student in the middle of a job; seconds to the next step of the awaited one.
 
-    Its second note after that counts: the first may be of the step in which the other died, and that it is
-    followed by a second shows that its step was taken together by all who are there.
+    The second record after the kill counts. The first can belong to the step in which the other student died;
+    the second shows that all present students have taken a step together.
 
     Args:
-        notes, job: where the job notes its steps, and the thread that waits for its end.
+        notes: file in which the job records its steps.
+        job: thread that waits for the end of the job.
         awaited: the student whose step counts.
-        with_worker: kill the worker of Ray that has started the student's process.
+        with_worker: whether to kill the Ray worker that has started the student's process.
+
+    Raises:
+        RuntimeError: the job ended first.
     """
     killed_at, victim = 0.0, 0
     while job.is_alive():
@@ -114,7 +118,7 @@ def recovery_s(
 
 
 def ours(launcher: Any, folder: Path, policy: str = "rollback", *, with_worker: bool = False) -> None:
-    """(a), (c), (d) and (e)."""
+    """Measure (a), (c), (d) or (e)."""
     students = ", ".join(
         f"{{name: {name}, model: 'benchmarks.recovery:{factory}'}}"
         for name, factory in zip(STUDENTS, ("medium", "small"), strict=True)
@@ -138,7 +142,7 @@ def ours(launcher: Any, folder: Path, policy: str = "rollback", *, with_worker: 
 
 
 def theirs(folder: Path) -> None:
-    """(b)."""
+    """Measure (b)."""
     trainer = TorchTrainer(
         _loop,
         train_loop_config={"notes": os.environ[NOTES], "stop": str(folder / "stop")},
@@ -167,7 +171,7 @@ def _loop(config: dict[str, str]) -> None:
     images, labels = torch.randn(BATCH, 1, 8, 8), torch.randint(CLASSES, (BATCH,))
     step = 0
     while not _stops(Path(config["stop"])):
-        note(STUDENTS[rank])
+        record(STUDENTS[rank])
         logits = network(images)
         parts = [torch.empty_like(logits) for _ in STUDENTS]
         dist.all_gather(parts, logits.detach())
@@ -182,7 +186,7 @@ def _loop(config: dict[str, str]) -> None:
 
 
 def _stops(file: Path) -> bool:
-    """Whether all stop now: one that stopped alone would leave the others in their next collective."""
+    """Whether all ranks stop now; a single stopped rank would leave the others in their next collective."""
     asked = torch.tensor(int(file.exists()))
     dist.all_reduce(asked)
     return bool(asked)
@@ -195,7 +199,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path)
     given = parser.parse_args()
     with tempfile.TemporaryDirectory() as notes:
-        # One place for all rounds: the server that local processes are forked from keeps its environment.
+        # One file for all rounds: the server that forks local processes keeps its environment.
         os.environ[NOTES] = f"{notes}/notes"
         found = measured(given.rounds)
     text = _table(found, given.rounds)
@@ -205,7 +209,7 @@ def main() -> None:
 
 
 def measured(rounds: int) -> dict[str, list[float]]:
-    """Seconds of each way, round after round."""
+    """Seconds of each case, by round."""
     found: dict[str, list[float]] = defaultdict(list)
     for number in range(rounds):
         for name in ("ours", "theirs", "continue", "worker", "local"):
@@ -234,7 +238,7 @@ def _table(found: dict[str, list[float]], rounds: int) -> str:
     titles = {
         "ours": "kdcl_dist on Ray, policy `rollback`: the dead process is replaced",
         "theirs": "plain Ray Train: all workers are started again",
-        "continue": "kdcl_dist on Ray, policy `continue`: the next step of those who are left",
+        "continue": "kdcl_dist on Ray, policy `continue`: the next step of the surviving students",
         "worker": "kdcl_dist on Ray, policy `rollback`: Ray's worker dies, and Ray Train replaces it",
         "local": "kdcl_dist, local launcher, `rollback`: the dead process is replaced",
     }

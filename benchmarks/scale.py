@@ -1,12 +1,13 @@
-"""How the exchange grows with the ranks: measured, fitted, and predicted where nothing was fitted.
+"""Cost of the exchange by the number of ranks: measured, fitted, and predicted beyond the fitted points.
 
     python -m benchmarks.scale --out docs/results/scale.md
 
-Up to 65 processes of this machine form groups of 3 to 65 ranks, smaller ones within larger ones, and trade
-messages and answers in three ways. Each way has three figures (seconds a round, a message and a byte)
-that are fitted to groups of up to 17 ranks with small and with large messages; what they say of medium
-messages, of more ranks and of an answer larger than the messages is compared with what is measured there.
-All points take rounds, and medians over the rounds count. The model and its use are in docs/scale.md.
+Up to 65 processes of this machine form groups of 3 to 65 ranks, smaller groups within larger ones, and
+exchange messages and answers in three ways. Each way has three costs, in seconds for a round, a message and a
+byte. The costs are fitted to groups of up to 17 ranks with small and with large messages. Their predictions
+for medium messages, for more ranks and for an answer larger than the messages are compared with measurements.
+Each round measures all points; the figures are medians over the rounds. docs/scale.md describes the model and
+its use.
 """
 
 from __future__ import annotations
@@ -39,17 +40,17 @@ __all__ = ["LARGE", "MEDIUM", "WAYS", "Costs", "Point", "figures", "fit", "measu
 HOST, LIMIT_S = "127.0.0.1", 100.0
 ROUNDS = 5
 GOAL = 1.3
-#: How messages come together, and how the answer comes back.
+#: Traffic of the messages to the coordinator, and of the answer back.
 WAYS: dict[str, tuple[Callable[[int, int], Traffic], Callable[[int, int], Traffic]]] = {
     "star": (star, star),
     "ring + tree": (ring, tree),
     "gather + tree": (star, tree),
 }
-#: Steps of one way in one round: the short ones need more to be told from noise.
+#: Steps of each way in one round; short steps need more of them to stand out from noise.
 STEPS = {"star": 10, "ring + tree": 2, "gather + tree": 10}
-#: Which of them kdcl's exchange has, and whether its students read each other's messages.
-MUTUAL = {"star": False, "ring + tree": True}
-#: Processes of a group, those that the costs are fitted to, and from where on kdcl's exchange is measured.
+#: The ways of kdcl's exchange, and whether its students read each other's messages.
+ALL_TO_ALL = {"star": False, "ring + tree": True}
+#: Ranks of the groups; most ranks of a fitted point; fewest ranks of a point of kdcl's own exchange.
 RANKS, MOST_FITTED, FEWEST_REAL = (3, 5, 9, 17, 33, 65), 17, 5
 #: Rows and classes of a message and of the answer: (64, 10), (128, 100) and (256, 250).
 SMALL, MEDIUM, LARGE = MessageLayout(64, 10), MessageLayout(128, 100), MessageLayout(256, 250)
@@ -59,9 +60,12 @@ class Point(NamedTuple):
     """One case.
 
     Attributes:
-        way: of `WAYS`.
-        fitted: whether the costs may know its time.
-        real: whether it is kdcl's own exchange; else gloo alone.
+        way: name in `WAYS`.
+        ranks: ranks of the group.
+        message: layout of a message.
+        answer: layout of the answer.
+        fitted: whether the costs are fitted to the point.
+        real: whether the point is kdcl's own exchange instead of gloo alone.
     """
 
     way: str
@@ -73,20 +77,20 @@ class Point(NamedTuple):
 
     @property
     def traffic(self) -> Traffic:
-        """Of one step."""
+        """Traffic of one step."""
         gathered, answered = WAYS[self.way]
         return gathered(self.ranks, self.message.nbytes) + answered(self.ranks, self.answer.nbytes)
 
 
 class Costs(NamedTuple):
-    """Seconds that one round, one message and one byte take on a machine that all ranks share."""
+    """Seconds of one round, one message and one byte on a machine that all ranks share."""
 
     round_s: float
     message_s: float
     byte_s: float
 
     def seconds(self, traffic: Traffic) -> float:
-        """What an exchange takes."""
+        """Predicted seconds of an exchange."""
         return sum(cost * count for cost, count in zip(self, _counts(traffic), strict=True))
 
 
@@ -95,9 +99,9 @@ def _counts(traffic: Traffic) -> tuple[int, int, int]:
 
 
 def fit(known: Sequence[tuple[Traffic, float]]) -> Costs:
-    """The costs, none negative, with the smallest sum of squared relative errors.
+    """The non-negative costs with the smallest sum of squared relative errors.
 
-    With three of them, every choice of those that are not zero is tried.
+    The fit solves least squares for every choice of the costs that are not zero.
     """
     counts = torch.tensor([_counts(traffic) for traffic, _ in known], dtype=torch.float64)
     seconds = torch.tensor([seconds for _, seconds in known], dtype=torch.float64)
@@ -116,45 +120,45 @@ def fit(known: Sequence[tuple[Traffic, float]]) -> Costs:
 
 
 def points(ranks: Sequence[int], most_fitted: int) -> list[Point]:
-    """All ways with so many ranks; more than `most_fitted` are only predicted, without large messages."""
+    """All ways with these ranks; more than `most_fitted` ranks are only predicted, without large messages."""
     found = []
     for way in WAYS:
         for number in ranks:
             known = number <= most_fitted
             found += [Point(way, number, size, size, fitted=known) for size in (SMALL, LARGE)[: 1 + known]]
             found += [Point(way, number, *sizes) for sizes in ((MEDIUM, MEDIUM), (SMALL, LARGE))]
-            if way in MUTUAL and number >= FEWEST_REAL:
+            if way in ALL_TO_ALL and number >= FEWEST_REAL:
                 found.append(Point(way, number, MEDIUM, MEDIUM, real=True))
     return found
 
 
 def measure(cases: Sequence[Point], rounds: int) -> list[float]:
-    """Median seconds of a step of each point, as the coordinator sees them."""
+    """Median seconds of a step of each point, measured by the coordinator."""
     store, endpoint = host_store(HOST)
     most = max(case.ranks for case in cases)
-    by_place = run_in_processes(measure_from, [(endpoint, place, cases, rounds) for place in range(most)])
+    by_process = run_in_processes(measure_from, [(endpoint, index, cases, rounds) for index in range(most)])
     del store
-    return by_place[0]
+    return by_process[0]
 
 
 # -- in the processes --------------------------------------------------------------------------------
 
 
 def measure_from(
-    endpoint: Endpoint, place: int, cases: Sequence[Point], rounds: int, host: str = HOST
+    endpoint: Endpoint, process: int, cases: Sequence[Point], rounds: int, host: str = HOST
 ) -> list[float]:
-    """As `measure`, of one process: the first is the coordinator of all groups, the next are students."""
+    """As `measure`, in one process: index 0 is the coordinator of all groups, the next are students."""
     torch.set_num_threads(1)
     store = connect_store(endpoint, LIMIT_S)
-    own = [case for case in cases if place < case.ranks]
-    bare = {ranks: _exchange(store, host, place, ranks) for ranks in sorted({case.ranks for case in own})}
-    real = {case: _exchange(store, host, place, case.ranks, case) for case in own if case.real}
+    own = [case for case in cases if process < case.ranks]
+    bare = {ranks: _exchange(store, host, process, ranks) for ranks in sorted({case.ranks for case in own})}
+    real = {case: _exchange(store, host, process, case.ranks, case) for case in own if case.real}
     found: dict[Point, list[float]] = {case: [] for case in own}
     for _ in range(rounds):
         for case in own:
-            # Buffers of gloo alone are made anew: all at once they would not fit.
+            # The buffers of gloo alone exist one at a time: together they exceed the memory.
             step = _round_trip(real[case]) if case.real else _gloo(bare[case.ranks], case)
-            step(0)  # so that all begin together
+            step(0)  # all ranks begin together
             began = perf_counter()
             for number in range(1, STEPS[case.way] + 1):
                 step(number)
@@ -165,13 +169,13 @@ def measure_from(
     return [median(found[case]) for case in own]
 
 
-def _exchange(store: Any, host: str, place: int, ranks: int, case: Point | None = None) -> Exchange:
-    """An exchange of so many; without a case only its group is used."""
+def _exchange(store: Any, host: str, process: int, ranks: int, case: Point | None = None) -> Exchange:
+    """An exchange of `ranks` ranks; without a case the caller uses only its group."""
     way, message, answer = (case.way, case.message, case.answer) if case else ("star", SMALL, SMALL)
     part = scoped(store, f"{ranks}/{way}" if case else str(ranks))
-    monitor = Monitor(part, [str(student) for student in range(ranks - 1)], ranks - 1 - place)
-    wire = ExchangeLayout(message, answer, all_to_all=MUTUAL[way])
-    return Exchange(monitor, part, host=host, layout=wire, run=0, generation=0, step_s=LIMIT_S)
+    monitor = Monitor(part, [str(student) for student in range(ranks - 1)], ranks - 1 - process)
+    layout = ExchangeLayout(message, answer, all_to_all=ALL_TO_ALL[way])
+    return Exchange(monitor, part, host=host, layout=layout, run=0, generation=0, step_s=LIMIT_S)
 
 
 def _round_trip(exchange: Exchange) -> Callable[[int], None]:
@@ -190,9 +194,9 @@ def _gloo(exchange: Exchange, case: Point) -> Callable[[int], None]:
     """A step of gloo alone, on the group of an exchange."""
     group: Any = exchange._group
     root, is_root = exchange.root, exchange.rank == exchange.root
-    mine, answer = (torch.zeros(each.nbytes, dtype=torch.uint8) for each in (case.message, case.answer))
+    message, answer = (torch.zeros(each.nbytes, dtype=torch.uint8) for each in (case.message, case.answer))
     reads = is_root or case.way == "ring + tree"
-    parts = [torch.zeros_like(mine) for _ in range(case.ranks)] if reads else []
+    parts = [torch.zeros_like(message) for _ in range(case.ranks)] if reads else []
 
     def wait(*works: Any) -> None:
         for work in works:
@@ -203,14 +207,14 @@ def _gloo(exchange: Exchange, case: Point) -> Callable[[int], None]:
             wait(*(group.recv([parts[rank]], rank, 1) for rank in range(root)))
             wait(*(group.send([answer], rank, 2) for rank in range(root)))
         else:
-            wait(group.send([mine], root, 1))
+            wait(group.send([message], root, 1))
             wait(group.recv([answer], root, 2))
 
     def collectives(number: int) -> None:
         if case.way == "ring + tree":
-            wait(dist.all_gather(parts, mine, group=group, async_op=True))
+            wait(dist.all_gather(parts, message, group=group, async_op=True))
         else:
-            wait(dist.gather(mine, parts or None, group_dst=root, group=group, async_op=True))
+            wait(dist.gather(message, parts or None, group_dst=root, group=group, async_op=True))
         wait(dist.broadcast(answer, group_src=root, group=group, async_op=True))
 
     return stars if case.way == "star" else collectives
@@ -244,7 +248,7 @@ def run(ranks: Sequence[int], most_fitted: int, rounds: int) -> tuple[dict[str, 
 
 
 def figures(quick: bool = False) -> list[Figure]:
-    """The median error of prediction at the points that were not fitted, and that at the most ranks."""
+    """The median error of prediction at all points that were not fitted, and at those with the most ranks."""
     costs, results = run((3, 5, 7), 5, 3) if quick else run(RANKS, MOST_FITTED, ROUNDS)
     found = []
     for way in costs:
@@ -260,9 +264,9 @@ def figures(quick: bool = False) -> list[Figure]:
 def page(costs: dict[str, Costs], results: Sequence[Result], rounds: int) -> list[str]:
     """The results as Markdown."""
     lines = [
-        "# How the exchange grows with the ranks",
+        "# Cost of the exchange by the number of ranks",
         "",
-        *conditions("scale", f"{rounds} rounds by rounds, medians; one thread a process"),
+        *conditions("scale", f"{rounds} alternating rounds, medians; one thread for each process"),
         "",
         "| way | us a round | us a message | GB/s | median error | worst |",
         "| --- " + "| ---: " * 5 + "|",
@@ -274,8 +278,8 @@ def page(costs: dict[str, Costs], results: Sequence[Result], rounds: int) -> lis
         lines.append(f"| {way} | {cells} | {median(errors):.2f} | {max(errors):.2f} |")
     lines += [
         "",
-        "Errors are those at the points that were not fitted: the larger of measured and predicted over the",
-        "smaller. Bytes are those of all messages, which one machine carries.",
+        "The errors are those of the points that were not fitted: the larger of measured and predicted",
+        "divided by the smaller. Bytes are those of all messages; one machine transfers them all.",
         "",
         "| way | ranks | message KB | answer KB | measured ms | predicted ms | error | |",
         "| --- " + "| ---: " * 6 + "| --- |",

@@ -1,10 +1,10 @@
-"""What a step costs the coordinator as students and classes grow: time, and memory beside the messages.
+"""Cost of a step for the coordinator by students and classes: time, and memory beside the messages.
 
     python -m benchmarks.scale_coordinator --out docs/results/scale-coordinator.md
 
-Each case is a fresh process with one thread that answers steps of random logits. The time is its own
-processor time, so that other work on the machine counts little; the peak is that of its resident memory
-while it answers, less what it had with all messages in place (Linux only).
+Each case is a new process with one thread that answers steps of random logits. The time is the thread's
+processor time, on which other work of the machine has little effect. The peak is that of the resident memory
+during an answer, minus the resident memory with all messages present (Linux only).
 """
 
 from __future__ import annotations
@@ -46,8 +46,8 @@ def _answer(text: str, students: int, classes: int) -> tuple[float, float]:
         parts.append(Contribution(ids_B, labels_B[ids_B], 3 * torch.randn(BATCH, classes)))
     coordinator.answer(
         [Contribution(*(column[:2] for column in parts[0]))] * students, 0
-    )  # loads what is needed
-    Path("/proc/self/clear_refs").write_text("5")  # the peak begins anew
+    )  # imports lazy modules
+    Path("/proc/self/clear_refs").write_text("5")  # resets the peak
     before = _resident("VmRSS")
     coordinator.answer(parts, 0)
     peak, seconds = _resident("VmHWM") - before, []
@@ -71,13 +71,13 @@ def main() -> None:
     parser.add_argument("--out", type=Path)
     arguments = parser.parse_args()
     lines = [
-        "# The coordinator as the cohort grows",
+        "# Cost of the coordinator by the size of the cohort",
         "",
         *conditions(
             "scale_coordinator", f"Medians of {STEPS} steps, B = {BATCH}, one thread, processor time"
         ),
         "",
-        "Messages are what all students send in a step. Memory is the peak of an answer beside them.",
+        "Messages: those of all students in a step. Memory: the peak of an answer beside the messages.",
         "",
         "| S | C | messages MB | " + " | ".join(f"{method} ms | MB" for method in METHODS) + " |",
         "| ---: " * (3 + 2 * len(METHODS)) + "|",

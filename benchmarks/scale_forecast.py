@@ -1,8 +1,8 @@
-"""What the model says of cohorts that no machine here carries; arithmetic, nothing is measured.
+"""Predictions of the model for cohorts that no machine here can hold; nothing is measured.
 
     python -m benchmarks.scale_forecast --out docs/results/scale-forecast.md
 
-Every rank has a host of its own. A step's exchange is
+Every rank has a host of its own. The seconds of a step's exchange are
 
     rounds * latency + passages * message + volume / bandwidth
 
@@ -41,12 +41,12 @@ def _answered(way: str, members: int, message: int, answer: int) -> Traffic:
 
 
 def _cases(students: int, replicas: int) -> list[Case]:
-    """As it is, and what could be instead."""
+    """The exchange as built, and alternatives."""
     members, rows = students * replicas, BATCH // replicas
     message, answer = MessageLayout(rows, CLASSES).nbytes, MessageLayout(BATCH, CLASSES).nbytes
     own = MessageLayout(rows, CLASSES).nbytes
     half = [MessageLayout(each, CLASSES, torch.float16).nbytes for each in (rows, BATCH)]
-    # Of a row its id, label, K logits and classes of 16 bits each, and what the other classes have together.
+    # A row has its id, its label, K logits and classes of 16 bits each, and the sum of the other classes.
     sparse = [HEADER.itemsize + each * (16 + 4 * TOP_K + 2) for each in (rows, BATCH)]
     wide = MessageLayout(students * BATCH, CLASSES).nbytes
     shards = 8
@@ -67,16 +67,16 @@ def _seconds(traffic: Traffic, rate: float) -> float:
 
 
 def main() -> None:
-    """Print the table, and write it where asked."""
+    """Print the table, and write it to --out."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("--out", type=Path)
     arguments = parser.parse_args()
     lines = [
-        "# What the model says of large cohorts",
+        "# Predictions of the model for large cohorts",
         "",
         f"Arithmetic: {1e6 * LATENCY_S:.0f} us a round, {1e6 * MESSAGE_S:.0f} us a message of the busiest",
         f"rank, one rank a host, B = {BATCH}, C = {CLASSES}. Milliseconds of a step's exchange, without the",
-        "ensemble; the MB are those that the busiest rank sends or receives.",
+        "ensemble. MB: sent or received by the busiest rank.",
         "Made by `python -m benchmarks.scale_forecast`.",
         "",
         f"| workers | exchange | MB | {' | '.join(f'{rate} Gbit/s' for rate in RATES)} |",

@@ -1,10 +1,10 @@
-"""The bandwidth of the model, checked on hosts whose links have a known rate.
+"""Check of the model's bandwidth on hosts whose links have a known rate.
 
     unshare --net python -m benchmarks.scale_network --out docs/results/scale-network.md
 
-Needs root, ip, tc and nsenter. Every rank has a network namespace with one link to a common switch, shaped
-to the same rate in both directions by a token bucket; all vanish with the processes. Nothing is fitted:
-the prediction is the volume of the model over the rate.
+The check needs root, ip, tc and nsenter. Every rank has a network namespace with one link to a common switch;
+a token bucket shapes the link to the same rate in both directions. The namespaces end with the processes.
+Nothing is fitted: the prediction is the volume of the model divided by the rate.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ RANKS, ROUNDS = (3, 5, 9), 3
 MBIT = 200
 SWITCH = "10.9.0.254"
 CLONE_NEWNET = 0x40000000
-#: Payload of a full Ethernet frame, of the bytes that it takes on the wire as the token bucket counts them.
+#: Share of the payload in a full Ethernet frame, by the token bucket's count of bytes.
 PAYLOAD = 1448 / 1514
 
 
@@ -35,7 +35,7 @@ def _run(command: str) -> None:
 
 
 def _switch() -> None:
-    """The network in which this process sits becomes the switch's."""
+    """Make a switch of this process's network namespace."""
     if [line for line in Path("/proc/net/dev").read_text().splitlines()[2:] if "lo:" not in line]:
         sys.exit("this changes the network: run it in a network of its own, by `unshare --net`")
     for command in (
@@ -47,28 +47,28 @@ def _switch() -> None:
         _run(command)
 
 
-def _host(place: int, hub: int) -> str:
-    """Give this process a network of its own with a shaped link to the switch; its address."""
+def _host(process: int, hub: int) -> str:
+    """Give this process a network namespace with a shaped link to the switch; returns its address."""
     libc = ctypes.CDLL(None, use_errno=True)
     if libc.unshare(CLONE_NEWNET):
         raise OSError(ctypes.get_errno(), "no new network")
-    address, bucket = f"10.9.0.{place + 1}", f"root tbf rate {MBIT}mbit burst 16kb latency 1s"
+    address, bucket = f"10.9.0.{process + 1}", f"root tbf rate {MBIT}mbit burst 16kb latency 1s"
     there = f"nsenter --target {hub} --net"
     for command in (
-        f"ip link add eth0 type veth peer name h{place} netns {hub}",
+        f"ip link add eth0 type veth peer name h{process} netns {hub}",
         f"ip address add {address}/24 dev eth0",
         "ip link set lo up",
         "ip link set eth0 up",
         f"tc qdisc add dev eth0 {bucket}",
-        f"{there} ip link set h{place} master switch up",
-        f"{there} tc qdisc add dev h{place} {bucket}",
+        f"{there} ip link set h{process} master switch up",
+        f"{there} tc qdisc add dev h{process} {bucket}",
     ):
         _run(command)
     return address
 
 
-def _place(endpoint: Endpoint, place: int, cases: list[Point], hub: int) -> list[float]:
-    return measure_from(endpoint, place, cases, ROUNDS, host=_host(place, hub))
+def _measure(endpoint: Endpoint, process: int, cases: list[Point], hub: int) -> list[float]:
+    return measure_from(endpoint, process, cases, ROUNDS, host=_host(process, hub))
 
 
 def main() -> None:
@@ -80,7 +80,7 @@ def main() -> None:
     cases = [Point(way, ranks, size, size) for way in WAYS for ranks in RANKS for size in (MEDIUM, LARGE)]
     store, endpoint = host_store(SWITCH)
     measured = run_in_processes(
-        _place, [(endpoint, place, cases, os.getpid()) for place in range(max(RANKS))]
+        _measure, [(endpoint, process, cases, os.getpid()) for process in range(max(RANKS))]
     )[0]
     del store
     lines = [
@@ -88,7 +88,7 @@ def main() -> None:
         "",
         *conditions(
             "scale_network",
-            f"{MBIT} Mbit/s a link each way, {ROUNDS} rounds by rounds, medians; answers like messages",
+            f"{MBIT} Mbit/s a link each way, {ROUNDS} alternating rounds, medians; answers like messages",
         ),
         "",
         "| way | ranks | message KB | measured ms | volume / rate ms | ratio |",

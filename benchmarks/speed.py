@@ -1,8 +1,8 @@
-"""The speed table: every ratio that this project aims at, measured in one go.
+"""The speed table: every ratio with a goal, measured in one run.
 
     python -m benchmarks.speed --out docs/results/speed.md
 
-Each line is a ratio to a baseline that is measured in the same run, by rounds; the modules say how.
+Each line is a ratio to a baseline of the same run, in alternating rounds; the modules describe the method.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from benchmarks.figures import Figure
 
 __all__ = ["MODULES"]
 
-#: What measures the table's lines, in their order.
+#: The modules that measure the lines of the table, in order.
 MODULES: Mapping[str, Callable[[bool], list[Figure]]] = {
     "step_efficiency": step_efficiency.figures,
     "analysis_cost": analysis_cost.figures,
@@ -51,9 +51,9 @@ def row(figure: Figure, module: str) -> str:
 
 
 def main() -> None:
-    """Measure all, print the table, and write it where asked."""
+    """Measure all ratios, print the table, and write it to --out."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
-    parser.add_argument("--only", choices=MODULES, action="append", help="measure only these")
+    parser.add_argument("--only", choices=MODULES, action="append", help="measure only this module")
     parser.add_argument("--quick", action="store_true", help="few rounds of small cases")
     parser.add_argument("--out", type=Path)
     arguments = parser.parse_args()
@@ -62,9 +62,7 @@ def main() -> None:
         rows += [row(figure, module) for figure in MODULES[module](arguments.quick)]
         print(f"{module}: done after {time.monotonic() - began:.0f} s", file=sys.stderr, flush=True)
     minutes = (time.monotonic() - began) / 60
-    took = (
-        f"Ratios measured by rounds in one run, which took {minutes:.0f} minutes and began at load {load:.1f}"
-    )
+    took = f"Ratios of alternating rounds in one run of {minutes:.0f} minutes, which began at load {load:.1f}"
     page = [
         "# Speed: every ratio and its goal",
         "",

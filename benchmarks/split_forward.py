@@ -1,10 +1,10 @@
-"""What splitting the batch would cost: two forward passes over halves against one over the whole.
+"""Cost of splitting the batch: two forward passes over halves relative to one over the whole.
 
     python -m benchmarks.split_forward
 
-The exchange of one half could hide behind the forward pass of the other. That saves at most half of an
-exchange, and costs what this shows. It would also change every network with batch norm, whose statistics
-would be those of half a batch, so it was not built.
+The exchange of one half could overlap with the forward pass of the other half. That saves at most half of an
+exchange, at the cost that this benchmark measures. It also changes every network with batch norm, whose
+statistics become those of half a batch. For these reasons kdcl does not split batches.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ ROUNDS = 15
 
 
 def measure(name: str, classes: int, batch: int, shape_CHW: tuple[int, int, int]) -> tuple[float, float]:
-    """Median seconds of a forward pass over the whole batch, and of two over its halves, by rounds."""
+    """Median seconds of a forward pass over the whole batch, and of two over its halves, in alternation."""
     network = models.build(name, classes, shape_CHW[0]).train()
     images_BCHW = torch.randn(batch, *shape_CHW)
     halves = images_BCHW.chunk(2)
@@ -48,14 +48,14 @@ def measure(name: str, classes: int, batch: int, shape_CHW: tuple[int, int, int]
 
 
 def main() -> None:
-    """Print the table."""
+    """Measure all networks and print the table."""
     torch.set_num_threads(1)
     keep_freed_memory()
     rows = []
     for name, classes, batch, shape in CASES:
         whole, split = measure(name, classes, batch, shape)
         rows.append(f"| {name} | {batch} | {1e3 * whole:.1f} | {1e3 * split:.1f} | {split / whole:.2f} |")
-    how = f"{ROUNDS} rounds by rounds, medians, one thread"
+    how = f"{ROUNDS} alternating rounds, medians, one thread"
     print(
         "\n".join(
             [*conditions("split_forward", how), "", "| network | batch | whole ms | halves ms | ratio |"]

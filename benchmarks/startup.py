@@ -1,8 +1,8 @@
-"""From the command to the first step, against minimal scripts of Ray Train and of torch's own launcher.
+"""Time from the command to the first step, relative to minimal scripts of Ray Train and of torch's launcher.
 
 The baselines (`bare_ray.py`, `bare_processes.py`) train the same two networks on the same digits in as many
-workers, with gloo, and have no coordinator, no checks and no run folder. A start ends when the last student
-takes the backward pass of its first step. Rounds alternate between all; the figures are medians.
+workers, with gloo. They have no coordinator, no checks and no run folder. A start ends when the last student
+begins the backward pass of its first step. Each round measures all starts; the figures are medians.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ __all__ = ["figures"]
 STUDENTS = ", ".join(f"{{name: {name}, model: 'benchmarks.first_step:{name}'}}" for name in MODELS)
 RECIPE = ["examples/digits.yaml", "--set", f"students=[{STUDENTS}]"]
 RECIPE += ["--set", "data.augment=[]", "--set", "epochs=1"]
-#: Command without its last argument, the folder that it writes to.
+#: Commands without their last argument, the output folder.
 COMMANDS = {
     "bare processes": ["-m", "benchmarks.bare_processes"],
     "kdcl, local launcher": ["-m", "kdcl_dist", "train", *RECIPE, "--launcher", "local", "--storage"],
@@ -40,14 +40,14 @@ COMMANDS = {
 LOCAL, ON_RAY = ("bare processes", "kdcl, local launcher"), ("bare Ray Train", "kdcl, Ray")
 LIMIT_S = 240.0
 GOAL = 1.3
-#: In which the processes of a Ray that the command started end, so that the next does not join it.
+#: Wait for the end of the processes of a command's Ray; otherwise the next command joins that Ray.
 SETTLE_S = 5.0
-#: A Ray that runs already, until its standard input closes.
+#: Code that runs a Ray until its standard input closes.
 HOLD = "import ray; ray.init(include_dashboard=False); print(ray.get_runtime_context().gcs_address); input()"
 
 
 def start(name: str, notes: Path, variables: dict[str, str]) -> float:
-    """Seconds from a command to the first step of its last student; waits for the command's end."""
+    """Seconds from the start of a command to the first step of its last student."""
     for note in notes.iterdir():
         note.unlink()
     with tempfile.TemporaryDirectory() as folder:
@@ -64,8 +64,8 @@ def start(name: str, notes: Path, variables: dict[str, str]) -> float:
 
 @contextlib.contextmanager
 def running_ray(variables: dict[str, str]) -> Iterator[dict[str, str]]:
-    """A Ray that runs before the command; the environment variables that lead to it."""
-    # Else the Ray that the holder starts asks for a token which only the holder knows.
+    """Run a Ray; yields the environment variables with which a command joins it."""
+    # Otherwise this Ray demands a token that only the process which started it knows.
     variables = variables | {"RAY_AUTH_MODE": "disabled"}
     holder = subprocess.Popen(
         [sys.executable, "-c", HOLD],
@@ -82,7 +82,7 @@ def running_ray(variables: dict[str, str]) -> Iterator[dict[str, str]]:
 
 
 def measure(names: tuple[str, ...], rounds: int, *, running: bool = False) -> dict[str, float]:
-    """Median seconds of each start; rounds take the commands one after another."""
+    """Median seconds of each start; every round runs all commands one after another."""
     with tempfile.TemporaryDirectory() as folder, contextlib.ExitStack() as stack:
         variables = {FOLDER: folder, "PYTHONPATH": str(Path.cwd())}
         if running:
@@ -92,7 +92,7 @@ def measure(names: tuple[str, ...], rounds: int, *, running: bool = False) -> di
 
 
 def figures(quick: bool = False) -> list[Figure]:
-    """The ratios of the speed table; quick leaves Ray out."""
+    """The ratios of the speed table; `quick` leaves Ray out."""
     local = measure(LOCAL, 1)
     found = [Figure("start", "local launcher, 2 students", local[LOCAL[1]] / local[LOCAL[0]], GOAL)]
     if not quick:
@@ -102,14 +102,14 @@ def figures(quick: bool = False) -> list[Figure]:
 
 
 def report(found: list[tuple[str, dict[str, float]]], rounds: int) -> str:
-    """The page."""
+    """The results as Markdown."""
     lines = [
         "# From the command to the first step",
         "",
         "Seconds until the last of two students takes its first step (digits, `cnn_medium` and `cnn_small`,",
-        "no augmentation), against a minimal script that trains the same networks. Compare ratios.",
+        "no augmentation), and of a minimal script that trains the same networks. Compare ratios.",
         f"{os.cpu_count()} cores ({platform.machine()}), no GPU, PyTorch {torch.__version__}, load",
-        f"average {os.getloadavg()[1]:.1f} (5 minutes); medians of {rounds} rounds that alternate.",
+        f"average {os.getloadavg()[1]:.1f} (5 minutes); medians of {rounds} alternating rounds.",
         "Made by `python -m benchmarks.startup`.",
         "",
         "| | bare s | kdcl s | ratio | goal |",
@@ -122,7 +122,7 @@ def report(found: list[tuple[str, dict[str, float]]], rounds: int) -> str:
 
 
 def main() -> None:
-    """Measure all starts, print the page, and write it where asked."""
+    """Measure all starts, print the page, and write it to --out."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--out", type=Path)
@@ -131,7 +131,7 @@ def main() -> None:
     found = [
         ("local launcher", measure(LOCAL, rounds)),
         ("Ray, started by the command", measure(ON_RAY, rounds)),
-        ("Ray that runs already", measure(ON_RAY, rounds, running=True)),
+        ("Ray, started before", measure(ON_RAY, rounds, running=True)),
     ]
     page = report(found, rounds)
     print(page)

@@ -1,14 +1,14 @@
-"""How much a step of the cohort costs over that of its slowest student, and against training in turn.
+"""Cost of a step of the cohort relative to that of its slowest student, and to training in turn.
 
     python -m benchmarks.step_efficiency --out docs/results/step-efficiency.md
 
-In one run, several rounds one after another, each of
+Each round measures
 
-    (a) every student alone, all at once on the same cores, without distillation;
+    (a) every student alone, all at the same time on the same cores, without distillation;
     (b) the same students with kdcl (local launcher), coordinator and exchange included;
-    (c) one process that trains all of them in turn with all cores, as public implementations do;
+    (c) one process that trains all students in turn with all cores, as public implementations do;
 
-for cohorts of three sizes. The figures are medians over steps, then over rounds; compare ratios, not times.
+for cohorts of several sizes. The figures are medians over steps, then over rounds; compare ratios, not times.
 """
 
 from __future__ import annotations
@@ -39,9 +39,9 @@ from kdcl_dist.training import train
 from kdcl_dist.utils.process import keep_freed_memory
 
 RECIPE = "examples/digits.yaml"
-#: Two students on one core each, the batch, and the goal of (b) / max(a), if there is one for steps of this
-#: length. Augmentation is left out, so that networks make up the step.
-CASTS: dict[str, tuple[tuple[str, str], int, float | None]] = {
+#: Two students on one core each, the batch, and the goal of (b) / max(a) if steps of this length have one.
+#: Without augmentation the networks dominate the step.
+COHORTS: dict[str, tuple[tuple[str, str], int, float | None]] = {
     "10 ms": (("cnn_medium", "cnn_small"), 64, None),
     "20 ms": (("cnn_medium", "cnn_medium"), 160, 1.2),
     "30 ms": (("cnn_large", "cnn_medium"), 64, 1.2),
@@ -51,17 +51,17 @@ WARMUP_STEPS = 5
 
 
 def alone(recipe: Recipe, kind: str = "cpu") -> float:
-    """(a): median seconds of a step of the slowest student, all running at once, none knowing of another.
+    """(a): median seconds of a step of the slowest student; all students run at once, without exchange.
 
     Args:
-        recipe: the cohort.
-        kind: of device, which all share.
+        recipe: recipe of the cohort.
+        kind: type of the device, which all students share.
     """
     context = get_context("spawn")
     number = len(recipe.students)
-    start, found, through = context.Barrier(number), context.SimpleQueue(), context.Value("i", 0)
+    start, found, finished = context.Barrier(number), context.SimpleQueue(), context.Value("i", 0)
     jobs = [
-        context.Process(target=_alone, args=(recipe, index, kind, start, found, through))
+        context.Process(target=_alone, args=(recipe, index, kind, start, found, finished))
         for index in range(number)
     ]
     for job in jobs:
@@ -72,8 +72,8 @@ def alone(recipe: Recipe, kind: str = "cpu") -> float:
     return float(max(seconds))
 
 
-def _alone(recipe: Recipe, index: int, kind: str, start: Any, found: Any, through: Any) -> None:
-    """One student by itself; it goes on until the slowest is through, so that all cores stay in use."""
+def _alone(recipe: Recipe, index: int, kind: str, start: Any, found: Any, finished: Any) -> None:
+    """Train one student alone until the slowest one has finished, which keeps all cores in use."""
     torch.set_num_threads(recipe.students[index].resources.cpu)
     keep_freed_memory()
     training_data = TrainingData.open(recipe)
@@ -83,7 +83,7 @@ def _alone(recipe: Recipe, index: int, kind: str, start: Any, found: Any, throug
     batches = chain.from_iterable(training_data.training_batches(index, 0) for _ in count())
     seconds: list[float] = []
     start.wait()
-    while through.value < len(recipe.students):
+    while finished.value < len(recipe.students):
         began = time.perf_counter()
         batch = next(batches)
         loss = student.loss(student.forward(batch.images, len(seconds)), batch.labels, None).total
@@ -91,20 +91,20 @@ def _alone(recipe: Recipe, index: int, kind: str, start: Any, found: Any, throug
         float(loss.detach())
         seconds.append(time.perf_counter() - began)
         if len(seconds) == steps:
-            with through.get_lock():
-                through.value += 1
+            with finished.get_lock():
+                finished.value += 1
     found.put(median(seconds[WARMUP_STEPS:steps]))
 
 
 def together(recipe: Recipe) -> float:
-    """(b): median seconds of a step of the cohort, each process of which is on its own."""
+    """(b): median seconds of a step of the cohort, with a process for each student."""
     with tempfile.TemporaryDirectory() as storage:
         by_step = seconds_by_step(train(recipe, launcher="local", storage=storage).path)
     return median(list(by_step.values())[WARMUP_STEPS:])
 
 
 def seconds_by_step(path: str) -> dict[int, float]:
-    """Of each training step of a run, the time of the student for which it took longest."""
+    """Seconds of the slowest student, by training step of a run."""
     by_step: dict[int, float] = {}
     for row in read_metrics(Folder(path)).to_pylist():
         if row["name"] == "step_s" and row["student"] != ENSEMBLE:
@@ -127,7 +127,7 @@ def _in_turn(recipe: Recipe) -> float:
 
 
 def measure(recipe: Recipe, rounds: int) -> tuple[float, float, float]:
-    """Seconds a step of (a), (b) and (c): medians over rounds, which alternate between the three."""
+    """Seconds of a step of (a), (b) and (c): medians over rounds, each of which measures all three."""
     found = [(alone(recipe), together(recipe), in_turn(recipe)) for _ in range(rounds)]
     a, b, c = (median(column) for column in zip(*found, strict=True))
     return a, b, c
@@ -137,10 +137,10 @@ def report(measured: dict[str, tuple[Recipe, tuple[float, float, float]]], round
     """The figures with their conditions, as Markdown."""
     method = next(iter(measured.values()))[0].distillation.method
     lines = [
-        "# What a step costs",
+        "# Cost of a step",
         "",
-        "(a) each student alone, all at once on the same cores, the slowest; (b) the same students with",
-        "kdcl, local launcher; (c) one process that trains all in turn with all cores. Medians.",
+        "(a) the slowest student without kdcl, all at once on the same cores; (b) the same students with",
+        "kdcl, local launcher; (c) one process that trains all students in turn with all cores. Medians.",
         "",
         *conditions(
             "step_efficiency",
@@ -158,9 +158,9 @@ def report(measured: dict[str, tuple[Recipe, tuple[float, float, float]]], round
 
 
 def recipe_of(name: str, epochs: int, method: str = "linear") -> Recipe:
-    """The recipe of one of `CASTS`."""
-    models, batch_size, _ = CASTS[name]
-    students = ", ".join(f"{{name: s{place}, model: {model}}}" for place, model in enumerate(models))
+    """The recipe of one of `COHORTS`."""
+    models, batch_size, _ = COHORTS[name]
+    students = ", ".join(f"{{name: s{index}, model: {model}}}" for index, model in enumerate(models))
     overrides = (
         f"students=[{students}]",
         f"batch_size={batch_size}",
@@ -173,20 +173,20 @@ def recipe_of(name: str, epochs: int, method: str = "linear") -> Recipe:
 
 
 def figures(quick: bool = False) -> list[Figure]:
-    """(b) / max(a) of the cohorts that have a goal, and (c) / (b), which has none but 1."""
+    """(b) / max(a) of the cohorts that have a goal, and (c) / (b), whose goal is 1."""
     names, rounds, epochs = (["20 ms"], 1, 3) if quick else (["20 ms", "100 ms"], 3, 6)
     found = []
     for name in names:
-        goal = CASTS[name][2] or math.inf
+        goal = COHORTS[name][2] or math.inf
         a, b, c = measure(recipe_of(name, epochs), rounds)
-        what = f"{' + '.join(CASTS[name][0])}, {1000 * a:.0f} ms alone"
-        found.append(Figure("step", f"{what}: over the slowest alone", b / a, goal))
-        found.append(Figure("step", f"{what}: training in turn over it", c / b, 1.0, at_least=True))
+        what = f"{' + '.join(COHORTS[name][0])}, {1000 * a:.0f} ms alone"
+        found.append(Figure("step", f"{what}: relative to the slowest alone", b / a, goal))
+        found.append(Figure("step", f"{what}: training in turn relative to it", c / b, 1.0, at_least=True))
     return found
 
 
 def main() -> None:
-    """Measure all cohorts, print the table, and write it where asked."""
+    """Measure all cohorts, print the table, and write it to --out."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--epochs", type=int, default=4)
@@ -194,7 +194,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path)
     arguments = parser.parse_args()
     measured = {}
-    for name in CASTS:
+    for name in COHORTS:
         recipe = recipe_of(name, arguments.epochs, arguments.method)
         measured[name] = recipe, measure(recipe, arguments.rounds)
         print(f"{name}: {[round(1000 * value, 1) for value in measured[name][1]]} ms", flush=True)

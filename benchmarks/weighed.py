@@ -1,4 +1,4 @@
-"""Networks that note, at each training step, what memory their process takes, for `memory`."""
+"""Networks that record the memory of their process at each training step, for `memory`."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from kdcl_dist.models import build
 
 __all__ = ["FOLDER", "cnn_large", "cnn_medium", "cnn_small", "resnet18"]
 
-#: Environment variable with the folder of the notes: a file a network, with bytes.
+#: Environment variable with the folder of the records: a file for each network, with bytes.
 FOLDER = "KDCL_WEIGHTS"
 
 
@@ -31,9 +31,10 @@ def _watch(note: Path, _network: nn.Module, _images: Any, logits_BC: Tensor) -> 
 
 
 def _weigh(note: Path) -> None:
-    """The process's peak of resident memory, and the most private memory seen so far.
+    """Record the process's peak of resident memory, and the most private memory so far.
 
-    Linux counts a page as resident in each process that maps it, as private in none where several do.
+    Linux counts a page as resident in each process that maps it. A page of several processes is private in
+    none.
     """
     peak = _kilobytes("/proc/self/status", "VmHWM")
     private = _kilobytes("/proc/self/smaps_rollup", "Private_Clean", "Private_Dirty")

@@ -1,4 +1,4 @@
-"""What windows are worth on the digits: test accuracy over seeds, with paired intervals.
+"""Windows on the digits: test accuracy over seeds, with paired intervals.
 
 python -m benchmarks.window_accuracy --seeds 10 --out docs/results/window-accuracy
 """

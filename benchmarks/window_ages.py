@@ -1,8 +1,8 @@
-"""How old the peers' logits are with each window, and how many samples have a soft target.
+"""Age of the peers' logits for each window, and share of the samples with a soft target.
 
     python -m benchmarks.window_ages --out docs/results/window-ages.md
 
-Both follow from the walks alone, so nothing is trained: two students walk the digits for 20 epochs.
+Both follow from the order of the samples alone, without training: two students, the digits, 20 epochs.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from kdcl_dist.run.metrics import BINS
 
 
 def ages(recipe: Recipe) -> list[dict[str, float]]:
-    """The figures of the first student: of the first epoch, and of the others together."""
+    """The figures of the first student: those of the first epoch, and those of all other epochs."""
     training_data, window = TrainingData.open(recipe), recipe.distillation.window
     per_epoch, students = training_data.schedule.steps_per_epoch, len(recipe.students)
     seeds = [student_seed(recipe.seed, index, None) for index in range(students)]
@@ -37,15 +37,15 @@ def ages(recipe: Recipe) -> list[dict[str, float]]:
     for epoch in range(recipe.epochs):
         steps_TB = epoch_steps(training_data.split[0], recipe.batch_size, recipe.seed, epoch)
         width = per_epoch if window == "epoch" else window
-        walks = [list(own_steps(steps_TB, width, seed, epoch)) for seed in seeds]
+        orders = [list(own_steps(steps_TB, width, seed, epoch)) for seed in seeds]
         for step in range(per_epoch):
-            ids = [torch.from_numpy(np.ascontiguousarray(walk[step])) for walk in walks]
+            ids = [torch.from_numpy(np.ascontiguousarray(order[step])) for order in orders]
             (others if epoch else first).add(*_step(bank, ids, epoch * per_epoch + step))
     return [first.values(0), others.values(0)]
 
 
 def _step(bank: LogitBank, ids: list[torch.Tensor], step: int) -> tuple[list[Contribution], Aligned]:
-    """What a step's samples are known by; their logits do not matter here."""
+    """The contributions of a step and the aligned logits; the values of the logits have no effect here."""
     parts = [Contribution(own, torch.zeros_like(own), torch.zeros(len(own), 1)) for own in ids]
     for student, part in enumerate(parts):
         bank.put(student, part.ids, part.logits, step)
@@ -66,10 +66,10 @@ def main() -> None:
     }
     bins = [b for b in BINS if any(part.get(f"staleness/{b}") for both in found.values() for part in both)]
     lines = [
-        "# How old the peers' logits are",
+        "# Age of the peers' logits",
         "",
         "Digits, two students, 22 steps of 64 samples an epoch, 20 epochs. Coverage: share of samples with a",
-        "soft target. Then the mean age in steps of the peer's logits, and the share of them by age.",
+        "soft target. Mean age of the peer's logits in steps, and share of the logits by age.",
         "Made by `python -m benchmarks.window_ages`.",
         "",
         "| window | epochs | coverage | mean age | " + " | ".join(bins) + " |",

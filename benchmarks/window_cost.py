@@ -1,9 +1,9 @@
-"""What a window costs: the bank, the soft target, the wider answer, and a checkpoint.
+"""Cost of a window: the bank, the soft target, the wider answer, and a checkpoint.
 
     python -m benchmarks.window_cost --out docs/results/window-cost.md
 
-What one process computes is measured in seconds of its own thread, so that other work on the machine
-counts little. What is compared takes rounds.
+The time of a computation is the processor time of its thread, on which other work of the machine has little
+effect. Each round measures all sides of a comparison.
 """
 
 from __future__ import annotations
@@ -38,8 +38,8 @@ LIMIT_S = 60.0
 SIZES = ((3, 64, 10), (2, 128, 100), (4, 256, 1000))
 
 
-def in_turn(clock: Callable[[], float], *works: Callable[[int], object]) -> list[float]:
-    """Median seconds of each by a clock, called by rounds; the first fifth of the rounds warms up."""
+def alternate(clock: Callable[[], float], *works: Callable[[int], object]) -> list[float]:
+    """Median seconds of each work by a clock; every round calls all works, and the first fifth warms up."""
     found: list[list[float]] = [[] for _ in works]
     for number in range(ROUNDS):
         for own, work in zip(found, works, strict=True):
@@ -50,7 +50,7 @@ def in_turn(clock: Callable[[], float], *works: Callable[[int], object]) -> list
 
 
 def lookups() -> list[str]:
-    """The bank's part of a step for data sets of different size."""
+    """The bank's part of a step, for data sets of different sizes."""
     students, rows, classes = 2, 128, 100
     samples = (1_000, 10_000, 100_000, 1_000_000)
     lines = ["| samples | memory ms | of the smallest | file ms | of the smallest |", "| ---: " * 5 + "|"]
@@ -67,11 +67,11 @@ def lookups() -> list[str]:
         return work
 
     with tempfile.TemporaryDirectory() as folder:
-        banks = [LogitBank(students, n, classes, folder=place) for place in (None, folder) for n in samples]
-        for bank in banks:  # the system gives memory as it is first written: not what a later step costs
+        banks = [LogitBank(students, n, classes, folder=path) for path in (None, folder) for n in samples]
+        for bank in banks:  # the first write of a page is slower than later ones
             for array in bank.fields.values():
                 array.fill(0)
-        seconds = in_turn(time.thread_time, *map(step, banks))
+        seconds = alternate(time.thread_time, *map(step, banks))
         for bank in banks:
             bank.close()
     memory, file = seconds[: len(samples)], seconds[len(samples) :]
@@ -82,7 +82,7 @@ def lookups() -> list[str]:
 
 
 def targets() -> list[str]:
-    """The coordinator's whole part: same samples, and different ones of a full bank."""
+    """The coordinator's part of a step: the same samples, and different samples of a full bank."""
     lines = ["| students | batch | classes | window 1 ms | window ms | ratio |", "| ---: " * 6 + "|"]
     for students, rows, classes in SIZES:
         cohort = ", ".join(f"{{name: s{i}, model: mlp}}" for i in range(students))
@@ -104,17 +104,19 @@ def targets() -> list[str]:
         def plain(number: int, one: Aggregator = one, parts: list[Contribution] = parts[0]) -> object:
             return one.answer(parts, number)
 
-        def apart_(number: int, other: Aggregator = windowed, parts: list[Contribution] = parts[1]) -> object:
+        def windowed_answer(
+            number: int, other: Aggregator = windowed, parts: list[Contribution] = parts[1]
+        ) -> object:
             return other.answer(parts, number)
 
-        before, after = in_turn(time.thread_time, plain, apart_)
+        before, after = alternate(time.thread_time, plain, windowed_answer)
         ms = f"{1e3 * before:.2f} | {1e3 * after:.2f} | {after / before:.1f}"
         lines.append(f"| {students} | {rows} | {classes} | {ms} |")
     return lines
 
 
 def exchanges() -> list[str]:
-    """Gather and broadcast with an answer of one batch's rows, and of every student's."""
+    """Gather and broadcast with an answer of one batch's rows, and of all students' rows."""
     lines = [
         "| students | batch | classes | answer KB, window 1 | more | ms, window 1 | ms | ratio |",
         "| ---: " * 8 + "|",
@@ -149,7 +151,7 @@ def _exchange(endpoint: Endpoint, rank: int, students: int, rows: int, classes: 
             )
         )
 
-    def trade(exchange: Exchange) -> Callable[[int], object]:
+    def round_trip(exchange: Exchange) -> Callable[[int], object]:
         def work(step: int) -> object:
             exchange.outgoing.reset(Kind.TRAIN, step)
             exchange.gather()
@@ -158,7 +160,7 @@ def _exchange(endpoint: Endpoint, rank: int, students: int, rows: int, classes: 
 
         return work
 
-    found = in_turn(time.perf_counter, *map(trade, both))
+    found = alternate(time.perf_counter, *map(round_trip, both))
     for exchange in both:
         exchange.flush()
         exchange.close()
@@ -166,7 +168,7 @@ def _exchange(endpoint: Endpoint, rank: int, students: int, rows: int, classes: 
 
 
 def checkpoint() -> list[str]:
-    """Writing a full bank, part by part, to this machine's disk."""
+    """A write of a full bank, part by part, to this machine's disk."""
     students, samples, classes = 2, 50_000, 1000
     bank = LogitBank(students, samples, classes)
     for student in range(students):
@@ -191,16 +193,16 @@ def main() -> None:
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     lines = [
-        "# What a window costs",
+        "# Cost of a window",
         "",
         f"{os.cpu_count()} cores, PyTorch {torch.__version__}, one thread; load average of the machine",
-        f"at the beginning: {os.getloadavg()[0]:.1f}. Medians of {ROUNDS - ROUNDS // 5} rounds, by rounds,",
-        "for all but the exchange of processor time.",
+        f"at the beginning: {os.getloadavg()[0]:.1f}. Medians of {ROUNDS - ROUNDS // 5} alternating rounds;",
+        "processor time for all but the exchange.",
         "Made by `python -m benchmarks.window_cost`.",
         "",
     ]
     for title, work in (
-        ("The bank: 2 students keep 128 samples of 100 classes, and 128 are looked up", lookups),
+        ("The bank: 2 students store 128 samples of 100 classes, and 128 are looked up", lookups),
         ("The coordinator: from the logits to the soft target (`linear`)", targets),
         ("The exchange: gather and broadcast on the loopback", exchanges),
         ("A checkpoint", checkpoint),

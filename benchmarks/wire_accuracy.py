@@ -1,4 +1,4 @@
-"""What 16-bit logits on the wire cost on the digits: test accuracy over seeds, with paired intervals.
+"""16-bit logits in the exchange, on the digits: test accuracy over seeds, with paired intervals.
 
 python -m benchmarks.wire_accuracy --seeds 10 --out docs/results/wire-accuracy
 """
