@@ -1,10 +1,12 @@
-"""The documents: what they link to is there, and what they tell to run can be run."""
+"""The documents: their links lead somewhere, their commands run, and the code that they name is there."""
 
 from __future__ import annotations
 
+import ast
+import importlib
 import importlib.util
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from urllib.parse import unquote
 
@@ -12,11 +14,18 @@ import click
 import pytest
 from cohorts import ROOT
 from commands import check, commands_in, fences
+from test_layers import LAYERS
 
 SKIPPED = (".venv", "runs", "exports", "build", "data")
 DOCUMENTS = sorted(path for path in ROOT.rglob("*.md") if path.relative_to(ROOT).parts[0] not in SKIPPED)
 LINK = re.compile(r"\]\(\s*([^)\s]+)[^)]*\)")
-MODULE = re.compile(r"python -m ((?:benchmarks|examples)[\w.]*)")
+PACKAGE = ROOT / "kdcl_dist"
+MODULE = re.compile(r"(?:python -m |\b(?=kdcl_dist\.))((?:benchmarks|examples|kdcl_dist)(?:\.[a-z]\w*)*)")
+#: Files and folders of code; a document may leave out `kdcl_dist/`.
+PATH = re.compile(r"(?<![\w/.-])((?:kdcl_dist|tests|benchmarks|examples|cluster)/[\w./-]*\w|\w[\w/]*\.py)\b")
+#: `name` in `file.py`, and `file.py` `name`.
+DEFINED_IN = re.compile(r"`([A-Za-z_][\w.]*)`\s+(?:in|of)\s+`([\w/]+\.py)`")
+DEFINES = re.compile(r"`([\w/]+\.py)`\s+`([A-Za-z_][\w.]*)`")
 
 
 def text_of(document: Path) -> str:
@@ -73,11 +82,92 @@ def test_commands_are_commands(line: str, monkeypatch: pytest.MonkeyPatch) -> No
 
 
 @pytest.mark.parametrize("document", DOCUMENTS, ids=named)
-def test_modules_tests_and_targets_exist(document: Path) -> None:
+def test_modules_and_targets_exist(document: Path) -> None:
     text = document.read_text(encoding="utf-8")
-    modules = [name.rstrip(".") for name in MODULE.findall(text)]
-    assert [name for name in modules if importlib.util.find_spec(name) is None] == []
-    assert [name for name in re.findall(r"\b(tests/\w+\.py)", text) if not (ROOT / name).exists()] == []
-    targets = re.findall(r"(?:^|`)make (\w+)", text, re.MULTILINE)
-    made = re.findall(r"^(\w+):", (ROOT / "Makefile").read_text(), re.MULTILINE)
+    assert [name for name in MODULE.findall(text) if not is_there(name)] == []
+    targets = re.findall(r"(?:^|`)make ([\w-]+)", text, re.MULTILINE)
+    made = re.findall(r"^([\w-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE)
     assert set(targets) <= set(made)
+
+
+def is_there(name: str) -> bool:
+    """Whether a dotted name is that of a module, or of an object in a module."""
+    try:
+        found = importlib.util.find_spec(name)
+    except ModuleNotFoundError:
+        found = None
+    module, _, last = name.rpartition(".")
+    return found is not None or (is_there(module) and hasattr(importlib.import_module(module), last))
+
+
+def code(path: str) -> Path | None:
+    """The file or folder that a document names: from the root, within the package, or a test by its name."""
+    found = [base / path for base in (ROOT, PACKAGE) if (base / path).exists()]
+    if not found and "/" not in path:
+        found = [*(ROOT / "tests").rglob(path), *(ROOT / "examples").rglob(path)]
+    return found[0] if found else None
+
+
+@pytest.mark.parametrize("document", DOCUMENTS, ids=named)
+def test_files_of_code_exist(document: Path) -> None:
+    if document == ROOT / "CHANGELOG.md":  # names files of earlier versions
+        return
+    text = re.sub(r"\w+:/\S+", "", document.read_text(encoding="utf-8"))
+    theirs = {"model.py", "my_nets.py"}  # of an export, of a user
+    assert [path for path in PATH.findall(text) if path not in theirs and code(path) is None] == []
+
+
+def definitions(tree: ast.AST) -> Iterator[str]:
+    """Names that a module defines at its top, and those within its classes as `Class.name`."""
+    for node in ast.iter_child_nodes(tree):
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef):
+            yield node.name
+            if isinstance(node, ast.ClassDef):
+                yield from (f"{node.name}.{name}" for name in definitions(node))
+        elif isinstance(node, ast.Assign | ast.AnnAssign):
+            targets = node.targets if isinstance(node, ast.Assign) else [node.target]
+            yield from (target.id for target in targets if isinstance(target, ast.Name))
+
+
+def pairs(text: str) -> list[tuple[str, str]]:
+    """Each file with a name that a document says it defines."""
+    return DEFINES.findall(text) + [(path, name) for name, path in DEFINED_IN.findall(text)]
+
+
+@pytest.mark.parametrize("document", DOCUMENTS, ids=named)
+def test_a_file_defines_what_a_document_finds_there(document: Path) -> None:
+    for path, name in pairs(document.read_text(encoding="utf-8")):
+        file = code(path)
+        assert file, f"{path} is not there"
+        assert name in set(definitions(ast.parse(file.read_text()))), f"{path} does not define {name}"
+
+
+def test_the_architecture_lists_every_package_from_the_top_down() -> None:
+    text = (ROOT / "docs/architecture.md").read_text(encoding="utf-8")
+    assert len(pairs(text)) > 30
+    listed = re.findall(r"^(\w+)/ ", text, re.MULTILINE)
+    assert sorted(listed) == sorted(path.parent.name for path in PACKAGE.glob("*/__init__.py"))
+    assert listed == sorted(listed, key=LAYERS.index, reverse=True)
+
+
+def rows(text: str) -> str:
+    """The rows of a document's tables."""
+    return "\n".join(re.findall(r"^\| .*", text, re.MULTILINE))
+
+
+@pytest.mark.parametrize(
+    "parts",
+    [
+        lambda text: [re.sub(r" +# .*", "", block) for block in fences(text)],
+        lambda text: re.findall(r"[-+]?\d+(?:\.\d+)?", rows(text)),
+        lambda text: re.findall(r"^\| `(\w+)`", rows(text), re.MULTILINE),
+        lambda text: [link for link in LINK.findall(text) if not link.startswith(("README", "#"))],
+    ],
+    ids=["commands", "numbers", "methods", "links"],
+)
+def test_the_readme_is_the_same_in_both_languages(parts: Callable[[str], list[str]]) -> None:
+    english, chinese = ((ROOT / name).read_text(encoding="utf-8") for name in ("README.md", "README.zh.md"))
+    assert len(parts(english)) > 4
+    assert parts(english) == parts(chinese)
+    assert "README.zh.md" in LINK.findall(english)
+    assert "README.md" in LINK.findall(chinese)
