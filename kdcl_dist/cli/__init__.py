@@ -1,6 +1,7 @@
-"""The command `kdcl`. Exit codes: 0 done, 1 the run failed, 2 the user's mistake, 130 interrupted.
+"""The command `kdcl`. Exit codes: 0 success, 1 failure of the run, 2 mistake of the user, 130 interrupt.
 
-One module a command; each imports what it needs when it runs, so that `kdcl --help` waits for nothing.
+Each command has a module, which imports heavy packages only when the command runs. `kdcl --help` so
+imports none of them.
 """
 
 from __future__ import annotations
