@@ -149,7 +149,7 @@ def _replicas_share_evenly(recipe: Recipe) -> None:
             )
 
 
-def _someone_learns_to_the_end(recipe: Recipe) -> None:
+def _last_epoch_has_a_learner(recipe: Recipe) -> None:
     for student in recipe.students:
         if recipe.epochs_of(student) > recipe.epochs:
             raise ValueError(
@@ -167,5 +167,5 @@ CHECKS = (
     _general_has_holdout,
     _same_view_has_same_augment,
     _replicas_share_evenly,
-    _someone_learns_to_the_end,
+    _last_epoch_has_a_learner,
 )

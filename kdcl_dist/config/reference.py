@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 import json
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any, NamedTuple
 
 from kdcl_dist.config import optim, sections, student
@@ -72,8 +72,9 @@ digit. `{}` is a section with its own defaults.
 kdcl recipe schema > recipe.schema.json
 ```
 
-writes a JSON schema. With it, editors complete and check recipes, and show the descriptions below. VS Code
-with the YAML extension of Red Hat reads the path of the schema from a comment at the top of the recipe:
+writes a JSON schema. With it, an editor completes and checks the fields of a recipe and shows the descriptions
+below; it does not see contradictions between fields. VS Code with the YAML extension of Red Hat reads the
+path of the schema from a comment at the top of the recipe:
 
 ```yaml
 # yaml-language-server: $schema=recipe.schema.json
@@ -166,6 +167,6 @@ def _yaml(default: Any) -> str:
     return default if isinstance(default, str) else json.dumps(default)
 
 
-def _listed(fields: Any) -> str:
+def _listed(fields: Iterable[str]) -> str:
     *most, last = (f"`{field}`" for field in fields)
     return f"{', '.join(most)} and {last}"

@@ -36,11 +36,11 @@ def test_every_point_at_which_a_run_can_stop_continues_it() -> None:
         epochs=3, steps_per_epoch=4, holdout_batches=2, test_batches=1, checkpoint_epochs=2
     )
     whole = list(schedule.rounds(schedule.first(0)))
-    for place, round in enumerate(whole):
+    for index, round in enumerate(whole):
         if round.kind is Kind.TRAIN and (round.step + 1) % 4:  # stopped between the steps of an epoch
-            assert list(schedule.rounds(schedule.first(round.step + 1))) == whole[place + 1 :]
+            assert list(schedule.rounds(schedule.first(round.step + 1))) == whole[index + 1 :]
         if round.kind is Kind.CHECKPOINT:
-            assert list(schedule.rounds(schedule.first(round.step))) == whole[place + 1 :]
+            assert list(schedule.rounds(schedule.first(round.step))) == whole[index + 1 :]
 
 
 def test_a_cast_can_go_on_at_every_turn() -> None:
@@ -49,8 +49,8 @@ def test_a_cast_can_go_on_at_every_turn() -> None:
     )
     whole = list(schedule.rounds(schedule.first(0)))
     assert sorted(whole, key=lambda round: round.moment) == whole
-    for place, round in enumerate(whole):
-        assert list(schedule.rounds(round)) == whole[place:]
-        assert schedule.after(round) == whole[min(place + 1, len(whole) - 1)]
+    for index, round in enumerate(whole):
+        assert list(schedule.rounds(round)) == whole[index:]
+        assert schedule.after(round) == whole[min(index + 1, len(whole) - 1)]
         assert round.rewound in whole
         assert (round.rewound.kind, round.rewound.part) == (round.kind, 0)

@@ -42,8 +42,8 @@ def test_some_classes_of_a_data_set(data: dict[str, str]) -> None:
     expected = [i for i, label in enumerate(whole.labels) if label in (1, 3)]
     assert len(part) == len(expected)
     assert part.labels.tolist() == [{3: 0, 1: 1}[int(whole.labels[i])] for i in expected]
-    for place, index in enumerate(expected):
-        assert torch.equal(part.image(place), whole.image(index))
+    for position, index in enumerate(expected):
+        assert torch.equal(part.image(position), whole.image(index))
     assert (part.classes, part.mean, part.std) == (("class 3", "class 1"), whole.mean, whole.std)
     prints = [fingerprint(open_classes(data["train"], n)) for n in (None, ["class 3", "class 1"])]
     prints.append(fingerprint(open_classes(data["train"], ["class 1", "class 3"])))

@@ -27,9 +27,9 @@ def child(pipe):
 
 if __name__ == "__main__":
     context = multiprocessing.get_context("fork")
-    mine, theirs = context.Pipe()
-    context.Process(target=child, args=(theirs,)).start()
-    print(mine.recv(), flush=True)
+    parent_end, child_end = context.Pipe()
+    context.Process(target=child, args=(child_end,)).start()
+    print(parent_end.recv(), flush=True)
     time.sleep(60)
 """
 
