@@ -1,4 +1,4 @@
-"""Testing the students of a run, each alone and all together, in one process.
+"""Tests of a finished run in one process: of each student alone, and of all together.
 
 Shapes: S students, B batch, C classes (of logits) or channels (of images), H W image.
 """
@@ -31,7 +31,13 @@ __all__ = ["Evaluation", "Noise", "Trained", "evaluate", "evaluate_under_noise",
 
 @dataclass(frozen=True)
 class Evaluation:
-    """Test results of a checkpoint: loss (nats), top1 and top5 (shares), by student and "ensemble"."""
+    """The test results of a checkpoint.
+
+    Attributes:
+        step: training steps before the checkpoint.
+        samples: number of test samples.
+        results: loss (nats), top1 and top5 (shares), by student and for "ensemble".
+    """
 
     step: int
     samples: int
@@ -44,7 +50,7 @@ class Trained:
 
     step: int
     training_data: TrainingData
-    coordinator: Aggregator
+    aggregator: Aggregator
     students: list[Student]
 
     @classmethod
@@ -54,10 +60,10 @@ class Trained:
         Args:
             uri: the run folder's path or URI.
             device: "cpu" or "cuda".
-            warn: hears of damaged checkpoints that are skipped.
+            warn: called with a line for each damaged checkpoint that is skipped.
 
         Raises:
-            RunFolderError: it is no run folder, or has no complete checkpoint.
+            RunFolderError: `uri` is no run folder or has no complete checkpoint, or there is no such device.
         """
         recipe, folder = load_run(uri)
         if device == "cuda" and not torch.cuda.is_available():
@@ -67,31 +73,33 @@ class Trained:
         if (manifest := latest(folder, warn)) is None:
             raise RunFolderError(f"{uri!r} has no complete checkpoint to evaluate")
         training_data = open_training_data(recipe, folder)
-        coordinator = Aggregator(recipe)
-        coordinator.load_state_dict(read_part(folder, manifest, COORDINATOR)["coordinator"])
+        aggregator = Aggregator(recipe)
+        aggregator.load_state_dict(read_part(folder, manifest, COORDINATOR)["coordinator"])
         sizes = {"classes": len(training_data.train.classes), "channels": training_data.train.channels}
         students = []
         for index, name in enumerate(recipe.names):
             student = Student(recipe, index, **sizes, device=torch.device(device), resumed=True)
             student.load_state_dict(read_part(folder, manifest, name))
             students.append(student)
-        return cls(manifest.step, training_data, coordinator, students)
+        return cls(manifest.step, training_data, aggregator, students)
 
     def test(self, noise: Noise | None = None) -> dict[str, dict[str, float]]:
         """Loss, top1 and top5 over all test samples, by student and for "ensemble"."""
-        scores = {name: Scores() for name in (*self.coordinator.names, ENSEMBLE)}
+        scores = {name: Scores() for name in (*self.aggregator.names, ENSEMBLE)}
         for number, batch in enumerate(self.training_data.test_batches()):
             images = batch.images if noise is None else noise.add(batch.images, number)
             logits_SBC = torch.stack([student.predict(images).cpu() for student in self.students])
-            for name, logits_BC in zip(self.coordinator.names, logits_SBC, strict=True):
+            for name, logits_BC in zip(self.aggregator.names, logits_SBC, strict=True):
                 scores[name].add_logits(logits_BC, batch.labels)
             aligned = Aligned(batch.ids, batch.labels, logits_SBC)
-            scores[ENSEMBLE].add(self.coordinator.predict(aligned), batch.labels)
+            scores[ENSEMBLE].add(self.aggregator.predict(aligned), batch.labels)
         return {name: score.values() for name, score in scores.items()}
 
 
 def open_training_data(recipe: Recipe, folder: Folder) -> TrainingData:
-    """A run's data; relative paths that are not below this folder are looked up below the run's.
+    """Open the data of a run.
+
+    A relative path that does not exist in the working directory is looked up in that of the run.
 
     Raises:
         DataError: as `TrainingData.open`.
@@ -107,10 +115,15 @@ def open_training_data(recipe: Recipe, folder: Folder) -> TrainingData:
 
 @dataclass(frozen=True)
 class Noise:
-    """Gaussian noise on pixels (KDCL figure 4): N(0, deviation^2) with pixels in [0, 1], not clipped.
+    """Gaussian noise on pixels (KDCL figure 4): N(0, deviation^2) for pixels in [0, 1], without clipping.
 
-    The draws depend on seed, repeat and batch only, so that all deviations see the same noise, scaled.
-    `std` is the data set's own, by which the images were divided when they were normalised.
+    The draws depend on seed, repeat and batch only, so that all deviations scale the same noise.
+
+    Attributes:
+        deviation: standard deviation of the noise.
+        repeat: number of the repetition, from 0.
+        seed: seed of the run.
+        std: standard deviation of the data set by channel, by which normalised images are divided.
     """
 
     deviation: float
@@ -119,7 +132,7 @@ class Noise:
     std: tuple[float, ...]
 
     def add(self, images_BCHW: Tensor, batch: int) -> Tensor:
-        """The images of the test batch of that number, with noise."""
+        """Normalised images with noise, (B, C, H, W); `batch` is the number of the test batch."""
         generator = torch.Generator().manual_seed(derive(self.seed, Purpose.TEST_NOISE, self.repeat, batch))
         noise_BCHW = torch.randn(images_BCHW.shape, generator=generator)
         return images_BCHW + self.deviation * noise_BCHW / torch.tensor(self.std)[:, None, None]
@@ -134,7 +147,7 @@ def evaluate(uri: str, *, device: str, warn: Callable[[str], None]) -> Evaluatio
 def evaluate_under_noise(
     uri: str, deviations: Sequence[float], repeats: int, *, device: str, warn: Callable[[str], None]
 ) -> Iterator[tuple[float, int, dict[str, dict[str, float]]]]:
-    """Test a run under pixel noise of several deviations, each `repeats` times with other noise.
+    """Test a run under pixel noise of several deviations, with `repeats` draws of each.
 
     Yields (deviation, repeat, results as in `Evaluation`). Other arguments and errors as `Trained.load`.
     """
