@@ -31,7 +31,7 @@ class SGD(Strict):
 
     name: Literal["sgd"] = Field(default="sgd", description="The optimiser; may be left out.")
     lr: PositiveFloat = Field(default=0.1, description="Learning rate, before the schedule.")
-    momentum: float = Field(default=0.9, ge=0, lt=1, description="Share of the last step that is kept.")
+    momentum: float = Field(default=0.9, ge=0, lt=1, description="Factor of the past gradients at each step.")
     nesterov: bool = Field(default=False, description="Nesterov's momentum; needs a `momentum` above 0.")
     weight_decay: NonNegativeFloat = Field(
         default=5e-4, description="Factor of the weights that is added to their gradient."

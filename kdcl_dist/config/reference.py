@@ -72,8 +72,8 @@ digit. `{}` is a section with its own defaults.
 kdcl recipe schema > recipe.schema.json
 ```
 
-writes a JSON schema. With it, an editor completes and checks the fields of a recipe and shows the descriptions
-below; it does not see contradictions between fields. VS Code with the YAML extension of Red Hat reads the
+writes a JSON schema. With it, an editor completes and checks the fields of a recipe and shows the description
+of each; it does not see contradictions between fields. VS Code with the YAML extension of Red Hat reads the
 path of the schema from a comment at the top of the recipe:
 
 ```yaml

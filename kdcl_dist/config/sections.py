@@ -95,7 +95,7 @@ class Bank(Strict):
     )
     top_k: PositiveInt | None = Field(
         default=None,
-        description="Number of the largest logits to keep of each sample, beside the sum over the other "
+        description="Number of the largest logits to keep of each sample, beside the total of the other "
         "classes. `null`: all.",
     )
 
@@ -118,7 +118,7 @@ class Distillation(Strict):
     learns from the others' last logits of a sample. `max_staleness` and `bank` have an effect only then.
     """
 
-    method: Method = Field(default="linear", description="The soft target, see above.")
+    method: Method = Field(default="linear", description="Kind of the soft target.")
     temperature: PositiveFloat = Field(default=2.0, description="T of equation 1.")
     weight: NonNegativeFloat = Field(
         default=1.0, description="Lambda of equation 2: the weight of the distillation loss."
@@ -204,7 +204,7 @@ class Failure(Strict):
     """
 
     policy: Literal["rollback", "continue", "stop"] = Field(
-        default="rollback", description="The reaction to a failure, see above."
+        default="rollback", description="The reaction to a failure."
     )
     max_failures: NonNegativeInt = Field(
         default=8, description="Failures of the whole run that are allowed. One more ends the run."

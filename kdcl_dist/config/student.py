@@ -62,7 +62,7 @@ class Student(Strict):
     )
     transfer: Literal["probe", "finetune"] | None = Field(
         default=None,
-        description="How the student learns from `weights` of another task, see above.",
+        description="How the student learns from `weights` of another task.",
     )
     augment: list[Transform] | None = Field(
         default=None, description="Transforms of this student's training view. `null`: `data.augment`."
