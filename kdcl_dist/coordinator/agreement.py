@@ -1,4 +1,4 @@
-"""Whether all students mean the same run: the same data, versions and schedule."""
+"""Whether all workers agree on the run: its data, versions and schedule."""
 
 from __future__ import annotations
 
@@ -16,36 +16,44 @@ from kdcl_dist.run.run import Run
 __all__ = ["check_agreement", "check_same_data"]
 
 
-def check_agreement(infos: Sequence[WorkerInfo]) -> None:
-    """See that all students mean the same run.
+def check_agreement(workers: Sequence[WorkerInfo]) -> None:
+    """See that all workers agree on versions, data and schedule.
+
+    Args:
+        workers: what each worker reports of itself; errors compare each with the first.
 
     Raises:
-        DataError: they read different data. KdclError: they run different versions.
+        DataError: a worker reads other data.
+        KdclError: a worker runs other versions.
     """
-    first = infos[0]
-    for info in infos[1:]:
+    first = workers[0]
+    for worker in workers[1:]:
         for name in sorted(first.versions):
-            if info.versions.get(name) != first.versions[name]:
+            if worker.versions.get(name) != first.versions[name]:
                 raise KdclError(
-                    f"runs {name} {info.versions.get(name)}, but {first.name!r} on {first.host} runs "
+                    f"runs {name} {worker.versions.get(name)}, but {first.name!r} on {first.host} runs "
                     f"{first.versions[name]}: install the same versions on every host",
-                    student=info.name,
-                    host=info.host,
+                    student=worker.name,
+                    host=worker.host,
                 )
-        if (info.data, info.schedule, info.classes) != (first.data, first.schedule, first.classes):
+        if (worker.data, worker.schedule, worker.classes) != (first.data, first.schedule, first.classes):
             raise DataError(
                 f"reads other data than {first.name!r} on {first.host}: the fingerprints or sizes differ "
                 "(`kdcl data inspect` shows them)",
-                student=info.name,
-                host=info.host,
+                student=worker.name,
+                host=worker.host,
             )
 
 
-def check_same_data(run: Run, info: WorkerInfo) -> None:
-    """See that a resumed run reads the data it began with; raises `RunFolderError`."""
+def check_same_data(run: Run, worker: WorkerInfo) -> None:
+    """See that a resumed run reads the data that it began with.
+
+    Raises:
+        RunFolderError: the data are others.
+    """
     before = read_record(run.folder).get("data")
-    if run.start is not None and before is not None and before != info.data:
+    if run.start is not None and before is not None and before != worker.data:
         raise RunFolderError(
             f"{str(run.folder)!r} cannot be resumed with other data: the fingerprints differ "
-            f"(was {before}, is {info.data})"
+            f"(was {before}, is {worker.data})"
         )

@@ -1,13 +1,15 @@
-"""The bank: each student's last logits of each sample, and the step that they are of.
+"""The logit bank: each student's latest logits of each sample, and their step.
 
-Logits are kept in half precision relative to the sample's largest, which changes no soft target (all are
-the same for logits that differ by a constant) and puts the precision where the probability is. What lies
-further below than half precision reaches, 65504, is raised to that: its probability is 0 either way.
+The bank stores logits in half precision, relative to the sample's largest logit. No soft target changes,
+since a constant added to all logits has no effect, and the precision is highest where the probability is.
+Relative logits below -65504, the lowest number of half precision, are stored as -65504: their probability
+is 0 either way.
 
-With `top_k` only the K largest are kept, with their classes, and what the others have together: each of
-them counts as the same share of it, so at T = 1 the probability of the kept classes is exact.
+With `top_k` the bank stores the K largest logits with their classes, and the total of the other classes.
+Each of the other classes counts as an equal share of the total, so at T = 1 the probabilities of the stored
+classes are exact.
 
-Reading and writing a step's rows takes time in proportion to the rows, not to the samples that there are.
+Reading and writing a step's rows takes time in proportion to the rows, whatever the number of samples.
 
 Shapes: S students, N samples, C classes, K kept classes, B rows.
 """
@@ -29,28 +31,28 @@ from kdcl_dist.errors import RecipeError, one_line
 
 __all__ = ["PREFIX", "LogitBank", "bank_bytes", "make_bank"]
 
-#: What the names of the bank's parts of a checkpoint begin with; no student's name can.
+#: Prefix of the bank's parts of a checkpoint; no student's name can begin with it.
 PREFIX = "_bank-"
-#: Bytes of one part, which bounds the memory that writing and reading a checkpoint takes besides the bank.
+#: Bytes of one part: the memory that writing and reading a checkpoint takes besides the bank.
 PART_BYTES = 256 << 20
-#: The smallest that half precision holds.
+#: The lowest number of half precision.
 LOWEST = -65504.0
 
 Array = npt.NDArray[Any]
 
 
 class LogitBank:
-    """All students' last logits.
+    """All students' latest logits.
 
     Args:
         students, samples, classes: S, N, C.
-        top_k: K; None keeps all classes.
-        folder: where a file is mapped into memory. It has no name there, so that nothing of it is left
-            behind, however the process ends. None: in memory.
-        max_staleness: age in steps from which on logits count as absent. None: no limit.
+        top_k: K; None stores all classes.
+        folder: for a file that is mapped into memory. The file has no name, so it vanishes however the
+            process ends. None: in memory.
+        max_staleness: largest age in steps at which logits still count. None: no limit.
 
     Raises:
-        OSError: the folder takes no file.
+        OSError: no file can be made in the folder.
     """
 
     def __init__(
@@ -68,28 +70,28 @@ class LogitBank:
             name: _zeros((students, samples, *shape), dtype, folder)
             for name, (shape, dtype) in _layout(classes, top_k).items()
         }
-        #: Of an entry its step + 1, and of a sample its label + 1: 0 is unknown, which costs no memory yet.
+        #: By entry the step + 1, and by sample the label + 1; 0 is unknown, and takes no memory yet.
         self.steps = _zeros((students, samples), np.int32, folder)
         self.labels = _zeros((samples,), np.int32, folder)
 
     def put(self, student: int, ids_B: Tensor, logits_BC: Tensor, step: int) -> None:
-        """Keep a student's logits of a step, in place of those that it had of these samples."""
+        """Store a student's logits of a step in place of its earlier logits of these samples."""
         ids = ids_B.numpy()
         for name, rows in _packed(logits_BC, self.fields).items():
             self.fields[name][student, ids] = rows
         self.steps[student, ids] = step + 1
 
     def latest(self, ids_B: Tensor, step: int) -> tuple[Tensor, Tensor]:
-        """All students' last logits of some samples, float32 (S, B, C), and their age in steps, (S, B).
+        """All students' latest logits of some samples, float32 (S, B, C), and their age in steps, (S, B).
 
-        An age of -1 means that there are none, or none that are young enough; their logits mean nothing.
+        Age -1: there are no logits, or they are too old; the values at this place mean nothing.
         """
         ids = ids_B.numpy()
         found = {name: torch.from_numpy(np.asarray(array[:, ids])) for name, array in self.fields.items()}
         return _unpacked(found, self.classes), torch.from_numpy(self._ages(self.steps[:, ids], step))
 
     def contradicts(self, ids_B: Tensor, labels_B: Tensor) -> Tensor:
-        """The rows, ascending, whose label is another than was said before; the others are remembered."""
+        """The rows, ascending, whose label differs from the stored one; the other labels are stored."""
         ids, labels = ids_B.numpy(), labels_B.numpy()
         known = self.labels[ids] - 1
         wrong = (known >= 0) & (known != labels)
@@ -97,7 +99,7 @@ class LogitBank:
         return torch.from_numpy(np.flatnonzero(wrong))
 
     def parts(self, step: int) -> Iterator[tuple[str, dict[str, Any]]]:
-        """What a checkpoint before `step` needs, as named parts of about `PART_BYTES`.
+        """The content for a checkpoint before `step`, as named parts of about `PART_BYTES`.
 
         Entries that will be too old at that step are left out.
         """
@@ -114,13 +116,13 @@ class LogitBank:
                 number += 1
 
     def load(self, part: Mapping[str, Any]) -> None:
-        """Take up one of `parts`."""
+        """Load one of `parts`."""
         student, ids = part["student"], part["ids"].numpy()
         for name, array in (*self.fields.items(), ("steps", self.steps)):
             array[student, ids] = part[name].numpy()
 
     def close(self) -> None:
-        """Free the memory or the file; a traceback that is kept may still hold the bank itself."""
+        """Free the memory or the file, even if a stored traceback still refers to the bank."""
         self.fields, self.steps, self.labels = {}, np.empty((0, 0)), np.empty(0)
 
     def _ages(self, steps: Array, step: int) -> Array:
@@ -131,14 +133,14 @@ class LogitBank:
 
 
 def bank_bytes(students: int, samples: int, classes: int, top_k: int | None = None) -> int:
-    """Bytes of a bank: 2 C + 4 for each sample of each student, or less with `top_k`; 4 for each sample."""
+    """Bytes of a bank: 2 C + 4 for each sample and student, less with `top_k`; plus 4 for each sample."""
     layout = _layout(classes, top_k).values()
     entry = sum(math.prod(shape) * np.dtype(dtype).itemsize for shape, dtype in layout)
     return students * samples * (entry + 4) + samples * 4
 
 
 def _layout(classes: int, top_k: int | None) -> dict[str, tuple[tuple[int, ...], npt.DTypeLike]]:
-    """Shape and type of what is kept of one sample."""
+    """Shape and type of the stored fields of one entry."""
     if top_k is None or top_k >= classes:
         return {"logits": ((classes,), np.float16)}
     return {
@@ -149,7 +151,7 @@ def _layout(classes: int, top_k: int | None) -> dict[str, tuple[tuple[int, ...],
 
 
 def _zeros(shape: tuple[int, ...], dtype: npt.DTypeLike, folder: str | None) -> Array:
-    """Zeros that take memory, or room in a file, only as they are written."""
+    """Zeros that take memory, or space in a file, only once they are written."""
     if folder is None or not math.prod(shape):
         return np.zeros(shape, dtype)
     with tempfile.TemporaryFile(dir=folder) as file:
@@ -157,20 +159,20 @@ def _zeros(shape: tuple[int, ...], dtype: npt.DTypeLike, folder: str | None) -> 
 
 
 def _packed(logits_BC: Tensor, fields: Mapping[str, Array]) -> dict[str, Array]:
-    """Rows as the bank keeps them."""
+    """Logits in the stored form, by field."""
     relative_BC = logits_BC.float() - logits_BC.float().amax(dim=1, keepdim=True)
     if "classes" not in fields:
         return {"logits": _half(relative_BC)}
-    kept = fields["classes"]
-    logits_BK, classes_BK = relative_BC.topk(kept.shape[2], dim=1)
+    stored = fields["classes"]
+    logits_BK, classes_BK = relative_BC.topk(stored.shape[2], dim=1)
     others_BC = relative_BC.scatter(1, classes_BK, -math.inf)
-    rest_B = others_BC.logsumexp(dim=1) - math.log(relative_BC.shape[1] - kept.shape[2])
-    classes = classes_BK.numpy().astype(kept.dtype)
+    rest_B = others_BC.logsumexp(dim=1) - math.log(relative_BC.shape[1] - stored.shape[2])
+    classes = classes_BK.numpy().astype(stored.dtype)
     return {"logits": _half(logits_BK), "classes": classes, "rest": _half(rest_B)}
 
 
 def _unpacked(found: Mapping[str, Tensor], classes: int) -> Tensor:
-    """The logits (S, B, C) of rows as the bank keeps them."""
+    """The logits (S, B, C) of entries in the stored form."""
     logits = found["logits"].float()
     if "classes" not in found:
         return logits
@@ -183,10 +185,10 @@ def _half(values: Tensor) -> Array:
 
 
 def make_bank(recipe: Recipe, samples: int, classes: int) -> LogitBank | None:
-    """The bank of a recipe, empty; None if it needs none.
+    """An empty bank for a recipe; None if the recipe needs no bank.
 
     Raises:
-        RecipeError: its folder takes no file.
+        RecipeError: no file can be made in its folder.
     """
     if not (distillation := recipe.distillation).keeps_logits:
         return None

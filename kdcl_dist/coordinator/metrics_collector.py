@@ -1,4 +1,4 @@
-"""What the coordinator writes down of a run: every step, every pass, every epoch.
+"""The metrics that the coordinator records: of every step, every pass and every epoch.
 
 Shapes: S students, B samples, C classes.
 """
@@ -30,50 +30,57 @@ from kdcl_dist.run.tensorboard import TensorBoard
 
 __all__ = ["MetricsCollector"]
 
-#: The figures of a student that are measured on some steps only.
+#: The metrics of a student that are measured on some steps only.
 GRADIENTS = ("gradient_cosine", "gradient_ratio")
-
-
-#: How many times its usual value a loss is that explodes, and of how many steps that is learned first.
-EXPLOSION, LEARNED = 10.0, 20
+#: A loss explodes at this multiple of its running mean.
+EXPLOSION = 10.0
+#: Steps before the running mean of a loss counts.
+WARMUP_STEPS = 20
 
 
 @dataclass
-class Steady:
-    """The usual size of a student's loss: a mean that forgets, at half its weight after some 70 steps."""
+class RunningLoss:
+    """An exponential running mean of a student's loss; its half-life is about 70 steps."""
 
     mean: float = 0.0
     count: int = 0
 
-    def leaves(self, loss: float) -> float | None:
-        """Take a step's loss; what was usual, where the loss leaves it."""
-        usual, learned = self.mean, self.count >= LEARNED
+    def explodes(self, loss: float) -> float | None:
+        """Add a step's loss; returns the mean before the step if the loss explodes, else None."""
+        mean, warm = self.mean, self.count >= WARMUP_STEPS
         share = max(0.01, 1 / (self.count + 1))
-        self.mean, self.count = usual + share * (loss - usual), self.count + 1
-        if not learned or loss < EXPLOSION * max(usual, 0.1):
+        self.mean, self.count = mean + share * (loss - mean), self.count + 1
+        if not warm or loss < EXPLOSION * max(mean, 0.1):
             return None
-        self.count = 0  # learns anew, so that one explosion is one line
-        return usual
+        self.count = 0  # a new warm-up, so that one explosion gives one warning
+        return mean
 
 
 class MetricsCollector:
-    """The metrics of a run on their way to disk; `results` are those of the last test pass."""
+    """Collects the metrics of a run until they are written.
+
+    Args:
+        run, schedule: the run, and its schedule.
+
+    Attributes:
+        results: of the last test pass, by student and for "ensemble".
+    """
 
     def __init__(self, run: Run, schedule: RunSchedule) -> None:
         self.recipe, self.schedule = run.recipe, schedule
         self.table = MetricsTable(run.folder)
         self.tensorboard = TensorBoard(run.folder, start=run.step - run.step % schedule.steps_per_epoch)
-        self.losses = {name: Steady() for name in run.recipe.names}
+        self.losses = {name: RunningLoss() for name in run.recipe.names}
         self.scores: dict[str, Scores] = {}
         self.results: Values = {}
         self.staleness = Staleness(_sources(run.recipe))
 
     def running(self) -> Values:
-        """Means of the current epoch's training steps so far."""
+        """Means over the training steps of the current epoch."""
         return self.table.mean("train")
 
     def step_metrics(self, workers: Sequence[Worker], step_metrics: Sequence[StepMetrics]) -> list[str]:
-        """The figures that each worker sends about its last training step; a student's are their mean.
+        """Add the metrics of each worker's last training step; a student's are the mean of its replicas'.
 
         Returns a line for each student whose loss explodes.
         """
@@ -93,7 +100,7 @@ class MetricsCollector:
                 continue
             gradients = {key: values.pop(key) for key in GRADIENTS}
             self.table.add(name, epoch, step, "train", values)
-            if (mean := self.losses[name].leaves(values["task_loss"])) is not None:
+            if (mean := self.losses[name].explodes(values["task_loss"])) is not None:
                 loss = values["task_loss"]
                 lines.append(f"{name}: the loss explodes, {loss:.3g} at step {step} after {mean:.3g} before")
             if math.isfinite(sum(gradients.values())):
@@ -101,7 +108,7 @@ class MetricsCollector:
         return lines
 
     def step(self, round: Round, answer: Answer, ensemble_s: float) -> None:
-        """A training step: how right each student is, and the soft target, if any."""
+        """Add a training step: the accuracy of each student, and of the soft target if there is one."""
         for index, (name, part) in enumerate(zip(self.recipe.names, answer.parts, strict=True)):
             if index in answer.bad:
                 self._add(name, round, "train", {"skipped": 1.0})
@@ -111,16 +118,16 @@ class MetricsCollector:
             (scores := Scores()).add_logits(part.logits, part.labels)
             values = scores.values()
             self._add(name, round, "train", {"top1": values["top1"], "top5": values["top5"]})
-        taught: dict[str, float] = {}
+        target_scores: dict[str, float] = {}
         if answer.target is not None and len(answer.target.ids):
             (scores := Scores()).add(answer.target.log_probabilities, answer.target.labels)
-            taught = scores.values()
-        self._add(ENSEMBLE, round, "train", taught | {"ensemble_s": ensemble_s})
+            target_scores = scores.values()
+        self._add(ENSEMBLE, round, "train", target_scores | {"ensemble_s": ensemble_s})
         if answer.known is not None and answer.known.age is not None:
             self.staleness.add(answer.parts, answer.known)
 
     def analysis(self, round: Round, answer: Answer, weights_S: Tensor) -> None:
-        """The diagnostics of the samples of which all students' logits are there."""
+        """Add the diagnostics of the samples of which all students have logits."""
         if answer.known is None or not len((aligned := answer.known.complete()).ids):
             return
         temperature = self.recipe.distillation.temperature
@@ -130,12 +137,12 @@ class MetricsCollector:
             self._add(name, round, "analysis", values)
 
     def weights(self, round: Round, weights_S: Tensor) -> None:
-        """The weights of `general`, formed anew."""
+        """Add the new weights of `general`."""
         for name, weight in zip(self.recipe.names, weights_S.tolist(), strict=True):
             self._add(name, round, "holdout", {"weight": weight})
 
     def test(self, round: Round, present: Sequence[int], aligned: Aligned, ensemble_BC: Tensor) -> None:
-        """A batch of the test pass; `ensemble_BC` are the ensemble's log-probabilities."""
+        """Add a batch of the test pass; `ensemble_BC` are the ensemble's log-probabilities."""
         if round.part == 0:
             self.scores = {name: Scores() for name in (*(self.recipe.names[i] for i in present), ENSEMBLE)}
         for index in present:
@@ -143,7 +150,7 @@ class MetricsCollector:
         self.scores[ENSEMBLE].add(ensemble_BC, aligned.labels)
 
     def end_epoch(self, round: Round) -> EpochEnded:
-        """Close the epoch with its test results; `flush` writes it."""
+        """End the epoch with its test results; `flush` writes it."""
         self.results = {name: scores.values() for name, scores in self.scores.items()}
         for name, values in self.results.items():
             self._add(name, round, "test", values)
@@ -155,10 +162,12 @@ class MetricsCollector:
         return EpochEnded(round.epoch, train, self.results)
 
     def flush(self, limit_s: float) -> StorageError | None:
-        """Write what is recorded, or tell why it cannot be; it is kept then, also in checkpoints.
+        """Write the ended epochs; returns the error where the storage fails.
+
+        Metrics that are not written are kept for the next call, also in checkpoints.
 
         Args:
-            limit_s: seconds for which the storage is tried again.
+            limit_s: seconds for which a failed write is tried again.
         """
         try:
             self.table.flush(limit_s)
@@ -168,7 +177,7 @@ class MetricsCollector:
         return None
 
     def close(self) -> None:
-        """Close what is open."""
+        """Close the open files."""
         self.tensorboard.close()
 
     def state_dict(self) -> dict[str, Any]:
@@ -180,7 +189,7 @@ class MetricsCollector:
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Take up the state of `state_dict`."""
+        """Load the state of `state_dict`."""
         self.table.load_state_dict(state["table"])
         self.results = state["results"]
         if "staleness" in state:  # older checkpoints have none
@@ -191,7 +200,7 @@ class MetricsCollector:
 
 
 def _sources(recipe: Recipe) -> list[list[int]]:
-    """For each student the peers whose logits its soft target is formed of."""
-    places = range(len(recipe.students))
-    taught_by = [i for i in places if recipe.is_teacher(recipe.students[i])] or list(places)
-    return [[source for source in taught_by if source != place] for place in places]
+    """For each student the peers whose logits form its soft target."""
+    students = range(len(recipe.students))
+    sources = [i for i in students if recipe.is_teacher(recipe.students[i])] or list(students)
+    return [[source for source in sources if source != index] for index in students]

@@ -151,11 +151,11 @@ class _CoordinatorRuntime:
         self._complete_last_failure([join.lost for join in joins.values() if join.lost is not None])
         present = self.roster.complete(joins)
         joins = {rank: joins[rank] for rank in self.roster.ranks(present)}
-        infos = [join.info for join in joins.values()]
+        workers = [join.info for join in joins.values()]
         run = replace(self.run, start=self._start(), generation=self.number)
-        check_agreement(infos)
-        check_same_data(run, infos[0])
-        schedule = RunSchedule(**infos[0].schedule)
+        check_agreement(workers)
+        check_same_data(run, workers[0])
+        schedule = RunSchedule(**workers[0].schedule)
         restored = self._resume_state(run, schedule, joins, present)
         assert self.state is not None
         state = self.state
@@ -164,8 +164,8 @@ class _CoordinatorRuntime:
         )
         processes = {rank: (join.info.host, join.info.pid) for rank, join in joins.items()}
         monitor.enter(self.number, list(joins), processes, state.position.step)
-        with open_exchange(run, monitor, host=self.host, classes=infos[0].classes) as exchange:
-            self._record_start(run, schedule, infos)
+        with open_exchange(run, monitor, host=self.host, classes=workers[0].classes) as exchange:
+            self._record_start(run, schedule, workers)
             loop = CoordinatorLoop(
                 run,
                 schedule,
@@ -227,14 +227,14 @@ class _CoordinatorRuntime:
             self.emit(Note(line))
         return tuple(restored)
 
-    def _record_start(self, run: Run, schedule: RunSchedule, infos: Sequence[WorkerInfo]) -> None:
+    def _record_start(self, run: Run, schedule: RunSchedule, workers: Sequence[WorkerInfo]) -> None:
         assert self.state is not None
         fields = ("host", "pid", "device", "parameters")
-        placement = {info.name: {field: asdict(info)[field] for field in fields} for info in infos}
+        placement = {worker.name: {field: asdict(worker)[field] for field in fields} for worker in workers}
         update_record(
             run.folder,
             state="running",
-            data=infos[0].data,
+            data=workers[0].data,
             placement=placement,
             generation={"run": run.id, "number": self.number},
             absences=self.roster.absences.found,

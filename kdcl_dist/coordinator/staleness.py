@@ -1,4 +1,4 @@
-"""How old the logits are that the students learn from, and on how many samples there are any.
+"""The age of the logits that form the soft targets, and the share of samples that have a soft target.
 
 Shapes: S students, K bins.
 """
@@ -17,7 +17,7 @@ from kdcl_dist.run.metrics import BINS
 
 __all__ = ["Staleness"]
 
-#: Where each bin of the histogram ends, in steps.
+#: The largest age in steps of each bin of the histogram but the last.
 ENDS = torch.tensor([0, 3, 15, 63, 255, 1023, 4095])
 
 
@@ -25,7 +25,7 @@ class Staleness:
     """Counts over an epoch.
 
     Args:
-        sources: for each student, the peers whose logits its soft target is formed of.
+        sources: for each student, the peers whose logits form its soft target.
     """
 
     def __init__(self, sources: Sequence[Sequence[int]]) -> None:
@@ -33,14 +33,19 @@ class Staleness:
         self.clear()
 
     def clear(self) -> None:
-        """Begin anew."""
+        """Reset all counts."""
         count = len(self.sources)
-        #: Samples, samples with a soft target, and the sum of all ages.
+        #: By student: samples, samples with a soft target, and the sum of all ages.
         self.sums_S3 = torch.zeros(count, 3, dtype=torch.int64)
         self.histogram_SK = torch.zeros(count, len(BINS), dtype=torch.int64)
 
     def add(self, parts: Sequence[Contribution], known: Aligned) -> None:
-        """Add a step: each student's samples, and the ages of all logits of them."""
+        """Add a step.
+
+        Args:
+            parts: each student's rows.
+            known: the aligned logits of all of them, with ages.
+        """
         assert known.age is not None
         for student, part in enumerate(parts):
             age_PB = known.age[list(self.sources[student])][:, torch.searchsorted(known.ids, part.ids)]
@@ -51,7 +56,7 @@ class Staleness:
             self.histogram_SK[student] += torch.bincount(torch.bucketize(ages, ENDS), minlength=len(BINS))
 
     def values(self, student: int) -> dict[str, float]:
-        """The figures of one student.
+        """The metrics of one student; none for a student without samples or sources.
 
         coverage      share of its samples that had a soft target
         staleness     mean age in steps of the peers' logits behind its soft targets
@@ -71,5 +76,5 @@ class Staleness:
         return {"sums": self.sums_S3, "histogram": self.histogram_SK}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Take up the state of `state_dict`."""
+        """Load the state of `state_dict`."""
         self.sums_S3, self.histogram_SK = state["sums"], state["histogram"]

@@ -1,4 +1,4 @@
-"""Checks of every message of a round, before anything is made of it."""
+"""Checks of the headers of all messages of a round, before the coordinator uses their rows."""
 
 from __future__ import annotations
 
@@ -7,11 +7,7 @@ from collections.abc import Sequence
 
 from kdcl_dist.config.rounds import Round, share_of
 from kdcl_dist.config.student import Worker
-from kdcl_dist.errors import (
-    ForeignMessage,
-    ShapeMismatch,
-    StaleContribution,
-)
+from kdcl_dist.errors import ForeignMessage, ShapeMismatch, StaleContribution
 from kdcl_dist.exchange.message import MAGIC, PROTOCOL, Message
 
 __all__ = ["check_messages"]
@@ -20,10 +16,18 @@ __all__ = ["check_messages"]
 def check_messages(
     messages: Sequence[Message], workers: Sequence[Worker], round: Round, *, run: int, generation: int
 ) -> None:
-    """See that every message is of this run, of this round, and that all students have as many rows.
+    """See that every message is of this run and this round, and that all students have as many rows.
+
+    Args:
+        messages: one of each worker, in the order of `workers`.
+        workers: the workers that take part.
+        round: that the coordinator is at.
+        run, generation: 64-bit number of the run, and the generation.
 
     Raises:
-        ForeignMessage, StaleContribution, ShapeMismatch: naming the student.
+        ForeignMessage: a message is of another run, generation or sender.
+        StaleContribution: a message is of another round.
+        ShapeMismatch: a student has another number of rows than most, or other classes.
     """
     expected_rows = _expected_rows(messages, workers)
     for index, message in enumerate(messages):
@@ -34,11 +38,11 @@ def check_messages(
             "generation": generation,
             "sender": index,
         }
-        moment = {"kind": round.kind, "step": round.step, "part": round.part}
+        position = {"kind": round.kind, "step": round.step, "part": round.part}
         size = {"classes": message.layout.classes, "rows": expected_rows[index]}
         for error, expected in (
             (ForeignMessage, identity),
-            (StaleContribution, moment),
+            (StaleContribution, position),
             (ShapeMismatch, size),
         ):
             found = {field: int(message.header[field]) for field in expected}
@@ -52,7 +56,7 @@ def check_messages(
 
 
 def _expected_rows(messages: Sequence[Message], workers: Sequence[Worker]) -> list[int]:
-    """The rows of each worker if its student had as many as most students have."""
+    """The rows of each worker if its student has as many as most students."""
     totals, replicas = Counter[int](), Counter(worker.student for worker in workers)
     for message, worker in zip(messages, workers, strict=True):
         totals[worker.student] += int(message.header["rows"])

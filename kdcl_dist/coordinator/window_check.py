@@ -1,7 +1,7 @@
-"""Whether students that walk a window in different orders have all seen its samples, each once.
+"""Whether students that read a window in different orders have all seen its samples, each once.
 
-Of each student a sum of its sample ids is kept, each first turned into a number that looks random, so that
-other samples give another sum but for a chance of 2^-64: no list of the window's samples is needed.
+For each student the check keeps the sum of its hashed sample ids. Other samples give the same sum with a
+probability of 2^-64 only, so the check needs no list of the window's samples.
 
 Shapes: S students, B samples.
 """
@@ -24,12 +24,16 @@ __all__ = ["WindowCheck", "make_window_check"]
 
 
 class WindowCheck:
-    """The sums of the present window.
+    """The check of the current window.
 
     Args:
-        names: the students.
+        names: of all students.
         width: steps of a window; the last window of an epoch may be shorter.
         steps_per_epoch: steps of an epoch.
+
+    Attributes:
+        sums_S: sums of the hashed sample ids of the window's steps.
+        whole: whether the sums have all steps of the window.
     """
 
     def __init__(self, names: Sequence[str], width: int, steps_per_epoch: int) -> None:
@@ -38,7 +42,7 @@ class WindowCheck:
         self.whole = True
 
     def interrupt(self) -> None:
-        """Some may miss steps of this window, or did: it cannot be judged."""
+        """Skip the check of this window, since students may miss some of its steps."""
         self.whole = False
 
     def add(self, parts: Sequence[Contribution], present: Sequence[int], step: int) -> None:
@@ -46,15 +50,15 @@ class WindowCheck:
 
         Args:
             parts: each student's rows.
-            present: places of the students that take part.
+            present: indices of the students that take part.
             step: the global step.
 
         Raises:
             MisalignedIds: the window ends, and a student has seen other samples than most.
         """
-        self.sums_S += torch.stack([_mixed(part.ids).sum() for part in parts])
-        place = step % self.steps_per_epoch + 1
-        if place % self.width and place != self.steps_per_epoch:
+        self.sums_S += torch.stack([_hashed(part.ids).sum() for part in parts])
+        steps_done = step % self.steps_per_epoch + 1
+        if steps_done % self.width and steps_done != self.steps_per_epoch:
             return
         sums, whole = self.sums_S.tolist(), self.whole
         self.sums_S, self.whole = torch.zeros_like(self.sums_S), True
@@ -68,7 +72,7 @@ class WindowCheck:
 
 
 def make_window_check(recipe: Recipe, schedule: RunSchedule) -> WindowCheck | None:
-    """The walks of a run; None if all students see the same samples at every step."""
+    """The window check of a run; None if all students see the same samples at every step."""
     window = recipe.distillation.window
     if window == 1:
         return None
@@ -76,8 +80,8 @@ def make_window_check(recipe: Recipe, schedule: RunSchedule) -> WindowCheck | No
     return WindowCheck(recipe.names, width, schedule.steps_per_epoch)
 
 
-def _mixed(ids_B: Tensor) -> Tensor:
-    """A random-looking 64-bit number for each id: the finaliser of SplitMix64 (Steele et al., 2014)."""
+def _hashed(ids_B: Tensor) -> Tensor:
+    """A 64-bit hash of each id: the finaliser of SplitMix64 (Steele et al., 2014)."""
     z = (ids_B.numpy().astype(np.uint64) + np.uint64(1)) * np.uint64(0x9E3779B97F4A7C15)
     z = (z ^ (z >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
     z = (z ^ (z >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, closing, contextmanager
-from typing import Protocol
+from contextlib import AbstractContextManager, ExitStack, closing, contextmanager
 
 from kdcl_dist.errors import wrap
 from kdcl_dist.exchange.group import Exchange
@@ -17,10 +16,6 @@ from kdcl_dist.run.run import Run
 __all__ = ["open_exchange"]
 
 
-class _Closable(Protocol):
-    def close(self) -> None: ...
-
-
 @contextmanager
 def open_exchange(
     run: Run,
@@ -30,7 +25,7 @@ def open_exchange(
     classes: int,
     pinned: bool = False,
     prepare: Callable[[], None] | None = None,
-    connect: Callable[[], _Closable] | None = None,
+    connect: Callable[[], AbstractContextManager[object]] | None = None,
 ) -> Iterator[Exchange]:
     """Form the exchange group of `run.generation`; close it at the end of the block.
 
@@ -41,7 +36,7 @@ def open_exchange(
         classes: classes of the data.
         pinned: see `Exchange`.
         prepare: called first; the others wait until it has returned.
-        connect: opens connections besides the group's once all processes are ready; they are closed too.
+        connect: opens other connections once all processes are ready; they are closed too.
 
     Raises:
         KdclError: the first failure of the generation, for any exception in this function or in the block.
@@ -53,22 +48,25 @@ def open_exchange(
                 prepare()
             await_all(monitor, run.recipe.limits.startup_s)
             if connect is not None:
-                opened.enter_context(closing(connect()))
-            exchange = Exchange(
-                monitor,
-                scoped(monitor.store, str(run.generation)),
-                host=host,
-                layout=ExchangeLayout.of(run.recipe, classes),
-                run=run.number,
-                generation=run.generation,
-                step_s=run.recipe.limits.step_s,
-                pinned=pinned,
-            )
-            opened.enter_context(closing(exchange))
-            yield exchange
+                opened.enter_context(connect())
+            exchange = _form(run, monitor, host, ExchangeLayout.of(run.recipe, classes), pinned)
+            yield opened.enter_context(closing(exchange))
         except Exception as error:
             if error is monitor.cause:
                 raise
             student = None if monitor.is_coordinator else monitor.name
             step, phase = monitor.heartbeat.step, monitor.heartbeat.phase
             raise monitor.report(wrap(error, student=student, step=step, phase=phase)) from error
+
+
+def _form(run: Run, monitor: Monitor, host: str, layout: ExchangeLayout, pinned: bool) -> Exchange:
+    return Exchange(
+        monitor,
+        scoped(monitor.store, str(run.generation)),
+        host=host,
+        layout=layout,
+        run=run.number,
+        generation=run.generation,
+        step_s=run.recipe.limits.step_s,
+        pinned=pinned,
+    )

@@ -1,4 +1,4 @@
-"""Learning rates as pure functions of the position in the run."""
+"""Learning-rate schedules, as pure functions of the step."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""From a recipe's optimiser to torch's."""
+"""The torch optimiser of a recipe."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ def build_optimizer(
 
     Args:
         spec: of the recipe.
-        model: whose parameters; on the device on which they stay.
-        fused: whether one kernel updates them all, which also keeps a loss scale from making the host wait
-            for the GPU. None: on a GPU. On the CPU results differ from the plain ones in the last bits.
+        model: the network, already on its device.
+        fused: whether one kernel updates all parameters; then the host also does not wait for the GPU to
+            check a loss scale. None: True on a GPU. On the CPU the last bits of the results differ.
     """
     parameters = list(model.parameters())
     if fused is None:
@@ -35,7 +35,7 @@ def build_optimizer(
             weight_decay=spec.weight_decay,
             fused=fused or None,
         )
-        if fused and spec.momentum:  # torch leaves them without a value where the first step is skipped
+        if fused and spec.momentum:  # a skipped first step would leave the buffers without values
             learned = (each for each in parameters if each.requires_grad)
             sgd.state.update({each: {"momentum_buffer": torch.zeros_like(each)} for each in learned})
         return sgd
@@ -52,9 +52,9 @@ def build_optimizer(
 
 
 def load_optimizer(optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> None:
-    """Take up the state of an optimiser, also of one on another kind of device.
+    """Load the state of an optimiser, which may come from another kind of device.
 
-    The state says whether that one was fused; whether this one is stays as it was built.
+    The stored state says whether its optimiser was fused; this optimiser keeps its own setting.
     """
     fused = optimizer.defaults["fused"]
     groups = [group | {"fused": fused} for group in state["param_groups"]]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
+from contextlib import closing
 from dataclasses import asdict, replace
 
 import torch
@@ -173,7 +174,7 @@ class _StudentRuntime:
             classes=self.student.classes,
             pinned=self.device.type == "cuda",
             prepare=lambda: self._restore(spec),
-            connect=(lambda: self._join_replicas(spec.number)) if self.spec.replicas > 1 else None,
+            connect=(lambda: closing(self._join_replicas(spec.number))) if self.spec.replicas > 1 else None,
         )
         with exchange_group as exchange:
             loop = StudentLoop(run, self.worker, self.student, self.training_data, exchange, spec, self.stop)
