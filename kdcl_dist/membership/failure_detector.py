@@ -44,10 +44,8 @@ def await_all(monitor: Monitor, limit_s: float) -> None:
     monitor.client.write(_ready_key(monitor, monitor.rank), True)
     watched = monitor.present if monitor.is_coordinator else [monitor.coordinator_rank]
     watches = {rank: HeartbeatWatch() for rank in watched}
-    began, keys = (
-        time.monotonic(),
-        [_ready_key(monitor, rank) for rank in (*monitor.present, monitor.coordinator_rank)],
-    )
+    keys = [_ready_key(monitor, rank) for rank in (*monitor.present, monitor.coordinator_rank)]
+    began = time.monotonic()
     while not monitor.client.has(*keys):
         monitor.raise_failure()
         elapsed_s = time.monotonic() - began
