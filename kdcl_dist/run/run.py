@@ -67,7 +67,12 @@ class Run:
 
 
 def load_run(uri: str) -> tuple[Recipe, Folder]:
-    """The recipe and folder of an existing run; raises `RunFolderError` when it is none."""
+    """The recipe and folder of an existing run.
+
+    Raises:
+        RunFolderError: the folder is no run folder, or cannot be read.
+        RecipeError: its recipe.yaml is no recipe.
+    """
     folder = Folder(uri)
     try:
         return parse_recipe(folder.read("recipe.yaml").decode(), source=f"{folder}/recipe.yaml"), folder

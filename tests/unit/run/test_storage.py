@@ -6,16 +6,12 @@ import errno
 import os
 import pickle
 import threading
-import time
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from kdcl_dist.errors import RunFolderError, StorageError
-from kdcl_dist.run.retry import retry
 from kdcl_dist.run.storage import Folder
-from kdcl_dist.run.uris import join, without_secret
 
 
 @pytest.fixture(params=["local", "file-uri", "mock"])
@@ -109,57 +105,6 @@ def test_a_file_in_the_way_is_named(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(RunFolderError, match="cannot be written"):
         Folder(str(tmp_path / "file" / "runs")).check_writable()
-
-
-def failing(*numbers: int) -> Callable[[], str]:
-    """Fails with these error numbers, then works."""
-    left = iter(numbers)
-
-    def operation() -> str:
-        if (number := next(left, None)) is not None:
-            raise OSError(number, os.strerror(number))
-        return "done"
-
-    return operation
-
-
-def test_what_passes_on_nfs_is_tried_again(monkeypatch: pytest.MonkeyPatch) -> None:
-    pauses: list[float] = []
-    monkeypatch.setattr(time, "sleep", pauses.append)
-    assert retry(failing(errno.ESTALE, errno.EIO, errno.ETIMEDOUT), "it fails", 30) == "done"
-    assert pauses == sorted(pauses)
-    assert len(pauses) == 3
-
-
-@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EACCES, errno.EROFS, errno.ENOTDIR])
-def test_what_stays_is_told_at_once(number: int) -> None:
-    with pytest.raises(StorageError, match="a cannot be written to b: "):
-        retry(failing(number), "a cannot be written to b", 30)
-    with pytest.raises(FileNotFoundError):
-        retry(failing(errno.ENOENT), "a cannot be read from b", 30)
-
-
-def test_the_limit_holds() -> None:
-    with pytest.raises(StorageError, match=r"tried 2 times in 0\.\d s \(limits\.storage_s\), last OSError"):
-        retry(failing(*[errno.EIO] * 100), "it fails", 0.5)
-
-
-@pytest.mark.parametrize(
-    ("uri", "name", "joined"),
-    [
-        ("/runs/", "a", "/runs/a"),
-        ("/what?/runs", "a", "/what?/runs/a"),
-        ("s3://b/runs?region=x&scheme=http", "a/b", "s3://b/runs/a/b?region=x&scheme=http"),
-        ("gs://b", "a", "gs://b/a"),
-    ],
-)
-def test_names_are_added_before_the_query(uri: str, name: str, joined: str) -> None:
-    assert join(uri, name) == joined
-
-
-def test_secrets_are_not_shown() -> None:
-    assert without_secret("s3://key:secret@b/runs?region=x") == "s3://***@b/runs?region=x"
-    assert without_secret("gs://anonymous@b/runs") == "gs://anonymous@b/runs"
 
 
 def test_a_failed_write_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

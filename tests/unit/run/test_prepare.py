@@ -1,0 +1,122 @@
+"""Making the folder of a run, and finding the one to resume; no run is trained here."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+import torch
+from cohorts import MakeRecipe
+
+from kdcl_dist.errors import KdclError, RecipeError, RunFolderError
+from kdcl_dist.run import checkpoint
+from kdcl_dist.run.prepare import prepare
+from kdcl_dist.run.record import read_record, update_record
+from kdcl_dist.run.run import Run, load_run, versions
+
+
+def refuse(text: str) -> None:
+    raise AssertionError(text)
+
+
+def commit(run: Run, step: int) -> None:
+    """A checkpoint of one part."""
+    part = checkpoint.write_part(run.folder, step, "coordinator", {"step": torch.tensor(step)})
+    checkpoint.commit(run.folder, checkpoint.Manifest(step, {"coordinator": part}))
+
+
+def test_a_new_folder_has_recipe_and_record(make_recipe: MakeRecipe, tmp_path: Path) -> None:
+    recipe = make_recipe()
+    run = prepare(recipe, str(tmp_path / "runs"), "r", resume=False, warn=refuse)
+    assert (run.name, run.step, run.start) == ("r", 0, None)
+    assert run.root == str(Path.cwd())
+    found, folder = load_run(str(tmp_path / "runs" / "r"))
+    assert found == recipe
+    header = folder.read("recipe.yaml").decode()
+    assert all(f"# {name} {version}\n" in header for name, version in versions().items())
+    record = read_record(folder)
+    assert (record["state"], record["owner"], record["versions"]) == ("starting", run.id, versions())
+
+
+def test_each_start_has_its_own_id(make_recipe: MakeRecipe, tmp_path: Path) -> None:
+    first, second = (prepare(make_recipe(), str(tmp_path), None, resume=False, warn=refuse) for _ in range(2))
+    assert first.name != second.name
+    assert first.name.startswith("tiny-")
+    assert first.number != second.number
+    assert 0 <= first.number < 2**64
+
+
+@pytest.mark.parametrize("name", ["", ".hidden", "a/b", "a b", "x" * 129])
+def test_impossible_names(name: str, make_recipe: MakeRecipe, tmp_path: Path) -> None:
+    with pytest.raises(RunFolderError, match="--name"):
+        prepare(make_recipe(), str(tmp_path), name, resume=False, warn=refuse)
+
+
+def test_a_folder_is_not_taken_twice(make_recipe: MakeRecipe, tmp_path: Path) -> None:
+    prepare(make_recipe(), str(tmp_path), "r", resume=False, warn=refuse)
+    with pytest.raises(RunFolderError, match="exists: give another --name, or --resume"):
+        prepare(make_recipe(), str(tmp_path), "r", resume=False, warn=refuse)
+    with pytest.raises(RunFolderError, match="--storage is empty"):
+        prepare(make_recipe(), " ", "r", resume=False, warn=refuse)
+
+
+def test_the_latest_checkpoint_is_resumed(make_recipe: MakeRecipe, tmp_path: Path) -> None:
+    first = prepare(make_recipe(), str(tmp_path), "r", resume=False, warn=refuse)
+    with pytest.raises(RunFolderError, match="has no complete checkpoint"):
+        prepare(make_recipe(), str(tmp_path), "r", resume=True, warn=refuse)
+    for step in (3, 6):
+        commit(first, step)
+    (tmp_path / "r" / "run.json.123.tmp").write_bytes(b"half")
+    run = prepare(make_recipe(), str(tmp_path), "r", resume=True, warn=refuse)
+    assert run.step == 6
+    assert read_record(run.folder)["owner"] == run.id != first.id
+    assert not (tmp_path / "r" / "run.json.123.tmp").exists()
+    (tmp_path / "r/checkpoints/step-00000006/coordinator.pt").write_bytes(b"damaged")
+    texts: list[str] = []
+    assert prepare(make_recipe(), str(tmp_path), "r", resume=True, warn=texts.append).step == 3
+    assert "step-00000006 is skipped" in texts[0]
+
+
+def test_without_a_name_the_latest_run_with_a_checkpoint_is_resumed(
+    make_recipe: MakeRecipe, tmp_path: Path
+) -> None:
+    with pytest.raises(RunFolderError, match="no run of recipe 'tiny' with a checkpoint"):
+        prepare(make_recipe(), str(tmp_path), None, resume=True, warn=refuse)
+    names = [f"tiny-2026010{day}-000000-aaaa" for day in (1, 2, 3)] + ["other-20260104-000000-aaaa"]
+    for name in names:
+        made = prepare(make_recipe(), str(tmp_path), name, resume=False, warn=refuse)
+        if name != names[2]:
+            commit(made, 3)
+    assert prepare(make_recipe(), str(tmp_path), None, resume=True, warn=refuse).name == names[1]
+
+
+def test_another_recipe_is_refused(make_recipe: MakeRecipe, tmp_path: Path) -> None:
+    commit(prepare(make_recipe(), str(tmp_path), "r", resume=False, warn=refuse), 3)
+    with pytest.raises(RunFolderError, match="cannot be resumed with another recipe; it differs in epochs"):
+        prepare(make_recipe("epochs=9"), str(tmp_path), "r", resume=True, warn=refuse)
+
+
+def test_a_finished_run_stays_finished(make_recipe: MakeRecipe, tmp_path: Path) -> None:
+    run = prepare(make_recipe(), str(tmp_path), "r", resume=False, warn=refuse)
+    commit(run, 6)
+    update_record(run.folder, state="finished")
+    again = prepare(make_recipe(), str(tmp_path), "r", resume=True, warn=refuse)
+    assert (read_record(again.folder)["state"], read_record(again.folder)["owner"]) == ("finished", run.id)
+
+
+@pytest.mark.parametrize(
+    ("content", "error"),
+    [
+        (None, RunFolderError),
+        (b"\xff\xfe", RunFolderError),
+        (b"epochs: [", RecipeError),
+        (b"surprise: 1", RecipeError),
+    ],
+)
+def test_what_is_no_run_folder(content: bytes | None, error: type[KdclError], tmp_path: Path) -> None:
+    if content is not None:
+        (tmp_path / "recipe.yaml").write_bytes(content)
+    with pytest.raises(error, match=re.escape(str(tmp_path))) as caught:
+        load_run(str(tmp_path))
+    assert "\n" not in str(caught.value)
