@@ -20,12 +20,8 @@ from kdcl_dist.cli import kdcl
 from kdcl_dist.errors import RunFolderError, StudentFailed
 from kdcl_dist.report import write_report
 from kdcl_dist.report.arms import group
-from kdcl_dist.report.axis import choose_scale
-from kdcl_dist.report.blocks import Figure, Table, environment
-from kdcl_dist.report.lines import Line, line_chart
 from kdcl_dist.report.page import page
 from kdcl_dist.report.run_data import load
-from kdcl_dist.report.svg import spread
 from kdcl_dist.run.metrics import read_metrics
 from kdcl_dist.run.storage import Folder
 
@@ -129,16 +125,6 @@ def test_tables_say_what_was_recorded(tmp_path: Path) -> None:
     assert found.table("student", "host")["small"] == ["10.0.0.1", "cpu", "7", "1,234"]
     disagreement = 100 * values("analysis", "big", "disagreement/small", first=6).mean()
     assert f"big: big –, small {disagreement:.1f}, label" in unescape(page([load(run)]))
-
-
-def test_a_line_says_every_value() -> None:
-    points = [(1.0, 12.34), (2.0, 15.5), (3.0, -2.25), (5.0, 15.25)]
-    svg = line_chart("x", "title", "unit", [Line("a", 0, points)])
-    path = re.search(r'class="l c0 d0" d="([^"]+)"', svg)
-    assert path is not None
-    steps = [float(text) for text in re.findall(r"-?(?:\d+\.?\d*|\.\d+)", path[1])]
-    assert np.cumsum(steps[::2]).tolist() == [1, 2, 3, 5]
-    assert np.cumsum(steps[1::2]) == pytest.approx([y for _, y in points])
 
 
 def test_hostile_names_are_text(tmp_path: Path) -> None:
@@ -299,61 +285,6 @@ def test_where_the_page_goes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
         result = CliRunner().invoke(kdcl, ["report", *arguments])
         assert result.exit_code == 0, result.output
         assert (tmp_path / result.output.strip()).samefile(path)
-
-
-@pytest.mark.parametrize(
-    ("values", "options", "labels"),
-    [
-        ((0.13, 0.97), {}, ["0.0", "0.2", "0.4", "0.6", "0.8", "1.0"]),
-        ((1, 20), {"whole": True, "tight": True}, ["5", "10", "15", "20"]),
-        ((1, 2), {"whole": True, "tight": True}, ["1", "2"]),
-        ((1, 1), {"whole": True, "tight": True}, ["1"]),
-        ((0.001, 0.1), {"log": True}, ["0.001", "0.01", "0.1"]),
-        ((-0.5, 0.4), {}, ["−0.6", "−0.4", "−0.2", "0.0", "0.2", "0.4"]),
-        ((2.0, 11.0), {}, ["2", "4", "6", "8", "10", "12"]),
-        ((0.0, 12.0), {}, ["0.0", "2.5", "5.0", "7.5", "10.0", "12.5"]),
-    ],
-)
-def test_ticks(values: tuple[float, float], options: dict[str, bool], labels: list[str]) -> None:
-    assert choose_scale(values, **options).labels() == labels  # type: ignore[arg-type]
-
-
-@pytest.mark.parametrize("value", [0.0, 1e-12, 5e9, -3.0])
-def test_a_constant_has_a_scale(value: float) -> None:
-    scale = choose_scale([value, value])
-    assert scale.low < value < scale.high
-    assert 0 < scale.position(value) < 1
-    assert len(set(scale.labels())) == len(scale.ticks) >= 2
-
-
-def test_labels_are_spread() -> None:
-    assert spread([60, 61, 59, 10], gap=16, low=20, high=110) == pytest.approx([60, 76, 44, 20])
-    assert spread([100, 100, 10], gap=16, low=20, high=110) == pytest.approx([92, 108, 20])
-    assert spread([109, 110], gap=16, low=20, high=110) == pytest.approx([94, 110])
-
-
-def block(macro: str, shown: Figure | Table) -> str:
-    """A block's HTML."""
-    source = f'{{% from "blocks.html" import {macro} %}}{{{{ {macro}(shown) }}}}'
-    return environment().from_string(source).render(shown=shown)
-
-
-def test_columns_of_numbers_align_right() -> None:
-    html = block("table", Table("", ["a", "b", "c"], [["x", "1.5 ± 0.2", "10.0.0.1"], ["y", "–", "7"]]))
-    assert html.count('class="n"') == 3
-
-
-def test_every_text_of_a_block_is_escaped() -> None:
-    attack = "<script>\"'&</script>"
-    table = block("table", Table(attack, [attack] * 2, [[attack, attack]]))
-    assert unescape(table).count(attack) == 5
-    assert "<script>" not in table
-    svg = line_chart(attack, attack, attack, [Line(attack, 0, [(1.0, 2.0)])])
-    figure = block("figure", Figure(attack, attack, svg, attack))
-    assert "<script>" not in figure
-    assert "<svg" in figure
-    # An SVG that is not marked as one is text like any other.
-    assert "<svg" not in block("figure", Figure("x", "x", str(svg), "x"))  # type: ignore[arg-type]
 
 
 def test_in_a_browser(tmp_path: Path) -> None:
