@@ -6,11 +6,11 @@
 #   cluster.sh status HOSTS    show what the cluster has
 #   cluster.sh down HOSTS      end Ray on all of them
 #
-# HOSTS is a file as hosts.txt beside this script.
+# HOSTS is a file like hosts.txt beside this script.
 set -euo pipefail
 
 readonly PORT=6379 DASHBOARD=8265
-# On the hosts: everything is looked up in ~/kdcl first, and every process asks for the token.
+# On the hosts: programs of ~/kdcl come first, and every process asks for the token.
 # shellcheck disable=SC2016 # expanded there, not here
 readonly THERE='export PATH="$HOME/kdcl/bin:$PATH" RAY_AUTH_MODE=token;'
 
@@ -49,7 +49,7 @@ up() {
 
 start() { # start INDEX HEAD: the command that starts Ray on the host with an index in the list
     local address=${ADDRESSES[$1]} label=${LABELS[$1]}
-    # The address is given, since a host whose name resolves to 127.0.0.1 would take that for its own.
+    # With the address, since a host whose name resolves to 127.0.0.1 would take that for its own.
     local options=("--node-ip-address=$address" --disable-usage-stats)
     if [[ $1 == 0 ]]; then
         options+=(--head "--port=$PORT" "--dashboard-host=$address" "--dashboard-port=$DASHBOARD")
