@@ -47,7 +47,7 @@ SECTIONS = (
 HEAD = """\
 # The recipe
 
-<!-- Made from the code: kdcl recipe reference > docs/recipe.md -->
+The code of the recipe makes this page: `kdcl recipe reference > docs/recipe.md`.
 
 A recipe is a YAML file. It holds every field that changes a result or a placement:
 

@@ -1,4 +1,4 @@
-"""The solvers over the simplex: optimality, SciPy, all faces. Shapes: B problems, S students, C classes."""
+"""Log-sum-exp over the simplex: optimality, and SciPy. Shapes: B problems, S students, C classes."""
 
 import itertools
 
@@ -11,7 +11,6 @@ from scipy.optimize import minimize
 from scipy.special import logsumexp, softmax
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from kdcl_dist.distillation.quadratic import minimise_quadratic
 from kdcl_dist.distillation.simplex import TOLERANCE, minimise_logsumexp
 
 KINDS = ("normal", "nearly_equal", "equal_pair", "lattice", "signs", "one_wild", "confident")
@@ -153,36 +152,6 @@ def test_deterministic():
 
 def test_no_problems():
     assert minimise_logsumexp(torch.zeros(0, 3, 10, dtype=torch.float64)).shape == (0, 3)
-
-
-def best_of_all_faces(hessian, gradient):
-    """The simplex QP min g.x + x'Hx/2 by solving the equality-constrained problem on each of its faces."""
-    size, best, best_value = len(gradient), None, np.inf
-    for count in range(1, size + 1):
-        for face in itertools.combinations(range(size), count):
-            system = np.zeros((count + 1, count + 1))
-            system[:count, :count] = hessian[np.ix_(face, face)]
-            system[count, :count] = system[:count, count] = 1
-            solution = np.linalg.solve(system, np.append(-gradient[list(face)], 1))[:count]
-            x = np.zeros(size)
-            x[list(face)] = solution
-            value = gradient @ x + x @ hessian @ x / 2
-            if solution.min() >= 0 and value < best_value:
-                best, best_value = x, value
-    return best
-
-
-@pytest.mark.parametrize("size", [1, 2, 3, 4, 5, 6])
-def test_quadratic_against_all_faces(size):
-    rng = np.random.default_rng(size)
-    root = rng.normal(size=(60, size, size + 2))
-    hessian = root @ root.transpose(0, 2, 1) + 1e-3 * np.eye(size)
-    hessian /= hessian.diagonal(axis1=1, axis2=2).max(axis=1)[:, None, None]
-    gradient, start = rng.normal(size=(60, size)), rng.dirichlet(np.ones(size), 60)
-    start[:20] = np.eye(size)[rng.integers(size, size=20)]
-    found = minimise_quadratic(*(torch.from_numpy(array) for array in (hessian, gradient, start))).numpy()
-    for h, g, s, x in zip(hessian, gradient, start, found, strict=True):
-        np.testing.assert_allclose(x, best_of_all_faces(h, g - h @ s), atol=1e-8)
 
 
 class NoWaiting(TorchDispatchMode):
