@@ -183,14 +183,14 @@ class MetricsCollector:
     def state_dict(self) -> dict[str, Any]:
         """The unfinished epoch's rows and counts, and the last results."""
         return {
-            "table": self.table.state_dict(),
+            "recorder": self.table.state_dict(),  # the key of checkpoints since version 0.1.0
             "results": self.results,
             "staleness": self.staleness.state_dict(),
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Load the state of `state_dict`."""
-        self.table.load_state_dict(state["table"])
+        self.table.load_state_dict(state["recorder"])
         self.results = state["results"]
         if "staleness" in state:  # older checkpoints have none
             self.staleness.load_state_dict(state["staleness"])
