@@ -87,7 +87,7 @@ def load_table(path: str | Path) -> Table:
 
 
 def jobs_of(table: Table, folder: Path) -> list[Job]:
-    """All runs of a table, ordered by seed, so that every arm has a first result early.
+    """All runs of a table, ordered by seed: every arm has a first result early.
 
     Args:
         table: the experiment.

@@ -197,7 +197,7 @@ def _times(run: RunData, prefix: str) -> tuple[Figure | None, Table | None]:
         "receiving the soft target, including the coordinator's time. backward: loss, gradients, update. "
         "coordinator: forming the soft target."
     )
-    title, ident = "Time of a step", prefix + "time"
+    title, ident = "Phases of a step", prefix + "time"
     svg = stacked_bars(f"{ident}-svg", title, "ms a step", parts, bars)
     heads = ["student", *PHASES.values(), "all"]
     short = "The same phases in numbers: mean ms of a training step."

@@ -84,9 +84,9 @@ def test_intervals_of_an_arm_equal_scipy() -> None:
 
 def test_an_arm_without_results_has_no_interval() -> None:
     (arm,) = group([in_memory(make_recipe())])
-    found, count = arm.interval("nobody", "top1")
+    found, count = arm.interval("missing", "top1")
     assert (count, math.isnan(found.value)) == (0, True)
-    assert arm.curve("nobody", "top1") == []
+    assert arm.curve("missing", "top1") == []
     (epoch, mean, low, high), *_ = arm.curve("big", "top1")
     assert (epoch, math.isfinite(mean), math.isnan(low), math.isnan(high)) == (1.0, True, True, True)
 
