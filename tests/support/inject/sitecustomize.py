@@ -54,8 +54,8 @@ def _hold(until: str) -> None:
     elif until == "returns":
         loop = _coordinator_loop()
         if len(loop.present) < len(loop.recipe.students):
-            _await(getattr(loop, "has_returned", None) or loop.returns)
-            time.sleep(sys.modules[type(loop).__module__].LOOK_S + 0.1)  # so that this step looks for them
+            _await(loop.has_returned)
+            time.sleep(sys.modules[type(loop).__module__].POLL_S + 0.1)  # so that this step looks for them
     else:
         _await(Path(until).exists)
 
