@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 import torch
-from cohorts import MakeRecipe
+from cohorts import MakeRecipe, write_images
 
 from kdcl_dist.config.rounds import Kind, Round
 from kdcl_dist.data.training_data import TrainingData
+from kdcl_dist.errors import DataError, RecipeError
 
 
 @pytest.mark.parametrize("workers", [0, 1, 2])
@@ -29,3 +32,71 @@ def test_one_loader_serves_a_whole_run(workers: int, make_recipe: MakeRecipe) ->
             wanted = next(steps if round.kind is Kind.TRAIN else passing)
             assert all(torch.equal(a, b) for a, b in zip(next(found), wanted, strict=True))
         assert next(found, None) is None
+
+
+@pytest.mark.parametrize("replicas", [2, 4, 8])
+def test_replicas_split_each_batch_of_their_student(replicas: int, make_recipe: MakeRecipe) -> None:
+    training_data = TrainingData.open(make_recipe(f"students.a.replicas={replicas}"))
+    whole = TrainingData.open(make_recipe())
+    shares = [training_data.training_batches(0, 1, replica) for replica in range(replicas)]
+    for batch, *parts in zip(whole.training_batches(0, 1), *shares, strict=True):
+        assert torch.equal(batch.ids, torch.cat([part.ids for part in parts]))
+        assert torch.equal(batch.images, torch.cat([part.images for part in parts]))
+        assert {len(part.ids) for part in parts} == {16 // replicas}
+
+
+def test_held_out_samples_are_not_trained_on(make_recipe: MakeRecipe) -> None:
+    training_data = TrainingData.open(make_recipe("data.holdout_per_class=3", "batch_size=12"))
+    held_out = torch.cat([batch.ids for batch in training_data.holdout_batches()])
+    trained = torch.cat([batch.ids for batch in training_data.training_batches(0, 0)])
+    assert len(held_out) == 12
+    assert sorted({*held_out.tolist(), *trained.tolist()}) == list(range(60))
+    assert not {*held_out.tolist()} & {*trained.tolist()}
+    tested = torch.cat([batch.ids for batch in training_data.test_batches()])
+    assert tested.tolist() == list(range(22))
+
+
+def test_data_sets_that_do_not_fit_each_other(make_recipe: MakeRecipe, tmp_path: Path) -> None:
+    path = write_images(tmp_path / "five.arrow", 10, classes=5)
+    with pytest.raises(DataError, match=r"data\.test has 5 classes and 1 channels, data\.train 4 and 1"):
+        TrainingData.open(make_recipe(f"data.test={path}"))
+    with pytest.raises(DataError, match=r"^data\.test: .*nowhere\.arrow: no such file"):
+        TrainingData.open(make_recipe(f"data.test={tmp_path}/nowhere.arrow"))
+
+
+@pytest.mark.parametrize(
+    ("override", "field"),
+    [
+        ("data.augment=[{name: NoSuch}]", r"data\.augment: "),
+        ("students.b.augment=[{name: NoSuch}]", r"students\.b\.augment: "),
+        ("data.test_view=[{name: NoSuch}]", r"data\.test_view: "),
+    ],
+)
+def test_an_impossible_transform_is_named_by_its_field(
+    override: str, field: str, make_recipe: MakeRecipe
+) -> None:
+    with pytest.raises(RecipeError, match=f"^{field}transform 0: 'NoSuch'"):
+        TrainingData.open(make_recipe(override))
+
+
+@pytest.mark.parametrize(
+    ("item", "words"),
+    [
+        (
+            {"name": "Grayscale", "num_output_channels": 3},
+            r"images of shape \(3, 8, 8\) where the data has 1",
+        ),
+        ({"name": "Normalize", "mean": [0], "std": [0]}, "a transform fails on sample 0 of shape"),
+    ],
+)
+def test_views_of_other_channels_or_failing_transforms_are_refused(
+    item: dict, words: str, make_recipe: MakeRecipe
+) -> None:
+    with pytest.raises((DataError, RecipeError), match=words):
+        TrainingData.open(make_recipe(f"data.augment=[{item}]")).first_views(0, 2)
+
+
+def test_a_window_longer_than_an_epoch_is_a_warning(make_recipe: MakeRecipe) -> None:
+    long = TrainingData.open(make_recipe("distillation.window=7"))
+    assert long.warnings() == ["distillation.window: an epoch has 3 steps, so 7 is as much as 'epoch'"]
+    assert TrainingData.open(make_recipe("distillation.window=3")).warnings() == []
