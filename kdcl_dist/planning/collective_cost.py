@@ -5,7 +5,7 @@ binomial tree; a rank forwards a block only when it has received all of it (gloo
 of github.com/facebookincubator/gloo). A star is one message between the root and each other rank, all at the
 same time: gloo's gather, and both directions of `kdcl_dist.exchange.group`.
 
-This module measures nothing; docs/scale.md compares the counts with measured times.
+This module measures nothing; docs/results/scale-model.md compares the counts with measured times.
 """
 
 from __future__ import annotations

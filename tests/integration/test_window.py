@@ -29,8 +29,8 @@ from kdcl_dist.exchange.layout import answer_rows
 from kdcl_dist.exchange.message import Contribution
 from kdcl_dist.launch import local
 from kdcl_dist.planning.measure_exchange import _ensemble
+from kdcl_dist.report.page import page
 from kdcl_dist.report.run_data import load
-from kdcl_dist.report.sections import run_sections
 from kdcl_dist.run.metrics import read_metrics
 from kdcl_dist.run.record import read_record
 from kdcl_dist.run.run import Run
@@ -112,7 +112,7 @@ def test_processes_equal_the_reference(make_recipe: MakeRecipe, make_run: MakeRu
 
 
 def test_in_turn_equals_the_reference(make_recipe: MakeRecipe) -> None:
-    """The benchmark's loop, by which the figures of docs/windows.md were made."""
+    """The benchmark's loop, by which the figures of docs/results/windows.md were made."""
     recipe = make_recipe(*SMALL, "distillation.window=4")
     loop = InTurn(recipe)
     loop.train()
@@ -207,12 +207,13 @@ def test_coverage_and_ages_are_those_of_the_walks(
 def test_the_report_shows_them(make_recipe: MakeRecipe, make_run: MakeRun) -> None:
     run = make_run(make_recipe(*SMALL, "distillation.window=4"))
     assert not Cohort(run).train().errors
-    html = run_sections(load(run.folder.uri))
+    html = page([load(run.folder.uri)])
+    assert "<h2>Window</h2>" in html
     for ident in ("coverage", "staleness", "ages"):
         assert f'<figure id="{ident}">' in html
     plain = make_run(make_recipe("epochs=1"))
     assert not Cohort(plain).train().errors
-    assert "Different orders" not in run_sections(load(plain.folder.uri))
+    assert "<h2>Window</h2>" not in page([load(plain.folder.uri)])
 
 
 # -- one step ------------------------------------------------------------------------------------

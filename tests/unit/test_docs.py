@@ -142,6 +142,14 @@ def test_a_file_defines_what_a_document_finds_there(document: Path) -> None:
         assert name in set(definitions(ast.parse(file.read_text()))), f"{path} does not define {name}"
 
 
+def test_documents_that_the_code_names_exist() -> None:
+    named = {
+        name for path in PACKAGE.rglob("*.py") for name in re.findall(r"docs/[\w/-]+\.md", path.read_text())
+    }
+    assert len(named) > 3
+    assert [name for name in sorted(named) if not (ROOT / name).exists()] == []
+
+
 def test_the_architecture_lists_every_package_from_the_top_down() -> None:
     text = (ROOT / "docs/architecture.md").read_text(encoding="utf-8")
     assert len(pairs(text)) > 30
