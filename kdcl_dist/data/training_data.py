@@ -83,11 +83,11 @@ class TrainingData:
     def schedule(self) -> RunSchedule:
         """The schedule of all rounds of the run."""
         recipe, (train_ids, holdout_ids) = self.recipe, self.split
-        weighs = recipe.distillation.method == "general"
+        has_weights = recipe.distillation.method == "general"
         return RunSchedule(
             epochs=recipe.epochs,
             steps_per_epoch=len(epoch_steps(train_ids, recipe.batch_size, recipe.seed, 0)),
-            holdout_batches=len(batches_of(holdout_ids, recipe.batch_size)) if weighs else 0,
+            holdout_batches=len(batches_of(holdout_ids, recipe.batch_size)) if has_weights else 0,
             test_batches=len(batches_of(np.arange(len(self.test)), recipe.batch_size)),
             checkpoint_epochs=recipe.checkpoint.every_epochs,
             samples=len(self.train),

@@ -46,7 +46,7 @@ def update_record(folder: Folder, **changes: Any) -> None:
 
 
 def check_owner(run: Run) -> None:
-    """See that no other process has resumed the run meanwhile: the latest start owns the folder.
+    """Check that no other process has resumed the run meanwhile: the latest start owns the folder.
 
     Raises:
         RunFolderError: another start owns it.

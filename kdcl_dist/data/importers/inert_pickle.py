@@ -106,13 +106,16 @@ class _File:
         self.data, self.view, self.position = data, memoryview(data), 0
 
     def peek(self, size: int) -> memoryview:
+        """The next bytes, at most `size`, without advancing."""
         return self.view[self.position : self.position + size]
 
     def read(self, size: int) -> memoryview:
+        """The next bytes, at most `size`."""
         self.position += size
         return self.view[self.position - size : self.position]
 
     def readline(self) -> bytes:
+        """The bytes up to the next newline, inclusive; raises `ValueError` if there is none."""
         start, self.position = self.position, self.data.index(b"\n", self.position) + 1
         return self.data[start : self.position]
 

@@ -65,7 +65,7 @@ def test_which_checkpoint(trained: Run, tmp_path: Path) -> None:
         card = (tmp_path / "x" / "README.md").read_text()
         assert f"epoch {step // 3} of 2" in card
         assert f"{loss:.4f}" in card
-        # Who has that module can load it.
+        # A user who has that module can load it.
         assert "from nets import Dropout\n\nnetwork = Dropout(num_classes=4, in_channels=3)\n" in card
         assert not (tmp_path / "x" / "model.py").exists()
         assert run("predict", tmp_path / "x", trained.folder.local).exit_code == 2

@@ -25,7 +25,7 @@ def counted(messages: list[Sent], rounds: int) -> Traffic:
 
 
 def played_ring(ranks: int, nbytes: int) -> Traffic:
-    """At round t every rank hands on the block of the rank t before it, in two halves."""
+    """In round t every rank forwards the block of the rank t before it, in two halves."""
     held = [{rank} for rank in range(ranks)]
     messages: list[Sent] = []
     round = 0
@@ -45,7 +45,7 @@ def played_star(ranks: int, nbytes: int) -> Traffic:
 
 
 def played_tree(ranks: int, nbytes: int) -> Traffic:
-    """Whoever has the answer at a round sends it to the rank that lies 2^round further."""
+    """In each round every rank that has the answer sends it to the rank 2^round further."""
     has, round, messages = {0}, 0, list[Sent]()
     while len(has) < ranks:
         reached = {sender + 2**round for sender in has} & set(range(ranks))

@@ -52,8 +52,8 @@ def test_a_folder_below_and_a_copy_in_another_process(tmp_path: Path) -> None:
 
 
 @pytest.mark.skipif(not Path("/proc").is_dir(), reason="there is no /proc here")
-def test_a_place_where_no_folder_can_be_made_is_named() -> None:
-    """The kernel says there that what is missing cannot be found, which reads like a missing file."""
+def test_a_path_where_no_folder_can_be_made_is_named() -> None:
+    """The kernel reports a missing file there, though the folder cannot be made."""
     with pytest.raises(RunFolderError, match=r"storage '/proc/runs' cannot be written: .*; choose another"):
         Folder("/proc/runs").check_writable()
 
@@ -76,7 +76,7 @@ def test_nothing_half_written_is_ever_seen(tmp_path: Path) -> None:
     assert [path.name for path in tmp_path.iterdir()] == ["file"]  # no temporary file is left
 
 
-def test_two_may_try_a_storage_at_once(tmp_path: Path) -> None:
+def test_two_processes_may_check_a_storage_at_once(tmp_path: Path) -> None:
     errors: list[BaseException] = []
 
     def check() -> None:
