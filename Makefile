@@ -3,6 +3,8 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
+# A file's tests stay in one process, with the clusters and runs that they share; the longest files begin.
+PYTEST := $(BIN)/python -m pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder
 
 .PHONY: demo test-fast test guard lint bench clean
 
@@ -10,10 +12,10 @@ demo: $(READY)  ## train the digits recipe on a Ray cluster of this machine
 	$(BIN)/kdcl train examples/digits.yaml
 
 test-fast: $(READY)  ## what a change is tried with: every package, in under two minutes
-	$(BIN)/python -m pytest --numprocesses 2 --dist worksteal tests/unit
+	$(PYTEST) tests/unit
 
 test: $(READY)  ## run all tests, in two processes: much of their time is waiting
-	$(BIN)/python -m pytest --numprocesses 2 --dist worksteal
+	$(PYTEST)
 
 guard: $(READY)  ## see that no ratio of docs/speed.md is far off, in a minute or two
 	$(BIN)/python -m pytest -m speed tests/integration/test_speed.py

@@ -18,6 +18,40 @@ from kdcl_dist.config.recipe_file import parse_recipe
 from kdcl_dist.run.prepare import prepare
 from kdcl_dist.run.run import Run
 
+#: The test files that take longest, longest first.
+SLOW_FILES = (
+    "test_cluster_hosts.py",
+    "test_detection.py",
+    "test_recovery_ray.py",
+    "test_equals_reference.py",
+    "test_fault_matrix.py",
+    "test_cli_runs.py",
+    "test_recovery.py",
+    "test_exchange.py",
+    "test_window.py",
+    "test_export_formats.py",
+    "test_faults.py",
+    "test_golden.py",
+    "test_storage_s3.py",
+    "test_imports.py",
+    "test_preflight_ray.py",
+    "test_continue.py",
+    "test_paper_recipes.py",
+    "test_replicas.py",
+    "test_spot.py",
+    "test_ray_metrics.py",
+    "test_compile.py",
+)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Put the longest files first, so that no process works alone on one at the end.
+
+    The sort is stable: pytest-randomly's order within a file, and of the other files, stays.
+    """
+    position = {name: number for number, name in enumerate(SLOW_FILES)}
+    items.sort(key=lambda item: position.get(item.path.name, len(SLOW_FILES)))
+
 
 @pytest.fixture(scope="session", autouse=True)
 def faults(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
