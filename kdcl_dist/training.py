@@ -100,11 +100,8 @@ def _launch(
 ) -> bool:
     """Train a run; record the failure that ends it."""
     try:
-        with (
-            nullcontext(stop)
-            if stop
-            else stop_on_signals(lambda text: on_event(Note(text))) as stop_requested
-        ):
+        request = nullcontext(stop) if stop else stop_on_signals(lambda text: on_event(Note(text)))
+        with request as stop_requested:
             # Each launcher is imported only where it is used: Ray takes seconds to import, and may be absent.
             if launcher == "local":
                 from kdcl_dist.launch import local

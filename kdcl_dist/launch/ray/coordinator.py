@@ -72,8 +72,11 @@ class _Processes:
     """See `kdcl_dist.coordinator.runtime.Processes`.
 
     Attributes:
-        registered: by the worker's name.
-        names: the worker's name, or "the coordinator", by the id of its node.
+        registered: the process and worker of each student or replica, by its name.
+        names: for the id of each of the cohort's nodes, the name of a process there.
+        pings: the unanswered pings, by the id of the process whose worker was asked.
+        draining: ids of all nodes that drain at present.
+        announced: ids of the nodes whose notice was given.
     """
 
     def __init__(self) -> None:
