@@ -166,14 +166,18 @@ class _StudentRuntime:
         """Run the rounds of one generation: to its end, or to the first failure."""
         run = replace(self.run, start=spec.start, generation=spec.number)
         present = [rank for rank, each in enumerate(run.recipe.workers) if each.student in spec.students]
-        self.monitor.enter(spec.number, present, step=spec.at.step)
+
+        def prepare() -> None:
+            self.monitor.enter(spec.number, present, step=spec.at.step)
+            self._restore(spec)
+
         exchange_group = open_exchange(
             run,
             self.monitor,
             host=self.host,
             classes=self.student.classes,
             pinned=self.device.type == "cuda",
-            prepare=lambda: self._restore(spec),
+            prepare=prepare,
             connect=(lambda: closing(self._join_replicas(spec.number))) if self.spec.replicas > 1 else None,
         )
         with exchange_group as exchange:
