@@ -77,7 +77,7 @@ def settings(shapes: Path) -> dict[str, Any]:
         "max_size": 96,
         "proposals": 32,
         "test_every_epochs": 3,
-        "wait_s": 60.0,
+        "wait_s": 200.0,
     }
 
 
@@ -255,7 +255,7 @@ def test_stopped_and_resumed_equals_a_run_without_a_break(
 def worker(made: Run) -> Worker:
     """The only worker of a run, in this process."""
     store, _ = host_store("127.0.0.1")
-    link = Replicas(store, 0, 1, host="127.0.0.1", device=torch.device("cpu"), limit_s=10)
+    link = Replicas(store, 0, 1, host="127.0.0.1", device=torch.device("cpu"), limit_s=100)
     deaf: dict[str, Any] = {
         "on_progress": lambda *args: None,
         "say": lambda line: None,
@@ -507,8 +507,8 @@ def test_detections_of_all_workers_come_together() -> None:
     got: list[Any] = [None] * 3
 
     def work(rank: int) -> None:
-        store = server if rank == 0 else connect_store(endpoint, 10)
-        link = Replicas(store, rank, 3, host="127.0.0.1", device=torch.device("cpu"), limit_s=10)
+        store = server if rank == 0 else connect_store(endpoint, 100)
+        link = Replicas(store, rank, 3, host="127.0.0.1", device=torch.device("cpu"), limit_s=100)
         got[rank] = gather(own[rank], link, torch.device("cpu"))
         link.close()
 
@@ -516,7 +516,7 @@ def test_detections_of_all_workers_come_together() -> None:
     for thread in threads:
         thread.start()
     for thread in threads:
-        thread.join(30)
+        thread.join(200)
     assert got == [own] * 3
 
 

@@ -203,15 +203,20 @@ def commands(make_recipe: MakeRecipe, tmp_path: Path) -> Iterator[Commands]:
         process.stdout.close()
 
 
-def until_epoch_1(process: subprocess.Popen[str]) -> None:
+def until_held(process: subprocess.Popen[str], held: Path) -> None:
+    """Wait until a run has shown its first epoch and is held in its fourth."""
     assert process.stdout is not None
     assert any(line.startswith("epoch 1 ") for line in process.stdout)
+    deadline = time.monotonic() + 100
+    while not held.exists():
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
 
 
 def test_ctrl_c_takes_a_checkpoint_and_resume_is_identical(inject: Inject, commands: Commands) -> None:
-    inject("coordinator", "gather", 10, "hold", until="stop")
+    held = inject("coordinator", "gather", 10, "hold", until="stop")
     stopped = commands.train("stopped")
-    until_epoch_1(stopped)
+    until_held(stopped, held)
     stopped.send_signal(signal.SIGINT)
     assert stopped.stdout is not None
     rest = stopped.stdout.read()
@@ -225,9 +230,9 @@ def test_ctrl_c_takes_a_checkpoint_and_resume_is_identical(inject: Inject, comma
 def test_when_the_launching_process_is_killed_all_end_and_resume_goes_on(
     inject: Inject, commands: Commands, tmp_path: Path
 ) -> None:
-    inject("coordinator", "gather", 10, "hold", until=tmp_path / "never")
+    held = inject("coordinator", "gather", 10, "hold", until=tmp_path / "never")
     killed = commands.train("killed")
-    until_epoch_1(killed)
+    until_held(killed, held)
     placement = read_record(commands.run("killed"))["placement"]
     killed.kill()
     deadline = time.monotonic() + 60

@@ -1,4 +1,4 @@
-"""A process that dies, hangs or fails is replaced, the others stay, and the weights are as without a fault."""
+"""A process that dies, hangs or fails is replaced, the others stay, and the weights are the same."""
 
 from __future__ import annotations
 
@@ -29,8 +29,13 @@ MakeRun = Callable[..., Run]
 #: Phases in which students wait for the coordinator; its last heartbeat may name another of them.
 PHASES = ("gather", "broadcast", "ensemble", "record")
 #: Steps 0 to 2, tests and a checkpoint, steps 3 to 5, tests and a checkpoint.
-OVERRIDES = ("failure.max_failures=3", "batch_size=20", "limits.step_s=150", "students.b.model=nets:Plain")
-#: Seconds: the limit where a process hangs, and within which its failure is noted. The next limit after that is
+OVERRIDES = (
+    "failure.max_failures=3",
+    "batch_size=20",
+    "limits.step_s=150",
+    "students.b.model=nets:Plain",
+)
+#: Seconds: the limit where a process hangs, and within which its failure is noted. The next limit after it is
 #: limits.startup_s, which is 200.
 HANGS_S, FOUND_S = 8.0, 60.0
 
@@ -254,8 +259,9 @@ def test_a_process_that_dies_is_replaced_though_its_own_child_lives(
 
 
 def test_code_that_fails_at_the_same_step_again_ends_the_run(
-    make_recipe: MakeRecipe, make_run: MakeRun
+    make_recipe: MakeRecipe, make_run: MakeRun, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(local, "GRACE_S", 3.0)
     run = make_run(make_recipe(*OVERRIDES, "students.b.model=nets:Raises"))
     with pytest.raises(StudentFailed, match="a user's mistake") as caught:
         train(run)

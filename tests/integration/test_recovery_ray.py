@@ -124,7 +124,7 @@ def test_a_worker_of_ray_that_dies_is_replaced_by_ray(
     assert_nothing_left(events)
 
 
-def test_a_failure_that_the_storage_does_not_take_is_told_all_the_same(
+def test_a_failure_that_the_storage_does_not_take_is_raised_all_the_same(
     make_recipe: MakeRecipe, make_run: MakeRun
 ) -> None:
     run = make_run(make_recipe(*OVERRIDES, "students.b.model=nets:TooFewRows"))
@@ -141,20 +141,20 @@ def test_a_failure_that_the_storage_does_not_take_is_told_all_the_same(
     assert (caught.value.student, caught.value.step) == ("b", 3)
 
 
-def test_events_that_the_driver_has_heard_are_forgotten() -> None:
+def test_events_that_the_driver_has_received_are_forgotten() -> None:
     kind = coordinator.CoordinatorActor.__ray_metadata__.modified_class  # type: ignore[attr-defined]
     actor = kind.__new__(kind)
     actor.own_endpoint, actor.pending_events = Endpoint("h", 1), deque()
     actor.discarded = actor.delivered = 0
-    cursor, heard = EventCursor(), list[int]()
+    cursor, received = EventCursor(), list[int]()
     for step in range(10):
         actor.pending_events += [Stepped(2 * step, {}), Stepped(2 * step + 1, {})]
         again, events = actor.events(cursor)  # an answer that does not arrive is given again
         assert events == actor.events(cursor)[1]
         cursor = again
-        heard += [event.step for event in events]
+        received += [event.step for event in events]
         assert len(actor.pending_events) == 2
-    assert heard == list(range(20))
+    assert received == list(range(20))
     assert actor.delivered == 20
     assert [e.step for e in actor.events(EventCursor("another", 7))[1]] == [18, 19]
 

@@ -21,8 +21,9 @@ from kdcl_dist.run.run import Run
 def test_a_notice_takes_a_checkpoint_and_training_goes_on(
     make_recipe: MakeRecipe, make_run: Callable[..., Run]
 ) -> None:
+    # 2400 steps: the run is stopped long before.
     recipe = make_recipe(
-        "students.a.model=nets:Paced", "batch_size=10", "epochs=40", "checkpoint.every_epochs=40"
+        "students.a.model=nets:Paced", "batch_size=10", "epochs=400", "checkpoint.every_epochs=400"
     )
     run = make_run(recipe)
     cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, "include_dashboard": False})
@@ -30,7 +31,7 @@ def test_a_notice_takes_a_checkpoint_and_training_goes_on(
         other = cluster.add_node(num_cpus=1)
         ray.init(cluster.address, log_to_driver=False)
         events: list[Event] = []
-        asked, drained = threading.Event(), threading.Event()
+        stop, drained, saved_one = threading.Event(), threading.Event(), threading.Event()
 
         def on_event(event: Event) -> None:
             events.append(event)
@@ -41,9 +42,11 @@ def test_a_notice_takes_a_checkpoint_and_training_goes_on(
                 reason = DrainNodeReason.Value("DRAIN_NODE_REASON_PREEMPTION")
                 assert client.drain_node(other.node_id, reason, "a spot host", deadline_ms)[0]
             if isinstance(event, CheckpointSaved):
-                asked.set()
+                saved_one.set()
+            if isinstance(event, Stepped) and saved_one.is_set():
+                stop.set()
 
-        on_ray.launch(run, on_event, asked)
+        on_ray.launch(run, on_event, stop)
     finally:
         ray.shutdown()
         cluster.shutdown()
@@ -52,7 +55,7 @@ def test_a_notice_takes_a_checkpoint_and_training_goes_on(
     ]
     assert note.endswith(": all take a checkpoint")
     saved = [event.step for event in events if isinstance(event, CheckpointSaved)]
-    assert 0 < saved[0] < 240, "none is due before step 240"
+    assert 0 < saved[0] < 2400, "none is due before step 2400"
     assert saved[0] % 6, "in the middle of an epoch"
     assert any(isinstance(e, Stepped) for e in events[events.index(CheckpointSaved(saved[0])) :])
     assert (Path(run.folder.local or "") / f"checkpoints/step-{saved[-1]:08d}/manifest.json").exists()

@@ -13,7 +13,7 @@ import pytest
 import s3
 import torch
 from click.testing import CliRunner
-from cohorts import Cohort, MakeRecipe, assert_same
+from cohorts import Cohort, Inject, MakeRecipe, assert_same
 
 from kdcl_dist.cli import kdcl
 from kdcl_dist.config.recipe import Recipe
@@ -21,7 +21,7 @@ from kdcl_dist.errors import CheckpointError, RunFolderError, StorageError
 from kdcl_dist.launch import local
 from kdcl_dist.run import uris
 from kdcl_dist.run.checkpoint import latest, read_part
-from kdcl_dist.run.events import CheckpointSaved, Event, Note, Warned
+from kdcl_dist.run.events import EpochEnded, Event, Note, Warned
 from kdcl_dist.run.metrics import read_metrics
 from kdcl_dist.run.prepare import prepare
 from kdcl_dist.run.record import read_record
@@ -104,17 +104,17 @@ def test_a_student_is_exported_from_there(port: int, make_recipe: MakeRecipe, tm
     assert "secret" not in (tmp_path / "x" / "README.md").read_text()
 
 
-def test_what_cannot_work_is_told_at_once(port: int, proxy: s3.Proxy) -> None:
+def test_what_cannot_work_is_refused_at_once(port: int, proxy: s3.Proxy) -> None:
     began = time.monotonic()
     with pytest.raises(RunFolderError, match=r"s3://.*nosuch/runs.*make the bucket") as caught:
-        Folder(s3.uri(port, "nosuch/runs")).check_writable()
+        Folder(s3.uri(port, "nosuch/runs"), 250.0).check_writable()
     assert "secret" not in str(caught.value)
     proxy.rule = lambda method, path: 403
     with pytest.raises(RunFolderError, match="credentials"):
-        Folder(s3.uri(proxy.port, "bucket/runs")).check_writable()
+        Folder(s3.uri(proxy.port, "bucket/runs"), 250.0).check_writable()
     with pytest.raises(RunFolderError, match="bogus"):
         Folder("s3://bucket/x?bogus=1")
-    assert time.monotonic() - began < 30
+    assert time.monotonic() - began < 120
 
 
 @pytest.mark.parametrize("fault", ["cut", 503, 429])
@@ -140,11 +140,11 @@ def test_a_storage_that_stays_away_is_named_with_the_tries(proxy: s3.Proxy) -> N
 def test_a_storage_that_hangs_is_given_up(proxy: s3.Proxy, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(uris, "ANSWER_S", 1.0)
     folder = folder_of(proxy.port, limit_s=1.0)
-    proxy.rule = lambda method, path: 60.0
+    proxy.rule = lambda method, path: 280.0
     began = time.monotonic()
     with pytest.raises(StorageError, match="cannot be written"):
         folder.write("one", b"abc")
-    assert time.monotonic() - began < 30
+    assert time.monotonic() - began < 120
 
 
 def test_a_cloud_storage_that_is_away_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -152,7 +152,7 @@ def test_a_cloud_storage_that_is_away_is_given_up(monkeypatch: pytest.MonkeyPatc
     began = time.monotonic()
     with pytest.raises(RunFolderError, match=r"gs://anonymous@bucket/runs.* tried \d times"):
         Folder("gs://anonymous@bucket/runs?endpoint_override=127.0.0.1:1&scheme=http", 0.5).check_writable()
-    assert time.monotonic() - began < 30
+    assert time.monotonic() - began < 120
 
 
 @pytest.mark.parametrize("part", [2, None])
@@ -174,15 +174,16 @@ def test_a_large_file_is_whole_or_not_there(port: int, proxy: s3.Proxy, part: in
 
 
 def test_a_whole_run_stopped_resumed_and_evaluated(
-    make_recipe: MakeRecipe, make_run: MakeRun, port: int
+    inject: Inject, make_recipe: MakeRecipe, make_run: MakeRun, port: int
 ) -> None:
     recipe = make_recipe()
     here = Cohort(make_run(recipe, "here")).train()
     assert not here.errors
     stop = threading.Event()
+    inject("coordinator", "checkpoint", 3, "hold", until="stop")
 
     def on_event(event: Event) -> None:
-        if isinstance(event, CheckpointSaved):
+        if isinstance(event, EpochEnded):
             stop.set()
 
     run = start(recipe, port, "whole")

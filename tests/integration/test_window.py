@@ -45,7 +45,7 @@ SMALL = ("batch_size=7", "epochs=3")
 
 
 @pytest.mark.parametrize("width", [1, 2, 3, 8, 20])
-def test_each_walks_the_same_samples_in_its_own_order(width: int) -> None:
+def test_each_student_takes_the_same_samples_in_its_own_order(width: int) -> None:
     steps_TB = sampling.epoch_steps(np.arange(100, 160), 7, seed=3, epoch=2)
     orders = [np.stack(list(sampling.own_steps(steps_TB, width, student, 2))) for student in (5, 6)]
     for first in range(0, len(steps_TB), width):
@@ -177,7 +177,7 @@ def test_a_killed_student_changes_nothing(inject: Inject, make_recipe: MakeRecip
 
 
 @pytest.mark.parametrize("oldest", [None, 3])
-def test_coverage_and_ages_are_those_of_the_walks(
+def test_coverage_and_ages_are_those_of_the_orders(
     oldest: int | None, make_recipe: MakeRecipe, make_run: MakeRun
 ) -> None:
     recipe = make_recipe(*SMALL, "distillation.window=4", f"distillation.max_staleness={oldest or 'null'}")
@@ -268,8 +268,8 @@ def test_a_sample_of_one_student_alone_has_no_target() -> None:
 
 def test_the_order_of_rows_does_not_matter() -> None:
     parts = [contribution(ids, i) for i, ids in enumerate(([1, 2, 3], [3, 2, 4], [5, 1, 2]))]
-    turned = [Contribution(*(column.flip(0) for column in part)) for part in parts]
-    one, other = (coordinator("distillation.window=4").answer(p, 0).target for p in (parts, turned))
+    flipped = [Contribution(*(column.flip(0) for column in part)) for part in parts]
+    one, other = (coordinator("distillation.window=4").answer(p, 0).target for p in (parts, flipped))
     assert one is not None
     assert other is not None
     assert torch.equal(one.log_probabilities, other.log_probabilities)
@@ -397,7 +397,7 @@ def test_logits_that_are_not_finite_are_not_kept_and_the_older_ones_still_teach(
 
 @pytest.mark.parametrize("odd", [0, 1, 2])
 @pytest.mark.parametrize("how", ["foreign", "twice"])
-def test_who_walks_other_samples_is_named_at_the_windows_end(odd: int, how: str) -> None:
+def test_a_student_with_other_samples_is_named_at_the_windows_end(odd: int, how: str) -> None:
     found = coordinator("distillation.window=2", "distillation.method=none")
     orders = [([1, 2], [3, 4]), ([4, 1], [2, 3]), ([3, 2], [1, 4])]
     for step in (0, 1):
@@ -421,7 +421,7 @@ def test_an_epochs_last_window_may_be_short() -> None:
         window_check.add([contribution([3], 0), contribution([1], 0)], [0, 1], 10)
 
 
-def test_room_for_the_answer() -> None:
+def test_rows_of_the_answer() -> None:
     students = ", ".join(f"{{name: {name}, model: mlp}}" for name in "abc")
     text = f"data: {{train: x, test: x}}\nbatch_size: 10\nstudents: [{students}]"
     expected = {"window=1": 10, "window=2": 20, "window=9": 30, "window=epoch": 30, "method=none": 0}
