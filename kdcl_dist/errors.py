@@ -7,7 +7,8 @@
     |   |-- ModelError           a model's name, factory or output
     |   |-- RunFolderError       a run folder that is taken, missing, unwritable or of another recipe
     |   |-- PreflightError       hosts that are not ready, one line for each failure
-    |   `-- ExportError          an export that cannot be written or read
+    |   |-- ExportError          an export that cannot be written or read
+    |   `-- ImportRefused        stored text that would import code outside this package
     |-- StudentFailed            an exception inside a student
     |-- CoordinatorFailed        an exception inside the coordinator or the launcher
     |-- ContributionError        an unusable message of a student
@@ -44,6 +45,7 @@ __all__ = [
     "ExchangeBroke",
     "ExportError",
     "ForeignMessage",
+    "ImportRefused",
     "KdclError",
     "LabelMismatch",
     "MisalignedIds",
@@ -163,6 +165,10 @@ class PreflightError(UserError):
 
 class ExportError(UserError):
     """An export cannot be written, is damaged, or needs a package that is not installed."""
+
+
+class ImportRefused(UserError):
+    """A run folder or an export names code outside this package that the user has not allowed."""
 
 
 class StudentFailed(KdclError):

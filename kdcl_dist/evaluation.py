@@ -5,7 +5,7 @@ Shapes: S students, B batch, C classes (of logits) or channels (of images), H W 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from kdcl_dist.config.recipe import Recipe
+from kdcl_dist.config.stored_imports import check_recipe_imports
 from kdcl_dist.coordinator.aggregator import Aggregator
 from kdcl_dist.coordinator.aligned_logits import Aligned
 from kdcl_dist.data.training_data import TrainingData
@@ -54,18 +55,23 @@ class Trained:
     students: list[Student]
 
     @classmethod
-    def load(cls, uri: str, *, device: str, warn: Callable[[str], None]) -> Trained:
+    def load(
+        cls, uri: str, *, device: str, warn: Callable[[str], None], allow_imports: Collection[str] = ()
+    ) -> Trained:
         """Load a run.
 
         Args:
             uri: the run folder's path or URI.
             device: "cpu" or "cuda".
             warn: called with a line for each damaged checkpoint that is skipped.
+            allow_imports: modules outside this package that the run's recipe may import.
 
         Raises:
             RunFolderError: `uri` is no run folder or has no complete checkpoint, or there is no such device.
+            ImportRefused: the recipe names a module that is not allowed.
         """
         recipe, folder = load_run(uri)
+        check_recipe_imports(recipe, str(folder), allow_imports)
         if device == "cuda" and not torch.cuda.is_available():
             raise RunFolderError(
                 f"--device cuda: this machine has no GPU that PyTorch {torch.__version__} can use"
@@ -138,20 +144,28 @@ class Noise:
         return images_BCHW + self.deviation * noise_BCHW / torch.tensor(self.std)[:, None, None]
 
 
-def evaluate(uri: str, *, device: str, warn: Callable[[str], None]) -> Evaluation:
+def evaluate(
+    uri: str, *, device: str, warn: Callable[[str], None], allow_imports: Collection[str] = ()
+) -> Evaluation:
     """Test a run's latest checkpoint on its recipe's test data; arguments and errors as `Trained.load`."""
-    trained = Trained.load(uri, device=device, warn=warn)
+    trained = Trained.load(uri, device=device, warn=warn, allow_imports=allow_imports)
     return Evaluation(trained.step, len(trained.training_data.test), trained.test())
 
 
 def evaluate_under_noise(
-    uri: str, deviations: Sequence[float], repeats: int, *, device: str, warn: Callable[[str], None]
+    uri: str,
+    deviations: Sequence[float],
+    repeats: int,
+    *,
+    device: str,
+    warn: Callable[[str], None],
+    allow_imports: Collection[str] = (),
 ) -> Iterator[tuple[float, int, dict[str, dict[str, float]]]]:
     """Test a run under pixel noise of several deviations, with `repeats` draws of each.
 
     Yields (deviation, repeat, results as in `Evaluation`). Other arguments and errors as `Trained.load`.
     """
-    trained = Trained.load(uri, device=device, warn=warn)
+    trained = Trained.load(uri, device=device, warn=warn, allow_imports=allow_imports)
     std = tuple(trained.training_data.test.std)
     seed = trained.training_data.recipe.seed
     for deviation in deviations:

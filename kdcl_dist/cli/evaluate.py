@@ -6,7 +6,7 @@ import math
 
 import click
 
-from kdcl_dist.cli.group import kdcl, reports_errors
+from kdcl_dist.cli.group import allows_imports, kdcl, reports_errors
 
 __all__ = ["evaluate"]
 
@@ -40,8 +40,11 @@ class Levels(click.ParamType[list[float]]):
     show_default=True,
     help="Draws for each deviation.",
 )
+@allows_imports
 @reports_errors
-def evaluate(run: str, device: str, noise: list[float] | None, repeats: int) -> None:
+def evaluate(
+    run: str, device: str, noise: list[float] | None, repeats: int, allow_imports: tuple[str, ...]
+) -> None:
     """Test each student of a RUN folder, and the ensemble of all students.
 
     With --noise, such as 0:0.15:0.01, the table shows the mean loss by deviation, and RUN/noise.csv holds
@@ -53,13 +56,15 @@ def evaluate(run: str, device: str, noise: list[float] | None, repeats: int) -> 
     from kdcl_dist.evaluation import evaluate as run_evaluation
 
     if noise is not None:
-        _under_noise(run, device, noise, repeats)
+        _under_noise(run, device, noise, repeats, allow_imports)
         return
-    found = run_evaluation(run, device=device, warn=_warn)
+    found = run_evaluation(run, device=device, warn=_warn, allow_imports=allow_imports)
     Console().print(results_table(found.results, f"step {found.step}, {found.samples} test samples"))
 
 
-def _under_noise(run: str, device: str, levels: list[float], repeats: int) -> None:
+def _under_noise(
+    run: str, device: str, levels: list[float], repeats: int, allow_imports: tuple[str, ...]
+) -> None:
     from rich.console import Console
     from rich.progress import Progress
 
@@ -71,7 +76,7 @@ def _under_noise(run: str, device: str, levels: list[float], repeats: int) -> No
     with Progress(console=console, disable=not console.is_terminal) as progress:
         task = progress.add_task("noise", total=len(levels) * repeats)
         for deviation, repeat, results in evaluate_under_noise(
-            run, levels, repeats, device=device, warn=_warn
+            run, levels, repeats, device=device, warn=_warn, allow_imports=allow_imports
         ):
             rows += [(deviation, repeat, name, values) for name, values in results.items()]
             progress.advance(task)

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from kdcl_dist.cli.group import kdcl, reports_errors
+from kdcl_dist.cli.group import allows_imports, kdcl, reports_errors
 
 if TYPE_CHECKING:
     from kdcl_dist.export.preprocessing import Kind
@@ -27,8 +27,17 @@ KINDS = ["state_dict", "safetensors", "torch_export", "onnx"]
     "--last", is_flag=True, help="The checkpoint after the recipe's last epoch; an error if there is none."
 )
 @click.option("--to", help="The folder to write. [default: exports/RUN-STUDENT-FORMAT]")
+@allows_imports
 @reports_errors
-def export(run: str, student: str, kind: Kind, epoch: int | None, last: bool, to: str | None) -> None:
+def export(
+    run: str,
+    student: str,
+    kind: Kind,
+    epoch: int | None,
+    last: bool,
+    to: str | None,
+    allow_imports: tuple[str, ...],
+) -> None:
     """Write a student of a RUN folder as a folder of its own, which does not need kdcl.
 
     The folder holds the weights, preprocessing.json and a model card.
@@ -37,7 +46,10 @@ def export(run: str, student: str, kind: Kind, epoch: int | None, last: bool, to
 
     if last and epoch is not None:
         raise click.UsageError("--epoch and --last exclude each other")
-    click.echo(write_export(run, student, kind, epoch=epoch, last=last, to=to, warn=_warn))
+    written = write_export(
+        run, student, kind, epoch=epoch, last=last, to=to, warn=_warn, allow_imports=allow_imports
+    )
+    click.echo(written)
 
 
 def _warn(text: str) -> None:

@@ -13,7 +13,7 @@ import click
 from kdcl_dist.errors import KdclError, UserError
 from kdcl_dist.version import __version__
 
-__all__ = ["kdcl", "reports_errors"]
+__all__ = ["allows_imports", "kdcl", "reports_errors"]
 
 
 def reports_errors(command: Callable[..., None]) -> Callable[..., None]:
@@ -38,6 +38,33 @@ def reports_errors(command: Callable[..., None]) -> Callable[..., None]:
             sys.exit(130)
 
     return run
+
+
+class _Modules(click.ParamType[tuple[str, ...]]):
+    """Names of modules, separated by commas."""
+
+    name = "MODULES"
+
+    def convert(
+        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
+    ) -> tuple[str, ...]:
+        """The names."""
+        if isinstance(value, tuple):  # the default
+            return value
+        names = tuple(part.strip() for part in str(value).split(","))
+        for name in names:
+            if not all(part.isidentifier() for part in name.split(".")):
+                self.fail(f"{name!r} is not the name of a module, such as my_nets", param, ctx)
+        return names
+
+
+#: Of commands that read a run folder or an export, which may come from someone else. Remembered nowhere.
+allows_imports = click.option(
+    "--allow-imports",
+    type=_Modules(),
+    default=(),
+    help="Modules outside kdcl_dist whose code the folder may run, such as my_nets,my_data. [default: none]",
+)
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})

@@ -5,7 +5,7 @@ Shapes: B samples, C channels or classes, H W image.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -17,6 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from kdcl_dist import models
+from kdcl_dist.config.stored_imports import check_stored_imports
 from kdcl_dist.data.decode import decode
 from kdcl_dist.data.loader import normalise
 from kdcl_dist.data.training_data import test_views
@@ -49,14 +50,20 @@ class Export:
     network: Network
 
     @classmethod
-    def read(cls, folder: Path) -> Export:
+    def read(cls, folder: Path, allow_imports: Collection[str] = ()) -> Export:
         """Read an export of any format.
 
+        Args:
+            folder: the export.
+            allow_imports: modules outside this package that the export may import.
+
         Raises:
+            ImportRefused: the description names a module that is not allowed.
             ExportError: the folder is no export, is damaged, or needs a library that is not installed.
             ModelError: a user's network cannot be built here.
         """
         description = read_description(folder)
+        check_stored_imports(description.import_strings(), str(folder), allow_imports)
         kind, path = description.kind, folder / description.weights
         require(kind)
         try:

@@ -10,6 +10,7 @@ from pydantic import Field, PositiveInt, ValidationError, model_validator
 
 from kdcl_dist.config.base import Strict
 from kdcl_dist.config.error_text import describe_errors
+from kdcl_dist.config.stored_imports import transform_imports
 from kdcl_dist.errors import ExportError, one_line
 from kdcl_dist.export.source import Source, label_of
 from kdcl_dist.version import __version__
@@ -60,6 +61,10 @@ class Description(Strict):
         if Path(self.weights).name != self.weights:
             raise ValueError(f"weights must be a file beside it (got {self.weights!r})")
         return self
+
+    def import_strings(self) -> dict[str, str]:
+        """The text of each field that may be an import string, by the field's path."""
+        return {"model": self.model, **dict(transform_imports("test_view", self.test_view))}
 
     @classmethod
     def of(cls, source: Source, kind: Kind, weights: Path, input_shape: tuple[int, int, int]) -> Description:

@@ -6,7 +6,7 @@ Shapes: B samples, C channels, H W image.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from kdcl_dist import models
 from kdcl_dist.config.differences import differences
 from kdcl_dist.config.recipe import Recipe
+from kdcl_dist.config.stored_imports import check_recipe_imports
 from kdcl_dist.config.student import Student
 from kdcl_dist.data.loader import batches
 from kdcl_dist.data.training_data import TrainingData, test_views
@@ -70,6 +71,7 @@ class Source:
         epoch: int | None = None,
         last: bool = False,
         warn: Callable[[str], None],
+        allow_imports: Collection[str] = (),
     ) -> Source:
         """Load a student.
 
@@ -80,13 +82,16 @@ class Source:
                 `kdcl evaluate`.
             last: load the checkpoint of the recipe's last epoch; an error if there is none.
             warn: takes a text for each damaged checkpoint that is skipped.
+            allow_imports: modules outside this package that the run's recipe may import.
 
         Raises:
+            ImportRefused: the recipe names a module that is not allowed.
             RunFolderError: the folder is no run folder, or has no such student or checkpoint.
             UserError: the data or the network differs from the run's, or cannot be loaded.
         """
         recipe, folder = load_run(uri)
         student = _student(folder, recipe, name)
+        check_recipe_imports(recipe, str(folder), allow_imports, students=[name])
         training_data = open_training_data(recipe, folder)
         if last:
             manifest = _of_epoch(folder, training_data, recipe.epochs, "--last")

@@ -5,7 +5,7 @@ Shapes: B samples, C channels or classes, H W image.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from pathlib import Path
 
 import torch
@@ -34,11 +34,12 @@ def export(
     last: bool = False,
     to: str | Path | None = None,
     warn: Callable[[str], None] = lambda text: None,
+    allow_imports: Collection[str] = (),
 ) -> Path:
     """Write a student of a run as a folder that does not need this package.
 
     Args:
-        uri, student, epoch, last, warn: as for `Source.load`.
+        uri, student, epoch, last, warn, allow_imports: as for `Source.load`.
         kind: the format.
         to: the folder, on this machine. By default exports/RUN-STUDENT-FORMAT.
 
@@ -52,7 +53,7 @@ def export(
     require(kind)
     if "://" in str(to):
         raise ExportError(f"--to {str(to)!r}: a folder of this machine is needed; copy it from there")
-    source = Source.load(uri, student, epoch=epoch, last=last, warn=warn)
+    source = Source.load(uri, student, epoch=epoch, last=last, warn=warn, allow_imports=allow_imports)
     folder = Path(to or f"exports/{label_of(source.folder)}-{student}-{kind}")
     try:
         with staged(folder) as part:

@@ -27,7 +27,7 @@ from kdcl_dist.run.run import Run
 
 
 def test_logits_are_those_of_an_evaluation(trained: Run, exports: dict[str, Path], pictures: Path) -> None:
-    known = Trained.load(trained.folder.uri, device="cpu", warn=print)
+    known = Trained.load(trained.folder.uri, device="cpu", warn=print, allow_imports=["nets"])
     expected = torch.cat(
         [known.students[0].predict(batch.images) for batch in known.training_data.test_batches()]
     )
@@ -41,7 +41,7 @@ def test_logits_are_those_of_an_evaluation(trained: Run, exports: dict[str, Path
 
 
 def test_predictions_of_a_folder(trained: Run, exports: dict[str, Path], pictures: Path) -> None:
-    known = Trained.load(trained.folder.uri, device="cpu", warn=print)
+    known = Trained.load(trained.folder.uri, device="cpu", warn=print, allow_imports=["nets"])
     logits = torch.cat(
         [known.students[0].predict(batch.images) for batch in known.training_data.test_batches()]
     )

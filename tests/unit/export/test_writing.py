@@ -23,6 +23,9 @@ from kdcl_dist.run.metrics import read_metrics
 from kdcl_dist.run.prepare import prepare
 from kdcl_dist.run.run import Run
 
+#: The user allows the networks of the tests.
+OWN = ("--allow-imports", "nets")
+
 
 def test_what_is_written(trained: Run, exports: dict[str, Path]) -> None:
     assert list(formats.FORMATS) == KINDS
@@ -48,7 +51,9 @@ def test_what_is_written(trained: Run, exports: dict[str, Path]) -> None:
 def test_which_checkpoint(trained: Run, tmp_path: Path) -> None:
     for option, step in ((("--epoch", 1), 3), (("--last",), 6), ((), 6)):
         assert (
-            run("export", trained.folder.local, "--student", "b", *option, "--to", tmp_path / "x").exit_code
+            run(
+                "export", trained.folder.local, "--student", "b", *option, *OWN, "--to", tmp_path / "x"
+            ).exit_code
             == 0
         )
         assert exporting.description(tmp_path / "x")["step"] == step
@@ -136,7 +141,7 @@ def test_a_student_that_the_run_lost_is_as_it_was_last(broken: Callable[[str], P
         ("format", ["--student", "a"], ["no complete checkpoint"]),
         ("parts", ["--student", "a", "--last"], ["--last", "a.pt is damaged"]),
         ("model", ["--student", "a"], ["student 'a'", "does not fit", "cnn_medium", "recipe.yaml"]),
-        ("gone", ["--student", "b"], ["no_such_nets"]),
+        ("gone", ["--student", "b", "--allow-imports", "no_such_nets"], ["importing 'no_such_nets' failed"]),
         ("data", ["--student", "a"], ["nowhere.arrow", "no such file"]),
         ("", ["--student", "a", "--format", "onnx", "--to", "{run}"], ["exists already"]),
         ("", ["--student", "a", "--to", "{run}/recipe.yaml/x"], ["cannot be written"]),

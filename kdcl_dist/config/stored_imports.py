@@ -1,0 +1,76 @@
+"""Import strings in stored text, a run folder's recipe or an export's description: refused unless allowed.
+
+A recipe that a user hands to a command is the user's own word. A run folder or an export may come from
+someone else, and importing what it names would run that person's code.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from kdcl_dist.config.recipe import Recipe
+from kdcl_dist.errors import ImportRefused
+from kdcl_dist.utils.import_strings import is_import_string
+
+__all__ = ["check_recipe_imports", "check_stored_imports", "transform_imports"]
+
+
+def check_recipe_imports(
+    recipe: Recipe, where: str, allowed: Collection[str], students: Collection[str] | None = None
+) -> None:
+    """Refuse a stored recipe that names code outside this package.
+
+    Args:
+        recipe: the stored recipe.
+        where, allowed: see `check_stored_imports`.
+        students: the students whose networks are built. None: all.
+
+    Raises:
+        ImportRefused: as `check_stored_imports`.
+    """
+    built = recipe.names if students is None else students
+    check_stored_imports(dict(_fields(recipe, built)), where, allowed)
+
+
+def check_stored_imports(fields: Mapping[str, str], where: str, allowed: Collection[str]) -> None:
+    """Refuse import strings of modules that the user does not allow.
+
+    Args:
+        fields: the text of each field that may be an import string, by the field's path.
+        where: the run folder or export, for the error.
+        allowed: names of modules; what lies below an allowed package is allowed too.
+
+    Raises:
+        ImportRefused: a field names a module outside `allowed`.
+    """
+    for path, text in fields.items():
+        if not is_import_string(text):
+            continue
+        module = text.partition(":")[0]
+        if not any(module == name or module.startswith(f"{name}.") for name in allowed):
+            raise ImportRefused(
+                f"{where}: {path}: {text!r} would run code of the module {module!r}, and a run folder or an "
+                f"export may come from someone else; if you trust it, add --allow-imports {module}"
+            )
+
+
+def transform_imports(path: str, items: Sequence[Mapping[str, Any]]) -> Iterator[tuple[str, str]]:
+    """The path and the name of each transform of a list."""
+    for position, item in enumerate(items):
+        yield f"{path}.{position}.name", str(item["name"])
+
+
+def _fields(recipe: Recipe, built: Collection[str]) -> Iterator[tuple[str, str]]:
+    data = recipe.data
+    for name in ("train", "test"):
+        if not Path(spec := getattr(data, name)).exists():  # a path with a colon is no import string
+            yield f"data.{name}", spec
+    yield from transform_imports("data.augment", [transform.item() for transform in data.augment])
+    yield from transform_imports("data.test_view", data.test_items)
+    for student in recipe.students:
+        path = f"students.{student.name}"
+        if student.name in built:
+            yield f"{path}.model", student.model
+        yield from transform_imports(f"{path}.augment", [each.item() for each in student.augment or ()])
