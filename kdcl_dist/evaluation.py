@@ -24,6 +24,7 @@ from kdcl_dist.run.metrics import ENSEMBLE, Scores
 from kdcl_dist.run.record import read_record
 from kdcl_dist.run.run import load_run
 from kdcl_dist.run.storage import Folder
+from kdcl_dist.run.uris import displayed
 from kdcl_dist.student.student import Student
 from kdcl_dist.utils.seeding import Purpose, derive
 
@@ -77,7 +78,7 @@ class Trained:
                 f"--device cuda: this machine has no GPU that PyTorch {torch.__version__} can use"
             )
         if (manifest := latest(folder, warn)) is None:
-            raise RunFolderError(f"{uri!r} has no complete checkpoint to evaluate")
+            raise RunFolderError(f"{displayed(uri)!r} has no complete checkpoint to evaluate")
         training_data = open_training_data(recipe, folder)
         aggregator = Aggregator(recipe)
         aggregator.load_state_dict(read_part(folder, manifest, COORDINATOR)["coordinator"])

@@ -18,7 +18,7 @@ from kdcl_dist.run.events import Event, Note, Warned
 from kdcl_dist.run.prepare import prepare
 from kdcl_dist.run.record import read_record, record_failure, update_record
 from kdcl_dist.run.run import Run
-from kdcl_dist.run.uris import without_secret
+from kdcl_dist.run.uris import displayed
 
 __all__ = ["Launcher", "Result", "train"]
 
@@ -72,7 +72,7 @@ def train(
     training_data = _open_data(recipe, on_event)
     run = prepare(recipe, storage, name, resume=resume, warn=lambda text: on_event(Warned(text)))
     begins = f", from step {run.step}" if run.start else ""
-    on_event(Note(f"run folder {without_secret(run.folder.uri)}{begins}"))
+    on_event(Note(f"run folder {displayed(run.folder.uri)}{begins}"))
     if read_record(run.folder).get("state") == "finished":
         on_event(Note("the run is finished already"))
         return Result(run.folder.uri, True, read_record(run.folder)["results"])

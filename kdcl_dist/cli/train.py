@@ -35,7 +35,7 @@ def train(
     from rich.console import Console
 
     from kdcl_dist.cli.training_display import Display, results_table
-    from kdcl_dist.run.uris import without_secret
+    from kdcl_dist.run.uris import displayed
     from kdcl_dist.training import train as run_training
 
     console = Console()
@@ -50,7 +50,7 @@ def train(
         )
     if result.metrics:
         console.print(results_table(result.metrics, "test results"))
-    click.echo(f"run folder: {without_secret(result.path)}")
+    click.echo(f"run folder: {displayed(result.path)}")
     if not result.finished:
         click.echo("stopped after a checkpoint; continue with --resume", err=True)
         sys.exit(130)

@@ -33,7 +33,7 @@ def write_report(uris: Sequence[str], out: str | Path | None = None) -> str:
         if out is None and len(runs) == 1:
             folder = Folder(runs[0].uri)
             folder.write("report.html", content)
-            return f"{folder.uri}/report.html"
+            return f"{folder}/report.html"
         path = Path(out or "report.html")
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(content)

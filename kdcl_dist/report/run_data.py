@@ -16,6 +16,7 @@ from kdcl_dist.errors import RunFolderError, one_line
 from kdcl_dist.run.metrics import ENSEMBLE, read_metrics
 from kdcl_dist.run.record import read_record
 from kdcl_dist.run.run import load_run
+from kdcl_dist.run.uris import displayed
 
 __all__ = ["ENSEMBLE", "Curve", "Key", "RunData", "load"]
 
@@ -74,7 +75,7 @@ class RunData:
     @property
     def label(self) -> str:
         """The name of the run folder."""
-        return self.uri.rstrip("/").rpartition("/")[2]
+        return displayed(self.uri).partition("?")[0].rstrip("/").rpartition("/")[2]
 
     @property
     def state(self) -> str:
@@ -138,10 +139,12 @@ def load(uri: str) -> RunData:
         record = read_record(folder)
         table = read_metrics(folder)
     except (pa.ArrowException, ValueError, OSError) as error:
-        raise RunFolderError(f"{uri!r} cannot be read: {one_line(error)}") from error
+        raise RunFolderError(f"{displayed(uri)!r} cannot be read: {one_line(error)}") from error
     if not len(table) and not record.get("cause"):
         state = record.get("state", "unknown")
-        raise RunFolderError(f"{uri!r} has no metrics yet (state: {state}): the first come after an epoch")
+        raise RunFolderError(
+            f"{displayed(uri)!r} has no metrics yet (state: {state}): the first come after an epoch"
+        )
     curves, not_finite = aggregate(table)
     return RunData(folder.uri, recipe, record, curves, not_finite)
 

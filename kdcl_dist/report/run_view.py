@@ -14,6 +14,7 @@ from kdcl_dist.report.bars import stacked_bars
 from kdcl_dist.report.blocks import Figure, Table
 from kdcl_dist.report.charts import CURVES, draw, draw_targets
 from kdcl_dist.report.run_data import ENSEMBLE, RunData
+from kdcl_dist.run.uris import displayed
 
 __all__ = ["RunView", "run_view"]
 
@@ -114,7 +115,7 @@ def _facts(run: RunData) -> dict[str, str]:
         "Students": ", ".join(f"{student.name} ({student.model})" for student in recipe.students),
         "Versions": _plain(record.get("versions")),
         "Data fingerprints": _plain(record.get("data")),
-        "Run folder": run.uri,
+        "Run folder": displayed(run.uri),
     }
 
 

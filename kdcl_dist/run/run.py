@@ -12,6 +12,7 @@ from kdcl_dist.config.recipe_file import parse_recipe
 from kdcl_dist.errors import RunFolderError, StorageError, one_line
 from kdcl_dist.run.checkpoint import Manifest
 from kdcl_dist.run.storage import Folder
+from kdcl_dist.run.uris import displayed
 from kdcl_dist.version import __version__
 
 __all__ = ["Run", "load_run", "versions"]
@@ -78,7 +79,7 @@ def load_run(uri: str) -> tuple[Recipe, Folder]:
         return parse_recipe(folder.read("recipe.yaml").decode(), source=f"{folder}/recipe.yaml"), folder
     except (OSError, ValueError, StorageError) as error:
         reason = "it has no recipe.yaml" if isinstance(error, FileNotFoundError) else one_line(error)
-        raise RunFolderError(f"{uri!r} is not a run folder: {reason}") from None
+        raise RunFolderError(f"{displayed(uri)!r} is not a run folder: {reason}") from None
 
 
 def versions() -> dict[str, str]:

@@ -17,7 +17,7 @@ from pyarrow import fs
 
 from kdcl_dist.errors import RunFolderError, StorageError, one_line
 from kdcl_dist.run.retry import retry
-from kdcl_dist.run.uris import OBJECT_STORES, join, open_uri, without_secret
+from kdcl_dist.run.uris import OBJECT_STORES, displayed, join, open_uri, without_secrets
 
 __all__ = ["Folder"]
 
@@ -50,14 +50,16 @@ class Folder:
             )
         except (ValueError, StorageError) as error:
             text = error.message if isinstance(error, StorageError) else one_line(error)
-            raise RunFolderError(f"storage {str(self)!r} cannot be opened: {text}") from error
+            raise RunFolderError(
+                f"storage {str(self)!r} cannot be opened: {without_secrets(text, self.uri)}"
+            ) from None  # the cause may show the credentials
 
     def __reduce__(self) -> tuple[type[Folder], tuple[str, float]]:
         return Folder, (self.uri, self.limit_s)
 
     def __str__(self) -> str:
         """The folder without options and credentials, for messages."""
-        return without_secret(self.uri).partition("?")[0] if "://" in self.uri else self.uri
+        return displayed(self.uri).partition("?")[0] if "://" in self.uri else self.uri
 
     @property
     def local(self) -> Path | None:
@@ -141,7 +143,11 @@ class Folder:
     def _try(self, verb: str, name: str, operation: Callable[[str], Result]) -> Result:
         path = f"{self._root}/{name}".rstrip("/")
         what = f"{name or 'the folder'} cannot be {verb} {self}"
-        return retry(lambda: operation(path), what, self.limit_s)
+        try:
+            return retry(lambda: operation(path), what, self.limit_s)
+        except StorageError as error:
+            error.message = without_secrets(error.message, self.uri)
+            raise error from None  # the cause may show the credentials
 
     def _info(self, name: str) -> Any:
         return self._try("looked up in", name, self._fs.get_file_info)

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
-import re
 from datetime import timedelta
 from typing import Any
+from urllib.parse import unquote
 
 import pyarrow as pa
 from pyarrow import fs
 
-__all__ = ["OBJECT_STORES", "join", "open_uri", "without_secret"]
+__all__ = ["OBJECT_STORES", "displayed", "join", "open_uri", "without_secrets"]
 
 #: Seconds for an object store to connect, and to answer; the SDK's 3 s are too short for a checkpoint.
 CONNECT_S, ANSWER_S = 5.0, 10.0
+#: Characters of the shortest key that is looked for by itself in a text.
+SHORTEST = 4
 #: File systems in which a folder exists only through its files.
 OBJECT_STORES = (fs.S3FileSystem, fs.GcsFileSystem)
 
@@ -23,9 +25,27 @@ def join(uri: str, name: str) -> str:
     return f"{path.rstrip('/')}/{name}{mark}{query}"
 
 
-def without_secret(uri: str) -> str:
-    """The URI without credentials: `s3://key:secret@bucket` becomes `s3://***@bucket`."""
-    return re.sub(r"//[^/@]*:[^/@]*@", "//***@", uri)
+def displayed(uri: str) -> str:
+    """A path, or a URI without its credentials: what every text shows of a storage.
+
+    `s3://key:secret@bucket/runs` becomes `s3://***@bucket/runs`. A secret may hold any character, "/", "@"
+    and "?" too, so everything before the last "@" is left out where a ":" stands in it.
+    """
+    scheme, mark, rest = uri.partition("://")
+    credentials, _, place = rest.rpartition("@")
+    return f"{scheme}{mark}***@{place}" if ":" in credentials else uri
+
+
+def without_secrets(text: str, uri: str) -> str:
+    """A text of a storage library, which may quote the URI or parts of it, without the URI's credentials."""
+    credentials = uri.partition("://")[2].rpartition("@")[0]
+    if ":" not in credentials:
+        return text
+    key, _, secret = credentials.partition(":")
+    hidden = [credentials, *(part for part in (secret, unquote(secret), key) if len(part) >= SHORTEST)]
+    for part in hidden:  # the longest first: none is left that was a part of another
+        text = text.replace(part, "***")
+    return text
 
 
 def open_uri(uri: str) -> tuple[Any, str]:
