@@ -56,6 +56,7 @@ def _add_cifar(kind: str, title: str) -> None:
     @click.option("--no-checksum", is_flag=True, help="Import files that are not the official ones.")
     @reports_errors
     def cifar(source: Path, folder: Path, no_checksum: bool) -> None:
+        """Import the archive."""
         from kdcl_dist.data.importers.cifar import import_cifar
 
         for path in import_cifar(kind, source, folder, checksums=not no_checksum):

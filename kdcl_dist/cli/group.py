@@ -24,6 +24,7 @@ def reports_errors(command: Callable[..., None]) -> Callable[..., None]:
 
     @wraps(command)
     def run(*args: Any, **kwargs: Any) -> None:
+        """The command, with its errors reported."""
         try:
             command(*args, **kwargs)
         except KdclError as error:

@@ -58,6 +58,7 @@ def run_jobs(
     """
 
     def run(job: Job) -> Outcome | None:
+        """The job's outcome; None after the stop."""
         return None if stop.is_set() else _run(job, storage, launcher, stop, on_event)
 
     found: dict[str, Outcome] = {}

@@ -116,6 +116,7 @@ class TrainingData:
         )
 
         def specs() -> Iterator[BatchSpec]:
+            """The batches of the rounds in order."""
             for round in self.schedule.rounds(start):
                 if round.kind is Kind.TRAIN:
                     yield BatchSpec(0, *next(steps))

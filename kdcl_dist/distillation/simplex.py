@@ -72,6 +72,7 @@ class _Problems(NamedTuple):
     aim_B: Array
 
     def keep(self, keep_B: Array) -> _Problems:
+        """The problems of some rows."""
         last_BC, apart_BRC = (part[torch.from_numpy(keep_B)] for part in self[:2])
         scratch_BRC = self.scratch_BRC[: len(keep_B)]
         return _Problems(last_BC, apart_BRC, scratch_BRC, *(part[keep_B] for part in self[3:]))
@@ -89,6 +90,7 @@ class _Search(NamedTuple):
     solved_B: Array
 
     def keep(self, keep_B: Array) -> _Search:
+        """The state of some problems."""
         return _Search(*(part[..., keep_B] for part in self))
 
 

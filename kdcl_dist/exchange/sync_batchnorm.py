@@ -24,6 +24,7 @@ def synchronise_batchnorm(model: nn.Module, group: Any) -> None:
     """
 
     def forward(layer: Any, x_BC: Tensor) -> Tensor:
+        """The layer's forward pass, with the group's statistics."""
         return _normalise(layer, x_BC, group)
 
     for layer in list(model.modules()):

@@ -122,6 +122,7 @@ def _read_onnx(path: Path, _: Callable[[], nn.Module]) -> Network:
     session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
 
     def run(images_BCHW: Tensor) -> Tensor:
+        """The logits of a batch."""
         return torch.from_numpy(session.run(["logits"], {"images": images_BCHW.numpy()})[0])
 
     return run

@@ -63,6 +63,7 @@ def coordinate(link: Connection, run: Run, host: str, stop: Any) -> None:
     """
 
     def work() -> bool:
+        """Coordinate the run, and host its store."""
         store, endpoint = host_store(host)
         link.send(EndpointOpened(endpoint))
         sender = _MessageSender(link)
@@ -139,9 +140,11 @@ def train(link: Connection, run: Run, rank: int, endpoint: Endpoint, host: str, 
     signal.signal(signal.SIGTERM, lambda *_: stop_requested.set())
 
     def find_endpoint(lost: Endpoint | None) -> Endpoint:
+        """The first endpoint, or the one after a lost coordinator's."""
         return endpoint if lost is None else _await_next(link, lost, run.recipe.limits.startup_s)
 
     def work() -> bool:
+        """Train the student."""
         return run_student(
             run, rank, find_endpoint, host=host, device=torch.device(device), stop=stop_requested.is_set
         )

@@ -26,6 +26,7 @@ def stop_on_signals(notify: Callable[[str], None]) -> Iterator[threading.Event]:
         return
 
     def handle(number: int, _frame: FrameType | None) -> None:
+        """Request a stop; a second Ctrl-C interrupts."""
         if stop_requested.is_set() and number == signal.SIGINT:
             raise KeyboardInterrupt
         stop_requested.set()

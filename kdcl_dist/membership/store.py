@@ -89,6 +89,7 @@ def call_with_timeout(limit_s: float, operation: Callable[[], Any]) -> Any:
     future = Future[Any]()
 
     def work() -> None:
+        """Run the operation; its thread may outlive the wait."""
         try:
             future.set_result(operation())
         except BaseException as error:

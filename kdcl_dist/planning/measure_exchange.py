@@ -91,6 +91,7 @@ def _ensemble(recipe: Recipe, classes: int) -> float:
     labels_N = torch.randint(classes, (2 * rows,))
 
     def step(number: int) -> float:
+        """Seconds of one ensemble."""
         drawn = [torch.randperm(2 * rows if bank else rows)[:rows] for _ in range(students)]
         parts = [Contribution(ids_B, labels_N[ids_B], torch.randn(rows, classes)) for ids_B in drawn]
         started = time.perf_counter()

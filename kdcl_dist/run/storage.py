@@ -88,6 +88,7 @@ class Folder:
         """A file's content; raises `FileNotFoundError` when it is missing."""
 
         def read(path: str) -> bytes:
+            """The file's content."""
             with self._fs.open_input_stream(path) as stream:
                 return bytes(stream.read())
 
@@ -101,6 +102,7 @@ class Folder:
         """Names directly below a folder, sorted; empty if the folder does not exist."""
 
         def names(path: str) -> list[str]:
+            """The folder's names."""
             infos = self._fs.get_file_info(fs.FileSelector(path, allow_not_found=True))
             return sorted(info.base_name for info in infos)
 

@@ -168,6 +168,7 @@ class _StudentRuntime:
         present = [rank for rank, each in enumerate(run.recipe.workers) if each.student in spec.students]
 
         def prepare() -> None:
+            """Enter the generation with the state that it asks for."""
             self.monitor.enter(spec.number, present, step=spec.at.step)
             self._restore(spec)
 

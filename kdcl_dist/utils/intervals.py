@@ -66,6 +66,7 @@ def median_interval(values: Sequence[float], coverage: float = 0.95) -> Interval
         return Interval(ordered[0], math.nan, math.nan, math.nan)
 
     def covers(k: int) -> float:
+        """The chance that the k-th smallest and the k-th largest enclose the median."""
         return 1 - 2 * sum(math.comb(count, i) for i in range(k)) / float(2**count)
 
     k = max((k for k in range(1, count // 2 + 1) if covers(k) >= coverage), default=1)

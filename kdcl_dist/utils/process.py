@@ -25,6 +25,7 @@ def end_with_parent() -> None:
     assert parent is not None
 
     def watch() -> None:
+        """End this process once its parent has ended."""
         wait([parent.sentinel])
         os._exit(1)
 

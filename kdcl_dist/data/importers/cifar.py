@@ -120,6 +120,7 @@ def _load(source: Path, layout: ArchiveLayout, checksums: bool) -> dict[str, Any
     """Content of each file by its name: `_Labelled`, or class names."""
 
     def parse(name: str, data: bytes) -> Any:
+        """The content of one file."""
         return (_classes if name == layout.meta else _labelled)(data, layout, f"{source}: {name}")
 
     if not source.exists():
@@ -132,6 +133,7 @@ def _load(source: Path, layout: ArchiveLayout, checksums: bool) -> dict[str, Any
     inner = source / layout.folder if (source / layout.folder).is_dir() else source
 
     def load(name: str) -> Any:
+        """The content of one file of the folder."""
         return parse(name, read_checked(inner / name, layout.md5[name] if checksums else None))
 
     with ThreadPoolExecutor(2) as pool:  # hashing and reading release the interpreter lock

@@ -146,6 +146,7 @@ def _write_split(
     done, total = 0, source.counts[split]
 
     def counted(items: Iterable[Item]) -> Iterator[Item]:
+        """The items, counted once they are written."""
         nonlocal done
         for item in items:
             yield item
@@ -182,6 +183,7 @@ def _write_shard(folder: Path, name: str, items: Iterable[Item], info: Info, poo
     rejected: list[Reject] = []
 
     def samples() -> Iterator[tuple[int, bytes]]:
+        """The accepted samples; the others are noted."""
         for item, found in pool.map(accept, items):
             if isinstance(found, Rejected):
                 rejected.append((item.label, item.name, found.reason))
