@@ -213,24 +213,26 @@ def measured(rounds: int) -> dict[str, list[float]]:
     found: dict[str, list[float]] = defaultdict(list)
     for number in range(rounds):
         for name in ("ours", "theirs", "continue", "worker", "local"):
-            Path(os.environ[NOTES]).unlink(missing_ok=True)
-            with tempfile.TemporaryDirectory() as text:
-                folder = Path(text)
-                if name != "local":
-                    ray.init(address="local", num_cpus=4, include_dashboard=False, log_to_driver=False)
-                try:
-                    if name == "theirs":
-                        theirs(folder)
-                    else:
-                        policy = "continue" if name == "continue" else "rollback"
-                        ours(
-                            local if name == "local" else on_ray, folder, policy, with_worker=name == "worker"
-                        )
-                finally:
-                    ray.shutdown()
-                found[name].append(float((folder / "seconds").read_text()))
+            with tempfile.TemporaryDirectory() as folder:
+                found[name].append(_seconds(name, Path(folder)))
             print(number, name, f"{found[name][-1]:.2f} s", flush=True)
     return found
+
+
+def _seconds(name: str, folder: Path) -> float:
+    """Seconds of one case."""
+    Path(os.environ[NOTES]).unlink(missing_ok=True)
+    if name != "local":
+        ray.init(address="local", num_cpus=4, include_dashboard=False, log_to_driver=False)
+    try:
+        if name == "theirs":
+            theirs(folder)
+        else:
+            policy = "continue" if name == "continue" else "rollback"
+            ours(local if name == "local" else on_ray, folder, policy, with_worker=name == "worker")
+    finally:
+        ray.shutdown()
+    return float((folder / "seconds").read_text())
 
 
 def _table(found: dict[str, list[float]], rounds: int) -> str:

@@ -133,15 +133,15 @@ def _type(field: dict[str, Any]) -> str:
         return _link(field["$ref"])
     if options := field.get("anyOf") or field.get("oneOf"):
         return " or ".join(_type(option) for option in options)
-    if "const" in field:
-        return f"`{field['const']}`"
-    if "enum" in field:
-        return ", ".join(f"`{value}`" for value in field["enum"])
+    if values := field.get("enum") or [field[key] for key in ("const",) if key in field]:
+        return ", ".join(f"`{value}`" for value in values)
     if field["type"] == "array":
         return f"list of {_type(field['items'])}"
-    if "pattern" in field:
-        return "name"
-    words = {"string": "text", "boolean": "`true`, `false`", "null": "`null`"}
+    words = {
+        "string": "name" if "pattern" in field else "text",
+        "boolean": "`true`, `false`",
+        "null": "`null`",
+    }
     return words.get(field["type"]) or " ".join([field["type"], _bounds(field)]).strip()
 
 
