@@ -30,7 +30,7 @@ def loaded(code: str) -> set[str]:
     """Top-level packages that a process has imported after it ran some code."""
     ask = "\nimport sys\nprint('\\n' + ' '.join(sys.modules))"
     answer = subprocess.run(
-        [sys.executable, "-c", code + ask], cwd=ROOT, capture_output=True, text=True, check=True, timeout=120
+        [sys.executable, "-c", code + ask], cwd=ROOT, capture_output=True, text=True, check=True, timeout=280
     )
     return {name.partition(".")[0] for name in answer.stdout.splitlines()[-1].split()}
 
@@ -112,6 +112,6 @@ def trained(launcher: str, data: dict[str, str], folder: Path) -> dict[str, set[
         cwd=ROOT,
         env={**os.environ, "PYTHONPATH": path, "KDCL_TEST_IMPORTS": str(notes)},
         check=True,
-        timeout=240,
+        timeout=280,
     )
     return {note.stem: set(note.read_text().split()) for note in notes.iterdir()}

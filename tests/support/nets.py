@@ -114,14 +114,6 @@ class Hangs(Plain):
         return logits
 
 
-class Slow(Plain):
-    """Takes its time, so that a signal arrives in the middle of a run."""
-
-    def trouble(self, step: int, logits: Tensor) -> Tensor:
-        time.sleep(0.05)
-        return logits
-
-
 class NotFinite(Plain):
     """NaN at step 3, and for ever after: a step that is skipped does not count."""
 
@@ -188,7 +180,7 @@ class Explodes(Plain):
 
 
 class Paced(Plain):
-    """A twentieth of a second a step, so that a process is replaced before the run ends."""
+    """Takes a twentieth of a second a step, so that a run of many steps lasts until it is stopped."""
 
     def trouble(self, step: int, logits: Tensor) -> Tensor:
         time.sleep(0.05)
