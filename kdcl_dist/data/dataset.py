@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 from bisect import bisect_right
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -25,8 +26,10 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 import torch
+from pydantic import ConfigDict, TypeAdapter, ValidationError
 from torch import Tensor
 
+from kdcl_dist.data.arrow_file import open_table
 from kdcl_dist.data.decode import decode
 from kdcl_dist.errors import DataError, one_line
 from kdcl_dist.utils.import_strings import is_import_string, load_object
@@ -35,6 +38,8 @@ __all__ = ["ArrowDataset", "ImageDataset", "Info", "fingerprint", "open_dataset"
 
 FORMAT = 1
 KEY = b"kdcl"
+#: Bytes that Arrow cannot hold in one value.
+LARGEST_IMAGE = 2**31
 
 
 @runtime_checkable
@@ -89,11 +94,16 @@ class Info:
     license: str = ""
     format: int = FORMAT
 
+    __pydantic_config__ = ConfigDict(extra="forbid", allow_inf_nan=False)
+
     def schema(self) -> pa.Schema:
         """The Arrow schema of files with this content."""
         image = pa.binary(int(np.prod(self.shape))) if self.shape else pa.binary()
         metadata = {KEY: json.dumps(asdict(self), sort_keys=True).encode()}
         return pa.schema([("label", pa.int32()), ("image", image)], metadata=metadata)
+
+
+_INFO = TypeAdapter(Info)
 
 
 class ArrowDataset:
@@ -109,7 +119,7 @@ class ArrowDataset:
     def __init__(self, path: str) -> None:
         self.path = path
         self.files = _shards(Path(path))
-        self._tables = [_open(file) for file in self.files]
+        self._tables = [open_table(file) for file in self.files]
         self.info = _info(self.files[0], self._tables[0].schema)
         for file, table in zip(self.files, self._tables, strict=True):
             _check_columns(file, table.schema, self.info)
@@ -264,16 +274,6 @@ def _list_shards(path: Path) -> list[Path]:
     return [path]
 
 
-def _open(file: Path) -> pa.Table:
-    try:
-        with pa.memory_map(str(file)) as source:
-            return pa.ipc.open_file(source).read_all()
-    except (pa.ArrowException, OSError, ValueError) as error:
-        raise DataError(
-            f"{file}: not an Arrow IPC file, or a truncated one: {one_line(error)}; import it again"
-        ) from error
-
-
 def _raw(chunk: pa.Array, shape: tuple[int, int, int]) -> npt.NDArray[np.uint8]:
     """The pixels (N, C, H, W) of a chunk of raw images, without copying."""
     flat = np.frombuffer(chunk.buffers()[1], np.uint8) if len(chunk) else np.empty(0, np.uint8)
@@ -285,15 +285,15 @@ def _info(file: Path, schema: pa.Schema) -> Info:
     if KEY not in (schema.metadata or {}):
         raise DataError(f"{file}: an Arrow file, but not a data set: its schema has no 'kdcl' metadata")
     try:
-        fields = json.loads(schema.metadata[KEY])
-        found = fields.get("format")
-        if found != FORMAT:
-            raise DataError(f"{file}: data set format {found!r}; this version reads format {FORMAT}")
-        lists = {name: tuple(fields[name]) for name in ("classes", "mean", "std")}
-        shape = tuple(fields["shape"]) if fields["shape"] else None
-        info = Info(**(fields | lists | {"shape": shape}))
-    except (ValueError, TypeError, KeyError, AttributeError) as error:
-        raise DataError(f"{file}: its 'kdcl' metadata cannot be read: {one_line(error)}") from error
+        info = _INFO.validate_json(schema.metadata[KEY], strict=True)
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        where = ".".join(str(part) for part in first["loc"])
+        raise DataError(f"{file}: its 'kdcl' metadata cannot be read: {where}: {first['msg']}") from error
+    if info.format != FORMAT:
+        raise DataError(f"{file}: data set format {info.format!r}; this version reads format {FORMAT}")
+    if info.shape and not (min(info.shape) > 0 and math.prod(info.shape) < LARGEST_IMAGE):
+        raise DataError(f"{file}: its 'kdcl' metadata names images of shape {info.shape}")
     if len(set(info.classes)) != len(info.classes):
         raise DataError(f"{file}: its 'kdcl' metadata names a class twice")
     _check_scale(str(file), info.mean, info.std, info.channels)
