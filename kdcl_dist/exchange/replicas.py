@@ -50,7 +50,7 @@ class Replicas:
 
         The network keeps its layers, and so the names and values of its state.
         """
-        sync_batchnorm.synchronise_batchnorm(model, self.group)
+        sync_batchnorm.synchronise_batchnorm(model, lambda: self.group)
 
     def share_buffers(self, model: nn.Module) -> None:
         """Give every replica the buffers of the first."""

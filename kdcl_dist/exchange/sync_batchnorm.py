@@ -7,6 +7,7 @@ Shapes: B rows of one replica, C channels, D = C + 1.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from types import MethodType
 from typing import Any
 
@@ -17,15 +18,19 @@ from torch import Tensor, nn
 __all__ = ["synchronise_batchnorm"]
 
 
-def synchronise_batchnorm(model: nn.Module, group: Any) -> None:
+def synchronise_batchnorm(model: nn.Module, group_now: Callable[[], Any]) -> None:
     """Let every batch norm of the network take its statistics over all ranks of a process group.
 
     The network keeps its layers, and so the names and values of its state.
+
+    Args:
+        model: the network.
+        group_now: gives the group. The layers do not hold it: its connections close with its last reference.
     """
 
     def forward(layer: Any, x_BC: Tensor) -> Tensor:
         """The layer's forward pass, with the group's statistics."""
-        return _normalise(layer, x_BC, group)
+        return _normalise(layer, x_BC, group_now())
 
     for layer in list(model.modules()):
         # torch's batch norms of one, two and three dimensions have no public base class.

@@ -173,10 +173,12 @@ class _StudentsObserver:
 def _observe_peer(monitor: Monitor, rank: int, watch: HeartbeatWatch) -> PeerState:
     """The state of a process; `watch`: of its heartbeat since the wait began."""
     heartbeat = monitor.heartbeat_of(rank)
+    stale, replaced = watch.is_stale(heartbeat), _is_replaced(monitor, rank, heartbeat)
     return PeerState(
-        stale=watch.is_stale(heartbeat),
+        stale=stale,
         stale_before=monitor.watches[rank].is_stale(heartbeat),
-        gone=_is_replaced(monitor, rank, heartbeat) or _is_known_dead(monitor, rank, heartbeat),
+        # The launcher is not asked about a process that is dead anyway.
+        gone=replaced or (not stale and _is_known_dead(monitor, rank, heartbeat)),
         beats=watch.beats,
     )
 
@@ -246,9 +248,7 @@ def _students_lost(monitor: Monitor, ranks: Sequence[int], how: str) -> KdclErro
 def _whereabouts(monitor: Monitor, seen: dict[str, Any]) -> tuple[int, str | None, dict[str, Any]]:
     """The step and phase in which a student was lost, and its last heartbeat of this generation."""
     own = monitor.heartbeat
-    if (
-        seen and seen["generation"] != monitor.generation
-    ):  # it entered the generation after its last heartbeat
+    if seen and seen["generation"] != monitor.generation:  # of the generation before
         seen = {"host": seen["host"], "step": own.step, "phase": own.phase}
     # A heartbeat is up to a second old. It shows the student's phase only if it is of the step that the
     # coordinator waits for, or if the student has been in the phase for long.

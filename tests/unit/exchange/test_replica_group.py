@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import weakref
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -101,6 +102,22 @@ def test_synchronised_batch_norm_equals_that_of_the_whole_batch(
     for part in found:
         for value, expected in zip(part[4:], whole.state_dict().values(), strict=True):
             assert torch.allclose(value.double(), expected.double())
+
+
+def test_a_closed_group_is_held_by_no_layer() -> None:
+    """Peers that wait in a collective fail at once only if no reference to the group is left."""
+    layers = []
+
+    def work(link: Replicas, rank: int) -> tuple[torch.Tensor, ...]:
+        layers.append(layer := nn.BatchNorm1d(4))
+        link.synchronise_batchnorm(layer)
+        layer(torch.randn(3, 4))
+        group = weakref.ref(link.group)
+        link.close()
+        return (torch.tensor(group() is None),)
+
+    assert all(bool(found) for (found,) in together(work))
+    assert len(layers) == 3
 
 
 def test_the_interface_of_an_address() -> None:
