@@ -63,7 +63,7 @@ def compare(table: Path, launcher: str, storage: str, at_once: int | None) -> No
 
 def _report(outcomes: list[Outcome], folder: Folder) -> None:
     """Write the HTML report on all finished runs, last of all: every other result is on disk by then."""
-    from kdcl_dist.report import write_report
+    from kdcl_dist.report.writing import write_report
 
     runs = [(folder / outcome.job.name).uri for outcome in outcomes if outcome.results]
     if runs and folder.local is not None:

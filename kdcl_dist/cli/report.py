@@ -24,6 +24,6 @@ def report(runs: tuple[str, ...], out: Path | None) -> None:
 
     The page shows the mean and the 95% interval of runs whose recipes differ in the seed only.
     """
-    from kdcl_dist.report import write_report
+    from kdcl_dist.report.writing import write_report
 
     click.echo(write_report(runs, out))

@@ -1,7 +1,7 @@
 """Why an exchange broke: which process died, does not answer, or lost its connections.
 
 The coordinator diagnoses, and the students wait for its diagnosis. The loops below poll the store;
-`kdcl_dist.membership.classification` decides on what they observe.
+`kdcl_dist.membership.diagnosis` decides on what they observe.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from kdcl_dist.errors import CoordinatorLost, ExchangeBroke, KdclError, StudentLost, one_line
-from kdcl_dist.membership.classification import (
+from kdcl_dist.membership.diagnosis import (
     NOTICE_S,
     WAIT,
     CoordinatorObservation,

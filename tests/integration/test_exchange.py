@@ -13,7 +13,7 @@ from kdcl_dist.errors import CoordinatorLost, KdclError, StudentLost
 from kdcl_dist.exchange.group import Exchange
 from kdcl_dist.exchange.layout import ExchangeLayout
 from kdcl_dist.exchange.message import MessageLayout
-from kdcl_dist.membership.classification import GRACE_S
+from kdcl_dist.membership.diagnosis import GRACE_S
 
 
 @pytest.fixture(params=[False, True], ids=["star", "mutual"])

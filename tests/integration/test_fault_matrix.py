@@ -38,7 +38,7 @@ from kdcl_dist.errors import (
 )
 from kdcl_dist.exchange import group
 from kdcl_dist.exchange.message import Flag, Message
-from kdcl_dist.membership.classification import GRACE_S
+from kdcl_dist.membership.diagnosis import GRACE_S
 from kdcl_dist.membership.heartbeat import Heartbeat
 from kdcl_dist.membership.monitor import COORDINATOR, Monitor
 from kdcl_dist.membership.rendezvous import Rendezvous

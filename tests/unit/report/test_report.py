@@ -18,10 +18,10 @@ from scipy import stats
 
 from kdcl_dist.cli import kdcl
 from kdcl_dist.errors import RunFolderError, StudentFailed
-from kdcl_dist.report import write_report
 from kdcl_dist.report.arms import group
 from kdcl_dist.report.page import page
 from kdcl_dist.report.run_data import load
+from kdcl_dist.report.writing import write_report
 from kdcl_dist.run.metrics import read_metrics
 from kdcl_dist.run.storage import Folder
 

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from kdcl_dist.membership.classification import (
+from kdcl_dist.membership.diagnosis import (
     GRACE_S,
     NOTICE_S,
     CoordinatorObservation,
