@@ -21,7 +21,10 @@ __all__ = ["Recipe"]
 class Recipe(Strict):
     """The fields of the run itself, and its sections."""
 
-    name: Name = Field(default="run", description="Name of the run folder, unless `--name` gives another.")
+    name: Name = Field(
+        default="run",
+        description="Beginning of the run folder's name, before the time. `--name` gives the whole name.",
+    )
     seed: Seed = Field(default=0, description="Seed of all random numbers of the run.")
     epochs: PositiveInt = Field(default=30, description="Epochs of training.")
     batch_size: PositiveInt = Field(

@@ -7,12 +7,14 @@ someone else, and importing what it names would run that person's code.
 from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Mapping, Sequence
+from functools import partial
 from pathlib import Path
+from types import BuiltinFunctionType, FunctionType, MethodType
 from typing import Any
 
 from kdcl_dist.config.recipe import Recipe
 from kdcl_dist.errors import ImportRefused
-from kdcl_dist.utils.import_strings import is_import_string
+from kdcl_dist.utils.import_strings import is_import_string, load_object
 
 __all__ = ["check_recipe_imports", "check_stored_imports", "transform_imports"]
 
@@ -48,12 +50,32 @@ def check_stored_imports(fields: Mapping[str, str], where: str, allowed: Collect
     for path, text in fields.items():
         if not is_import_string(text):
             continue
+        # An allowed module can reach others: `my_nets:torch.os.system` is code of os, not of my_nets.
         module = text.partition(":")[0]
-        if not any(module == name or module.startswith(f"{name}.") for name in allowed):
+        if _is_allowed(module, allowed):
+            module = _origin(text) or module
+        if not _is_allowed(module, allowed):
             raise ImportRefused(
                 f"{where}: {path}: {text!r} would run code of the module {module!r}, and a run folder or an "
                 f"export may come from someone else; if you trust it, add --allow-imports {module}"
             )
+
+
+def _is_allowed(module: str, allowed: Collection[str]) -> bool:
+    return any(module == name or module.startswith(f"{name}.") for name in allowed)
+
+
+def _origin(text: str) -> str | None:
+    """The module that defines what an import string names; None if it cannot be imported."""
+    try:
+        found = load_object(text)
+    except ImportError:  # told where the object is needed
+        return None
+    while isinstance(found, partial):
+        found = found.func
+    own = isinstance(found, (type, FunctionType, BuiltinFunctionType, MethodType))
+    module: str | None = (found if own else type(found)).__module__
+    return module
 
 
 def transform_imports(path: str, items: Sequence[Mapping[str, Any]]) -> Iterator[tuple[str, str]]:

@@ -19,7 +19,7 @@ __all__ = ["open_table"]
 #: Bytes of "ARROW1" and its padding, after which a file goes on as a stream does.
 MAGIC_BYTES = 8
 #: Where the fields that are looked for stand in the tables Message and RecordBatch of Arrow's Message.fbs.
-HEADER, COMPRESSION = 2, 3
+HEADER, CUSTOM_METADATA, COMPRESSION = 2, 4, 3
 
 
 def open_table(file: Path) -> pa.Table:
@@ -28,15 +28,14 @@ def open_table(file: Path) -> pa.Table:
     Raises:
         DataError: `file` is no regular file, no whole Arrow IPC file, is compressed, or contradicts itself.
     """
-    if not file.is_file():
-        raise DataError(f"{file}: not a regular file")
     try:
+        if not file.is_file():
+            raise DataError(f"{file}: not a regular file")
         with pa.memory_map(str(file)) as source:
             content = source.read_buffer()
         batches = pa.ipc.open_file(content).num_record_batches  # a truncated file has no footer
         stream = content.slice(MAGIC_BYTES)
-        if _is_compressed(stream):
-            raise DataError(f"{file}: its columns are compressed, so it cannot be mapped; import it again")
+        _check_messages(stream)
         schema = pa.ipc.open_stream(stream).schema
         _ = schema.names  # one that is not UTF-8 raises here, not where it is shown
         return pa.Table.from_batches(_validated(stream, batches), schema)
@@ -56,17 +55,25 @@ def _validated(stream: pa.Buffer, count: int) -> list[pa.RecordBatch]:
     return batches
 
 
-def _is_compressed(stream: pa.Buffer) -> bool:
-    """Whether a record batch says that its buffers are compressed; nothing is decoded."""
+def _check_messages(stream: pa.Buffer) -> None:
+    """See that a schema and plain record batches are all that the stream holds; nothing is decoded."""
     reader = pa.ipc.MessageReader.open_stream(stream)
+    expected = "schema"
     while True:
         try:
             message = reader.read_next_message()
         except StopIteration:
-            return False
+            return
+        if message.type != expected:
+            raise ValueError(f"it holds a message of type {message.type!r}")
+        expected = "record batch"
         data = memoryview(message.metadata)
-        if message.type == "record batch" and _field(data, _table(data, 0), HEADER, COMPRESSION) is not None:
-            return True
+        # Files of Arrow before 1.0 name their compression in the message's own metadata.
+        compressed = (HEADER, COMPRESSION), (CUSTOM_METADATA,)
+        if message.type == "record batch" and any(
+            _field(data, _table(data, 0), *path) is not None for path in compressed
+        ):
+            raise ValueError("its columns are compressed, so it cannot be mapped")
 
 
 def _table(data: memoryview, position: int) -> int:

@@ -284,14 +284,18 @@ def _raw(chunk: pa.Array, shape: tuple[int, int, int]) -> npt.NDArray[np.uint8]:
 def _info(file: Path, schema: pa.Schema) -> Info:
     if KEY not in (schema.metadata or {}):
         raise DataError(f"{file}: an Arrow file, but not a data set: its schema has no 'kdcl' metadata")
+    text = schema.metadata[KEY]
     try:
-        info = _INFO.validate_json(schema.metadata[KEY], strict=True)
+        found = json.loads(text).get("format")
+        if found != FORMAT:
+            raise DataError(f"{file}: data set format {found!r}; this version reads format {FORMAT}")
+        info = _INFO.validate_json(text, strict=True)
     except ValidationError as error:
         first = error.errors(include_url=False)[0]
-        where = ".".join(str(part) for part in first["loc"])
+        where = ".".join(repr(part)[:60] for part in first["loc"])
         raise DataError(f"{file}: its 'kdcl' metadata cannot be read: {where}: {first['msg']}") from error
-    if info.format != FORMAT:
-        raise DataError(f"{file}: data set format {info.format!r}; this version reads format {FORMAT}")
+    except (ValueError, AttributeError, RecursionError) as error:
+        raise DataError(f"{file}: its 'kdcl' metadata cannot be read: {one_line(error)}") from error
     if info.shape and not (min(info.shape) > 0 and math.prod(info.shape) < LARGEST_IMAGE):
         raise DataError(f"{file}: its 'kdcl' metadata names images of shape {info.shape}")
     if len(set(info.classes)) != len(info.classes):
@@ -301,7 +305,8 @@ def _info(file: Path, schema: pa.Schema) -> Info:
 
 
 def _check_columns(file: Path, schema: pa.Schema, info: Info) -> None:
-    if not schema.equals(info.schema(), check_metadata=True):
+    # Whole numbers may be written as such: not the text is compared, but what it means.
+    if not schema.equals(info.schema()) or _info(file, schema) != info:
         raise DataError(
             f"{file}: columns or metadata differ from the data set's: found {_brief(schema)}, "
             f"expected {_brief(info.schema())}; all shards must be of one import"

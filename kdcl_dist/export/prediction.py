@@ -22,7 +22,7 @@ from kdcl_dist.data.decode import decode
 from kdcl_dist.data.loader import normalise
 from kdcl_dist.data.training_data import test_views
 from kdcl_dist.errors import DataError, ExportError, one_line
-from kdcl_dist.export.formats import Network, read_network, require
+from kdcl_dist.export.formats import FORMATS, Network, read_network, require
 from kdcl_dist.export.preprocessing import Description, digest, read_description
 
 __all__ = ["Export", "RankedClass", "images_in"]
@@ -63,8 +63,9 @@ class Export:
             ModelError: a user's network cannot be built here.
         """
         description = read_description(folder)
-        check_stored_imports(description.import_strings(), str(folder), allow_imports)
         kind, path = description.kind, folder / description.weights
+        names = description.import_strings(builds_network=not FORMATS[kind].program)
+        check_stored_imports(names, str(folder), allow_imports)
         require(kind)
         try:
             found = digest(path)

@@ -62,9 +62,14 @@ class Description(Strict):
             raise ValueError(f"weights must be a file beside it (got {self.weights!r})")
         return self
 
-    def import_strings(self) -> dict[str, str]:
-        """The text of each field that may be an import string, by the field's path."""
-        return {"model": self.model, **dict(transform_imports("test_view", self.test_view))}
+    def import_strings(self, *, builds_network: bool) -> dict[str, str]:
+        """The text of each field that is imported where it is an import string, by the field's path.
+
+        Args:
+            builds_network: whether the weights need the network's code; a file of its own program does not.
+        """
+        model = {"model": self.model} if builds_network else {}
+        return model | dict(transform_imports("test_view", self.test_view))
 
     @classmethod
     def of(cls, source: Source, kind: Kind, weights: Path, input_shape: tuple[int, int, int]) -> Description:

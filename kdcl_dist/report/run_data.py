@@ -75,7 +75,9 @@ class RunData:
     @property
     def label(self) -> str:
         """The name of the run folder."""
-        return displayed(self.uri).partition("?")[0].rstrip("/").rpartition("/")[2]
+        shown = displayed(self.uri)
+        path = shown.partition("?")[0] if "://" in shown else shown
+        return path.rstrip("/").rpartition("/")[2]
 
     @property
     def state(self) -> str:

@@ -41,8 +41,12 @@ def without_secrets(text: str, uri: str) -> str:
     credentials = uri.partition("://")[2].rpartition("@")[0]
     if ":" not in credentials:
         return text
-    key, _, secret = credentials.partition(":")
-    hidden = [credentials, *(part for part in (secret, unquote(secret), key) if len(part) >= SHORTEST)]
+    key, _, rest = credentials.partition(":")
+    # A "@" may be of the secret, or of the path behind a shorter one.
+    ends = [place for place, character in enumerate(rest) if character == "@"]
+    secrets = [rest, *(rest[:end] for end in reversed(ends))]
+    parts = [part for secret in secrets for part in (secret, unquote(secret))]
+    hidden = [credentials, *(part for part in (*parts, key) if len(part) >= SHORTEST)]
     for part in hidden:  # the longest first: none is left that was a part of another
         text = text.replace(part, "***")
     return text

@@ -110,6 +110,52 @@ def test_an_export_imports_nothing(
     assert "w.pt" in line  # what it lacks next
 
 
+@pytest.mark.parametrize(
+    ("name", "origin"),
+    [
+        ("mine_nets:torch.os.system", "posix"),
+        ("mine_nets:system", "posix"),
+        ("mine_nets:shell", "posix"),
+        ("mine_nets:torch.hub.load", "torch.hub"),
+        ("mine_nets:eval", "builtins"),
+        ("mine_nets:os", "builtins"),
+        ("mine_nets:made", "other_nets"),
+    ],
+)
+def test_an_allowed_module_is_no_door_to_others(
+    name: str, origin: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "other_nets.py").write_text("class Made:\n    def __call__(self): pass\n")
+    (tmp_path / "mine_nets.py").write_text(
+        "import os, torch\nfrom functools import partial\nfrom os import system\n"
+        "from other_nets import Made\n"
+        "eval = eval\nshell = partial(partial(system, 'true'))\nmade = Made()\n"
+        "def own(**_): raise ValueError('it ran')\nown_with = partial(own, size=3)\n"
+    )
+    monkeypatch.syspath_prepend(str(tmp_path))
+    mark = tmp_path / "mark"
+    view = f"data.test_view=[{{name: '{name}', command: touch {mark}}}]"
+    run = run_folder(tmp_path / "run", view)
+    code, line = answer("evaluate", run, "--allow-imports", "mine_nets")
+    assert code == 2
+    assert f"the module {origin!r}" in line
+    assert not mark.exists()
+    for own in ("mine_nets:own", "mine_nets:own_with"):
+        check_stored_imports({"test_view.0.name": own}, "r", ["mine_nets"])
+
+
+def test_a_program_needs_no_network_of_the_user(tmp_path: Path) -> None:
+    """An ONNX file or a torch.export program holds the computation: nothing of the user's is imported."""
+    for kind in ("onnx", "torch_export"):
+        export = tmp_path / kind
+        export.mkdir()
+        text = json.dumps(description(model="my_own_nets:tiny", kind=kind))
+        (export / "preprocessing.json").write_text(text)
+        code, line = answer("predict", str(export), str(tmp_path))
+        assert code == 2
+        assert "w.pt" in line  # what it lacks, and not a permission
+
+
 def test_names_of_modules_are_checked(tmp_path: Path) -> None:
     result = CliRunner().invoke(kdcl, ["evaluate", str(tmp_path), "--allow-imports", "my_nets,os;x"])
     assert result.exit_code == 2

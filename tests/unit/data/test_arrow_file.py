@@ -102,6 +102,29 @@ def test_compression_is_refused_before_anything_unfolds(codec: str, tmp_path: Pa
     assert pa.total_allocated_bytes() - before < 1_000_000
 
 
+def test_a_compressed_dictionary_is_refused_before_anything_unfolds(tmp_path: Path) -> None:
+    bomb, options = tmp_path / "bomb.arrow", pa.ipc.IpcWriteOptions(compression="zstd")
+    column = pa.DictionaryArray.from_arrays(pa.array([0], pa.int32()), pa.array([bytes(100_000_000)]))
+    table = pa.table({"label": pa.array([0], pa.int32()), "image": column})
+    with pa.OSFile(str(bomb), "wb") as sink, pa.ipc.new_file(sink, table.schema, options=options) as writer:
+        writer.write_table(table)
+    del table, column
+    before = pa.total_allocated_bytes()
+    with pytest.raises(DataError, match="type 'dictionary'"):
+        ArrowDataset(str(bomb))
+    assert pa.total_allocated_bytes() - before < 1_000_000
+
+
+def test_the_compression_of_old_files_is_refused(tmp_path: Path) -> None:
+    """Before Arrow 1.0 it stood in the message's own metadata, which readers still follow."""
+    old = tmp_path / "old.arrow"
+    batch = pa.record_batch([pa.array([0], pa.int32()), pa.array([b"abcd"], pa.binary(4))], INFO.schema())
+    with pa.OSFile(str(old), "wb") as sink, pa.ipc.new_file(sink, INFO.schema()) as writer:
+        writer.write_batch(batch, custom_metadata={"ARROW:experimental_compression": "zstd"})
+    with pytest.raises(DataError, match="compressed"):
+        ArrowDataset(str(old))
+
+
 def test_a_mapped_file_takes_no_memory(tmp_path: Path) -> None:
     file = Path(write_arrow(tmp_path / "d.arrow", INFO.schema(), [0] * 50_000, [b"abcd"] * 50_000))
     before = pa.total_allocated_bytes()
@@ -163,6 +186,27 @@ def test_special_files_are_refused_at_once(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="not a regular file"):
         ArrowDataset(str(tmp_path))  # a folder of shards
     assert time.monotonic() - began < 2
+
+
+def test_the_format_is_told_first(tmp_path: Path) -> None:
+    metadata = {b"kdcl": json.dumps(asdict(INFO) | {"format": 2, "columns": ["x"]}).encode()}
+    with pytest.raises(DataError, match="format 2; this version reads format 1"):
+        ArrowDataset(write_arrow(tmp_path / "d.arrow", INFO.schema().with_metadata(metadata), [0], [b"abcd"]))
+
+
+def test_an_error_in_the_metadata_is_one_line(tmp_path: Path) -> None:
+    for text in (json.dumps(asdict(INFO) | {"a\nb" * 99: 1}), "[" * 100_000, "[]", "{"):
+        schema = INFO.schema().with_metadata({b"kdcl": text.encode()})
+        with pytest.raises(DataError) as caught:
+            ArrowDataset(write_arrow(tmp_path / "d.arrow", schema, [0], [b"abcd"]))
+        assert "\n" not in str(caught.value)
+        assert len(str(caught.value)) < 500
+
+
+def test_whole_numbers_in_mean_and_deviation(tmp_path: Path) -> None:
+    file = tmp_path / "d.arrow"
+    write_dataset(file, [(0, b"abcd")], replace(INFO, mean=(0,), std=(1,)))
+    assert ArrowDataset(str(file)).std == (1,)
 
 
 def test_another_data_set_of_the_same_columns_is_still_read(tmp_path: Path) -> None:

@@ -62,6 +62,11 @@ def test_no_secret_is_shown(key: str, secret: str, quoted: bool) -> None:
     assert without_secrets("bucket b/runs not found", uri) == "bucket b/runs not found"
 
 
+def test_a_path_with_an_at_sign_hides_no_less() -> None:
+    uri = "s3://KEY1:wJalrXUtnFEMI@bucket/team@corp/runs"
+    assert without_secrets("wJalrXUtnFEMI of KEY1:wJalrXUtnFEMI", uri) == "*** of ***:***"
+
+
 def test_texts_without_credentials_stay() -> None:
     text = "Cannot parse URI: 's3://b/runs@v2'"
     assert without_secrets(text, "s3://b/runs@v2") == text
