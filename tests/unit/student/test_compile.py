@@ -18,7 +18,7 @@ from kdcl_dist.run.run import Run
 from kdcl_dist.student.dry_run import check_output, try_step
 from kdcl_dist.student.student import Student
 
-CAST = "students=[{name: a, model: 'nets:Tiny', epochs: 1, compile: true}, {name: b, model: mlp}]"
+COHORT = "students=[{name: a, model: 'nets:Tiny', epochs: 1, compile: true}, {name: b, model: mlp}]"
 
 
 @pytest.fixture(scope="module")
@@ -38,7 +38,7 @@ def _nothing_compiled(cache: None) -> Iterator[None]:
 
 
 def student_of(make_recipe: MakeRecipe, *overrides: str) -> Student:
-    return Student(make_recipe(CAST, *overrides), 0, classes=4, channels=1, device=torch.device("cpu"))
+    return Student(make_recipe(COHORT, *overrides), 0, classes=4, channels=1, device=torch.device("cpu"))
 
 
 def batch(number: int, rows: int = 16) -> tuple[Tensor, Tensor, Tensor]:
@@ -102,7 +102,7 @@ def test_with_replicas(make_recipe: MakeRecipe) -> None:
 
 
 def test_stopped_and_resumed(make_recipe: MakeRecipe, make_run: Callable[..., Run]) -> None:
-    recipe = make_recipe(CAST)
+    recipe = make_recipe(COHORT)
     whole, part = make_run(recipe), make_run(recipe, name="part")
     assert not Cohort(whole).train().errors
     calls = iter([False, False] + [True] * 9)
