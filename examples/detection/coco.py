@@ -159,6 +159,7 @@ class _Reader:
         for item in items:
             number = self._id(item, "annotation", seen)
             seen.add(number)
+            self._check_flags(item)
             row, label = self._row(item, rows), self._label(item, labels)
             box = _clipped(self._box(item), row)
             segmentation = self._segmentation(item, row) if self.masks else None
@@ -193,6 +194,14 @@ class _Reader:
         if not _is_whole(category) or category not in labels:
             raise self._error("annotation", item["id"], "category_id", category, "no category has that id")
         return labels[category]
+
+    def _check_flags(self, item: dict[str, Any]) -> None:
+        """Check what pycocotools takes as it is: a text "0" would be true."""
+        for name in ("iscrowd", "ignore"):
+            if (value := item.get(name, 0)) not in (0, 1):
+                raise self._error("annotation", item["id"], name, value, "needed is 0 or 1")
+        if not _is_number(area := item.get("area", 0)):
+            raise self._error("annotation", item["id"], "area", area, "needed is a number")
 
     def _box(self, item: dict[str, Any]) -> list[float]:
         box = item.get("bbox")

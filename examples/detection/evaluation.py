@@ -88,8 +88,11 @@ def _index(content: dict[str, Any]) -> Any:
     from pycocotools.coco import COCO
 
     coco = COCO()
-    # COCOeval writes into the annotations, and needs fields that other files often leave out.
-    annotations = [{"iscrowd": 0} | item for item in content["annotations"]]
+    # COCOeval writes into the annotations, and needs fields that other files often leave out. It takes an id
+    # of 0 for no match, so ids are counted from 1.
+    annotations = [
+        {"iscrowd": 0} | item | {"id": number} for number, item in enumerate(content["annotations"], 1)
+    ]
     for item in annotations:
         item.setdefault("area", item["bbox"][2] * item["bbox"][3])
     coco.dataset = content | {"annotations": annotations}

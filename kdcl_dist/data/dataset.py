@@ -32,6 +32,7 @@ from torch import Tensor
 from kdcl_dist.data.arrow_file import open_table
 from kdcl_dist.data.decode import decode
 from kdcl_dist.errors import DataError, one_line
+from kdcl_dist.utils.hidden import is_hidden
 from kdcl_dist.utils.import_strings import is_import_string, load_object
 
 __all__ = ["ArrowDataset", "ImageDataset", "Info", "fingerprint", "open_dataset"]
@@ -266,7 +267,7 @@ def _shards(path: Path) -> list[Path]:
 
 def _list_shards(path: Path) -> list[Path]:
     if path.is_dir():
-        if not (files := sorted(path.glob("*.arrow"))):
+        if not (files := sorted(file for file in path.glob("*.arrow") if not is_hidden(file.name))):
             raise DataError(f"{path}: the folder holds no .arrow file; write one with `kdcl data import`")
         return files
     if not path.exists():

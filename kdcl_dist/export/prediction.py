@@ -24,6 +24,7 @@ from kdcl_dist.data.training_data import test_views
 from kdcl_dist.errors import DataError, ExportError, one_line
 from kdcl_dist.export.formats import FORMATS, Network, read_network, require
 from kdcl_dist.export.preprocessing import Description, digest, read_description
+from kdcl_dist.utils.hidden import is_hidden
 
 __all__ = ["Export", "RankedClass", "images_in"]
 
@@ -186,7 +187,11 @@ def images_in(paths: Sequence[Path]) -> list[Path]:
                 found.append(path)
                 continue
             inside = sorted(
-                each for each in path.rglob("*") if each.suffix.lower() in SUFFIXES and each.is_file()
+                each
+                for each in path.rglob("*")
+                if each.suffix.lower() in SUFFIXES
+                and each.is_file()
+                and not is_hidden(each.relative_to(path))
             )
         except (OSError, ValueError) as error:
             raise DataError(f"{path}: cannot be read: {one_line(error)}") from None

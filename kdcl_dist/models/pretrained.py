@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import nn
@@ -11,9 +13,14 @@ from kdcl_dist.errors import ModelError, one_line
 
 __all__ = ["load_weights"]
 
+#: Entries of a checkpoint that hold the weights.
+ENTRIES = ("model", "state_dict", "model_state_dict")
+#: Names that DistributedDataParallel or DataParallel, and torch.compile, put before those of the network.
+WRAPPERS = ("module", "_orig_mod")
+
 
 def load_weights(model: nn.Module, path: str, fresh: str | None = None) -> None:
-    """Load a state_dict, or the `model` entry of a checkpoint's student part, strictly.
+    """Load a state_dict strictly; it may be an entry of a checkpoint, or of a wrapped network.
 
     Args:
         model: the network.
@@ -24,10 +31,10 @@ def load_weights(model: nn.Module, path: str, fresh: str | None = None) -> None:
         ModelError: the file is missing, holds other objects than tensors, or does not fit the network.
     """
     try:
-        state = torch.load(Path(path), map_location="cpu", weights_only=True)
-        state = state.get("model", state)
+        state = _unwrapped(torch.load(Path(path), map_location="cpu", weights_only=True))
+        own = model.get_submodule(fresh).state_dict(prefix=f"{fresh}.") if fresh is not None else {}
+        state = _renamed(state, model.state_dict().keys(), own.keys())
         if fresh is not None:
-            own = model.get_submodule(fresh).state_dict(prefix=f"{fresh}.")
             state = {name: value for name, value in state.items() if name not in own} | own
         missing, unexpected = model.load_state_dict(state, strict=False)
     except OSError as error:
@@ -41,8 +48,41 @@ def load_weights(model: nn.Module, path: str, fresh: str | None = None) -> None:
             f"({type(error).__name__})"
         ) from error
     if missing or unexpected:
-        shown = [f"without {name}" for name in missing] + [
-            f"with {name}, unknown there" for name in unexpected
-        ]
-        more = f" and {len(shown) - 3} more" if len(shown) > 3 else ""
-        raise ModelError(f"weights {path!r} do not fit {type(model).__name__}: {'; '.join(shown[:3])}{more}")
+        sides = [_first(missing, "it is without"), _first(unexpected, "it has the unknown")]
+        raise ModelError(
+            f"weights {path!r} do not fit {type(model).__name__}: {'; '.join(filter(None, sides))}"
+        )
+
+
+def _unwrapped(state: Any) -> Any:
+    """The state_dict in a checkpoint, at any depth of the `ENTRIES`."""
+    for name in ENTRIES:
+        if isinstance(state.get(name), dict):
+            return _unwrapped(state[name])
+    return state
+
+
+def _renamed(state: dict[str, Any], names: Iterable[str], ignored: Iterable[str]) -> dict[str, Any]:
+    """The weights under the network's names if only the `WRAPPERS` in their names differ, else as they are.
+
+    Args:
+        state: the file's weights by name.
+        names: the network's.
+        ignored: those of the network that the file may lack.
+    """
+    own = {_bare(name): name for name in names}
+    given = {_bare(name): name for name in state}
+    plain = state.keys() <= set(names)
+    clear = len(own) == len(set(names)) and len(given) == len(state)
+    if plain or not clear or not own.keys() - set(map(_bare, ignored)) <= given.keys() <= own.keys():
+        return state
+    return {own[bare]: state[name] for bare, name in given.items()}
+
+
+def _bare(name: str) -> str:
+    return ".".join(part for part in name.split(".") if part not in WRAPPERS)
+
+
+def _first(names: list[str], what: str) -> str:
+    more = f" and {len(names) - 1} more" if len(names) > 1 else ""
+    return f"{what} {names[0]}{more}" if names else ""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import io
+import itertools
 import json
 import shutil
 import threading
@@ -486,6 +487,14 @@ def test_average_precision_of_nothing_and_of_everything(shapes: Path) -> None:
     ] == pytest.approx(100)
 
 
+def test_average_precision_does_not_depend_on_annotation_ids(shapes: Path) -> None:
+    truth, found = read_annotations(annotation_file(shapes, "train2017")), some_detections(shapes)
+    expected = average_precision(truth, found, masks=True)
+    for ids in (itertools.count(0), itertools.count(-3), itertools.count(10**12, -7)):
+        items = [item | {"id": number} for item, number in zip(truth["annotations"], ids, strict=False)]
+        assert average_precision(truth | {"annotations": items}, found, masks=True) == expected
+
+
 def test_outputs_in_cocos_format() -> None:
     output = {
         "boxes": torch.tensor([[10.0, 20.0, 30.0, 60.0]]),
@@ -589,6 +598,9 @@ def first(part: str, **fields: Any) -> Callable[[Any], None]:
         (first("annotations", id="a"), ["annotation", "'a'"]),
         (first("annotations", bbox=[1, 2, 3]), ["annotation 1", "bbox is [1, 2, 3]"]),
         (first("annotations", bbox=[1, 2, 3, float("nan")]), ["bbox is [1, 2, 3, nan]"]),
+        (first("annotations", iscrowd="0"), ["annotation 1", "iscrowd is '0'", "0 or 1"]),
+        (first("annotations", ignore="false"), ["annotation 1", "ignore is 'false'", "0 or 1"]),
+        (first("annotations", area="2500"), ["annotation 1", "area is '2500'", "a number"]),
         (first("annotations", segmentation=None), ["segmentation is None", "masks"]),
         (first("annotations", segmentation=[["x"]]), ["segmentation is [['x']]"]),
         (

@@ -142,9 +142,11 @@ def _load(source: Path, layout: ArchiveLayout, checksums: bool) -> dict[str, Any
 
 def _classes(data: bytes, layout: ArchiveLayout, where: str) -> tuple[str, ...]:
     names = read_pickle(data, where).get(layout.names)
-    if not isinstance(names, list) or not names or not all(isinstance(name, bytes) for name in names):
+    if not isinstance(names, list) or not names or not all(isinstance(name, bytes | str) for name in names):
         raise DataError(f"{where}: it lacks the class names {layout.names.decode()!r}")
-    classes = tuple(name.decode("utf-8", "backslashreplace") for name in names)
+    classes = tuple(
+        name if isinstance(name, str) else name.decode("utf-8", "backslashreplace") for name in names
+    )
     if len(set(classes)) != len(classes):
         raise DataError(f"{where}: it names a class twice")
     return classes
@@ -157,6 +159,10 @@ def _labelled(data: bytes, layout: ArchiveLayout, where: str) -> _Labelled:
     if not isinstance(images_ND, np.ndarray) or images_ND.shape[1:] != (size,) or not len(images_ND):
         shape = getattr(images_ND, "shape", None)
         raise DataError(f"{where}: 'data' must be an array of N x {size} bytes (found shape {shape})")
+    if images_ND.dtype != np.uint8:
+        raise DataError(f"{where}: 'data' must be of type uint8 (found {images_ND.dtype})")
+    if isinstance(labels, np.ndarray):
+        labels = labels.tolist()
     if not isinstance(labels, list) or len(labels) != len(images_ND):
         found = len(labels) if isinstance(labels, list) else "none"
         raise DataError(

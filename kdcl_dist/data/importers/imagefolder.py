@@ -1,4 +1,7 @@
-"""Folders of images, `train/CLASS/FILE` and `val/CLASS/FILE`: the layout of ImageNet."""
+"""Folders of images, `train/CLASS/FILE` and `val/CLASS/FILE`: the layout of ImageNet.
+
+A class's folder may have folders in it, at any depth; torchvision's `ImageFolder` reads the same.
+"""
 
 from __future__ import annotations
 
@@ -8,7 +11,9 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from kdcl_dist.data.importers.check import Item
+from kdcl_dist.data.importers.class_names import check_spelling
 from kdcl_dist.errors import DataError, one_line
+from kdcl_dist.utils.hidden import is_hidden
 
 __all__ = ["ImageFolder"]
 
@@ -21,7 +26,8 @@ class ImageFolder:
     Only one class's file names are in memory at a time.
 
     Raises:
-        DataError: a split or a class has no images, or the splits have different classes.
+        DataError: a split or a class has no images, the splits have different classes, or two class names
+            differ in their spelling only.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -43,22 +49,51 @@ class ImageFolder:
         self.identity = digest.hexdigest()
 
     def items(self, split: str) -> Iterator[Item]:
-        """The files of a split, sorted by class and name."""
+        """The files of a split, sorted by class, folder and name."""
         for label, name in enumerate(self.classes):
             for file, size, _ in self._files(split, name):
                 yield Item(label, f"{split}/{name}/{file}", self.folder / split / name / file, size)
 
     def _files(self, split: str, name: str) -> list[tuple[str, int, int]]:
-        """Name, bytes and time of change (ns) of every file in a class's folder."""
-        try:
-            with os.scandir(self.folder / split / name) as entries:
-                found = [(entry.name, _stat(entry)) for entry in entries]
-        except OSError as error:
-            raise DataError(f"{self.folder / split / name}: cannot be read: {one_line(error)}") from error
-        return sorted((file, *stat) for file, stat in found)
+        """Relative path, bytes and time of change (ns) of every file below a class's folder."""
+        found = sorted(_walk(f"{self.folder / split / name}", "", ()))
+        return [(f"{inner}/{file}"[1:], *stat) for inner, file, stat in found]
 
 
-def _stat(entry: os.DirEntry[str]) -> tuple[int, int]:
+#: A file's bytes and its time of change (ns).
+_Stat = tuple[int, int]
+
+
+def _walk(folder: str, inner: str, above: tuple[str, ...]) -> Iterator[tuple[str, str, _Stat]]:
+    """Inner folder ("" or "/a/b"), name and `_Stat` of every file in a folder; no hidden ones; through links.
+
+    Raises:
+        DataError: a folder cannot be read, or a link leads back to one of the folders `above`.
+    """
+    real = os.path.realpath(folder + inner)
+    if real in above:
+        raise DataError(f"{folder}{inner}: a link back to {real}, a folder above it; delete the link")
+    try:
+        with os.scandir(real) as entries:
+            for entry in entries:
+                if is_hidden(entry.name):
+                    continue
+                if _is_folder(entry):
+                    yield from _walk(folder, f"{inner}/{entry.name}", (*above, real))
+                else:
+                    yield inner, entry.name, _stat(entry)
+    except OSError as error:
+        raise DataError(f"{folder}{inner}: cannot be read: {one_line(error)}") from error
+
+
+def _is_folder(entry: os.DirEntry[str]) -> bool:
+    try:
+        return entry.is_dir()
+    except OSError:  # a link to itself
+        return False
+
+
+def _stat(entry: os.DirEntry[str]) -> _Stat:
     try:
         found = entry.stat()
     except OSError:  # a dangling link: rejected when its image is checked
@@ -73,7 +108,8 @@ def _classes(folder: Path) -> tuple[str, ...]:
             names[split] = {path.name for path in (folder / split).iterdir() if path.is_dir()}
         except OSError as error:
             raise DataError(f"{folder / split}: cannot be read as a folder: {one_line(error)}") from error
-        names[split] = {name for name in names[split] if not name.startswith(".")}
+        names[split] = {name for name in names[split] if not is_hidden(name)}
+    check_spelling(sorted(names["train"] | names["val"]), str(folder))
     if names["train"] != names["val"]:
         only = {split: names[split] - names[other] for split, other in (SPLITS, SPLITS[::-1])}
         text = "; ".join(

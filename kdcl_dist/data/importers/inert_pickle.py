@@ -1,7 +1,7 @@
 """Reading the pickles of CIFAR without running code from them.
 
-A pickle is a program that may call any function it names. This reader knows five names and replaces each by a
-stand-in that only keeps its arguments. Even NumPy's reader, which trusts the state of an array, is never
+A pickle is a program that may call any function it names. This reader knows a few names and replaces each by
+a stand-in that only keeps its arguments. Even NumPy's reader, which trusts the state of an array, is never
 called.
 """
 
@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 import pickle
+import re
 from typing import Any
 
 import numpy as np
@@ -20,7 +21,7 @@ __all__ = ["read_pickle"]
 
 
 def read_pickle(data: bytes, where: str) -> dict[bytes, Any]:
-    """The dictionary in a pickle, its NumPy arrays as uint8 arrays that share the pickle's memory.
+    """The dictionary in a pickle: its keys as bytes, its NumPy arrays of whole numbers as arrays.
 
     Args:
         data: the pickle.
@@ -28,17 +29,33 @@ def read_pickle(data: bytes, where: str) -> dict[bytes, Any]:
 
     Raises:
         DataError: the pickle is damaged, names anything but an array, or is no dictionary of arrays and
-            plain data.
+            plain data, or has a key twice, as text and as bytes.
     """
     try:
         file: Any = _File(data)  # returns buffers, while the declared type says bytes
         loaded = _Reader(file, encoding="bytes").load()
         if not isinstance(loaded, dict):
             raise ValueError(f"it holds a {type(loaded).__name__}, not a dictionary")
-        return {key: value.array() if isinstance(value, _Array) else value for key, value in loaded.items()}
+        content = {_plain_key(key): _plain(value) for key, value in loaded.items()}
+        if len(content) != len(loaded):
+            raise ValueError("it has a key twice, as text and as bytes")
+        return content
     except Exception as error:  # damaged pickles raise many types of exception
         reason = str(error) if isinstance(error, ValueError) else one_line(error)
         raise DataError(f"{where}: cannot be read as a CIFAR pickle: {reason}") from error
+
+
+def _plain_key(key: Any) -> Any:
+    return key.encode() if isinstance(key, str) else key
+
+
+def _plain(value: Any) -> Any:
+    """The value that stand-ins stand for; also within a list."""
+    if isinstance(value, _Array):
+        return value.array()
+    if isinstance(value, list):
+        return [item.number() if isinstance(item, _Scalar) else item for item in value]
+    return value
 
 
 class _Array:
@@ -52,28 +69,68 @@ class _Array:
     def __setstate__(self, state: object) -> None:
         self.state = state
 
-    def array(self) -> npt.NDArray[np.uint8]:
-        """The array; raises `ValueError` unless it is of uint8 in C order."""
+    def array(self) -> npt.NDArray[Any]:
+        """The array, which shares its bytes; raises `ValueError` unless it is of whole numbers in C order."""
         _version, shape, kind, fortran, data = self.state
-        if not isinstance(kind, _Kind) or kind.code not in (b"u1", "u1", b"|u1", "|u1") or fortran:
-            raise ValueError("an array is not of type uint8 in C order")
-        if not isinstance(data, bytes) or not all(type(side) is int and side >= 0 for side in shape):
+        if not isinstance(kind, _Kind) or fortran:
+            raise ValueError("an array is not of whole numbers in C order")
+        dtype = kind.dtype()
+        if not isinstance(data, bytes | bytearray) or not all(type(n) is int and n >= 0 for n in shape):
             raise ValueError("an array is damaged")
-        if math.prod(shape) != len(data):
+        if math.prod(shape) * dtype.itemsize != len(data):
             raise ValueError(f"an array of shape {tuple(shape)} holds {len(data)} bytes")
-        return np.frombuffer(data, np.uint8).reshape(shape)
+        return np.frombuffer(data, dtype).reshape(shape)
+
+
+class _Buffered(_Array):
+    """Stand-in for `_frombuffer(bytes, dtype, shape, order)`, by which NumPy writes arrays in protocol 5."""
+
+    __slots__ = ()
+
+    def __init__(self, data: object, kind: object, shape: object, order: object) -> None:
+        super().__init__()
+        self.state = 1, shape, kind, order != "C", data
+
+
+class _Scalar:
+    """Stand-in for `scalar(dtype, bytes)`: one NumPy number."""
+
+    __slots__ = ("data", "kind")
+
+    def __init__(self, kind: object, data: object = None) -> None:
+        self.kind, self.data = kind, data
+
+    def __setstate__(self, state: object) -> None:
+        """Ignore a state; a number has none."""
+
+    def number(self) -> int:
+        """The number; raises `ValueError` unless it is a whole one."""
+        array = _Array()
+        array.state = 1, (), self.kind, False, self.data
+        return int(array.array())
 
 
 class _Kind:
-    """Stand-in for `numpy.dtype(code, ...)`."""
+    """Stand-in for `numpy.dtype(code, ...)`; its state is (version, byte order, ...)."""
 
-    __slots__ = ("code",)
+    __slots__ = ("code", "state")
 
     def __init__(self, code: object, *_arguments: object) -> None:
-        self.code = code
+        self.code, self.state = code, (3, "|")
 
-    def __setstate__(self, state: object) -> None:
-        """Ignore byte order and fields: single bytes have none."""
+    def __setstate__(self, state: Any) -> None:
+        self.state = state
+
+    def dtype(self) -> np.dtype[Any]:
+        """The type; raises `ValueError` unless it is of whole numbers."""
+        code, order = (
+            text.decode("latin1") if isinstance(text, bytes) else text for text in (self.code, self.state[1])
+        )
+        if not isinstance(code, str) or not re.fullmatch("[|<>=]?[iu][1248]", code):
+            raise ValueError(f"an array is of type {code!r:.40}, not of whole numbers")
+        if order not in ("|", "<", ">", "="):
+            raise ValueError("the type of an array is damaged")
+        return np.dtype(code).newbyteorder(order)
 
 
 class _Latin1:
@@ -93,6 +150,10 @@ class _Latin1:
 _ALLOWED: dict[tuple[str, str], type] = {
     ("numpy.core.multiarray", "_reconstruct"): _Array,
     ("numpy._core.multiarray", "_reconstruct"): _Array,
+    ("numpy.core.numeric", "_frombuffer"): _Buffered,
+    ("numpy._core.numeric", "_frombuffer"): _Buffered,
+    ("numpy.core.multiarray", "scalar"): _Scalar,
+    ("numpy._core.multiarray", "scalar"): _Scalar,
     ("numpy", "ndarray"): _Array,
     ("numpy", "dtype"): _Kind,
     ("_codecs", "encode"): _Latin1,
@@ -113,6 +174,12 @@ class _File:
         """The next bytes, at most `size`."""
         self.position += size
         return self.view[self.position - size : self.position]
+
+    def readinto(self, target: memoryview) -> int:
+        """Fill the target, which `pickle` makes for long bytes; the number of bytes, less at the end."""
+        piece = self.read(len(target))
+        target[: len(piece)] = piece
+        return len(piece)
 
     def readline(self) -> bytes:
         """The bytes up to the next newline, inclusive; raises `ValueError` if there is none."""

@@ -13,6 +13,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from kdcl_dist.data.importers.check import Item
+from kdcl_dist.data.importers.class_names import check_spelling
 from kdcl_dist.data.importers.table_files import open_table, table_files
 from kdcl_dist.errors import DataError, one_line
 
@@ -36,7 +37,8 @@ class Table:
         test: the same for the test set; None: the first of "test*" and "val*" with a match, or no test set.
 
     Raises:
-        DataError: files or columns are missing, damaged, of another type, or hold nulls.
+        DataError: files or columns are missing, damaged, of another type, or hold nulls; or two class names
+            differ in their spelling only.
     """
 
     def __init__(
@@ -54,6 +56,8 @@ class Table:
         known = range(len(names)) if names else sorted(values["train"])
         self.label_of = {value: label for label, value in enumerate(known)}
         self.classes = names or tuple(str(value) for value in self.label_of)
+        texts = {value for found in values.values() for value in found if isinstance(value, str)}
+        check_spelling(sorted(texts.union(self.classes)), str(source))
         for split, found in values.items():
             self._check_values(split, found)
         stats = [(str(f.relative_to(source)), f.stat()) for files in self.files.values() for f in files]

@@ -11,6 +11,8 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from kdcl_dist.utils.hidden import is_hidden
+
 __all__ = ["OpenTable", "open_table", "table_files"]
 
 SUFFIXES = (".parquet", ".arrow")
@@ -19,10 +21,12 @@ BATCH_ROWS = 16
 
 
 def table_files(folder: Path, pattern: str) -> list[Path]:
-    """The table files that match a pattern, and those in folders that match it; sorted."""
+    """The table files that match a pattern, and those in folders that match it; sorted, no hidden ones."""
     matches = sorted(folder.glob(pattern))
     within = [file for match in matches for file in ([match] if match.is_file() else sorted(match.iterdir()))]
-    return [file for file in within if file.suffix.lower() in SUFFIXES]
+    return [
+        file for file in within if file.suffix.lower() in SUFFIXES and not is_hidden(file.relative_to(folder))
+    ]
 
 
 @dataclass

@@ -47,7 +47,7 @@ def recipe(make_recipe: MakeRecipe, tmp_path: Path) -> str:
         ("students.a.weights=none.pt", ["none.pt", "cannot be read"]),
         ("students.a.weights=README.md", ["README.md", "torch.save"]),
         ("students.a.weights={weights}", ["do not fit Cnn", "size mismatch"]),
-        ("students.b.weights={weights}", ["do not fit Mlp", "without layers.2.weight", "more"]),
+        ("students.b.weights={weights}", ["do not fit Mlp", "it is without layers.2.weight and ", "more"]),
         ("students.a.resources.gpu=1", ["students.a.resources.gpu", "0 GPUs"]),
         ("data.augment=[{name: Blur}]", ["data.augment: transform 0", "Blur", "transforms.v2"]),
         ("students.a.model=vgg16", ["student 'a'", "fails on images of shape (2, 1, 8, 8)"]),

@@ -16,6 +16,8 @@ from typing import Any
 import numpy as np
 import pytest
 from click.testing import CliRunner, Result
+from hypothesis import given
+from hypothesis import strategies as st
 
 from benchmarks.cifar_files import python2_pickle, write_cifar10, write_cifar100
 from kdcl_dist.cli import kdcl
@@ -93,13 +95,60 @@ def test_numpy_reads_the_same_from_them(ten: Path) -> None:
     assert theirs.keys() == {b"batch_label", b"labels", b"filenames"}
 
 
-@pytest.mark.parametrize("protocol", [2, 3, 4])
+@pytest.mark.parametrize("protocol", [0, 1, 2, 3, 4, 5])
 def test_pickles_that_python_3_wrote(protocol: int) -> None:
     images = np.arange(12, dtype=np.uint8).reshape(3, 4)
     data = pickle.dumps({b"data": images, b"labels": [1, 2]}, protocol)
     found = read_pickle(data, "x")
     assert np.array_equal(found[b"data"], images)
     assert found[b"labels"] == [1, 2]
+
+
+@pytest.mark.parametrize("protocol", [2, 3, 4, 5])
+@pytest.mark.parametrize("key", [str, str.encode])
+@pytest.mark.parametrize(
+    "labels",
+    [
+        lambda rng: rng.integers(0, 10, 2000),
+        lambda rng: rng.integers(0, 10, 2000, dtype=np.uint8),
+        lambda rng: rng.integers(0, 10, 2000).astype(">i4"),
+        lambda rng: list(rng.integers(0, 10, 2000)),
+        lambda rng: rng.integers(0, 10, 2000).tolist(),
+    ],
+    ids=["int64", "uint8", "big-endian", "scalars", "plain"],
+)
+def test_files_of_real_size_that_todays_python_wrote(
+    tmp_path: Path, protocol: int, key: Callable[[str], Any], labels: Callable[..., Any]
+) -> None:
+    """The images are more than a frame holds, and more than the reader fetches ahead."""
+    rng = np.random.default_rng(0)
+    images, chosen = rng.integers(0, 256, (2000, 3072), np.uint8), labels(rng)
+    data = pickle.dumps({key("data"): images, key("labels"): chosen}, protocol)
+    found = cifar._labelled(data, LAYOUTS["cifar10"], "x")
+    assert np.array_equal(found.images_ND, images)
+    assert found.labels_N == [int(label) for label in chosen]
+    assert all(type(label) is int for label in found.labels_N)
+
+
+def test_an_import_of_text_keys_and_numpy_labels(tmp_path: Path, ten: Path) -> None:
+    import_cifar("cifar10", ten, tmp_path / "out", checksums=False)
+    for file in ten.iterdir():
+        content = {key.decode(): value for key, value in read_pickle(file.read_bytes(), "x").items()}
+        if "labels" in content:
+            content["labels"] = np.array(content["labels"])
+        else:
+            content["label_names"] = [name.decode() for name in content["label_names"]]
+        file.write_bytes(pickle.dumps(content))
+    import_cifar("cifar10", ten, tmp_path / "again", checksums=False)
+    for name in ("train.arrow", "test.arrow"):
+        assert (tmp_path / "out" / name).read_bytes() == (tmp_path / "again" / name).read_bytes()
+
+
+@given(st.integers(0, 20_000))
+def test_a_pickle_cut_anywhere_is_refused(length: int) -> None:
+    data = pickle.dumps({b"data": np.zeros((200, 100), np.uint8), b"labels": [1]}, 4)
+    with pytest.raises(DataError, match="cannot be read as a CIFAR pickle"):
+        read_pickle(data[:length], "x")
 
 
 @pytest.mark.parametrize("packed", [False, True])
@@ -230,7 +279,7 @@ HOSTILE: dict[str, tuple[Callable[[Path], bytes], str]] = {
     "text": (lambda path: b"info", "cannot be read"),
     "objects": (
         lambda path: with_state(b"(K\x01" + SHAPE + KIND % b"O8" + b"\x89U\x08AAAAAAAAt"),
-        "not of type uint8",
+        "of type 'O8', not of whole numbers",
     ),
     "too short": (
         lambda path: with_state(b"(K\x01" + SHAPE + KIND % b"u1" + b"\x89U\x03abct"),
@@ -242,6 +291,18 @@ HOSTILE: dict[str, tuple[Callable[[Path], bytes], str]] = {
     ),
     "no state": (lambda path: with_state(b"N"), "cannot be read"),
     "huge string": (lambda path: b"\x80\x02T\xff\xff\xff\x7fabc.", "truncated"),
+    "huge bytes": (lambda path: b"\x80\x03B\xff\xff\xff\x7fabc.", "truncated"),
+    "wide pixels": (
+        lambda path: pickle.dumps({b"data": np.zeros((2, 3072), np.int16), b"labels": [0, 1]}),
+        "'data' must be of type uint8 (found int16)",
+    ),
+    "floats": (lambda path: pickle.dumps({b"data": np.zeros(2)}, 4), "of type 'f8', not of whole numbers"),
+    "float label": (lambda path: pickle.dumps({b"labels": [np.float64(1)]}), "not of whole numbers"),
+    "column order": (
+        lambda path: pickle.dumps({b"data": np.zeros((2, 3), np.uint8, "F")}, 5),
+        "not of whole numbers in C order",
+    ),
+    "key twice": (lambda path: pickle.dumps({b"data": 1, "data": 2}), "a key twice"),
     "class state": (lambda path: b"\x80\x02cnumpy\nndarray\n}U\x01aK\x01sb0}.", "TypeError"),
 }
 
@@ -265,6 +326,8 @@ def test_hostile_pickles_run_nothing(name: str, tmp_path: Path, ten: Path) -> No
         ({b"data": np.zeros((2, 3071), np.uint8)}, "array of N x 3072 bytes (found shape (2, 3071))"),
         ({b"data": np.zeros((0, 3072), np.uint8)}, "found shape (0, 3072)"),
         ({b"data": [1]}, "found shape None"),
+        ({b"labels": np.zeros((2, 1), np.uint8)}, "a label is not a whole number"),
+        ({b"labels": np.zeros(3, np.uint8)}, "must hold 2 labels (found 3)"),
     ],
 )
 def test_wrong_content(change: dict[bytes, Any], words: str, ten: Path) -> None:

@@ -38,6 +38,8 @@ def test_round_trip_and_shards(tmp_path: Path) -> None:
     write_dataset(tmp_path / "a.arrow", rows[:3], INFO)
     found = ArrowDataset(str(tmp_path))
     assert found.labels.tolist() == [0, 1, 0, 1, 0]
+    (tmp_path / "._a.arrow").write_bytes(b"\0\5\x16\7")
+    assert ArrowDataset(str(tmp_path)).files == found.files, "hidden files are no shards"
     assert [bytes(found.data(i)) for i in range(5)] == [image for _, image in rows]
     assert found.image(4).tolist() == [[[4, 1], [2, 3]]]
     assert pickle.loads(pickle.dumps(found)).image(4).equal(found.image(4))

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import multiprocessing as mp
 import os
+import shutil
 import subprocess
 import sys
+import unicodedata
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -14,13 +16,17 @@ import numpy as np
 import pytest
 from click.testing import CliRunner
 from cohorts import ROOT
+from hypothesis import given
+from hypothesis import strategies as st
 from importing import content, encoded, imported, png16, refused, run
+from torchvision.datasets import ImageFolder as TorchvisionFolder
 
 from kdcl_dist.cli import kdcl
 from kdcl_dist.data.dataset import ArrowDataset
 from kdcl_dist.data.decode import decode
 from kdcl_dist.data.importers import images as engine
 from kdcl_dist.data.importers.check import Item, Workers
+from kdcl_dist.data.importers.class_names import check_spelling
 from kdcl_dist.data.importers.imagefolder import ImageFolder
 from kdcl_dist.data.importers.images import import_images
 from kdcl_dist.errors import DataError
@@ -73,7 +79,7 @@ def test_what_cannot_be_decoded_is_named_and_counted(folder: Path) -> None:
     }
     for name, data in (bad | good).items():
         (folder / name).write_bytes(data)
-    (folder / "val/dog/folder.png").mkdir()
+    (folder / "val/dog/loop.png").symlink_to("loop.png")
     (folder / "val/dog/link.png").symlink_to("nowhere")
     out = imported("imagefolder", folder)
     train, val = (ArrowDataset(str(out / split)) for split in ("train", "val"))
@@ -84,11 +90,70 @@ def test_what_cannot_be_decoded_is_named_and_counted(folder: Path) -> None:
     lines = (out / "rejected.txt").read_text(encoding="utf-8").splitlines()
     assert [line.split("\t")[0] for line in lines] == [
         *list(bad)[:4],
-        "val/dog/folder.png",
         "val/dog/link.png",
+        "val/dog/loop.png",
         "val/dog/üñï 猫\\n.png",
     ]
     assert all(line.count("\t") == 1 and line.split("\t")[1] for line in lines)
+
+
+def test_folders_in_a_class_are_read_as_torchvision_reads_them(folder: Path) -> None:
+    for name in ("a/2", "a/1", "a/b.png/deep", "a-b/3", "A/0", "z"):
+        path = folder / f"train/cat/{name}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(encoded("PNG", seed=len(name)))
+    (folder / "train/cat/a/notes.txt").write_text("text")
+    (folder / "elsewhere").mkdir()
+    (folder / "elsewhere/linked.jpg").write_bytes(encoded(seed=9))
+    (folder / "train/dog/more").symlink_to(folder / "elsewhere")
+    theirs = [path for path, _ in TorchvisionFolder(str(folder / "train")).samples]
+    ours = [str(item.data) for item in ImageFolder(folder).items("train")]
+    assert [path for path in ours if not path.endswith(".txt")] == theirs
+    out = imported("imagefolder", folder)
+    train = ArrowDataset(str(out / "train"))
+    assert [bytes(train.data(i)) for i in range(len(train))] == [Path(path).read_bytes() for path in theirs]
+    rejected = (out / "rejected.txt").read_text()
+    assert rejected == "train/cat/a/notes.txt\tits name does not end in .jpg, .jpeg, .png\n"
+
+
+def test_a_link_back_to_a_folder_above_is_refused(folder: Path) -> None:
+    (folder / "train/cat/inner").mkdir()
+    (folder / "train/cat/inner/again").symlink_to(folder / "train/cat")
+    refused("imagefolder", folder, "cat/inner/again: a link back to ")
+
+
+def test_hidden_files_are_no_images(folder: Path) -> None:
+    before = content(imported("imagefolder", folder))
+    for name in ("._0.png", ".DS_Store", ".ipynb_checkpoints/0.png", "._inner/1.png"):
+        path = folder / "train/cat" / name
+        path.parent.mkdir(exist_ok=True)
+        path.write_bytes(encoded("PNG"))
+    result = run("imagefolder", folder, folder.parent / "again", "--workers", "0")
+    assert result.exit_code == 0, result.output
+    assert content(folder.parent / "again") == before
+
+
+@given(
+    st.text(st.characters(exclude_categories=["Cs", "Cc"]), max_size=8).filter(
+        lambda text: unicodedata.normalize("NFC", text) != unicodedata.normalize("NFD", text)
+    )
+)
+def test_class_names_in_two_spellings(text: str) -> None:
+    one, other = (unicodedata.normalize(form, text) for form in ("NFC", "NFD"))
+    check_spelling(["tea", one, one], "here")
+    with pytest.raises(DataError) as caught:
+        check_spelling(["tea", one, other], "here")
+    for name in (one, other):
+        assert ascii(name) in str(caught.value)
+
+
+def test_class_folders_in_two_spellings(folder: Path) -> None:
+    for split, form in (("train", "NFC"), ("val", "NFD")):
+        (folder / split / "cat").rename(folder / split / unicodedata.normalize(form, "café"))
+    refused("imagefolder", folder, r"the classes 'cafe\u0301' and 'caf\xe9' are both 'café'")
+    shutil.copytree(folder / "val" / "cafe\u0301", folder / "val" / "café")
+    shutil.copytree(folder / "train" / "café", folder / "train" / "cafe\u0301")
+    refused("imagefolder", folder, r"the classes 'cafe\u0301' and 'caf\xe9' are both 'café'")
 
 
 def test_corrupt_images_do_not_crash_the_command(folder: Path) -> None:

@@ -67,6 +67,25 @@ def test_whole_numbers_and_own_names(tmp_path: Path) -> None:
     assert train.labels.tolist() == [0, 1, 0]
 
 
+def test_hidden_twins_are_no_tables(tmp_path: Path) -> None:
+    source = tmp_path / "source"
+    (source / "train").mkdir(parents=True)
+    pq.write_table(columns([0, 1]), source / "train" / "0.parquet")
+    (source / "train" / "._0.parquet").write_bytes(b"\0\5\x16\7")
+    (source / "._train.parquet").write_bytes(b"\0\5\x16\7")
+    assert len(ArrowDataset(str(imported("table", source, "--train", "*") / "train"))) == 2
+
+
+def test_labels_in_two_spellings(tmp_path: Path) -> None:
+    pq.write_table(columns(["caf\u00e9", "cafe\u0301"]), tmp_path / "t.parquet")
+    refused("table", tmp_path / "t.parquet", r"the classes 'cafe\u0301' and 'caf\xe9' are both 'café'")
+    source = tmp_path / "source"
+    source.mkdir()
+    pq.write_table(columns(["caf\u00e9", "tea"]), source / "train.parquet")
+    pq.write_table(columns(["cafe\u0301", "tea"]), source / "test.parquet")
+    refused("table", source, r"the classes 'cafe\u0301' and 'caf\xe9' are both 'café'")
+
+
 def test_rows_that_cannot_be_decoded(tmp_path: Path) -> None:
     pq.write_table(columns([0, 1, 0], [IMAGES[0], IMAGES[1], b"x"]), tmp_path / "rows.parquet")
     out = imported("table", tmp_path / "rows.parquet")
