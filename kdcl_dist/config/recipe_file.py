@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -11,8 +12,9 @@ from pydantic import ValidationError
 
 from kdcl_dist.config.error_text import describe_errors
 from kdcl_dist.config.recipe import Recipe
-from kdcl_dist.config.strict_yaml import load_mapping, load_yaml
+from kdcl_dist.config.strict_yaml import MAX_BYTES, MAX_DEPTH, load_mapping, load_yaml
 from kdcl_dist.errors import RecipeError, one_line
+from kdcl_dist.utils.files import read_regular
 
 __all__ = ["dump_recipe", "load_recipe", "parse_mapping", "parse_recipe", "read_mapping"]
 
@@ -60,9 +62,12 @@ def dump_recipe(recipe: Recipe) -> str:
 
 def _read(path: str | Path) -> str:
     try:
-        return Path(path).read_text(encoding="utf-8")
+        data = read_regular(Path(path), MAX_BYTES)
+        return io.TextIOWrapper(io.BytesIO(data), encoding="utf-8").read()  # any line ends, as in a text file
     except (OSError, UnicodeDecodeError) as error:
         raise RecipeError(f"{str(path)!r} cannot be read: {one_line(error)}") from error
+    except ValueError as error:
+        raise RecipeError(f"{str(path)!r} cannot be read: {error}") from error
 
 
 def _override(data: dict[str, Any], override: str) -> None:
@@ -71,6 +76,8 @@ def _override(data: dict[str, Any], override: str) -> None:
     if not equals or not path:
         raise RecipeError(f"--set {override!r}: must have the form path=value, such as epochs=3")
     *parents, last = path.split(".")
+    if len(parents) >= MAX_DEPTH:
+        raise RecipeError(f"--set {override[:40]!r}...: a path of more than {MAX_DEPTH} parts")
     node: Any = data
     for key in parents:
         node = _child(node, key, override)

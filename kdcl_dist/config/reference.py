@@ -60,6 +60,8 @@ students:
   - {name: mlp, model: mlp, optimizer: {name: adamw, lr: 1e-3}}
 ```
 
+The file has at most 1 MB. With all aliases (`*name`) unfolded it has at most 100,000 values, in 100 levels.
+
 A field that is left out has its default. Unknown fields, values of another type and parts that contradict
 each other are errors before anything starts. A run writes its complete recipe to `recipe.yaml` in its folder.
 
@@ -147,7 +149,7 @@ def _type(field: dict[str, Any]) -> str:
 
 def _bounds(field: dict[str, Any]) -> str:
     signs = {"exclusiveMinimum": ">", "minimum": "≥", "exclusiveMaximum": "<", "maximum": "≤"}
-    bounds = {key: "2^63" if field[key] == 2**63 else f"{field[key]:g}" for key in signs if key in field}
+    bounds = {key: "2^63" if field[key] == 2**63 else f"{field[key]:.12g}" for key in signs if key in field}
     return " and ".join(f"{signs[key]} {bound}" for key, bound in bounds.items())
 
 

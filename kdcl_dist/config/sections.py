@@ -30,6 +30,8 @@ __all__ = [
 ]
 
 
+#: A duration above 0, and up to 30 days: timers and sockets do not take any number.
+Seconds = Annotated[float, Field(gt=0, le=30 * 24 * 3600)]
 Method = Literal["none", "naive", "linear", "min_logit", "general", "mean", "dml", "teacher"]
 
 
@@ -223,13 +225,13 @@ class Failure(Strict):
 
 
 class Limits(Strict):
-    """Limits of every wait, in seconds. A wait beyond its limit is an error."""
+    """Limits of every wait, in seconds: 30 days at most. A wait beyond its limit is an error."""
 
-    startup_s: PositiveFloat = Field(
+    startup_s: Seconds = Field(
         default=300.0, description="Seconds for all processes to start and to form the cohort."
     )
-    step_s: PositiveFloat = Field(default=120.0, description="Seconds for one step.")
-    storage_s: PositiveFloat = Field(
+    step_s: Seconds = Field(default=120.0, description="Seconds for one step.")
+    storage_s: Seconds = Field(
         default=30.0,
         description="Seconds of retries when the storage fails; at most a third of `step_s` is used.",
     )

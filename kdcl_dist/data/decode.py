@@ -6,6 +6,8 @@ Shapes: H W image, C channels.
 from __future__ import annotations
 
 import io
+import re
+import warnings
 from typing import Any
 
 import numpy as np
@@ -14,11 +16,18 @@ from PIL import Image
 
 from kdcl_dist.errors import one_line
 
-__all__ = ["decode"]
+__all__ = ["MAX_FILE_BYTES", "decode"]
 
 #: The only decoders of Pillow that read a data set's bytes.
 FORMATS = ("JPEG", "PNG")
 WHITE_16_BIT = 65535
+#: Pixels of the largest image that is decoded: 267 MB in colour. ImageNet's largest has 61 million.
+MAX_PIXELS = 89_000_000
+#: Bytes of the largest file of such an image: more than its pixels take uncompressed.
+MAX_FILE_BYTES = 300_000_000
+
+# Pillow warns of images above a limit of its own, which is a little larger.
+warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
 
 
 def decode(data: Any, channels: int) -> npt.NDArray[np.uint8]:
@@ -29,10 +38,13 @@ def decode(data: Any, channels: int) -> npt.NDArray[np.uint8]:
         channels: 1 for grey, 3 for red, green, blue.
 
     Raises:
-        ValueError: the data is no JPEG or PNG, or is damaged, truncated or too large; one line of text.
+        ValueError: the data is no JPEG or PNG, or is damaged, truncated or too large; one line of text. Of an
+            image that is too large, only the header was read.
     """
     try:
         with Image.open(io.BytesIO(data), formats=FORMATS) as image:
+            if image.width * image.height > MAX_PIXELS:
+                raise Image.DecompressionBombError(f"({image.width * image.height} pixels)")
             pixels = np.array(_eight_bit(image).convert("L" if channels == 1 else "RGB"))
     except Exception as error:  # decoders raise many types of exception on damaged data
         raise ValueError(_reason(error)) from error
@@ -51,4 +63,8 @@ def _eight_bit(image: Image.Image) -> Image.Image:
 def _reason(error: Exception) -> str:
     if type(error).__name__ == "UnidentifiedImageError":  # its message names an object in memory
         return "not a JPEG or PNG image"
+    if isinstance(error, (Image.DecompressionBombError, Image.DecompressionBombWarning)):
+        found = re.search(r"\((\d+) pixels\)", str(error))
+        size = f" ({int(found[1]):,})" if found else ""
+        return f"more than {MAX_PIXELS:,} pixels{size}; scale it down"
     return one_line(error)

@@ -23,6 +23,7 @@ from kdcl_dist.errors import ExportError, ModelError, one_line
 from kdcl_dist.export.preprocessing import Kind
 from kdcl_dist.export.pt2_check import check_archive
 from kdcl_dist.export.source import misfit
+from kdcl_dist.utils.files import check_stored, open_regular
 
 __all__ = ["FORMATS", "Format", "Network", "read_network", "require", "write_network"]
 
@@ -68,7 +69,9 @@ def _write_state_dict(network: nn.Module, _: Tensor, path: Path) -> None:
 
 def _read_state_dict(path: Path, build: Callable[[], nn.Module]) -> Network:
     try:
-        state = torch.load(path, map_location="cpu", weights_only=True)
+        with open_regular(path) as file:
+            check_stored(file)
+            state = torch.load(file, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError:
         raise ExportError(f"{path}: holds more than tensors") from None
     return _with_weights(build(), state)

@@ -5,6 +5,7 @@ Shapes: B samples, C channels or classes, H W image.
 
 from __future__ import annotations
 
+import stat
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
@@ -18,12 +19,13 @@ from torch import Tensor
 
 from kdcl_dist import models
 from kdcl_dist.config.stored_imports import check_stored_imports
-from kdcl_dist.data.decode import decode
+from kdcl_dist.data.decode import MAX_FILE_BYTES, decode
 from kdcl_dist.data.loader import normalise
 from kdcl_dist.data.training_data import test_views
 from kdcl_dist.errors import DataError, ExportError, one_line
 from kdcl_dist.export.formats import FORMATS, Network, read_network, require
 from kdcl_dist.export.preprocessing import Description, digest, read_description
+from kdcl_dist.utils.files import read_regular
 from kdcl_dist.utils.hidden import is_hidden
 
 __all__ = ["Export", "RankedClass", "images_in"]
@@ -70,7 +72,7 @@ class Export:
         require(kind)
         try:
             found = digest(path)
-        except OSError as error:
+        except (OSError, ValueError) as error:
             raise ExportError(f"{path}: cannot be read: {one_line(error)}; export it again") from None
         if found != description.sha256:
             raise ExportError(f"{path}: damaged: it is not the file that was exported; export it again")
@@ -166,7 +168,7 @@ class _Files:
     def image(self, index: int) -> Tensor:
         """One image, uint8 (C, H, W)."""
         try:
-            pixels_HWC = decode(self.paths[index].read_bytes(), self.channels)
+            pixels_HWC = decode(read_regular(self.paths[index], MAX_FILE_BYTES), self.channels)
         except (OSError, ValueError) as error:
             text = str(error) if isinstance(error, ValueError) else one_line(error)
             raise DataError(f"unreadable: {text}") from error
@@ -177,13 +179,14 @@ def images_in(paths: Sequence[Path]) -> list[Path]:
     """All images of the given paths: files as given, and the images of folders at any depth, by name.
 
     Raises:
-        DataError: a path does not exist, or a folder holds no image.
+        DataError: a path does not exist or is no regular file, or a folder holds no image.
     """
     found: list[Path] = []
     for path in paths:
         try:
             if not path.is_dir():
-                path.stat()
+                if not stat.S_ISREG(path.stat().st_mode):
+                    raise DataError(f"{path}: not a regular file")
                 found.append(path)
                 continue
             inside = sorted(

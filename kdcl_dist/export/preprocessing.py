@@ -13,11 +13,14 @@ from kdcl_dist.config.error_text import describe_errors
 from kdcl_dist.config.stored_imports import transform_imports
 from kdcl_dist.errors import ExportError, one_line
 from kdcl_dist.export.source import Source, label_of
+from kdcl_dist.utils.files import open_regular, read_regular
 from kdcl_dist.version import __version__
 
 __all__ = ["DESCRIPTION", "Description", "Kind", "digest", "read_description"]
 
 DESCRIPTION = "preprocessing.json"
+#: Bytes of the largest description that is read; the names of 100,000 classes fit.
+MAX_BYTES = 10_000_000
 
 Kind = Literal["state_dict", "safetensors", "torch_export", "onnx"]
 
@@ -101,13 +104,13 @@ def read_description(folder: Path) -> Description:
     """
     path = folder / DESCRIPTION
     try:
-        text = path.read_bytes()
+        text = read_regular(path, MAX_BYTES)
     except FileNotFoundError:
         raise ExportError(
             f"{folder}: not an export: it has no {DESCRIPTION}; `kdcl export` writes one"
         ) from None
     except (OSError, ValueError) as error:
-        raise ExportError(f"{folder}: cannot be read: {one_line(error)}") from None
+        raise ExportError(f"{path}: cannot be read: {one_line(error)}") from None
     try:
         return Description.model_validate_json(text)
     except ValidationError as error:
@@ -115,9 +118,9 @@ def read_description(folder: Path) -> Description:
 
 
 def digest(path: Path) -> str:
-    """A file's SHA-256."""
+    """A file's SHA-256; raises `OSError` when it cannot be read, `ValueError` when it is no regular file."""
     found = hashlib.sha256()
-    with path.open("rb") as file:
+    with open_regular(path) as file:
         while block := file.read(1 << 20):
             found.update(block)
     return found.hexdigest()

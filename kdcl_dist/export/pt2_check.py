@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from kdcl_dist.errors import ExportError, one_line
+from kdcl_dist.utils.files import check_stored, open_regular
 
 __all__ = ["check_archive"]
 
@@ -44,19 +45,35 @@ WORDS = {
     "integer",
     "True",
 }
+#: Bytes of the largest JSON part; the graph of resnet101 has less than a tenth.
+MAX_JSON_BYTES = 50_000_000
+#: What a damaged file raises.
+UNREADABLE = (
+    *(OSError, zipfile.BadZipFile, ValueError, KeyError, AttributeError, TypeError),
+    RecursionError,
+)
 SIZE = re.compile(r"[\w\s(),'=*+/-]*")
 
 
 def check_archive(path: Path) -> None:
-    """Check that a file of `torch.export.save` holds no code that its reader would run.
+    """Check that a file of `torch.export.save` holds no code that its reader would run, nor unfolds.
 
     Raises:
         ExportError: the file may hold such code, or cannot be read.
     """
     try:
-        with zipfile.ZipFile(path) as archive:
+        with open_regular(path) as file, zipfile.ZipFile(file) as archive:
+            check_stored(file)
             trouble = next(_troubles(archive), None)
-    except (OSError, zipfile.BadZipFile, ValueError, KeyError, AttributeError, TypeError) as error:
+    except (
+        OSError,
+        zipfile.BadZipFile,
+        ValueError,
+        KeyError,
+        AttributeError,
+        TypeError,
+        RecursionError,
+    ) as error:
         raise ExportError(
             f"{path}: not a file of torch.export.save: {one_line(error)}; export it again"
         ) from None
@@ -78,6 +95,8 @@ def _troubles(archive: zipfile.ZipFile) -> Iterator[str]:
         if name.startswith("data/sample_inputs/") and entry.file_size:
             yield "pickled sample inputs"
         if name.endswith(".json"):
+            if entry.file_size > MAX_JSON_BYTES:
+                raise ValueError(f"{entry.filename!r} is larger than {MAX_JSON_BYTES:,} bytes")
             for key, value in _fields(json.loads(archive.read(entry))):
                 yield from _field_troubles(key, value)
 

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import torch
 from torch import nn
 
 from kdcl_dist.errors import ModelError, one_line
+from kdcl_dist.utils.files import check_stored, open_regular
 
 __all__ = ["load_weights"]
 
@@ -31,12 +32,15 @@ def load_weights(model: nn.Module, path: str, fresh: str | None = None) -> None:
         ModelError: the file is missing, holds other objects than tensors, or does not fit the network.
     """
     try:
-        state = _unwrapped(torch.load(Path(path), map_location="cpu", weights_only=True))
+        with _opened(path) as file:
+            state = _unwrapped(torch.load(file, map_location="cpu", weights_only=True))
         own = model.get_submodule(fresh).state_dict(prefix=f"{fresh}.") if fresh is not None else {}
         state = _renamed(state, model.state_dict().keys(), own.keys())
         if fresh is not None:
             state = {name: value for name, value in state.items() if name not in own} | own
         missing, unexpected = model.load_state_dict(state, strict=False)
+    except ModelError:
+        raise
     except OSError as error:
         raise ModelError(f"weights {path!r} cannot be read: {one_line(error)}") from error
     except RuntimeError as error:  # the second line names the first parameter of another shape
@@ -86,3 +90,13 @@ def _bare(name: str) -> str:
 def _first(names: list[str], what: str) -> str:
     more = f" and {len(names) - 1} more" if len(names) > 1 else ""
     return f"{what} {names[0]}{more}" if names else ""
+
+
+def _opened(path: str) -> BinaryIO:
+    """The file, open, of which it is known that it unpacks to no more than its size."""
+    try:
+        file = open_regular(Path(path))
+        check_stored(file)
+    except ValueError as error:
+        raise ModelError(f"weights {path!r} cannot be read: {error}") from error
+    return file

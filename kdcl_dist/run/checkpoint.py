@@ -21,6 +21,7 @@ from typing import Any
 
 from kdcl_dist.errors import CheckpointError, StorageError, one_line
 from kdcl_dist.run.storage import Folder
+from kdcl_dist.utils.files import check_stored
 
 __all__ = [
     "Manifest",
@@ -38,6 +39,8 @@ __all__ = [
 
 FORMAT = 1
 ROOT = "checkpoints"
+#: Bytes of the largest manifest that is read; one has some hundred for each student.
+MAX_MANIFEST_BYTES = 10_000_000
 
 
 @dataclass(frozen=True)
@@ -156,6 +159,7 @@ def read_part(run: Folder, manifest: Manifest, name: str) -> dict[str, Any]:
 
     data = _verified(run, manifest, name)
     try:
+        check_stored(io.BytesIO(data))
         state: dict[str, Any] = torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
     except (RuntimeError, ValueError, EOFError, pickle.UnpicklingError) as error:
         raise CheckpointError(f"{name}.pt of {manifest.folder} cannot be read: {one_line(error)}") from error
@@ -187,12 +191,12 @@ def _is_committed(run: Folder, step: int) -> bool:
 
 def _read_manifest(run: Folder, step: int) -> Manifest:
     try:
-        data = json.loads(run.read(f"{_folder(step)}/manifest.json"))
+        data = json.loads(run.read(f"{_folder(step)}/manifest.json", MAX_MANIFEST_BYTES))
         parts = {name: Part(**part) for name, part in data["parts"].items()}
         manifest = Manifest(int(data["step"]), parts, int(data["format"]))
     except FileNotFoundError:
         raise CheckpointError("it has no manifest, so it was never completed") from None
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise CheckpointError(f"its manifest cannot be read: {one_line(error)}") from error
     if (manifest.step, manifest.format) != (step, FORMAT):
         raise CheckpointError(

@@ -25,15 +25,17 @@ __all__ = [
 
 #: Seconds for which `check_owner` tries to read the record; the students wait meanwhile.
 OWNER_S = 3.0
+#: Bytes of the largest run.json that is read; most have some thousand.
+MAX_BYTES = 10_000_000
 
 
 def read_record(folder: Folder) -> dict[str, Any]:
     """The content of run.json; empty when there is none."""
     try:
-        record: dict[str, Any] = json.loads(folder.read("run.json"))
+        record: dict[str, Any] = json.loads(folder.read("run.json", MAX_BYTES))
     except FileNotFoundError:
         return {}
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise RunFolderError(f"{folder}/run.json is damaged ({one_line(error)}); delete it") from None
     return record
 

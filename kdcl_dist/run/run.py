@@ -9,6 +9,7 @@ from importlib.metadata import version
 
 from kdcl_dist.config.recipe import Recipe
 from kdcl_dist.config.recipe_file import parse_recipe
+from kdcl_dist.config.strict_yaml import MAX_BYTES
 from kdcl_dist.errors import RunFolderError, StorageError, one_line
 from kdcl_dist.run.checkpoint import Manifest
 from kdcl_dist.run.storage import Folder
@@ -76,7 +77,8 @@ def load_run(uri: str) -> tuple[Recipe, Folder]:
     """
     folder = Folder(uri)
     try:
-        return parse_recipe(folder.read("recipe.yaml").decode(), source=f"{folder}/recipe.yaml"), folder
+        text = folder.read("recipe.yaml", MAX_BYTES).decode()
+        return parse_recipe(text, source=f"{folder}/recipe.yaml"), folder
     except (OSError, ValueError, StorageError) as error:
         reason = "it has no recipe.yaml" if isinstance(error, FileNotFoundError) else one_line(error)
         raise RunFolderError(f"{displayed(uri)!r} is not a run folder: {reason}") from None

@@ -84,15 +84,29 @@ class Folder:
         except FileNotFoundError as error:  # its folder cannot be made, as in /proc
             raise StorageError(f"{name} cannot be written to {self}: {one_line(error)}") from error
 
-    def read(self, name: str) -> bytes:
-        """A file's content; raises `FileNotFoundError` when it is missing."""
+    def read(self, name: str, limit: int | None = None) -> bytes:
+        """A file's content.
+
+        Args:
+            name: the file.
+            limit: bytes of the largest file that is read; None for any size.
+
+        Raises:
+            FileNotFoundError: the file is missing.
+            ValueError: it is larger than the limit, or no regular file.
+        """
 
         def read(path: str) -> bytes:
-            """The file's content."""
+            """The file's content, or a little more than the limit."""
+            if self.local is not None and Path(path).exists() and not Path(path).is_file():
+                raise ValueError(f"{name} is not a regular file")  # the reading of a FIFO would not end
             with self._fs.open_input_stream(path) as stream:
-                return bytes(stream.read())
+                return bytes(stream.read(None if limit is None else limit + 1))
 
-        return self._try("read from", name, read)
+        data = self._try("read from", name, read)
+        if limit is not None and len(data) > limit:
+            raise ValueError(f"{name} is larger than {limit:,} bytes")
+        return data
 
     def exists(self, name: str = "") -> bool:
         """Whether a file or folder of that name exists; without a name, the folder itself."""

@@ -33,6 +33,18 @@ def png16(value: int, channels: int = 1) -> bytes:
     return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", rows) + chunk(b"IEND", b"")
 
 
+def claimed(kind: str, width: int, height: int) -> bytes:
+    """A small image whose header claims another size."""
+    data = bytearray(encoded(kind))
+    if kind == "PNG":
+        data[16:24] = struct.pack(">II", width, height)
+        data[29:33] = struct.pack(">I", zlib.crc32(data[12:29]))
+    else:
+        start = data.index(b"\xff\xc0") + 5
+        data[start : start + 4] = struct.pack(">HH", height, width)
+    return bytes(data)
+
+
 def run(*arguments: str | Path) -> Result:
     return CliRunner().invoke(kdcl, ["data", "import", *map(str, arguments)])
 

@@ -16,8 +16,9 @@ from typing import NamedTuple, TypeVar
 
 import numpy as np
 
-from kdcl_dist.data.decode import decode
+from kdcl_dist.data.decode import MAX_FILE_BYTES, decode
 from kdcl_dist.errors import DataError, one_line
+from kdcl_dist.utils.files import read_regular
 from kdcl_dist.utils.process import end_with_parent
 
 __all__ = ["CHANNELS", "SUFFIXES", "Item", "Rejected", "Workers", "accept", "moments"]
@@ -72,7 +73,7 @@ def _read(item: Item) -> bytes:
         return item.data
     if item.data.suffix.lower() not in SUFFIXES:
         raise ValueError(f"its name does not end in {', '.join(SUFFIXES)}")
-    return item.data.read_bytes()
+    return read_regular(item.data, MAX_FILE_BYTES)
 
 
 class Workers:

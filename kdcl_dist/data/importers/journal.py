@@ -115,5 +115,5 @@ class Journal:
             path.write_text(whole, encoding="ascii", errors="replace")
         try:
             return [json.loads(line) for line in whole.splitlines()]
-        except ValueError:
+        except (ValueError, RecursionError):
             return []

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import pytest
@@ -19,6 +20,8 @@ students:
   - {name: one, model: cnn_small}
   - {name: two, model: mlp, optimizer: {name: adamw, lr: 1e-3}}
 """
+
+LIMITS = ("startup_s", "step_s", "storage_s")
 
 
 def test_defaults_are_complete_and_survive_writing() -> None:
@@ -98,6 +101,10 @@ def test_shipped_recipes_load(path: Path) -> None:
         ("epochs.more=1", ["epochs"]),
         ("data=3", ["data", "3"]),
         ("limits.step_s=0", ["limits.step_s", "0"]),
+        *(
+            (f"limits.{name}=1e300", [f"limits.{name}", "less than or equal to 2592000", "1e+300"])
+            for name in LIMITS
+        ),
         ("seed=-1", ["seed", "-1"]),
     ],
 )
@@ -200,3 +207,27 @@ def test_anchors_share_what_is_written_and_nothing_else() -> None:
 def test_anchors_that_cannot_be(text: str, words: str) -> None:
     with pytest.raises(RecipeError, match=words):
         parse_recipe(text)
+
+
+def test_only_a_small_regular_file_is_read(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "fifo")
+    (tmp_path / "large").write_bytes(b"#" * 1_000_001)
+    for path, words in {
+        tmp_path / "fifo": "not a regular file",
+        Path("/dev/zero"): "not a regular file",
+        tmp_path: "a folder, not a file",
+        tmp_path / "large": "larger than 1,000,000 bytes",
+        tmp_path / "missing": "FileNotFoundError: .*",
+    }.items():
+        with pytest.raises(RecipeError, match=f"^'{path}' cannot be read: {words}$"):
+            load_recipe(path)
+
+
+def test_a_path_of_set_is_no_deeper_than_a_recipe() -> None:
+    with pytest.raises(RecipeError, match="a path of more than 100 parts"):
+        parse_recipe(MINIMAL, ["data.augment." + "x." * 10_000 + "x=1"])
+
+
+def test_line_ends_of_windows(tmp_path: Path) -> None:
+    (tmp_path / "recipe.yaml").write_bytes(MINIMAL.replace("\n", "\r\n").encode())
+    assert load_recipe(tmp_path / "recipe.yaml") == parse_recipe(MINIMAL)

@@ -3,10 +3,16 @@
 from __future__ import annotations
 
 import math
+import time
+import tracemalloc
 from typing import Any
 
 import pytest
+import yaml
+from hypothesis import given
+from hypothesis import strategies as st
 
+from kdcl_dist.config import strict_yaml
 from kdcl_dist.config.strict_yaml import load_mapping, load_yaml
 from kdcl_dist.errors import RecipeError
 
@@ -106,3 +112,84 @@ def test_only_a_mapping_has_fields(text: str, message: str) -> None:
     with pytest.raises(RecipeError) as caught:
         load_mapping(text, "here")
     assert str(caught.value) == message
+
+
+def _levels(pattern: str, first: str, count: int = 9, copies: int = 10) -> str:
+    """Mappings of which each holds the one before ten times."""
+    lines = [f"a0: &a0 {first}"]
+    for level in range(1, count + 1):
+        lines.append(f"a{level}: &a{level} " + pattern % ", ".join([f"*a{level - 1}"] * copies))
+    return "\n".join(lines)
+
+
+BOMBS = {
+    "lists": (_levels("[%s]", "lol"), "its aliases unfold to more than 100,000 values"),
+    "mappings": (_levels("{x: [%s]}", "{y: 1}"), "its aliases unfold to more than 100,000 values"),
+    "merges": (_levels("{<<: [%s]}", "{x: 1}"), "its aliases unfold to more than 100,000 values"),
+    "a key": (_levels("[%s]", "[x]") + "\n? *a9\n: 1", "its aliases unfold to more than 100,000 values"),
+    "long text": (
+        "a: &a " + "x" * 90_000 + "\nb: [" + "*a, " * 20 + "]",
+        "its aliases unfold to more than 1,000,000 characters",
+    ),
+}
+
+
+@pytest.mark.parametrize("what", BOMBS)
+def test_aliases_that_unfold_are_refused_at_once(what: str) -> None:
+    text, words = BOMBS[what]
+    tracemalloc.start()
+    began = time.monotonic()
+    with pytest.raises(RecipeError, match=f"^here: too large: {words}$"):
+        load_mapping(text, "here")
+    spent_s, (_, peak) = time.monotonic() - began, tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert spent_s < 2
+    assert peak < 20e6
+
+
+@pytest.mark.parametrize("text", ["a: &a [*a]", "&a [*a]", "a: &a {<<: *a}", "a: &a {b: {c: [*a]}}"])
+def test_a_field_that_contains_itself(text: str) -> None:
+    with pytest.raises(RecipeError, match="contains itself by its alias"):
+        load_yaml(text, "here")
+
+
+def test_aliases_nested_deeper_than_any_recipe() -> None:
+    chain = "- &a0 x\n" + "".join(f"- &a{level} [*a{level - 1}]\n" for level in range(1, 150))
+    with pytest.raises(RecipeError, match="nested too deeply"):
+        load_yaml(chain, "here")
+
+
+def test_a_document_has_a_limited_size(monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(RecipeError, match=r"^here: larger than 1,000,000 bytes$"):
+        load_yaml("#" * 1_000_001, "here")
+    monkeypatch.setattr(strict_yaml, "MAX_VALUES", 1000)
+    with pytest.raises(RecipeError, match=r"^here: too large: it has more than 1,000 values$"):
+        load_yaml("[" + "1, " * 1000 + "]", "here")
+    assert len(load_yaml("[" + "1, " * 990 + "]", "here")) == 990
+
+
+plain = st.recursive(
+    st.integers() | st.text("abc", max_size=3),
+    lambda inner: (
+        st.lists(inner, max_size=4) | st.dictionaries(st.text("xyz", max_size=2), inner, max_size=4)
+    ),
+    max_leaves=20,
+)
+
+
+def _count(value: Any) -> int:
+    if isinstance(value, dict):
+        return 1 + sum(1 + _count(child) for child in value.values())
+    return 1 + sum(map(_count, value)) if isinstance(value, list) else 1
+
+
+@given(plain, st.integers(1, 5))
+def test_an_alias_counts_as_what_it_stands_for(value: Any, copies: int) -> None:
+    text = yaml.safe_dump([value] * copies)  # writes anchors and aliases
+    found = load_yaml(text, "here")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(strict_yaml, "MAX_VALUES", _count(found))
+        assert load_yaml(text, "here") == found
+        patch.setattr(strict_yaml, "MAX_VALUES", _count(found) - 1)
+        with pytest.raises(RecipeError, match="too large"):
+            load_yaml(text, "here")

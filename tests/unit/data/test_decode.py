@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import io
+import resource
+import subprocess
+import sys
 
 import pytest
-from importing import encoded, png16
+from importing import claimed, encoded, png16
 from PIL import Image
 
+from kdcl_dist.data import decode as decoding
 from kdcl_dist.data.decode import decode
 
 MODES = {"JPEG": ("1", "L", "RGB", "CMYK"), "PNG": ("1", "L", "LA", "P", "RGB", "RGBA")}
@@ -44,7 +48,33 @@ def test_only_jpeg_and_png_are_decoded() -> None:
         assert "0x" not in str(caught.value)
 
 
-def test_an_image_too_large_for_memory_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 100)
-    with pytest.raises(ValueError, match="DecompressionBomb"):
-        decode(encoded("PNG"), 3)
+@pytest.mark.parametrize("kind", ["PNG", "JPEG"])
+@pytest.mark.parametrize("size", [(8900, 10001), (13000, 13000), (13500, 13500), (65000, 65000)])
+def test_an_image_too_large_for_memory_is_refused(kind: str, size: tuple[int, int]) -> None:
+    data = claimed(kind, *size)
+    before_kb = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    with pytest.raises(ValueError, match=r".") as caught:
+        decode(data, 3)
+    pixels = size[0] * size[1]
+    assert str(caught.value) == f"more than 89,000,000 pixels ({pixels:,}); scale it down"
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before_kb < 100_000
+
+
+def test_no_warning_stands_beside_the_error() -> None:
+    """In a process of its own: pytest sets its own filters of warnings."""
+    code = "import sys; from kdcl_dist.data.decode import decode; decode(sys.stdin.buffer.read(), 3)"
+    ran = subprocess.run(
+        [sys.executable, "-c", code], input=claimed("PNG", 13000, 13000), capture_output=True, check=False
+    )
+    assert b"89,000,000" in ran.stderr
+    assert b"DecompressionBombWarning" not in ran.stderr.partition(b"Traceback")[0]
+
+
+def test_the_largest_image_is_decoded(monkeypatch: pytest.MonkeyPatch) -> None:
+    for limit, fits in ((320, True), (319, False)):
+        monkeypatch.setattr(decoding, "MAX_PIXELS", limit)
+        if fits:
+            assert decode(encoded("PNG"), 3).shape == (16, 20, 3)
+            continue
+        with pytest.raises(ValueError, match=r"more than 319 pixels \(320\)"):
+            decode(encoded("PNG"), 3)

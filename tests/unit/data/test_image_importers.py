@@ -18,7 +18,7 @@ from click.testing import CliRunner
 from cohorts import ROOT
 from hypothesis import given
 from hypothesis import strategies as st
-from importing import content, encoded, imported, png16, refused, run
+from importing import claimed, content, encoded, imported, png16, refused, run
 from torchvision.datasets import ImageFolder as TorchvisionFolder
 
 from kdcl_dist.cli import kdcl
@@ -69,6 +69,7 @@ def test_what_cannot_be_decoded_is_named_and_counted(folder: Path) -> None:
         "train/cat/truncated.JPG": whole[:-2000],
         "train/dog/empty.jpeg": b"",
         "train/dog/notes.txt": b"text",
+        "train/dog/of many pixels.png": claimed("PNG", 13000, 13000),
         "val/dog/üñï 猫\n.png": b"x",
     }
     good = {
@@ -80,6 +81,7 @@ def test_what_cannot_be_decoded_is_named_and_counted(folder: Path) -> None:
     for name, data in (bad | good).items():
         (folder / name).write_bytes(data)
     (folder / "val/dog/loop.png").symlink_to("loop.png")
+    os.mkfifo(folder / "val/dog/fifo.png")
     (folder / "val/dog/link.png").symlink_to("nowhere")
     out = imported("imagefolder", folder)
     train, val = (ArrowDataset(str(out / split)) for split in ("train", "val"))
@@ -89,7 +91,8 @@ def test_what_cannot_be_decoded_is_named_and_counted(folder: Path) -> None:
     assert stored >= set(good.values())
     lines = (out / "rejected.txt").read_text(encoding="utf-8").splitlines()
     assert [line.split("\t")[0] for line in lines] == [
-        *list(bad)[:4],
+        *list(bad)[:5],
+        "val/dog/fifo.png",
         "val/dog/link.png",
         "val/dog/loop.png",
         "val/dog/üñï 猫\\n.png",

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import json
+import os
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
@@ -16,6 +17,7 @@ import torch
 import torch.nn.functional as F
 from commands import assert_one_line
 from exporting import CLASSES, run
+from importing import claimed
 
 from kdcl_dist.cli.export import KINDS
 from kdcl_dist.evaluation import Trained
@@ -158,12 +160,21 @@ def test_images_that_cannot_be_used(exports: dict[str, Path], pictures: Path, tm
     assert "not a JPEG or PNG image" in errors[1]
     assert [row.split(",")[0] for row in result.stdout.splitlines()] == ["image", *[str(good)] * 4]
     (tmp_path / "empty").mkdir()
+    os.mkfifo(tmp_path / "fifo.png")
     for path, words in (
+        (tmp_path / "fifo.png", "fifo.png: not a regular file"),
+        (Path("/dev/zero"), "/dev/zero: not a regular file"),
         (tmp_path / "none.png", "none.png"),
         (tmp_path / "empty", "holds no image"),
         (tmp_path / "text.png", "not a JPEG or PNG"),
     ):
         assert_one_line(run("predict", exports["onnx"], path), words)
+
+
+def test_an_image_of_more_pixels_than_any(exports: dict[str, Path], tmp_path: Path) -> None:
+    (tmp_path / "bomb.png").write_bytes(claimed("PNG", 13000, 13000))
+    words = f"{tmp_path / 'bomb.png'}: unreadable: more than 89,000,000 pixels (169,000,000); scale it down"
+    assert_one_line(run("predict", exports["onnx"], tmp_path), words)
 
 
 def test_an_image_of_another_size(

@@ -8,6 +8,7 @@ import os
 import pickle
 import re
 import shutil
+import tracemalloc
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
@@ -17,7 +18,8 @@ import torch
 from commands import assert_one_line
 from exporting import run
 
-from kdcl_dist.export import formats
+from kdcl_dist.errors import ExportError
+from kdcl_dist.export import formats, pt2_check
 from kdcl_dist.export.preprocessing import digest
 
 
@@ -92,3 +94,59 @@ def test_a_plain_archive_passes_unchanged(exports: dict[str, Path], tmp_path: Pa
     path = folder / "model.pt2"
     path.write_bytes(rewritten(path, lambda name, data: data))
     formats.check_archive(path)
+
+
+def deflated(source: Path, target: Path, part: str, data: bytes) -> None:
+    """A copy of an archive in which the data, compressed, stands before the last bytes of a part."""
+    with zipfile.ZipFile(source) as old, zipfile.ZipFile(target, "w", zipfile.ZIP_DEFLATED) as new:
+        for entry in old.infolist():
+            more = data if entry.filename.endswith(part) else b""
+            new.writestr(entry.filename, more + old.read(entry))
+
+
+@pytest.mark.parametrize(("kind", "part"), [("torch_export", "models/model.json"), ("state_dict", "data/0")])
+def test_an_archive_unpacks_to_no_more_than_its_size(
+    exports: dict[str, Path], pictures: Path, tmp_path: Path, kind: formats.Kind, part: str
+) -> None:
+    folder = tmp_path / "x"
+    shutil.copytree(exports[kind], folder)
+    path = folder / formats.FORMATS[kind].file
+    deflated(exports[kind] / path.name, path, part, b" " * 60_000_000)
+    content = json.loads((folder / "preprocessing.json").read_text())
+    (folder / "preprocessing.json").write_text(json.dumps(content | {"sha256": digest(path)}))
+    tracemalloc.start()
+    assert_one_line(run("predict", folder, pictures / "files"), path.name, "it unpacks to 60,")
+    assert tracemalloc.get_traced_memory()[1] < 20_000_000
+    tracemalloc.stop()
+
+
+def test_json_has_a_largest_size_and_depth(
+    exports: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source, path = exports["torch_export"] / "model.pt2", tmp_path / "model.pt2"
+    nested = b"[" * 100_000 + b"]" * 100_000
+    path.write_bytes(
+        rewritten(source, lambda name, data: nested if name.endswith("models/model.json") else data)
+    )
+    with pytest.raises(ExportError, match="RecursionError"):
+        formats.check_archive(path)
+    monkeypatch.setattr(pt2_check, "MAX_JSON_BYTES", 1000)
+    with pytest.raises(ExportError, match=r"json' is larger than 1,000 bytes"):
+        formats.check_archive(source)
+
+
+def test_files_of_an_export_are_regular_and_small(
+    exports: dict[str, Path], pictures: Path, tmp_path: Path
+) -> None:
+    for name in ("preprocessing.json", "model.pt"):
+        folder = tmp_path / f"no {name}"
+        shutil.copytree(exports["state_dict"], folder)
+        (folder / name).unlink()
+        os.mkfifo(folder / name)
+        assert_one_line(run("predict", folder, pictures / "files"), name, "not a regular file")
+    with (tmp_path / "preprocessing.json").open("wb") as file:
+        file.truncate(1 << 34)
+    assert_one_line(run("predict", tmp_path, pictures / "files"), "larger than 10,000,000 bytes")
+    nested = "[" * 100_000 + "]" * 100_000
+    (tmp_path / "preprocessing.json").write_text(nested)
+    assert_one_line(run("predict", tmp_path, pictures / "files"), "preprocessing.json")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import zipfile
 from pathlib import Path
 
 import pytest
@@ -13,6 +15,7 @@ from kdcl_dist import models
 from kdcl_dist.cli import kdcl
 from kdcl_dist.errors import ModelError
 from kdcl_dist.models import cost
+from kdcl_dist.models.pretrained import load_weights
 from kdcl_dist.models.registry import GROUPS, Usual
 
 #: Parameters. torchvision's documentation of its weights; Keras' MobileNetV2 of alpha 0.5; for 10 classes
@@ -153,3 +156,12 @@ def test_own_networks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     ):
         with pytest.raises(ModelError, match=words):
             models.build(name, 3, 2)
+
+
+def test_weights_are_a_regular_file_that_unfolds_to_no_more(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "fifo")
+    with zipfile.ZipFile(tmp_path / "bomb", "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("archive/data/0", bytes(10_000_000))
+    for name, words in {"fifo": "not a regular file", "bomb": "it unpacks to 10,000,000 bytes"}.items():
+        with pytest.raises(ModelError, match=f"^weights '.*/{name}' cannot be read: {words}"):
+            load_weights(nn.Linear(1, 1), str(tmp_path / name))

@@ -11,6 +11,9 @@ from pathlib import Path
 import pytest
 
 from kdcl_dist.errors import RunFolderError, StorageError
+from kdcl_dist.run.checkpoint import latest
+from kdcl_dist.run.record import read_record
+from kdcl_dist.run.run import load_run
 from kdcl_dist.run.storage import Folder
 
 
@@ -118,3 +121,39 @@ def test_a_failed_write_leaves_nothing(tmp_path: Path, monkeypatch: pytest.Monke
         folder.write("a", b"new")
     assert folder.read("a") == b"old"
     assert folder.names() == ["a"]
+
+
+def test_a_read_has_a_limit(folder: Folder) -> None:
+    folder.write("a", b"x" * 10)
+    assert folder.read("a", 10) == b"x" * 10
+    with pytest.raises(ValueError, match=r"^a is larger than 9 bytes$"):
+        folder.read("a", 9)
+
+
+def test_a_fifo_and_a_folder_are_not_read(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "fifo")
+    (tmp_path / "folder").mkdir()
+    for name in ("fifo", "folder"):
+        with pytest.raises(ValueError, match=f"^{name} is not a regular file$"):
+            Folder(str(tmp_path)).read(name)
+
+
+def test_files_of_a_run_that_are_too_large_or_too_deep(tmp_path: Path) -> None:
+    folder = Folder(str(tmp_path))
+    nested = b"[" * 100_000 + b"]" * 100_000
+    folder.write("run.json", nested)
+    with pytest.raises(RunFolderError, match=r"run.json is damaged \(RecursionError"):
+        read_record(folder)
+    folder.write("checkpoints/step-00000003/manifest.json", nested)
+    warnings: list[str] = []
+    assert latest(folder, warnings.append) is None
+    assert "RecursionError" in warnings[0]
+    for name in ("run.json", "recipe.yaml", "checkpoints/step-00000003/manifest.json"):
+        (tmp_path / name).write_bytes(b"")
+        os.truncate(tmp_path / name, 1 << 34)
+    with pytest.raises(RunFolderError, match=r"run.json is larger than 10,000,000 bytes"):
+        read_record(folder)
+    with pytest.raises(RunFolderError, match=r"recipe.yaml is larger than 1,000,000 bytes"):
+        load_run(folder.uri)
+    assert latest(folder, warnings.append) is None
+    assert "manifest.json is larger than 10,000,000 bytes" in warnings[1]
