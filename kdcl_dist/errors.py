@@ -33,6 +33,8 @@ plain JSON and back, so that it crosses a process, a Ray actor or a key-value st
 from __future__ import annotations
 
 import traceback
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any, ClassVar
 
 __all__ = [
@@ -62,6 +64,7 @@ __all__ = [
     "StudentLost",
     "UserError",
     "from_dict",
+    "of_user_code",
     "one_line",
     "wrap",
 ]
@@ -260,6 +263,23 @@ def wrap(error: BaseException, *, student: str | None, step: int | None, phase: 
     lines = "".join(traceback.format_exception(error))
     kind = CoordinatorFailed if student is None else StudentFailed
     return kind(one_line(error), student=student, step=step, phase=phase, detail=lines)
+
+
+@contextmanager
+def of_user_code(kind: type[UserError], message: str, student: str | None = None) -> Iterator[None]:
+    """Whatever a user's code raises as a user's mistake: the message, and the exception in one line.
+
+    A KdclError passes. So does a KeyboardInterrupt: it is the user's Ctrl-C.
+
+    Raises:
+        UserError: of the class `kind`, about the given student.
+    """
+    try:
+        yield
+    except KdclError:
+        raise
+    except (Exception, SystemExit) as error:
+        raise kind(f"{message}: {one_line(error)}", student=student) from error
 
 
 def one_line(error: BaseException) -> str:

@@ -16,6 +16,7 @@ from kdcl_dist.errors import (
     NonFiniteLogits,
     StartupTimeout,
     StorageError,
+    StudentFailed,
     StudentLost,
     UserError,
 )
@@ -58,7 +59,7 @@ def is_fatal(failure: Failure, past: Sequence[KdclError], cause: KdclError) -> b
     final = isinstance(cause, FINAL) and not isinstance(cause, NonFiniteLogits)
     if final or len(past) >= failure.allowed:
         return True
-    return any(_is_repeated(cause, earlier) for earlier in past)
+    return any(_is_repeated(cause, earlier) for earlier in past) or _fails_to_start(past, cause)
 
 
 def survivors_can_continue(cause: KdclError) -> bool:
@@ -79,3 +80,18 @@ def _is_repeated(cause: KdclError, earlier: KdclError) -> bool:
         return False
     where = (cause.student, cause.step, cause.phase)
     return None not in where[1:] and where == (earlier.student, earlier.step, earlier.phase)
+
+
+def _fails_to_start(past: Sequence[KdclError], cause: KdclError) -> bool:
+    """Whether a student raised at its start, where there is no step, the same as in the failure before."""
+    return (
+        bool(past)
+        and isinstance(cause, StudentFailed)
+        and cause.phase == "start"
+        and _start_of(cause) == _start_of(past[-1])
+    )
+
+
+def _start_of(error: KdclError) -> tuple[object, ...]:
+    student = (error.student or "").partition("/")[0]  # replicas fail alike
+    return type(error), student, error.phase, error.message

@@ -31,7 +31,8 @@ from torch import Tensor
 
 from kdcl_dist.data.arrow_file import open_table
 from kdcl_dist.data.decode import decode
-from kdcl_dist.errors import DataError, one_line
+from kdcl_dist.data.first_images import check_images
+from kdcl_dist.errors import DataError, of_user_code, one_line
 from kdcl_dist.utils.hidden import is_hidden
 from kdcl_dist.utils.import_strings import is_import_string, load_object
 
@@ -210,10 +211,12 @@ def open_dataset(spec: str) -> ImageDataset:
     """
     if not is_import_string(spec) or Path(spec).exists():
         return ArrowDataset(spec)
-    try:
-        dataset = load_object(spec)()
-    except Exception as error:  # a user's code can raise anything
-        raise DataError(f"data set {spec!r}: {one_line(error)}") from error
+    with of_user_code(DataError, f"data set {spec!r}"):
+        return _checked(spec, load_object(spec)())
+
+
+def _checked(spec: str, dataset: Any) -> ImageDataset:
+    """A user's own data set, if it has what training needs."""
     if not isinstance(dataset, ImageDataset):
         wanted = ("__len__", "labels", "classes", "channels", "mean", "std", "image")
         missing = [name for name in wanted if not hasattr(dataset, name)]
@@ -238,6 +241,10 @@ def _check_custom(spec: str, dataset: ImageDataset) -> None:
         )
     _check_range(spec, labels, len(dataset.classes))
     _check_scale(spec, dataset.mean, dataset.std, dataset.channels)
+    names = [str(name) for name in dataset.classes]
+    if twice := sorted({name for name in names if names.count(name) > 1}):
+        raise DataError(f"data set {spec!r}: classes names {', '.join(map(repr, twice[:3]))} more than once")
+    check_images(f"data set {spec!r}", dataset)
 
 
 def _check_scale(where: str, mean: Sequence[float], std: Sequence[float], channels: int) -> None:

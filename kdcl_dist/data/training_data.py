@@ -5,6 +5,7 @@ Shapes: B batch.
 
 from __future__ import annotations
 
+import random
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -17,6 +18,7 @@ import torch
 from kdcl_dist.config.recipe import Recipe
 from kdcl_dist.config.rounds import Kind, Round, RunSchedule, share_of
 from kdcl_dist.data.dataset import ImageDataset, fingerprint
+from kdcl_dist.data.first_images import check_views
 from kdcl_dist.data.loader import Batch, BatchSpec, batches, mixed_batches
 from kdcl_dist.data.sampling import Ids, batches_of, epoch_steps, own_steps, split_holdout, student_seed
 from kdcl_dist.data.subset import open_classes
@@ -24,6 +26,11 @@ from kdcl_dist.data.views import Transforms, Views
 from kdcl_dist.errors import DataError, RecipeError
 
 __all__ = ["TrainingData", "test_views"]
+
+#: Samples whose views are looked at for warnings.
+SEEN = 16
+#: A usual deviation of normalised images lies between these.
+SMALL, LARGE = 0.05, 20.0
 
 
 @dataclass(frozen=True)
@@ -58,20 +65,54 @@ class TrainingData:
 
     def check(self) -> None:
         """Build the schedule and every student's transforms: what can fail shall fail before training."""
+        if len(np.unique(self.train.labels)) < 2:
+            raise DataError(
+                "data.train has samples of a single class, which every network answers without learning: "
+                "at least two are needed"
+            )
         _ = self.schedule
         with _naming_field("data.test_view"):
             Transforms(self.recipe.data.test_items, self.test.mean)
-        for student in self.recipe.students:
-            own = student.augment is not None
-            with _naming_field(f"students.{student.name}.augment" if own else "data.augment"):
+        for index, student in enumerate(self.recipe.students):
+            with _naming_field(self._augment_field(index)):
                 Transforms(self.recipe.augment_of(student), self.train.mean)
 
     def warnings(self) -> list[str]:
-        """Settings that this data makes ineffective, one line each."""
+        """Settings that this data makes ineffective, and views that look wrong, one line each.
+
+        Raises:
+            DataError: as `first_views`.
+        """
         window, steps = self.recipe.distillation.window, self.schedule.steps_per_epoch
+        found = []
         if isinstance(window, int) and window > max(1, steps):
-            return [f"distillation.window: an epoch has {steps} steps, so {window} is as much as 'epoch'"]
-        return []
+            found.append(
+                f"distillation.window: an epoch has {steps} steps, so {window} is as much as 'epoch'"
+            )
+        with _random_state_kept():
+            return found + self._warnings_of_views()
+
+    def _warnings_of_views(self) -> list[str]:
+        tested = tuple(self.first_test_views(SEEN).images.shape[1:])
+        found = {}
+        for index in range(len(self.recipe.students)):
+            field = self._augment_field(index)
+            if field in found:
+                continue
+            images_BCHW = self.first_views(index, SEEN).images
+            deviation, shape = float(images_BCHW.std()), tuple(images_BCHW.shape[1:])
+            found[field] = [
+                f"{field}: the first images have deviation {deviation:.3g} after normalisation, where 1 is "
+                "usual: do the data set's mean and std fit its pixels?"
+            ] * (not SMALL <= deviation <= LARGE) + [
+                f"{field} gives images of shape {shape}, data.test_view of shape {tested}"
+            ] * (shape != tested)
+        return [line for lines in found.values() for line in lines]
+
+    def _augment_field(self, index: int) -> str:
+        """The field of the recipe that has a student's transforms."""
+        student = self.recipe.students[index]
+        return "data.augment" if student.augment is None else f"students.{student.name}.augment"
 
     @cached_property
     def split(self) -> tuple[Ids, Ids]:
@@ -140,20 +181,17 @@ class TrainingData:
         """The first few training samples, as a student sees them in training.
 
         Raises:
-            DataError: a transform gives no image, another number of channels, or NaN.
+            DataError: a transform fails, or `check_views` refuses what it gives.
         """
         recipe, student = self.recipe, self.recipe.students[index]
         views = Views(self.train, Transforms(recipe.augment_of(student), self.train.mean), recipe.seed)
-        batch = next(batches(views, [(0, self.split[0][:count])]))
-        shape, channels = tuple(batch.images.shape[1:]), self.train.channels
-        if len(shape) != 3 or shape[0] != channels:
-            raise DataError(
-                f"data.augment gives images of shape {shape} where the data has {channels} channels",
-                student=student.name,
-            )
-        if not bool(torch.isfinite(batch.images).all()):
-            raise DataError("data.augment gives images with NaN or infinite pixels", student=student.name)
-        return batch
+        return _checked_batch(self._augment_field(index), views, self.split[0][:count], student.name)
+
+    def first_test_views(self, count: int) -> Batch:
+        """The first few test samples, as all students see them; errors as `first_views`."""
+        return _checked_batch(
+            "data.test_view", self._test_views(self.test), np.arange(len(self.test))[:count]
+        )
 
     def holdout_batches(self) -> Iterator[Batch]:
         """The held-out samples once, seen through the test view."""
@@ -199,6 +237,26 @@ def _naming_field(field: str) -> Iterator[None]:
         yield
     except (DataError, RecipeError) as error:
         raise type(error)(f"{field}: {error.message}", detail=error.detail) from error
+
+
+@contextmanager
+def _random_state_kept() -> Iterator[None]:
+    """Restore the global generators, which making views seeds: they may be those of a user's program."""
+    states = random.getstate(), np.random.get_state()
+    with torch.random.fork_rng([]):
+        try:
+            yield
+        finally:
+            random.setstate(states[0])
+            np.random.set_state(states[1])
+
+
+def _checked_batch(field: str, views: Views, ids_B: Ids, student: str | None = None) -> Batch:
+    """One batch of views that `check_views` has seen."""
+    with _naming_field(field):
+        views_BCHW = views.batch(0, ids_B)
+    check_views(field, views_BCHW, views.dataset.channels, student)
+    return next(batches(views, [(0, ids_B)]))
 
 
 def test_views(dataset: ImageDataset, items: Sequence[Mapping[str, Any]], seed: int) -> Views:

@@ -111,7 +111,7 @@ class Views:
         self._seed(seed)
         try:
             view = self.transforms(image_CHW)
-        except Exception as error:  # a user's transform can raise anything
+        except (Exception, SystemExit) as error:  # a user's transform can raise anything
             shape = tuple(image_CHW.shape)
             raise DataError(
                 f"a transform fails on sample {sample_id} of shape {shape}, epoch {epoch}: {one_line(error)}"
@@ -128,7 +128,7 @@ class Views:
             return image_CHW if self.transforms.any_layout else image_CHW.contiguous()
         except KdclError:
             raise
-        except Exception as error:  # a user's data set can raise anything
+        except (Exception, SystemExit) as error:  # a user's data set can raise anything
             raise DataError(f"the data set fails on sample {sample_id}: {one_line(error)}") from error
 
     def _seed(self, seed: int) -> None:
@@ -150,7 +150,7 @@ def _build(position: int, item: Mapping[str, Any], mean_C: tuple[float, ...]) ->
         factory = _of_torchvision(position, name)
     try:
         built = factory(**arguments)
-    except Exception as error:  # a constructor can raise anything
+    except (Exception, SystemExit) as error:  # a constructor can raise anything
         raise RecipeError(f"transform {position}: {name} with {arguments}: {one_line(error)}") from error
     if not callable(built):
         raise RecipeError(

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 from torch import nn
 
-from kdcl_dist.errors import ModelError, one_line
+from kdcl_dist.errors import ModelError, of_user_code
 from kdcl_dist.models import cifar, imagenet, small
 from kdcl_dist.utils.import_strings import is_import_string, load_object
 
@@ -60,11 +60,9 @@ def build(name: str, num_classes: int, in_channels: int = 3) -> nn.Module:
             f"model {name!r} is unknown: {hint}`kdcl models` lists the built-in ones; "
             "your own is given as package.module:factory"
         )
-    try:
+    with of_user_code(ModelError, f"model {name!r} cannot be built"):
         factory = load_object(name)
         module = factory(**_arguments(factory, num_classes, in_channels))
-    except Exception as error:  # a user's code can raise anything
-        raise ModelError(f"model {name!r} cannot be built: {one_line(error)}") from error
     if not isinstance(module, nn.Module):
         raise ModelError(f"model {name!r} gives {type(module).__name__}, not a torch.nn.Module")
     return module

@@ -143,7 +143,7 @@ class _StudentRuntime:
             self.training_data = TrainingData.open(self.run.recipe)
             self.student = _build(self.run, self.worker, self.device, self.training_data)
             dry_run(self.student, self.training_data, self.worker.student)
-        except Exception as error:
+        except BaseException as error:  # a user's code may raise SystemExit as well
             cause = wrap(error, student=self.worker.name, step=None, phase="start").at(host=self.host)
             self.rendezvous.report(cause)
             raise cause from error

@@ -17,6 +17,7 @@ from kdcl_dist.config.recipe import Recipe
 from kdcl_dist.data.sampling import student_seed
 from kdcl_dist.distillation.diagnostics import Conflict, conflict
 from kdcl_dist.distillation.losses import Losses, dml_loss, kdcl_loss, task_loss
+from kdcl_dist.errors import ModelError, of_user_code
 from kdcl_dist.exchange.replicas import Replicas
 from kdcl_dist.models.compilation import compiled
 from kdcl_dist.models.pretrained import load_weights
@@ -79,7 +80,8 @@ class Student:
         self.training_network = self.network
         self.buffers = list(self.model.buffers())
         self.saved_buffers = [buffer.clone() for buffer in self.buffers]
-        self.optimizer = build_optimizer(self.spec.optimizer, self.model)
+        with of_user_code(ModelError, f"model {self.spec.model!r} cannot be trained", self.spec.name):
+            self.optimizer = build_optimizer(self.spec.optimizer, self.model)
         self.scaler = torch.amp.GradScaler(device.type, enabled=self.spec.precision == "fp16")
         self.dtype = AUTOCAST.get(self.spec.precision)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import re
+import signal
 from typing import Any
 
 from kdcl_dist.errors import one_line
@@ -30,7 +31,9 @@ def load_object(text: str) -> Any:
     module_name, _, attribute = text.partition(":")
     try:
         found: Any = importlib.import_module(module_name)
-    except Exception as error:  # a user's module can raise anything while it is imported
+    except BaseException as error:  # a user's module can raise anything while it is imported
+        if isinstance(error, KeyboardInterrupt) and signal.getsignal(signal.SIGINT) is not signal.SIG_IGN:
+            raise  # Ctrl-C; where the process ignores it, the module itself raised
         raise ImportError(f"{text!r}: importing {module_name!r} failed: {one_line(error)}") from error
     for part in attribute.split("."):
         if not hasattr(found, part):

@@ -120,3 +120,26 @@ def test_the_policy_may_change_on_resume(make_recipe: MakeRecipe) -> None:
         return make_recipe(*more)
 
     assert not differences(recipe(), recipe("failure.policy=stop", "failure.max_failures=1"))
+
+
+def at_start(message: str = "x", student: str = "b") -> KdclError:
+    return StudentFailed(message, student=student, phase="start")
+
+
+@pytest.mark.parametrize(
+    ("past", "cause", "ends"),
+    [
+        ([], at_start(), False),
+        ([at_start()], at_start(), True),
+        ([at_start(student="b/0")], at_start(student="b/1"), True),
+        ([at_start("y")], at_start(), False),
+        ([at_start(student="a")], at_start(), False),
+        ([at_start(), LOST], at_start(), False),
+        ([LOST], at_start(), False),
+        ([StudentLost("x", student="b", phase="start")], StudentLost("x", student="b", phase="start"), False),
+    ],
+)
+def test_a_start_that_fails_alike_twice_in_a_row_is_final(
+    past: list[KdclError], cause: KdclError, ends: bool
+) -> None:
+    assert is_fatal(Failure(), past, cause) is ends

@@ -124,6 +124,22 @@ def test_own_data_sets_by_import_string(tmp_path: Path, monkeypatch: pytest.Monk
         "class Outside(Own):\n"
         "    labels = np.array([0, 1, 2])\n"
         "def broken(): raise OSError('no disk')\n"
+        "def leaves(): raise SystemExit('no licence')\n"
+        "class Twice(Own): classes = ('x', 'x')\n"
+        "class Floats(Own):\n"
+        "    def image(self, index): return torch.full((1, 8, 8), 255.0)\n"
+        "class Whole(Own):\n"
+        "    def image(self, index): return torch.full((1, 8, 8), 7)\n"
+        "class Nan(Own):\n"
+        "    def image(self, index): return torch.full((1, 8, 8), torch.nan)\n"
+        "class Last(Own):\n"
+        "    def image(self, index): return torch.zeros(8, 8, 1)\n"
+        "class Array(Own):\n"
+        "    def image(self, index): return np.zeros((1, 8, 8))\n"
+        "class Fails(Own):\n"
+        "    def image(self, index): raise KeyError(index)\n"
+        "class Unsized(Own):\n"
+        "    def __len__(self): raise OSError('gone')\n"
         "def nothing(): return 3\n"
     )
     monkeypatch.syspath_prepend(tmp_path)
@@ -135,6 +151,15 @@ def test_own_data_sets_by_import_string(tmp_path: Path, monkeypatch: pytest.Monk
         ("Outside", "row 2 is 2"),
         ("broken", "no disk"),
         ("nothing", "lacks"),
+        ("leaves", "SystemExit: no licence"),
+        ("Twice", "classes names 'x' more than once"),
+        ("Floats", r"image\(0\) is torch\.float32 with pixels from 255 to 255"),
+        ("Whole", r"image\(0\) is torch\.int64 with pixels from 7 to 7"),
+        ("Nan", "pixels from nan to nan"),
+        ("Last", r"has shape \(8, 8, 1\), height, width, channels"),
+        ("Array", "gives a ndarray, not a torch.Tensor"),
+        ("Fails", r"image\(0\) fails: KeyError"),
+        ("Unsized", "OSError: gone"),
         ("missing", "no attribute"),
     ):
         with pytest.raises(DataError, match=words):

@@ -100,3 +100,50 @@ def test_a_window_longer_than_an_epoch_is_a_warning(make_recipe: MakeRecipe) -> 
     long = TrainingData.open(make_recipe("distillation.window=7"))
     assert long.warnings() == ["distillation.window: an epoch has 3 steps, so 7 is as much as 'epoch'"]
     assert TrainingData.open(make_recipe("distillation.window=3")).warnings() == []
+
+
+@pytest.mark.parametrize(
+    ("item", "words"),
+    [
+        ({"name": "own_views:Floats"}, r"data\.augment gives torch\.float32 images with pixels from 0 to"),
+        ({"name": "own_views:Last"}, r"data\.augment has shape \(8, 8, 1\), height, width, channels"),
+        ({"name": "own_views:Flat"}, r"images of shape \(8, 8\) where the data has 1 channels"),
+        ({"name": "own_views:Leaves"}, r"data\.augment: a transform fails .*SystemExit: no licence"),
+    ],
+)
+def test_views_that_would_train_nonsense_are_refused_before_a_start(
+    item: dict, words: str, make_recipe: MakeRecipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "own_views.py").write_text(
+        "import sys\n"
+        "Floats = lambda: lambda x: x.float()\n"
+        "Last = lambda: lambda x: x.permute(1, 2, 0)\n"
+        "Flat = lambda: lambda x: x[0]\n"
+        "Leaves = lambda: lambda x: sys.exit('no licence')\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    training_data = TrainingData.open(make_recipe(f"data.augment=[{item}]"))
+    with pytest.raises(DataError, match=words):
+        training_data.warnings()
+    other = TrainingData.open(make_recipe(f"data.test_view=[{item}]"))
+    with pytest.raises(DataError, match=words.replace("augment", "test_view")):
+        other.warnings()
+
+
+def test_views_that_look_wrong_are_a_warning(make_recipe: MakeRecipe) -> None:
+    torch.manual_seed(1)
+    before = torch.get_rng_state()
+    resized = TrainingData.open(make_recipe("data.augment=[{name: Resize, size: 4}]"))
+    assert resized.warnings() == [
+        "data.augment gives images of shape (1, 4, 4), data.test_view of shape (1, 8, 8)"
+    ]
+    dark = "data.augment=[{name: ColorJitter, brightness: [0, 0]}]"
+    (line,) = TrainingData.open(make_recipe(dark)).warnings()
+    assert line.startswith("data.augment: the first images have deviation 0 after normalisation")
+    assert torch.equal(torch.get_rng_state(), before), "the caller's random numbers stay as they are"
+
+
+def test_a_single_class_is_refused(make_recipe: MakeRecipe, tmp_path: Path) -> None:
+    path = write_images(tmp_path / "one.arrow", 32, classes=1)
+    with pytest.raises(DataError, match=r"data\.train has samples of a single class"):
+        TrainingData.open(make_recipe(f"data.train={path}", f"data.test={path}"))

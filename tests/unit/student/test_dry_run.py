@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import copy
+import sys
+import threading
 from collections.abc import Callable
 from typing import Any
 
@@ -13,7 +15,8 @@ from torch import Tensor, nn
 
 from kdcl_dist.data.training_data import TrainingData
 from kdcl_dist.errors import ModelError
-from kdcl_dist.student.dry_run import check_output, dry_run, try_step
+from kdcl_dist.models.transfer import head_of
+from kdcl_dist.student.dry_run import check_head, check_output, dry_run, try_step
 from kdcl_dist.student.student import Student
 
 IMAGES, LABELS = torch.zeros(2, 1, 8, 8), torch.tensor([0, 1])
@@ -53,6 +56,7 @@ def fails(*_: Any) -> Tensor:
         (lambda z, _: z[:, :, None], ["returns (2, 4, 1)"]),
         (lambda z, _: (z, z), ["returns tuple"]),
         (lambda z, _: None, ["returns NoneType"]),
+        (lambda z, _: sys.exit("no licence"), ["fails on images of shape", "SystemExit: no licence"]),
     ],
 )
 def test_a_wrong_output_is_named(
@@ -100,3 +104,120 @@ def test_the_student_stays_as_it_was(precision: str, make_recipe: MakeRecipe) ->
     assert student.state_dict()["optimizer"] == before["optimizer"]
     assert student.model.training
     assert all(parameter.grad is None for parameter in student.model.parameters())
+
+
+class Uncopied(nn.Module):
+    """A network that `copy.deepcopy` refuses, and whose steps change buffers, attributes, parameters."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.lock, self.passes = threading.Lock(), 0
+        self.norm, self.linear = nn.BatchNorm2d(1), nn.Linear(64, 4)
+        self.register_buffer("hidden", torch.zeros(3), persistent=False)
+        self.scale = nn.Parameter(torch.ones(4), requires_grad=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.training:
+            self.passes += 1
+            self.get_buffer("hidden").add_(1)
+            self.scale.mul_(2)
+        logits: Tensor = self.linear(torch.dropout(self.norm(x).flatten(1), 0.5, self.training)) * self.scale
+        return logits
+
+
+@pytest.mark.parametrize("fails", [False, True])
+def test_a_network_that_cannot_be_copied_is_tried_and_stays_as_it_was(
+    fails: bool, make_recipe: MakeRecipe
+) -> None:
+    student = student_of(make_recipe)
+    network = student.model = Uncopied()
+    with pytest.raises(TypeError, match="pickle"):
+        copy.deepcopy(network)
+    before = [each.detach().clone() for each in (*network.parameters(), *network.buffers())]
+    random_state = torch.get_rng_state()
+    if fails:
+        with pytest.raises(ModelError, match="IndexError: Target"):
+            try_step(student, IMAGES, torch.tensor([0, 9]))
+    else:
+        try_step(student, IMAGES, LABELS)
+    for value, old in zip((*network.parameters(), *network.buffers()), before, strict=True):
+        assert torch.equal(value, old)
+    assert (network.passes, network.training, network.norm.training) == (0, True, True)
+    assert all(parameter.grad is None for parameter in network.parameters())
+    assert torch.equal(torch.get_rng_state(), random_state)
+
+
+class Unused(Network):
+    """With a layer that no pass uses."""
+
+    def __init__(self) -> None:
+        super().__init__(lambda z, _: z)
+        self.old = nn.Linear(3, 3)
+
+
+def test_replicas_need_every_parameter(make_recipe: MakeRecipe) -> None:
+    alone, both = student_of(make_recipe), student_of(make_recipe, "students.a.replicas=2")
+    for student in (alone, both):
+        student.model = Unused()
+    try_step(alone, IMAGES, LABELS)
+    with pytest.raises(ModelError, match=r"students\.a\.replicas: .* does not use old\.weight, old\.bias,"):
+        try_step(both, IMAGES, LABELS)
+    both.model.get_submodule("old").requires_grad_(False)
+    try_step(both, IMAGES, LABELS)
+
+
+def test_a_step_is_tried_with_as_few_samples_as_a_replica_has(make_recipe: MakeRecipe) -> None:
+    for replicas, rows in ((1, 2), (2, 1)):
+        student = student_of(make_recipe, "batch_size=2", f"students.a.replicas={replicas}")
+        seen: list[int] = []
+        student.model = Network(lambda z, training, seen=seen: seen.append(len(z)) or z if training else z)
+        dry_run(student, TrainingData.open(student.recipe), 0)
+        assert seen == [rows]
+
+
+class Heads(nn.Module):
+    """A body, and the mean of the named heads; `last` is the last linear layer."""
+
+    def __init__(self, *used: str) -> None:
+        super().__init__()
+        self.body, self.used = nn.Linear(64, 4), used
+        self.convolution = nn.Conv1d(4, 4, 1)
+        self.first, self.last = nn.Linear(4, 4), nn.Linear(4, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        features = self.body(x.flatten(1)).relu()
+        return torch.stack([self._head(name, features) for name in self.used]).mean(0)
+
+    def _head(self, name: str, features: Tensor) -> Tensor:
+        given = features[:, :, None] if name == "convolution" else features
+        logits: Tensor = self.get_submodule(name)(given)
+        return logits.flatten(1)
+
+
+@pytest.mark.parametrize(
+    ("used", "words"),
+    [
+        (["first", "last"], "another head beside 'last' .*'first'"),
+        (["first"], "another head beside 'last' .*'first'"),
+        (["convolution", "last"], "another head beside 'last'"),
+        (["last"], None),
+    ],
+)
+def test_a_transferred_network_has_one_head(
+    used: list[str], words: str | None, make_recipe: MakeRecipe
+) -> None:
+    student = student_of(make_recipe)
+    student.model, student.head = Heads(*used), "last"
+    before = copy.deepcopy(student.model.state_dict())
+    if words is None:
+        check_head(student, "last", IMAGES)
+    else:
+        with pytest.raises(ModelError, match=rf"students\.a\.transfer: .*{words}"):
+            check_head(student, "last", IMAGES)
+    assert_same(student.model.state_dict(), before)
+
+
+@pytest.mark.parametrize("name", ["mlp", "cnn_small", "resnet20", "wrn_16_2"])
+def test_built_in_networks_have_one_head(name: str, make_recipe: MakeRecipe) -> None:
+    student = student_of(make_recipe, f"students.a.model={name}")
+    check_head(student, head_of(student.model, name, 4), IMAGES)

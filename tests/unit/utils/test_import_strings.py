@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os.path
+import signal
 from pathlib import Path
 
 import pytest
@@ -69,6 +70,8 @@ def test_what_is_missing_is_named(text: str, message: str) -> None:
         ("raise RuntimeError('first\\nsecond')", "RuntimeError: first"),
         ("x = (", "SyntaxError"),
         ("1 / 0", "ZeroDivisionError: division by zero"),
+        ("import sys; sys.exit('no licence')", "SystemExit: no licence"),
+        ("raise SystemExit", "SystemExit"),
     ],
 )
 def test_a_module_that_fails(
@@ -81,3 +84,18 @@ def test_a_module_that_fails(
     assert reason in str(caught.value)
     assert "\n" not in str(caught.value)
     assert caught.value.__cause__ is not None
+
+
+@pytest.mark.parametrize("ignored", [False, True])
+def test_an_interrupt_is_the_users_unless_the_process_ignores_it(
+    ignored: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "kdcl_test_interrupts.py").write_text("raise KeyboardInterrupt")
+    monkeypatch.syspath_prepend(tmp_path)
+    old = signal.getsignal(signal.SIGINT)
+    signal.signal(signal.SIGINT, signal.SIG_IGN if ignored else signal.default_int_handler)
+    try:
+        with pytest.raises(ImportError if ignored else KeyboardInterrupt):
+            load_object("kdcl_test_interrupts:x")
+    finally:
+        signal.signal(signal.SIGINT, old)
