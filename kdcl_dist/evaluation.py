@@ -17,9 +17,9 @@ from kdcl_dist.config.stored_imports import check_recipe_imports
 from kdcl_dist.coordinator.aggregator import Aggregator
 from kdcl_dist.coordinator.aligned_logits import Aligned
 from kdcl_dist.data.training_data import TrainingData
-from kdcl_dist.errors import RunFolderError
+from kdcl_dist.errors import CheckpointError, RunFolderError, one_line
 from kdcl_dist.membership.monitor import COORDINATOR
-from kdcl_dist.run.checkpoint import latest, read_part
+from kdcl_dist.run.checkpoint import Manifest, latest, read_part
 from kdcl_dist.run.metrics import ENSEMBLE, Scores
 from kdcl_dist.run.record import read_record
 from kdcl_dist.run.run import load_run
@@ -79,15 +79,19 @@ class Trained:
             )
         if (manifest := latest(folder, warn)) is None:
             raise RunFolderError(f"{displayed(uri)!r} has no complete checkpoint to evaluate")
+        if missing := [name for name in recipe.names if name not in manifest.parts]:
+            raise RunFolderError(
+                f"{displayed(uri)!r} cannot be evaluated: {manifest.folder} has no student "
+                f"{', '.join(map(repr, missing))}"
+            )
         training_data = open_training_data(recipe, folder)
-        aggregator = Aggregator(recipe)
-        aggregator.load_state_dict(read_part(folder, manifest, COORDINATOR)["coordinator"])
-        sizes = {"classes": len(training_data.train.classes), "channels": training_data.train.channels}
-        students = []
-        for index, name in enumerate(recipe.names):
-            student = Student(recipe, index, **sizes, device=torch.device(device), resumed=True)
-            student.load_state_dict(read_part(folder, manifest, name))
-            students.append(student)
+        try:
+            aggregator, students = _restored(recipe, folder, manifest, training_data, device)
+        except (CheckpointError, RuntimeError, KeyError, TypeError, ValueError, AttributeError) as error:
+            reason = error.message if isinstance(error, CheckpointError) else one_line(error)
+            raise RunFolderError(
+                f"{displayed(uri)!r} cannot be evaluated: {manifest.folder} does not fit the recipe: {reason}"
+            ) from error
         return cls(manifest.step, training_data, aggregator, students)
 
     def test(self, noise: Noise | None = None) -> dict[str, dict[str, float]]:
@@ -101,6 +105,21 @@ class Trained:
             aligned = Aligned(batch.ids, batch.labels, logits_SBC)
             scores[ENSEMBLE].add(self.aggregator.predict(aligned), batch.labels)
         return {name: score.values() for name, score in scores.items()}
+
+
+def _restored(
+    recipe: Recipe, folder: Folder, manifest: Manifest, training_data: TrainingData, device: str
+) -> tuple[Aggregator, list[Student]]:
+    """The aggregator and the students with their state of a checkpoint."""
+    aggregator = Aggregator(recipe)
+    aggregator.load_state_dict(read_part(folder, manifest, COORDINATOR)["coordinator"])
+    sizes = {"classes": len(training_data.train.classes), "channels": training_data.train.channels}
+    students = []
+    for index, name in enumerate(recipe.names):
+        student = Student(recipe, index, **sizes, device=torch.device(device), resumed=True)
+        student.load_state_dict(read_part(folder, manifest, name))
+        students.append(student)
+    return aggregator, students
 
 
 def open_training_data(recipe: Recipe, folder: Folder) -> TrainingData:

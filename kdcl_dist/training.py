@@ -48,6 +48,7 @@ def train(
     storage: str = "runs",
     name: str | None = None,
     resume: bool = False,
+    recipe_file: str | None = None,
     on_event: Callable[[Event], None] = lambda event: None,
     stop: threading.Event | None = None,
 ) -> Result:
@@ -60,6 +61,7 @@ def train(
         storage: path or URI of the folder that holds runs.
         name: the run's folder within it; by default the recipe's name and the time.
         resume: continue the run from its latest checkpoint.
+        recipe_file: the digest of the recipe's file, kept in the run's record for `kdcl train --resume`.
         on_event: called with each event of the run.
         stop: set to ask for a checkpoint and an end after the step; by default Ctrl-C and SIGTERM ask.
 
@@ -70,16 +72,23 @@ def train(
     if launcher == "local":
         start_server()  # imports while this process prepares the run
     training_data = _open_data(recipe, on_event)
-    run = prepare(recipe, storage, name, resume=resume, warn=lambda text: on_event(Warned(text)))
+    run = prepare(
+        recipe,
+        storage,
+        name,
+        resume=resume,
+        warn=lambda text: on_event(Warned(text)),
+        recipe_file=recipe_file,
+    )
     begins = f", from step {run.step}" if run.start else ""
     on_event(Note(f"run folder {displayed(run.folder.uri)}{begins}"))
     if read_record(run.folder).get("state") == "finished":
         on_event(Note("the run is finished already"))
-        return Result(run.folder.uri, True, read_record(run.folder)["results"])
+        return Result(run.folder.uri, True, read_record(run.folder).get("results") or {})
     samples = sum(len(ids) for ids in training_data.split)
     update_record(run.folder, classes=len(training_data.train.classes), samples=samples)
     finished = _launch(run, launcher, on_event, stop)
-    return Result(run.folder.uri, finished, read_record(run.folder).get("results", {}))
+    return Result(run.folder.uri, finished, read_record(run.folder).get("results") or {})
 
 
 def _open_data(recipe: Recipe, on_event: Callable[[Event], None]) -> TrainingData:

@@ -25,9 +25,9 @@ def train(
     recipe: str, overrides: tuple[str, ...], launcher: str, storage: str, name: str | None, resume: bool
 ) -> None:
     """Train the cohort of a RECIPE."""
-    from kdcl_dist.config.recipe_file import load_recipe
+    from kdcl_dist.config.recipe_file import file_digest, load_recipe
 
-    wanted = load_recipe(recipe, overrides)
+    wanted, digest = load_recipe(recipe, overrides), file_digest(recipe)
     if launcher == "local":
         from kdcl_dist.launch.forkserver import start_server
 
@@ -35,17 +35,24 @@ def train(
     from rich.console import Console
 
     from kdcl_dist.cli.training_display import Display, results_table
+    from kdcl_dist.config.differences import changes
+    from kdcl_dist.run.events import Note
+    from kdcl_dist.run.prepare import resumed_recipe
     from kdcl_dist.run.uris import displayed
     from kdcl_dist.training import train as run_training
 
     console = Console()
+    chosen = resumed_recipe(wanted, digest, overrides, storage, name) if resume else wanted
     with Display(console) as display:
+        if kept := changes(wanted, chosen):
+            display.handle(Note(f"as the run began: {'; '.join(kept)}"))
         result = run_training(
-            wanted,
+            chosen,
             launcher=launcher,  # type: ignore[arg-type]
             storage=storage,
             name=name,
             resume=resume,
+            recipe_file=digest,
             on_event=display.handle,
         )
     if result.metrics:

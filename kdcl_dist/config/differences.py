@@ -8,7 +8,7 @@ from typing import Any
 
 from kdcl_dist.config.recipe import Recipe
 
-__all__ = ["FREE_FIELDS", "ROUNDING_FIELDS", "differences", "roundings"]
+__all__ = ["FREE_FIELDS", "ROUNDING_FIELDS", "changes", "differences", "roundings"]
 
 #: Fields that may change between a run and its resumption, because no result depends on them.
 FREE_FIELDS = (
@@ -36,6 +36,11 @@ def differences(old: Recipe, new: Recipe) -> list[str]:
     Changes of `FREE_FIELDS` and `ROUNDING_FIELDS` do not count.
     """
     return [line for path, line in _changes(old, new) if not _is_one_of(path, FREE_FIELDS + ROUNDING_FIELDS)]
+
+
+def changes(old: Recipe, new: Recipe) -> list[str]:
+    """All changes, one `path: old -> new` each."""
+    return [line for _, line in _changes(old, new)]
 
 
 def roundings(old: Recipe, new: Recipe) -> list[str]:

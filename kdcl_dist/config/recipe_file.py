@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import io
 from collections.abc import Iterable
 from pathlib import Path
@@ -16,7 +17,7 @@ from kdcl_dist.config.strict_yaml import MAX_BYTES, MAX_DEPTH, load_mapping, loa
 from kdcl_dist.errors import RecipeError, one_line
 from kdcl_dist.utils.files import read_regular
 
-__all__ = ["dump_recipe", "load_recipe", "parse_mapping", "parse_recipe", "read_mapping"]
+__all__ = ["dump_recipe", "file_digest", "load_recipe", "parse_mapping", "parse_recipe", "read_mapping"]
 
 
 def load_recipe(path: str | Path, overrides: Iterable[str] = ()) -> Recipe:
@@ -31,6 +32,11 @@ def load_recipe(path: str | Path, overrides: Iterable[str] = ()) -> Recipe:
         RecipeError: the file is missing or is not YAML, or a field is unknown or has an impossible value.
     """
     return parse_recipe(_read(path), overrides, source=str(path))
+
+
+def file_digest(path: str | Path) -> str:
+    """The SHA-256 of a recipe file's text; raises `RecipeError` when it cannot be read."""
+    return hashlib.sha256(_read(path).encode()).hexdigest()
 
 
 def read_mapping(path: str | Path, overrides: Iterable[str] = ()) -> dict[str, Any]:

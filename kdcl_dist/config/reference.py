@@ -99,6 +99,11 @@ TAIL = """\
 Every other change makes another run and is an error, also one of `epochs`. To train on from a finished run,
 start a new one with the `weights` of its students. `--resume` without `--name` takes the latest run of the
 recipe's name that has a checkpoint.
+
+`kdcl train --resume` needs no `--set` of the run's start again: while the recipe's file is unchanged, the
+stored recipe counts, and a note lists what an earlier `--set` gave. A `--set` that contradicts it is an
+error. After an earlier `--set` of an import string, or without `--name` of the recipe's `name`, the same
+`--set` must be given again; so must all in a run that 0.1.0 began.
 """
 
 

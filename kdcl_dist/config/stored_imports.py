@@ -16,7 +16,7 @@ from kdcl_dist.config.recipe import Recipe
 from kdcl_dist.errors import ImportRefused
 from kdcl_dist.utils.import_strings import is_import_string, load_object
 
-__all__ = ["check_recipe_imports", "check_stored_imports", "transform_imports"]
+__all__ = ["check_recipe_imports", "check_stored_imports", "import_strings", "transform_imports"]
 
 
 def check_recipe_imports(
@@ -59,6 +59,11 @@ def check_stored_imports(fields: Mapping[str, str], where: str, allowed: Collect
                 f"{where}: {path}: {text!r} would run code of the module {module!r}, and a run folder or an "
                 f"export may come from someone else; if you trust it, add --allow-imports {module}"
             )
+
+
+def import_strings(recipe: Recipe) -> set[str]:
+    """All import strings of a recipe."""
+    return {text for _, text in _fields(recipe, recipe.names) if is_import_string(text)}
 
 
 def _is_allowed(module: str, allowed: Collection[str]) -> bool:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import NamedTuple
 
 import torch
@@ -13,13 +14,13 @@ from kdcl_dist.config.rounds import Kind, Round, RunSchedule
 from kdcl_dist.coordinator.aggregator import Answer
 from kdcl_dist.coordinator.checkpointing import CoordinatorState, save_checkpoint, student_parts
 from kdcl_dist.coordinator.validation import check_messages
-from kdcl_dist.errors import KdclError, StorageError
+from kdcl_dist.errors import CheckpointError, KdclError, StorageError
 from kdcl_dist.exchange.group import Exchange
 from kdcl_dist.exchange.layout import sends_target
 from kdcl_dist.exchange.message import Flag, Message
-from kdcl_dist.run.checkpoint import prune
+from kdcl_dist.run.checkpoint import latest, prune
 from kdcl_dist.run.events import CheckpointSaved, Event, Note, Stepped, Warned
-from kdcl_dist.run.record import check_owner, update_record
+from kdcl_dist.run.record import check_owner, read_record, restore_deleted, update_record
 from kdcl_dist.run.run import Run
 
 __all__ = ["CoordinatorLoop"]
@@ -73,6 +74,8 @@ class CoordinatorLoop:
         self.present = state.aggregator.present = list(present)
         self.aggregator, self.metrics = state.aggregator, state.metrics
         self.brief_folder = run.folder.with_limit(BRIEF_S)
+        self.record = read_record(self.brief_folder)
+        self.restored = False
         self.step: _Step | None = None
         self.stopping = False
         self.skipped: set[int] = set()
@@ -243,12 +246,12 @@ class CoordinatorLoop:
         self.metrics.test(round, self.present, aligned, self.aggregator.predict(aligned))
         if round.part + 1 == self.schedule.test_batches:
             self.exchange.monitor.heartbeat.enter("record")
-            check_owner(self.run)
+            self._check_folder()
             self.emit(self.metrics.end_epoch(round))
             self._warn_of(self.metrics.flush(BRIEF_S))
 
     def _checkpoint(self, round: Round, messages: Sequence[Message]) -> None:
-        check_owner(self.run)
+        self._check_folder()
         parts = student_parts(self.recipe.names, self.workers, messages)
         save_checkpoint(self.run, self.state, round.step, parts)
         self.emit(CheckpointSaved(round.step))
@@ -257,13 +260,34 @@ class CoordinatorLoop:
     def _finish(self) -> None:
         """Record the run's end. The last checkpoint holds all that a failed write here would lose."""
         self.exchange.monitor.heartbeat.enter("record")
+        self._check_folder()
         try:
+            if self.restored and latest(self.run.folder, lambda text: self.emit(Warned(text))) is None:
+                raise CheckpointError(
+                    f"the last checkpoint was deleted from {self.run.folder}: nothing is saved"
+                )
             if (error := self.metrics.flush(self.recipe.limits.patience_s)) is not None:
                 raise error
             update_record(self.run.folder, state="finished", results=self.metrics.results)
         except StorageError as error:
             error.message += "; the training is complete and saved: --resume writes what is missing"
             raise
+
+    def _check_folder(self) -> None:
+        """Check that this start owns the folder, and write again what a run folder cannot do without."""
+        check_owner(self.run)
+        self._warn_of(_try(self._restore_deleted))
+
+    def _restore_deleted(self) -> None:
+        brief_run = replace(self.run, folder=self.brief_folder)
+        if gone := restore_deleted(brief_run, self.record):
+            self.restored = True
+            self.emit(
+                Warned(
+                    f"{' and '.join(gone)} of {self.run.folder} was deleted during the run, and is written "
+                    "again; metrics and checkpoints that were deleted with it stay lost"
+                )
+            )
 
     def _warn_of(self, error: StorageError | None) -> None:
         """Warn of a failed write that is repeated later."""

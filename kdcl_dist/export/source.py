@@ -11,7 +11,6 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
 import pyarrow.compute as pc
 from torch import Tensor, nn
 
@@ -194,7 +193,7 @@ def _load(folder: Folder, manifest: Manifest, student: Student, training_data: T
     network = models.build(student.model, len(training_data.train.classes), training_data.train.channels)
     try:
         network.load_state_dict(read_part(folder, manifest, student.name)["model"])
-    except (RuntimeError, KeyError) as error:
+    except (RuntimeError, KeyError, TypeError, AttributeError) as error:
         raise ModelError(
             f"student {student.name!r} of {str(folder)!r} does not fit model {student.model!r} as it is "
             f"built here: {misfit(error)}; use the versions that recipe.yaml begins with"
@@ -208,7 +207,7 @@ def _results(folder: Folder, epochs: int) -> Results:
     """The recorded test results after `epochs` epochs; empty if there are none."""
     try:
         table = read_metrics(folder)
-    except (pa.ArrowException, OSError):  # missing test results do not prevent an export
+    except RunFolderError:  # missing test results do not prevent an export
         return {}
     rows = table.filter((pc.field("split") == "test") & (pc.field("epoch") == epochs - 1)).to_pylist()
     found: dict[str, dict[str, float]] = {}

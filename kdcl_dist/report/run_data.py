@@ -12,7 +12,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from kdcl_dist.config.recipe import Recipe
-from kdcl_dist.errors import RunFolderError, one_line
+from kdcl_dist.errors import RunFolderError
 from kdcl_dist.run.metrics import ENSEMBLE, read_metrics
 from kdcl_dist.run.record import read_record
 from kdcl_dist.run.run import load_run
@@ -137,11 +137,7 @@ def load(uri: str) -> RunData:
             recorded failure.
     """
     recipe, folder = load_run(uri)
-    try:
-        record = read_record(folder)
-        table = read_metrics(folder)
-    except (pa.ArrowException, ValueError, OSError) as error:
-        raise RunFolderError(f"{displayed(uri)!r} cannot be read: {one_line(error)}") from error
+    record, table = read_record(folder), read_metrics(folder)
     if not len(table) and not record.get("cause"):
         state = record.get("state", "unknown")
         raise RunFolderError(

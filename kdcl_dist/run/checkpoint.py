@@ -13,11 +13,12 @@ from __future__ import annotations
 import hashlib
 import io
 import json
-import pickle
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, replace
 from typing import Any
+
+from pydantic import TypeAdapter, ValidationError
 
 from kdcl_dist.errors import CheckpointError, StorageError, one_line
 from kdcl_dist.run.storage import Folder
@@ -41,6 +42,8 @@ FORMAT = 1
 ROOT = "checkpoints"
 #: Bytes of the largest manifest that is read; one has some hundred for each student.
 MAX_MANIFEST_BYTES = 10_000_000
+#: What a part may be called: a student, the coordinator, or a part of the bank; never a path.
+PART_NAME = r"[A-Za-z0-9_][A-Za-z0-9_.-]*"
 
 
 @dataclass(frozen=True)
@@ -77,6 +80,9 @@ class Manifest:
     def folder(self) -> str:
         """The checkpoint's folder within the run folder."""
         return _folder(self.step)
+
+
+_MANIFEST = TypeAdapter(Manifest)
 
 
 def write_part(run: Folder, step: int, name: str, state: Mapping[str, Any]) -> Part:
@@ -161,8 +167,10 @@ def read_part(run: Folder, manifest: Manifest, name: str) -> dict[str, Any]:
     try:
         check_stored(io.BytesIO(data))
         state: dict[str, Any] = torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
-    except (RuntimeError, ValueError, EOFError, pickle.UnpicklingError) as error:
+    except Exception as error:  # torch's reader of damaged bytes raises nearly anything
         raise CheckpointError(f"{name}.pt of {manifest.folder} cannot be read: {one_line(error)}") from error
+    if not isinstance(state, dict):
+        raise CheckpointError(f"{name}.pt of {manifest.folder} is no mapping, but {type(state).__name__}")
     return state
 
 
@@ -191,18 +199,26 @@ def _is_committed(run: Folder, step: int) -> bool:
 
 def _read_manifest(run: Folder, step: int) -> Manifest:
     try:
-        data = json.loads(run.read(f"{_folder(step)}/manifest.json", MAX_MANIFEST_BYTES))
-        parts = {name: Part(**part) for name, part in data["parts"].items()}
-        manifest = Manifest(int(data["step"]), parts, int(data["format"]))
+        data = run.read(f"{_folder(step)}/manifest.json", MAX_MANIFEST_BYTES)
+        manifest = _MANIFEST.validate_json(data, strict=True)
     except FileNotFoundError:
         raise CheckpointError("it has no manifest, so it was never completed") from None
-    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-        raise CheckpointError(f"its manifest cannot be read: {one_line(error)}") from error
+    except ValidationError as error:
+        first = error.errors(include_url=False, include_input=False)[0]
+        where = ".".join(map(str, first["loc"]))
+        raise CheckpointError(f"its manifest cannot be read: {where or 'it'}: {first['msg']}") from None
+    except ValueError as error:
+        raise CheckpointError(f"its manifest cannot be read: {error}") from None
     if (manifest.step, manifest.format) != (step, FORMAT):
         raise CheckpointError(
             f"its manifest is of step {manifest.step}, format {manifest.format}; this version reads format "
             f"{FORMAT}"
         )
+    for name in manifest.parts:
+        if not re.fullmatch(PART_NAME, name):
+            raise CheckpointError(f"its manifest has a part {name!r}, which no file of a checkpoint is named")
+    if "coordinator" not in manifest.parts:
+        raise CheckpointError("its manifest has no part of the coordinator")
     return manifest
 
 
@@ -213,6 +229,8 @@ def _verified(run: Folder, manifest: Manifest, name: str) -> bytes:
         data = run.read(f"{manifest.folder}/{name}.pt")
     except FileNotFoundError:
         raise CheckpointError(f"{name}.pt is missing") from None
+    except ValueError as error:  # no regular file
+        raise CheckpointError(f"{error}") from None
     if (hashlib.sha256(data).hexdigest(), len(data)) != (part.sha256, part.bytes):
         raise CheckpointError(
             f"{name}.pt is damaged: {len(data)} bytes and not those of the manifest ({part.bytes} bytes)"

@@ -15,11 +15,13 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from kdcl_dist.errors import RunFolderError, one_line
 from kdcl_dist.run.storage import Folder
 
 __all__ = ["BINS", "ENSEMBLE", "SCHEMA", "MetricsTable", "Scores", "read_metrics"]
@@ -140,10 +142,30 @@ class MetricsTable:
 
 
 def read_metrics(run: Folder) -> pa.Table:
-    """All recorded rows of a run, in order of epochs."""
+    """All recorded rows of a run, in order of epochs.
+
+    Raises:
+        RunFolderError: a file is damaged, or has other columns than the metrics.
+    """
     names = [name for name in run.names("metrics") if name.endswith(".parquet")]
-    tables = [pq.read_table(pa.BufferReader(run.read(f"metrics/{name}"))) for name in names]
-    return pa.concat_tables(tables) if tables else SCHEMA.empty_table()
+    return pa.concat_tables([SCHEMA.empty_table(), *(_read_file(run, f"metrics/{name}") for name in names)])
+
+
+def _read_file(run: Folder, name: str) -> pa.Table:
+    """The rows of one file, checked: columns, types, no nulls, valid text."""
+    try:
+        table = pq.read_table(pa.BufferReader(run.read(name)))
+        if sorted(table.column_names) != sorted(SCHEMA.names):
+            raise ValueError(f"its columns are {', '.join(table.column_names) or 'none'}")
+        table = table.select(SCHEMA.names).cast(SCHEMA)
+        table.validate(full=True)
+    except (pa.ArrowException, OSError, ValueError, KeyError) as error:
+        raise RunFolderError(f"{run}/{name} cannot be read ({one_line(error)}); delete it") from None
+    if nulls := [column for column in SCHEMA.names if table[column].null_count]:
+        raise RunFolderError(f"{run}/{name} cannot be read (nulls in column {nulls[0]}); delete it")
+    if len(table) and pc.min(table["epoch"]).as_py() < 0:
+        raise RunFolderError(f"{run}/{name} cannot be read (an epoch below 0); delete it")
+    return table
 
 
 def _table(columns: Mapping[str, Sequence[Any]]) -> pa.Table:

@@ -4,27 +4,34 @@ from __future__ import annotations
 
 import re
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from datetime import datetime
 from pathlib import Path
 
 from kdcl_dist.config.differences import differences, roundings
 from kdcl_dist.config.recipe import Recipe
-from kdcl_dist.config.recipe_file import dump_recipe
-from kdcl_dist.errors import RunFolderError, StorageError
+from kdcl_dist.config.recipe_file import parse_recipe
+from kdcl_dist.config.stored_imports import import_strings
+from kdcl_dist.errors import RecipeError, RunFolderError, StorageError
 from kdcl_dist.run.checkpoint import Manifest, has_committed, latest
 from kdcl_dist.run.record import read_record, update_record
-from kdcl_dist.run.run import Run, load_run, versions
+from kdcl_dist.run.run import Run, load_run, versions, write_recipe
 from kdcl_dist.run.storage import Folder
 
-__all__ = ["NAME", "prepare"]
+__all__ = ["NAME", "prepare", "resumed_recipe"]
 
 #: What a run may be called: one folder, on any file system.
 NAME = r"[A-Za-z0-9][A-Za-z0-9_.-]{0,127}"
 
 
 def prepare(
-    recipe: Recipe, storage: str, name: str | None, *, resume: bool, warn: Callable[[str], None]
+    recipe: Recipe,
+    storage: str,
+    name: str | None,
+    *,
+    resume: bool,
+    warn: Callable[[str], None],
+    recipe_file: str | None = None,
 ) -> Run:
     """Make the folder of a new run, or find the one to resume.
 
@@ -35,13 +42,14 @@ def prepare(
             latest folder of the recipe's name that has a checkpoint.
         resume: continue from the latest undamaged checkpoint.
         warn: takes a text for each damaged checkpoint that is skipped, and for a doubtful resumption.
+        recipe_file: the digest of the recipe's file, for the record of a new run; see `resumed_recipe`.
 
     Raises:
         RunFolderError: the folder exists already or cannot be written, nothing is there to resume, or the
             folder is of another recipe.
     """
     root = _storage(storage, recipe.limits.patience_s)
-    if name is not None and not re.fullmatch(NAME, name):
+    if not _is_name(name):
         raise RunFolderError(
             f"--name {name!r}: a name has letters, digits, '.', '_' and '-', at most 128, and begins with "
             "a letter or digit"
@@ -59,10 +67,49 @@ def prepare(
     if resume:
         run.remove_partial()
     else:
-        _create(run.folder, recipe)
+        _create(run.folder, recipe, recipe_file)
     if read_record(run.folder).get("state") != "finished":
         update_record(run.folder, state="starting", cause=None, owner=run.id, root=run.root)
     return run
+
+
+def resumed_recipe(
+    wanted: Recipe, recipe_file: str, overrides: Sequence[str], storage: str, name: str | None
+) -> Recipe:
+    """The recipe with which a run resumes, so that no override of its start must be repeated.
+
+    It is the stored recipe with the overrides of this resumption, if the recipe's file is that of the start.
+    It is `wanted` if the file has changed or is unknown, if the overrides only fit the file, as
+    `students.a=null` given again, or if the stored recipe would import what `wanted` does not: a run folder
+    may come from someone else. `prepare` then finds whether the recipe may resume the run.
+
+    Args:
+        wanted: the recipe's file with the overrides of this resumption.
+        recipe_file: the digest of the file.
+        overrides: as `load_recipe` takes them.
+        storage, name: as `prepare` takes them.
+
+    Raises:
+        RunFolderError: the folder or its record is damaged, or there is none to resume.
+    """
+    if not _is_name(name):  # `prepare` refuses it
+        return wanted
+    try:
+        root = _storage(storage, wanted.limits.patience_s)
+        folder = root / (name or _latest_name(root, wanted.name))
+        if read_record(folder).get("recipe_file") != recipe_file:
+            return wanted
+        text, source = folder.read("recipe.yaml").decode(), f"{folder}/recipe.yaml"
+        old, found = parse_recipe(text, source=source), parse_recipe(text, overrides, source)
+    except (OSError, ValueError, StorageError, RecipeError):
+        return wanted
+    only_fits_file = differences(old, found) and not differences(old, wanted)
+    foreign = import_strings(found) - import_strings(wanted)
+    return wanted if only_fits_file or foreign else found
+
+
+def _is_name(name: str | None) -> bool:
+    return name is None or re.fullmatch(NAME, name) is not None
 
 
 def _storage(uri: str, limit_s: float) -> Folder:
@@ -71,14 +118,14 @@ def _storage(uri: str, limit_s: float) -> Folder:
     return Folder(uri if "://" in uri else str(Path(uri).expanduser()), limit_s)
 
 
-def _create(folder: Folder, recipe: Recipe) -> None:
+def _create(folder: Folder, recipe: Recipe, recipe_file: str | None) -> None:
     if folder.exists("recipe.yaml"):
         raise RunFolderError(
             f"run folder {str(folder)!r} exists: give another --name, or --resume to continue it"
         )
-    header = "".join(f"# {name} {version}\n" for name, version in versions().items())
-    folder.write("recipe.yaml", (header + dump_recipe(recipe)).encode())
-    update_record(folder, versions=versions())
+    write_recipe(folder, recipe)
+    digest = {} if recipe_file is None else {"recipe_file": recipe_file}
+    update_record(folder, versions=versions(), **digest)
 
 
 def _resume(folder: Folder, recipe: Recipe, warn: Callable[[str], None]) -> Manifest:
@@ -93,6 +140,12 @@ def _resume(folder: Folder, recipe: Recipe, warn: Callable[[str], None]) -> Mani
         )
     if (start := latest(folder, warn)) is None:
         raise RunFolderError(f"nothing to resume: {str(folder)!r} has no complete checkpoint")
+    for name in recipe.names:
+        if name not in start.parts:
+            warn(
+                f"student {name!r} is not in {start.folder}: it was absent from the start on, or the "
+                "manifest is damaged; it begins from its `weights` or at random"
+            )
     if changed := roundings(old, recipe):
         warn(f"results may differ in the last bits from those of a run without a break: {'; '.join(changed)}")
     return start

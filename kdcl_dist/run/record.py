@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import contextlib
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from datetime import datetime, timezone
 from typing import Any
 
-from kdcl_dist.errors import KdclError, RunFolderError, StorageError, from_dict, one_line
-from kdcl_dist.run.run import Run
+from kdcl_dist.errors import KdclError, RunFolderError, StorageError, from_dict
+from kdcl_dist.run.record_fields import parse_record
+from kdcl_dist.run.run import Run, write_recipe
 from kdcl_dist.run.storage import Folder
 
 __all__ = [
@@ -20,6 +21,7 @@ __all__ = [
     "record_failure",
     "record_survival",
     "recorded_failure",
+    "restore_deleted",
     "update_record",
 ]
 
@@ -30,14 +32,17 @@ MAX_BYTES = 10_000_000
 
 
 def read_record(folder: Folder) -> dict[str, Any]:
-    """The content of run.json; empty when there is none."""
+    """The content of run.json; empty when there is none.
+
+    Raises:
+        RunFolderError: it is no regular file, no JSON, or a field has another type.
+    """
     try:
-        record: dict[str, Any] = json.loads(folder.read("run.json", MAX_BYTES))
+        return parse_record(folder.read("run.json", MAX_BYTES))
     except FileNotFoundError:
         return {}
-    except (ValueError, RecursionError) as error:
-        raise RunFolderError(f"{folder}/run.json is damaged ({one_line(error)}); delete it") from None
-    return record
+    except ValueError as error:
+        raise RunFolderError(f"{folder}/run.json is damaged ({error}); delete it") from None
 
 
 def update_record(folder: Folder, **changes: Any) -> None:
@@ -61,6 +66,21 @@ def check_owner(run: Run) -> None:
         raise RunFolderError(
             f"{str(run.folder)!r} was resumed by another process ({owner}), which goes on; this one ends here"
         )
+
+
+def restore_deleted(run: Run, record: Mapping[str, Any]) -> list[str]:
+    """Write recipe.yaml and run.json again where they were deleted; returns the names of those written.
+
+    Args:
+        run: the run.
+        record: the content for run.json.
+    """
+    gone = [name for name in ("recipe.yaml", "run.json") if not run.folder.exists(name)]
+    if "recipe.yaml" in gone:
+        write_recipe(run.folder, run.recipe)
+    if "run.json" in gone:
+        update_record(run.folder, **record)
+    return gone
 
 
 def record_failure(run: Run, cause: KdclError) -> None:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from importlib.metadata import version
 
 from kdcl_dist.config.recipe import Recipe
-from kdcl_dist.config.recipe_file import parse_recipe
+from kdcl_dist.config.recipe_file import dump_recipe, parse_recipe
 from kdcl_dist.config.strict_yaml import MAX_BYTES
 from kdcl_dist.errors import RunFolderError, StorageError, one_line
 from kdcl_dist.run.checkpoint import Manifest
@@ -16,7 +16,7 @@ from kdcl_dist.run.storage import Folder
 from kdcl_dist.run.uris import displayed
 from kdcl_dist.version import __version__
 
-__all__ = ["Run", "load_run", "versions"]
+__all__ = ["Run", "load_run", "versions", "write_recipe"]
 
 
 @dataclass(frozen=True)
@@ -82,6 +82,12 @@ def load_run(uri: str) -> tuple[Recipe, Folder]:
     except (OSError, ValueError, StorageError) as error:
         reason = "it has no recipe.yaml" if isinstance(error, FileNotFoundError) else one_line(error)
         raise RunFolderError(f"{displayed(uri)!r} is not a run folder: {reason}") from None
+
+
+def write_recipe(folder: Folder, recipe: Recipe) -> None:
+    """Write recipe.yaml: the complete recipe, below the versions of the libraries."""
+    header = "".join(f"# {name} {version}\n" for name, version in versions().items())
+    folder.write("recipe.yaml", (header + dump_recipe(recipe)).encode())
 
 
 def versions() -> dict[str, str]:

@@ -98,7 +98,7 @@ class Folder:
 
         def read(path: str) -> bytes:
             """The file's content, or a little more than the limit."""
-            if self.local is not None and Path(path).exists() and not Path(path).is_file():
+            if self.local is not None and os.path.lexists(path) and not Path(path).is_file():
                 raise ValueError(f"{name} is not a regular file")  # the reading of a FIFO would not end
             with self._fs.open_input_stream(path) as stream:
                 return bytes(stream.read(None if limit is None else limit + 1))

@@ -13,7 +13,7 @@ import ray
 import torch
 import yaml
 from cohorts import MakeRecipe
-from commands import run, train
+from commands import assert_one_line, run, train
 
 from kdcl_dist import models
 from kdcl_dist.config.recipe_file import dump_recipe, load_recipe
@@ -49,9 +49,13 @@ def test_a_whole_run(recipe: str, tmp_path: Path) -> None:
         assert f"{100 * record['results'][name]['top1']:.2f}" in evaluated.output
         assert f"{record['results'][name]['loss']:.4f}" in evaluated.output
 
-    again = train(recipe, tmp_path, "--name", "one", "--resume", "--set", "students.a.optimizer.lr=0.05")
-    assert again.exit_code == 0
-    assert "finished already" in again.output
+    for more, told in (((), True), (("--set", "students.a.optimizer.lr=0.05"), False)):
+        again = train(recipe, tmp_path, "--name", "one", "--resume", *more)
+        assert again.exit_code == 0
+        assert "finished already" in again.output
+        assert ("as the run began: students.0.optimizer.lr" in again.output) == told
+    refused = train(recipe, tmp_path, "--name", "one", "--resume", "--set", "epochs=7")
+    assert_one_line(refused, "differs in epochs: 2 -> 7")
 
 
 def check_metrics(folder: Folder, results: dict) -> None:

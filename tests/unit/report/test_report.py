@@ -13,6 +13,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 from click.testing import CliRunner
+from damage import damaged
+from hypothesis import given, settings
 from reporting import Row, browse, in_memory, make_recipe, rows, write_run
 from scipy import stats
 
@@ -138,8 +140,8 @@ def test_hostile_names_are_text(tmp_path: Path) -> None:
     cause = StudentFailed(attack, student=attack, detail=attack).to_dict()
     record = {
         "cause": cause,
-        "failures": {"causes": [cause]},
-        "absences": [{"student": attack, "since": 1, "until": attack, "state_of": attack}],
+        "failures": {"run": attack, "causes": [cause]},
+        "absences": [{"student": attack, "since": 1, "until": 2, "state_of": 1}],
         "placement": {attack: {"host": attack, "pid": 1, "device": attack, "parameters": 1}},
         "versions": {attack: attack},
     }
@@ -149,7 +151,7 @@ def test_hostile_names_are_text(tmp_path: Path) -> None:
         assert html.count("<script>") == 1
         assert "<img" not in html
         assert "<b>" not in html
-        assert unescape(html).count(attack) >= 13
+        assert unescape(html).count(attack) >= 11
         Page(html)
 
 
@@ -311,3 +313,33 @@ def test_in_a_browser(tmp_path: Path) -> None:
     shown = sorted(((f"{100 * v['top1']:.2f}", name) for name, v in results.items()), reverse=True)
     assert tip[1].split("\n") == ["epoch 8", *(f"{value}  {name}" for value, name in shown)]
     assert copied[1].split("\n")[0] == "student\tloss\ttop-1 %\ttop-5 %"
+
+
+def test_a_damaged_record_is_shown_or_refused(tmp_path: Path) -> None:
+    cause = StudentFailed("x", student="big", step=1).to_dict()
+    recipe, scores = make_recipe(), {"loss": 1.0, "top1": 0.5, "top5": 1.0}
+    uri = write_run(
+        tmp_path / "run",
+        recipe,
+        iter(()),
+        cause=cause,
+        failures={"run": "r", "causes": [cause]},
+        absences=[{"student": "big", "since": 1, "until": 2, "state_of": 1}],
+        results={"big": scores},
+        classes=4,
+        data={"train": "0" * 64},
+    )
+    whole = json.loads(Folder(uri).read("run.json"))
+
+    @given(content=damaged(whole))
+    @settings(max_examples=150, deadline=None)
+    def check(content: bytes) -> None:
+        Folder(uri).write("run.json", content)
+        try:
+            text = page([load(uri)])
+            text.encode()
+        except RunFolderError as error:
+            text = str(error)
+        assert text.startswith("<!") or "\n" not in text
+
+    check()

@@ -91,7 +91,8 @@ def test_a_part_is_carried_over_with_its_own_step(tmp_path: Path) -> None:
     manifest = save(folder, 1)
     for step in (2, 3):
         part = C.copy_part(folder, manifest, step, "a")
-        manifest = C.Manifest(step, {"a": part})
+        own = C.write_part(folder, step, "coordinator", {})
+        manifest = C.Manifest(step, {"a": part, "coordinator": own})
         C.commit(folder, manifest)
         assert C.latest(folder, print) == manifest
         assert (part.step, C.read_part(folder, manifest, "a")["value"]) == (1, 1)

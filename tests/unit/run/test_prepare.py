@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
 import torch
 from cohorts import MakeRecipe
 
+from kdcl_dist.config.recipe import Recipe
 from kdcl_dist.errors import KdclError, RecipeError, RunFolderError
 from kdcl_dist.run import checkpoint
-from kdcl_dist.run.prepare import prepare
+from kdcl_dist.run.prepare import prepare, resumed_recipe
 from kdcl_dist.run.record import read_record, update_record
 from kdcl_dist.run.run import Run, load_run, versions
 
@@ -20,10 +22,13 @@ def refuse(text: str) -> None:
     raise AssertionError(text)
 
 
-def commit(run: Run, step: int) -> None:
-    """A checkpoint of one part."""
-    part = checkpoint.write_part(run.folder, step, "coordinator", {"step": torch.tensor(step)})
-    checkpoint.commit(run.folder, checkpoint.Manifest(step, {"coordinator": part}))
+def commit(run: Run, step: int, names: Sequence[str] | None = None) -> None:
+    """A checkpoint of the coordinator and the students, or of `names`."""
+    names = ["coordinator", *(run.recipe.names if names is None else names)]
+    parts = {
+        name: checkpoint.write_part(run.folder, step, name, {"step": torch.tensor(step)}) for name in names
+    }
+    checkpoint.commit(run.folder, checkpoint.Manifest(step, parts))
 
 
 def test_a_new_folder_has_recipe_and_record(make_recipe: MakeRecipe, tmp_path: Path) -> None:
@@ -120,3 +125,62 @@ def test_what_is_no_run_folder(content: bytes | None, error: type[KdclError], tm
     with pytest.raises(error, match=re.escape(str(tmp_path))) as caught:
         load_run(str(tmp_path))
     assert "\n" not in str(caught.value)
+
+
+def resumed(make_recipe: MakeRecipe, tmp_path: Path, *overrides: str, digest: str = "file") -> Recipe:
+    """The recipe with which the run r resumes."""
+    return resumed_recipe(make_recipe(*overrides), digest, overrides, str(tmp_path), "r")
+
+
+def begin(make_recipe: MakeRecipe, tmp_path: Path, *overrides: str, digest: str | None = "file") -> Recipe:
+    """Begin the run r with overrides, up to a checkpoint; returns its recipe."""
+    recipe = make_recipe(*overrides)
+    commit(prepare(recipe, str(tmp_path), "r", resume=False, warn=refuse, recipe_file=digest), 3)
+    return recipe
+
+
+AT_START = ("epochs=9", "limits.step_s=77", "students.a.optimizer.lr=0.5")
+
+
+def test_a_resumed_run_needs_no_override_of_its_start(make_recipe: MakeRecipe, tmp_path: Path) -> None:
+    recipe = begin(make_recipe, tmp_path, *AT_START)
+    for overrides in ((), AT_START, AT_START[:1]):
+        found = resumed(make_recipe, tmp_path, *overrides)
+        assert found == recipe
+        assert prepare(found, str(tmp_path), "r", resume=True, warn=refuse).step == 3
+    found = resumed(make_recipe, tmp_path, "limits.step_s=99")
+    assert (found.epochs, found.limits.step_s) == (9, 99)
+
+
+def test_an_override_that_contradicts_the_start_is_refused(make_recipe: MakeRecipe, tmp_path: Path) -> None:
+    begin(make_recipe, tmp_path, *AT_START)
+    found = resumed(make_recipe, tmp_path, "epochs=8")
+    with pytest.raises(RunFolderError, match=r"it differs in epochs: 9 -> 8$"):
+        prepare(found, str(tmp_path), "r", resume=True, warn=refuse)
+
+
+@pytest.mark.parametrize(("at_start", "now"), [("file", "other"), (None, "file")])
+def test_with_a_changed_or_unknown_file_the_file_counts(
+    at_start: str | None, now: str, make_recipe: MakeRecipe, tmp_path: Path
+) -> None:
+    begin(make_recipe, tmp_path, "epochs=9", digest=at_start)
+    assert resumed(make_recipe, tmp_path, digest=now) == make_recipe()
+
+
+def test_a_removed_student_may_be_removed_again(make_recipe: MakeRecipe, tmp_path: Path) -> None:
+    recipe = begin(make_recipe, tmp_path, "students.a=null")
+    assert resumed(make_recipe, tmp_path) == recipe
+    assert resumed(make_recipe, tmp_path, "students.a=null") == recipe
+
+
+def test_a_stored_recipe_imports_nothing_that_the_file_does_not(
+    make_recipe: MakeRecipe, tmp_path: Path
+) -> None:
+    recipe = begin(make_recipe, tmp_path, "students.a.model=nets:Dropout")
+    assert resumed(make_recipe, tmp_path) == make_recipe()
+    assert resumed(make_recipe, tmp_path, "students.a.model=nets:Dropout") == recipe
+
+
+@pytest.mark.parametrize("name", ["none", "../r", "", "a\0b"])
+def test_without_a_folder_the_file_counts(name: str, make_recipe: MakeRecipe, tmp_path: Path) -> None:
+    assert resumed_recipe(make_recipe(), "file", (), str(tmp_path), name) == make_recipe()

@@ -142,7 +142,7 @@ def test_files_of_a_run_that_are_too_large_or_too_deep(tmp_path: Path) -> None:
     folder = Folder(str(tmp_path))
     nested = b"[" * 100_000 + b"]" * 100_000
     folder.write("run.json", nested)
-    with pytest.raises(RunFolderError, match=r"run.json is damaged \(RecursionError"):
+    with pytest.raises(RunFolderError, match=r"run.json is damaged \(Invalid JSON: recursion limit"):
         read_record(folder)
     folder.write("checkpoints/step-00000003/manifest.json", nested)
     warnings: list[str] = []
