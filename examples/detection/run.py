@@ -72,7 +72,7 @@ class Run:
 
     def load(self, warn: Callable[[str], None] = lambda text: None) -> State:
         """The latest undamaged checkpoint, on the CPU; raises `RunFolderError` when there is none."""
-        if (manifest := latest(self.folder, warn)) is None:
+        if (manifest := latest(self.folder, warn, required=())) is None:
             raise RunFolderError(f"{str(self.folder)!r} has no complete checkpoint")
         try:
             return State(manifest.step, read_part(self.folder, manifest, PART))

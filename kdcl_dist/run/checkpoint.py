@@ -14,7 +14,7 @@ import hashlib
 import io
 import json
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
@@ -42,6 +42,8 @@ FORMAT = 1
 ROOT = "checkpoints"
 #: Bytes of the largest manifest that is read; one has some hundred for each student.
 MAX_MANIFEST_BYTES = 10_000_000
+#: The part that every checkpoint of a cohort has.
+REQUIRED = ("coordinator",)
 #: What a part may be called: a student, the coordinator, or a part of the bank; never a path.
 PART_NAME = r"[A-Za-z0-9_][A-Za-z0-9_.-]*"
 
@@ -122,23 +124,31 @@ def commit(run: Folder, manifest: Manifest) -> None:
         raise CheckpointError(f"{error.message}; the last checkpoint stays") from error
 
 
-def latest(run: Folder, warn: Callable[[str], None]) -> Manifest | None:
-    """The latest complete and undamaged checkpoint; `warn` takes a text for each that is skipped."""
+def latest(run: Folder, warn: Callable[[str], None], required: Collection[str] = REQUIRED) -> Manifest | None:
+    """The latest complete and undamaged checkpoint.
+
+    Args:
+        run: the run folder.
+        warn: takes a text for each checkpoint that is skipped.
+        required: names of the parts without which a checkpoint is not complete.
+    """
     for step in reversed(steps(run)):
         try:
-            return whole(run, step)
+            return whole(run, step, required)
         except CheckpointError as error:
             warn(f"checkpoint {_folder(step)} is skipped: {error.message}")
     return None
 
 
-def whole(run: Folder, step: int) -> Manifest:
-    """The manifest of one step's checkpoint, after a check of all parts.
+def whole(run: Folder, step: int, required: Collection[str] = REQUIRED) -> Manifest:
+    """The manifest of one step's checkpoint, after a check of all parts; arguments as `latest`.
 
     Raises:
         CheckpointError: the checkpoint was never completed, is damaged, or has another format.
     """
     manifest = _read_manifest(run, step)
+    if missing := sorted(set(required) - manifest.parts.keys()):
+        raise CheckpointError(f"its manifest has no part of the {missing[0]}")
     for name in manifest.parts:
         _verified(run, manifest, name)
     return manifest
@@ -217,8 +227,6 @@ def _read_manifest(run: Folder, step: int) -> Manifest:
     for name in manifest.parts:
         if not re.fullmatch(PART_NAME, name):
             raise CheckpointError(f"its manifest has a part {name!r}, which no file of a checkpoint is named")
-    if "coordinator" not in manifest.parts:
-        raise CheckpointError("its manifest has no part of the coordinator")
     return manifest
 
 
