@@ -16,7 +16,7 @@ from kdcl_dist.launch.preflight.bank_memory import measure_bank_memory
 from kdcl_dist.launch.signals import stop_on_signals
 from kdcl_dist.run.events import Event, Note, Warned
 from kdcl_dist.run.prepare import prepare
-from kdcl_dist.run.record import read_record, record_failure, update_record
+from kdcl_dist.run.record import read_record, record_failure, scores_of, update_record
 from kdcl_dist.run.run import Run
 from kdcl_dist.run.uris import displayed
 
@@ -84,11 +84,11 @@ def train(
     on_event(Note(f"run folder {displayed(run.folder.uri)}{begins}"))
     if read_record(run.folder).get("state") == "finished":
         on_event(Note("the run is finished already"))
-        return Result(run.folder.uri, True, read_record(run.folder).get("results") or {})
+        return Result(run.folder.uri, True, scores_of(read_record(run.folder)))
     samples = sum(len(ids) for ids in training_data.split)
     update_record(run.folder, classes=len(training_data.train.classes), samples=samples)
     finished = _launch(run, launcher, on_event, stop)
-    return Result(run.folder.uri, finished, read_record(run.folder).get("results") or {})
+    return Result(run.folder.uri, finished, scores_of(read_record(run.folder)))
 
 
 def _open_data(recipe: Recipe, on_event: Callable[[Event], None]) -> TrainingData:

@@ -25,7 +25,7 @@ from kdcl_dist.errors import CheckpointError, ModelError, RunFolderError, Storag
 from kdcl_dist.evaluation import open_training_data
 from kdcl_dist.run.checkpoint import Manifest, latest, read_part, steps, whole
 from kdcl_dist.run.metrics import read_metrics
-from kdcl_dist.run.record import read_record
+from kdcl_dist.run.record import read_record, scores_of
 from kdcl_dist.run.run import load_run
 from kdcl_dist.run.storage import Folder
 
@@ -138,8 +138,8 @@ class Source:
             except (RunFolderError, StorageError):
                 continue
             alike = not differences(self.recipe.model_copy(update={"seed": recipe.seed}), recipe)
-            if alike and record.get("state") == "finished" and record.get("results"):
-                found[recipe.seed] = record["results"]
+            if alike and record.get("state") == "finished" and (scores := scores_of(record)):
+                found[recipe.seed] = scores
         return found
 
 

@@ -14,7 +14,7 @@ import pyarrow.compute as pc
 from kdcl_dist.config.recipe import Recipe
 from kdcl_dist.errors import RunFolderError
 from kdcl_dist.run.metrics import ENSEMBLE, read_metrics
-from kdcl_dist.run.record import read_record
+from kdcl_dist.run.record import read_record, scores_of
 from kdcl_dist.run.run import load_run
 from kdcl_dist.run.uris import displayed
 
@@ -123,7 +123,7 @@ class RunData:
             values = found.setdefault(key.student, {})
             if curve.epochs[-1] == last:
                 values[key.name] = float(curve.means[-1])
-        return found or dict(self.record.get("results") or {})
+        return found or scores_of(self.record)
 
 
 def load(uri: str) -> RunData:

@@ -22,6 +22,7 @@ __all__ = [
     "record_survival",
     "recorded_failure",
     "restore_deleted",
+    "scores_of",
     "update_record",
 ]
 
@@ -43,6 +44,12 @@ def read_record(folder: Folder) -> dict[str, Any]:
         return {}
     except ValueError as error:
         raise RunFolderError(f"{folder}/run.json is damaged ({error}); delete it") from None
+
+
+def scores_of(record: Mapping[str, Any]) -> dict[str, dict[str, float]]:
+    """The final test results in a record, by student: loss, top1, top5; empty if there are none."""
+    results = record.get("results") or {}
+    return {name: dict(values) for name, values in results.items() if "loss" in values}
 
 
 def update_record(folder: Folder, **changes: Any) -> None:

@@ -56,6 +56,13 @@ class _Scores(TypedDict):
     top5: float
 
 
+@with_config(ConfigDict(extra="allow"))
+class _Precision(TypedDict):
+    """Of a run of examples/detection: average precision in percent, and more figures of COCO."""
+
+    AP: float
+
+
 class _Place(TypedDict, total=False):
     host: str
     pid: int
@@ -74,7 +81,7 @@ class _Record(TypedDict, total=False):
     failures: _Failures
     generation: _Generation
     absences: list[_Absence]
-    results: dict[str, _Scores] | None
+    results: dict[str, _Scores] | dict[str, _Precision] | None
     versions: dict[str, str]
     data: dict[str, str]
     placement: dict[str, _Place]
