@@ -74,7 +74,7 @@ class CoordinatorLoop:
         self.present = state.aggregator.present = list(present)
         self.aggregator, self.metrics = state.aggregator, state.metrics
         self.brief_folder = run.folder.with_limit(BRIEF_S)
-        self.record = read_record(self.brief_folder)
+        self.record = read_record(run.folder)
         self.restored = False
         self.step: _Step | None = None
         self.stopping = False

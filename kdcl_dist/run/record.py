@@ -53,9 +53,17 @@ def scores_of(record: Mapping[str, Any]) -> dict[str, dict[str, float]]:
 
 
 def update_record(folder: Folder, **changes: Any) -> None:
-    """Write fields of run.json, keeping the others."""
+    """Write fields of run.json, keeping the others.
+
+    Raises:
+        StorageError: the storage refuses, or the record that it has is damaged: a running process treats both
+            alike, and the damage must not hide the cause of a failure.
+    """
     now = datetime.now(timezone.utc).isoformat(timespec="seconds")
-    record = read_record(folder) | changes | {"updated": now}
+    try:
+        record = read_record(folder) | changes | {"updated": now}
+    except RunFolderError as error:
+        raise StorageError(error.message) from error
     folder.write("run.json", json.dumps(record, indent=1).encode())
 
 
@@ -67,7 +75,7 @@ def check_owner(run: Run) -> None:
     """
     try:
         owner = read_record(run.folder.with_limit(OWNER_S)).get("owner", run.id)
-    except StorageError:  # a storage that does not answer is no sign of another process
+    except (StorageError, RunFolderError):  # neither silence nor damage is a sign of another process
         return
     if owner != run.id:
         raise RunFolderError(
@@ -104,7 +112,7 @@ def recorded_failure(run: Run) -> KdclError | None:
     """The first cause that was recorded since this start of the run, if any."""
     try:
         record = read_record(run.folder)
-    except StorageError:  # the caller knows a cause of its own, which counts more
+    except (StorageError, RunFolderError):  # the caller knows a cause of its own, which counts more
         return None
     return from_dict(record["cause"]) if record.get("state") == "failed" and record.get("cause") else None
 
