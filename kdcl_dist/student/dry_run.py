@@ -151,6 +151,8 @@ def _unchanged(network: nn.Module) -> Iterator[None]:
             yield
         finally:
             for module, found in attributes:
+                for name in vars(module).keys() - found.keys():
+                    del vars(module)[name]
                 vars(module).update(found)
             with torch.no_grad():
                 for tensor, value in zip(tensors, values, strict=True):

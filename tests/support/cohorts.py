@@ -83,14 +83,19 @@ class Cohort:
     def train(self, stop: Callable[[], bool] = lambda: False) -> Cohort:
         """Run all threads to their end."""
         with pytest.MonkeyPatch.context() as patch:
-            # Networks draw their initial weights from the generator that all threads share.
-            build, lock = runtime._build, threading.Lock()
+            # Networks draw their initial weights from the generator that all threads share, and a dry run
+            # restores its state.
+            lock = threading.Lock()
 
-            def one_at_a_time(*arguments: Any) -> Any:
-                with lock:
-                    return build(*arguments)
+            def one_at_a_time(function: Callable[..., Any]) -> Callable[..., Any]:
+                def locked(*arguments: Any) -> Any:
+                    with lock:
+                        return function(*arguments)
 
-            patch.setattr(runtime, "_build", one_at_a_time)
+                return locked
+
+            for name in ("_build", "dry_run"):
+                patch.setattr(runtime, name, one_at_a_time(getattr(runtime, name)))
             return self._train(stop)
 
     def _train(self, stop: Callable[[], bool]) -> Cohort:

@@ -58,7 +58,10 @@ def recipe(make_recipe: MakeRecipe, tmp_path: Path) -> str:
         ("data.augment=[{name: ToPILImage}]", ["give a Image"]),
         ("data.augment=[{name: RGB}]", ["(3, 8, 8)", "1 channels"]),
         ("data.augment=[{name: 'nets:not_a_number'}]", ["NaN"]),
-        ("data.train=nets:FailingImages", ["data set fails on sample", "disk gone"]),
+        (
+            "data.train=nets:FailingImages",
+            ["data.train", "image(0) fails", "disk gone"],
+        ),
         ("data.train={truncated}", ["truncated.arrow", "truncated"]),
         ("name=2020-13-45", ["differ", "start"]),
         ("epochs=1:30", ["epochs", "'1:30'"]),
