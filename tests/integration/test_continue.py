@@ -157,7 +157,7 @@ def test_a_student_with_replicas_goes_and_comes_as_one(
 @pytest.mark.parametrize(
     "more",
     [
-        ("distillation.method=general", "data.holdout_per_class=2"),
+        ("distillation.method=general", "data.holdout_per_class=2", "batch_size=17"),  # three steps too
         ("distillation.method=dml",),
         ("distillation.method=linear", "distillation.window=2"),
         ("distillation.method=none", "distillation.window=epoch"),
