@@ -194,7 +194,7 @@ class _CoordinatorRuntime:
         """Whether a student that is away is ready to join again."""
         found = [index for index in self.roster.away if self.rendezvous.are_ready(self.roster.ranks([index]))]
         for error in self.rendezvous.failures():
-            self.emit(Warned(f"{error}"))
+            self.emit(Warned(str(error)))
         return bool(found)
 
     # -- the state of a generation ----------------------------------------------------------------
@@ -205,7 +205,7 @@ class _CoordinatorRuntime:
             return self.state.saved
         if self.number == 0:
             return self.run.start
-        return latest(self.run.folder, lambda text: self.emit(Warned(f"{text}")))
+        return latest(self.run.folder, lambda text: self.emit(Warned(text)))
 
     def _resume_state(
         self, run: Run, schedule: RunSchedule, joins: dict[int, PendingJoin], present: Sequence[int]

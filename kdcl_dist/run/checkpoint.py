@@ -238,7 +238,7 @@ def _verified(run: Folder, manifest: Manifest, name: str) -> bytes:
     except FileNotFoundError:
         raise CheckpointError(f"{name}.pt is missing") from None
     except ValueError as error:  # no regular file
-        raise CheckpointError(f"{error}") from None
+        raise CheckpointError(str(error)) from None
     if (hashlib.sha256(data).hexdigest(), len(data)) != (part.sha256, part.bytes):
         raise CheckpointError(
             f"{name}.pt is damaged: {len(data)} bytes and not those of the manifest ({part.bytes} bytes)"
