@@ -24,7 +24,7 @@ from scipy.special import logsumexp, softmax
 from torch import Tensor
 
 from benchmarks.figures import Figure
-from kdcl_dist.distillation import ensembles
+from kdcl_dist import ensembles
 from kdcl_dist.utils.process import keep_freed_memory
 
 __all__ = ["figures"]

@@ -38,6 +38,7 @@ class InTurn:
         ]
         bank = make_bank(recipe, len(self.training_data.train), classes)
         self.coordinator = Aggregator(recipe, bank)
+        self.coordinator.load_method(classes)
         self.streams = [self.training_data.training_batches(index, 0) for index in range(len(self.students))]
 
     def train(self) -> dict[str, dict[str, float]]:
@@ -65,7 +66,7 @@ class InTurn:
         ]
         sent = [self._as_sent(s.contribution(z, step)) for s, z in zip(self.students, logits, strict=True)]
         parts = [Contribution(b.ids, b.labels, z) for b, z in zip(batches, sent, strict=True)]
-        answer = self.coordinator.answer(parts, step)
+        answer = self.coordinator.answer(parts, step, step // per_epoch)
         for index, (student, batch) in enumerate(zip(self.students, batches, strict=True)):
             own = covered = None
             if answer.target is not None and len(answer.target.ids):

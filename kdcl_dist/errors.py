@@ -5,6 +5,7 @@
     |   |-- RecipeError          a field of the recipe
     |   |-- DataError            a data set, or the source of an importer
     |   |-- ModelError           a model's name, factory or output
+    |   |-- MethodError          a distillation method of the user's own
     |   |-- RunFolderError       a run folder that is taken, missing, unwritable or of another recipe
     |   |-- PreflightError       hosts that are not ready, one line for each failure
     |   |-- ExportError          an export that cannot be written or read
@@ -50,6 +51,7 @@ __all__ = [
     "ImportRefused",
     "KdclError",
     "LabelMismatch",
+    "MethodError",
     "MisalignedIds",
     "ModelError",
     "NonFiniteLogits",
@@ -156,6 +158,10 @@ class DataError(UserError):
 
 class ModelError(UserError):
     """A model cannot be built, or does not return logits that fit the data."""
+
+
+class MethodError(UserError):
+    """A distillation method of the user's own that fails, or gives no soft target."""
 
 
 class RunFolderError(UserError):

@@ -116,8 +116,8 @@ def _restored(
     sizes = {"classes": len(training_data.train.classes), "channels": training_data.train.channels}
     students = []
     for index, name in enumerate(recipe.names):
-        student = Student(recipe, index, **sizes, device=torch.device(device), resumed=True)
-        student.load_state_dict(read_part(folder, manifest, name))
+        student = Student(recipe, index, **sizes, device=torch.device(device), resumed=True, trains=False)
+        student.model.load_state_dict(read_part(folder, manifest, name)["model"])
         students.append(student)
     return aggregator, students
 

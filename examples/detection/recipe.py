@@ -19,8 +19,9 @@ from pydantic import (
 
 from kdcl_dist.config.base import Name, Seed, Strict
 from kdcl_dist.config.error_text import describe_errors
-from kdcl_dist.config.optim import SGD, MultiStep
+from kdcl_dist.config.optim import SGD
 from kdcl_dist.config.recipe_file import parse_mapping, read_mapping
+from kdcl_dist.config.schedules import MultiStep
 from kdcl_dist.config.student import Resources
 from kdcl_dist.errors import RecipeError
 from kdcl_dist.student.learning_rate import learning_rate

@@ -2,18 +2,61 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
-__all__ = ["Name", "Precision", "Seed", "Strict"]
+from kdcl_dist.utils.import_strings import IMPORT_STRING, is_import_string
+
+__all__ = ["NAME_REQUIRED", "OWN", "Name", "Own", "Precision", "Seed", "Strict", "kind_of", "named"]
 
 Seed = Annotated[int, Field(ge=0, lt=2**63)]
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$", max_length=64)]
 Precision = Literal["fp32", "bf16", "fp16"]
+
+#: The kind of a part that is named by an import string.
+OWN = "import string"
+
+#: For the JSON schema only: a part without a name is one of the default kind, so the other kinds need theirs.
+NAME_REQUIRED = ConfigDict(json_schema_extra={"required": ["name"]})
 
 
 class Strict(BaseModel):
     """Base of all parts of a recipe, and of tables of recipes."""
 
     model_config = ConfigDict(extra="forbid", strict=True, frozen=True, allow_inf_nan=False)
+
+
+class Own(Strict):
+    """A part of the user's own, by its import string; further fields are its arguments."""
+
+    model_config = ConfigDict(extra="allow")
+
+    name: str = Field(pattern=rf"^{IMPORT_STRING}$", description="Import string `package.module:name`.")
+
+    @property
+    def arguments(self) -> dict[str, Any]:
+        """The fields that the recipe does not know."""
+        return dict(self.model_extra or {})
+
+
+def named(default: str, *others: str) -> BeforeValidator:
+    """See that the name of a part is known, or an import string; a part without a name is `default`."""
+
+    known = tuple(dict.fromkeys((default, *others)))
+
+    def check(part: Any) -> Any:
+        name = part.get("name", default) if isinstance(part, dict) else part
+        if isinstance(name, str) and name not in known and not is_import_string(name):
+            raise ValueError(
+                f"{name!r} is unknown: have {', '.join(known)}, or an import string `package.module:name`"
+            )
+        return {"name": default} | part if isinstance(part, dict) else part
+
+    return BeforeValidator(check)
+
+
+def kind_of(part: Any) -> str | None:
+    """The kind of a part with a name, which decides on the model that checks it; None for other values."""
+    name = part.get("name") if isinstance(part, dict) else getattr(part, "name", None)
+    return OWN if isinstance(name, str) and is_import_string(name) else name

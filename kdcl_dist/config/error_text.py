@@ -8,11 +8,15 @@ from typing import Any
 
 from pydantic import BaseModel, ValidationError
 
+from kdcl_dist.config.base import OWN
+
 __all__ = ["describe_errors"]
 
 #: Parts of pydantic's paths that name a branch of a union; no field of a recipe has such a name.
 UNION_BRANCHES = (
-    *("sgd", "adam", "adamw", "constant", "multistep", "cosine"),
+    *("sgd", "rmsprop", "adam", "adamw", "nadamw", "lamb", "lion"),
+    *("constant", "multistep", "cosine", "poly", "onecycle"),
+    OWN,
     *("constrained-int", "literal['epoch']"),
 )
 

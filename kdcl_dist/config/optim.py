@@ -1,37 +1,33 @@
-"""The optimisers and learning-rate schedules that a recipe can name."""
+"""The optimisers that a recipe can name."""
 
 from __future__ import annotations
 
-from itertools import pairwise
 from typing import Annotated, Literal
 
-from pydantic import (
-    BeforeValidator,
-    ConfigDict,
-    Field,
-    NonNegativeFloat,
-    NonNegativeInt,
-    PositiveFloat,
-    PositiveInt,
-    field_validator,
-    model_validator,
-)
+from pydantic import Discriminator, Field, NonNegativeFloat, PositiveFloat, Tag, model_validator
 
-from kdcl_dist.config.base import Strict
+from kdcl_dist.config.base import NAME_REQUIRED, OWN, Own, Strict, kind_of, named
 
-__all__ = ["SGD", "Adam", "AdamW", "Constant", "Cosine", "MultiStep", "Optimizer", "Schedule", "Warmup"]
+__all__ = ["SGD", "Adam", "AdamW", "Lamb", "Lion", "NAdamW", "Optimizer", "OwnOptimizer", "RMSprop"]
+
+Decay = Annotated[float, Field(ge=0, lt=1)]
 
 
-#: For the JSON schema only: a part without a name is one of the default kind, so the other kinds need theirs.
-NAME_REQUIRED = ConfigDict(json_schema_extra={"required": ["name"]})
+class Groups(Strict):
+    """The field of every optimiser: how it treats parameters of different kinds."""
+
+    decay_norm_and_bias: bool = Field(
+        default=True,
+        description="Weight decay also of parameters with at most one dimension: biases, and norms' weights.",
+    )
 
 
-class SGD(Strict):
+class SGD(Groups):
     """Stochastic gradient descent with momentum."""
 
     name: Literal["sgd"] = Field(default="sgd", description="The optimiser; may be left out.")
     lr: PositiveFloat = Field(default=0.1, description="Learning rate, before the schedule.")
-    momentum: float = Field(default=0.9, ge=0, lt=1, description="Factor of the past gradients at each step.")
+    momentum: Decay = Field(default=0.9, description="Factor of the past gradients at each step.")
     nesterov: bool = Field(default=False, description="Nesterov's momentum; needs a `momentum` above 0.")
     weight_decay: NonNegativeFloat = Field(
         default=5e-4, description="Factor of the weights that is added to their gradient."
@@ -44,15 +40,30 @@ class SGD(Strict):
         return self
 
 
-class Adam(Strict):
+class RMSprop(Groups):
+    """RMSprop, of PyTorch: the gradient is divided by the root of a running mean of its squares."""
+
+    model_config = NAME_REQUIRED
+
+    name: Literal["rmsprop"] = Field(default="rmsprop", description="The optimiser.")
+    lr: PositiveFloat = Field(default=1e-2, description="Learning rate, before the schedule.")
+    alpha: Decay = Field(default=0.99, description="Decay of the mean of the squares.")
+    momentum: Decay = Field(default=0.0, description="Factor of the past updates at each step.")
+    eps: PositiveFloat = Field(default=1e-8, description="Term that is added to the denominator.")
+    weight_decay: NonNegativeFloat = Field(
+        default=0.0, description="Factor of the weights that is added to their gradient."
+    )
+
+
+class Adam(Groups):
     """Adam."""
 
     model_config = NAME_REQUIRED
 
     name: Literal["adam"] = Field(default="adam", description="The optimiser.")
     lr: PositiveFloat = Field(default=1e-3, description="Learning rate, before the schedule.")
-    beta1: float = Field(default=0.9, ge=0, lt=1, description="Decay of the mean of the gradients.")
-    beta2: float = Field(default=0.999, ge=0, lt=1, description="Decay of the mean of their squares.")
+    beta1: Decay = Field(default=0.9, description="Decay of the mean of the gradients.")
+    beta2: Decay = Field(default=0.999, description="Decay of the mean of their squares.")
     eps: PositiveFloat = Field(default=1e-8, description="Term that is added to the denominator.")
     weight_decay: NonNegativeFloat = Field(
         default=0.0, description="Factor of the weights that is added to their gradient."
@@ -68,56 +79,58 @@ class AdamW(Adam):
     )
 
 
-class Warmup(Strict):
-    """What all schedules share: a linear warm-up to the optimiser's lr."""
+class NAdamW(AdamW):
+    """NAdamW: AdamW with Nesterov's momentum; PyTorch's NAdam with decoupled weight decay."""
 
-    warmup_epochs: NonNegativeInt = Field(
-        default=0, description="Epochs at the start in which the learning rate rises linearly, step by step."
-    )
-    warmup_lr: NonNegativeFloat = Field(
-        default=0.0, description="Learning rate at the first step of the warm-up."
-    )
+    name: Literal["nadamw"] = Field(default="nadamw", description="The optimiser.")  # type: ignore[assignment]
+    lr: PositiveFloat = Field(default=2e-3, description="Learning rate, before the schedule.")
 
 
-class Constant(Warmup):
-    """The optimiser's learning rate throughout."""
+class Lamb(AdamW):
+    """LAMB, for large batches: AdamW whose step of each layer has a length relative to that of its weights.
 
-    model_config = NAME_REQUIRED
+    The implementation is timm's; it needs the extra `timm`.
+    """
 
-    name: Literal["constant"] = Field(default="constant", description="The schedule.")
-
-
-class MultiStep(Warmup):
-    """The learning rate changes by a factor at given epochs."""
-
-    name: Literal["multistep"] = Field(default="multistep", description="The schedule; may be left out.")
-    milestones: list[PositiveInt] = Field(
-        default=[], description="Increasing epochs; each change takes effect at the start of the epoch."
-    )
-    gamma: PositiveFloat = Field(
-        default=0.1, description="Factor of the learning rate at each of the `milestones`."
-    )
-
-    @field_validator("milestones")
-    @classmethod
-    def _increasing(cls, value: list[int]) -> list[int]:
-        if any(later <= earlier for earlier, later in pairwise(value)):
-            raise ValueError("milestones must increase")
-        return value
+    name: Literal["lamb"] = Field(default="lamb", description="The optimiser.")  # type: ignore[assignment]
+    eps: PositiveFloat = Field(default=1e-6, description="Term that is added to the denominator.")
 
 
-class Cosine(Warmup):
-    """Half a cosine by step, from the optimiser's lr after the warm-up to 0 at the end of the epochs."""
+class Lion(Groups):
+    """Lion: the sign of a running mean of the gradient; its learning rate is a tenth of AdamW's.
+
+    The implementation is timm's; it needs the extra `timm`.
+    """
 
     model_config = NAME_REQUIRED
 
-    name: Literal["cosine"] = Field(default="cosine", description="The schedule.")
+    name: Literal["lion"] = Field(default="lion", description="The optimiser.")
+    lr: PositiveFloat = Field(default=1e-4, description="Learning rate, before the schedule.")
+    beta1: Decay = Field(default=0.9, description="Share of the mean in the direction of a step.")
+    beta2: Decay = Field(default=0.99, description="Decay of the mean of the gradients.")
+    weight_decay: NonNegativeFloat = Field(
+        default=0.0, description="Factor of the weights that each step subtracts, times the learning rate."
+    )
 
 
-def _named(default: str) -> BeforeValidator:
-    """The name of a part that is written without one: `optimizer: {lr: 0.05}` is sgd."""
-    return BeforeValidator(lambda part: {"name": default} | part if isinstance(part, dict) else part)
+class OwnOptimizer(Groups, Own):
+    """Any optimiser, by its import string: `{name: torch.optim:Adagrad, lr: 0.01, lr_decay: 0.1}`.
+
+    The class gets the parameters, `lr`, and the fields that this table does not list as its arguments.
+    """
+
+    lr: PositiveFloat = Field(description="Learning rate, before the schedule.")
 
 
-Optimizer = Annotated[SGD | Adam | AdamW, Field(discriminator="name"), _named("sgd")]
-Schedule = Annotated[Constant | MultiStep | Cosine, Field(discriminator="name"), _named("multistep")]
+Optimizer = Annotated[
+    Annotated[SGD, Tag("sgd")]
+    | Annotated[RMSprop, Tag("rmsprop")]
+    | Annotated[Adam, Tag("adam")]
+    | Annotated[AdamW, Tag("adamw")]
+    | Annotated[NAdamW, Tag("nadamw")]
+    | Annotated[Lamb, Tag("lamb")]
+    | Annotated[Lion, Tag("lion")]
+    | Annotated[OwnOptimizer, Tag(OWN)],
+    Discriminator(kind_of),
+    named("sgd", "rmsprop", "adam", "adamw", "nadamw", "lamb", "lion"),
+]

@@ -11,7 +11,7 @@ from typing import Any
 from pydantic import Field, PositiveInt, model_validator
 
 from kdcl_dist.config.base import Name, Seed, Strict
-from kdcl_dist.config.optim import MultiStep
+from kdcl_dist.config.schedules import MultiStep, Warmup
 from kdcl_dist.config.sections import Analysis, Checkpoint, Data, Distillation, Failure, Limits
 from kdcl_dist.config.student import Student, Worker
 
@@ -91,7 +91,7 @@ class Recipe(Strict):
             path = f"students.{student.name}.schedule"
             if isinstance(schedule, MultiStep) and any(m >= epochs for m in schedule.milestones):
                 found.append(f"{path}.milestones: {schedule.milestones} go beyond the {epochs} epochs")
-            if schedule.warmup_epochs >= epochs:
+            if isinstance(schedule, Warmup) and schedule.warmup_epochs >= epochs:
                 found.append(f"{path}.warmup_epochs: {schedule.warmup_epochs}, but there are {epochs} epochs")
         return found
 

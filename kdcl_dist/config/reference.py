@@ -8,7 +8,7 @@ import re
 from collections.abc import Iterable, Iterator
 from typing import Any, NamedTuple
 
-from kdcl_dist.config import optim, sections, student
+from kdcl_dist.config import optim, schedules, sections, student
 from kdcl_dist.config.base import Strict
 from kdcl_dist.config.differences import FREE_FIELDS, ROUNDING_FIELDS
 from kdcl_dist.config.recipe import Recipe
@@ -29,14 +29,23 @@ SECTIONS = (
     Section("## `data`", sections.Data, "data.md"),
     Section("### Transforms", sections.Transform),
     Section("## `distillation`", sections.Distillation, "windows.md"),
+    Section("### `distillation.method`: your own", sections.OwnMethod),
     Section("### `distillation.bank`", sections.Bank),
     Section("## `students`", student.Student, "gpu.md"),
     Section("### `optimizer`: sgd", optim.SGD),
+    Section("### `optimizer`: rmsprop", optim.RMSprop),
     Section("### `optimizer`: adam", optim.Adam),
     Section("### `optimizer`: adamw", optim.AdamW),
-    Section("### `schedule`: multistep", optim.MultiStep),
-    Section("### `schedule`: constant", optim.Constant),
-    Section("### `schedule`: cosine", optim.Cosine),
+    Section("### `optimizer`: nadamw", optim.NAdamW),
+    Section("### `optimizer`: lamb", optim.Lamb),
+    Section("### `optimizer`: lion", optim.Lion),
+    Section("### `optimizer`: your own", optim.OwnOptimizer),
+    Section("### `schedule`: multistep", schedules.MultiStep),
+    Section("### `schedule`: constant", schedules.Constant),
+    Section("### `schedule`: cosine", schedules.Cosine),
+    Section("### `schedule`: poly", schedules.Poly),
+    Section("### `schedule`: onecycle", schedules.OneCycle),
+    Section("### `schedule`: your own", schedules.OwnSchedule),
     Section("### `resources`", student.Resources, "planning.md"),
     Section("## `checkpoint`", sections.Checkpoint, "storage.md"),
     Section("## `analysis`", sections.Analysis, "analysis.md"),

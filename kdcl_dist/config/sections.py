@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_args
 
 from pydantic import (
     ConfigDict,
@@ -15,7 +15,8 @@ from pydantic import (
     model_validator,
 )
 
-from kdcl_dist.config.base import Name, Precision, Strict
+from kdcl_dist.config.base import Name, Own, Precision, Strict, named
+from kdcl_dist.utils.import_strings import IMPORT_STRING, is_import_string
 
 __all__ = [
     "Analysis",
@@ -26,6 +27,7 @@ __all__ = [
     "Failure",
     "Limits",
     "Method",
+    "OwnMethod",
     "Transform",
 ]
 
@@ -33,6 +35,16 @@ __all__ = [
 #: A duration above 0, and up to 30 days: timers and sockets do not take any number.
 Seconds = Annotated[float, Field(gt=0, le=30 * 24 * 3600)]
 Method = Literal["none", "naive", "linear", "min_logit", "general", "mean", "dml", "teacher"]
+ImportString = Annotated[str, Field(pattern=rf"^{IMPORT_STRING}$")]
+
+
+class OwnMethod(Own):
+    """A method of your own: `my_methods:median`, or with arguments `{name: my_methods:median, sharpness: 2}`.
+
+    The coordinator calls the function with `logits_SBC` of the students that are present, `labels_B`, the
+    temperature T, a `kdcl_dist.ensembles.Context`, and the fields that this table does not list as its
+    arguments. It returns the log-probabilities (B, C) of the soft target at T.
+    """
 
 
 class Transform(Strict):
@@ -115,12 +127,15 @@ class Distillation(Strict):
     - `mean`: the mean of the students' logits.
     - `dml`: the probabilities of each peer (deep mutual learning).
     - `teacher`: the probabilities of one frozen student with given `weights`.
+    - an import string: the soft target that a function of your own forms.
 
     With a `window` of more than one step, each student takes the samples of the window in its own order and
     learns from the others' last logits of a sample. `max_staleness` and `bank` have an effect only then.
     """
 
-    method: Method = Field(default="linear", description="Kind of the soft target.")
+    method: Annotated[Method | ImportString | OwnMethod, named("linear", *get_args(Method))] = Field(
+        default="linear", description="Kind of the soft target."
+    )
     temperature: PositiveFloat = Field(default=2.0, description="T of equation 1.")
     weight: NonNegativeFloat = Field(
         default=1.0, description="Lambda of equation 2: the weight of the distillation loss."
@@ -150,6 +165,18 @@ class Distillation(Strict):
     teacher: Name | None = Field(
         default=None, description="Name of the student that does not learn, for method `teacher` only."
     )
+
+    @property
+    def own_method(self) -> OwnMethod | None:
+        """The method of the user's own, if it is one."""
+        if isinstance(self.method, str):
+            return OwnMethod(name=self.method) if is_import_string(self.method) else None
+        return self.method
+
+    @property
+    def method_name(self) -> str:
+        """The method in a text."""
+        return self.method if isinstance(self.method, str) else self.method.name
 
     @property
     def keeps_logits(self) -> bool:

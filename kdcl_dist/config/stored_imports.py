@@ -63,7 +63,9 @@ def check_stored_imports(fields: Mapping[str, str], where: str, allowed: Collect
 
 def import_strings(recipe: Recipe) -> set[str]:
     """All import strings of a recipe."""
-    return {text for _, text in _fields(recipe, recipe.names) if is_import_string(text)}
+    parts = [part.name for each in recipe.students for part in (each.optimizer, each.schedule)]
+    texts = [recipe.distillation.method_name, *parts, *(text for _, text in _fields(recipe, recipe.names))]
+    return set(filter(is_import_string, texts))
 
 
 def _is_allowed(module: str, allowed: Collection[str]) -> bool:
@@ -90,6 +92,7 @@ def transform_imports(path: str, items: Sequence[Mapping[str, Any]]) -> Iterator
 
 
 def _fields(recipe: Recipe, built: Collection[str]) -> Iterator[tuple[str, str]]:
+    """The path and the text of each field that an evaluation may import; optimisers only train."""
     data = recipe.data
     for name in ("train", "test"):
         if not Path(spec := getattr(data, name)).exists():  # a path with a colon is no import string

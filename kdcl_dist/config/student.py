@@ -6,13 +6,15 @@ from typing import Literal, NamedTuple
 
 from pydantic import (
     Field,
+    PositiveFloat,
     PositiveInt,
     field_validator,
     model_validator,
 )
 
 from kdcl_dist.config.base import Name, Precision, Seed, Strict
-from kdcl_dist.config.optim import SGD, MultiStep, Optimizer, Schedule
+from kdcl_dist.config.optim import SGD, Optimizer
+from kdcl_dist.config.schedules import Cosine, MultiStep, Poly, Schedule
 from kdcl_dist.config.sections import Transform
 
 __all__ = ["Resources", "Student", "Worker"]
@@ -73,6 +75,18 @@ class Student(Strict):
     )
     optimizer: Optimizer = Field(default=SGD(), description="The optimiser.")
     schedule: Schedule = Field(default=MultiStep(), description="The learning-rate schedule.")
+    clip_grad_norm: PositiveFloat | None = Field(
+        default=None,
+        description="Greatest norm of the gradient of all parameters together; a longer gradient is "
+        "shortened to it. `null`: no limit.",
+    )
+    label_smoothing: float = Field(
+        default=0.0,
+        ge=0,
+        lt=1,
+        description="Share of the label that all classes have alike in the cross-entropy (Szegedy et al., "
+        "2016). Soft targets stay as they are.",
+    )
     precision: Precision = Field(default="fp32", description="Number format of the forward pass.")
     channels_last: bool = Field(
         default=False, description="Memory layout with the channels of a pixel side by side."
@@ -95,6 +109,13 @@ class Student(Strict):
         if value.lower() in RESERVED_NAMES:
             raise ValueError(f"{', '.join(RESERVED_NAMES)} are names of other parts of a run")
         return value
+
+    @model_validator(mode="after")
+    def _rate_falls(self) -> Student:
+        schedule, lr = self.schedule, self.optimizer.lr
+        if isinstance(schedule, (Cosine, Poly)) and schedule.min_lr > lr:
+            raise ValueError(f"schedule.min_lr: {schedule.min_lr} is above optimizer.lr, {lr}")
+        return self
 
     @model_validator(mode="after")
     def _batchnorm_can_be_compiled(self) -> Student:

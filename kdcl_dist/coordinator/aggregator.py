@@ -9,6 +9,7 @@ Shapes: S students, B samples, C classes, N held-out samples.
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -19,8 +20,11 @@ from torch import Tensor
 from kdcl_dist.config.recipe import Recipe
 from kdcl_dist.coordinator.aligned_logits import Aligned, align, non_finite, recall
 from kdcl_dist.coordinator.logit_bank import LogitBank
+from kdcl_dist.coordinator.own_method import load_method, try_method
 from kdcl_dist.coordinator.window_check import WindowCheck
-from kdcl_dist.distillation import ensembles
+from kdcl_dist.distillation.ensembles import general_weights
+from kdcl_dist.distillation.methods import Context, log_soft_target
+from kdcl_dist.distillation.methods import Target as TargetMethod
 from kdcl_dist.errors import NonFiniteLogits
 from kdcl_dist.exchange.layout import sends_target
 from kdcl_dist.exchange.message import Contribution, Message, by_student
@@ -73,8 +77,20 @@ class Aggregator:
         self.teacher = None if teacher is None else self.names.index(teacher)
         self.present = list(range(count))
         self.weights_S = torch.full((count,), 1 / count, dtype=torch.float64)
+        self.method: str | TargetMethod = recipe.distillation.method_name
+        self.method_state: dict[str, Any] = {}
         self._residuals: list[Tensor] = []
         self.bad_steps: dict[int, int] = {}
+
+    def load_method(self, classes: int) -> None:
+        """Load and try a method of the user's own, which only a training needs.
+
+        Raises:
+            MethodError: it cannot be loaded, or fails on random logits of so many classes.
+        """
+        if (own := self.recipe.distillation.own_method) is not None:
+            self.method = load_method(own)
+            try_method(self.method, tuple(self.names), classes)
 
     def align(self, messages: Sequence[Message]) -> Aligned:
         """Bring all messages of a step into one order, that of ascending sample ids.
@@ -89,7 +105,7 @@ class Aggregator:
         workers = [each.student for each in self.recipe.workers if each.student in self.present]
         return by_student(messages, workers, len(self.names))
 
-    def answer(self, parts: Sequence[Contribution], step: int) -> Answer:
+    def answer(self, parts: Sequence[Contribution], step: int, epoch: int = 0) -> Answer:
         """Answer a training step.
 
         With a bank, all students' logits of the step are stored first. The soft target of each of their
@@ -99,7 +115,7 @@ class Aggregator:
 
         Args:
             parts: each student's rows.
-            step: the global step.
+            step: the global step; epoch: its epoch.
 
         Raises:
             ContributionError: as `align`; where the recipe's window lets students send different samples
@@ -114,11 +130,11 @@ class Aggregator:
         else:
             known = recall(self.bank, parts, self.present, self.names, step)
             covered = known.covered(self.teacher)
-        target_BC = self.soft_target(covered)
+        target_BC = self.soft_target(covered, step, epoch)
         target = None if target_BC is None else Target(covered.ids, covered.labels, target_BC)
         return Answer(parts, known, target, known.bad)
 
-    def soft_target(self, aligned: Aligned) -> Tensor | None:
+    def soft_target(self, aligned: Aligned, step: int = 0, epoch: int = 0) -> Tensor | None:
         """The log-probabilities (B, C) of the soft target at the recipe's temperature.
 
         None for the methods without a common target: "none", and "dml", whose students have their peers'
@@ -126,6 +142,7 @@ class Aggregator:
 
         Raises:
             NonFiniteLogits: the teacher's logits are not finite.
+            MethodError: a method of the user's own fails, or gives no log-probabilities.
         """
         distillation = self.recipe.distillation
         if not sends_target(self.recipe):
@@ -134,13 +151,14 @@ class Aggregator:
             if self.teacher in aligned.bad:
                 raise self._not_finite(self.teacher)
             return F.log_softmax(aligned.logits[self.teacher] / distillation.temperature, dim=1)
-        return ensembles.log_soft_target(
-            distillation.method,
+        return log_soft_target(
+            self.method,
             aligned.logits,
             aligned.labels,
             distillation.temperature,
             self.weights_S,
             None if aligned.age is None else aligned.age >= 0,
+            Context(step, epoch, tuple(self.names), state=self.method_state),
         )
 
     def predict(self, aligned: Aligned) -> Tensor:
@@ -150,9 +168,7 @@ class Aggregator:
         method, else with 1/S. The other ensembles choose by the label, which a test must not know.
         """
         present_SB = None if aligned.age is None else aligned.age >= 0
-        return ensembles.log_soft_target(
-            "general", aligned.logits, aligned.labels, 1.0, self.weights_S, present_SB
-        )
+        return log_soft_target("general", aligned.logits, aligned.labels, 1.0, self.weights_S, present_SB)
 
     def begin_holdout(self) -> None:
         """Begin a pass over held-out samples; residuals of an unfinished pass are dropped."""
@@ -169,7 +185,7 @@ class Aggregator:
 
     def update_weights(self) -> None:
         """Form the weights of `general` from the residuals of a pass."""
-        self.weights_S = ensembles.general_weights(torch.cat(self._residuals, dim=1))
+        self.weights_S = general_weights(torch.cat(self._residuals, dim=1))
         self._residuals = []
 
     def state_dict(self) -> dict[str, Any]:
@@ -177,11 +193,13 @@ class Aggregator:
         check = self.window_check
         # Version 0.1.0 called the sums "walks": checkpoints keep the key.
         window_state = {} if check is None else {"walks": check.sums_S, "whole": check.whole}
-        return {"names": self.names, "weights": self.weights_S, **window_state}
+        method_state = {"method": copy.deepcopy(self.method_state)} if self.method_state else {}
+        return {"names": self.names, "weights": self.weights_S, **window_state, **method_state}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Load the state of `state_dict`."""
         self.weights_S = state["weights"]
+        self.method_state = state.get("method", {})
         if self.window_check is not None:
             self.window_check.sums_S, self.window_check.whole = state["walks"], state["whole"]
 

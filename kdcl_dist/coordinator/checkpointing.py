@@ -38,6 +38,7 @@ class CoordinatorState:
         """The state at the run's start: that of the checkpoint `run.start`, or a new one."""
         bank = make_bank(run.recipe, schedule.samples, classes)
         aggregator = Aggregator(run.recipe, bank, make_window_check(run.recipe, schedule))
+        aggregator.load_method(classes)
         state = cls(aggregator, MetricsCollector(run, schedule), schedule.first(run.step), run.start)
         if run.start is not None:
             saved = read_part(run.folder, run.start, COORDINATOR)

@@ -198,7 +198,7 @@ class CoordinatorLoop:
 
     def _train(self, round: Round, messages: Sequence[Message]) -> None:
         started_s = time.perf_counter()
-        answer = self.aggregator.answer(self.aggregator.parts(messages), round.step)
+        answer = self.aggregator.answer(self.aggregator.parts(messages), round.step, round.epoch)
         self._exclude(answer.bad, round)
         if answer.target is not None:
             message = self.exchange.answer

@@ -26,13 +26,13 @@ from kdcl_dist.distillation.quadratic import minimise_quadratic
 from kdcl_dist.distillation.simplex import minimise_logsumexp
 
 __all__ = [
+    "checked",
     "combine",
     "general",
     "general_log",
     "general_weights",
     "linear",
     "linear_weights",
-    "log_soft_target",
     "mean",
     "min_logit",
     "naive",
@@ -48,12 +48,12 @@ def naive(logits_SBC: Tensor, labels_B: Tensor) -> Tensor:
     Raises:
         ValueError: shapes, types or labels do not fit.
     """
-    return _naive(_checked(logits_SBC, labels_B), labels_B)
+    return _naive(checked(logits_SBC, labels_B), labels_B)
 
 
 def naive_choice(logits_SBC: Tensor, labels_B: Tensor) -> Tensor:
     """The index of the student that `naive` chooses for each sample, int64 (B,). Raises as `naive`."""
-    return _choice(_checked(logits_SBC, labels_B), labels_B)
+    return _choice(checked(logits_SBC, labels_B), labels_B)
 
 
 def linear(logits_SBC: Tensor, labels_B: Tensor) -> Tensor:
@@ -61,7 +61,7 @@ def linear(logits_SBC: Tensor, labels_B: Tensor) -> Tensor:
 
     The paper names no solver; see `linear_weights`. Raises as `naive`.
     """
-    logits_SBC = _checked(logits_SBC, labels_B)
+    logits_SBC = checked(logits_SBC, labels_B)
     return _combine(logits_SBC, labels_B, _linear_weights(logits_SBC, labels_B))
 
 
@@ -71,7 +71,7 @@ def linear_weights(logits_SBC: Tensor, labels_B: Tensor) -> Tensor:
     The KKT gap is at most 1e-6, in float64, for any number of students and for logits up to 6e4 (the range of
     half precision). Raises as `naive`.
     """
-    return _linear_weights(_checked(logits_SBC, labels_B), labels_B)
+    return _linear_weights(checked(logits_SBC, labels_B), labels_B)
 
 
 def _linear_weights(logits_SBC: Tensor, labels_B: Tensor) -> Tensor:
@@ -88,7 +88,7 @@ def combine(logits_SBC: Tensor, labels_B: Tensor, weights_SB: Tensor) -> Tensor:
     Only the rounding of huge logits can make `naive` the better one; its use keeps CE(linear) <= CE(naive)
     exact. Raises as `naive`.
     """
-    return _combine(_checked(logits_SBC, labels_B), labels_B, weights_SB)
+    return _combine(checked(logits_SBC, labels_B), labels_B, weights_SB)
 
 
 def _combine(logits_SBC: Tensor, labels_B: Tensor, weights_SB: Tensor) -> Tensor:
@@ -103,7 +103,7 @@ def min_logit(logits_SBC: Tensor, labels_B: Tensor) -> Tensor:
 
     Each student's logits are first shifted so that its true class has 0. Raises as `naive`.
     """
-    logits_SBC = _checked(logits_SBC, labels_B)
+    logits_SBC = checked(logits_SBC, labels_B)
     true_SB1 = _of_true_class(logits_SBC, labels_B)
     # Student by student: the last result is still in the cache.
     return reduce(torch.minimum, map(torch.sub, logits_SBC.unbind(), true_SB1.unbind()))
@@ -111,7 +111,7 @@ def min_logit(logits_SBC: Tensor, labels_B: Tensor) -> Tensor:
 
 def mean(logits_SBC: Tensor, labels_B: Tensor) -> Tensor:
     """The mean of the logits (B, C): often run as KDCL, but not in the paper. Raises as `naive`."""
-    logits_SBC = _checked(logits_SBC, labels_B)
+    logits_SBC = checked(logits_SBC, labels_B)
     return reduce(torch.add, logits_SBC.unbind()) / len(logits_SBC)
 
 
@@ -131,7 +131,7 @@ def general_log(logits_SBC: Tensor, weights_S: Tensor, temperature: float) -> Te
     Raises:
         ValueError: shapes, types or weights do not fit, or T is not positive and finite.
     """
-    return _general_log(_checked(logits_SBC), weights_S, temperature)
+    return _general_log(checked(logits_SBC), weights_S, temperature)
 
 
 def _general_log(logits_SBC: Tensor, weights_S: Tensor, temperature: float) -> Tensor:
@@ -186,76 +186,7 @@ def general_weights(residuals_SN: Tensor) -> Tensor:
     return minimise_quadratic(hessian_SS[None], (hessian_SS @ uniform_S)[None], uniform_S[None])[0]
 
 
-def log_soft_target(
-    method: str,
-    logits_SBC: Tensor,
-    labels_B: Tensor,
-    temperature: float,
-    weights_S: Tensor | None = None,
-    present_SB: Tensor | None = None,
-) -> Tensor:
-    """The log-probabilities (B, C) of the soft target at the temperature T.
-
-    Args:
-        method: "naive", "linear", "min_logit", "mean" or "general".
-        logits_SBC, labels_B: the students' logits, the true classes.
-        temperature: T > 0. The choice and the weights of students are those at T = 1; T softens the result.
-        weights_S: the weights of "general", which needs them.
-        present_SB: whether a student's logits of a sample exist, as at least one student's must. The target
-            is the ensemble of these students, with the weights of "general" in proportion. None: all exist.
-
-    Raises:
-        ValueError: an argument does not fit, or the method is unknown.
-    """
-    if present_SB is not None:
-        return _of_present(method, logits_SBC, labels_B, temperature, weights_S, present_SB)
-    _check_temperature(temperature)
-    if method == "general":
-        if weights_S is None:
-            raise ValueError("weights_S: method 'general' needs the students' weights (got None)")
-        return _general_log(_checked(logits_SBC, labels_B), weights_S, temperature)
-    by_logits = {"naive": naive, "linear": linear, "min_logit": min_logit, "mean": mean}
-    if method not in by_logits:
-        raise ValueError(f"method: unknown ensemble {method!r}; have {', '.join([*by_logits, 'general'])}")
-    return F.log_softmax(by_logits[method](logits_SBC, labels_B).div_(temperature), dim=1)
-
-
-def _of_present(
-    method: str,
-    logits_SBC: Tensor,
-    labels_B: Tensor,
-    temperature: float,
-    weights_S: Tensor | None,
-    present_SB: Tensor,
-) -> Tensor:
-    """`log_soft_target`, set by set: the samples whose logits the same students have."""
-    if present_SB.shape != logits_SBC.shape[:2] or not bool(present_SB.any(dim=0).all()):
-        raise ValueError("present_SB: each sample needs the logits of at least one student")
-    target_BC = torch.empty_like(_checked(logits_SBC, labels_B)[0])
-    sets, which_B = torch.unique(present_SB, dim=1, return_inverse=True)
-    for number in range(sets.shape[1]):
-        rows = (which_B == number).nonzero()[:, 0]
-        there_S = present_SB[:, rows[0]]
-        target_BC[rows] = log_soft_target(
-            method,
-            logits_SBC[there_S][:, rows],
-            labels_B[rows],
-            temperature,
-            None if weights_S is None else _renormalised(weights_S, there_S),
-        )
-    return target_BC
-
-
-def _renormalised(weights_S: Tensor, there_S: Tensor) -> Tensor:
-    """The weights of some students, in proportion, with sum 1; equal weights if all are 0."""
-    if bool(there_S.all()):
-        return weights_S
-    weights_S = weights_S[there_S.to(weights_S.device)]
-    total = weights_S.sum()
-    return weights_S / total if total > 0 else torch.full_like(weights_S, 1 / len(weights_S))
-
-
-def _checked(logits_SBC: Tensor, labels_B: Tensor | None = None) -> Tensor:
+def checked(logits_SBC: Tensor, labels_B: Tensor | None = None) -> Tensor:
     """The logits without gradient, in float32 at least; raises ValueError for arguments that do not fit."""
     shape = logits_SBC.shape
     if len(shape) != 3 or not shape[0] or not shape[2] or not logits_SBC.is_floating_point():

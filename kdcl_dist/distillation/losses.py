@@ -28,9 +28,13 @@ class Losses(NamedTuple):
     distillation: Tensor
 
 
-def task_loss(logits_BC: Tensor, labels_B: Tensor) -> Tensor:
-    """Cross-entropy CE(z, y), mean over the batch, in nats."""
-    return F.cross_entropy(_widened(logits_BC), labels_B)
+def task_loss(logits_BC: Tensor, labels_B: Tensor, label_smoothing: float = 0.0) -> Tensor:
+    """Cross-entropy CE(z, y), mean over the batch, in nats.
+
+    With `label_smoothing` e the label has probability 1 - e + e/C, every other class e/C (Szegedy et al.,
+    2016).
+    """
+    return F.cross_entropy(_widened(logits_BC), labels_B, label_smoothing=label_smoothing)
 
 
 def distillation_loss(
@@ -64,18 +68,23 @@ def kdcl_loss(
     temperature: float,
     weight: float,
     covered_K: Tensor | None = None,
+    label_smoothing: float = 0.0,
 ) -> Losses:
     """CE(z, y) + lambda * T^2 * KL(p || softmax(z / T)) of one student (KDCL eq. 1-2).
 
-    Cross-entropy keeps weight 1; `weight` is lambda. Other arguments as `distillation_loss`.
+    Cross-entropy keeps weight 1; `weight` is lambda. Other arguments as `task_loss` and `distillation_loss`.
     """
-    task = task_loss(logits_BC, labels_B)
+    task = task_loss(logits_BC, labels_B, label_smoothing)
     distillation = distillation_loss(logits_BC, log_target_BC, temperature, covered_K)
     return Losses(task + weight * distillation, task, distillation)
 
 
 def dml_loss(
-    logits_BC: Tensor, labels_B: Tensor, peer_log_probabilities_PBC: Tensor, weight: float = 1.0
+    logits_BC: Tensor,
+    labels_B: Tensor,
+    peer_log_probabilities_PBC: Tensor,
+    weight: float = 1.0,
+    label_smoothing: float = 0.0,
 ) -> Losses:
     """CE(z, y) + weight * mean over peers j of KL(p_j || softmax(z)), all at T = 1 (Zhang et al., 2018).
 
@@ -84,8 +93,9 @@ def dml_loss(
         labels_B: y.
         peer_log_probabilities_PBC: log p_j, constants. Without peers the second part is 0.
         weight: 1 in that paper.
+        label_smoothing: as `task_loss`.
     """
-    task = task_loss(logits_BC, labels_B)
+    task = task_loss(logits_BC, labels_B, label_smoothing)
     log_q_BC = F.log_softmax(_widened(logits_BC), dim=1)
     parts = [_divergence(log_p_BC, log_q_BC) for log_p_BC in peer_log_probabilities_PBC]
     distillation = torch.stack(parts).mean() if parts else torch.zeros_like(task)

@@ -51,7 +51,7 @@ def card(source: Source, description: Description, difference: float) -> str:
 
 
 def _head(source: Source, description: Description) -> str:
-    method = source.recipe.distillation.method
+    method = source.recipe.distillation.method_name
     others = [name for name in source.recipe.names if name != source.student.name]
     training = f"trained together with {', '.join(others)} (method `{method}`)" if others else "trained alone"
     return (

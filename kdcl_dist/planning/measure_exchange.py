@@ -88,6 +88,7 @@ def _ensemble(recipe: Recipe, classes: int) -> float:
     if distillation.keeps_logits:  # a small one: its time does not depend on the number of samples
         bank = LogitBank(students, 2 * rows, classes, top_k=distillation.bank.top_k)
     coordinator, answer = Aggregator(recipe, bank), Message(ExchangeLayout.of(recipe, classes).answer)
+    coordinator.load_method(classes)
     labels_N = torch.randint(classes, (2 * rows,))
 
     def step(number: int) -> float:

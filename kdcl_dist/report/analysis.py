@@ -49,7 +49,7 @@ def targets_table(run: RunData) -> Table | None:
             rows.append([which, *(number(value, 4) for value in found)])
     caption = (
         f"The five soft targets on the sampled steps of {_last_epochs(run)}. The students learned from "
-        f"{run.recipe.distillation.method}; the other methods were applied to the same logits."
+        f"{run.recipe.distillation.method_name}; the other methods were applied to the same logits."
     )
     heads = ["ensemble", *(f"{chart.name} ({chart.unit})" for chart in TARGETS)]
     return Table(caption, heads, rows) if rows else None

@@ -104,7 +104,7 @@ def _facts(run: RunData) -> dict[str, str]:
         "Trained for": f"{run.epochs} of {recipe.epochs} epochs",
         "Batch size": str(recipe.batch_size),
         "Seed": str(recipe.seed),
-        "Method": distillation.method,
+        "Method": distillation.method_name,
         "Temperature T": f"{distillation.temperature:g}",
         "Weight λ": f"{distillation.weight:g}",
         "Training data": recipe.data.train,

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import importlib
+from collections.abc import Callable
+from functools import partial
+from types import ModuleType
 from typing import Any
 
 import torch
 from torch import nn
 
 from kdcl_dist.config import optim as specs
+from kdcl_dist.utils.import_strings import load_object
 
 __all__ = ["build_optimizer", "load_optimizer"]
 
@@ -21,34 +26,25 @@ def build_optimizer(
         spec: of the recipe.
         model: the network, already on its device.
         fused: whether one kernel updates all parameters; then the host also does not wait for the GPU to
-            check a loss scale. None: True on a GPU. On the CPU the last bits of the results differ.
+            check a loss scale. None: True on a GPU. On the CPU the last bits of the results differ. The
+            optimisers of `FUSED` have such a kernel, the others ignore this argument.
+
+    Raises:
+        ImportError: timm is missing, or an import string names nothing.
+        TypeError: an import string gives no optimiser. Its own code may raise any exception.
     """
     parameters = list(model.parameters())
     if fused is None:
         fused = all(each.is_cuda and each.is_floating_point() for each in parameters)
-    if isinstance(spec, specs.SGD):
-        sgd = torch.optim.SGD(
-            parameters,
-            lr=spec.lr,
-            momentum=spec.momentum,
-            nesterov=spec.nesterov,
-            weight_decay=spec.weight_decay,
-            fused=fused or None,
-        )
-        if fused and spec.momentum:  # a skipped first step would leave the buffers without values
-            learned = (each for each in parameters if each.requires_grad)
-            sgd.state.update({each: {"momentum_buffer": torch.zeros_like(each)} for each in learned})
-        return sgd
-    kind = torch.optim.AdamW if isinstance(spec, specs.AdamW) else torch.optim.Adam
-    betas = (spec.beta1, spec.beta2)
-    return kind(
-        parameters,
-        lr=spec.lr,
-        betas=betas,
-        eps=spec.eps,
-        weight_decay=spec.weight_decay,
-        fused=fused or None,
-    )
+    kernel = {"fused": fused or None} if type(spec) in FUSED else {}
+    optimizer = _maker(spec)(_groups(spec, model), **_arguments(spec), **kernel)
+    if not isinstance(optimizer, torch.optim.Optimizer):
+        raise TypeError(f"{spec.name!r} gives {type(optimizer).__name__}, not a torch.optim.Optimizer")
+    if fused and isinstance(spec, specs.SGD) and spec.momentum:
+        # A skipped first step would leave the buffers without values.
+        learned = (each for each in parameters if each.requires_grad)
+        optimizer.state.update({each: {"momentum_buffer": torch.zeros_like(each)} for each in learned})
+    return optimizer
 
 
 def load_optimizer(optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> None:
@@ -56,6 +52,61 @@ def load_optimizer(optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> N
 
     The stored state says whether its optimiser was fused; this optimiser keeps its own setting.
     """
-    fused = optimizer.defaults["fused"]
-    groups = [group | {"fused": fused} for group in state["param_groups"]]
-    optimizer.load_state_dict(state | {"param_groups": groups})
+    if "fused" in optimizer.defaults:
+        own = {"fused": optimizer.defaults["fused"]}
+        state = state | {"param_groups": [group | own for group in state["param_groups"]]}
+    optimizer.load_state_dict(state)
+
+
+def _groups(spec: specs.Optimizer, model: nn.Module) -> list[Any]:
+    """The parameters; in two groups where biases and norms have no weight decay."""
+    parameters = list(model.parameters())
+    if spec.decay_norm_and_bias:
+        return parameters
+    groups: list[dict[str, Any]] = [
+        {"params": [each for each in parameters if each.ndim > 1]},
+        {"params": [each for each in parameters if each.ndim <= 1], "weight_decay": 0.0},
+    ]
+    return [group for group in groups if group["params"]]
+
+
+Maker = Callable[..., torch.optim.Optimizer]
+
+#: The optimisers with a kernel that updates all parameters at once.
+FUSED: dict[type, Maker] = {
+    specs.SGD: torch.optim.SGD,
+    specs.Adam: torch.optim.Adam,
+    specs.AdamW: torch.optim.AdamW,
+}
+PLAIN: dict[type, Maker] = {
+    specs.RMSprop: torch.optim.RMSprop,
+    specs.NAdamW: partial(torch.optim.NAdam, decoupled_weight_decay=True),
+}
+OF_TIMM: dict[type, str] = {specs.Lamb: "Lamb", specs.Lion: "Lion"}
+
+
+def _maker(spec: specs.Optimizer) -> Maker:
+    """What makes the optimiser from the parameters and the arguments."""
+    found: Maker
+    if isinstance(spec, specs.OwnOptimizer):
+        found = load_object(spec.name)
+    elif type(spec) in OF_TIMM:
+        found = getattr(_timm(), OF_TIMM[type(spec)])
+    else:
+        found = (FUSED | PLAIN)[type(spec)]
+    return found
+
+
+def _timm() -> ModuleType:
+    try:
+        return importlib.import_module("timm.optim")
+    except ImportError as error:
+        raise ImportError("timm is not installed: pip install 'kdcl_dist[timm]'") from error
+
+
+def _arguments(spec: specs.Optimizer) -> dict[str, Any]:
+    """The arguments of the optimiser beside the parameters."""
+    found = spec.model_dump(exclude={"name", "decay_norm_and_bias"})
+    if isinstance(spec, (specs.Adam, specs.Lion)):
+        found["betas"] = (found.pop("beta1"), found.pop("beta2"))
+    return found

@@ -44,9 +44,10 @@ class Student:
         classes, channels: of the data.
         device: of the network.
         resumed: whether a state is loaded next, so that the recipe's initial weights are not needed.
+        trains: whether the student needs an optimiser, which may be the user's own code.
 
     Raises:
-        ModelError: the network or its initial weights cannot be built.
+        ModelError: the network, its initial weights or its optimiser cannot be built.
     """
 
     def __init__(
@@ -59,6 +60,7 @@ class Student:
         channels: int,
         device: torch.device,
         resumed: bool = False,
+        trains: bool = True,
     ) -> None:
         self.recipe, self.spec, self.device, self.classes = recipe, recipe.students[index], device, classes
         self.replica = replica
@@ -80,8 +82,11 @@ class Student:
         self.training_network = self.network
         self.buffers = list(self.model.buffers())
         self.saved_buffers = [buffer.clone() for buffer in self.buffers]
-        with of_user_code(ModelError, f"model {self.spec.model!r} cannot be trained", self.spec.name):
-            self.optimizer = build_optimizer(self.spec.optimizer, self.model)
+        if trains:
+            chosen = self.spec.optimizer
+            fails = f"optimizer {chosen.name!r} cannot train model {self.spec.model!r}"
+            with of_user_code(ModelError, fails, self.spec.name):
+                self.optimizer = build_optimizer(chosen, self.model)
         self.scaler = torch.amp.GradScaler(device.type, enabled=self.spec.precision == "fp16")
         self.dtype = AUTOCAST.get(self.spec.precision)
 
@@ -149,18 +154,18 @@ class Student:
                 all others: the log-probabilities of the soft target at the recipe's temperature, (B, C).
             covered_B: which samples have a soft target; None: all. See `distillation_loss`.
         """
-        distillation = self.recipe.distillation
+        distillation, smoothing = self.recipe.distillation, self.spec.label_smoothing
         labels_B = self._to_device(labels_B)
         if target is None:
-            task = task_loss(logits_BC, labels_B)
+            task = task_loss(logits_BC, labels_B, smoothing)
             return Losses(task, task, torch.zeros_like(task))
         target = self._to_device(target)
         if distillation.method == "dml":
-            return dml_loss(logits_BC, labels_B, target, distillation.weight)
+            return dml_loss(logits_BC, labels_B, target, distillation.weight, smoothing)
         # Row numbers, computed on the CPU: with a mask on the GPU the host would wait for the GPU.
         covered_K = None if covered_B is None else self._to_device(covered_B.nonzero()[:, 0])
         temperature, weight = distillation.temperature, distillation.weight
-        return kdcl_loss(logits_BC, labels_B, target, temperature, weight, covered_K)
+        return kdcl_loss(logits_BC, labels_B, target, temperature, weight, covered_K, smoothing)
 
     def conflict(self, losses: Losses) -> Conflict:
         """Cosine and ratio of the step's two gradients; the student's state does not change."""
@@ -178,21 +183,29 @@ class Student:
         self.optimizer.zero_grad(set_to_none=True)
         torch.autograd.backward(self.scaler.scale(loss))
         if self.scaler.is_enabled():
+            if self.spec.clip_grad_norm is not None:
+                self.scaler.unscale_(self.optimizer)
+                self._clip()
             self.scaler.step(self.optimizer)
             self.scaler.update()
             return torch.zeros_like(loss)
         bad = self._is_bad()
-        if self.optimizer.defaults["fused"]:  # skips the step on the GPU: the host does not wait
+        if self.optimizer.defaults.get("fused"):  # skips the step on the GPU: the host does not wait
             self.optimizer.found_inf = bad  # type: ignore[attr-defined]
-        elif self.device.type == "cpu" and bad:
+        elif self.device.type != "meta" and bad:
             return bad
+        self._clip()
         self.optimizer.step()
         return bad
 
+    def _clip(self) -> None:
+        """Shorten the gradient to the recipe's norm; replicas have the same gradient."""
+        if self.spec.clip_grad_norm is not None:
+            nn.utils.clip_grad_norm_(self.model.parameters(), self.spec.clip_grad_norm)
+
     def _is_bad(self) -> Tensor:
         """1 if the gradient is not finite, else 0; replicas have the same gradient, and so agree."""
-        (group,) = self.optimizer.param_groups
-        gradients = [each.grad for each in group["params"] if each.grad is not None]
+        gradients = [each.grad for each in self.model.parameters() if each.grad is not None]
         norm = torch.stack(torch._foreach_norm(gradients)).sum()
         return (~torch.isfinite(norm)).float()
 

@@ -9,14 +9,15 @@ from typing import Any
 
 from kdcl_dist.errors import one_line
 
-__all__ = ["is_import_string", "load_object"]
+__all__ = ["IMPORT_STRING", "is_import_string", "load_object"]
 
-_PATTERN = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*:[A-Za-z_]\w*(\.[A-Za-z_]\w*)*")
+#: The regular expression of an import string.
+IMPORT_STRING = r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*:[A-Za-z_]\w*(\.[A-Za-z_]\w*)*"
 
 
 def is_import_string(text: str) -> bool:
     """Whether `text` has the form `package.module:attribute`; paths and URIs do not."""
-    return _PATTERN.fullmatch(text) is not None
+    return re.fullmatch(IMPORT_STRING, text) is not None
 
 
 def load_object(text: str) -> Any:

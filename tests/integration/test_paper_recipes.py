@@ -19,9 +19,10 @@ from PIL import Image
 from benchmarks.in_turn import InTurn
 from kdcl_dist.cli import kdcl
 from kdcl_dist.compare.experiment import jobs_of, load_table
-from kdcl_dist.config.optim import SGD, MultiStep
+from kdcl_dist.config.optim import SGD
 from kdcl_dist.config.recipe import Recipe
 from kdcl_dist.config.recipe_file import load_recipe
+from kdcl_dist.config.schedules import MultiStep
 from kdcl_dist.config.student import Student
 from kdcl_dist.data.dataset import Info, open_dataset
 from kdcl_dist.data.views import Transforms

@@ -11,9 +11,11 @@ from typing import Any
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from kdcl_dist.data.dataset import ArrowDataset
+from kdcl_dist.distillation.methods import Context
 
 
 class Dropout(nn.Module):
@@ -301,3 +303,47 @@ class Restless(Plain):
     def forward(self, x: Tensor) -> Tensor:
         """Logits."""
         return super().forward(x) + torch.rand(())
+
+
+def halving(lr: float, step: int, steps_per_epoch: int, epochs: int, every: int) -> float:
+    """A schedule: half the learning rate after every so many steps."""
+    return lr * 0.5 ** (step // every)
+
+
+def negative(**position: float) -> float:
+    """A schedule that gives no learning rate."""
+    return -1.0
+
+
+def sharpened(
+    logits_SBC: Tensor, labels_B: Tensor, temperature: float, context: Context, power: float = 2.0
+) -> Tensor:
+    """A method: the mean of the logits, sharper in its first steps, which it counts itself."""
+    context.state["seen"] = context.state.get("seen", 0) + 1
+    scale = 1 + power / context.state["seen"]
+    return F.log_softmax(scale * logits_SBC.mean(dim=0) / temperature, dim=1)
+
+
+def probabilities(logits_SBC: Tensor, labels_B: Tensor, temperature: float, context: Context) -> Tensor:
+    """A method that forgets the logarithm."""
+    return F.softmax(logits_SBC.mean(dim=0), dim=1)
+
+
+def per_student(logits_SBC: Tensor, labels_B: Tensor, temperature: float, context: Context) -> Tensor:
+    """A method of the wrong shape."""
+    return F.log_softmax(logits_SBC, dim=2)
+
+
+def names_only(logits_SBC: Tensor, labels_B: Tensor, temperature: float, context: Context) -> str:
+    """A method that gives no tensor."""
+    return ", ".join(context.students)
+
+
+def nan_later(logits_SBC: Tensor, labels_B: Tensor, temperature: float, context: Context) -> Tensor:
+    """A method that is sound at first."""
+    return F.log_softmax(logits_SBC.mean(dim=0) * (torch.nan if context.step >= 3 else 1), dim=1)
+
+
+def no_optimizer(parameters: list, lr: float) -> str:
+    """An optimiser that is none."""
+    return "none"

@@ -7,6 +7,9 @@ the samples, ensembles over students in the order of the cohort.
 
 from __future__ import annotations
 
+import math
+from typing import Any
+
 import numpy as np
 import torch
 import torch.nn.functional as F
@@ -26,7 +29,7 @@ def soft_target(method: str, logits: list[Tensor], y: Tensor, T: float, w: Tenso
     rows = torch.arange(len(y))
     if method == "teacher":
         return F.log_softmax(logits[teacher] / T, dim=1)
-    if method == "mean":
+    if method in ("mean", "nets:sharpened"):
         return F.log_softmax(z.mean(dim=0) / T, dim=1)
     if method == "naive":
         ce = torch.stack([F.cross_entropy(each, y, reduction="none") for each in logits])
@@ -43,7 +46,7 @@ def soft_target(method: str, logits: list[Tensor], y: Tensor, T: float, w: Tenso
 
 def train(recipe: Recipe) -> list[dict[str, Tensor]]:
     """Train all students; their final weights."""
-    S, method, T = len(recipe.students), recipe.distillation.method, recipe.distillation.temperature
+    S, method, T = len(recipe.students), recipe.distillation.method_name, recipe.distillation.temperature
     data = ArrowDataset(recipe.data.train)
     labels = torch.from_numpy(data.labels)
     held = []
@@ -61,11 +64,7 @@ def train(recipe: Recipe) -> list[dict[str, Tensor]]:
         nets.append(models.build(s.model, len(data.classes), data.channels))
         if s.weights:
             nets[i].load_state_dict(torch.load(s.weights, weights_only=True))
-        o = s.optimizer
-        assert o.name == "sgd"
-        optims.append(
-            torch.optim.SGD(nets[i].parameters(), o.lr, momentum=o.momentum, weight_decay=o.weight_decay)
-        )
+        optims.append(optimizer_of(s.optimizer, nets[i]))
     teacher = recipe.names.index(recipe.distillation.teacher) if recipe.distillation.teacher else -1
     w = torch.full((S,), 1 / S, dtype=torch.float64)
     last = [0 if i == teacher else s.epochs or recipe.epochs for i, s in enumerate(recipe.students)]
@@ -103,12 +102,16 @@ def train(recipe: Recipe) -> list[dict[str, Tensor]]:
                 )
             elif method not in ("none", "dml"):
                 aligned = [all_sent[i][np.argsort(mine[i])] for i in range(S)]
+                if method == "nets:sharpened":
+                    z = (1 + 2.0 / (epoch * T_epoch + step + 1)) * torch.stack(aligned).mean(dim=0)
+                    aligned = [z]
                 rows = soft_target(method, aligned, labels[np.sort(ids)], T, w, teacher)
                 target = dict(zip(np.sort(ids).tolist(), rows, strict=True))
             target = {id: on_the_wire(recipe, row) for id, row in target.items()}
             losses = []
             for i in range(S):
-                loss = F.cross_entropy(logits[i], labels[mine[i]])
+                smoothing = recipe.students[i].label_smoothing
+                loss = F.cross_entropy(logits[i], labels[mine[i]], label_smoothing=smoothing)
                 if method not in ("none", "dml"):
                     there = [row for row, sample in enumerate(mine[i].tolist()) if sample in target]
                     q = F.log_softmax(logits[i] / T, dim=1)[there]
@@ -125,12 +128,57 @@ def train(recipe: Recipe) -> list[dict[str, Tensor]]:
                 losses.append(loss)
             for i in range(S):
                 if epoch < last[i]:
+                    for group in optims[i].param_groups:
+                        group["lr"] = rate(recipe.students[i], epoch * T_epoch + step, T_epoch * last[i])
                     optims[i].zero_grad()
                     losses[i].backward()
+                    if limit := recipe.students[i].clip_grad_norm:
+                        torch.nn.utils.clip_grad_norm_(nets[i].parameters(), limit)
                     optims[i].step()
         if method == "general":
             w = held_out_weights(recipe, data, nets, sorted(held))
     return [net.state_dict() for net in nets]
+
+
+def optimizer_of(o: Any, net: torch.nn.Module) -> torch.optim.Optimizer:
+    """The optimiser, by its class in torch or timm."""
+    parameters: Any = list(net.parameters())
+    if not o.decay_norm_and_bias:
+        plain = [p for p in parameters if p.ndim <= 1]
+        parameters = [{"params": [p for p in parameters if p.ndim > 1]}, {"params": plain, "weight_decay": 0}]
+    if o.name == "sgd":
+        return torch.optim.SGD(parameters, o.lr, momentum=o.momentum, weight_decay=o.weight_decay)
+    if o.name == "rmsprop":
+        return torch.optim.RMSprop(parameters, o.lr, o.alpha, o.eps, o.weight_decay, o.momentum)
+    if ":" in o.name:
+        assert o.name == "torch.optim:Adagrad"
+        return torch.optim.Adagrad(parameters, o.lr, o.lr_decay)
+    betas: Any = {"betas": (o.beta1, o.beta2), "weight_decay": o.weight_decay}
+    if o.name == "nadamw":
+        return torch.optim.NAdam(parameters, o.lr, **betas, eps=o.eps, decoupled_weight_decay=True)
+    if o.name in ("adam", "adamw"):
+        kind = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW}[o.name]
+        return kind(parameters, o.lr, **betas, eps=o.eps)
+    import timm.optim
+
+    if o.name == "lion":
+        return timm.optim.Lion(parameters, o.lr, **betas)
+    assert o.name == "lamb"
+    return timm.optim.Lamb(parameters, o.lr, **betas, eps=o.eps)
+
+
+def rate(student: Any, step: int, steps: int) -> float:
+    """The learning rate; the schedules have tests of their own."""
+    schedule, lr = student.schedule, student.optimizer.lr
+    if schedule.name == "cosine" and not schedule.warmup_epochs:
+        low = schedule.min_lr
+        return low + (lr - low) * 0.5 * (1 + math.cos(math.pi * (step / steps)))
+    if schedule.name == "nets:halving":
+        return lr * 0.5 ** (step // schedule.every)
+    assert schedule.name == "multistep"
+    assert not schedule.milestones
+    assert not schedule.warmup_epochs
+    return lr
 
 
 def on_the_wire(recipe: Recipe, values: Tensor) -> Tensor:

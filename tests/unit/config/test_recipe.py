@@ -46,6 +46,7 @@ def test_defaults_are_complete_and_survive_writing() -> None:
         "momentum": 0.9,
         "nesterov": False,
         "weight_decay": 5e-4,
+        "decay_norm_and_bias": True,
     }
     assert written["limits"] == {"startup_s": 300.0, "step_s": 120.0, "storage_s": 30.0}
     assert written["checkpoint"] == {"every_epochs": 1, "keep": 2}
@@ -81,7 +82,7 @@ def test_shipped_recipes_load(path: Path) -> None:
         ("students.1.name=a/b", ["students.1.name", "a/b"]),
         ("students.1.name=coordinator", ["students.1.name", "coordinator"]),
         ("students.one.optimizer.lr=0", ["optimizer.lr", "0"]),
-        ("students.one.optimizer.name=lion", ["optimizer", "lion"]),
+        ("students.one.optimizer.name=lyon", ["optimizer", "lyon"]),
         ("students.two.optimizer.momentum=0.9", ["optimizer.momentum", "unknown"]),
         ("students.one.optimizer={momentum: 0.0, nesterov: true}", ["nesterov"]),
         ("students.one.schedule.milestones=[3, 2]", ["milestones", "increase"]),

@@ -144,7 +144,7 @@ def test_the_schema_accepts_what_a_recipe_may_hold(override: str) -> None:
         "distillation.window=none",
         "students=[]",
         "students.one.name=a/b",
-        "students.one.optimizer.name=lion",
+        "students.one.optimizer.name=lyon",
         "students.one.optimizer={name: sgd, beta1: 0.9}",
         "students.one.optimizer={beta1: 0.9}",
         "students.one.schedule={name: constant, milestones: [2]}",

@@ -14,7 +14,7 @@ from scipy import special
 from scipy.optimize import minimize
 from torch import Tensor
 
-from kdcl_dist.distillation import ensembles as E
+from kdcl_dist import ensembles as E
 
 SETTINGS = settings(max_examples=60, deadline=None, derandomize=True)
 
