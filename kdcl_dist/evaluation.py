@@ -26,6 +26,7 @@ from kdcl_dist.run.run import load_run
 from kdcl_dist.run.storage import Folder
 from kdcl_dist.run.uris import displayed
 from kdcl_dist.student.student import Student
+from kdcl_dist.utils.devices import choose_device, needs_memory
 from kdcl_dist.utils.seeding import Purpose, derive
 
 __all__ = ["Evaluation", "Noise", "Trained", "evaluate", "evaluate_under_noise", "open_training_data"]
@@ -57,26 +58,29 @@ class Trained:
 
     @classmethod
     def load(
-        cls, uri: str, *, device: str, warn: Callable[[str], None], allow_imports: Collection[str] = ()
+        cls,
+        uri: str,
+        *,
+        device: str = "auto",
+        warn: Callable[[str], None],
+        allow_imports: Collection[str] = (),
     ) -> Trained:
         """Load a run.
 
         Args:
             uri: the run folder's path or URI.
-            device: "cpu" or "cuda".
+            device: "cpu", "cuda", or "auto" for a GPU if there is one.
             warn: called with a line for each damaged checkpoint that is skipped.
             allow_imports: modules outside this package that the run's recipe may import.
 
         Raises:
-            RunFolderError: `uri` is no run folder or has no complete checkpoint, or there is no such device.
+            RunFolderError: `uri` is no run folder or has no complete checkpoint.
+            UserError: there is no such device.
             ImportRefused: the recipe names a module that is not allowed.
         """
         recipe, folder = load_run(uri)
         check_recipe_imports(recipe, str(folder), allow_imports)
-        if device == "cuda" and not torch.cuda.is_available():
-            raise RunFolderError(
-                f"--device cuda: this machine has no GPU that PyTorch {torch.__version__} can use"
-            )
+        chosen = choose_device(device)
         if (manifest := latest(folder, warn)) is None:
             raise RunFolderError(f"{displayed(uri)!r} has no complete checkpoint to evaluate")
         if missing := [name for name in recipe.names if name not in manifest.parts]:
@@ -86,7 +90,8 @@ class Trained:
             )
         training_data = open_training_data(recipe, folder)
         try:
-            aggregator, students = _restored(recipe, folder, manifest, training_data, device)
+            with needs_memory():
+                aggregator, students = _restored(recipe, folder, manifest, training_data, chosen)
         except (CheckpointError, RuntimeError, KeyError, TypeError, ValueError, AttributeError) as error:
             reason = error.message if isinstance(error, CheckpointError) else one_line(error)
             raise RunFolderError(
@@ -94,8 +99,13 @@ class Trained:
             ) from error
         return cls(manifest.step, training_data, aggregator, students)
 
+    @needs_memory()
     def test(self, noise: Noise | None = None) -> dict[str, dict[str, float]]:
-        """Loss, top1 and top5 over all test samples, by student and for "ensemble"."""
+        """Loss, top1 and top5 over all test samples, by student and for "ensemble".
+
+        Raises:
+            UserError: the GPU has too little free memory.
+        """
         scores = {name: Scores() for name in (*self.aggregator.names, ENSEMBLE)}
         for number, batch in enumerate(self.training_data.test_batches()):
             images = batch.images if noise is None else noise.add(batch.images, number)
@@ -108,7 +118,7 @@ class Trained:
 
 
 def _restored(
-    recipe: Recipe, folder: Folder, manifest: Manifest, training_data: TrainingData, device: str
+    recipe: Recipe, folder: Folder, manifest: Manifest, training_data: TrainingData, device: torch.device
 ) -> tuple[Aggregator, list[Student]]:
     """The aggregator and the students with their state of a checkpoint."""
     aggregator = Aggregator(recipe)
@@ -116,7 +126,7 @@ def _restored(
     sizes = {"classes": len(training_data.train.classes), "channels": training_data.train.channels}
     students = []
     for index, name in enumerate(recipe.names):
-        student = Student(recipe, index, **sizes, device=torch.device(device), resumed=True, trains=False)
+        student = Student(recipe, index, **sizes, device=device, resumed=True, trains=False)
         student.model.load_state_dict(read_part(folder, manifest, name)["model"])
         students.append(student)
     return aggregator, students
@@ -165,7 +175,7 @@ class Noise:
 
 
 def evaluate(
-    uri: str, *, device: str, warn: Callable[[str], None], allow_imports: Collection[str] = ()
+    uri: str, *, device: str = "auto", warn: Callable[[str], None], allow_imports: Collection[str] = ()
 ) -> Evaluation:
     """Test a run's latest checkpoint on its recipe's test data; arguments and errors as `Trained.load`."""
     trained = Trained.load(uri, device=device, warn=warn, allow_imports=allow_imports)
@@ -177,7 +187,7 @@ def evaluate_under_noise(
     deviations: Sequence[float],
     repeats: int,
     *,
-    device: str,
+    device: str = "auto",
     warn: Callable[[str], None],
     allow_imports: Collection[str] = (),
 ) -> Iterator[tuple[float, int, dict[str, dict[str, float]]]]:

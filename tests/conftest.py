@@ -62,6 +62,8 @@ def faults(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     path = tmp_path_factory.mktemp("faults") / "faults.jsonl"
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("KDCL_TEST_FAULTS", str(path))
+        # The same numbers on every machine: GPUs are hidden.
+        patch.setenv("CUDA_VISIBLE_DEVICES", "")
         # Ray's workers give way to all other processes by default: beside busy ones they would hardly run.
         patch.setenv("RAY_worker_niceness", "0")
         for folder in (SUPPORT, SUPPORT / "inject"):

@@ -6,7 +6,7 @@ import math
 
 import click
 
-from kdcl_dist.cli.group import allows_imports, kdcl, reports_errors
+from kdcl_dist.cli.group import allows_imports, kdcl, reports_errors, takes_device
 
 __all__ = ["evaluate"]
 
@@ -31,7 +31,7 @@ class Levels(click.ParamType[list[float]]):
 
 @kdcl.command()
 @click.argument("run")
-@click.option("--device", type=click.Choice(["cpu", "cuda"]), default="cpu", show_default=True)
+@takes_device
 @click.option("--noise", type=Levels(), help="Standard deviations of pixel noise; pixels lie in [0, 1].")
 @click.option(
     "--repeats",

@@ -13,7 +13,7 @@ import click
 from kdcl_dist.errors import KdclError, UserError
 from kdcl_dist.version import __version__
 
-__all__ = ["allows_imports", "kdcl", "reports_errors"]
+__all__ = ["allows_imports", "kdcl", "reports_errors", "takes_device"]
 
 
 def reports_errors(command: Callable[..., None]) -> Callable[..., None]:
@@ -65,6 +65,16 @@ allows_imports = click.option(
     type=_Modules(),
     default=(),
     help="Modules outside kdcl_dist whose code the folder may run, such as my_nets,my_data. [default: none]",
+)
+
+
+#: Of commands that compute in a process of their own.
+takes_device = click.option(
+    "--device",
+    type=click.Choice(["auto", "cpu", "cuda"]),
+    default="auto",
+    show_default=True,
+    help="Where to compute. auto: on a GPU if there is one.",
 )
 
 

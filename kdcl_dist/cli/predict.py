@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from kdcl_dist.cli.group import allows_imports, kdcl, reports_errors
+from kdcl_dist.cli.group import allows_imports, kdcl, reports_errors, takes_device
 
 if TYPE_CHECKING:
     from kdcl_dist.errors import DataError
@@ -22,16 +22,22 @@ __all__ = ["predict"]
 @click.argument("images", nargs=-1, required=True, type=click.Path(path_type=Path))
 @click.option("--top", type=click.IntRange(1), default=5, show_default=True, help="Classes of each image.")
 @click.option("--csv", "as_csv", is_flag=True, help="Comma-separated values instead of a table.")
+@takes_device
 @allows_imports
 @reports_errors
 def predict(
-    export: Path, images: tuple[Path, ...], top: int, as_csv: bool, allow_imports: tuple[str, ...]
+    export: Path,
+    images: tuple[Path, ...],
+    top: int,
+    as_csv: bool,
+    device: str,
+    allow_imports: tuple[str, ...],
 ) -> None:
     """Show the most probable classes of IMAGES, files or folders, by an EXPORT folder of any format."""
     from kdcl_dist.errors import DataError
     from kdcl_dist.export.prediction import Export, images_in
 
-    found = Export.read(export, allow_imports)
+    found = Export.read(export, allow_imports, device)
     failed: list[str] = []
     _show(_readable(found.predict(images_in(images), top), failed), as_csv)
     if failed:

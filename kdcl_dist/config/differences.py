@@ -44,8 +44,15 @@ def changes(old: Recipe, new: Recipe) -> list[str]:
 
 
 def roundings(old: Recipe, new: Recipe) -> list[str]:
-    """The changes of `ROUNDING_FIELDS`, one `path: old -> new` each."""
-    return [line for path, line in _changes(old, new) if _is_one_of(path, ROUNDING_FIELDS)]
+    """The changes of `ROUNDING_FIELDS`, one `path: old -> new` each; of a GPU the coordinator tells.
+
+    Whether another `resources.gpu` means another device is known once the run has its devices.
+    """
+    return [
+        line
+        for path, line in _changes(old, new)
+        if _is_one_of(path, ROUNDING_FIELDS) and not path.endswith(".resources.gpu")
+    ]
 
 
 def _changes(old: Recipe, new: Recipe) -> list[tuple[str, str]]:

@@ -105,6 +105,7 @@ TAIL = """\
 | {free} | none |
 | of a student {rounding} | the last bits of sums may differ; a warning says so |
 
+Of `resources.gpu` the warning comes with the start, if a student's device is of another kind than before.
 Every other change makes another run and is an error, also one of `epochs`. To train on from a finished run,
 start a new one with the `weights` of its students. `--resume` without `--name` takes the latest run of the
 recipe's name that has a checkpoint.

@@ -8,7 +8,7 @@ from dataclasses import asdict, replace
 from typing import Protocol
 
 from kdcl_dist.config.rounds import RunSchedule
-from kdcl_dist.coordinator.agreement import check_agreement, check_same_data
+from kdcl_dist.coordinator.agreement import changed_devices, check_agreement, check_same_data
 from kdcl_dist.coordinator.checkpointing import CoordinatorState
 from kdcl_dist.coordinator.loop import CoordinatorLoop
 from kdcl_dist.coordinator.recovery_policy import Decision, decide, survivors_can_continue
@@ -155,6 +155,8 @@ class _CoordinatorRuntime:
         run = replace(self.run, start=self._start(), generation=self.number)
         check_agreement(workers)
         check_same_data(run, workers[0])
+        if changed := changed_devices(run, workers):
+            self.emit(Warned(f"results may differ in the last bits: {'; '.join(changed)} (another device)"))
         schedule = RunSchedule(**workers[0].schedule)
         restored = self._resume_state(run, schedule, joins, present)
         assert self.state is not None

@@ -1,8 +1,9 @@
 """Replicas: several workers that are one student. Each takes a share of the step; all learn from the whole.
 
 torch's DistributedDataParallel averages gradients over a process group of the student: NCCL where each
-replica has its own GPU, else gloo. So parameters stay equal. Buffers, such as the running statistics of
-batch norm, become those of the first replica whenever the student is tested or saved.
+replica has its own GPU, else gloo; NCCL refuses two ranks on one GPU. So parameters stay equal. Buffers,
+such as the running statistics of batch norm, become those of the first replica whenever the student is
+tested or saved.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ from kdcl_dist.membership.store import Store
 from kdcl_dist.membership.tcp_store import c10d
 from kdcl_dist.utils.network import interface_of
 
-__all__ = ["Replicas", "broke_off"]
+__all__ = ["Replicas", "broke_off", "have_own_gpus"]
 
 
 class Replicas:
@@ -71,7 +72,8 @@ class Replicas:
 def broke_off(error: BaseException) -> bool:
     """Whether an error is of a connection between replicas, not of the network."""
     text = str(error).lower()
-    return isinstance(error, dist.DistBackendError) or "gloo" in text or "connection closed by peer" in text
+    kinds = (dist.DistBackendError, dist.DistStoreError)
+    return isinstance(error, kinds) or "gloo" in text or "connection closed by peer" in text
 
 
 def _form(store: Store, replica: int, count: int, host: str, device: torch.device, limit: timedelta) -> Any:
@@ -80,7 +82,11 @@ def _form(store: Store, replica: int, count: int, host: str, device: torch.devic
     torch has no public way to make one: its public functions need the global default group.
     """
     kinds = dist.ProcessGroup.BackendType
-    if device.type == "cuda" and dist.is_nccl_available():
+    if (
+        device.type == "cuda"
+        and dist.is_nccl_available()
+        and have_own_gpus(store, replica, count, str(torch.cuda.get_device_properties(device).uuid))
+    ):
         if (name := interface_of(host)) is not None:
             # Without "=", NCCL also takes interfaces whose names only begin like this one.
             os.environ.setdefault("NCCL_SOCKET_IFNAME", f"={name}")
@@ -96,3 +102,15 @@ def _form(store: Store, replica: int, count: int, host: str, device: torch.devic
     group._set_default_backend(kind)
     group._register_backend(device, kind, backend)
     return group
+
+
+def have_own_gpus(store: Store, replica: int, count: int, gpu: str) -> bool:
+    """Whether each replica of a student has a GPU to itself; each waits for the answers of all.
+
+    Args:
+        store: the student's own part of the run's store.
+        replica: index of this one among `count`.
+        gpu: identifies the GPU of this replica among those of all hosts.
+    """
+    store.set(f"gpu/{replica}", gpu)
+    return len({store.get(f"gpu/{other}") for other in range(count)}) == count

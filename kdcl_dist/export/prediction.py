@@ -8,6 +8,7 @@ from __future__ import annotations
 import stat
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import NamedTuple
@@ -22,9 +23,10 @@ from kdcl_dist.config.stored_imports import check_stored_imports
 from kdcl_dist.data.decode import MAX_FILE_BYTES, decode
 from kdcl_dist.data.loader import normalise
 from kdcl_dist.data.training_data import test_views
-from kdcl_dist.errors import DataError, ExportError, one_line
+from kdcl_dist.errors import DataError, ExportError, UserError, one_line
 from kdcl_dist.export.formats import FORMATS, Network, read_network, require
-from kdcl_dist.export.preprocessing import Description, digest, read_description
+from kdcl_dist.export.preprocessing import Description, Kind, digest, read_description
+from kdcl_dist.utils.devices import choose_device, needs_memory
 from kdcl_dist.utils.files import read_regular
 from kdcl_dist.utils.hidden import is_hidden
 
@@ -51,16 +53,19 @@ class Export:
     folder: Path
     description: Description
     network: Network
+    device: torch.device
 
     @classmethod
-    def read(cls, folder: Path, allow_imports: Collection[str] = ()) -> Export:
+    def read(cls, folder: Path, allow_imports: Collection[str] = (), device: str = "auto") -> Export:
         """Read an export of any format.
 
         Args:
             folder: the export.
             allow_imports: modules outside this package that the export may import.
+            device: "cpu", "cuda", or "auto" for a GPU if there is one and the format can use it.
 
         Raises:
+            UserError: there is no such device.
             ImportRefused: the description names a module that is not allowed.
             ExportError: the folder is no export, is damaged, or needs a library that is not installed.
             ModelError: a user's network cannot be built here.
@@ -77,18 +82,22 @@ class Export:
         if found != description.sha256:
             raise ExportError(f"{path}: damaged: it is not the file that was exported; export it again")
         classes, channels = len(description.classes), description.input_shape[0]
-        network = read_network(kind, path, lambda: models.build(description.model, classes, channels))
-        return cls(folder, description, network)
+        chosen = _device_for(kind, device)
+        build = partial(models.build, description.model, classes, channels)
+        return cls(folder, description, read_network(kind, path, build, chosen), chosen)
 
     def logits(self, images_BCHW: Tensor) -> Tensor:
         """The logits (B, C) of preprocessed images.
 
         Raises:
+            UserError: the GPU has too little free memory.
             ExportError: the network fails.
         """
         try:
-            with torch.no_grad():
-                return self.network(images_BCHW)
+            with torch.no_grad(), needs_memory():
+                return self.network(images_BCHW.to(self.device)).cpu()
+        except UserError:
+            raise
         except Exception as error:  # a user's network, or a runtime, can raise anything
             shape = tuple(images_BCHW.shape)
             raise ExportError(
@@ -151,6 +160,15 @@ class Export:
             if rank > top:
                 return
             yield RankedClass(str(path), rank, self.description.classes[label], probability)
+
+
+def _device_for(kind: Kind, device: str) -> torch.device:
+    """The device of an export's network; the ONNX runtime of the extra `export` computes on the CPU."""
+    if kind == "onnx" and device != "cpu":
+        if device == "cuda":
+            raise ExportError("--device cuda: format onnx is computed on the CPU; use --device auto or cpu")
+        device = "cpu"
+    return choose_device(device)
 
 
 class _Files:

@@ -42,6 +42,7 @@ from kdcl_dist.membership.tcp_store import host_store
 from kdcl_dist.run.events import Event, Stepped
 from kdcl_dist.run.run import Run
 from kdcl_dist.student.runtime import run_student
+from kdcl_dist.utils.devices import choose_device
 from kdcl_dist.utils.process import end_with_parent
 
 __all__ = ["coordinate", "train"]
@@ -134,7 +135,7 @@ def train(link: Connection, run: Run, rank: int, endpoint: Endpoint, host: str, 
         rank: the worker's index in the cohort.
         endpoint: where the coordinator's store listens.
         host: this host's address.
-        device: the name of a torch device.
+        device: the name of a torch device, or "auto".
     """
     stop_requested = threading.Event()
     signal.signal(signal.SIGTERM, lambda *_: stop_requested.set())
@@ -145,9 +146,8 @@ def train(link: Connection, run: Run, rank: int, endpoint: Endpoint, host: str, 
 
     def work() -> bool:
         """Train the student."""
-        return run_student(
-            run, rank, find_endpoint, host=host, device=torch.device(device), stop=stop_requested.is_set
-        )
+        chosen = choose_device(device) if device == "auto" else torch.device(device)
+        return run_student(run, rank, find_endpoint, host=host, device=chosen, stop=stop_requested.is_set)
 
     _name_process(run.recipe.workers[rank].name)
     _report(link, work, student=run.recipe.workers[rank].name)

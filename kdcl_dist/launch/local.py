@@ -8,14 +8,13 @@ import time
 from collections import Counter
 from collections.abc import Callable
 
-import torch
-
 from kdcl_dist.config.recipe import Recipe
 from kdcl_dist.coordinator.recovery_policy import is_fatal
 from kdcl_dist.errors import CoordinatorCutOff, CoordinatorLost, RecipeError, StartupTimeout
 from kdcl_dist.launch.devices import assign_devices
 from kdcl_dist.launch.failures import first_cause
 from kdcl_dist.launch.forkserver import start_server
+from kdcl_dist.launch.gpu_remarks import remarks
 from kdcl_dist.launch.messages import (
     CoordinatorUnreachable,
     EndpointOpened,
@@ -41,6 +40,7 @@ from kdcl_dist.membership.monitor import COORDINATOR
 from kdcl_dist.run.events import Event, Note
 from kdcl_dist.run.run import Run
 from kdcl_dist.run.storage import Folder
+from kdcl_dist.utils.devices import usable_gpus
 
 __all__ = ["check", "launch"]
 
@@ -77,7 +77,10 @@ class _Cohort:
 
     def __init__(self, run: Run, on_event: Callable[[Event], None], stop_requested: threading.Event) -> None:
         self.run, self.on_event, self.stop_requested = run, on_event, stop_requested
-        self.devices = assign_devices(run.recipe, torch.cuda.device_count())
+        gpus = usable_gpus()
+        self.devices = assign_devices(run.recipe, gpus)
+        for remark in remarks(run.recipe, self.devices, gpus):
+            on_event(remark)
         self.context = start_server()
         self.stop = self.context.Event()
         self.endpoint: Endpoint | None = None
@@ -191,7 +194,7 @@ def check(recipe: Recipe, storage: Folder) -> list[Check]:
         recipe: the run.
         storage: the folder that will hold it.
     """
-    count = torch.cuda.device_count()
+    count = usable_gpus()
     figure, failures = f"{len(recipe.workers)} workers on this machine, GPU {count}", []
     if named := [student.name for student in recipe.students if student.accelerator is not None]:
         figure += f"; accelerator of {', '.join(named)} not looked for"

@@ -47,7 +47,7 @@ def measure_student(recipe: Recipe, index: int, counts: Sequence[int]) -> dict[i
         KdclError: the data, the network or its first step fails.
     """
     student = recipe.students[index]
-    if student.resources.gpu and not torch.cuda.is_available():
+    if student.resources.gpu_share(auto=0.0) and not torch.cuda.is_available():
         raise RecipeError(
             f"students.{student.name}.resources.gpu: this machine has no GPU to measure on; give the step's "
             f"seconds with --given {student.name}=SECONDS"
@@ -88,7 +88,7 @@ def _build(recipe: Recipe, index: int, counts: Sequence[int]) -> tuple[Student, 
     """The student, and the batches of its first worker by their size, for each size that fits the device."""
     training_data = TrainingData.open(recipe)
     classes, channels = len(training_data.train.classes), training_data.train.channels
-    device = torch.device("cuda" if recipe.students[index].resources.gpu else "cpu")
+    device = torch.device("cuda" if recipe.students[index].resources.gpu_share(auto=0.0) else "cpu")
     student = Student(recipe, index, classes=classes, channels=channels, device=device)
     dry_run(student, training_data, index)
     message = Message(MessageLayout(recipe.batch_size, classes))

@@ -81,7 +81,8 @@ def resumed_recipe(
     It is the stored recipe with the overrides of this resumption, if the recipe's file is that of the start.
     It is `wanted` if the file has changed or is unknown, if the overrides only fit the file, as
     `students.a=null` given again, or if the stored recipe would import what `wanted` does not: a run folder
-    may come from someone else. `prepare` then finds whether the recipe may resume the run.
+    may come from someone else. `prepare` then finds whether the recipe may resume the run. Of a run of 0.1.0
+    the stored shares of GPUs count where `wanted` states none: that version's default was the CPU.
 
     Args:
         wanted: the recipe's file with the overrides of this resumption.
@@ -97,15 +98,31 @@ def resumed_recipe(
     try:
         root = _storage(storage, wanted.limits.patience_s)
         folder = root / (name or _latest_name(root, wanted.name))
-        if read_record(folder).get("recipe_file") != recipe_file:
+        digest = read_record(folder).get("recipe_file")
+        if digest not in (None, recipe_file):
             return wanted
         text, source = folder.read("recipe.yaml").decode(), f"{folder}/recipe.yaml"
-        old, found = parse_recipe(text, source=source), parse_recipe(text, overrides, source)
+        old = parse_recipe(text, source=source)
+        if digest is None:
+            return _with_stored_gpus(wanted, old)
+        found = parse_recipe(text, overrides, source)
     except (OSError, ValueError, StorageError, RecipeError):
         return wanted
     only_fits_file = differences(old, found) and not differences(old, wanted)
     foreign = import_strings(found) - import_strings(wanted)
     return wanted if only_fits_file or foreign else found
+
+
+def _with_stored_gpus(wanted: Recipe, old: Recipe) -> Recipe:
+    """`wanted` with the `resources.gpu` of `old` for each student of which it states none."""
+    stored = {student.name: student.resources.gpu for student in old.students}
+    students = []
+    for student in wanted.students:
+        resources = student.resources
+        if "gpu" not in resources.model_fields_set:
+            resources = resources.model_copy(update={"gpu": stored.get(student.name, resources.gpu)})
+        students.append(student.model_copy(update={"resources": resources}))
+    return wanted.model_copy(update={"students": students})
 
 
 def _is_name(name: str | None) -> bool:

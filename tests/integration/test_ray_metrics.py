@@ -19,7 +19,7 @@ from cohorts import ROOT, write_images
 from kdcl_dist.config.recipe_file import parse_recipe
 from kdcl_dist.launch.ray import driver as on_ray
 from kdcl_dist.launch.ray.metrics import PROGRESS, TEST, TRAIN, RayMetrics
-from kdcl_dist.run.events import EpochEnded, Event, Started, Stepped
+from kdcl_dist.run.events import EpochEnded, Event, Note, Started, Stepped, Warned
 from kdcl_dist.run.prepare import prepare
 from kdcl_dist.run.record import read_record
 
@@ -59,7 +59,10 @@ def watched(tmp_path_factory: pytest.TempPathFactory) -> Watched:
         while not scraper.ended.wait(0.1):
             titles.update(process_titles())
 
-    ray.init(address="local", num_cpus=2, include_dashboard=False, log_to_driver=False)
+    with pytest.MonkeyPatch.context() as patch:
+        # A GPU that Ray believes in, and that PyTorch does not find.
+        patch.setenv("CUDA_VISIBLE_DEVICES", "63")
+        ray.init(address="local", num_cpus=2, num_gpus=1, include_dashboard=False, log_to_driver=False)
     scraper = Scraper(ray.nodes()[0]["MetricsExportPort"])
     scraper.start()
     collecting = threading.Thread(target=collect_titles)
@@ -74,6 +77,13 @@ def watched(tmp_path_factory: pytest.TempPathFactory) -> Watched:
         collecting.join()
         ray.shutdown()
     return Watched(events, metrics, titles, read_record(run.folder))
+
+
+def test_students_share_the_gpu_or_say_that_pytorch_cannot_use_it(watched: Watched) -> None:
+    assert Note("resources.gpu auto: 0.5 of a GPU each for a, b") in watched.events
+    (warning,) = (event.text for event in watched.events if isinstance(event, Warned))
+    assert warning == "a, b: on the CPU, since PyTorch cannot use the GPU that Ray reserves"
+    assert {place["device"] for place in watched.record["placement"].values()} == {"cpu"}
 
 
 def process_titles() -> set[str]:

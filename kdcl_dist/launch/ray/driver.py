@@ -22,15 +22,17 @@ from ray.train.torch import TorchTrainer
 
 from kdcl_dist.config.recipe import Recipe
 from kdcl_dist.errors import CoordinatorLost, KdclError, RunFolderError, from_dict, one_line
+from kdcl_dist.launch.devices import devices_on_ray
 from kdcl_dist.launch.failures import first_worker_failure
+from kdcl_dist.launch.gpu_remarks import remarks_on_ray, unusable_gpus
 from kdcl_dist.launch.preflight.checks import Check, require
-from kdcl_dist.launch.preflight.placement import needs_of
+from kdcl_dist.launch.preflight.placement import Need, needs_of
 from kdcl_dist.launch.ray.common import POLL_S, actor_name
 from kdcl_dist.launch.ray.coordinator import END_S, EventCursor, start_coordinator
-from kdcl_dist.launch.ray.preflight import run_checks
+from kdcl_dist.launch.ray.preflight import hosts, run_checks
 from kdcl_dist.launch.ray.private import address_of_cluster
 from kdcl_dist.launch.ray.worker import CohortConfig, train
-from kdcl_dist.run.events import Event, Note, Warned
+from kdcl_dist.run.events import Event, Note, Started, Warned
 from kdcl_dist.run.record import read_record, recorded_failure
 from kdcl_dist.run.run import Run
 from kdcl_dist.run.storage import Folder
@@ -53,7 +55,11 @@ def launch(run: Run, on_event: Callable[[Event], None], stop_requested: threadin
         coordinator = start_coordinator(run)
         try:
             require(_checks(run.recipe, run.folder, on_event), lambda text: on_event(Warned(text)))
-            return _TrainerThread(run, on_event, stop_requested).fit()
+            offered = hosts()
+            needs = needs_of(run.recipe, offered)
+            for remark in remarks_on_ray(run.recipe, needs[0].gpu, offered):
+                on_event(remark)
+            return _TrainerThread(run, needs, on_event, stop_requested).fit()
         finally:
             ray.kill(coordinator)
 
@@ -109,14 +115,9 @@ def cluster(recipes: Sequence[Recipe], on_event: Callable[[Event], None]) -> Ite
 
 def max_concurrent_runs(recipe: Recipe) -> int:
     """For how many runs of a recipe the connected cluster has CPUs and GPUs; at least 1."""
-    offered, needed = ray.cluster_resources(), _cohort_resources(recipe)
+    offered, needs = ray.cluster_resources(), needs_of(recipe, hosts())
+    needed = {name: len(needs) * count for name, count in needs[0].resources.items()}
     return max(1, min(int(offered.get(name, 0) // count) for name, count in needed.items()))
-
-
-def _cohort_resources(recipe: Recipe) -> dict[str, float]:
-    """CPUs, and GPUs if any, of all workers together."""
-    needs = needs_of(recipe)
-    return {name: len(needs) * count for name, count in needs[0].resources.items()}
 
 
 def _connect(recipes: Sequence[Recipe], on_event: Callable[[Event], None]) -> None:
@@ -129,7 +130,7 @@ def _connect(recipes: Sequence[Recipe], on_event: Callable[[Event], None]) -> No
         ray.shutdown()
         if address := os.environ.get("RAY_ADDRESS"):
             raise KdclError(f"the Ray cluster at RAY_ADDRESS={address} does not answer") from None
-    needed = max(int(_cohort_resources(recipe)["CPU"]) for recipe in recipes)
+    needed = max(int(sum(need.cpu for need in needs_of(recipe))) for recipe in recipes)
     cores = os.cpu_count() or 1
     if needed > cores:
         on_event(
@@ -156,8 +157,15 @@ def _init(**options: Any) -> None:
 class _TrainerThread:
     """Runs Ray Train's trainer in a thread, and meanwhile passes on the events and a request to stop."""
 
-    def __init__(self, run: Run, on_event: Callable[[Event], None], stop_requested: threading.Event) -> None:
-        self.run, self.on_event, self.stop_requested = run, on_event, stop_requested
+    def __init__(
+        self,
+        run: Run,
+        needs: Sequence[Need],
+        on_event: Callable[[Event], None],
+        stop_requested: threading.Event,
+    ) -> None:
+        self.run, self.needs, self.on_event, self.stop_requested = run, needs, on_event, stop_requested
+        self.devices = devices_on_ray(run.recipe, needs[0].gpu)
         self.error: BaseException | None = None
         self.cursor = EventCursor()
 
@@ -178,7 +186,7 @@ class _TrainerThread:
 
     def _fit(self) -> None:
         try:
-            _trainer(self.run).fit()
+            _trainer(self.run, self.needs, self.devices).fit()
         except BaseException as error:  # handed to the main thread, which raises it
             self.error = error
 
@@ -193,6 +201,9 @@ class _TrainerThread:
             return
         for event in events:
             self.on_event(event)
+            if isinstance(event, Started):
+                for warning in unusable_gpus(self.run.recipe, self.devices, event):
+                    self.on_event(warning)
 
     def _outcome(self) -> bool:
         """How the run ended: the coordinator's answer, since the storage may not have taken the record."""
@@ -209,13 +220,12 @@ class _TrainerThread:
         return bool(state if found is None else found)
 
 
-def _trainer(run: Run) -> TorchTrainer:
-    """Ray Train's trainer for a run."""
-    needs = needs_of(run.recipe)
+def _trainer(run: Run, needs: Sequence[Need], devices: Sequence[str]) -> TorchTrainer:
+    """Ray Train's trainer for a run, with the needs and the device of each of the cohort's workers."""
     selectors = [need.label_selector for need in needs]
     return TorchTrainer(
         train,
-        train_loop_config={"run": run},
+        train_loop_config={"run": run, "devices": devices},
         torch_config=CohortConfig(run),
         scaling_config=ScalingConfig(
             num_workers=len(needs),

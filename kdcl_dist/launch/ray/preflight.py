@@ -32,7 +32,7 @@ from kdcl_dist.launch.preflight.placement import Host, lacks, needs_of
 from kdcl_dist.run.process import use_root
 from kdcl_dist.run.storage import Folder
 
-__all__ = ["run_checks"]
+__all__ = ["hosts", "run_checks"]
 
 #: Versions that must be the same on every host besides those of `kdcl_dist.run.run.versions`.
 VERSION = {"ray": ray.__version__}
@@ -57,13 +57,20 @@ def run_checks(recipe: Recipe, folder: Folder, notify: Callable[[str], None]) ->
         notify: called with a line when the cluster has to grow first.
     """
     deadline = time.monotonic() + recipe.limits.startup_s
-    nodes, needs = await_capacity(recipe, deadline, notify), needs_of(recipe)
-    first = placement(needs, [node.host for node in nodes])
+    nodes = await_capacity(recipe, deadline, notify)
+    found = [node.host for node in nodes]
+    needs = needs_of(recipe, found)
+    first = placement(needs, found)
     here = ray.get_runtime_context().get_node_id()
     used = [node for node in nodes if node.id == here or any(node.host.suits(need) for need in needs)]
     if [node.id for node in used] in ([here], []):
         return [first, *check_here(recipe, folder, ray.util.get_node_ip_address(), VERSION)]
     return [first, *_Inspection(recipe, folder, used, deadline).checks()]
+
+
+def hosts() -> list[Host]:
+    """What the hosts of the connected cluster offer, whatever is taken of it at present."""
+    return [node.host for node in _nodes()]
 
 
 def _nodes() -> list[_Node]:
@@ -95,8 +102,8 @@ def await_capacity(recipe: Recipe, deadline: float, notify: Callable[[str], None
         deadline: by `time.monotonic`; then the hosts are returned as they are.
         notify: called with a line when the autoscaler is asked for hosts.
     """
-    needs = needs_of(recipe)
     nodes = _nodes()
+    needs = needs_of(recipe, [node.host for node in nodes])
     if not lacks(needs, [node.host for node in nodes]) or not may_grow():
         return nodes
     from ray.autoscaler.sdk import request_resources

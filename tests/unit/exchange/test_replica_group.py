@@ -16,7 +16,8 @@ from torch import nn
 
 from kdcl_dist.config.rounds import Kind, Round, share_of
 from kdcl_dist.data.training_data import TrainingData
-from kdcl_dist.exchange.replicas import Replicas
+from kdcl_dist.exchange.replicas import Replicas, have_own_gpus
+from kdcl_dist.membership.store import Store
 from kdcl_dist.membership.tcp_store import connect_store, host_store, scoped
 from kdcl_dist.utils.network import interface_of
 
@@ -50,14 +51,24 @@ def steps_of(training_data: TrainingData) -> list[list[int]]:
 
 def together(work: Callable[[Replicas, int], Any], count: int = 3) -> list[Any]:
     """Run `work` as each replica of one student over a real group."""
+
+    def join(store: Store, rank: int) -> Any:
+        link = Replicas(store, rank, count, host="127.0.0.1", device=torch.device("cpu"), limit_s=30)
+        try:
+            return work(link, rank)
+        finally:
+            link.close()
+
+    return at_once(join, count)
+
+
+def at_once(work: Callable[[Store, int], Any], count: int = 3) -> list[Any]:
+    """Run `work` as each replica of one student with a real store."""
     server, endpoint = host_store("127.0.0.1")
     results: list[Any] = [None] * count
 
     def run(rank: int) -> None:
-        store = scoped(server if rank == 0 else connect_store(endpoint, 10), "test")
-        link = Replicas(store, rank, count, host="127.0.0.1", device=torch.device("cpu"), limit_s=30)
-        results[rank] = work(link, rank)
-        link.close()
+        results[rank] = work(scoped(server if rank == 0 else connect_store(endpoint, 10), "test"), rank)
 
     threads = [threading.Thread(target=run, args=(rank,)) for rank in range(count)]
     for thread in threads:
@@ -118,6 +129,13 @@ def test_a_closed_group_is_held_by_no_layer() -> None:
 
     assert all(bool(found) for (found,) in together(work))
     assert len(layers) == 3
+
+
+@pytest.mark.parametrize(
+    ("gpus", "own"), [(["u", "v", "w"], True), (["u", "v", "u"], False), (["u", "u", "u"], False)]
+)
+def test_all_replicas_know_whether_two_share_a_gpu(gpus: list[str], own: bool) -> None:
+    assert at_once(lambda store, rank: have_own_gpus(store, rank, 3, gpus[rank])) == [own] * 3
 
 
 def test_the_interface_of_an_address() -> None:

@@ -8,6 +8,8 @@ import json
 import os
 import shutil
 from collections.abc import Sequence
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import exporting
@@ -18,14 +20,18 @@ import torch.nn.functional as F
 from commands import assert_one_line
 from exporting import CLASSES, run
 from importing import claimed
+from torch import nn
 
+from kdcl_dist import models
 from kdcl_dist.cli.export import KINDS
+from kdcl_dist.errors import UserError
 from kdcl_dist.evaluation import Trained
 from kdcl_dist.export import formats, writing
 from kdcl_dist.export.prediction import Export
-from kdcl_dist.export.preprocessing import digest
+from kdcl_dist.export.preprocessing import Kind, digest
 from kdcl_dist.run.record import read_record
 from kdcl_dist.run.run import Run
+from kdcl_dist.student.student import Student
 
 
 def test_logits_are_those_of_an_evaluation(trained: Run, exports: dict[str, Path], pictures: Path) -> None:
@@ -135,6 +141,50 @@ def test_mistakes_in_what_was_exported(
 ) -> None:
     folder = spoilt(exports["state_dict"], tmp_path / "x", what)
     assert_one_line(run("predict", folder, pictures / "files"), *words)
+
+
+@pytest.mark.parametrize("kind", KINDS[:3])
+def test_a_network_is_read_for_a_device(exports: dict[str, Path], kind: Kind) -> None:
+    """The meta device stands for a GPU: a tensor that were left on the CPU would end the pass."""
+    plain, meta = Export.read(exports[kind]), torch.device("meta")
+    path = exports[kind] / formats.FORMATS[kind].file
+    build = partial(models.build, plain.description.model, len(CLASSES), plain.description.input_shape[0])
+    network = formats.read_network(kind, path, build, meta)
+    logits_BC = network(torch.empty(5, *plain.description.input_shape, device=meta))
+    assert (logits_BC.device.type, tuple(logits_BC.shape)) == ("meta", (5, len(CLASSES)))
+
+
+def test_a_device_that_is_not_there(
+    exports: dict[str, Path], pictures: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    files = pictures / "files"
+    assert_one_line(run("predict", exports["state_dict"], files, "--device", "cuda"), "no GPU")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    assert Export.read(exports["onnx"]).device == torch.device("cpu")
+    assert_one_line(
+        run("predict", exports["onnx"], files, "--device", "cuda"), "onnx", "--device auto or cpu"
+    )
+
+
+def test_a_gpu_with_too_little_memory(
+    trained: Run, exports: dict[str, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fill(*_: object) -> torch.Tensor:
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB.\nMore")
+
+    full = replace(Export.read(exports["state_dict"]), network=fill)
+    known = Trained.load(trained.folder.uri, warn=print, allow_imports=["nets"])
+    monkeypatch.setattr(Student, "predict", fill)
+    monkeypatch.setattr(nn.Module, "to", fill)
+    for work in (
+        lambda: full.logits(torch.zeros(1, *full.description.input_shape)),
+        lambda: Export.read(exports["state_dict"]),
+        known.test,
+        lambda: Trained.load(trained.folder.uri, warn=print, allow_imports=["nets"]),
+    ):
+        with pytest.raises(UserError, match=r"too little free memory; use --device cpu .*2 GiB") as caught:
+            work()
+        assert "\n" not in str(caught.value)
 
 
 @pytest.mark.parametrize("kind", KINDS[1:])

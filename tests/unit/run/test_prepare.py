@@ -167,6 +167,16 @@ def test_with_a_changed_or_unknown_file_the_file_counts(
     assert resumed(make_recipe, tmp_path, digest=now) == make_recipe()
 
 
+def test_a_run_of_0_1_0_keeps_the_devices_that_it_stored(make_recipe: MakeRecipe, tmp_path: Path) -> None:
+    """Its default was the CPU; a recipe that states a share of a GPU, or `auto`, is taken at its word."""
+    on_cpu = ("students.a.resources.gpu=0", "students.b.resources.gpu=0")
+    recipe = begin(make_recipe, tmp_path, *on_cpu, digest=None)
+    assert resumed(make_recipe, tmp_path) == recipe
+    for stated in ("auto", "1"):
+        wanted = make_recipe(f"students.a.resources.gpu={stated}", on_cpu[1])
+        assert resumed(make_recipe, tmp_path, f"students.a.resources.gpu={stated}") == wanted
+
+
 def test_a_removed_student_may_be_removed_again(make_recipe: MakeRecipe, tmp_path: Path) -> None:
     recipe = begin(make_recipe, tmp_path, "students.a=null")
     assert resumed(make_recipe, tmp_path) == recipe
