@@ -18,8 +18,8 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 from kdcl_dist.exchange import sync_batchnorm
-from kdcl_dist.membership.store import Store
-from kdcl_dist.membership.tcp_store import c10d
+from kdcl_dist.exchange.gloo import form_gloo
+from kdcl_dist.membership.tcp_store import RunStore, c10d
 from kdcl_dist.utils.network import interface_of
 
 __all__ = ["Replicas", "broke_off", "have_own_gpus"]
@@ -37,8 +37,9 @@ class Replicas:
     """
 
     def __init__(
-        self, store: Store, replica: int, count: int, *, host: str, device: torch.device, limit_s: float
+        self, store: RunStore, replica: int, count: int, *, host: str, device: torch.device, limit_s: float
     ) -> None:
+        self._store = store  # torch may use it for as long as the group lives
         self.group: Any | None = _form(store, replica, count, host, device, timedelta(seconds=limit_s))
         self.count = count
 
@@ -76,7 +77,9 @@ def broke_off(error: BaseException) -> bool:
     return isinstance(error, kinds) or "gloo" in text or "connection closed by peer" in text
 
 
-def _form(store: Store, replica: int, count: int, host: str, device: torch.device, limit: timedelta) -> Any:
+def _form(
+    store: RunStore, replica: int, count: int, host: str, device: torch.device, limit: timedelta
+) -> Any:
     """A process group on the run's own store, never torch's global default.
 
     torch has no public way to make one: its public functions need the global default group.
@@ -94,10 +97,7 @@ def _form(store: Store, replica: int, count: int, host: str, device: torch.devic
         options._timeout = limit
         backend, kind = c10d.ProcessGroupNCCL(store, replica, count, options), kinds.NCCL
     else:
-        options = c10d.ProcessGroupGloo._Options()
-        options._devices = [c10d.ProcessGroupGloo.create_device(hostname=host)]
-        options._timeout = limit
-        backend, kind = c10d.ProcessGroupGloo(store, replica, count, options), kinds.GLOO
+        backend, kind = form_gloo(store, replica, count, host=host, limit=limit), kinds.GLOO
     group = c10d.ProcessGroup(store, replica, count)
     group._set_default_backend(kind)
     group._register_backend(device, kind, backend)

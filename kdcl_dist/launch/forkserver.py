@@ -19,7 +19,7 @@ MODULES = ["kdcl_dist.launch.entrypoints", "torch._dynamo"]
 
 def start_server() -> Any:
     """The multiprocessing context of the server; the first call starts the server, without a wait."""
-    # A store whose peer has died logs a C++ stack for each connection; the launcher reports the cause.
+    # torch logs lines of C++ for each connection that breaks; the launcher reports the cause.
     os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(MODULES)

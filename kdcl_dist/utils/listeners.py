@@ -1,0 +1,43 @@
+"""The TCP sockets on which this process accepts connections, and how one of them accepts no more."""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import os
+import socket
+import struct
+from pathlib import Path
+
+__all__ = ["listeners", "refuse_newcomers"]
+
+#: Linux's option of a socket that filters its packets, which Python does not name.
+SO_ATTACH_FILTER = 26
+#: A filter of one instruction (code, jumps, operand): keep 0 bytes of every packet.
+DROP_ALL = struct.pack("HBBI", 0x06, 0, 0, 0)
+
+
+def listeners() -> set[int]:
+    """The file descriptors of the TCP sockets on which this process listens."""
+    return {int(entry.name) for entry in Path("/proc/self/fd").iterdir() if _listens(entry)}
+
+
+def _listens(entry: Path) -> bool:
+    with contextlib.suppress(OSError):  # closed meanwhile
+        if entry.is_socket():
+            with socket.socket(fileno=os.dup(int(entry.name))) as found:
+                is_tcp = found.family in (socket.AF_INET, socket.AF_INET6)
+                return is_tcp and bool(found.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN))
+    return False
+
+
+def refuse_newcomers(fd: int) -> None:
+    """Let a socket, whose owner cannot close it, accept no further connection; those that it has stay.
+
+    The socket stays as it was where the kernel has no such filters.
+    """
+    program = ctypes.create_string_buffer(DROP_ALL)
+    with contextlib.suppress(OSError), socket.socket(fileno=os.dup(fd)) as listener:
+        listener.setsockopt(
+            socket.SOL_SOCKET, SO_ATTACH_FILTER, struct.pack("HP", 1, ctypes.addressof(program))
+        )
