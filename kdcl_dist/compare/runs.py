@@ -65,7 +65,7 @@ def run_jobs(
     with ThreadPoolExecutor(max_concurrent_runs, thread_name_prefix="kdcl-compare") as pool:
         futures: list[Future[Outcome | None]] = [pool.submit(run, job) for job in jobs]
         try:
-            for future in as_completed(futures):
+            for future in as_completed(futures):  # without a limit: each run has those of its recipe
                 if (outcome := future.result()) is not None:
                     found[outcome.job.name] = outcome
                     on_outcome(outcome)

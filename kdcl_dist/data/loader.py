@@ -20,7 +20,7 @@ from kdcl_dist.data.dataset import ImageDataset
 from kdcl_dist.data.sampling import Ids
 from kdcl_dist.data.views import Views
 from kdcl_dist.errors import KdclError
-from kdcl_dist.utils.process import end_with_parent
+from kdcl_dist.utils.process import end_with_parent, share_folder
 
 __all__ = ["Batch", "BatchSpec", "batches", "mixed_batches", "normalise"]
 
@@ -94,6 +94,7 @@ def _context() -> Any:
     """Workers are forked from a server that has imported their modules, and holds no threads or GPU state."""
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload([__name__])
+    share_folder()
     return context
 
 

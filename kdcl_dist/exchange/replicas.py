@@ -19,6 +19,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from kdcl_dist.exchange import sync_batchnorm
 from kdcl_dist.exchange.gloo import form_gloo
+from kdcl_dist.membership.store import Store
 from kdcl_dist.membership.tcp_store import RunStore, c10d
 from kdcl_dist.utils.network import interface_of
 

@@ -9,7 +9,6 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import gc
-import os
 import signal
 import sys
 import threading
@@ -43,7 +42,7 @@ from kdcl_dist.run.events import Event, Stepped
 from kdcl_dist.run.run import Run
 from kdcl_dist.student.runtime import run_student
 from kdcl_dist.utils.devices import choose_device
-from kdcl_dist.utils.process import end_with_parent
+from kdcl_dist.utils.process import end_with_parent, is_over
 
 __all__ = ["coordinate", "train"]
 
@@ -99,7 +98,9 @@ class _MessageSender:
 
     def _send(self) -> None:
         with contextlib.suppress(OSError):  # the launcher is gone, and this process ends with it
-            while (message := self.queue.get()) is not None:
+            while (
+                message := self.queue.get()
+            ) is not None:  # in a daemon thread, which ends with the process
                 self.link.send(message)
 
 
@@ -111,13 +112,13 @@ class _Processes:
 
     def is_gone(self, name: str, pid: int) -> bool:
         """Whether the process is dead."""
-        try:
-            os.kill(pid, 0)
-        except ProcessLookupError:
-            return True
-        return False
+        return is_over(pid)
 
-    def end(self, name: str, pid: int) -> None:
+    def has(self, name: str) -> bool:
+        """True: the launcher starts all workers' processes, and waits for no resources."""
+        return True
+
+    def end(self, name: str, pid: int | None) -> None:
         """Let the launcher end the process."""
         self.sender.queue.put(EndProcess(name, pid))
 

@@ -38,6 +38,7 @@ from kdcl_dist.launch.processes import (
 from kdcl_dist.membership.endpoint import Endpoint
 from kdcl_dist.membership.monitor import COORDINATOR
 from kdcl_dist.run.events import Event, Note
+from kdcl_dist.run.record import recorded_end
 from kdcl_dist.run.run import Run
 from kdcl_dist.run.storage import Folder
 from kdcl_dist.utils.devices import usable_gpus
@@ -81,7 +82,7 @@ class _Cohort:
         self.devices = assign_devices(run.recipe, gpus)
         for remark in remarks(run.recipe, self.devices, gpus):
             on_event(remark)
-        self.context = start_server()
+        self.context, self.limit_s = start_server(), run.recipe.limits.startup_s
         self.stop = self.context.Event()
         self.endpoint: Endpoint | None = None
         self.processes: list[Process] = []
@@ -92,7 +93,7 @@ class _Cohort:
         """See `launch`."""
         try:
             self.processes.append(self._start_coordinator())
-            self.endpoint = _await_endpoint(self.processes[0], self.run.recipe.limits.startup_s)
+            self.endpoint = _await_endpoint(self.processes[0], self.limit_s)
             for rank in range(len(self.run.recipe.workers)):
                 self.processes.append(self._start_student(rank))
             self._supervise()
@@ -100,17 +101,20 @@ class _Cohort:
             for process in reversed(self.processes):  # the coordinator, which hosts the store, ends last
                 finish(process)
         finished = self.processes[0].finished
+        if finished is None and self.processes[0].error is None:  # it died, maybe after all was recorded
+            finished = recorded_end(self.run)
         if finished is None and (cause := first_cause(self.processes, HOST)) is not None:
             raise cause
         return bool(finished)  # a student that dies after the coordinator's end loses nothing
 
     def _start_coordinator(self) -> Process:
         entry = "kdcl_dist.launch.entrypoints:coordinate"
-        return start(self.context, COORDINATOR, entry, self.run, HOST, self.stop)
+        return start(self.context, COORDINATOR, entry, self.run, HOST, self.stop, limit_s=self.limit_s)
 
     def _start_student(self, rank: int) -> Process:
         entry, name = "kdcl_dist.launch.entrypoints:train", self.run.recipe.workers[rank].name
-        return start(self.context, name, entry, self.run, rank, self.endpoint, HOST, self.devices[rank])
+        arguments = self.run, rank, self.endpoint, HOST, self.devices[rank]
+        return start(self.context, name, entry, *arguments, limit_s=self.limit_s)
 
     def _supervise(self) -> None:
         """Handle the processes' messages until all have ended, or for a while after the run's end."""
@@ -173,9 +177,9 @@ class _Cohort:
             else:
                 self.processes[index] = self._start_student(index - 1)
 
-    def _kill_silent(self, name: str, pid: int) -> None:
+    def _kill_silent(self, name: str, pid: int | None) -> None:
         for process in self.processes:
-            if (process.name, process.handle.pid) == (name, pid):
+            if process.name == name and pid in (process.handle.pid, None):
                 process.end_reason = "ended, since it did not answer"
                 process.handle.kill()
 

@@ -40,10 +40,15 @@ class EventEmitted:
 
 @dataclass(frozen=True)
 class EndProcess:
-    """The coordinator asks for the end of a student's process, which does not answer."""
+    """The coordinator asks for the end of a student's process, which does not answer.
+
+    Attributes:
+        name: of its worker.
+        pid: its process id; None for that which the worker has now, as one that has not joined yet.
+    """
 
     name: str
-    pid: int
+    pid: int | None
 
 
 @dataclass(frozen=True)

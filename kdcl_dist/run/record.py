@@ -20,6 +20,7 @@ __all__ = [
     "read_record",
     "record_failure",
     "record_survival",
+    "recorded_end",
     "recorded_failure",
     "restore_deleted",
     "scores_of",
@@ -115,6 +116,18 @@ def recorded_failure(run: Run) -> KdclError | None:
     except (StorageError, RunFolderError):  # the caller knows a cause of its own, which counts more
         return None
     return from_dict(record["cause"]) if record.get("state") == "failed" and record.get("cause") else None
+
+
+def recorded_end(run: Run) -> bool | None:
+    """How this start of the run has ended by its record, whatever failed afterwards.
+
+    Returns:
+        True where it is complete, False where it was stopped after a checkpoint; None without such a record.
+    """
+    try:
+        return {"finished": True, "interrupted": False}.get(read_record(run.folder).get("state", ""))
+    except (StorageError, RunFolderError):
+        return None
 
 
 def record_survival(run: Run, failures: Sequence[KdclError]) -> None:

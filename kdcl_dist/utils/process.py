@@ -1,19 +1,35 @@
-"""What a process sets for itself: its end with its parent, and how malloc treats freed memory."""
+"""A process's state, its end with its parent, and how malloc treats freed memory."""
 
 from __future__ import annotations
 
 import ctypes
 import multiprocessing
+import multiprocessing.util
 import os
+import shutil
 import threading
 from multiprocessing.connection import wait
+from pathlib import Path
 
-__all__ = ["end_with_parent", "keep_freed_memory"]
+__all__ = ["end_with_parent", "is_over", "keep_freed_memory", "share_folder", "state_of"]
 
 #: Parameters of mallopt, from glibc's malloc.h.
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3
 #: Larger than any tensor of a step, in bytes; fits mallopt's int.
 LARGEST = 1 << 30
+
+
+def state_of(pid: int) -> str | None:
+    """The state of a process as `ps` shows it, such as T of one that is stopped; None where there is none."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+    except (OSError, IndexError):
+        return None
+
+
+def is_over(pid: int) -> bool:
+    """Whether a process of this machine has ended; its parent may not have asked for its exit code yet."""
+    return state_of(pid) in (None, "Z", "X")
 
 
 def end_with_parent() -> None:
@@ -25,11 +41,19 @@ def end_with_parent() -> None:
     assert parent is not None
 
     def watch() -> None:
-        """End this process once its parent has ended."""
+        """End this process once its parent has ended; it has no limit, since parents may live for ever."""
         wait([parent.sentinel])
+        # What the parent shared with its processes it had no time to remove, unless it has ended by itself.
+        if folder := multiprocessing.current_process()._config.get("tempdir"):  # type: ignore[attr-defined]
+            shutil.rmtree(folder, ignore_errors=True)
         os._exit(1)
 
     threading.Thread(target=watch, name="kdcl-parent", daemon=True).start()
+
+
+def share_folder() -> None:
+    """Let the processes that this one starts know the folder of its sockets: they remove it after a kill."""
+    multiprocessing.util.get_temp_dir()
 
 
 def keep_freed_memory() -> None:

@@ -124,6 +124,39 @@ def test_a_worker_of_ray_that_dies_is_replaced_by_ray(
     assert_nothing_left(events)
 
 
+def controller() -> int:
+    """The process of Ray Train's controller in this session's cluster."""
+    ours = os.environ["KDCL_TEST_FAULTS"].encode()
+    for path in Path("/proc").glob("[0-9]*/cmdline"):
+        with suppress(OSError):  # it has ended, or is another user's
+            if (
+                b"ray::TrainController" in path.read_bytes()
+                and ours in (path.parent / "environ").read_bytes()
+            ):
+                return int(path.parent.name)
+    raise AssertionError("there is none")
+
+
+def test_the_run_goes_on_when_the_controller_of_ray_train_dies(
+    inject: Inject, make_recipe: MakeRecipe, make_run: MakeRun, undisturbed: Folder, tmp_path: Path
+) -> None:
+    killed = tmp_path / "killed"
+    inject("coordinator", "gather", 4, "hold", until=killed)
+    run, events = make_run(make_recipe(*OVERRIDES)), list[Event]()
+
+    def on_event(event: Event) -> None:
+        events.append(event)
+        if isinstance(event, CheckpointSaved) and event.step == 3:
+            os.kill(controller(), signal.SIGKILL)
+            killed.touch()
+
+    assert on_ray.launch(run, on_event, threading.Event())
+    for name in ("a", "b"):
+        assert_same(weights(run.folder, 6, name), weights(undisturbed, 6, name))
+    assert len(set(pids(events, "a"))) == 2
+    assert_nothing_left(events)
+
+
 def test_a_failure_that_the_storage_does_not_take_is_raised_all_the_same(
     make_recipe: MakeRecipe, make_run: MakeRun
 ) -> None:

@@ -116,7 +116,7 @@ class Listener:
     def _accept(self) -> None:
         with contextlib.suppress(OSError):
             while True:
-                self._socket.accept()[0].close()
+                self._socket.accept()[0].close()  # `close` ends this wait
 
 
 def unreachable(endpoints: Sequence[tuple[str, int]], limit_s: float) -> dict[str, str]:

@@ -8,15 +8,17 @@ to start it, to stop it, and for its events.
 from __future__ import annotations
 
 import logging
+import math
 import os
 import signal
 import threading
+import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from typing import Any
 
 import ray
-from ray.exceptions import RayError
+from ray.exceptions import RayActorError, RayError
 from ray.train import FailureConfig, LoggingConfig, RunConfig, ScalingConfig
 from ray.train.torch import TorchTrainer
 
@@ -33,7 +35,7 @@ from kdcl_dist.launch.ray.preflight import hosts, run_checks
 from kdcl_dist.launch.ray.private import address_of_cluster
 from kdcl_dist.launch.ray.worker import CohortConfig, train
 from kdcl_dist.run.events import Event, Note, Started, Warned
-from kdcl_dist.run.record import read_record, recorded_failure
+from kdcl_dist.run.record import recorded_end, recorded_failure
 from kdcl_dist.run.run import Run
 from kdcl_dist.run.storage import Folder
 
@@ -41,6 +43,8 @@ __all__ = ["check", "cluster", "launch", "max_concurrent_runs"]
 
 #: Ray sets this variable for the command of a job.
 JOB_VARIABLE = "RAY_JOB_CONFIG_JSON_ENV_VAR"
+#: Seconds that Ray Train may take to end after the run; its controller may hang.
+LEAVE_S = 60.0
 #: Failures of workers that Ray Train allows for each failure that the recipe allows.
 WORKER_FAILURES = 4
 
@@ -155,7 +159,12 @@ def _init(**options: Any) -> None:
 
 
 class _TrainerThread:
-    """Runs Ray Train's trainer in a thread, and meanwhile passes on the events and a request to stop."""
+    """Runs Ray Train's trainer in a thread, and meanwhile passes on the events and a request to stop.
+
+    Attributes:
+        error: that of the trainer.
+        leave_at: from when on, by the monotonic clock, the trainer is not waited for, since the run is over.
+    """
 
     def __init__(
         self,
@@ -167,22 +176,34 @@ class _TrainerThread:
         self.run, self.needs, self.on_event, self.stop_requested = run, needs, on_event, stop_requested
         self.devices = devices_on_ray(run.recipe, needs[0].gpu)
         self.error: BaseException | None = None
-        self.cursor = EventCursor()
+        self.cursor, self.leave_at = EventCursor(), math.inf
 
     def fit(self) -> bool:
         """Train; see `launch`."""
-        thread = threading.Thread(target=self._fit, name="kdcl-trainer", daemon=True)
-        thread.start()
-        while thread.is_alive():
-            self._poll()
-            thread.join(POLL_S)
-        self._poll()
+        self._run_trainer()
+        for _ in range(self.run.recipe.failure.allowed):
+            if not isinstance(self.error, RayActorError) or recorded_end(self.run) is not None:
+                break
+            self.on_event(Note("the controller of Ray Train died; another starts the workers again"))
+            self._run_trainer()
         failure = recorded_failure(self.run)
         if failure is None and self.error is not None:
+            if (end := recorded_end(self.run)) is not None:
+                return end  # what failed came after it
             failure = _trainer_failure(self.error)
         if failure is not None:
             raise failure
         return self._outcome()
+
+    def _run_trainer(self) -> None:
+        """Run a trainer to its end, or for a while after that of the run."""
+        self.error = None
+        thread = threading.Thread(target=self._fit, name="kdcl-trainer", daemon=True)
+        thread.start()
+        while thread.is_alive() and time.monotonic() < self.leave_at:
+            self._poll()
+            thread.join(POLL_S)
+        self._poll()
 
     def _fit(self) -> None:
         try:
@@ -195,8 +216,11 @@ class _TrainerThread:
         try:
             actor = ray.get_actor(actor_name(self.run))
             if self.stop_requested.is_set():  # repeated, since Ray may have restarted the actor
-                ray.get(actor.stop.remote(), timeout=END_S)
+                has_begun = ray.get(actor.stop.remote(), timeout=END_S)
+                if not has_begun:  # nothing is trained, and the workers may wait for resources for long
+                    raise KeyboardInterrupt
             self.cursor, events = ray.get(actor.events.remote(self.cursor), timeout=END_S)
+            is_over = ray.get(actor.is_over.remote(0.0), timeout=END_S)
         except (ValueError, RayError):
             return
         for event in events:
@@ -204,6 +228,8 @@ class _TrainerThread:
             if isinstance(event, Started):
                 for warning in unusable_gpus(self.run.recipe, self.devices, event):
                     self.on_event(warning)
+        if is_over:
+            self.leave_at = min(self.leave_at, time.monotonic() + LEAVE_S)
 
     def _outcome(self) -> bool:
         """How the run ended: the coordinator's answer, since the storage may not have taken the record."""
@@ -212,12 +238,12 @@ class _TrainerThread:
             found = ray.get(ray.get_actor(actor_name(self.run)).await_outcome.remote(), timeout=END_S)
         if isinstance(found, dict):
             raise from_dict(found)
-        state = {"finished": True, "interrupted": False}.get(read_record(self.run.folder).get("state", ""))
-        if found is None and state is None:
+        end = recorded_end(self.run) if found is None else bool(found)
+        if end is None:
             raise CoordinatorLost(
                 "all workers have ended, and the coordinator does not say how; use --resume"
             )
-        return bool(state if found is None else found)
+        return end
 
 
 def _trainer(run: Run, needs: Sequence[Need], devices: Sequence[str]) -> TorchTrainer:
@@ -246,5 +272,10 @@ def _trainer(run: Run, needs: Sequence[Need], devices: Sequence[str]) -> TorchTr
 
 def _trainer_failure(error: BaseException) -> KdclError:
     """The failure behind an error of Ray Train: one of the workers', else the error itself."""
+    if isinstance(error, RayActorError):
+        return KdclError(
+            "the controller of Ray Train died; out of memory, or killed by hand? --resume goes on",
+            detail=str(error),
+        )
     failure = first_worker_failure(getattr(error, "worker_failures", {}))
     return failure or KdclError(f"Ray Train failed: {one_line(error)}", detail=str(error))

@@ -91,14 +91,14 @@ class _Supervisor:
     def _start(self) -> Process:
         entry, endpoint = "kdcl_dist.launch.entrypoints:train", self._find_endpoint(None)
         arguments = (self.run, self.index, endpoint, ray.util.get_node_ip_address(), self.device)
-        process = start(self.context, self.worker.name, entry, *arguments)
+        process = start(self.context, self.worker.name, entry, *arguments, limit_s=self.limit_s)
         self._register(process.handle.pid or 0)
         return process
 
     def _supervise(self, process: Process) -> bool:
         """Handle a process's messages to its end; False if the process has to be replaced."""
         while True:
-            await_ready([process])
+            self._await_message(process)
             match receive(process):
                 case Finished() | RunEndedByFailure():
                     return True
@@ -110,6 +110,19 @@ class _Supervisor:
                     with contextlib.suppress(OSError):  # the process died meanwhile
                         process.link.send(self._find_endpoint(endpoint_id))
                         self._register(process.handle.pid or 0)
+
+    def _await_message(self, process: Process) -> None:
+        """Wait for a message, or the process's end, as long as there is a coordinator that ends what hangs.
+
+        Raises:
+            CoordinatorLost: none has answered for limits.startup_s.
+        """
+        answered_at = time.monotonic()
+        while not await_ready([process], ANSWER_S):
+            if self._ask(self.actor.endpoint.remote(None)) is not None:
+                answered_at = time.monotonic()
+            elif time.monotonic() - answered_at > self.limit_s:
+                raise self._no_coordinator()
 
     # -- the coordinator ------------------------------------------------------------------------------
 
@@ -132,7 +145,10 @@ class _Supervisor:
                     ray.kill(self.actor, no_restart=False)
             except RayActorError:  # Ray restarts it
                 time.sleep(POLL_S)
-        raise CoordinatorLost(f"no coordinator answers within {self.limit_s:g} s (limits.startup_s)")
+        raise self._no_coordinator()
+
+    def _no_coordinator(self) -> CoordinatorLost:
+        return CoordinatorLost(f"no coordinator answers within {self.limit_s:g} s (limits.startup_s)")
 
     def _register(self, pid: int) -> None:
         """Register the process that trains here: the coordinator then notices at once when it dies."""

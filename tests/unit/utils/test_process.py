@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -71,3 +72,38 @@ def test_both_thresholds_are_set(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_other_libraries_keep_their_defaults(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(ctypes, "CDLL", lambda name: SimpleNamespace())
     keep_freed_memory()
+
+
+SHARING = """
+import multiprocessing, os, time
+from kdcl_dist.utils.process import end_with_parent, share_folder
+
+def child(pipe):
+    end_with_parent()
+    pipe.send(os.listdir(multiprocessing.util.get_temp_dir()))
+    time.sleep(60)
+
+if __name__ == "__main__":
+    context = multiprocessing.get_context("forkserver")
+    share_folder()
+    parent_end, child_end = context.Pipe()
+    context.Process(target=child, args=(child_end,)).start()
+    print(parent_end.recv(), flush=True)
+    time.sleep(60)
+"""
+
+
+def test_a_child_removes_the_sockets_of_its_killed_parent(tmp_path: Path) -> None:
+    script = tmp_path / "sharing.py"
+    script.write_text(SHARING)
+    env = os.environ | {"TMPDIR": str(tmp_path)}
+    with subprocess.Popen(
+        [sys.executable, str(script)], cwd=ROOT, env=env, stdout=subprocess.PIPE, text=True
+    ) as parent:
+        assert parent.stdout is not None
+        assert "listener-" in parent.stdout.readline()
+        parent.kill()
+    deadline = time.monotonic() + 60
+    while list(tmp_path.glob("pymp-*")):
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
