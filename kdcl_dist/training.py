@@ -11,6 +11,7 @@ from typing import Literal
 from kdcl_dist.config.recipe import Recipe
 from kdcl_dist.data.training_data import TrainingData
 from kdcl_dist.errors import PreflightError, UserError, wrap
+from kdcl_dist.launch.devices import ignored_accelerators
 from kdcl_dist.launch.forkserver import start_server
 from kdcl_dist.launch.preflight.bank_memory import measure_bank_memory
 from kdcl_dist.launch.signals import stop_on_signals
@@ -115,7 +116,8 @@ def _launch(
             if launcher == "local":
                 from kdcl_dist.launch import local
 
-                _warn_of_accelerators(run.recipe, on_event)
+                for line in ignored_accelerators(run.recipe):
+                    on_event(Warned(line))
                 return local.launch(run, on_event, stop_requested)
             from kdcl_dist.launch.ray import driver
 
@@ -123,13 +125,6 @@ def _launch(
     except BaseException as error:
         _record_end(run, error)
         raise
-
-
-def _warn_of_accelerators(recipe: Recipe, on_event: Callable[[Event], None]) -> None:
-    for student in recipe.students:
-        if student.accelerator is not None:
-            path = f"students.{student.name}.accelerator"
-            on_event(Warned(f"{path}: {student.accelerator!r} is not looked for by launcher 'local'"))
 
 
 def _record_end(run: Run, error: BaseException) -> None:

@@ -11,7 +11,6 @@ from kdcl_dist.data.subset import ClassSubset
 from kdcl_dist.export.preprocessing import Description
 from kdcl_dist.export.source import Source
 from kdcl_dist.export.standalone import call_without_package, module_without_package
-from kdcl_dist.models.cost import parameters
 from kdcl_dist.models.registry import call_of
 from kdcl_dist.run.metrics import ENSEMBLE
 from kdcl_dist.utils.intervals import mean_interval, share_interval
@@ -54,9 +53,10 @@ def _head(source: Source, description: Description) -> str:
     method = source.recipe.distillation.method_name
     others = [name for name in source.recipe.names if name != source.student.name]
     training = f"trained together with {', '.join(others)} (method `{method}`)" if others else "trained alone"
+    parameters = sum(parameter.numel() for parameter in source.network.parameters())
     return (
         f"# {source.student.name}\n\n"
-        f"`{description.model}`, {parameters(source.network):,} parameters, a classifier of "
+        f"`{description.model}`, {parameters:,} parameters, a classifier of "
         f"{len(description.classes)} classes, {training}. From the run `{description.run}`, {source.when}; "
         f"exported as {description.kind} by kdcl_dist {description.kdcl_dist}."
     )

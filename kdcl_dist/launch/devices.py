@@ -9,7 +9,7 @@ from kdcl_dist.config.recipe import Recipe
 from kdcl_dist.errors import RecipeError
 from kdcl_dist.launch.preflight.placement import ACCELERATOR, Host, Need, assign
 
-__all__ = ["assign_accelerators", "assign_devices", "devices_on_ray"]
+__all__ = ["assign_accelerators", "assign_devices", "devices_on_ray", "ignored_accelerators"]
 
 #: A share of a GPU below which nothing is left of it.
 EPSILON = 1e-9
@@ -68,6 +68,16 @@ def devices_on_ray(recipe: Recipe, gpu: float) -> list[str]:
     shares = [student.resources.gpu_share(auto=gpu) for student in students]
     kinds = ["auto" if student.resources.gpu == "auto" else "cuda" for student in students]
     return [kind if share > 0 else "cpu" for kind, share in zip(kinds, shares, strict=True)]
+
+
+def ignored_accelerators(recipe: Recipe) -> list[str]:
+    """A line for each accelerator type of a recipe that the local launcher ignores."""
+    return [
+        f"students.{student.name}.accelerator: {student.accelerator!r} is not looked for by launcher "
+        "'local'; use launcher 'ray', or set it to null"
+        for student in recipe.students
+        if student.accelerator is not None
+    ]
 
 
 def assign_accelerators(needs: Sequence[Need], offered: Sequence[str | None]) -> list[int]:

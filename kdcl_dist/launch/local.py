@@ -11,7 +11,7 @@ from collections.abc import Callable
 from kdcl_dist.config.recipe import Recipe
 from kdcl_dist.coordinator.recovery_policy import is_fatal
 from kdcl_dist.errors import CoordinatorCutOff, CoordinatorLost, RecipeError, StartupTimeout
-from kdcl_dist.launch.devices import assign_devices
+from kdcl_dist.launch.devices import assign_devices, ignored_accelerators
 from kdcl_dist.launch.failures import first_cause
 from kdcl_dist.launch.forkserver import start_server
 from kdcl_dist.launch.gpu_remarks import remarks
@@ -26,6 +26,7 @@ from kdcl_dist.launch.messages import (
     RunEndedByFailure,
 )
 from kdcl_dist.launch.preflight.checks import Check, check_here
+from kdcl_dist.launch.preflight.rehearsal import opens_data, rehearsal, rehearse
 from kdcl_dist.launch.processes import (
     GRACE_S,
     Process,
@@ -192,21 +193,27 @@ class _Cohort:
 
 
 def check(recipe: Recipe, storage: Folder) -> list[Check]:
-    """All checks of `kdcl preflight` for training in processes of this machine.
+    """All checks of `kdcl preflight`, rehearsals included, for training in processes of this machine.
 
     Args:
         recipe: the run.
         storage: the folder that will hold it.
     """
     count = usable_gpus()
-    figure, failures = f"{len(recipe.workers)} workers on this machine, GPU {count}", []
-    if named := [student.name for student in recipe.students if student.accelerator is not None]:
-        figure += f"; accelerator of {', '.join(named)} not looked for"
+    gpus = f"{count} GPU{'s' * (count > 1)}" if count else "no GPU"
+    figure = f"{len(recipe.workers)} workers on this machine, {gpus}"
+    placement = Check("placement", figure, warnings=ignored_accelerators(recipe))
+    devices: list[str] = []
     try:
-        assign_devices(recipe, count)
+        devices = assign_devices(recipe, count)
     except RecipeError as error:
-        failures = [str(error)]
-    return [Check("placement", figure, failures), *check_here(recipe, storage, HOST, {})]
+        placement.failures.append(str(error))
+    checks = check_here(recipe, storage, HOST, {}, apart=True)
+    workers = zip(recipe.workers, devices, strict=False) if opens_data(checks) else ()
+    found = [
+        rehearse(recipe, worker.student, device, HOST) for worker, device in workers if worker.replica == 0
+    ]
+    return [placement, *checks, rehearsal(found)]
 
 
 def _await_endpoint(coordinator: Process, limit_s: float) -> Endpoint:

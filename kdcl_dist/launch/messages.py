@@ -7,12 +7,14 @@ launcher sends one thing back: an `Endpoint`, as the answer to `CoordinatorUnrea
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 from kdcl_dist.errors import KdclError
 from kdcl_dist.membership.endpoint import Endpoint
 from kdcl_dist.run.events import Event
 
 __all__ = [
+    "Answered",
     "CoordinatorUnreachable",
     "EndProcess",
     "EndpointOpened",
@@ -66,6 +68,13 @@ class Finished:
 
 
 @dataclass(frozen=True)
+class Answered:
+    """The result of the sender's work, which is no part of a run."""
+
+    result: Any
+
+
+@dataclass(frozen=True)
 class Failed:
     """The sender failed."""
 
@@ -85,6 +94,7 @@ Message = (
     | EndProcess
     | CoordinatorUnreachable
     | Finished
+    | Answered
     | Failed
     | RunEndedByFailure
 )

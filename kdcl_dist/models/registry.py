@@ -5,25 +5,18 @@ from __future__ import annotations
 import difflib
 import inspect
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any
 
 from torch import nn
 
 from kdcl_dist.errors import ModelError, of_user_code
 from kdcl_dist.models import cifar, imagenet, small
+from kdcl_dist.models.built_in import Usual
 from kdcl_dist.utils.import_strings import is_import_string, load_object
 
-__all__ = ["BUILT_IN", "GROUPS", "Usual", "build", "call_of", "names"]
+__all__ = ["BUILT_IN", "GROUPS", "build", "call_of", "names"]
 
 Factory = Callable[[int, int], nn.Module]
-
-
-class Usual(NamedTuple):
-    """The usual input of a network: the shape of its images (C, H, W), and the number of classes."""
-
-    shape_CHW: tuple[int, int, int]
-    classes: int
-
 
 #: The built-in networks by their usual input; each accepts other sizes and numbers of classes.
 GROUPS: dict[Usual, dict[str, Factory]] = {

@@ -213,6 +213,23 @@ def number(num_classes: int) -> int:
     return num_classes
 
 
+def waits(num_classes: int) -> nn.Module:
+    """A factory that does not come back."""
+    time.sleep(1000)
+    return Plain(num_classes)
+
+
+def killed(num_classes: int) -> nn.Module:
+    """A factory that takes all memory, as far as its launcher can see."""
+    os.kill(os.getpid(), signal.SIGKILL)
+    return Plain(num_classes)
+
+
+def killed_on_two(num_classes: int) -> nn.Module:
+    """A factory that dies on the host whose data set has the number 2."""
+    return killed(num_classes) if os.environ["KDCL_TEST_DATA"].endswith("2.arrow") else Plain(num_classes)
+
+
 def broken(num_classes: int) -> nn.Module:
     """A factory that fails."""
     raise RuntimeError("no such weights")
@@ -263,6 +280,11 @@ class FailingImages:
 def data_of_host() -> ArrowDataset:
     """The data set that a host's own environment names."""
     return ArrowDataset(os.environ["KDCL_TEST_DATA"])
+
+
+def dies() -> ArrowDataset:
+    """Ends its process."""
+    os._exit(5)
 
 
 def exits() -> ArrowDataset:

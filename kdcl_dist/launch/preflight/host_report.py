@@ -50,6 +50,11 @@ class HostReport:
     shm_bytes: int | None = field(default=None)
     bank_memory: BankMemory | None = None
 
+    @property
+    def has_data(self) -> bool:
+        """Whether both data sets can be opened."""
+        return len(self.data) == 2
+
 
 def inspect_host(
     recipe: Recipe, folder: Folder, probe: str, address: str, extra_versions: Mapping[str, str]

@@ -79,7 +79,7 @@ def _check_storage_of_job(run: Run) -> None:
 
 
 def check(recipe: Recipe, storage: Folder, on_event: Callable[[Event], None]) -> list[Check]:
-    """All checks of `kdcl preflight` on the cluster where `launch` would train.
+    """All checks of `kdcl preflight`, rehearsals included, on the cluster where `launch` would train.
 
     Args:
         recipe: the run.
@@ -87,11 +87,13 @@ def check(recipe: Recipe, storage: Folder, on_event: Callable[[Event], None]) ->
         on_event: called with each note.
     """
     with cluster([recipe], on_event):
-        return _checks(recipe, storage, on_event)
+        return _checks(recipe, storage, on_event, rehearse=True)
 
 
-def _checks(recipe: Recipe, folder: Folder, on_event: Callable[[Event], None]) -> list[Check]:
-    return run_checks(recipe, folder, lambda text: on_event(Note(text)))
+def _checks(
+    recipe: Recipe, folder: Folder, on_event: Callable[[Event], None], *, rehearse: bool = False
+) -> list[Check]:
+    return run_checks(recipe, folder, lambda text: on_event(Note(text)), rehearse=rehearse)
 
 
 @contextmanager

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import logging
 import os
+from collections.abc import Sequence
 from contextlib import suppress
+from pathlib import Path
 
-__all__ = ["address_of_cluster", "draining_nodes", "set_title"]
+__all__ = ["address_of_cluster", "draining_nodes", "largest_package", "packed_paths", "set_title"]
 
 
 def address_of_cluster() -> str | None:
@@ -37,6 +40,37 @@ def draining_nodes() -> set[str] | None:
         return set(state.get_draining_nodes())
     except (ImportError, AttributeError):
         return None
+
+
+def packed_paths(folder: Path, excludes: Sequence[str]) -> list[Path] | None:
+    """The files and folders below a job's working directory that Ray uploads; None where Ray does not tell.
+
+    What .gitignore and .rayignore name stays behind, what the job excludes, and what Ray excludes by default.
+
+    Args:
+        folder: the working directory, absolute.
+        excludes: of the job's runtime environment, in the form of .gitignore.
+    """
+    try:
+        from ray._private.ray_constants import get_runtime_env_default_excludes
+        from ray._private.runtime_env.packaging import _dir_travel, _get_excludes
+    except ImportError:
+        return None
+    found: list[Path] = []
+    excluded = _get_excludes(folder, [*get_runtime_env_default_excludes(), *excludes])
+    respects = os.environ.get("RAY_RUNTIME_ENV_IGNORE_GITIGNORE", "0") != "1"
+    quiet = logging.getLogger(__name__)  # Ray's own logger names every .gitignore
+    _dir_travel(folder, [excluded], found.append, include_gitignore=respects, logger=quiet)
+    return found
+
+
+def largest_package() -> int | None:
+    """The size in bytes from which on Ray's head refuses an upload; None where Ray does not tell."""
+    try:
+        from ray._private.ray_constants import DASHBOARD_CLIENT_MAX_SIZE
+    except ImportError:
+        return None
+    return int(DASHBOARD_CLIENT_MAX_SIZE)
 
 
 def set_title(name: str) -> None:

@@ -23,6 +23,7 @@ from kdcl_dist.errors import (
 from kdcl_dist.launch import messages
 from kdcl_dist.launch.failures import failure_of, first_cause, first_worker_failure
 from kdcl_dist.launch.messages import (
+    Answered,
     CoordinatorUnreachable,
     EndpointOpened,
     EndProcess,
@@ -43,6 +44,7 @@ MESSAGES: list[Message] = [
     EndProcess("a", 7),
     CoordinatorUnreachable("x"),
     Finished(True),
+    Answered({"a": 1}),
     Failed(ERROR),
     RunEndedByFailure(ERROR),
 ]
