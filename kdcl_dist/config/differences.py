@@ -8,7 +8,7 @@ from typing import Any
 
 from kdcl_dist.config.recipe import Recipe
 
-__all__ = ["FREE_FIELDS", "ROUNDING_FIELDS", "changes", "differences", "roundings"]
+__all__ = ["FREE_FIELDS", "ROUNDING_FIELDS", "changes", "differences", "forbidden_changes", "roundings"]
 
 #: Fields that may change between a run and its resumption, because no result depends on them.
 FREE_FIELDS = (
@@ -36,6 +36,23 @@ def differences(old: Recipe, new: Recipe) -> list[str]:
     Changes of `FREE_FIELDS` and `ROUNDING_FIELDS` do not count.
     """
     return [line for path, line in _changes(old, new) if not _is_one_of(path, FREE_FIELDS + ROUNDING_FIELDS)]
+
+
+def forbidden_changes(old: Recipe, new: Recipe) -> list[str]:
+    """The changes with which `new` cannot resume a run of `old`: as `differences`, but `epochs` may grow.
+
+    They may where no learning rate depends on them; else the line says whose does.
+    """
+    others = differences(old, new.model_copy(update={"epochs": old.epochs}))
+    line = f"epochs: {old.epochs} -> {new.epochs}"
+    if new.epochs < old.epochs:
+        return [f"{line} (a run may go on for more epochs, not for fewer)", *others]
+    bound = [f"{s.name} (schedule {s.schedule.name!r})" for s in old.students if old.ends_schedule(s)]
+    if new.epochs > old.epochs and bound:
+        why = f"the learning rate of {', '.join(bound)} depends on the epochs"
+        remedy = "start a new run with the `weights` of its students"
+        return [f"{line} ({why}: {remedy})", *others]
+    return others
 
 
 def changes(old: Recipe, new: Recipe) -> list[str]:

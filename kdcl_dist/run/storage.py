@@ -17,7 +17,7 @@ from pyarrow import fs
 
 from kdcl_dist.errors import RunFolderError, StorageError, one_line
 from kdcl_dist.run.retry import retry
-from kdcl_dist.run.uris import OBJECT_STORES, displayed, join, open_uri, without_secrets
+from kdcl_dist.run.uris import OBJECT_STORES, displayed, join, open_uri, parent, without_secrets
 
 __all__ = ["Folder"]
 
@@ -65,6 +65,16 @@ class Folder:
     def local(self) -> Path | None:
         """The folder as a local path, or None if it is on another file system."""
         return Path(self._root) if isinstance(self._fs, fs.LocalFileSystem) else None
+
+    @property
+    def parent(self) -> Folder:
+        """The folder around this one."""
+        above = object.__new__(Folder)
+        above.__dict__ = self.__dict__ | {
+            "uri": parent(self.uri),
+            "_root": self._root.rpartition("/")[0] or "/",
+        }
+        return above
 
     def __truediv__(self, name: str) -> Folder:
         below = object.__new__(Folder)  # same connection: a new one may ask the store for its region

@@ -1,4 +1,4 @@
-"""A process's state, its end with its parent, and how malloc treats freed memory."""
+"""A process: its state, its end with its parent, its memory, and its identity for others."""
 
 from __future__ import annotations
 
@@ -11,7 +11,15 @@ import threading
 from multiprocessing.connection import wait
 from pathlib import Path
 
-__all__ = ["end_with_parent", "is_over", "keep_freed_memory", "share_folder", "state_of"]
+__all__ = [
+    "end_with_parent",
+    "is_dead",
+    "is_over",
+    "keep_freed_memory",
+    "share_folder",
+    "state_of",
+    "this_process",
+]
 
 #: Parameters of mallopt, from glibc's malloc.h.
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3
@@ -69,3 +77,43 @@ def keep_freed_memory() -> None:
         return
     mallopt(M_MMAP_THRESHOLD, LARGEST)
     mallopt(M_TRIM_THRESHOLD, LARGEST)
+
+
+def this_process() -> str:
+    """The identity of this process for `is_dead`: the kernel's boot, the pid namespace, pid and start."""
+    return " ".join((*_kernel(), str(os.getpid()), _start_of(os.getpid())))
+
+
+def is_dead(identity: str) -> bool:
+    """Whether the process of an identity is known to have ended: False for one of another host.
+
+    A pid counts only within the boot and the namespace that it is of, and only with its start: it is reused.
+    """
+    *kernel, pid, start = identity.split(" ") if identity.count(" ") == 3 else ("", "", "", "")
+    if not pid.isdecimal() or not all(kernel) or tuple(kernel) != _kernel():
+        return False
+    try:
+        os.kill(int(pid), 0)
+    except ProcessLookupError:
+        return True
+    except (OSError, OverflowError):  # it lives, and belongs to another user
+        return False
+    return _start_of(int(pid)) not in ("", start)
+
+
+def _kernel() -> tuple[str, str]:
+    """The kernel's boot and this process's pid namespace; empty where there is no /proc."""
+    try:
+        boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+        return boot, str(Path("/proc/self/ns/pid").readlink())
+    except OSError:
+        return "", ""
+
+
+def _start_of(pid: int) -> str:
+    """When a process started, in ticks since the boot; "dead" for a zombie, "" where /proc does not say."""
+    try:
+        state, *fields = Path(f"/proc/{pid}/stat").read_text().rpartition(") ")[2].split()
+    except (OSError, ValueError):
+        return ""
+    return "dead" if state in "ZX" else fields[18]
