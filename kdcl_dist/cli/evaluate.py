@@ -6,7 +6,7 @@ import math
 
 import click
 
-from kdcl_dist.cli.group import allows_imports, kdcl, reports_errors, takes_device
+from kdcl_dist.cli.group import allows_imports, echo, kdcl, reports_errors, takes_device
 
 __all__ = ["evaluate"]
 
@@ -85,8 +85,8 @@ def _under_noise(
     folder = Folder(run)
     folder.write("noise.csv", "".join(f"{line}\n" for line in lines).encode())
     console.print(noise_table(rows, f"test loss under pixel noise, mean of {repeats}"))
-    click.echo(f"written to {folder}/noise.csv")
+    echo(f"written to {folder}/noise.csv")
 
 
 def _warn(text: str) -> None:
-    click.echo(text, err=True)
+    echo(text, err=True)

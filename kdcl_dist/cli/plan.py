@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import click
 
-from kdcl_dist.cli.group import kdcl, reports_errors, takes_device
+from kdcl_dist.cli.group import echo, kdcl, reports_errors, takes_device
 
 __all__ = ["plan"]
 
@@ -57,6 +57,6 @@ def plan(
         link=parse_link(link) if link is not None else None,
         cores=cores,
         device=device,
-        on_progress=lambda text: click.echo(text, err=True),
+        on_progress=lambda text: echo(text, err=True),
     )
     click.echo(show(found, propose(found.model, number), number))

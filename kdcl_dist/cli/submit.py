@@ -8,7 +8,7 @@ from pathlib import Path
 
 import click
 
-from kdcl_dist.cli.group import kdcl, reports_errors
+from kdcl_dist.cli.group import echo, kdcl, reports_errors
 
 __all__ = ["submit"]
 
@@ -50,10 +50,10 @@ def submit(
     from kdcl_dist.launch.ray.upload import check_job
 
     environment = read_mapping(runtime_env) if runtime_env else RUNTIME_ENV
-    check_job(wanted, within, root, environment, lambda text: click.echo(f"warning: {text}", err=True))
+    check_job(wanted, within, root, environment, lambda text: echo(f"warning: {text}", err=True))
     jobs = Jobs(address)
     job = jobs.submit(command, working_dir, environment)
-    click.echo(f"job {job}: {jobs.advice(job)}")
+    echo(f"job {job}: {jobs.advice(job)}")
     if no_wait:
         return
     try:

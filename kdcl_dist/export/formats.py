@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from torch.export.passes import move_to_device_pass
 
 from kdcl_dist.errors import ExportError, ModelError, UserError, one_line
+from kdcl_dist.export.onnx_check import check_model
 from kdcl_dist.export.preprocessing import Kind
 from kdcl_dist.export.pt2_check import check_archive
 from kdcl_dist.export.source import misfit
@@ -128,6 +129,7 @@ def _write_onnx(network: nn.Module, images_BCHW: Tensor, path: Path) -> None:
 def _read_onnx(path: Path, _: Callable[[], nn.Module], device: torch.device) -> Network:
     import onnxruntime
 
+    check_model(path)
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 3  # errors are raised as exceptions
     session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])

@@ -5,6 +5,7 @@ Shapes: B samples, C channels or classes, H W image.
 
 from __future__ import annotations
 
+import math
 import stat
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
@@ -16,25 +17,26 @@ from typing import NamedTuple
 import numpy as np
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from kdcl_dist import models
 from kdcl_dist.config.stored_imports import check_stored_imports
 from kdcl_dist.data.decode import MAX_FILE_BYTES, decode
 from kdcl_dist.data.loader import normalise
 from kdcl_dist.data.training_data import test_views
-from kdcl_dist.errors import DataError, ExportError, UserError, one_line
+from kdcl_dist.errors import DataError, ExportError, RecipeError, UserError, one_line
 from kdcl_dist.export.formats import FORMATS, Network, read_network, require
 from kdcl_dist.export.preprocessing import Description, Kind, digest, read_description
 from kdcl_dist.utils.devices import choose_device, needs_memory
 from kdcl_dist.utils.files import read_regular
 from kdcl_dist.utils.hidden import is_hidden
+from kdcl_dist.utils.import_strings import is_import_string
 
 __all__ = ["Export", "RankedClass", "images_in"]
 
 SUFFIXES = (".jpeg", ".jpg", ".png")
-#: Images in a batch.
-BATCH = 64
+#: Images in a batch, and the numbers in all of them: fewer images that are large.
+BATCH, BATCH_NUMBERS = 64, 50_000_000
 
 
 class RankedClass(NamedTuple):
@@ -81,10 +83,9 @@ class Export:
             raise ExportError(f"{path}: cannot be read: {one_line(error)}; export it again") from None
         if found != description.sha256:
             raise ExportError(f"{path}: damaged: it is not the file that was exported; export it again")
-        classes, channels = len(description.classes), description.input_shape[0]
         chosen = _device_for(kind, device)
-        build = partial(models.build, description.model, classes, channels)
-        return cls(folder, description, read_network(kind, path, build, chosen), chosen)
+        network = read_network(kind, path, lambda: _built(description, path), chosen)
+        return cls(folder, description, network, chosen)
 
     def logits(self, images_BCHW: Tensor) -> Tensor:
         """The logits (B, C) of preprocessed images.
@@ -118,8 +119,9 @@ class Export:
             channels = self.description.input_shape[0]
             raise ExportError(f"{self.folder}: takes images of {channels} channels, which no image file has")
         seen = self.views(paths)
-        for start in range(0, len(paths), BATCH):
-            chunk = list(islice(seen, BATCH))
+        size = max(1, min(BATCH, BATCH_NUMBERS // math.prod(self.description.input_shape)))
+        for start in range(0, len(paths), size):
+            chunk = list(islice(seen, size))
             views = [view for view in chunk if isinstance(view, Tensor)]
             rows = iter(self.logits(self.normalised(torch.stack(views))) if views else ())
             for path, view in zip(paths[start:], chunk, strict=False):
@@ -136,7 +138,10 @@ class Export:
         """The test view of each image, (C, H, W), or an error where the image cannot be used."""
         wanted = self.description.input_shape
         files = _Files(paths, self.description)
-        views = test_views(files, self.description.test_view, self.description.seed)
+        try:
+            views = test_views(files, self.description.test_view, self.description.seed)
+        except RecipeError as error:
+            raise ExportError(f"{self.folder}: test_view: {error.message}; export it again") from error
         for index, path in enumerate(paths):
             try:
                 view = views[0, index]
@@ -169,6 +174,25 @@ def _device_for(kind: Kind, device: str) -> torch.device:
             raise ExportError("--device cuda: format onnx is computed on the CPU; use --device auto or cpu")
         device = "cpu"
     return choose_device(device)
+
+
+def _built(description: Description, weights: Path) -> nn.Module:
+    """The plain network.
+
+    Raises:
+        ExportError: a built-in network would be larger than its file of weights.
+        ModelError: a user's network cannot be built here.
+    """
+    build = partial(models.build, description.model, len(description.classes), description.input_shape[0])
+    if not is_import_string(description.model):
+        with torch.device("meta"):  # it has shapes, and takes no memory
+            needed = sum(value.nbytes for value in build().state_dict().values())
+        if needed > weights.stat().st_size:
+            raise ExportError(
+                f"{weights}: cannot be read: {description.model} with {len(description.classes):,} classes "
+                f"has {needed:,} bytes of weights, more than this file; export it again"
+            )
+    return build()
 
 
 class _Files:

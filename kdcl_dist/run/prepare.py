@@ -10,6 +10,7 @@ from kdcl_dist.config.differences import differences, forbidden_changes, roundin
 from kdcl_dist.config.recipe import Recipe
 from kdcl_dist.config.recipe_file import parse_recipe
 from kdcl_dist.config.stored_imports import import_strings
+from kdcl_dist.config.strict_yaml import MAX_BYTES
 from kdcl_dist.errors import RecipeError, RunFolderError, StorageError
 from kdcl_dist.run.checkpoint import Manifest, has_committed, latest
 from kdcl_dist.run.creation import create, new_id
@@ -97,7 +98,7 @@ def resumed_recipe(
         digest = read_record(folder).get("recipe_file")
         if digest not in (None, recipe_file):
             return wanted
-        text, source = folder.read("recipe.yaml").decode(), f"{folder}/recipe.yaml"
+        text, source = folder.read("recipe.yaml", MAX_BYTES).decode(), f"{folder}/recipe.yaml"
         old = parse_recipe(text, source=source)
         if digest is None:
             return _with_stored_gpus(wanted, old)

@@ -123,7 +123,14 @@ class Folder:
         return bool(self._info(name).type != fs.FileType.NotFound)
 
     def names(self, name: str = "") -> list[str]:
-        """Names directly below a folder, sorted; empty if the folder does not exist."""
+        """Names directly below a folder, sorted; empty if the folder does not exist.
+
+        Raises:
+            RunFolderError: it is no folder.
+        """
+
+        if self.local is not None and (self.local / name).exists() and not (self.local / name).is_dir():
+            raise RunFolderError(f"{self}/{name} is no folder; delete it")
 
         def names(path: str) -> list[str]:
             """The folder's names."""

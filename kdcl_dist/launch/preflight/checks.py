@@ -19,6 +19,7 @@ from kdcl_dist.launch.preflight.host_report import HostReport, inspect_host, mis
 from kdcl_dist.launch.preflight.own_process import run_apart
 from kdcl_dist.launch.preflight.placement import Host, Need, lacks
 from kdcl_dist.run.storage import Folder
+from kdcl_dist.utils.text import shown
 
 __all__ = [
     "Check",
@@ -66,7 +67,7 @@ def require(checks: Sequence[Check], warn: Callable[[str], None]) -> None:
     for check in checks:
         for warning in check.warnings:
             warn(f"{check.name}: {warning}")
-    if failures := [f"{check.name}: {failure}" for check in checks for failure in check.failures]:
+    if failures := [shown(f"{check.name}: {failure}") for check in checks for failure in check.failures]:
         raise PreflightError("\n".join(failures))
 
 
