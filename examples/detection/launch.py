@@ -30,6 +30,7 @@ from examples.detection.run import Run
 from examples.detection.training import OnProgress, Worker
 from kdcl_dist.errors import KdclError, RecipeError, one_line
 from kdcl_dist.exchange.replicas import Replicas, broke_off
+from kdcl_dist.launch.ray.private import spare_data_sets
 from kdcl_dist.membership.endpoint import Endpoint
 from kdcl_dist.membership.tcp_store import connect_store, host_store
 from kdcl_dist.run.record import read_record
@@ -128,6 +129,7 @@ def _fit(config: dict[str, Any], failures: list[BaseException]) -> None:
             name="ray", storage_path=run.folder.uri, logging_config=LoggingConfig(log_level="ERROR")
         ),
     )
+    spare_data_sets(trainer)
     try:
         trainer.fit()
     except BaseException as error:  # handed to the main thread, which raises it

@@ -32,7 +32,7 @@ from kdcl_dist.launch.preflight.placement import Need, needs_of
 from kdcl_dist.launch.ray.common import POLL_S, actor_name
 from kdcl_dist.launch.ray.coordinator import END_S, EventCursor, start_coordinator
 from kdcl_dist.launch.ray.preflight import hosts, run_checks
-from kdcl_dist.launch.ray.private import address_of_cluster
+from kdcl_dist.launch.ray.private import address_of_cluster, spare_data_sets
 from kdcl_dist.launch.ray.worker import CohortConfig, train
 from kdcl_dist.run.events import Event, Note, Started, Warned
 from kdcl_dist.run.record import recorded_end, recorded_failure
@@ -209,7 +209,9 @@ class _TrainerThread:
 
     def _fit(self) -> None:
         try:
-            _trainer(self.run, self.needs, self.devices).fit()
+            trainer = _trainer(self.run, self.needs, self.devices)
+            spare_data_sets(trainer)
+            trainer.fit()
         except BaseException as error:  # handed to the main thread, which raises it
             self.error = error
 
