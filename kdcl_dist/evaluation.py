@@ -123,10 +123,9 @@ def _restored(
     """The aggregator and the students with their state of a checkpoint."""
     aggregator = Aggregator(recipe)
     aggregator.load_state_dict(read_part(folder, manifest, COORDINATOR)["coordinator"])
-    sizes = {"classes": len(training_data.train.classes), "channels": training_data.train.channels}
     students = []
     for index, name in enumerate(recipe.names):
-        student = Student(recipe, index, **sizes, device=device, resumed=True, trains=False)
+        student = Student.of(training_data, index, device=device, resumed=True, trains=False)
         student.model.load_state_dict(read_part(folder, manifest, name)["model"])
         students.append(student)
     return aggregator, students

@@ -70,7 +70,10 @@ class Display:
         self.progress.reset(self.task, total=total, completed=event.step, description="epoch 1")
         for name, where in event.placement.items():
             parameters = f"{where['parameters']:,} parameters"
-            self._line(f"{name}: {parameters}, {where['device']} of {where['host']}, process {where['pid']}")
+            place = f"{where['device']} of {where['host']}, process {where['pid']}"
+            peak = int(where.get("peak_memory", 0))
+            memory = f", up to {peak / 1e6:,.0f} MB of memory" if peak else ""
+            self._line(f"{name}: {parameters}, {place}{memory}")
 
     def _step(self, event: Stepped) -> None:
         assert self.started is not None

@@ -249,7 +249,7 @@ class _CoordinatorRuntime:
 
     def _record_start(self, run: Run, schedule: RunSchedule, workers: Sequence[WorkerInfo]) -> None:
         assert self.state is not None
-        fields = ("host", "pid", "device", "parameters")
+        fields = ("host", "pid", "device", "parameters", "peak_memory")
         placement = {worker.name: {field: asdict(worker)[field] for field in fields} for worker in workers}
         update_record(
             run.folder,

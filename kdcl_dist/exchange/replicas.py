@@ -9,7 +9,10 @@ tested or saved.
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from datetime import timedelta
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -44,9 +47,31 @@ class Replicas:
         self.group: Any | None = _form(store, replica, count, host, device, timedelta(seconds=limit_s))
         self.count = count
 
-    def wrap(self, model: nn.Module) -> nn.Module:
-        """The network with averaged gradients; its parameters and the names of its state stay the same."""
-        return DistributedDataParallel(model, process_group=self.group, forward_sync_buffers=False)
+    @classmethod
+    def alone(cls, device: torch.device) -> Replicas:
+        """The link of a replica without others, with which a step can be rehearsed.
+
+        torch says once a process that a search for unused parameters found none; it says so here, unseen.
+        """
+        replicas = cls(c10d.HashStore(), 0, 1, host="127.0.0.1", device=device, limit_s=60)
+        with _no_stderr():
+            replicas.wrap(nn.Linear(1, 1).to(device), all_used=False)(torch.zeros(1, 1, device=device))
+        return replicas
+
+    def wrap(self, model: nn.Module, *, all_used: bool = True) -> nn.Module:
+        """The network with averaged gradients; its parameters and the names of its state stay the same.
+
+        Args:
+            model: the network.
+            all_used: whether every pass uses every parameter. If not, each pass is searched for those that it
+                does not use: their gradient counts as zero, and is None if no replica uses them.
+        """
+        return DistributedDataParallel(
+            model,
+            process_group=self.group,
+            forward_sync_buffers=False,
+            find_unused_parameters=not all_used,
+        )
 
     def synchronise_batchnorm(self, model: nn.Module) -> None:
         """Let every batch norm of the network take its statistics over all replicas.
@@ -71,6 +96,19 @@ class Replicas:
         self.group = None
 
 
+@contextmanager
+def _no_stderr() -> Iterator[None]:
+    """Drop what this process writes to stderr, also from C++."""
+    kept = os.dup(2)
+    with Path(os.devnull).open("wb") as nowhere:
+        os.dup2(nowhere.fileno(), 2)
+    try:
+        yield
+    finally:
+        os.dup2(kept, 2)
+        os.close(kept)
+
+
 def broke_off(error: BaseException) -> bool:
     """Whether an error is of a connection between replicas, not of the network."""
     text = str(error).lower()
@@ -88,6 +126,7 @@ def _form(
     kinds = dist.ProcessGroup.BackendType
     if (
         device.type == "cuda"
+        and count > 1
         and dist.is_nccl_available()
         and have_own_gpus(store, replica, count, str(torch.cuda.get_device_properties(device).uuid))
     ):

@@ -11,7 +11,7 @@ from kdcl_dist.data.subset import ClassSubset
 from kdcl_dist.export.preprocessing import Description
 from kdcl_dist.export.source import Source
 from kdcl_dist.export.standalone import call_without_package, module_without_package
-from kdcl_dist.models.registry import call_of
+from kdcl_dist.models.registry import call_of, construct
 from kdcl_dist.run.metrics import ENSEMBLE
 from kdcl_dist.utils.intervals import mean_interval, share_interval
 from kdcl_dist.utils.text import NAME, shown
@@ -161,6 +161,8 @@ def _code(description: Description) -> list[str]:
     else:
         module, _, name = model.partition(":")
         call = call_of(model, classes, channels)
+        if hasattr(construct(model, classes, channels), "_orig_mod"):  # what torch.compile wrapped
+            call += "._orig_mod"
         lines += [f"from {module} import {name.partition('.')[0]}", "", f"network = {call}"]
     return [*lines, read, "network.eval()", run]
 

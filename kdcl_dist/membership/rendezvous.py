@@ -29,7 +29,10 @@ REQUESTS, GENERATION, COMPLETED, FAILED = "requests", "generation", "completed",
 
 @dataclass(frozen=True)
 class WorkerInfo:
-    """What one student's worker reports to the cohort before its first step."""
+    """What one student's worker reports to the cohort before its first step.
+
+    `peak_memory` is that of its rehearsal, in bytes; see `kdcl_dist.student.dry_run`.
+    """
 
     name: str
     host: str
@@ -40,6 +43,7 @@ class WorkerInfo:
     schedule: dict[str, int]
     data: dict[str, str]
     versions: dict[str, str]
+    peak_memory: int = 0
 
 
 @dataclass(frozen=True)

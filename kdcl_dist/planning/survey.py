@@ -8,10 +8,11 @@ from dataclasses import dataclass
 
 from kdcl_dist import models
 from kdcl_dist.config.recipe import Recipe
-from kdcl_dist.config.student import Student
 from kdcl_dist.data.subset import open_classes
+from kdcl_dist.data.training_data import TrainingData
 from kdcl_dist.errors import DataError
 from kdcl_dist.exchange.layout import DTYPES, answer_rows
+from kdcl_dist.models.lazy import has_lazy_layers, initialise
 from kdcl_dist.planning.given import ENSEMBLE
 from kdcl_dist.planning.measure_cores import measure_cores
 from kdcl_dist.planning.measure_exchange import measure_ensemble, measure_link
@@ -151,11 +152,14 @@ def _costs(
         costs = measure_student(recipe, index, sorted(counts, key=lambda count: count != student.replicas))
         counts = [count for count in counts if recipe.batch_size // count in costs]
     threads = 0 if student.resources.gpu_share(auto=0.0) else student.resources.cpu
-    return StudentCosts(costs, threads, _gradient_bytes(recipe, student, shape), counts)
+    return StudentCosts(costs, threads, _gradient_bytes(recipe, index, shape), counts)
 
 
-def _gradient_bytes(recipe: Recipe, student: Student, shape: tuple[int, int]) -> int:
+def _gradient_bytes(recipe: Recipe, index: int, shape: tuple[int, int]) -> int:
+    student = recipe.students[index]
     if recipe.is_teacher(student):
         return 0
     network = models.build(student.model, *shape)
+    if has_lazy_layers(network):
+        initialise(network, student.model, TrainingData.open(recipe).first_views(index, 2).images)
     return sum(4 * parameter.numel() for parameter in network.parameters() if parameter.requires_grad)

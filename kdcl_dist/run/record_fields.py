@@ -74,6 +74,7 @@ class _Place(TypedDict, total=False):
     pid: int
     device: str
     parameters: int
+    peak_memory: int
 
 
 @with_config(ConfigDict(extra="allow"))

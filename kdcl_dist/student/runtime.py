@@ -144,7 +144,7 @@ class _StudentRuntime:
             self._claim_device()
             self.training_data = TrainingData.open(self.run.recipe)
             self.student = _build(self.run, self.worker, self.device, self.training_data)
-            dry_run(self.student, self.training_data, self.worker.student)
+            self.peak_memory = dry_run(self.student, self.training_data, self.worker.student)
         except BaseException as error:  # a user's code may raise SystemExit as well
             cause = wrap(error, student=self.worker.name, step=None, phase="start").at(host=self.host)
             self.rendezvous.report(cause)
@@ -173,6 +173,7 @@ class _StudentRuntime:
             schedule=asdict(self.training_data.schedule),
             data=self.training_data.fingerprints,
             versions=versions(),
+            peak_memory=self.peak_memory,
         )
 
     def _run_generation(self, spec: GenerationSpec) -> Flag:
@@ -232,12 +233,10 @@ class _StudentRuntime:
 
 
 def _build(run: Run, worker: Worker, device: torch.device, training_data: TrainingData) -> Student:
-    return Student(
-        run.recipe,
+    return Student.of(
+        training_data,
         worker.student,
         replica=worker.replica,
-        classes=len(training_data.train.classes),
-        channels=training_data.train.channels,
         device=device,
         resumed=run.start is not None and run.recipe.students[worker.student].name in run.start.parts,
     )

@@ -59,8 +59,7 @@ def _rehearse(recipe: Recipe, index: int, device: str) -> None:
     torch.set_num_threads(recipe.students[index].resources.cpu)
     set_determinism(recipe.deterministic)
     training_data = TrainingData.open(recipe)
-    classes, channels = len(training_data.train.classes), training_data.train.channels
-    student = Student(recipe, index, classes=classes, channels=channels, device=choose_device(device))
+    student = Student.of(training_data, index, device=choose_device(device))
     dry_run(student, training_data, index)
 
 

@@ -8,11 +8,13 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
 import torch
+from torch import Tensor
 
 from kdcl_dist.config.recipe import Recipe
 from kdcl_dist.config.stored_imports import import_strings
@@ -87,12 +89,13 @@ def _try(recipe: Recipe, index: int, root: str) -> TrialBuild:
 def _build(recipe: Recipe, index: int) -> str | None:
     """Open the data and build a student; returns a warning, or raises `UserError`."""
     try:
-        data = TrainingData.open(recipe).train
+        training_data = TrainingData.open(recipe)
     except UserError as error:
         if _has_data(recipe) or _cannot_import(error):
             raise
         return _build_without_data(recipe, index, error)
-    _build_student(recipe, index, len(data.classes), data.channels)
+    data, example = training_data.train, partial(training_data.first_views, index, 2)
+    _build_student(recipe, index, len(data.classes), data.channels, lambda: example().images)
     return None
 
 
@@ -124,7 +127,10 @@ def _build_without_data(recipe: Recipe, index: int, error: UserError) -> str:
     return assumed
 
 
-def _build_student(recipe: Recipe, index: int, classes: int, channels: int) -> None:
+def _build_student(
+    recipe: Recipe, index: int, classes: int, channels: int, example: Callable[[], Tensor] | None = None
+) -> None:
+    """Build a student; `example` gives images, for networks whose layers take their sizes from these."""
     spec = recipe.students[index]
     changes: dict[str, object] = {"compile": False, "precision": "fp32"}  # neither changes what is built
     if spec.weights is not None and not Path(spec.weights).exists():
@@ -133,21 +139,21 @@ def _build_student(recipe: Recipe, index: int, classes: int, channels: int) -> N
     students[index] = spec.model_copy(update=changes)
     recipe = recipe.model_copy(update={"students": students})
     try:
-        _on_some_device(recipe, index, classes, channels)
+        _on_some_device(partial(Student, recipe, index, classes=classes, channels=channels, example=example))
     except UserError as error:
         raise type(error)(f"student {spec.name!r}: {error.message}") from error
 
 
-def _on_some_device(recipe: Recipe, index: int, classes: int, channels: int) -> None:
+def _on_some_device(build: Callable[..., Student]) -> None:
     meta = torch.device("meta")
     try:
         with meta:
-            Student(recipe, index, classes=classes, channels=channels, device=meta)
+            build(device=meta)
     except Exception as error:
         if isinstance(error, UserError) and error.__cause__ is None:
             raise
         # A user's factory may need numbers, which the meta device lacks.
-        Student(recipe, index, classes=classes, channels=channels, device=torch.device("cpu"))
+        build(device=torch.device("cpu"))
 
 
 def _missing_package(error: BaseException, recipe: Recipe) -> str | None:
