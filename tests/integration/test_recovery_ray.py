@@ -22,7 +22,7 @@ from kdcl_dist.launch.ray import coordinator
 from kdcl_dist.launch.ray import driver as on_ray
 from kdcl_dist.launch.ray.coordinator import EventCursor
 from kdcl_dist.membership.endpoint import Endpoint
-from kdcl_dist.run.events import CheckpointSaved, Event, Started, Stepped
+from kdcl_dist.run.events import CheckpointSaved, Event, Note, Started, Stepped
 from kdcl_dist.run.prepare import prepare
 from kdcl_dist.run.record import read_record
 from kdcl_dist.run.run import Run
@@ -148,6 +148,8 @@ def test_the_run_goes_on_when_the_controller_of_ray_train_dies(
         events.append(event)
         if isinstance(event, CheckpointSaved) and event.step == 3:
             os.kill(controller(), signal.SIGKILL)
+        if isinstance(event, Note) and "the controller of Ray Train died" in event.text:
+            assert_nothing_left(events)  # the workers end with it
             killed.touch()
 
     assert on_ray.launch(run, on_event, threading.Event())

@@ -44,7 +44,7 @@ __all__ = ["check", "cluster", "launch", "max_concurrent_runs"]
 #: Ray sets this variable for the command of a job.
 JOB_VARIABLE = "RAY_JOB_CONFIG_JSON_ENV_VAR"
 #: Seconds that Ray Train may take to end after the run; its controller may hang.
-LEAVE_S = 60.0
+LEAVE_S = 180.0
 #: Failures of workers that Ray Train allows for each failure that the recipe allows.
 WORKER_FAILURES = 4
 
