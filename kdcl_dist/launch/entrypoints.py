@@ -98,9 +98,8 @@ class _MessageSender:
 
     def _send(self) -> None:
         with contextlib.suppress(OSError):  # the launcher is gone, and this process ends with it
-            while (
-                message := self.queue.get()
-            ) is not None:  # in a daemon thread, which ends with the process
+            # Without a limit: this daemon thread ends with the process.
+            while (message := self.queue.get()) is not None:
                 self.link.send(message)
 
 
