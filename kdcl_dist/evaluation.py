@@ -5,11 +5,13 @@ Shapes: S students, B batch, C classes (of logits) or channels (of images), H W 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from kdcl_dist.config.recipe import Recipe
@@ -20,6 +22,7 @@ from kdcl_dist.data.training_data import TrainingData
 from kdcl_dist.errors import CheckpointError, RunFolderError, one_line
 from kdcl_dist.membership.monitor import COORDINATOR
 from kdcl_dist.run.checkpoint import Manifest, latest, read_part
+from kdcl_dist.run.class_scores import ClassScores
 from kdcl_dist.run.metrics import ENSEMBLE, Scores
 from kdcl_dist.run.record import read_record
 from kdcl_dist.run.run import load_run
@@ -40,11 +43,23 @@ class Evaluation:
         step: training steps before the checkpoint.
         samples: number of test samples.
         results: loss (nats), top1 and top5 (shares), by student and for "ensemble".
+        classes: names of the classes, in the order of their labels.
+        details: the results class by class, by student and for "ensemble".
     """
 
     step: int
     samples: int
     results: dict[str, dict[str, float]]
+    classes: tuple[str, ...]
+    details: dict[str, ClassScores]
+
+    def as_dict(self) -> dict[str, Any]:
+        """All of it as plain data."""
+        results = {
+            name: values | self.details[name].as_dict(self.classes) for name, values in self.results.items()
+        }
+        fields = {"step": self.step, "samples": self.samples, "classes": list(self.classes)}
+        return fields | {"results": results}
 
 
 @dataclass(frozen=True)
@@ -64,6 +79,7 @@ class Trained:
         device: str = "auto",
         warn: Callable[[str], None],
         allow_imports: Collection[str] = (),
+        data: str | None = None,
     ) -> Trained:
         """Load a run.
 
@@ -72,8 +88,10 @@ class Trained:
             device: "cpu", "cuda", or "auto" for a GPU if there is one.
             warn: called with a line for each damaged checkpoint that is skipped.
             allow_imports: modules outside this package that the run's recipe may import.
+            data: test set in place of the recipe's, in the form of the field `data.test`.
 
         Raises:
+            DataError: `data` cannot be read, or has other classes or channels.
             RunFolderError: `uri` is no run folder or has no complete checkpoint.
             UserError: there is no such device.
             ImportRefused: the recipe names a module that is not allowed.
@@ -88,7 +106,7 @@ class Trained:
                 f"{displayed(uri)!r} cannot be evaluated: {manifest.folder} has no student "
                 f"{', '.join(map(repr, missing))}"
             )
-        training_data = open_training_data(recipe, folder)
+        training_data = open_training_data(recipe, folder, data)
         try:
             with needs_memory():
                 aggregator, students = _restored(recipe, folder, manifest, training_data, chosen)
@@ -100,8 +118,14 @@ class Trained:
         return cls(manifest.step, training_data, aggregator, students)
 
     @needs_memory()
-    def test(self, noise: Noise | None = None) -> dict[str, dict[str, float]]:
+    def test(
+        self, noise: Noise | None = None, details: Mapping[str, ClassScores] | None = None
+    ) -> dict[str, dict[str, float]]:
         """Loss, top1 and top5 over all test samples, by student and for "ensemble".
+
+        Args:
+            noise: on the pixels. None: none.
+            details: collects the results class by class, by student and for "ensemble". None: not needed.
 
         Raises:
             UserError: the GPU has too little free memory.
@@ -110,10 +134,12 @@ class Trained:
         for number, batch in enumerate(self.training_data.test_batches()):
             images = batch.images if noise is None else noise.add(batch.images, number)
             logits_SBC = torch.stack([student.predict(images).cpu() for student in self.students])
-            for name, logits_BC in zip(self.aggregator.names, logits_SBC, strict=True):
-                scores[name].add_logits(logits_BC, batch.labels)
-            aligned = Aligned(batch.ids, batch.labels, logits_SBC)
-            scores[ENSEMBLE].add(self.aggregator.predict(aligned), batch.labels)
+            answers = dict(zip(self.aggregator.names, F.log_softmax(logits_SBC, dim=2), strict=True))
+            answers[ENSEMBLE] = self.aggregator.predict(Aligned(batch.ids, batch.labels, logits_SBC))
+            for name, log_p_BC in answers.items():
+                scores[name].add(log_p_BC, batch.labels)
+                if details is not None:
+                    details[name].add(log_p_BC, batch.labels)
         return {name: score.values() for name, score in scores.items()}
 
 
@@ -131,10 +157,14 @@ def _restored(
     return aggregator, students
 
 
-def open_training_data(recipe: Recipe, folder: Folder) -> TrainingData:
+def open_training_data(recipe: Recipe, folder: Folder, test: str | None = None) -> TrainingData:
     """Open the data of a run.
 
     A relative path that does not exist in the working directory is looked up in that of the run.
+
+    Args:
+        recipe, folder: of the run.
+        test: test set in place of the recipe's.
 
     Raises:
         DataError: as `TrainingData.open`.
@@ -145,6 +175,8 @@ def open_training_data(recipe: Recipe, folder: Folder) -> TrainingData:
         path = getattr(recipe.data, name)
         if not Path(path).exists() and (Path(root) / path).exists():
             found[name] = str(Path(root) / path)
+    if test is not None:
+        found["test"] = test
     return TrainingData.open(recipe.model_copy(update={"data": recipe.data.model_copy(update=found)}))
 
 
@@ -174,11 +206,19 @@ class Noise:
 
 
 def evaluate(
-    uri: str, *, device: str = "auto", warn: Callable[[str], None], allow_imports: Collection[str] = ()
+    uri: str,
+    *,
+    device: str = "auto",
+    warn: Callable[[str], None],
+    allow_imports: Collection[str] = (),
+    data: str | None = None,
 ) -> Evaluation:
-    """Test a run's latest checkpoint on its recipe's test data; arguments and errors as `Trained.load`."""
-    trained = Trained.load(uri, device=device, warn=warn, allow_imports=allow_imports)
-    return Evaluation(trained.step, len(trained.training_data.test), trained.test())
+    """Test a run's latest checkpoint; arguments and errors as `Trained.load`."""
+    trained = Trained.load(uri, device=device, warn=warn, allow_imports=allow_imports, data=data)
+    test = trained.training_data.test
+    classes = tuple(test.classes)
+    details = {name: ClassScores(len(classes)) for name in (*trained.aggregator.names, ENSEMBLE)}
+    return Evaluation(trained.step, len(test), trained.test(details=details), classes, details)
 
 
 def evaluate_under_noise(
