@@ -7,7 +7,6 @@ import ctypes
 import os
 import socket
 import struct
-from pathlib import Path
 
 __all__ = ["listeners", "refuse_newcomers"]
 
@@ -18,16 +17,18 @@ DROP_ALL = struct.pack("HBBI", 0x06, 0, 0, 0)
 
 
 def listeners() -> set[int]:
-    """The file descriptors of the TCP sockets on which this process listens."""
-    return {int(entry.name) for entry in Path("/proc/self/fd").iterdir() if _listens(entry)}
+    """The file descriptors of the TCP sockets on which this process listens; empty where there is no /proc."""
+    try:
+        names = os.listdir("/proc/self/fd")  # a list: what is opened below does not count
+    except OSError:
+        return set()
+    return {int(name) for name in names if _listens(int(name))}
 
 
-def _listens(entry: Path) -> bool:
-    with contextlib.suppress(OSError):  # closed meanwhile
-        if entry.is_socket():
-            with socket.socket(fileno=os.dup(int(entry.name))) as found:
-                is_tcp = found.family in (socket.AF_INET, socket.AF_INET6)
-                return is_tcp and bool(found.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN))
+def _listens(fd: int) -> bool:
+    with contextlib.suppress(OSError), _socket_of(fd) as found:
+        is_tcp = found.family in (socket.AF_INET, socket.AF_INET6)
+        return is_tcp and bool(found.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN))
     return False
 
 
@@ -37,7 +38,21 @@ def refuse_newcomers(fd: int) -> None:
     The socket stays as it was where the kernel has no such filters.
     """
     program = ctypes.create_string_buffer(DROP_ALL)
-    with contextlib.suppress(OSError), socket.socket(fileno=os.dup(fd)) as listener:
+    with contextlib.suppress(OSError), _socket_of(fd) as listener:
         listener.setsockopt(
             socket.SOL_SOCKET, SO_ATTACH_FILTER, struct.pack("HP", 1, ctypes.addressof(program))
         )
+
+
+def _socket_of(fd: int) -> socket.socket:
+    """The socket of a file descriptor, by a descriptor of its own.
+
+    Raises:
+        OSError: it is closed, or of no socket; also if it was opened by the path of one.
+    """
+    own = os.dup(fd)
+    try:
+        return socket.socket(fileno=own)
+    except OSError:
+        os.close(own)
+        raise

@@ -38,3 +38,18 @@ def test_what_is_no_socket_is_passed_over() -> None:
         for fd in (file.fileno(), -1):
             refuse_newcomers(fd)
         assert not listeners() & {left.fileno(), file.fileno()}
+
+
+def test_a_socket_that_was_opened_by_its_path_leaves_nothing_open(tmp_path: Path) -> None:
+    """As the server of processes is reached; a copy of such a descriptor is no socket."""
+    with socket.socket(socket.AF_UNIX) as server:
+        server.bind(str(tmp_path / "socket"))
+        server.listen()
+        by_path = os.open(tmp_path / "socket", os.O_PATH)
+        try:
+            before = set(os.listdir("/proc/self/fd"))
+            assert by_path not in listeners()
+            refuse_newcomers(by_path)
+            assert len(set(os.listdir("/proc/self/fd")) - before) <= 1  # that of the listing itself
+        finally:
+            os.close(by_path)
