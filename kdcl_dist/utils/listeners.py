@@ -7,6 +7,7 @@ import ctypes
 import os
 import socket
 import struct
+from pathlib import Path
 
 __all__ = ["listeners", "refuse_newcomers"]
 
@@ -17,12 +18,12 @@ DROP_ALL = struct.pack("HBBI", 0x06, 0, 0, 0)
 
 
 def listeners() -> set[int]:
-    """The file descriptors of the TCP sockets on which this process listens; empty where there is no /proc."""
+    """The file descriptors of the TCP sockets on which this process listens; none where there is no /proc."""
     try:
-        names = os.listdir("/proc/self/fd")  # a list: what is opened below does not count
+        numbers = [int(entry.name) for entry in Path("/proc/self/fd").iterdir()]
     except OSError:
         return set()
-    return {int(name) for name in names if _listens(int(name))}
+    return {number for number in numbers if _listens(number)}
 
 
 def _listens(fd: int) -> bool:
