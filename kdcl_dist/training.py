@@ -133,7 +133,9 @@ def _record_end(run: Run, error: BaseException) -> None:
     if isinstance(error, (KeyboardInterrupt, SystemExit)):
         record_interruption(run)
         return
-    record_failure(run, wrap(error, student=None, step=None, phase="launch"))
     if isinstance(error, UserError):
+        record_failure(run, error)
         with suppress(RunFolderError, StorageError):  # the error that ended the run counts more
             abandon(run)
+    else:
+        record_failure(run, wrap(error, student=None, step=None, phase="launch"))

@@ -126,10 +126,10 @@ class Folder:
         """Names directly below a folder, sorted; empty if the folder does not exist.
 
         Raises:
-            RunFolderError: it is no folder.
+            RunFolderError: a file or the like has the place of a folder that a run has made.
         """
-
-        if self.local is not None and (self.local / name).exists() and not (self.local / name).is_dir():
+        found = None if self.local is None or not name else self.local / name
+        if found is not None and found.exists() and not found.is_dir():
             raise RunFolderError(f"{self}/{name} is no folder; delete it")
 
         def names(path: str) -> list[str]:

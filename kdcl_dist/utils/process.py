@@ -10,6 +10,7 @@ import shutil
 import threading
 from multiprocessing.connection import wait
 from pathlib import Path
+from typing import Any
 
 __all__ = [
     "end_with_parent",
@@ -21,6 +22,8 @@ __all__ = [
     "this_process",
 ]
 
+#: The key of the process that made the folder "tempdir", in what multiprocessing hands on.
+OWNER = "kdcl_tempdir_owner"
 #: Parameters of mallopt, from glibc's malloc.h.
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3
 #: Larger than any tensor of a step, in bytes; fits mallopt's int.
@@ -47,12 +50,15 @@ def end_with_parent() -> None:
     """
     parent = multiprocessing.parent_process()
     assert parent is not None
+    handed_on = _config().get("tempdir")
 
     def watch() -> None:
         """End this process once its parent has ended; it has no limit, since parents may live for ever."""
         wait([parent.sentinel])
-        # What the parent shared with its processes it had no time to remove, unless it has ended by itself.
-        if folder := multiprocessing.current_process()._config.get("tempdir"):  # type: ignore[attr-defined]
+        # Nobody has time to remove the folder of sockets, this process's own or that of its parent. One that
+        # was handed on from further above belongs to a process that lives.
+        config = _config()
+        if (folder := config.get("tempdir")) and (folder != handed_on or config.get(OWNER) == parent.pid):
             shutil.rmtree(folder, ignore_errors=True)
         os._exit(1)
 
@@ -61,7 +67,15 @@ def end_with_parent() -> None:
 
 def share_folder() -> None:
     """Let the processes that this one starts know the folder of its sockets: they remove it after a kill."""
-    multiprocessing.util.get_temp_dir()
+    if _config().get("tempdir") is None:
+        multiprocessing.util.get_temp_dir()
+        _config()[OWNER] = os.getpid()
+
+
+def _config() -> dict[str, Any]:
+    """What multiprocessing hands on to the processes that this one starts, and to theirs."""
+    found: dict[str, Any] = multiprocessing.current_process()._config  # type: ignore[attr-defined]
+    return found
 
 
 def keep_freed_memory() -> None:

@@ -40,6 +40,7 @@ def hosts(tmp_path_factory: pytest.TempPathFactory) -> Iterator[list[str]]:
     patch, cluster = pytest.MonkeyPatch(), Cluster()
     try:
         patch.setenv("KDCL_TEST_DATA", one)
+        patch.delenv("CUDA_VISIBLE_DEVICES")  # else Ray refuses to believe in a GPU
         cluster.add_node(num_cpus=1, node_ip_address=addresses[0], include_dashboard=False)
         other = {"labels": {ACCELERATOR: "A100"}, "env_vars": {"KDCL_TEST_DATA": two}}
         cluster.add_node(num_cpus=2, num_gpus=1, node_ip_address=addresses[1], **other)
@@ -86,7 +87,8 @@ def test_students_are_rehearsed_where_they_may_be_placed(
 ) -> None:
     """Student "a" may be placed on both hosts, "b" only on the second."""
     models = ["students.a.model=nets:killed_on_two", "students.b.model=nets:broken"]
-    recipe = make_recipe(*models, "students.b.accelerator=A100")
+    on_cpu = ["students.a.resources.gpu=0", "students.b.resources.gpu=0"]
+    recipe = make_recipe(*models, *on_cpu, "students.b.accelerator=A100")
     checks = on(recipe, Folder(str(tmp_path)), rehearse=True)
     died, broken = checks["rehearsal"].failures
     assert died.startswith(f"student 'a', host {hosts[1]}: its process died (killed by SIGKILL")

@@ -78,8 +78,11 @@ def make_special(path: Path, kind: str) -> None:
     elif kind == "folder":
         path.mkdir()
     else:
+        # By its folder's file descriptor: the path of a socket has at most 107 bytes.
+        folder = os.open(path.parent, os.O_PATH)
         with socket.socket(socket.AF_UNIX) as made:
-            made.bind(str(path))
+            made.bind(f"/proc/self/fd/{folder}/{path.name}")
+        os.close(folder)
 
 
 def content(folder: Path) -> dict[str, bytes]:

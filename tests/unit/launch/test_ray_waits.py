@@ -13,6 +13,7 @@ from cohorts import MakeRecipe
 from ray.exceptions import RayActorError
 
 from kdcl_dist.errors import CoordinatorLost, KdclError
+from kdcl_dist.launch.preflight.placement import needs_of
 from kdcl_dist.launch.ray import driver, worker
 from kdcl_dist.run.events import Event, Note
 from kdcl_dist.run.record import update_record
@@ -35,7 +36,7 @@ class Trainers:
         self.run, self.turns, self.events = run, list[Callable[[], object]](), list[Event]()
         self.hang, self.stop, self.is_over = threading.Event(), threading.Event(), False
         patch.setattr(driver, "LEAVE_S", 0.1)
-        patch.setattr(driver, "_trainer", lambda run: self)
+        patch.setattr(driver, "_trainer", lambda *arguments: self)
         patch.setattr(driver._TrainerThread, "_outcome", lambda thread: True)
         actor = SimpleNamespace(
             events=SimpleNamespace(remote=lambda cursor: (cursor, [])),
@@ -49,7 +50,7 @@ class Trainers:
         self.turns.pop(0)()
 
     def train(self) -> bool:
-        return driver._TrainerThread(self.run, self.events.append, self.stop).fit()
+        return driver._TrainerThread(self.run, needs_of(self.run.recipe), self.events.append, self.stop).fit()
 
 
 @pytest.fixture
