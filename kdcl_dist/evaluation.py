@@ -5,11 +5,13 @@ Shapes: S students, B batch, C classes (of logits) or channels (of images), H W 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from kdcl_dist.config.recipe import Recipe
@@ -20,12 +22,14 @@ from kdcl_dist.data.training_data import TrainingData
 from kdcl_dist.errors import CheckpointError, RunFolderError, one_line
 from kdcl_dist.membership.monitor import COORDINATOR
 from kdcl_dist.run.checkpoint import Manifest, latest, read_part
+from kdcl_dist.run.class_scores import ClassScores
 from kdcl_dist.run.metrics import ENSEMBLE, Scores
 from kdcl_dist.run.record import read_record
 from kdcl_dist.run.run import load_run
 from kdcl_dist.run.storage import Folder
 from kdcl_dist.run.uris import displayed
 from kdcl_dist.student.student import Student
+from kdcl_dist.utils.devices import choose_device, needs_memory
 from kdcl_dist.utils.seeding import Purpose, derive
 
 __all__ = ["Evaluation", "Noise", "Trained", "evaluate", "evaluate_under_noise", "open_training_data"]
@@ -39,11 +43,23 @@ class Evaluation:
         step: training steps before the checkpoint.
         samples: number of test samples.
         results: loss (nats), top1 and top5 (shares), by student and for "ensemble".
+        classes: names of the classes, in the order of their labels.
+        details: the results class by class, by student and for "ensemble".
     """
 
     step: int
     samples: int
     results: dict[str, dict[str, float]]
+    classes: tuple[str, ...]
+    details: dict[str, ClassScores]
+
+    def as_dict(self) -> dict[str, Any]:
+        """All of it as plain data."""
+        results = {
+            name: values | self.details[name].as_dict(self.classes) for name, values in self.results.items()
+        }
+        fields = {"step": self.step, "samples": self.samples, "classes": list(self.classes)}
+        return fields | {"results": results}
 
 
 @dataclass(frozen=True)
@@ -57,26 +73,32 @@ class Trained:
 
     @classmethod
     def load(
-        cls, uri: str, *, device: str, warn: Callable[[str], None], allow_imports: Collection[str] = ()
+        cls,
+        uri: str,
+        *,
+        device: str = "auto",
+        warn: Callable[[str], None],
+        allow_imports: Collection[str] = (),
+        data: str | None = None,
     ) -> Trained:
         """Load a run.
 
         Args:
             uri: the run folder's path or URI.
-            device: "cpu" or "cuda".
+            device: "cpu", "cuda", or "auto" for a GPU if there is one.
             warn: called with a line for each damaged checkpoint that is skipped.
             allow_imports: modules outside this package that the run's recipe may import.
+            data: test set in place of the recipe's, in the form of the field `data.test`.
 
         Raises:
-            RunFolderError: `uri` is no run folder or has no complete checkpoint, or there is no such device.
+            DataError: `data` cannot be read, or has other classes or channels.
+            RunFolderError: `uri` is no run folder or has no complete checkpoint.
+            UserError: there is no such device.
             ImportRefused: the recipe names a module that is not allowed.
         """
         recipe, folder = load_run(uri)
         check_recipe_imports(recipe, str(folder), allow_imports)
-        if device == "cuda" and not torch.cuda.is_available():
-            raise RunFolderError(
-                f"--device cuda: this machine has no GPU that PyTorch {torch.__version__} can use"
-            )
+        chosen = choose_device(device)
         if (manifest := latest(folder, warn)) is None:
             raise RunFolderError(f"{displayed(uri)!r} has no complete checkpoint to evaluate")
         if missing := [name for name in recipe.names if name not in manifest.parts]:
@@ -84,9 +106,10 @@ class Trained:
                 f"{displayed(uri)!r} cannot be evaluated: {manifest.folder} has no student "
                 f"{', '.join(map(repr, missing))}"
             )
-        training_data = open_training_data(recipe, folder)
+        training_data = open_training_data(recipe, folder, data)
         try:
-            aggregator, students = _restored(recipe, folder, manifest, training_data, device)
+            with needs_memory():
+                aggregator, students = _restored(recipe, folder, manifest, training_data, chosen)
         except (CheckpointError, RuntimeError, KeyError, TypeError, ValueError, AttributeError) as error:
             reason = error.message if isinstance(error, CheckpointError) else one_line(error)
             raise RunFolderError(
@@ -94,38 +117,54 @@ class Trained:
             ) from error
         return cls(manifest.step, training_data, aggregator, students)
 
-    def test(self, noise: Noise | None = None) -> dict[str, dict[str, float]]:
-        """Loss, top1 and top5 over all test samples, by student and for "ensemble"."""
+    @needs_memory()
+    def test(
+        self, noise: Noise | None = None, details: Mapping[str, ClassScores] | None = None
+    ) -> dict[str, dict[str, float]]:
+        """Loss, top1 and top5 over all test samples, by student and for "ensemble".
+
+        Args:
+            noise: on the pixels. None: none.
+            details: collects the results class by class, by student and for "ensemble". None: not needed.
+
+        Raises:
+            UserError: the GPU has too little free memory.
+        """
         scores = {name: Scores() for name in (*self.aggregator.names, ENSEMBLE)}
         for number, batch in enumerate(self.training_data.test_batches()):
             images = batch.images if noise is None else noise.add(batch.images, number)
             logits_SBC = torch.stack([student.predict(images).cpu() for student in self.students])
-            for name, logits_BC in zip(self.aggregator.names, logits_SBC, strict=True):
-                scores[name].add_logits(logits_BC, batch.labels)
-            aligned = Aligned(batch.ids, batch.labels, logits_SBC)
-            scores[ENSEMBLE].add(self.aggregator.predict(aligned), batch.labels)
+            answers = dict(zip(self.aggregator.names, F.log_softmax(logits_SBC, dim=2), strict=True))
+            answers[ENSEMBLE] = self.aggregator.predict(Aligned(batch.ids, batch.labels, logits_SBC))
+            for name, log_p_BC in answers.items():
+                scores[name].add(log_p_BC, batch.labels)
+                if details is not None:
+                    details[name].add(log_p_BC, batch.labels)
         return {name: score.values() for name, score in scores.items()}
 
 
 def _restored(
-    recipe: Recipe, folder: Folder, manifest: Manifest, training_data: TrainingData, device: str
+    recipe: Recipe, folder: Folder, manifest: Manifest, training_data: TrainingData, device: torch.device
 ) -> tuple[Aggregator, list[Student]]:
     """The aggregator and the students with their state of a checkpoint."""
     aggregator = Aggregator(recipe)
     aggregator.load_state_dict(read_part(folder, manifest, COORDINATOR)["coordinator"])
-    sizes = {"classes": len(training_data.train.classes), "channels": training_data.train.channels}
     students = []
     for index, name in enumerate(recipe.names):
-        student = Student(recipe, index, **sizes, device=torch.device(device), resumed=True, trains=False)
+        student = Student.of(training_data, index, device=device, resumed=True, trains=False)
         student.model.load_state_dict(read_part(folder, manifest, name)["model"])
         students.append(student)
     return aggregator, students
 
 
-def open_training_data(recipe: Recipe, folder: Folder) -> TrainingData:
+def open_training_data(recipe: Recipe, folder: Folder, test: str | None = None) -> TrainingData:
     """Open the data of a run.
 
     A relative path that does not exist in the working directory is looked up in that of the run.
+
+    Args:
+        recipe, folder: of the run.
+        test: test set in place of the recipe's.
 
     Raises:
         DataError: as `TrainingData.open`.
@@ -136,6 +175,8 @@ def open_training_data(recipe: Recipe, folder: Folder) -> TrainingData:
         path = getattr(recipe.data, name)
         if not Path(path).exists() and (Path(root) / path).exists():
             found[name] = str(Path(root) / path)
+    if test is not None:
+        found["test"] = test
     return TrainingData.open(recipe.model_copy(update={"data": recipe.data.model_copy(update=found)}))
 
 
@@ -165,11 +206,19 @@ class Noise:
 
 
 def evaluate(
-    uri: str, *, device: str, warn: Callable[[str], None], allow_imports: Collection[str] = ()
+    uri: str,
+    *,
+    device: str = "auto",
+    warn: Callable[[str], None],
+    allow_imports: Collection[str] = (),
+    data: str | None = None,
 ) -> Evaluation:
-    """Test a run's latest checkpoint on its recipe's test data; arguments and errors as `Trained.load`."""
-    trained = Trained.load(uri, device=device, warn=warn, allow_imports=allow_imports)
-    return Evaluation(trained.step, len(trained.training_data.test), trained.test())
+    """Test a run's latest checkpoint; arguments and errors as `Trained.load`."""
+    trained = Trained.load(uri, device=device, warn=warn, allow_imports=allow_imports, data=data)
+    test = trained.training_data.test
+    classes = tuple(test.classes)
+    details = {name: ClassScores(len(classes)) for name in (*trained.aggregator.names, ENSEMBLE)}
+    return Evaluation(trained.step, len(test), trained.test(details=details), classes, details)
 
 
 def evaluate_under_noise(
@@ -177,7 +226,7 @@ def evaluate_under_noise(
     deviations: Sequence[float],
     repeats: int,
     *,
-    device: str,
+    device: str = "auto",
     warn: Callable[[str], None],
     allow_imports: Collection[str] = (),
 ) -> Iterator[tuple[float, int, dict[str, dict[str, float]]]]:

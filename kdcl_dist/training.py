@@ -4,19 +4,21 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable
-from contextlib import nullcontext
+from contextlib import nullcontext, suppress
 from dataclasses import dataclass
 from typing import Literal
 
 from kdcl_dist.config.recipe import Recipe
 from kdcl_dist.data.training_data import TrainingData
-from kdcl_dist.errors import PreflightError, UserError, wrap
+from kdcl_dist.errors import PreflightError, RunFolderError, StorageError, UserError, wrap
+from kdcl_dist.launch.devices import ignored_accelerators
 from kdcl_dist.launch.forkserver import start_server
 from kdcl_dist.launch.preflight.bank_memory import measure_bank_memory
 from kdcl_dist.launch.signals import stop_on_signals
+from kdcl_dist.run.creation import abandon
 from kdcl_dist.run.events import Event, Note, Warned
 from kdcl_dist.run.prepare import prepare
-from kdcl_dist.run.record import read_record, record_failure, scores_of, update_record
+from kdcl_dist.run.record import read_record, record_failure, record_interruption, scores_of, update_record
 from kdcl_dist.run.run import Run
 from kdcl_dist.run.uris import displayed
 
@@ -115,7 +117,8 @@ def _launch(
             if launcher == "local":
                 from kdcl_dist.launch import local
 
-                _warn_of_accelerators(run.recipe, on_event)
+                for line in ignored_accelerators(run.recipe):
+                    on_event(Warned(line))
                 return local.launch(run, on_event, stop_requested)
             from kdcl_dist.launch.ray import driver
 
@@ -125,18 +128,14 @@ def _launch(
         raise
 
 
-def _warn_of_accelerators(recipe: Recipe, on_event: Callable[[Event], None]) -> None:
-    for student in recipe.students:
-        if student.accelerator is not None:
-            path = f"students.{student.name}.accelerator"
-            on_event(Warned(f"{path}: {student.accelerator!r} is not looked for by launcher 'local'"))
-
-
 def _record_end(run: Run, error: BaseException) -> None:
-    """Record why a run ended early; a run that a user's mistake kept from starting leaves its name free."""
-    if isinstance(error, UserError) and run.start is None and not run.folder.names("checkpoints"):
-        run.folder.delete("")
-    elif isinstance(error, (KeyboardInterrupt, SystemExit)):
-        update_record(run.folder, state="interrupted")
+    """Record why a run ended early; a run that a user's mistake kept from training leaves nothing behind."""
+    if isinstance(error, (KeyboardInterrupt, SystemExit)):
+        record_interruption(run)
+        return
+    if isinstance(error, UserError):
+        record_failure(run, error)
+        with suppress(RunFolderError, StorageError):  # the error that ended the run counts more
+            abandon(run)
     else:
         record_failure(run, wrap(error, student=None, step=None, phase="launch"))

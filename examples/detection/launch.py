@@ -12,6 +12,7 @@ import os
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any
 
 import ray
@@ -29,11 +30,12 @@ from examples.detection.run import Run
 from examples.detection.training import OnProgress, Worker
 from kdcl_dist.errors import KdclError, RecipeError, one_line
 from kdcl_dist.exchange.replicas import Replicas, broke_off
+from kdcl_dist.launch.ray.private import spare_data_sets
 from kdcl_dist.membership.endpoint import Endpoint
 from kdcl_dist.membership.tcp_store import connect_store, host_store
 from kdcl_dist.run.record import read_record
 
-__all__ = ["cause_of", "cluster", "launch"]
+__all__ = ["cause_of", "cluster", "launch", "placed"]
 
 POLL_S = 0.2
 #: Seconds within which the actor of the messages answers, unless its host is gone.
@@ -53,6 +55,7 @@ def launch(run: Run, say: Callable[[str], None], on_progress: OnProgress, asked:
         RecipeError: the cluster is too small.
         KdclError: the run failed.
     """
+    run = replace(run, recipe=placed(run.recipe, say))
     _check_capacity(run.recipe, say)
     store, endpoint = host_store(ray.util.get_node_ip_address())
     messages = Messages.options(num_cpus=0).remote()  # type: ignore[attr-defined]
@@ -113,8 +116,8 @@ class OwnGroup(TorchConfig):  # type: ignore[misc]
 def _fit(config: dict[str, Any], failures: list[BaseException]) -> None:
     run: Run = config["run"]
     resources: dict[str, float] = {"CPU": run.recipe.resources.cpu}
-    if run.recipe.resources.gpu:
-        resources["GPU"] = run.recipe.resources.gpu
+    if gpu := run.recipe.resources.gpu_share(auto=0.0):
+        resources["GPU"] = gpu
     trainer = TorchTrainer(
         _train,
         train_loop_config=config,
@@ -126,6 +129,7 @@ def _fit(config: dict[str, Any], failures: list[BaseException]) -> None:
             name="ray", storage_path=run.folder.uri, logging_config=LoggingConfig(log_level="ERROR")
         ),
     )
+    spare_data_sets(trainer)
     try:
         trainer.fit()
     except BaseException as error:  # handed to the main thread, which raises it
@@ -137,7 +141,7 @@ def _train(config: dict[str, Any]) -> None:
     run, messages, rank = config["run"], config["messages"], ray.train.get_context().get_world_rank()
     require_pycocotools()
     torch.set_num_threads(run.recipe.resources.cpu)
-    device = torch.device("cuda" if run.recipe.resources.gpu else "cpu")
+    device = torch.device("cuda" if run.recipe.resources.gpu_share(auto=0.0) else "cpu")
     link = _join_group(config["endpoint"], run.recipe, rank, device)
     first = rank == 0
     worker = Worker(
@@ -169,6 +173,17 @@ def _join_group(endpoint: Endpoint, recipe: DetectionRecipe, rank: int, device: 
     return Replicas(store, rank, recipe.workers, host=host, device=device, limit_s=limit_s)
 
 
+def placed(recipe: DetectionRecipe, say: Callable[[str], None]) -> DetectionRecipe:
+    """The recipe with a number for `resources.gpu: auto`: 1 if each worker can have a GPU, else 0."""
+    if recipe.resources.gpu != "auto":
+        return recipe
+    count = int(ray.cluster_resources().get("GPU", 0))
+    if 0 < count < recipe.workers:
+        say(f"resources.gpu auto: on the CPU, since {recipe.workers} workers cannot share {count} GPUs")
+    gpu = float(count >= recipe.workers)
+    return recipe.model_copy(update={"resources": recipe.resources.model_copy(update={"gpu": gpu})})
+
+
 def _check_capacity(recipe: DetectionRecipe, say: Callable[[str], None]) -> None:
     """Refuse a run that the cluster can never place; say so if it has to wait for resources."""
     if (lack := _lack(recipe, ray.cluster_resources())) is not None:
@@ -178,7 +193,7 @@ def _check_capacity(recipe: DetectionRecipe, say: Callable[[str], None]) -> None
 
 
 def _lack(recipe: DetectionRecipe, offered: dict[str, float]) -> str | None:
-    for kind, share in (("CPU", recipe.resources.cpu), ("GPU", recipe.resources.gpu)):
+    for kind, share in (("CPU", recipe.resources.cpu), ("GPU", recipe.resources.gpu_share(auto=0.0))):
         if recipe.workers * share > (there := offered.get(kind, 0)):
             return (
                 f"workers: {recipe.workers} workers need {share:g} {kind} each, and the cluster has {there:g}"

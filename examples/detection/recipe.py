@@ -91,9 +91,9 @@ class DetectionRecipe(Strict):
             raise ValueError(f"min_size: {self.min_size} is more than max_size, which is {self.max_size}")
         if self.schedule.warmup_epochs:
             raise ValueError("schedule.warmup_epochs: detectors are warmed up by warmup_steps; set it to 0")
-        if self.resources.gpu not in (0, 1):
+        if self.resources.gpu not in ("auto", 0, 1):
             raise ValueError(
-                f"resources.gpu: {self.resources.gpu:g} of a GPU, but workers cannot share one: 1 or 0"
+                f"resources.gpu: {self.resources.gpu} of a GPU, but workers cannot share one: auto, 1 or 0"
             )
         return self
 

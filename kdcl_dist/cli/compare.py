@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from kdcl_dist.cli.group import kdcl, reports_errors
+from kdcl_dist.cli.group import echo, kdcl, reports_errors
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -53,11 +53,11 @@ def compare(table: Path, launcher: str, storage: str, at_once: int | None) -> No
     click.echo(f"\n{page}\nwritten to {folder}/table-{wanted.metric}.md, .csv and .parquet")
     _report(outcomes, folder)
     if stopped:
-        click.echo("stopped; the same command continues", err=True)
+        echo("stopped; the same command continues", err=True)
         sys.exit(130)
     if failed := [outcome for outcome in outcomes if outcome.error]:
         names = ", ".join(outcome.job.name for outcome in failed)
-        click.echo(f"kdcl: {len(failed)} of {len(jobs)} runs failed: {names}", err=True)
+        echo(f"kdcl: {len(failed)} of {len(jobs)} runs failed: {names}", err=True)
         sys.exit(1)
 
 
@@ -67,7 +67,7 @@ def _report(outcomes: list[Outcome], folder: Folder) -> None:
 
     runs = [(folder / outcome.job.name).uri for outcome in outcomes if outcome.results]
     if runs and folder.local is not None:
-        click.echo(f"report: {write_report(runs, folder.local / 'report.html')}")
+        echo(f"report: {write_report(runs, folder.local / 'report.html')}")
 
 
 def _run(

@@ -13,6 +13,7 @@ from kdcl_dist.compare.experiment import Job, Table
 from kdcl_dist.compare.runs import Outcome
 from kdcl_dist.errors import UserError
 from kdcl_dist.run.events import Event, Started, Stepped, Warned
+from kdcl_dist.utils.text import shown
 
 __all__ = ["Progress"]
 
@@ -47,7 +48,7 @@ class Progress:
 
     def print(self, text: str) -> None:
         """Print a line above the bars."""
-        self.console.print(text, highlight=False, markup=False, soft_wrap=True)
+        self.console.print(shown(text), highlight=False, markup=False, soft_wrap=True)
 
     def handle(self, job: Job, event: Event) -> None:
         """Show an event of a job."""

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from kdcl_dist.cli.group import kdcl, reports_errors
+from kdcl_dist.cli.group import echo, kdcl, reports_errors
 
 if TYPE_CHECKING:
     from kdcl_dist.data.importers.images import Source
@@ -44,7 +44,7 @@ def digits(folder: Path) -> None:
     from kdcl_dist.data.importers.digits import import_digits
 
     for path in import_digits(folder):
-        click.echo(str(path))
+        echo(str(path))
 
 
 def _add_cifar(kind: str, title: str) -> None:
@@ -60,7 +60,7 @@ def _add_cifar(kind: str, title: str) -> None:
         from kdcl_dist.data.importers.cifar import import_cifar
 
         for path in import_cifar(kind, source, folder, checksums=not no_checksum):
-            click.echo(str(path))
+            echo(str(path))
 
 
 _add_cifar("cifar10", "CIFAR-10")
@@ -120,9 +120,9 @@ def _import_images(source: Source, folder: Path, workers: int, shard_mb: int) ->
     with ImportProgress(Console(stderr=True)) as progress:
         done = import_images(source, folder, workers=workers, shard_mb=shard_mb, on_progress=progress.update)
     for path in done.paths.values():
-        click.echo(str(path))
+        echo(str(path))
     listed = f"; they are listed in {folder / REJECTED}" if done.rejected else ""
-    click.echo(f"images imported: {done.accepted:,}, rejected: {done.rejected:,}{listed}")
+    echo(f"images imported: {done.accepted:,}, rejected: {done.rejected:,}{listed}")
 
 
 @data.command()
@@ -136,4 +136,4 @@ def inspect(path: str) -> None:
     rows = describe(ArrowDataset(path))
     width = max(len(name) for name, _ in rows)
     for name, value in rows:
-        click.echo(f"{name:<{width}}  {value}")
+        echo(f"{name:<{width}}  {value}")

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import math
 
 import click
 
-from kdcl_dist.cli.group import allows_imports, kdcl, reports_errors
+from kdcl_dist.cli.group import allows_imports, echo, kdcl, reports_errors, takes_device
 
 __all__ = ["evaluate"]
 
@@ -31,7 +32,7 @@ class Levels(click.ParamType[list[float]]):
 
 @kdcl.command()
 @click.argument("run")
-@click.option("--device", type=click.Choice(["cpu", "cuda"]), default="cpu", show_default=True)
+@takes_device
 @click.option("--noise", type=Levels(), help="Standard deviations of pixel noise; pixels lie in [0, 1].")
 @click.option(
     "--repeats",
@@ -40,26 +41,45 @@ class Levels(click.ParamType[list[float]]):
     show_default=True,
     help="Draws for each deviation.",
 )
+@click.option("--data", metavar="SET", help="Test set in place of the recipe's: a path or an import string.")
+@click.option("--per-class", is_flag=True, help="Also the accuracy of each class, and frequent mistakes.")
+@click.option("--json", "as_json", is_flag=True, help="All results as JSON, with the confusion matrices.")
 @allows_imports
 @reports_errors
 def evaluate(
-    run: str, device: str, noise: list[float] | None, repeats: int, allow_imports: tuple[str, ...]
+    run: str,
+    device: str,
+    noise: list[float] | None,
+    repeats: int,
+    data: str | None,
+    per_class: bool,
+    as_json: bool,
+    allow_imports: tuple[str, ...],
 ) -> None:
     """Test each student of a RUN folder, and the ensemble of all students.
+
+    ECE is the expected calibration error: how far the probability of an answer is from its accuracy.
 
     With --noise, such as 0:0.15:0.01, the table shows the mean loss by deviation, and RUN/noise.csv holds
     the loss, top1 and top5 of each repeat.
     """
     from rich.console import Console
 
-    from kdcl_dist.cli.training_display import results_table
+    from kdcl_dist.cli.evaluation_display import class_table, mistakes_table, scores_table
     from kdcl_dist.evaluation import evaluate as run_evaluation
 
     if noise is not None:
+        if data is not None or per_class or as_json:
+            raise click.UsageError("--noise does not go with --data, --per-class and --json")
         _under_noise(run, device, noise, repeats, allow_imports)
         return
-    found = run_evaluation(run, device=device, warn=_warn, allow_imports=allow_imports)
-    Console().print(results_table(found.results, f"step {found.step}, {found.samples} test samples"))
+    found = run_evaluation(run, device=device, warn=_warn, allow_imports=allow_imports, data=data)
+    if as_json:
+        click.echo(json.dumps(found.as_dict(), indent=2, allow_nan=False))
+        return
+    tables = [scores_table, *([class_table, mistakes_table] if per_class else [])]
+    for table in tables:
+        Console().print(table(found))
 
 
 def _under_noise(
@@ -85,8 +105,8 @@ def _under_noise(
     folder = Folder(run)
     folder.write("noise.csv", "".join(f"{line}\n" for line in lines).encode())
     console.print(noise_table(rows, f"test loss under pixel noise, mean of {repeats}"))
-    click.echo(f"written to {folder}/noise.csv")
+    echo(f"written to {folder}/noise.csv")
 
 
 def _warn(text: str) -> None:
-    click.echo(text, err=True)
+    echo(text, err=True)

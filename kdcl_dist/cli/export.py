@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from kdcl_dist.cli.group import allows_imports, kdcl, reports_errors
+from kdcl_dist.cli.group import allows_imports, echo, kdcl, reports_errors
 
 if TYPE_CHECKING:
     from kdcl_dist.export.preprocessing import Kind
@@ -49,8 +49,8 @@ def export(
     written = write_export(
         run, student, kind, epoch=epoch, last=last, to=to, warn=_warn, allow_imports=allow_imports
     )
-    click.echo(written)
+    echo(written)
 
 
 def _warn(text: str) -> None:
-    click.echo(text, err=True)
+    echo(text, err=True)

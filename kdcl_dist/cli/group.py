@@ -10,17 +10,33 @@ from typing import Any
 
 import click
 
-from kdcl_dist.errors import KdclError, UserError
+from kdcl_dist.errors import KdclError, PreflightError, UserError
+from kdcl_dist.utils.text import shown
 from kdcl_dist.version import __version__
 
-__all__ = ["allows_imports", "kdcl", "reports_errors"]
+__all__ = ["allows_imports", "echo", "echo_error", "kdcl", "reports_errors", "takes_device"]
 
 
-def reports_errors(command: Callable[..., None]) -> Callable[..., None]:
-    """Make a command print this package's errors, a line each, and exit with their code.
+def echo(text: object, *, err: bool = False) -> None:
+    """Print one line, as `shown`; on standard error if `err`."""
+    click.echo(shown(str(text)), err=err)
+
+
+def echo_error(error: KdclError) -> None:
+    """Print an error on standard error: in one line, or in a line for each failure of `PreflightError`.
 
     The traceback of a failed run stands above its error.
     """
+    if error.detail and not isinstance(error, UserError):
+        for line in error.detail.rstrip().split("\n"):
+            echo(line, err=True)
+    kind = "error" if isinstance(error, UserError) else type(error).__name__
+    for line in str(error).split("\n") if isinstance(error, PreflightError) else [str(error)]:
+        echo(f"kdcl: {kind}: {line}", err=True)
+
+
+def reports_errors(command: Callable[..., None]) -> Callable[..., None]:
+    """Make a command print this package's errors, a line each, and exit with their code."""
 
     @wraps(command)
     def run(*args: Any, **kwargs: Any) -> None:
@@ -28,11 +44,7 @@ def reports_errors(command: Callable[..., None]) -> Callable[..., None]:
         try:
             command(*args, **kwargs)
         except KdclError as error:
-            if error.detail and not isinstance(error, UserError):
-                click.echo(error.detail.rstrip(), err=True)
-            kind = "error" if isinstance(error, UserError) else type(error).__name__
-            for line in str(error).splitlines():
-                click.echo(f"kdcl: {kind}: {line}", err=True)
+            echo_error(error)
             sys.exit(error.exit_code)
         except KeyboardInterrupt:
             click.echo("kdcl: interrupted", err=True)
@@ -65,6 +77,16 @@ allows_imports = click.option(
     type=_Modules(),
     default=(),
     help="Modules outside kdcl_dist whose code the folder may run, such as my_nets,my_data. [default: none]",
+)
+
+
+#: Of commands that compute in a process of their own.
+takes_device = click.option(
+    "--device",
+    type=click.Choice(["auto", "cpu", "cuda"]),
+    default="auto",
+    show_default=True,
+    help="Where to compute. auto: on a GPU if there is one.",
 )
 
 

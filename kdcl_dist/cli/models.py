@@ -12,17 +12,15 @@ __all__ = ["models"]
 @kdcl.command()
 def models() -> None:
     """List the built-in networks, with their parameters and the multiply-adds for one image."""
-    from kdcl_dist.models import names
-    from kdcl_dist.models.cost import built_in_cost
-    from kdcl_dist.models.registry import GROUPS
+    from kdcl_dist.models.built_in import COSTS
 
     titles = {
         usual: "{1}x{2}x{0}, {3} classes".format(*usual.shape_CHW, usual.classes)  # the usual order in text
-        for usual in GROUPS
+        for usual in COSTS
     }
-    width = max(len(text) for text in (*titles.values(), *(f"  {name}" for name in names())))
-    for usual, group in GROUPS.items():
+    names = [f"  {name}" for group in COSTS.values() for name in group]
+    width = max(map(len, [*titles.values(), *names]))
+    for usual, group in COSTS.items():
         click.echo(f"{titles[usual]:<{width}}  {'parameters':>11}  {'multiply-adds':>14}")
-        for name in group:
-            cost = built_in_cost(name, usual)
+        for name, cost in group.items():
             click.echo(f"{'  ' + name:<{width}}  {cost.parameters:>11,}  {cost.multiply_adds:>14,}")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import click
 
-from kdcl_dist.cli.group import kdcl, reports_errors
+from kdcl_dist.cli.group import echo, kdcl, reports_errors, takes_device
 
 __all__ = ["plan"]
 
@@ -23,6 +23,7 @@ __all__ = ["plan"]
 @click.option(
     "--cores", type=click.IntRange(1), help="CPU cores that all workers share. [default: as measured]"
 )
+@takes_device
 @reports_errors
 def plan(
     recipe: str,
@@ -31,11 +32,13 @@ def plan(
     given: tuple[str, ...],
     link: str | None,
     cores: int | None,
+    device: str,
 ) -> None:
     """Predict the step of a RECIPE's cohort, and propose replicas that shorten it.
 
     The command measures each student's step on this machine, unless it is given. If all are given, it
-    measures nothing, and assumes that each worker has cores of its own unless --cores is given.
+    measures nothing, and assumes that each worker has cores of its own unless --cores is given. --device is
+    that of students with resources.gpu: auto.
     """
     from kdcl_dist.config.recipe_file import load_recipe
     from kdcl_dist.planning.given import parse_given, parse_link
@@ -53,6 +56,7 @@ def plan(
         known,
         link=parse_link(link) if link is not None else None,
         cores=cores,
-        on_progress=lambda text: click.echo(text, err=True),
+        device=device,
+        on_progress=lambda text: echo(text, err=True),
     )
     click.echo(show(found, propose(found.model, number), number))

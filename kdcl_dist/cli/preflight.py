@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from kdcl_dist.cli.group import kdcl, reports_errors
+from kdcl_dist.cli.group import echo, kdcl, reports_errors
 
 if TYPE_CHECKING:
     from kdcl_dist.launch.preflight.checks import Check
@@ -39,12 +39,12 @@ def preflight(recipe: str, overrides: tuple[str, ...], launcher: str, storage: s
     else:
         from kdcl_dist.launch.ray import driver
 
-        checks = driver.check(wanted, folder, lambda event: click.echo(getattr(event, "text", "")))
+        checks = driver.check(wanted, folder, lambda event: echo(getattr(event, "text", "")))
     for check in checks:
         _show(check)
-    require(checks, lambda text: click.echo(f"warning: {text}", err=True))
+    require(checks, lambda text: echo(f"warning: {text}", err=True))
 
 
 def _show(check: Check) -> None:
     state = "failed" if check.failures else "warning" if check.warnings else "ok"
-    click.echo(f"{state:<8} {check.name:<10} {check.figure}")
+    echo(f"{state:<8} {check.name:<10} {check.figure}")

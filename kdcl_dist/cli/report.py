@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from kdcl_dist.cli.group import kdcl, reports_errors
+from kdcl_dist.cli.group import echo, kdcl, reports_errors
 
 __all__ = ["report"]
 
@@ -26,4 +26,4 @@ def report(runs: tuple[str, ...], out: Path | None) -> None:
     """
     from kdcl_dist.report.writing import write_report
 
-    click.echo(write_report(runs, out))
+    echo(write_report(runs, out))

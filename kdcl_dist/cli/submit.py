@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import os
 import shlex
 import sys
 from pathlib import Path
 
 import click
 
-from kdcl_dist.cli.group import kdcl, reports_errors
+from kdcl_dist.cli.group import echo, kdcl, reports_errors
 
 __all__ = ["submit"]
 
@@ -42,13 +41,19 @@ def submit(
 
     The job's output is shown until the job ends. Ctrl-C ends the output, and the job goes on.
     """
-    command = _command(recipe, overrides, storage, name, resume, Path(working_dir))
-    from kdcl_dist.config.recipe_file import read_mapping
-    from kdcl_dist.launch.ray.jobs import RUNTIME_ENV, Jobs
+    from kdcl_dist.config.recipe_file import load_recipe, read_mapping
 
+    root = Path(working_dir).resolve()
+    wanted, within = load_recipe(recipe, overrides), _within(recipe, root)
+    command = _command(within, overrides, storage, name, resume)
+    from kdcl_dist.launch.ray.jobs import RUNTIME_ENV, Jobs
+    from kdcl_dist.launch.ray.upload import check_job
+
+    environment = read_mapping(runtime_env) if runtime_env else RUNTIME_ENV
+    check_job(wanted, within, root, environment, lambda text: echo(f"warning: {text}", err=True))
     jobs = Jobs(address)
-    job = jobs.submit(command, working_dir, read_mapping(runtime_env) if runtime_env else RUNTIME_ENV)
-    click.echo(f"job {job}: {jobs.advice(job)}")
+    job = jobs.submit(command, working_dir, environment)
+    echo(f"job {job}: {jobs.advice(job)}")
     if no_wait:
         return
     try:
@@ -59,20 +64,23 @@ def submit(
     sys.exit(code)
 
 
-def _command(
-    recipe: str, overrides: tuple[str, ...], storage: str, name: str | None, resume: bool, root: Path
-) -> str:
-    """The job's command line, for a shell in the uploaded folder."""
-    from kdcl_dist.config.recipe_file import load_recipe
+def _within(recipe: str, root: Path) -> str:
+    """The recipe's path in the uploaded folder."""
     from kdcl_dist.errors import UserError
 
-    load_recipe(recipe, overrides)  # a mistake shows here, before the upload
-    within = os.path.relpath(Path(recipe).resolve(), root.resolve())
-    if within.startswith(os.pardir):
+    path = Path(recipe).resolve()
+    if not (root.is_dir() and path.is_relative_to(root)):
         raise UserError(f"{recipe!r} is not in the folder that is uploaded (--working-dir {str(root)!r})")
+    return str(path.relative_to(root))
+
+
+def _command(recipe: str, overrides: tuple[str, ...], storage: str, name: str | None, resume: bool) -> str:
+    """The job's command line, for a shell in the uploaded folder."""
+    from kdcl_dist.errors import UserError
+
     if "://" not in storage and not Path(storage).is_absolute():
         raise UserError(f"--storage {storage!r}: an absolute path or a URI is needed, the same on all hosts")
-    words = ["kdcl", "train", within, "--storage", storage]
+    words = ["kdcl", "train", recipe, "--storage", storage]
     words += [word for override in overrides for word in ("--set", override)]
     words += ["--name", name] if name else []
     words += ["--resume"] if resume else []

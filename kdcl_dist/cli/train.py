@@ -6,7 +6,7 @@ import sys
 
 import click
 
-from kdcl_dist.cli.group import kdcl, reports_errors
+from kdcl_dist.cli.group import echo, kdcl, reports_errors
 
 __all__ = ["train"]
 
@@ -57,7 +57,7 @@ def train(
         )
     if result.metrics:
         console.print(results_table(result.metrics, "test results"))
-    click.echo(f"run folder: {displayed(result.path)}")
+    echo(f"run folder: {displayed(result.path)}")
     if not result.finished:
-        click.echo("stopped after a checkpoint; continue with --resume", err=True)
+        echo("stopped after a checkpoint; continue with --resume", err=True)
         sys.exit(130)

@@ -9,9 +9,11 @@ from rich.console import Console, Group
 from rich.live import Live
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
+from rich.text import Text
 
 from kdcl_dist.run.events import CheckpointSaved, EpochEnded, Event, Note, Started, Stepped, Values, Warned
 from kdcl_dist.run.metrics import ENSEMBLE
+from kdcl_dist.utils.text import NAME, shown
 
 __all__ = ["Display", "noise_table", "results_table"]
 
@@ -68,7 +70,10 @@ class Display:
         self.progress.reset(self.task, total=total, completed=event.step, description="epoch 1")
         for name, where in event.placement.items():
             parameters = f"{where['parameters']:,} parameters"
-            self._line(f"{name}: {parameters}, {where['device']} of {where['host']}, process {where['pid']}")
+            place = f"{where['device']} of {where['host']}, process {where['pid']}"
+            peak = int(where.get("peak_memory", 0))
+            memory = f", up to {peak / 1e6:,.0f} MB of memory" if peak else ""
+            self._line(f"{name}: {parameters}, {place}{memory}")
 
     def _step(self, event: Stepped) -> None:
         assert self.started is not None
@@ -91,7 +96,7 @@ class Display:
             self._line(f"epoch {event.epoch + 1} of {self.started.epochs}: test top-1 % {shown}")
 
     def _line(self, text: str) -> None:
-        self.console.print(text, highlight=False, markup=False, soft_wrap=True)
+        self.console.print(shown(text), highlight=False, markup=False, soft_wrap=True)
 
     def _render(self) -> Group:
         if self.started is None:
@@ -126,9 +131,8 @@ def results_table(results: Values, title: str) -> Table:
     for name in ("student", "loss", "top-1 %", "top-5 %"):
         table.add_column(name, justify="left" if name == "student" else "right")
     for name, values in results.items():
-        table.add_row(
-            name, f"{values['loss']:.4f}", f"{100 * values['top1']:.2f}", f"{100 * values['top5']:.2f}"
-        )
+        figures = f"{values['loss']:.4f}", f"{100 * values['top1']:.2f}", f"{100 * values['top5']:.2f}"
+        table.add_row(Text(shown(name, NAME)), *figures)  # a finished run's names are those of its record
     return table
 
 

@@ -65,7 +65,7 @@ def run_jobs(
     with ThreadPoolExecutor(max_concurrent_runs, thread_name_prefix="kdcl-compare") as pool:
         futures: list[Future[Outcome | None]] = [pool.submit(run, job) for job in jobs]
         try:
-            for future in as_completed(futures):
+            for future in as_completed(futures):  # without a limit: each run has those of its recipe
                 if (outcome := future.result()) is not None:
                     found[outcome.job.name] = outcome
                     on_outcome(outcome)
@@ -95,7 +95,7 @@ def _run(
 
 
 def _can_resume(job: Job, folder: Folder) -> bool:
-    """Whether the job's folder holds a finished run or a checkpoint; any other folder is deleted.
+    """Whether the job's folder holds a finished run or a checkpoint; in any other the job begins anew.
 
     Raises:
         RunFolderError: the folder holds a run of another recipe.
@@ -107,7 +107,4 @@ def _can_resume(job: Job, folder: Folder) -> bool:
             f"{str(folder)!r} holds a run of another recipe, which differs in {'; '.join(changed)}: "
             "delete it, or give the table another name"
         )
-    if read_record(folder).get("state") == "finished" or latest(folder, lambda text: None) is not None:
-        return True
-    folder.delete("")
-    return False
+    return read_record(folder).get("state") == "finished" or latest(folder, lambda text: None) is not None

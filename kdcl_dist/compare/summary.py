@@ -15,6 +15,7 @@ from kdcl_dist.compare.experiment import Table
 from kdcl_dist.compare.runs import Outcome
 from kdcl_dist.run.storage import Folder
 from kdcl_dist.utils.intervals import NO_INTERVAL, Interval, mean_interval, median_interval
+from kdcl_dist.utils.text import shown
 
 __all__ = ["Row", "markdown", "summarise", "write_summary"]
 
@@ -62,7 +63,7 @@ def markdown(table: Table, rows: Sequence[Row]) -> str:
     cells = {(row.arm, row.student): row for row in rows}
     printed = [name for name in students if any(name in arm.published for arm in table.arms)]
     heads = ["arm", "seeds", *students, *(f"{name}, published" for name in printed)]
-    lines = [f"# {table.title or table.name}", "", _caption(table, rows), ""]
+    lines = [f"# {shown(table.title) or table.name}", "", _caption(table, rows), ""]
     lines += ["| " + " | ".join(heads) + " |", "| --- |" + " ---: |" * (len(heads) - 1)]
     for arm in table.arms:
         own = [cells.get((arm.name, student)) for student in students]

@@ -8,7 +8,7 @@ from typing import Any
 
 from kdcl_dist.config.recipe import Recipe
 
-__all__ = ["FREE_FIELDS", "ROUNDING_FIELDS", "changes", "differences", "roundings"]
+__all__ = ["FREE_FIELDS", "ROUNDING_FIELDS", "changes", "differences", "forbidden_changes", "roundings"]
 
 #: Fields that may change between a run and its resumption, because no result depends on them.
 FREE_FIELDS = (
@@ -38,14 +38,38 @@ def differences(old: Recipe, new: Recipe) -> list[str]:
     return [line for path, line in _changes(old, new) if not _is_one_of(path, FREE_FIELDS + ROUNDING_FIELDS)]
 
 
+def forbidden_changes(old: Recipe, new: Recipe) -> list[str]:
+    """The changes with which `new` cannot resume a run of `old`: as `differences`, but `epochs` may grow.
+
+    They may where no learning rate depends on them; else the line says whose does.
+    """
+    others = differences(old, new.model_copy(update={"epochs": old.epochs}))
+    line = f"epochs: {old.epochs} -> {new.epochs}"
+    if new.epochs < old.epochs:
+        return [f"{line} (a run may go on for more epochs, not for fewer)", *others]
+    bound = [f"{s.name} (schedule {s.schedule.name!r})" for s in old.students if old.ends_schedule(s)]
+    if new.epochs > old.epochs and bound:
+        why = f"the learning rate of {', '.join(bound)} depends on the epochs"
+        remedy = "start a new run with the `weights` of its students"
+        return [f"{line} ({why}: {remedy})", *others]
+    return others
+
+
 def changes(old: Recipe, new: Recipe) -> list[str]:
     """All changes, one `path: old -> new` each."""
     return [line for _, line in _changes(old, new)]
 
 
 def roundings(old: Recipe, new: Recipe) -> list[str]:
-    """The changes of `ROUNDING_FIELDS`, one `path: old -> new` each."""
-    return [line for path, line in _changes(old, new) if _is_one_of(path, ROUNDING_FIELDS)]
+    """The changes of `ROUNDING_FIELDS`, one `path: old -> new` each; of a GPU the coordinator tells.
+
+    Whether another `resources.gpu` means another device is known once the run has its devices.
+    """
+    return [
+        line
+        for path, line in _changes(old, new)
+        if _is_one_of(path, ROUNDING_FIELDS) and not path.endswith(".resources.gpu")
+    ]
 
 
 def _changes(old: Recipe, new: Recipe) -> list[tuple[str, str]]:

@@ -18,6 +18,7 @@ UNION_BRANCHES = (
     *("constant", "multistep", "cosine", "poly", "onecycle"),
     OWN,
     *("constrained-int", "literal['epoch']"),
+    *("constrained-float", "literal['auto']"),
 )
 
 

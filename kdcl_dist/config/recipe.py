@@ -11,7 +11,7 @@ from typing import Any
 from pydantic import Field, PositiveInt, model_validator
 
 from kdcl_dist.config.base import Name, Seed, Strict
-from kdcl_dist.config.schedules import MultiStep, Warmup
+from kdcl_dist.config.schedules import Constant, MultiStep, Warmup
 from kdcl_dist.config.sections import Analysis, Checkpoint, Data, Distillation, Failure, Limits
 from kdcl_dist.config.student import Student, Worker
 
@@ -65,6 +65,11 @@ class Recipe(Strict):
     def epochs_of(self, student: Student) -> int:
         """Number of epochs in which a student learns."""
         return student.epochs or self.epochs
+
+    def ends_schedule(self, student: Student) -> bool:
+        """Whether a student's learning rate depends on the run's epochs."""
+        independent = isinstance(student.schedule, (Constant, MultiStep)) or student.epochs is not None
+        return not independent and not self.is_teacher(student)
 
     def augment_of(self, student: Student) -> list[dict[str, Any]]:
         """The training transforms of a student, as `kdcl_dist.data.views.Transforms` takes them."""

@@ -50,7 +50,8 @@ class OwnMethod(Own):
 class Transform(Strict):
     """One transform of an image, such as `{name: RandomCrop, size: 32, padding: 4}`.
 
-    The fields beside `name` are the arguments of the transform.
+    The fields beside `name` are the arguments of the transform. No transform may enlarge an image above
+    4096 x 4096 pixels.
 
     Transforms run in the order of the list. The images are normalised afterwards, with the mean and the
     standard deviation of the data set.

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal, NamedTuple
+from typing import Annotated, Literal, NamedTuple
 
 from pydantic import (
     Field,
@@ -27,13 +27,23 @@ RESERVED_NAMES = ("coordinator", "ensemble", "manifest")
 class Resources(Strict):
     """The resources of one worker of a student.
 
+    With `gpu: auto` a worker takes a GPU where there is one, and shares it where there are fewer GPUs than
+    workers; without GPUs it trains on the CPU. Each start of the run chooses anew, also `--resume` on another
+    machine. Workers with a number choose first.
+
     On Ray every worker reserves the same: the largest `cpu` and the largest `gpu` of the cohort. A student
     with `gpu: 0` trains on the CPU; beside a student with `gpu: 1` its worker keeps a GPU idle. The local
     launcher gives each student its own amounts.
     """
 
     cpu: PositiveInt = Field(default=1, description="CPU cores, and threads of the worker.")
-    gpu: float = Field(default=0.0, ge=0, le=1, description="Share of one GPU. `0`: the CPU.")
+    gpu: Literal["auto"] | Annotated[float, Field(ge=0, le=1)] = Field(
+        default="auto", description="Share of one GPU. `0`: the CPU; `auto`: a GPU if there is one."
+    )
+
+    def gpu_share(self, auto: float) -> float:
+        """The share of a GPU as a number: `auto` stands for that number here."""
+        return auto if isinstance(self.gpu, str) else self.gpu
 
 
 class Student(Strict):

@@ -1,7 +1,8 @@
-"""Whether all workers agree on the run: its data, versions and schedule."""
+"""Whether all workers agree on the run: its data, versions and schedule; and with the run before."""
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 
 from kdcl_dist.errors import (
@@ -13,7 +14,10 @@ from kdcl_dist.membership.rendezvous import WorkerInfo
 from kdcl_dist.run.record import read_record
 from kdcl_dist.run.run import Run
 
-__all__ = ["check_agreement", "check_same_data"]
+__all__ = ["changed_devices", "check_agreement", "check_same_data"]
+
+#: Which of its host's GPUs a device is, at the end of its text; see `kdcl_dist.utils.devices`.
+NUMBER = re.compile(r" \((GPU|MIG)[^()]*\)$")
 
 
 def check_agreement(workers: Sequence[WorkerInfo]) -> None:
@@ -57,3 +61,14 @@ def check_same_data(run: Run, worker: WorkerInfo) -> None:
             f"{str(run.folder)!r} cannot be resumed with other data: the fingerprints differ "
             f"(was {before}, is {worker.data})"
         )
+
+
+def changed_devices(run: Run, workers: Sequence[WorkerInfo]) -> list[str]:
+    """`worker: old -> new` for each worker whose kind of device is not the one that the run has recorded."""
+    before = read_record(run.folder).get("placement", {})
+    kinds = [
+        (worker.name, NUMBER.sub("", before[worker.name].get("device", worker.device)), worker.device)
+        for worker in workers
+        if worker.name in before
+    ]
+    return [f"{name}: {old} -> {new}" for name, old, new in kinds if old != NUMBER.sub("", new)]

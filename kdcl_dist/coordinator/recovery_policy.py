@@ -56,10 +56,15 @@ def decide(failure: Failure, past: Sequence[KdclError], cause: KdclError, *, has
 
 def is_fatal(failure: Failure, past: Sequence[KdclError], cause: KdclError) -> bool:
     """Whether the run ends with a failure; arguments as `decide`."""
-    final = isinstance(cause, FINAL) and not isinstance(cause, NonFiniteLogits)
-    if final or len(past) >= failure.allowed:
+    if _is_final(cause) or len(past) >= failure.allowed:
         return True
     return any(_is_repeated(cause, earlier) for earlier in past) or _fails_to_start(past, cause)
+
+
+def _is_final(cause: KdclError) -> bool:
+    """Whether no process that is started again could help; it may where one student is late."""
+    is_late = isinstance(cause, StartupTimeout) and cause.student is not None
+    return isinstance(cause, FINAL) and not is_late and not isinstance(cause, NonFiniteLogits)
 
 
 def survivors_can_continue(cause: KdclError) -> bool:
@@ -83,10 +88,10 @@ def _is_repeated(cause: KdclError, earlier: KdclError) -> bool:
 
 
 def _fails_to_start(past: Sequence[KdclError], cause: KdclError) -> bool:
-    """Whether a student raised at its start, where there is no step, the same as in the failure before."""
+    """Whether a student fails at its start, where there is no step, as in the failure before."""
     return (
         bool(past)
-        and isinstance(cause, StudentFailed)
+        and isinstance(cause, (StudentFailed, StartupTimeout))
         and cause.phase == "start"
         and _start_of(cause) == _start_of(past[-1])
     )

@@ -8,10 +8,10 @@ from dataclasses import asdict, replace
 from typing import Protocol
 
 from kdcl_dist.config.rounds import RunSchedule
-from kdcl_dist.coordinator.agreement import check_agreement, check_same_data
+from kdcl_dist.coordinator.agreement import changed_devices, check_agreement, check_same_data
 from kdcl_dist.coordinator.checkpointing import CoordinatorState
 from kdcl_dist.coordinator.loop import CoordinatorLoop
-from kdcl_dist.coordinator.recovery_policy import Decision, decide, survivors_can_continue
+from kdcl_dist.coordinator.recovery_policy import Decision, decide, is_fatal, survivors_can_continue
 from kdcl_dist.coordinator.roster import Roster
 from kdcl_dist.errors import CoordinatorCutOff, CoordinatorLost, KdclError, StorageError, wrap
 from kdcl_dist.exchange.generation import open_exchange
@@ -29,6 +29,7 @@ from kdcl_dist.run.record import (
     read_record,
     record_failure,
     record_survival,
+    recorded_end,
     update_record,
 )
 from kdcl_dist.run.run import Run
@@ -45,8 +46,11 @@ class Processes(Protocol):
     def is_gone(self, name: str, pid: int) -> bool:
         """Whether a worker's process is known to be dead."""
 
-    def end(self, name: str, pid: int) -> None:
-        """End a worker's process that does not answer, so that it is replaced."""
+    def has(self, name: str) -> bool:
+        """Whether a process was started for a worker, which may have died since."""
+
+    def end(self, name: str, pid: int | None) -> None:
+        """End a worker's process that does not answer, so that it is replaced; None: the one it has now."""
 
     def notice(self) -> str | None:
         """A notice that a worker's host will soon be taken away, once for each notice; else None."""
@@ -110,7 +114,7 @@ class _CoordinatorRuntime:
     ) -> None:
         self.run, self.recipe, self.monitor, self.host = run, run.recipe, monitor, host
         self.stop, self.emit, self.processes = stop, emit, processes
-        self.rendezvous = Rendezvous(monitor)
+        self.rendezvous = Rendezvous(monitor, (lambda name: False) if processes is None else processes.has)
         self.past = past_failures(run)
         self.number = next_generation(run)
         self.state: CoordinatorState | None = None
@@ -119,19 +123,11 @@ class _CoordinatorRuntime:
     def coordinate(self) -> bool:
         """Coordinate the run to its end; see `run_coordinator`."""
         try:
-            if self.number > 0:  # a coordinator before this one died
-                self.run.remove_partial()
-                self._recover(CoordinatorLost("the coordinator died"))
-            while True:
-                try:
-                    flags = self._run_generation(self.stop)
-                except Exception as error:
-                    self._recover(wrap(error, student=None, step=None, phase=self.monitor.heartbeat.phase))
-                else:
-                    if Flag.REFORM not in flags:
-                        self.rendezvous.complete(Flag.STOP not in flags)
-                        return Flag.STOP not in flags
-                self.number += 1
+            finished = recorded_end(self.run) if self.number > 0 else None
+            if finished is None:
+                finished = self._run_generations()
+            self.rendezvous.complete(finished)
+            return finished
         except CoordinatorCutOff:
             raise
         except Exception as error:
@@ -142,6 +138,21 @@ class _CoordinatorRuntime:
             raise cause from error
         finally:
             self._discard_state()
+
+    def _run_generations(self) -> bool:
+        """Run one generation after another; the result of `coordinate`."""
+        if self.number > 0:  # a coordinator before this one died
+            self.run.remove_partial()
+            self._recover(CoordinatorLost("the coordinator died"))
+        while True:
+            try:
+                flags = self._run_generation(self.stop)
+            except Exception as error:
+                self._recover(wrap(error, student=None, step=None, phase=self.monitor.heartbeat.phase))
+            else:
+                if Flag.REFORM not in flags:
+                    return Flag.STOP not in flags
+            self.number += 1
 
     def _run_generation(self, stop: Callable[[], bool]) -> Flag:
         """Coordinate one generation: to the run's end, to the next generation, or to the first failure."""
@@ -155,6 +166,8 @@ class _CoordinatorRuntime:
         run = replace(self.run, start=self._start(), generation=self.number)
         check_agreement(workers)
         check_same_data(run, workers[0])
+        if changed := changed_devices(run, workers):
+            self.emit(Warned(f"results may differ in the last bits: {'; '.join(changed)} (another device)"))
         schedule = RunSchedule(**workers[0].schedule)
         restored = self._resume_state(run, schedule, joins, present)
         assert self.state is not None
@@ -191,10 +204,17 @@ class _CoordinatorRuntime:
                 record_survival(self.run, self.past)
 
     def _has_returned(self) -> bool:
-        """Whether a student that is away is ready to join again."""
+        """Whether a student that is away is ready to join again; one that hangs on the way is ended."""
         found = [index for index in self.roster.away if self.rendezvous.are_ready(self.roster.ranks([index]))]
         for error in self.rendezvous.failures():
             self.emit(Warned(str(error)))
+        limit_s = self.recipe.limits.startup_s
+        overdue = self.rendezvous.overdue(self.roster.ranks(self.roster.away), limit_s)
+        if overdue is not None and is_fatal(self.recipe.failure, self.past, overdue):
+            self.emit(Warned(f"{overdue}; it stays away"))
+        elif overdue is not None:
+            self._survive(overdue, "the others go on")
+        self.monitor.lost = []  # nobody of this generation
         return bool(found)
 
     # -- the state of a generation ----------------------------------------------------------------
@@ -229,7 +249,7 @@ class _CoordinatorRuntime:
 
     def _record_start(self, run: Run, schedule: RunSchedule, workers: Sequence[WorkerInfo]) -> None:
         assert self.state is not None
-        fields = ("host", "pid", "device", "parameters")
+        fields = ("host", "pid", "device", "parameters", "peak_memory")
         placement = {worker.name: {field: asdict(worker)[field] for field in fields} for worker in workers}
         update_record(
             run.folder,
@@ -255,10 +275,6 @@ class _CoordinatorRuntime:
             if failure.policy == "stop" and survivors_can_continue(cause):
                 self._save_survivors(lost)
             raise cause
-        self.past.append(cause)
-        if self.processes is not None:
-            for name, pid in self.monitor.lost:
-                self.processes.end(name, pid)
         if decision is Decision.CONTINUE:
             self.roster.remove(lost)
             consequence = (
@@ -269,6 +285,15 @@ class _CoordinatorRuntime:
         else:
             self._discard_state()
             consequence = "all go back to the latest checkpoint"
+        self._survive(cause, consequence)
+
+    def _survive(self, cause: KdclError, consequence: str) -> None:
+        """Count a failure, end the processes that are lost, which are then replaced, and say what follows."""
+        failure = self.recipe.failure
+        self.past.append(cause)
+        if self.processes is not None:
+            for name, pid in self.monitor.lost:
+                self.processes.end(name, pid)
         count = f"failure {len(self.past)} of at most {failure.max_failures}"
         self.emit(Note(f"{cause}; {consequence} ({count}, failure.max_failures)"))
         with contextlib.suppress(StorageError):

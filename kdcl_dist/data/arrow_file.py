@@ -14,12 +14,12 @@ import pyarrow as pa
 
 from kdcl_dist.errors import DataError, one_line
 
-__all__ = ["open_table"]
+__all__ = ["MAGIC_BYTES", "check_messages", "open_table"]
 
 #: Bytes of "ARROW1" and its padding, after which a file goes on as a stream does.
 MAGIC_BYTES = 8
-#: Where the fields that are looked for stand in the tables Message and RecordBatch of Arrow's Message.fbs.
-HEADER, CUSTOM_METADATA, COMPRESSION = 2, 4, 3
+#: Where the fields that are looked for stand in Message, RecordBatch and DictionaryBatch of Message.fbs.
+HEADER, CUSTOM_METADATA, COMPRESSION, DICTIONARY_DATA = 2, 4, 3, 1
 
 
 def open_table(file: Path) -> pa.Table:
@@ -35,7 +35,7 @@ def open_table(file: Path) -> pa.Table:
             content = source.read_buffer()
         batches = pa.ipc.open_file(content).num_record_batches  # a truncated file has no footer
         stream = content.slice(MAGIC_BYTES)
-        _check_messages(stream)
+        check_messages(stream)
         schema = pa.ipc.open_stream(stream).schema
         _ = schema.names  # one that is not UTF-8 raises here, not where it is shown
         return pa.Table.from_batches(_validated(stream, batches), schema)
@@ -55,22 +55,31 @@ def _validated(stream: pa.Buffer, count: int) -> list[pa.RecordBatch]:
     return batches
 
 
-def _check_messages(stream: pa.Buffer) -> None:
-    """See that a schema and plain record batches are all that the stream holds; nothing is decoded."""
+def check_messages(stream: pa.Buffer, *, dictionaries: bool = False) -> None:
+    """See that a stream holds a schema and plain record batches only; nothing is decoded.
+
+    Args:
+        stream: the messages.
+        dictionaries: whether it may hold plain dictionaries too.
+
+    Raises:
+        ArrowException, ValueError, struct.error: it holds something else, is compressed, or is damaged.
+    """
     reader = pa.ipc.MessageReader.open_stream(stream)
-    expected = "schema"
+    expected: tuple[str, ...] = ("schema",)
     while True:
         try:
             message = reader.read_next_message()
         except StopIteration:
             return
-        if message.type != expected:
+        if message.type not in expected:
             raise ValueError(f"it holds a message of type {message.type!r}")
-        expected = "record batch"
+        expected = ("record batch", "dictionary") if dictionaries else ("record batch",)
         data = memoryview(message.metadata)
         # Files of Arrow before 1.0 name their compression in the message's own metadata.
-        compressed = (HEADER, COMPRESSION), (CUSTOM_METADATA,)
-        if message.type == "record batch" and any(
+        batch = (HEADER,) if message.type == "record batch" else (HEADER, DICTIONARY_DATA)
+        compressed = (*batch, COMPRESSION), (CUSTOM_METADATA,)
+        if message.type != "schema" and any(
             _field(data, _table(data, 0), *path) is not None for path in compressed
         ):
             raise ValueError("its columns are compressed, so it cannot be mapped")

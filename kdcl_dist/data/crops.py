@@ -8,6 +8,7 @@ Shapes: B batch, C channels, H W image, h w view.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -15,6 +16,8 @@ import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor
+
+from kdcl_dist.data.view_size import MAX_PIXELS
 
 __all__ = ["CropFlip", "is_of_torchvision"]
 
@@ -49,7 +52,8 @@ class CropFlip:
         if left:
             return None
         found = cls(crop, flip, shape)
-        return found if found.rows > 0 and found.columns > 0 else None
+        usable = found.rows > 0 and found.columns > 0 and math.prod(found.shape[1:]) <= MAX_PIXELS
+        return found if usable else None
 
     def __call__(self, images: Sequence[Pixels], seeds: Sequence[int]) -> Tensor:
         """The views, uint8 (B, C, h, w), of B images (C, H, W)."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from kdcl_dist.data.dataset import ArrowDataset
+from kdcl_dist.utils.text import NAME, shown
 
 __all__ = ["describe"]
 
@@ -13,7 +14,8 @@ def describe(dataset: ArrowDataset) -> list[tuple[str, str]]:
     """Names and values of the lines that describe a data set."""
     info = dataset.info
     counts = np.bincount(dataset.labels, minlength=len(info.classes))
-    names = ", ".join(info.classes[:10]) + (", ..." if len(info.classes) > 10 else "")
+    more = ", ..." if len(info.classes) > 10 else ""
+    names = ", ".join(shown(name, NAME) for name in info.classes[:10]) + more
     size = sum(file.stat().st_size for file in dataset.files)
     image = "x".join(str(side) for side in info.shape) + " raw uint8" if info.shape else "JPEG or PNG"
     return [

@@ -8,7 +8,8 @@ from __future__ import annotations
 import gc
 import math
 import multiprocessing
-from collections.abc import Iterable, Iterator, Sequence
+import warnings
+from collections.abc import Generator, Iterable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -19,8 +20,9 @@ from torch.utils.data import DataLoader, get_worker_info
 from kdcl_dist.data.dataset import ImageDataset
 from kdcl_dist.data.sampling import Ids
 from kdcl_dist.data.views import Views
-from kdcl_dist.errors import KdclError
-from kdcl_dist.utils.process import end_with_parent
+from kdcl_dist.errors import DataError, KdclError, one_line
+from kdcl_dist.utils.pickling import unpicklable_part
+from kdcl_dist.utils.process import end_with_parent, share_folder
 
 __all__ = ["Batch", "BatchSpec", "batches", "mixed_batches", "normalise"]
 
@@ -54,7 +56,7 @@ def batches(
 
 def mixed_batches(
     views: Sequence[Views], schedule: Iterable[BatchSpec], *, workers: int = 0, timeout_s: float = 0
-) -> Iterator[Batch]:
+) -> Generator[Batch]:
     """One batch for each item of the schedule, in order, all loaded by the same workers.
 
     Args:
@@ -64,7 +66,8 @@ def mixed_batches(
         timeout_s: seconds after which a worker's batch counts as stuck; 0 means no limit.
 
     Raises:
-        DataError: images of a batch differ in size, or one cannot be read or transformed.
+        DataError: images of a batch differ in size, one cannot be read or transformed, or the workers cannot
+            have a copy of the data set.
     """
     load = _BatchDataset(views)
     here = map(load.__getitem__, schedule)
@@ -77,8 +80,8 @@ def mixed_batches(
 
 def _data_loader(
     load: _BatchDataset, schedule: Iterable[BatchSpec], workers: int, timeout_s: float
-) -> Iterable[_Loaded]:
-    return DataLoader(
+) -> Iterator[_Loaded]:
+    loader: DataLoader[_Loaded] = DataLoader(
         load,  # type: ignore[arg-type]
         batch_size=None,
         sampler=_ScheduleSampler(schedule),
@@ -88,12 +91,24 @@ def _data_loader(
         worker_init_fn=_initialise_worker,
         timeout=timeout_s,
     )
+    try:
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "Got pickle error")  # the error below says more
+            return iter(loader)
+    except Exception as error:  # pickling runs a user's code
+        if (part := unpicklable_part(load)) is None:
+            raise
+        raise DataError(
+            f"data.loader_workers: loader processes need a copy of the data set, and {part} cannot be "
+            f"pickled ({one_line(error)}): set data.loader_workers to 0, or leave it out in __getstate__"
+        ) from error
 
 
 def _context() -> Any:
     """Workers are forked from a server that has imported their modules, and holds no threads or GPU state."""
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload([__name__])
+    share_folder()
     return context
 
 

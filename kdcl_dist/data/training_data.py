@@ -5,15 +5,15 @@ Shapes: B batch.
 
 from __future__ import annotations
 
-import random
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from kdcl_dist.config.recipe import Recipe
 from kdcl_dist.config.rounds import Kind, Round, RunSchedule, share_of
@@ -23,7 +23,8 @@ from kdcl_dist.data.loader import Batch, BatchSpec, batches, mixed_batches
 from kdcl_dist.data.sampling import Ids, batches_of, epoch_steps, own_steps, split_holdout, student_seed
 from kdcl_dist.data.subset import open_classes
 from kdcl_dist.data.views import Transforms, Views
-from kdcl_dist.errors import DataError, RecipeError
+from kdcl_dist.errors import DataError, RecipeError, of_user_code
+from kdcl_dist.utils.random_state import random_state_kept
 
 __all__ = ["TrainingData", "test_views"]
 
@@ -89,7 +90,7 @@ class TrainingData:
             found.append(
                 f"distillation.window: an epoch has {steps} steps, so {window} is as much as 'epoch'"
             )
-        with _random_state_kept():
+        with random_state_kept():
             return found + self._warnings_of_views()
 
     def _warnings_of_views(self) -> list[str]:
@@ -193,6 +194,49 @@ class TrainingData:
             "data.test_view", self._test_views(self.test), np.arange(len(self.test))[:count]
         )
 
+    def first_batch(self, index: int, replica: int = 0) -> Batch:
+        """One replica's share of a student's first batch; one loader process makes it if the run has such.
+
+        Raises:
+            DataError: a sample cannot be read or transformed, or the loader process fails.
+        """
+        epoch, ids_B = next(self._steps(self._seed(index), 0))
+        share_B = _share(ids_B, replica, self.recipe.students[index].replicas)
+        views = [self._training_views(index), self._test_views(self.train), self._test_views(self.test)]
+        workers = min(1, self.recipe.data.loader_workers)
+        loading = mixed_batches(
+            views, [BatchSpec(0, epoch, share_B)], workers=workers, timeout_s=self.recipe.limits.startup_s
+        )
+        with of_user_code(DataError, "data.loader_workers: a loader process fails"), closing(loading):
+            return next(loading)
+
+    def probes(self, index: int) -> Iterator[tuple[str, Tensor]]:
+        """Images of test and held-out batches, in each number that a worker of a student gets.
+
+        They are the ends of the first and the last batch, and of others where the shape is a new one,
+        repeated to the batch's size. Each comes with a text that says where it is from.
+
+        Raises:
+            DataError: as `first_views`.
+        """
+        replicas, seen = self.recipe.students[index].replicas, set[tuple[int, ...]]()
+        holdout_ids = self.split[1] if self.schedule.holdout_batches else self.split[1][:0]
+        for field, dataset, ids in (
+            ("data.test", self.test, np.arange(len(self.test))),
+            ("data.holdout_per_class", self.train, holdout_ids),
+        ):
+            parts, views = batches_of(ids, self.recipe.batch_size), self._test_views(dataset)
+            for number in _spaced(len(parts), 4):
+                ends_B = np.unique(parts[number][[0, -1]])
+                images_BCHW = _checked_batch("data.test_view", views, ends_B).images
+                shape = tuple(images_BCHW.shape[1:])
+                if shape in seen and number not in (0, len(parts) - 1):
+                    continue
+                seen.add(shape)
+                where, rows = f"batch {number + 1} of {len(parts)} of {field}", len(parts[number])
+                for size in sorted({share_of(rows, replica, replicas) for replica in range(replicas)} - {0}):
+                    yield where, images_BCHW[torch.arange(size) % len(images_BCHW)]
+
     def holdout_batches(self) -> Iterator[Batch]:
         """The held-out samples once, seen through the test view."""
         return self._once(self.train, self.split[1])
@@ -239,18 +283,6 @@ def _naming_field(field: str) -> Iterator[None]:
         raise type(error)(f"{field}: {error.message}", detail=error.detail) from error
 
 
-@contextmanager
-def _random_state_kept() -> Iterator[None]:
-    """Restore the global generators, which making views seeds: they may be those of a user's program."""
-    states = random.getstate(), np.random.get_state()
-    with torch.random.fork_rng([]):
-        try:
-            yield
-        finally:
-            random.setstate(states[0])
-            np.random.set_state(states[1])
-
-
 def _checked_batch(field: str, views: Views, ids_B: Ids, student: str | None = None) -> Batch:
     """One batch of views that `check_views` has seen."""
     with _naming_field(field):
@@ -262,6 +294,11 @@ def _checked_batch(field: str, views: Views, ids_B: Ids, student: str | None = N
 def test_views(dataset: ImageDataset, items: Sequence[Mapping[str, Any]], seed: int) -> Views:
     """The views of test and held-out samples; `batches` normalises them."""
     return Views(dataset, Transforms(items, dataset.mean), seed)
+
+
+def _spaced(count: int, wanted: int) -> list[int]:
+    """Up to `wanted` of the numbers below `count`, evenly spaced, the first and the last among them."""
+    return sorted({round(each) for each in np.linspace(0, count - 1, min(count, wanted)).tolist()})
 
 
 def _share(ids_B: Ids, replica: int, replicas: int) -> Ids:

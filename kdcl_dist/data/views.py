@@ -19,6 +19,7 @@ from kdcl_dist.data.cutout import Cutout
 from kdcl_dist.data.dataset import ArrowDataset, ImageDataset
 from kdcl_dist.data.sampling import Ids, view_seed
 from kdcl_dist.data.view_seeds import view_seeds
+from kdcl_dist.data.view_size import Growth, check_arguments, check_size
 from kdcl_dist.errors import DataError, KdclError, RecipeError, one_line
 from kdcl_dist.utils.import_strings import is_import_string, load_object
 
@@ -44,17 +45,25 @@ class Transforms:
     def __init__(self, items: Sequence[Mapping[str, Any]], mean_C: Sequence[float] = ()) -> None:
         self.items, self.mean_C = [dict(item) for item in items], tuple(mean_C)
         self.calls = [_build(position, item, self.mean_C) for position, item in enumerate(self.items)]
+        self._growth = [
+            Growth.of(item["name"], call, _arguments(item))
+            for item, call in zip(self.items, self.calls, strict=True)
+        ]
         # torchvision draws from torch's generator alone; a user's transform may draw from others too.
         self.foreign = any(is_import_string(item["name"]) for item in self.items)
         self.any_layout = bool(self.calls) and is_of_torchvision(self.calls[0], *ANY_LAYOUT)
 
     def __call__(self, image_CHW: Tensor) -> Tensor:
-        """Apply all transforms to one image."""
-        for call in self.calls:
-            image_CHW = call(image_CHW)
+        """Apply all transforms to one image; raises `ValueError` where one makes a huge image from it."""
+        view_CHW = image_CHW
+        for call, growth in zip(self.calls, self._growth, strict=True):
+            if growth is not None:
+                growth.check(view_CHW)
+            view_CHW = call(view_CHW)
+            check_size(view_CHW, image_CHW)
             if self.any_layout and call is self.calls[0]:
-                image_CHW = image_CHW.contiguous()
-        return image_CHW
+                view_CHW = view_CHW.contiguous()
+        return view_CHW
 
     def __reduce__(self) -> tuple[type[Transforms], tuple[Any, ...]]:
         return Transforms, (self.items, self.mean_C)
@@ -138,9 +147,12 @@ class Views:
             np.random.seed(seed % 2**32)
 
 
+def _arguments(item: Mapping[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in item.items() if key != "name"}
+
+
 def _build(position: int, item: Mapping[str, Any], mean_C: tuple[float, ...]) -> Callable[[Tensor], Tensor]:
-    name = item["name"]
-    arguments = {key: value for key, value in item.items() if key != "name"}
+    name, arguments = item["name"], _arguments(item)
     factory: Any
     if is_import_string(name):
         factory = _load(position, name)
@@ -149,6 +161,8 @@ def _build(position: int, item: Mapping[str, Any], mean_C: tuple[float, ...]) ->
     else:
         factory = _of_torchvision(position, name)
     try:
+        if not is_import_string(name):
+            check_arguments(name, arguments)
         built = factory(**arguments)
     except (Exception, SystemExit) as error:  # a constructor can raise anything
         raise RecipeError(f"transform {position}: {name} with {arguments}: {one_line(error)}") from error

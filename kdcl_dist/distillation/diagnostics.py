@@ -115,13 +115,12 @@ def conflict(
         NaN in both figures if no parameter has both gradients.
     """
     parameters_P = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    # A gradient that is missing is zero: replicas, which average all, may not use the same parameters.
     task, distillation = (
-        torch.autograd.grad(scale(loss), parameters_P, retain_graph=True, allow_unused=True)
+        torch.autograd.grad(scale(loss), parameters_P, retain_graph=True, materialize_grads=True)
         for loss in (losses.task, losses.distillation)
     )
-    pairs = [(t, d) for t, d in zip(task, distillation, strict=True) if t is not None and d is not None]
-    if not pairs:
-        return Conflict(float("nan"), float("nan"))
+    pairs = list(zip(task, distillation, strict=True))
     if average is not None:
         average([gradient for pair in pairs for gradient in pair])
     dot = torch.stack([(t * d).sum() for t, d in pairs]).sum()

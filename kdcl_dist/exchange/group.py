@@ -29,12 +29,12 @@ import torch.distributed as dist
 from torch import Tensor
 
 from kdcl_dist.errors import ForeignMessage, KdclError
+from kdcl_dist.exchange.gloo import form_gloo
 from kdcl_dist.exchange.layout import ExchangeLayout
 from kdcl_dist.exchange.message import HEADER, MAGIC, PROTOCOL, Flag, Message
 from kdcl_dist.membership import failure_detector
 from kdcl_dist.membership.monitor import Monitor
-from kdcl_dist.membership.store import Store
-from kdcl_dist.membership.tcp_store import c10d
+from kdcl_dist.membership.tcp_store import RunStore, scoped
 
 __all__ = ["Exchange"]
 
@@ -69,7 +69,7 @@ class Exchange:
     def __init__(
         self,
         monitor: Monitor,
-        store: Store,
+        store: RunStore,
         *,
         host: str,
         layout: ExchangeLayout,
@@ -95,7 +95,10 @@ class Exchange:
         self._posted: Any | None = None
         self._sent: list[Any] = []
         self._limit = "limits.step_s"
-        self._group = self._guard(lambda: _form(store, self.rank, self.size, host, limit))
+        self._store = scoped(store, "gloo")  # torch may use it for as long as the group lives
+        self._group = self._guard(
+            lambda: form_gloo(self._store, self.rank, self.size, host=host, limit=limit)
+        )
 
     def gather(self, limit_s: float | None = None) -> list[Message]:
         """Send `outgoing` to its readers; returns the students' messages, in the order of the cohort.
@@ -291,11 +294,3 @@ def _await_each(works: Sequence[Any], limit: timedelta) -> None:
             message = message or str(error)
     if indices:
         raise _Unfinished(indices, message)
-
-
-def _form(store: Store, rank: int, size: int, host: str, limit: timedelta) -> Any:
-    """A gloo group on the run's own store; torch has no public way to form one without its global default."""
-    options = c10d.ProcessGroupGloo._Options()
-    options._devices = [c10d.ProcessGroupGloo.create_device(hostname=host)]
-    options._timeout = limit
-    return c10d.ProcessGroupGloo(c10d.PrefixStore("gloo", store), rank, size, options)

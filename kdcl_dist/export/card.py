@@ -11,10 +11,10 @@ from kdcl_dist.data.subset import ClassSubset
 from kdcl_dist.export.preprocessing import Description
 from kdcl_dist.export.source import Source
 from kdcl_dist.export.standalone import call_without_package, module_without_package
-from kdcl_dist.models.cost import parameters
-from kdcl_dist.models.registry import call_of
+from kdcl_dist.models.registry import call_of, construct
 from kdcl_dist.run.metrics import ENSEMBLE
 from kdcl_dist.utils.intervals import mean_interval, share_interval
+from kdcl_dist.utils.text import NAME, shown
 
 __all__ = ["CARD", "card"]
 
@@ -54,9 +54,10 @@ def _head(source: Source, description: Description) -> str:
     method = source.recipe.distillation.method_name
     others = [name for name in source.recipe.names if name != source.student.name]
     training = f"trained together with {', '.join(others)} (method `{method}`)" if others else "trained alone"
+    parameters = sum(parameter.numel() for parameter in source.network.parameters())
     return (
         f"# {source.student.name}\n\n"
-        f"`{description.model}`, {parameters(source.network):,} parameters, a classifier of "
+        f"`{description.model}`, {parameters:,} parameters, a classifier of "
         f"{len(description.classes)} classes, {training}. From the run `{description.run}`, {source.when}; "
         f"exported as {description.kind} by kdcl_dist {description.kdcl_dist}."
     )
@@ -80,9 +81,9 @@ def _figures(source: Source) -> str:
     ]
     models = {student.name: student.model for student in source.recipe.students}
     for name, values in source.results.items():
-        shown = f"**{name}**" if name == source.student.name else name
+        title = f"**{name}**" if name == source.student.name else name
         cells = [_share(values["top1"], samples), _share(values["top5"], samples), f"{values['loss']:.4f}"]
-        lines.append(f"| {shown} | {models.get(name, '')} | {' | '.join(cells)} |")
+        lines.append(f"| {title} | {models.get(name, '')} | {' | '.join(cells)} |")
     lines += ["", f"`{ENSEMBLE}`: the mean of the students' probabilities (weighted, for `general`)."]
     if source.student.precision != "fp32":
         lines += [
@@ -160,6 +161,8 @@ def _code(description: Description) -> list[str]:
     else:
         module, _, name = model.partition(":")
         call = call_of(model, classes, channels)
+        if hasattr(construct(model, classes, channels), "_orig_mod"):  # what torch.compile wrapped
+            call += "._orig_mod"
         lines += [f"from {module} import {name.partition('.')[0]}", "", f"network = {call}"]
     return [*lines, read, "network.eval()", run]
 
@@ -172,18 +175,17 @@ def _data(source: Source) -> str:
         ("test", data.test, source.training_data.test),
     ):
         lines.append(f"- {part}: `{path}`, {len(dataset):,} images{_origin(dataset)}")
-    shown = ", ".join(source.training_data.test.classes[:20]) + (
-        ", ..." if len(source.training_data.test.classes) > 20 else ""
-    )
-    return "\n".join([*lines, f"- classes: {shown}"])
+    classes = source.training_data.test.classes
+    first = ", ".join(shown(str(name), NAME) for name in classes[:20])
+    return "\n".join([*lines, f"- classes: {first}{', ...' if len(classes) > 20 else ''}"])
 
 
 def _origin(dataset: ImageDataset) -> str:
     whole = dataset.whole if isinstance(dataset, ClassSubset) else dataset
     if not isinstance(whole, ArrowDataset):
         return "; licence not known"
-    origin = f"; {whole.info.source}" if whole.info.source else ""
-    return f"{origin}; licence: {whole.info.license or 'not known'}"
+    origin = f"; {shown(whole.info.source)}" if whole.info.source else ""
+    return f"{origin}; licence: {shown(whole.info.license) or 'not known'}"
 
 
 def _training(source: Source) -> str:

@@ -18,15 +18,20 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.export.passes import move_to_device_pass
 
-from kdcl_dist.errors import ExportError, ModelError, one_line
+from kdcl_dist.errors import ExportError, ModelError, UserError, one_line
+from kdcl_dist.export.onnx_check import check_model
 from kdcl_dist.export.preprocessing import Kind
 from kdcl_dist.export.pt2_check import check_archive
 from kdcl_dist.export.source import misfit
+from kdcl_dist.utils.devices import needs_memory
 from kdcl_dist.utils.files import check_stored, open_regular
 
 __all__ = ["FORMATS", "Format", "Network", "read_network", "require", "write_network"]
 
+#: Where networks are exported.
+CPU = torch.device("cpu")
 _SILENCE_LOCK = threading.Lock()
 #: Images (B, C, H, W) to logits (B, C).
 Network = Callable[[Tensor], Tensor]
@@ -39,14 +44,15 @@ class Format(NamedTuple):
         file: name of the file of weights.
         needs: modules of optional libraries that writing and reading need.
         write: writes a network in evaluation mode; images (B, C, H, W) are an example input.
-        read: reads the file; its second argument builds the plain network, for files with weights only.
+        read: reads the file for a device; its second argument builds the plain network, for files with
+            weights only.
         program: whether the file also holds the network's computation.
     """
 
     file: str
     needs: tuple[str, ...]
     write: Callable[[nn.Module, Tensor, Path], None]
-    read: Callable[[Path, Callable[[], nn.Module]], Network]
+    read: Callable[[Path, Callable[[], nn.Module], torch.device], Network]
     program: bool
 
 
@@ -67,14 +73,14 @@ def _write_state_dict(network: nn.Module, _: Tensor, path: Path) -> None:
     torch.save(network.state_dict(), path)
 
 
-def _read_state_dict(path: Path, build: Callable[[], nn.Module]) -> Network:
+def _read_state_dict(path: Path, build: Callable[[], nn.Module], device: torch.device) -> Network:
     try:
         with open_regular(path) as file:
             check_stored(file)
             state = torch.load(file, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError:
         raise ExportError(f"{path}: holds more than tensors") from None
-    return _with_weights(build(), state)
+    return _with_weights(build(), state, device)
 
 
 def _write_safetensors(network: nn.Module, _: Tensor, path: Path) -> None:
@@ -85,18 +91,18 @@ def _write_safetensors(network: nn.Module, _: Tensor, path: Path) -> None:
     path.write_bytes(save(tensors, metadata={"format": "pt"}))
 
 
-def _read_safetensors(path: Path, build: Callable[[], nn.Module]) -> Network:
+def _read_safetensors(path: Path, build: Callable[[], nn.Module], device: torch.device) -> Network:
     from safetensors.torch import load_file
 
-    return _with_weights(build(), load_file(path))
+    return _with_weights(build(), load_file(path), device)
 
 
-def _with_weights(network: nn.Module, state: dict[str, Tensor]) -> Network:
+def _with_weights(network: nn.Module, state: dict[str, Tensor], device: torch.device) -> Network:
     try:
         network.load_state_dict(state)
     except RuntimeError as error:
         raise ValueError(f"the weights do not fit {type(network).__name__}: {misfit(error)}") from error
-    return network.eval()
+    return network.to(device).eval()
 
 
 def _write_torch_export(network: nn.Module, images_BCHW: Tensor, path: Path) -> None:
@@ -105,10 +111,13 @@ def _write_torch_export(network: nn.Module, images_BCHW: Tensor, path: Path) -> 
     torch.export.save(program, path)
 
 
-def _read_torch_export(path: Path, _: Callable[[], nn.Module]) -> Network:
+def _read_torch_export(path: Path, _: Callable[[], nn.Module], device: torch.device) -> Network:
     check_archive(path)
     with _silenced():
-        return torch.export.load(path).module()
+        program = torch.export.load(path)
+        if device.type != "cpu":  # the program names the device of its constants
+            program = move_to_device_pass(program, device)
+        return program.module()
 
 
 def _write_onnx(network: nn.Module, images_BCHW: Tensor, path: Path) -> None:
@@ -117,9 +126,10 @@ def _write_onnx(network: nn.Module, images_BCHW: Tensor, path: Path) -> None:
     torch.onnx.export(program, (), path, dynamo=True, external_data=False, verbose=False, **names)
 
 
-def _read_onnx(path: Path, _: Callable[[], nn.Module]) -> Network:
+def _read_onnx(path: Path, _: Callable[[], nn.Module], device: torch.device) -> Network:
     import onnxruntime
 
+    check_model(path)
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 3  # errors are raised as exceptions
     session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
@@ -174,15 +184,25 @@ def write_network(kind: Kind, network: nn.Module, images_BCHW: Tensor, path: Pat
         ) from error
 
 
-def read_network(kind: Kind, path: Path, build: Callable[[], nn.Module]) -> Network:
+def read_network(
+    kind: Kind, path: Path, build: Callable[[], nn.Module], device: torch.device = CPU
+) -> Network:
     """Read a network that `write_network` wrote.
+
+    Args:
+        kind: the format.
+        path: the file.
+        build: returns the network with other weights; for formats without a program.
+        device: where the network takes its images; for onnx the CPU.
 
     Raises:
         ExportError: the file is damaged, or does not fit the network that `build` returns.
+        UserError: the GPU has too little free memory.
     """
     try:
-        return FORMATS[kind].read(path, build)
-    except (ExportError, ModelError):
+        with needs_memory():
+            return FORMATS[kind].read(path, build, device)
+    except UserError:
         raise
     except Exception as error:  # a damaged file can raise anything
         raise ExportError(f"{path}: cannot be read as {kind}: {one_line(error)}; export it again") from error

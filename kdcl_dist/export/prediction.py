@@ -5,9 +5,11 @@ Shapes: B samples, C channels or classes, H W image.
 
 from __future__ import annotations
 
+import math
 import stat
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import NamedTuple
@@ -15,24 +17,26 @@ from typing import NamedTuple
 import numpy as np
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from kdcl_dist import models
 from kdcl_dist.config.stored_imports import check_stored_imports
 from kdcl_dist.data.decode import MAX_FILE_BYTES, decode
 from kdcl_dist.data.loader import normalise
 from kdcl_dist.data.training_data import test_views
-from kdcl_dist.errors import DataError, ExportError, one_line
+from kdcl_dist.errors import DataError, ExportError, RecipeError, UserError, one_line
 from kdcl_dist.export.formats import FORMATS, Network, read_network, require
-from kdcl_dist.export.preprocessing import Description, digest, read_description
+from kdcl_dist.export.preprocessing import Description, Kind, digest, read_description
+from kdcl_dist.utils.devices import choose_device, needs_memory
 from kdcl_dist.utils.files import read_regular
 from kdcl_dist.utils.hidden import is_hidden
+from kdcl_dist.utils.import_strings import is_import_string
 
 __all__ = ["Export", "RankedClass", "images_in"]
 
 SUFFIXES = (".jpeg", ".jpg", ".png")
-#: Images in a batch.
-BATCH = 64
+#: Images in a batch, and the numbers in all of them: fewer images that are large.
+BATCH, BATCH_NUMBERS = 64, 50_000_000
 
 
 class RankedClass(NamedTuple):
@@ -51,16 +55,19 @@ class Export:
     folder: Path
     description: Description
     network: Network
+    device: torch.device
 
     @classmethod
-    def read(cls, folder: Path, allow_imports: Collection[str] = ()) -> Export:
+    def read(cls, folder: Path, allow_imports: Collection[str] = (), device: str = "auto") -> Export:
         """Read an export of any format.
 
         Args:
             folder: the export.
             allow_imports: modules outside this package that the export may import.
+            device: "cpu", "cuda", or "auto" for a GPU if there is one and the format can use it.
 
         Raises:
+            UserError: there is no such device.
             ImportRefused: the description names a module that is not allowed.
             ExportError: the folder is no export, is damaged, or needs a library that is not installed.
             ModelError: a user's network cannot be built here.
@@ -76,19 +83,22 @@ class Export:
             raise ExportError(f"{path}: cannot be read: {one_line(error)}; export it again") from None
         if found != description.sha256:
             raise ExportError(f"{path}: damaged: it is not the file that was exported; export it again")
-        classes, channels = len(description.classes), description.input_shape[0]
-        network = read_network(kind, path, lambda: models.build(description.model, classes, channels))
-        return cls(folder, description, network)
+        chosen = _device_for(kind, device)
+        network = read_network(kind, path, lambda: _built(description, path), chosen)
+        return cls(folder, description, network, chosen)
 
     def logits(self, images_BCHW: Tensor) -> Tensor:
         """The logits (B, C) of preprocessed images.
 
         Raises:
+            UserError: the GPU has too little free memory.
             ExportError: the network fails.
         """
         try:
-            with torch.no_grad():
-                return self.network(images_BCHW)
+            with torch.no_grad(), needs_memory():
+                return self.network(images_BCHW.to(self.device)).cpu()
+        except UserError:
+            raise
         except Exception as error:  # a user's network, or a runtime, can raise anything
             shape = tuple(images_BCHW.shape)
             raise ExportError(
@@ -109,8 +119,9 @@ class Export:
             channels = self.description.input_shape[0]
             raise ExportError(f"{self.folder}: takes images of {channels} channels, which no image file has")
         seen = self.views(paths)
-        for start in range(0, len(paths), BATCH):
-            chunk = list(islice(seen, BATCH))
+        size = max(1, min(BATCH, BATCH_NUMBERS // math.prod(self.description.input_shape)))
+        for start in range(0, len(paths), size):
+            chunk = list(islice(seen, size))
             views = [view for view in chunk if isinstance(view, Tensor)]
             rows = iter(self.logits(self.normalised(torch.stack(views))) if views else ())
             for path, view in zip(paths[start:], chunk, strict=False):
@@ -127,7 +138,10 @@ class Export:
         """The test view of each image, (C, H, W), or an error where the image cannot be used."""
         wanted = self.description.input_shape
         files = _Files(paths, self.description)
-        views = test_views(files, self.description.test_view, self.description.seed)
+        try:
+            views = test_views(files, self.description.test_view, self.description.seed)
+        except RecipeError as error:
+            raise ExportError(f"{self.folder}: test_view: {error.message}; export it again") from error
         for index, path in enumerate(paths):
             try:
                 view = views[0, index]
@@ -151,6 +165,34 @@ class Export:
             if rank > top:
                 return
             yield RankedClass(str(path), rank, self.description.classes[label], probability)
+
+
+def _device_for(kind: Kind, device: str) -> torch.device:
+    """The device of an export's network; the ONNX runtime of the extra `export` computes on the CPU."""
+    if kind == "onnx" and device != "cpu":
+        if device == "cuda":
+            raise ExportError("--device cuda: format onnx is computed on the CPU; use --device auto or cpu")
+        device = "cpu"
+    return choose_device(device)
+
+
+def _built(description: Description, weights: Path) -> nn.Module:
+    """The plain network.
+
+    Raises:
+        ExportError: a built-in network would be larger than its file of weights.
+        ModelError: a user's network cannot be built here.
+    """
+    build = partial(models.build, description.model, len(description.classes), description.input_shape[0])
+    if not is_import_string(description.model):
+        with torch.device("meta"):  # it has shapes, and takes no memory
+            needed = sum(value.nbytes for value in build().state_dict().values())
+        if needed > weights.stat().st_size:
+            raise ExportError(
+                f"{weights}: cannot be read: {description.model} with {len(description.classes):,} classes "
+                f"has {needed:,} bytes of weights, more than this file; export it again"
+            )
+    return build()
 
 
 class _Files:

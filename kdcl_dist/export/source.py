@@ -23,6 +23,7 @@ from kdcl_dist.data.loader import batches
 from kdcl_dist.data.training_data import TrainingData, test_views
 from kdcl_dist.errors import CheckpointError, ModelError, RunFolderError, StorageError, one_line
 from kdcl_dist.evaluation import open_training_data
+from kdcl_dist.models.lazy import initialise
 from kdcl_dist.run.checkpoint import Manifest, latest, read_part, steps, whole
 from kdcl_dist.run.metrics import read_metrics
 from kdcl_dist.run.record import read_record, scores_of
@@ -99,6 +100,7 @@ class Source:
         else:
             manifest = _latest(folder, warn)
         network = _load(folder, manifest, student, training_data)
+        initialise(network, student.model, _probes(recipe, training_data))
         # The part of an absent student is older than its checkpoint.
         part = manifest.parts[name]
         step = manifest.step if part.step is None else part.step
@@ -115,9 +117,7 @@ class Source:
 
     def probes(self) -> Tensor:
         """A few test images, preprocessed as in a test, (B, C, H, W)."""
-        views = test_views(self.training_data.test, self.recipe.data.test_items, self.recipe.seed)
-        ids_B = np.arange(PROBES) % len(self.training_data.test)
-        return next(batches(views, [(0, ids_B)])).images
+        return _probes(self.recipe, self.training_data)
 
     def seeds(self) -> dict[int, Results]:
         """Final test results of all finished runs of this arm of a `kdcl compare` table, by seed.
@@ -141,6 +141,12 @@ class Source:
             if alike and record.get("state") == "finished" and (scores := scores_of(record)):
                 found[recipe.seed] = scores
         return found
+
+
+def _probes(recipe: Recipe, training_data: TrainingData) -> Tensor:
+    views = test_views(training_data.test, recipe.data.test_items, recipe.seed)
+    ids_B = np.arange(PROBES) % len(training_data.test)
+    return next(batches(views, [(0, ids_B)])).images
 
 
 def label_of(folder: Folder) -> str:

@@ -1,4 +1,4 @@
-"""Which device each student of one machine gets, and which student each worker of a cluster."""
+"""Which device each worker of a run gets, and which student each worker of a cluster."""
 
 from __future__ import annotations
 
@@ -9,11 +9,17 @@ from kdcl_dist.config.recipe import Recipe
 from kdcl_dist.errors import RecipeError
 from kdcl_dist.launch.preflight.placement import ACCELERATOR, Host, Need, assign
 
-__all__ = ["assign_accelerators", "assign_devices"]
+__all__ = ["assign_accelerators", "assign_devices", "devices_on_ray", "ignored_accelerators"]
+
+#: A share of a GPU below which nothing is left of it.
+EPSILON = 1e-9
 
 
 def assign_devices(recipe: Recipe, count: int) -> list[str]:
-    """A device for each worker of the cohort: "cpu", or "cuda:N" where shares of one GPU add up to 1 at most.
+    """A device for each worker of the cohort on this machine: "cpu" or "cuda:N".
+
+    Shares of one GPU add up to 1 at most. Workers of `gpu: auto` spread over what the shares leave free, and
+    train on the CPU if that is nothing.
 
     Args:
         recipe: says what share of a GPU each student takes.
@@ -23,16 +29,55 @@ def assign_devices(recipe: Recipe, count: int) -> list[str]:
         RecipeError: the machine has too few GPUs.
     """
     students = [recipe.students[worker.student] for worker in recipe.workers]
-    needs = [Need(student.name, 0, student.resources.gpu) for student in students]
+    needs = [Need(student.name, 0, student.resources.gpu_share(auto=0.0)) for student in students]
+    slots = assign(needs, [Host("this machine", 0, count)])
+    free = [1.0] * count
     devices = []
-    for need, slot in zip(needs, assign(needs, [Host("this machine", 0, count)]), strict=True):
+    for need, slot in zip(needs, slots, strict=True):
         if slot is None:
             raise RecipeError(
                 f"students.{need.student}.resources.gpu: {need.gpu:g} of a GPU is asked for, but this "
                 f"machine has {count} GPUs, and none with so much free; set it to 0 to train on the CPU"
             )
         devices.append("cpu" if slot.gpu is None else f"cuda:{slot.gpu}")
+        if slot.gpu is not None:
+            free[slot.gpu] -= need.gpu
+    automatic = [index for index, student in enumerate(students) if student.resources.gpu == "auto"]
+    for index, gpu in zip(automatic, _spread(len(automatic), free), strict=False):
+        devices[index] = f"cuda:{gpu}"
     return devices
+
+
+def _spread(workers: int, free: Sequence[float]) -> list[int]:
+    """A GPU for each worker, of those with a share that is free, so that the smallest part is largest."""
+    usable = [gpu for gpu, share in enumerate(free) if share > EPSILON]
+    chosen: list[int] = []
+    for _ in range(workers if usable else 0):
+        chosen.append(max(usable, key=lambda gpu: free[gpu] / (chosen.count(gpu) + 1)))
+    return chosen
+
+
+def devices_on_ray(recipe: Recipe, gpu: float) -> list[str]:
+    """A device for each worker on Ray: "cpu", "cuda", or "auto" for CUDA where PyTorch can use it.
+
+    Args:
+        recipe: the run.
+        gpu: share of a GPU that Ray reserves for each worker; see `needs_of`.
+    """
+    students = [recipe.students[worker.student] for worker in recipe.workers]
+    shares = [student.resources.gpu_share(auto=gpu) for student in students]
+    kinds = ["auto" if student.resources.gpu == "auto" else "cuda" for student in students]
+    return [kind if share > 0 else "cpu" for kind, share in zip(kinds, shares, strict=True)]
+
+
+def ignored_accelerators(recipe: Recipe) -> list[str]:
+    """A line for each accelerator type of a recipe that the local launcher ignores."""
+    return [
+        f"students.{student.name}.accelerator: {student.accelerator!r} is not looked for by launcher "
+        "'local'; use launcher 'ray', or set it to null"
+        for student in recipe.students
+        if student.accelerator is not None
+    ]
 
 
 def assign_accelerators(needs: Sequence[Need], offered: Sequence[str | None]) -> list[int]:

@@ -9,7 +9,6 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import gc
-import os
 import signal
 import sys
 import threading
@@ -42,7 +41,8 @@ from kdcl_dist.membership.tcp_store import host_store
 from kdcl_dist.run.events import Event, Stepped
 from kdcl_dist.run.run import Run
 from kdcl_dist.student.runtime import run_student
-from kdcl_dist.utils.process import end_with_parent
+from kdcl_dist.utils.devices import choose_device
+from kdcl_dist.utils.process import end_with_parent, is_over
 
 __all__ = ["coordinate", "train"]
 
@@ -98,6 +98,7 @@ class _MessageSender:
 
     def _send(self) -> None:
         with contextlib.suppress(OSError):  # the launcher is gone, and this process ends with it
+            # Without a limit: this daemon thread ends with the process.
             while (message := self.queue.get()) is not None:
                 self.link.send(message)
 
@@ -110,13 +111,13 @@ class _Processes:
 
     def is_gone(self, name: str, pid: int) -> bool:
         """Whether the process is dead."""
-        try:
-            os.kill(pid, 0)
-        except ProcessLookupError:
-            return True
-        return False
+        return is_over(pid)
 
-    def end(self, name: str, pid: int) -> None:
+    def has(self, name: str) -> bool:
+        """True: the launcher starts all workers' processes, and waits for no resources."""
+        return True
+
+    def end(self, name: str, pid: int | None) -> None:
         """Let the launcher end the process."""
         self.sender.queue.put(EndProcess(name, pid))
 
@@ -134,7 +135,7 @@ def train(link: Connection, run: Run, rank: int, endpoint: Endpoint, host: str, 
         rank: the worker's index in the cohort.
         endpoint: where the coordinator's store listens.
         host: this host's address.
-        device: the name of a torch device.
+        device: the name of a torch device, or "auto".
     """
     stop_requested = threading.Event()
     signal.signal(signal.SIGTERM, lambda *_: stop_requested.set())
@@ -145,9 +146,8 @@ def train(link: Connection, run: Run, rank: int, endpoint: Endpoint, host: str, 
 
     def work() -> bool:
         """Train the student."""
-        return run_student(
-            run, rank, find_endpoint, host=host, device=torch.device(device), stop=stop_requested.is_set
-        )
+        chosen = choose_device(device) if device == "auto" else torch.device(device)
+        return run_student(run, rank, find_endpoint, host=host, device=chosen, stop=stop_requested.is_set)
 
     _name_process(run.recipe.workers[rank].name)
     _report(link, work, student=run.recipe.workers[rank].name)

@@ -1,32 +1,189 @@
 """The server from which a cohort's processes on this machine are forked, with their imports done.
 
 This module imports nothing heavy, so that the server starts first and imports at the same time as its parent.
+The server may die, or be stopped, at any moment: then the next start makes a new one. The processes that it
+has forked live on, and their launcher watches their life itself.
 """
 
 from __future__ import annotations
 
+import contextlib
 import multiprocessing
 import os
 import signal
-from multiprocessing import forkserver
+import tempfile
+import threading
+import time
+from collections.abc import Iterator
+from multiprocessing import context, forkserver, popen_forkserver, util
+from multiprocessing.connection import wait
+from multiprocessing.process import BaseProcess
+from pathlib import Path
 from typing import Any
 
-__all__ = ["start_server"]
+from kdcl_dist.utils.process import state_of
+
+__all__ = ["UNKNOWN_CODE", "ServerDied", "fork", "start_server"]
 
 #: The server imports these. torch's optimisers import torch._dynamo at their first use: 2 s in each process.
 MODULES = ["kdcl_dist.launch.entrypoints", "torch._dynamo"]
+#: The exit code of a process whose server died before it could tell; no process can end with it.
+UNKNOWN_CODE = 256
+#: Seconds in which a live server tells the exit code of a process that has ended.
+ANSWER_S = 1.0
+#: Seconds for which a server may be stopped, and between two looks at it.
+STOPPED_S, POLL_S = 3.0, 0.1
+#: One thread at a time starts the server.
+_starting = threading.Lock()
+
+
+class ServerDied(Exception):
+    """The server died, or was ended since it was stopped or too slow, before it forked a process."""
+
+
+class _Popen(popen_forkserver.Popen):
+    """A process that was forked by the server; its end is known without the server.
+
+    Attributes:
+        sentinel: is ready when the process has ended.
+        status: the pipe by which the server tells the exit code.
+    """
+
+    finalizer: Any = None
+
+    def _launch(self, process_obj: Any) -> None:
+        try:
+            super()._launch(process_obj)  # type: ignore[misc]
+        except BaseException:
+            if self.finalizer is not None:  # a process that was forked all the same ends with this pipe
+                self.finalizer()
+            raise
+        self.status = self.sentinel
+        # Without a descriptor of the process (it has ended, or Linux before 5.3) the server's word counts.
+        with contextlib.suppress(OSError):
+            self.sentinel = os.pidfd_open(self.pid)
+            util.Finalize(self, os.close, (self.sentinel,))
+
+    def poll(self, flag: int = os.WNOHANG) -> int | None:
+        """The exit code, None while the process lives; `flag` 0 waits for its end."""
+        if self.returncode is None and wait([self.sentinel], 0 if flag == os.WNOHANG else None):
+            self.returncode = UNKNOWN_CODE
+            with contextlib.suppress(OSError, EOFError):
+                if wait([self.status], ANSWER_S):
+                    self.returncode = forkserver.read_signed(self.status)
+        return self.returncode
+
+
+class _Process(context.ForkServerProcess):
+    @staticmethod
+    def _Popen(process_obj: Any) -> _Popen:
+        return _Popen(process_obj)
+
+
+class _Context(context.ForkServerContext):
+    Process = _Process
 
 
 def start_server() -> Any:
-    """The multiprocessing context of the server; the first call starts the server, without a wait."""
-    # A store whose peer has died logs a C++ stack for each connection; the launcher reports the cause.
+    """The multiprocessing context of the server; starts the server where none lives, without a wait."""
+    # torch logs lines of C++ for each connection that breaks; the launcher reports the cause.
     os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(MODULES)
+    forkserver.set_forkserver_preload(MODULES)
     # Ctrl-C reaches the whole foreground group: the server must not die of it while it imports.
     old = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
     try:
-        forkserver.ensure_running()
+        with _starting, _own_folder():
+            forkserver.ensure_running()
+            _remove_name()
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, old)
-    return context
+    return _Context()
+
+
+@contextlib.contextmanager
+def _own_folder() -> Iterator[None]:
+    """Sockets made in the block lie in a folder of its own, not in that which multiprocessing keeps."""
+    config = multiprocessing.current_process()._config  # type: ignore[attr-defined]
+    before = config.get("tempdir")
+    with tempfile.TemporaryDirectory(prefix="kdcl-", ignore_cleanup_errors=True) as config["tempdir"]:
+        try:
+            yield
+        finally:
+            config["tempdir"] = before
+
+
+def _remove_name() -> None:
+    """Delete the server's socket, which is reached by a file descriptor from now on.
+
+    So nothing is left in the temporary folder, however this process ends: Ray kills its workers.
+    """
+    server: Any = forkserver._forkserver
+    name = Path(server._forkserver_address)
+    if not name.is_relative_to("/proc"):
+        server._forkserver_address = f"/proc/self/fd/{os.open(name, os.O_PATH)}"
+        name.unlink()
+
+
+def fork(handle: BaseProcess, deadline: float) -> None:
+    """Start a process of the server's context; its function must end with this process.
+
+    Args:
+        handle: the process. It cannot be started again after a failure.
+        deadline: by the monotonic clock, in seconds; until then the server may import.
+
+    Raises:
+        ServerDied: no process was started, and the server is ended.
+    """
+    pid = _server_pid()
+    try:
+        start_server()
+        pid = _server_pid()
+        with _watched(pid, deadline):
+            handle.start()
+    except (EOFError, OSError) as error:
+        _end(pid)
+        raise ServerDied from error
+
+
+def _server_pid() -> int | None:
+    pid: int | None = forkserver._forkserver._forkserver_pid  # type: ignore[attr-defined]
+    return pid
+
+
+@contextlib.contextmanager
+def _watched(pid: int | None, deadline: float) -> Iterator[None]:
+    """Kill the server if it is stopped, or at the deadline: what waits for it in the block then raises."""
+    done = threading.Event()
+
+    def watch() -> None:
+        """Look at the server until the block has ended."""
+        ran_at = time.monotonic()
+        while pid is not None and not done.wait(POLL_S):
+            now = time.monotonic()
+            ran_at = ran_at if state_of(pid) == "T" else now
+            if now - ran_at > STOPPED_S or now > deadline:
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(pid, signal.SIGKILL)
+                return
+
+    thread = threading.Thread(target=watch, name="kdcl-server-watch", daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        done.set()
+        thread.join()  # it looks at `done` ten times a second
+
+
+def _end(pid: int | None) -> None:
+    """End the server of a process id, unless another thread has; the next start makes a new one."""
+    server: Any = forkserver._forkserver
+    with server._lock:
+        if pid is None or server._forkserver_pid != pid:
+            return
+        with contextlib.suppress(OSError):
+            os.kill(pid, signal.SIGKILL)
+            os.waitpid(pid, 0)  # it was killed, so this does not last
+        os.close(server._forkserver_alive_fd)
+        os.close(int(Path(server._forkserver_address).name))
+        server._forkserver_pid = server._forkserver_alive_fd = server._forkserver_address = None

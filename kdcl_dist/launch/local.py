@@ -8,14 +8,13 @@ import time
 from collections import Counter
 from collections.abc import Callable
 
-import torch
-
 from kdcl_dist.config.recipe import Recipe
 from kdcl_dist.coordinator.recovery_policy import is_fatal
 from kdcl_dist.errors import CoordinatorCutOff, CoordinatorLost, RecipeError, StartupTimeout
-from kdcl_dist.launch.devices import assign_devices
+from kdcl_dist.launch.devices import assign_devices, ignored_accelerators
 from kdcl_dist.launch.failures import first_cause
 from kdcl_dist.launch.forkserver import start_server
+from kdcl_dist.launch.gpu_remarks import remarks
 from kdcl_dist.launch.messages import (
     CoordinatorUnreachable,
     EndpointOpened,
@@ -27,6 +26,7 @@ from kdcl_dist.launch.messages import (
     RunEndedByFailure,
 )
 from kdcl_dist.launch.preflight.checks import Check, check_here
+from kdcl_dist.launch.preflight.rehearsal import opens_data, rehearsal, rehearse
 from kdcl_dist.launch.processes import (
     GRACE_S,
     Process,
@@ -39,8 +39,10 @@ from kdcl_dist.launch.processes import (
 from kdcl_dist.membership.endpoint import Endpoint
 from kdcl_dist.membership.monitor import COORDINATOR
 from kdcl_dist.run.events import Event, Note
+from kdcl_dist.run.record import recorded_end
 from kdcl_dist.run.run import Run
 from kdcl_dist.run.storage import Folder
+from kdcl_dist.utils.devices import usable_gpus
 
 __all__ = ["check", "launch"]
 
@@ -77,8 +79,11 @@ class _Cohort:
 
     def __init__(self, run: Run, on_event: Callable[[Event], None], stop_requested: threading.Event) -> None:
         self.run, self.on_event, self.stop_requested = run, on_event, stop_requested
-        self.devices = assign_devices(run.recipe, torch.cuda.device_count())
-        self.context = start_server()
+        gpus = usable_gpus()
+        self.devices = assign_devices(run.recipe, gpus)
+        for remark in remarks(run.recipe, self.devices, gpus):
+            on_event(remark)
+        self.context, self.limit_s = start_server(), run.recipe.limits.startup_s
         self.stop = self.context.Event()
         self.endpoint: Endpoint | None = None
         self.processes: list[Process] = []
@@ -89,7 +94,7 @@ class _Cohort:
         """See `launch`."""
         try:
             self.processes.append(self._start_coordinator())
-            self.endpoint = _await_endpoint(self.processes[0], self.run.recipe.limits.startup_s)
+            self.endpoint = _await_endpoint(self.processes[0], self.limit_s)
             for rank in range(len(self.run.recipe.workers)):
                 self.processes.append(self._start_student(rank))
             self._supervise()
@@ -97,17 +102,20 @@ class _Cohort:
             for process in reversed(self.processes):  # the coordinator, which hosts the store, ends last
                 finish(process)
         finished = self.processes[0].finished
+        if finished is None and self.processes[0].error is None:  # it died, maybe after all was recorded
+            finished = recorded_end(self.run)
         if finished is None and (cause := first_cause(self.processes, HOST)) is not None:
             raise cause
         return bool(finished)  # a student that dies after the coordinator's end loses nothing
 
     def _start_coordinator(self) -> Process:
         entry = "kdcl_dist.launch.entrypoints:coordinate"
-        return start(self.context, COORDINATOR, entry, self.run, HOST, self.stop)
+        return start(self.context, COORDINATOR, entry, self.run, HOST, self.stop, limit_s=self.limit_s)
 
     def _start_student(self, rank: int) -> Process:
         entry, name = "kdcl_dist.launch.entrypoints:train", self.run.recipe.workers[rank].name
-        return start(self.context, name, entry, self.run, rank, self.endpoint, HOST, self.devices[rank])
+        arguments = self.run, rank, self.endpoint, HOST, self.devices[rank]
+        return start(self.context, name, entry, *arguments, limit_s=self.limit_s)
 
     def _supervise(self) -> None:
         """Handle the processes' messages until all have ended, or for a while after the run's end."""
@@ -170,9 +178,9 @@ class _Cohort:
             else:
                 self.processes[index] = self._start_student(index - 1)
 
-    def _kill_silent(self, name: str, pid: int) -> None:
+    def _kill_silent(self, name: str, pid: int | None) -> None:
         for process in self.processes:
-            if (process.name, process.handle.pid) == (name, pid):
+            if process.name == name and pid in (process.handle.pid, None):
                 process.end_reason = "ended, since it did not answer"
                 process.handle.kill()
 
@@ -185,21 +193,27 @@ class _Cohort:
 
 
 def check(recipe: Recipe, storage: Folder) -> list[Check]:
-    """All checks of `kdcl preflight` for training in processes of this machine.
+    """All checks of `kdcl preflight`, rehearsals included, for training in processes of this machine.
 
     Args:
         recipe: the run.
         storage: the folder that will hold it.
     """
-    count = torch.cuda.device_count()
-    figure, failures = f"{len(recipe.workers)} workers on this machine, GPU {count}", []
-    if named := [student.name for student in recipe.students if student.accelerator is not None]:
-        figure += f"; accelerator of {', '.join(named)} not looked for"
+    count = usable_gpus()
+    gpus = f"{count} GPU{'s' * (count > 1)}" if count else "no GPU"
+    figure = f"{len(recipe.workers)} workers on this machine, {gpus}"
+    placement = Check("placement", figure, warnings=ignored_accelerators(recipe))
+    devices: list[str] = []
     try:
-        assign_devices(recipe, count)
+        devices = assign_devices(recipe, count)
     except RecipeError as error:
-        failures = [str(error)]
-    return [Check("placement", figure, failures), *check_here(recipe, storage, HOST, {})]
+        placement.failures.append(str(error))
+    checks = check_here(recipe, storage, HOST, {}, apart=True)
+    workers = zip(recipe.workers, devices, strict=False) if opens_data(checks) else ()
+    found = [
+        rehearse(recipe, worker.student, device, HOST) for worker, device in workers if worker.replica == 0
+    ]
+    return [placement, *checks, rehearsal(found)]
 
 
 def _await_endpoint(coordinator: Process, limit_s: float) -> Endpoint:

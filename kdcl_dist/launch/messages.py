@@ -7,12 +7,14 @@ launcher sends one thing back: an `Endpoint`, as the answer to `CoordinatorUnrea
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 from kdcl_dist.errors import KdclError
 from kdcl_dist.membership.endpoint import Endpoint
 from kdcl_dist.run.events import Event
 
 __all__ = [
+    "Answered",
     "CoordinatorUnreachable",
     "EndProcess",
     "EndpointOpened",
@@ -40,10 +42,15 @@ class EventEmitted:
 
 @dataclass(frozen=True)
 class EndProcess:
-    """The coordinator asks for the end of a student's process, which does not answer."""
+    """The coordinator asks for the end of a student's process, which does not answer.
+
+    Attributes:
+        name: of its worker.
+        pid: its process id; None for that which the worker has now, as one that has not joined yet.
+    """
 
     name: str
-    pid: int
+    pid: int | None
 
 
 @dataclass(frozen=True)
@@ -58,6 +65,13 @@ class Finished:
     """The sender's work is done: at the end of the run, or before it where the run was stopped."""
 
     at_end: bool
+
+
+@dataclass(frozen=True)
+class Answered:
+    """The result of the sender's work, which is no part of a run."""
+
+    result: Any
 
 
 @dataclass(frozen=True)
@@ -80,6 +94,7 @@ Message = (
     | EndProcess
     | CoordinatorUnreachable
     | Finished
+    | Answered
     | Failed
     | RunEndedByFailure
 )

@@ -7,13 +7,15 @@ import that, so this module imports nothing heavy and takes the function of a pr
 from __future__ import annotations
 
 import signal
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
 from typing import Any
 
-from kdcl_dist.errors import KdclError
+from kdcl_dist.errors import KdclError, StartupTimeout
+from kdcl_dist.launch.forkserver import UNKNOWN_CODE, ServerDied, fork
 from kdcl_dist.launch.messages import Failed, Finished, Message, RunEndedByFailure
 from kdcl_dist.utils.import_strings import load_object
 
@@ -21,6 +23,8 @@ __all__ = ["GRACE_S", "Process", "await_ready", "finish", "how_it_ended", "recei
 
 #: Seconds that a process has to end by itself, and the others to notice a failure, before they are ended.
 GRACE_S = 15.0
+#: Servers that one start may use up.
+SERVERS = 4
 
 
 @dataclass
@@ -52,27 +56,44 @@ class Process:
         return self.error is not None or (self.ended and self.finished is None)
 
 
-def start(context: Any, name: str, entry: str, *arguments: Any) -> Process:
-    """Start a process.
+def start(context: Any, name: str, entry: str, *arguments: Any, limit_s: float) -> Process:
+    """Start a process, by a new server where that of the context dies meanwhile.
 
     Args:
         context: of multiprocessing, from `start_server`.
         name: the name of its worker, or "coordinator".
-        entry: import string of the function that it runs.
+        entry: import string of the function that it runs; the function ends with this process.
         arguments: the function's arguments after the link.
+        limit_s: seconds within which a server forks the process.
+
+    Raises:
+        StartupTimeout: no server did.
     """
-    ours, theirs = context.Pipe()
-    handle = context.Process(target=_enter, args=(entry, theirs, *arguments), name=f"kdcl-{name}")
-    handle.start()
-    theirs.close()
-    return Process(name, handle, ours)
+    deadline = time.monotonic() + limit_s
+    for _ in range(SERVERS):
+        ours, theirs = context.Pipe()  # anew each time: a process may have been forked that is about to end
+        handle = context.Process(target=_enter, args=(entry, theirs, *arguments), name=f"kdcl-{name}")
+        try:
+            fork(handle, deadline)
+            return Process(name, handle, ours)
+        except ServerDied:
+            ours.close()
+            if time.monotonic() > deadline:
+                break
+        finally:
+            theirs.close()
+    raise StartupTimeout(
+        f"the process of {name} did not start within {limit_s:g} s (limits.startup_s): the server from which "
+        "processes are forked died or did not answer; out of memory, or killed by hand?",
+        phase="start",
+    )
 
 
 def _enter(entry: str, link: Connection, *arguments: Any) -> None:
     load_object(entry)(link, *arguments)
 
 
-def await_ready(processes: Sequence[Process], timeout_s: float | None = None) -> list[Process]:
+def await_ready(processes: Sequence[Process], timeout_s: float) -> list[Process]:
     """The processes from which `receive` returns at once; empty after `timeout_s` seconds without any.
 
     The death of a process counts as well as its link: a child process may hold the link open.
@@ -110,7 +131,7 @@ def finish(process: Process) -> None:
         process.handle.join(2)
     if process.handle.is_alive():
         process.handle.kill()
-        process.handle.join()
+        process.handle.join(GRACE_S)  # longer only where the kernel holds it, and then nothing helps
     process.link.close()
 
 
@@ -119,6 +140,8 @@ def how_it_ended(process: Process) -> str:
     if process.end_reason is not None:
         return process.end_reason
     code = process.handle.exitcode
+    if code == UNKNOWN_CODE:
+        return "how is not known, since the server that forked it has died too"
     if code is not None and code < 0:
         name = signal.Signals(-code).name
         hint = "; out of memory, or killed by hand" if name == "SIGKILL" else ""

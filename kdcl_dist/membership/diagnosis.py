@@ -108,6 +108,8 @@ def classify(seen: StudentsObservation, *, limit_s: float, unfinished: Collectio
     lost = tuple(rank for rank in suspects if rank in dead) or suspects  # the others are only busy
     if not lost:
         return Decision(Outcome.NOBODY_LOST)
+    if seen.late:  # others may hang at the same step, behind what the limit was for
+        lost += tuple(rank for rank, state in seen.silent.items() if state.stale_before and rank not in lost)
     died = not seen.late and any(rank in dead for rank in lost)
     return Decision(Outcome.DIED if died else Outcome.NO_ANSWER, lost)
 

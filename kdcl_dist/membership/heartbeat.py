@@ -137,9 +137,11 @@ class HeartbeatThread:
         return True
 
     def _observe(self) -> None:
-        for rank, watch in self.watches.items():
-            if self.store.check([heartbeat_key(rank)]):
-                watch.observe(json.loads(self.store.get(heartbeat_key(rank))))
+        watches = self.watches  # another generation brings others
+        found = self.store.lookup([heartbeat_key(rank) for rank in watches])
+        for watch, heartbeat in zip(watches.values(), found, strict=True):
+            if heartbeat is not None:
+                watch.observe(json.loads(heartbeat))
 
     def close(self, limit_s: float) -> None:
         """Stop the thread; after `limit_s` seconds leave it alone with the store that does not answer."""

@@ -42,7 +42,8 @@ class Monitor:
         client: access to the store; its operations raise `CoordinatorLost` when the store cannot be reached.
         heartbeat: what this process does now.
         cause: the failure that broke this generation, as this process learned of it.
-        lost: name and process id of those whose death or silence broke it; only the coordinator knows.
+        lost: name and process id of those whose death or silence broke it; only the coordinator knows. None
+            stands for the id of a process that has not reported it.
     """
 
     def __init__(
@@ -94,7 +95,7 @@ class Monitor:
         self.generation, self.processes = generation, processes or {}
         self.present = list(range(self.coordinator_rank)) if present is None else list(present)
         self.cause: KdclError | None = None
-        self.lost: list[tuple[str, int]] = []
+        self.lost: list[tuple[str, int | None]] = []
         # Observed with each heartbeat: so a heartbeat that stands still is known as soon as a limit ends.
         self._thread.watch(generation, self.present if self.is_coordinator else [self.coordinator_rank])
         self.heartbeat.enter("start", step)

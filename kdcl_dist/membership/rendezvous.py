@@ -9,12 +9,13 @@ from __future__ import annotations
 
 import time
 import uuid
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from kdcl_dist.config.rounds import Kind, Round
-from kdcl_dist.errors import CoordinatorLost, KdclError, StartupTimeout, from_dict
+from kdcl_dist.errors import CoordinatorLost, KdclError, from_dict
+from kdcl_dist.membership.arrivals import Arrivals
 from kdcl_dist.membership.heartbeat import HeartbeatWatch
 from kdcl_dist.membership.monitor import Monitor
 from kdcl_dist.membership.store import POLL_S
@@ -28,7 +29,10 @@ REQUESTS, GENERATION, COMPLETED, FAILED = "requests", "generation", "completed",
 
 @dataclass(frozen=True)
 class WorkerInfo:
-    """What one student's worker reports to the cohort before its first step."""
+    """What one student's worker reports to the cohort before its first step.
+
+    `peak_memory` is that of its rehearsal, in bytes; see `kdcl_dist.student.dry_run`.
+    """
 
     name: str
     host: str
@@ -39,6 +43,7 @@ class WorkerInfo:
     schedule: dict[str, int]
     data: dict[str, str]
     versions: dict[str, str]
+    peak_memory: int = 0
 
 
 @dataclass(frozen=True)
@@ -101,10 +106,12 @@ class Rendezvous:
 
     Args:
         monitor: of the same process.
+        is_started: tells the coordinator whether the launcher has started a process for a worker.
     """
 
-    def __init__(self, monitor: Monitor) -> None:
+    def __init__(self, monitor: Monitor, is_started: Callable[[str], bool] = lambda name: False) -> None:
         self.monitor, self.client = monitor, monitor.client
+        self._arrivals = Arrivals(monitor, is_started)
         self._joins: dict[int, PendingJoin] = {}
         self._failures: list[KdclError] = []
         self._unread: set[int] = set()
@@ -167,21 +174,22 @@ class Rendezvous:
 
         Raises:
             StartupTimeout: after `limit_s` seconds; it names the workers that are not ready.
+            StudentLost: the process of one that is not ready is stopped.
             KdclError: the first failure that a student reports meanwhile.
         """
-        deadline = time.monotonic() + limit_s
+        self._arrivals.clear()
         while not set(ranks) <= set(ready := self.ready()):
             if self._failures:
                 raise self._failures.pop(0)
-            if time.monotonic() > deadline:
-                missing = [self.monitor.names[rank] for rank in sorted(set(ranks) - set(ready))]
-                raise StartupTimeout(
-                    f"{', '.join(missing)} did not join within {limit_s:g} s (limits.startup_s): does every "
-                    "student find free resources, and can the hosts reach each other?",
-                    phase="start",
-                )
+            if (error := self._arrivals.failure(set(ranks) - set(ready), limit_s)) is not None:
+                raise error
             time.sleep(POLL_S)
+        self._arrivals.clear()
         return dict(sorted(ready.items()))
+
+    def overdue(self, ranks: Collection[int], limit_s: float) -> KdclError | None:
+        """The failure of workers that are away and will not come; None as long as they may come."""
+        return self._arrivals.failure(set(ranks) - set(self.ready()), limit_s)
 
     def ready(self) -> dict[int, PendingJoin]:
         """The join requests of the workers that live, by rank.

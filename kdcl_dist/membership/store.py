@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from concurrent.futures import TimeoutError as FutureTimeout
 from typing import Any, Protocol
@@ -20,7 +20,7 @@ POLL_S = 0.02
 
 
 class Store(Protocol):
-    """The methods of torch.distributed's stores that the package uses."""
+    """The methods of the store that the package uses."""
 
     def set(self, key: str, value: str, /) -> None:
         """Write a value."""
@@ -33,6 +33,9 @@ class Store(Protocol):
 
     def check(self, keys: list[str], /) -> bool:
         """Whether all keys exist."""
+
+    def lookup(self, keys: Sequence[str], /) -> list[bytes | None]:
+        """The values of keys, None for absent ones."""
 
     def compare_set(self, key: str, expected: str, desired: str, /) -> bytes:
         """Write `desired` if the key is absent and `expected` is empty; return the value of the key then."""
@@ -81,7 +84,7 @@ class StoreClient:
 
 
 def call_with_timeout(limit_s: float, operation: Callable[[], Any]) -> Any:
-    """The result of an operation that may never end, such as those of torch's store when a host is cut off.
+    """The result of an operation that may never end, such as those of a store whose host is cut off.
 
     Raises:
         TimeoutError: there is no result within `limit_s` seconds; the operation stays alone in its thread.

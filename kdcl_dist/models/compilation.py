@@ -12,7 +12,34 @@ from typing import cast
 import torch
 from torch import nn
 
-__all__ = ["compiled"]
+__all__ = ["compiled", "keep_graphs", "uncompiled"]
+
+
+def uncompiled(network: nn.Module) -> tuple[nn.Module, bool]:
+    """A network without the compilation that it brings, and whether it brought any.
+
+    `torch.compile(net)` is a wrapper, which would put `_orig_mod.` into the names of the state;
+    `net.compile()` is none. Both are taken off, also from the network's parts.
+    """
+    holder, found = nn.Sequential(network), False
+    for module in list(holder.modules()):
+        found |= module._compiled_call_impl is not None
+        module._compiled_call_impl = None
+        for name, part in module._modules.items():
+            while isinstance(inner := getattr(part, "_orig_mod", None), nn.Module):
+                module._modules[name] = part = inner
+                found = True
+    return holder[0], found
+
+
+def keep_graphs() -> None:
+    """Let compiled passes keep their graph: the conflict of gradients uses it before the step itself does.
+
+    A network can compile parts of its passes by itself.
+    """
+    from torch._functorch import config
+
+    config.donated_buffer = False
 
 
 def compiled(network: nn.Module, threads: int) -> nn.Module:
@@ -23,10 +50,7 @@ def compiled(network: nn.Module, threads: int) -> nn.Module:
         threads: number of processes that compile; with 1, this process does.
     """
     # This import takes seconds, and most runs do not compile.
-    from torch._functorch import config as autograd
     from torch._inductor import config as inductor
 
     inductor.compile_threads = threads
-    # The conflict of gradients uses the graph before the step itself does, so the graph must survive.
-    autograd.donated_buffer = False
     return cast(nn.Module, torch.compile(network))

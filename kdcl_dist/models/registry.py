@@ -5,25 +5,19 @@ from __future__ import annotations
 import difflib
 import inspect
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any
 
 from torch import nn
 
 from kdcl_dist.errors import ModelError, of_user_code
 from kdcl_dist.models import cifar, imagenet, small
+from kdcl_dist.models.built_in import Usual
+from kdcl_dist.models.compilation import uncompiled
 from kdcl_dist.utils.import_strings import is_import_string, load_object
 
-__all__ = ["BUILT_IN", "GROUPS", "Usual", "build", "call_of", "names"]
+__all__ = ["BUILT_IN", "GROUPS", "build", "call_of", "construct", "names"]
 
 Factory = Callable[[int, int], nn.Module]
-
-
-class Usual(NamedTuple):
-    """The usual input of a network: the shape of its images (C, H, W), and the number of classes."""
-
-    shape_CHW: tuple[int, int, int]
-    classes: int
-
 
 #: The built-in networks by their usual input; each accepts other sizes and numbers of classes.
 GROUPS: dict[Usual, dict[str, Factory]] = {
@@ -40,7 +34,15 @@ def names() -> list[str]:
 
 
 def build(name: str, num_classes: int, in_channels: int = 3) -> nn.Module:
-    """A new network that maps images (B, in_channels, H, W) to logits (B, num_classes).
+    """A new network that maps images (B, in_channels, H, W) to logits (B, num_classes), not compiled.
+
+    Arguments and errors as `construct`.
+    """
+    return uncompiled(construct(name, num_classes, in_channels))[0]
+
+
+def construct(name: str, num_classes: int, in_channels: int) -> nn.Module:
+    """A new network as its factory gives it.
 
     Args:
         name: a built-in name, or an import string `package.module:factory`. A call of a factory has the

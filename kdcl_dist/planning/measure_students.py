@@ -1,6 +1,6 @@
 """Measuring a step of one student alone, on the device of its resources, for several shares of the batch.
 
-Shapes: B samples of one worker, C classes, P peers.
+Shapes: B samples of one worker.
 """
 
 from __future__ import annotations
@@ -12,20 +12,17 @@ from itertools import chain, count
 from statistics import median
 
 import torch
-import torch.nn.functional as F
-from torch import Tensor
 
 from kdcl_dist.config.recipe import Recipe
 from kdcl_dist.config.rounds import Kind
 from kdcl_dist.data.loader import Batch
 from kdcl_dist.data.training_data import TrainingData
 from kdcl_dist.errors import ModelError, RecipeError
-from kdcl_dist.exchange.layout import sends_target
 from kdcl_dist.exchange.message import Message, MessageLayout
 from kdcl_dist.planning.processes import run_in_processes, time_steps
 from kdcl_dist.planning.step_model import Cost
 from kdcl_dist.run.process import set_determinism
-from kdcl_dist.student.dry_run import dry_run
+from kdcl_dist.student.dry_run import dry_run, random_target
 from kdcl_dist.student.student import Student
 
 __all__ = ["measure_student", "with_replicas"]
@@ -47,7 +44,7 @@ def measure_student(recipe: Recipe, index: int, counts: Sequence[int]) -> dict[i
         KdclError: the data, the network or its first step fails.
     """
     student = recipe.students[index]
-    if student.resources.gpu and not torch.cuda.is_available():
+    if student.resources.gpu_share(auto=0.0) and not torch.cuda.is_available():
         raise RecipeError(
             f"students.{student.name}.resources.gpu: this machine has no GPU to measure on; give the step's "
             f"seconds with --given {student.name}=SECONDS"
@@ -87,11 +84,10 @@ def _student(recipe: Recipe, index: int, counts: Sequence[int]) -> dict[int, Cos
 def _build(recipe: Recipe, index: int, counts: Sequence[int]) -> tuple[Student, dict[int, Iterator[Batch]]]:
     """The student, and the batches of its first worker by their size, for each size that fits the device."""
     training_data = TrainingData.open(recipe)
-    classes, channels = len(training_data.train.classes), training_data.train.channels
-    device = torch.device("cuda" if recipe.students[index].resources.gpu else "cpu")
-    student = Student(recipe, index, classes=classes, channels=channels, device=device)
+    device = torch.device("cuda" if recipe.students[index].resources.gpu_share(auto=0.0) else "cpu")
+    student = Student.of(training_data, index, device=device)
     dry_run(student, training_data, index)
-    message = Message(MessageLayout(recipe.batch_size, classes))
+    message = Message(MessageLayout(recipe.batch_size, student.classes))
     streams: dict[int, Iterator[Batch]] = {}
     for number in counts:
         replicas = [number if student == index else 1 for student in range(len(recipe.students))]
@@ -131,17 +127,10 @@ def _step(student: Student, stream: Iterator[Batch], message: Message, step: int
     logits_BC = student.forward(batch.images, step, learns=learns)
     message.reset(Kind.TRAIN, step)
     message.write_rows(batch.ids, student.contribution(logits_BC, step), batch.labels)
-    losses = student.loss(logits_BC, batch.labels, _target(student, len(batch.ids)))
+    losses = student.loss(logits_BC, batch.labels, random_target(student, len(batch.ids)))
     if learns:
         student.learn(losses.total, student.spec.optimizer.lr)
     float(losses.total.detach())  # waits for the GPU
     if student.device.type == "cuda":
         torch.cuda.synchronize()
     return Cost(loaded - started, time.perf_counter() - loaded)
-
-
-def _target(student: Student, rows: int) -> Tensor | None:
-    """Random log-probabilities in the shape that the method's loss takes."""
-    if student.recipe.distillation.method == "dml":
-        return F.log_softmax(torch.randn(len(student.recipe.students) - 1, rows, student.classes), dim=2)
-    return F.log_softmax(torch.randn(rows, student.classes), dim=1) if sends_target(student.recipe) else None

@@ -11,7 +11,7 @@ from concurrent.futures.process import BrokenProcessPool
 from typing import Any, TypeVar
 
 from kdcl_dist.errors import KdclError
-from kdcl_dist.utils.process import end_with_parent
+from kdcl_dist.utils.process import end_with_parent, share_folder
 
 __all__ = ["STEPS", "WARMUP_STEPS", "run_in_processes", "time_steps"]
 
@@ -32,9 +32,11 @@ def run_in_processes(work: Callable[..., Result], items: Sequence[tuple[Any, ...
     """
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["kdcl_dist.student.runtime"])
+    share_folder()
     with ProcessPoolExecutor(len(items), mp_context=context, initializer=_initialise) as pool:
         jobs = [pool.submit(work, *item) for item in items]
         try:
+            # Without a limit: a network's steps may take any time, and somebody waits who can press Ctrl-C.
             return [job.result() for job in jobs]
         except BrokenProcessPool:
             raise KdclError(

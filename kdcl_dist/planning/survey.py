@@ -8,16 +8,18 @@ from dataclasses import dataclass
 
 from kdcl_dist import models
 from kdcl_dist.config.recipe import Recipe
-from kdcl_dist.config.student import Student
 from kdcl_dist.data.subset import open_classes
+from kdcl_dist.data.training_data import TrainingData
 from kdcl_dist.errors import DataError
 from kdcl_dist.exchange.layout import DTYPES, answer_rows
+from kdcl_dist.models.lazy import has_lazy_layers, initialise
 from kdcl_dist.planning.given import ENSEMBLE
 from kdcl_dist.planning.measure_cores import measure_cores
 from kdcl_dist.planning.measure_exchange import measure_ensemble, measure_link
 from kdcl_dist.planning.measure_students import measure_student
 from kdcl_dist.planning.proposal import divisors
 from kdcl_dist.planning.step_model import Cost, Link, StepModel, StudentCosts
+from kdcl_dist.utils.devices import choose_device
 
 __all__ = ["DEFAULT_ENSEMBLE_S", "DEFAULT_LINK", "Survey", "survey"]
 
@@ -50,6 +52,7 @@ def survey(
     *,
     link: Link | None = None,
     cores: float | None = None,
+    device: str = "auto",
     on_progress: OnProgress = lambda text: None,
 ) -> Survey:
     """Collect the costs of a cohort; measures the students that are not given.
@@ -61,11 +64,14 @@ def survey(
         link: between all processes. None: measured here; a usual one if nothing is measured.
         cores: CPU cores that all share. None: as many as this machine gives; no limit if
             nothing is measured.
+        device: "cpu" or "cuda" for students of `resources.gpu: auto`; "auto": a GPU if there is one.
         on_progress: takes the name of each measurement before it begins.
 
     Raises:
+        UserError: there is no such device.
         KdclError: something cannot be measured.
     """
+    recipe = _on(recipe, choose_device(device).type)
     measured = [student.name for student in recipe.students if student.name not in given]
     classes, channels, notes = _shape(recipe, needed=bool(measured))
     most = max(workers - len(recipe.students) + 1, max(student.replicas for student in recipe.students))
@@ -80,6 +86,16 @@ def survey(
     source = f"{', '.join(measured)} measured on this machine" if measured else "nothing measured here"
     notes.insert(0, f"{source}, the rest given or default")
     return Survey(recipe, _model(recipe, classes, students, given, shared), notes)
+
+
+def _on(recipe: Recipe, device: str) -> Recipe:
+    """The recipe with a number for each `resources.gpu: auto`: 1 on the device "cuda", else 0."""
+    students = []
+    for student in recipe.students:
+        gpu = student.resources.gpu_share(auto=float(device == "cuda"))
+        resources = student.resources.model_copy(update={"gpu": gpu})
+        students.append(student.model_copy(update={"resources": resources}))
+    return recipe.model_copy(update={"students": students})
 
 
 def _measure_shared(
@@ -135,12 +151,15 @@ def _costs(
         # The recipe's own number goes first: it must fit the device, the others need not.
         costs = measure_student(recipe, index, sorted(counts, key=lambda count: count != student.replicas))
         counts = [count for count in counts if recipe.batch_size // count in costs]
-    threads = 0 if student.resources.gpu else student.resources.cpu
-    return StudentCosts(costs, threads, _gradient_bytes(recipe, student, shape), counts)
+    threads = 0 if student.resources.gpu_share(auto=0.0) else student.resources.cpu
+    return StudentCosts(costs, threads, _gradient_bytes(recipe, index, shape), counts)
 
 
-def _gradient_bytes(recipe: Recipe, student: Student, shape: tuple[int, int]) -> int:
+def _gradient_bytes(recipe: Recipe, index: int, shape: tuple[int, int]) -> int:
+    student = recipe.students[index]
     if recipe.is_teacher(student):
         return 0
     network = models.build(student.model, *shape)
+    if has_lazy_layers(network):
+        initialise(network, student.model, TrainingData.open(recipe).first_views(index, 2).images)
     return sum(4 * parameter.numel() for parameter in network.parameters() if parameter.requires_grad)

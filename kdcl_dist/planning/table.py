@@ -6,6 +6,7 @@ import math
 from collections.abc import Sequence
 
 from kdcl_dist.config.recipe import Recipe
+from kdcl_dist.config.student import Resources
 from kdcl_dist.planning.step_model import Prediction, StepModel
 from kdcl_dist.planning.survey import Survey
 
@@ -54,7 +55,7 @@ def _costs(recipe: Recipe, model: StepModel) -> list[str]:
     rows = [("one worker alone", "device", "rows", "data ms", "compute ms")]
     for student, figures in zip(recipe.students, model.students, strict=True):
         samples = max(model.batch_size // count for count in figures.counts)
-        cost, device = figures.cost(samples), _device(student.resources.gpu, student.resources.cpu)
+        cost, device = figures.cost(samples), _device(student.resources)
         rows.append((student.name, device, str(samples), _ms(cost.data_s), _ms(cost.compute_s)))
     return _aligned(rows)
 
@@ -80,7 +81,8 @@ def _summary(model: StepModel, choice: Prediction) -> str:
     return text
 
 
-def _device(gpu: float, cpu: int) -> str:
+def _device(resources: Resources) -> str:
+    gpu, cpu = resources.gpu_share(auto=0.0), resources.cpu
     if gpu:
         return "GPU" if gpu == 1 else f"{gpu:g} GPU"
     return f"{cpu} core" if cpu == 1 else f"{cpu} cores"

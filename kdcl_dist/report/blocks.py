@@ -11,6 +11,8 @@ from pathlib import Path
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
+from kdcl_dist.utils.text import shown
+
 __all__ = ["Figure", "Table", "environment", "render"]
 
 NUMBER = re.compile(r"−?\d[\d,]*(\.\d+)?( ± \d+(\.\d+)?)?|–")
@@ -56,14 +58,21 @@ class Table:
 
 @cache
 def environment() -> Environment:
-    """The templates of this package, which escape every text that is not `Markup`."""
+    """The templates of this package, which escape every text that is not `Markup`, and show it as `shown`."""
     return Environment(
         loader=FileSystemLoader(Path(__file__).parent / "templates"),
         autoescape=True,
+        finalize=_shown,
         undefined=StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
     )
+
+
+def _shown(value: object) -> object:
+    """A text as `shown`, line by line: a traceback has many."""
+    plain = isinstance(value, str) and not isinstance(value, Markup)
+    return "\n".join(map(shown, str(value).split("\n"))) if plain else value
 
 
 def render(template: str, **context: object) -> str:

@@ -7,6 +7,8 @@ from html import escape
 
 from markupsafe import Markup
 
+from kdcl_dist.utils.text import shown
+
 __all__ = ["CHAR", "STYLES", "WIDTH", "image", "marker", "shorten", "spread", "style", "text"]
 
 #: Width of every picture; one unit is about one pixel on the page.
@@ -31,13 +33,14 @@ def image(ident: str, title: str, desc: str, height: float, body: str, data: str
     return Markup(
         f'<svg viewBox="0 0 {WIDTH} {height:g}" role="img" '
         f'aria-labelledby="{escape(ident)}-t {escape(ident)}-d"{data}>'
-        f'<title id="{escape(ident)}-t">{escape(title)}</title>'
-        f'<desc id="{escape(ident)}-d">{escape(desc)}</desc>{body}</svg>'
+        f'<title id="{escape(ident)}-t">{escape(shown(title))}</title>'
+        f'<desc id="{escape(ident)}-d">{escape(shown(desc))}</desc>{body}</svg>'
     )
 
 
 def text(x: float, y: float, content: str, kind: str = "", limit: int = 0) -> str:
     """Text at a point; text longer than `limit` characters is cut off, and its tooltip is complete."""
+    content = shown(content)
     short = shorten(content, limit) if limit else content
     tip = f"<title>{escape(content)}</title>" if short != content else ""
     css = f' class="{kind}"' if kind else ""

@@ -12,7 +12,7 @@ Values = dict[str, dict[str, float]]
 
 @dataclass(frozen=True)
 class Started:
-    """The cohort is complete: host, process id, device and number of parameters of each worker."""
+    """The cohort is complete: host, process id, device, parameters and peak memory of each worker."""
 
     students: list[str]
     placement: dict[str, dict[str, str | int]]

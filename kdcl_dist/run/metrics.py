@@ -21,6 +21,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from kdcl_dist.data.parquet_file import open_parquet, unfolded_limit
 from kdcl_dist.errors import RunFolderError, one_line
 from kdcl_dist.run.storage import Folder
 
@@ -36,6 +37,8 @@ SCHEMA = pa.schema(
         ("value", pa.float64()),
     ]
 )
+#: Columns of text.
+TEXTS = ["student", "split", "name"]
 #: The ensemble's rows have this in place of a student's name.
 ENSEMBLE = "ensemble"
 #: Bins of the metrics `staleness/BIN`: ages in steps.
@@ -154,17 +157,30 @@ def read_metrics(run: Folder) -> pa.Table:
 def _read_file(run: Folder, name: str) -> pa.Table:
     """The rows of one file, checked: columns, types, no nulls, valid text."""
     try:
-        table = pq.read_table(pa.BufferReader(run.read(name)))
-        if sorted(table.column_names) != sorted(SCHEMA.names):
-            raise ValueError(f"its columns are {', '.join(table.column_names) or 'none'}")
-        table = table.select(SCHEMA.names).cast(SCHEMA)
-        table.validate(full=True)
+        table = _read_checked(run.read(name))
     except (pa.ArrowException, OSError, ValueError, KeyError) as error:
         raise RunFolderError(f"{run}/{name} cannot be read ({one_line(error)}); delete it") from None
     if nulls := [column for column in SCHEMA.names if table[column].null_count]:
         raise RunFolderError(f"{run}/{name} cannot be read (nulls in column {nulls[0]}); delete it")
     if len(table) and pc.min(table["epoch"]).as_py() < 0:
         raise RunFolderError(f"{run}/{name} cannot be read (an epoch below 0); delete it")
+    return table
+
+
+def _read_checked(data: bytes) -> pa.Table:
+    """The table in a Parquet file of the metrics, which may come from anyone."""
+    with open_parquet(pa.py_buffer(data), read_dictionary=TEXTS) as reader:
+        names = reader.schema_arrow.names
+        if sorted(names) != sorted(SCHEMA.names):
+            raise ValueError(f"its columns are {', '.join(names[:9]) or 'none'}")
+        table = reader.read(use_threads=False).select(SCHEMA.names)
+    table.validate(full=True)
+    texts = [chunk for name in TEXTS for chunk in table[name].chunks if pa.types.is_dictionary(chunk.type)]
+    lengths = [pc.take(pc.binary_length(chunk.dictionary), chunk.indices) for chunk in texts]
+    if (size := sum(pc.sum(length).as_py() or 0 for length in lengths)) > unfolded_limit(len(data)):
+        raise ValueError(f"its {len(data):,} bytes would unfold to {size:,}")
+    table = table.cast(SCHEMA)
+    table.validate(full=True)
     return table
 
 

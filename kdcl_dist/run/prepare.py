@@ -3,20 +3,21 @@
 from __future__ import annotations
 
 import re
-import uuid
 from collections.abc import Callable, Sequence
-from datetime import datetime
 from pathlib import Path
 
-from kdcl_dist.config.differences import differences, roundings
+from kdcl_dist.config.differences import differences, forbidden_changes, roundings
 from kdcl_dist.config.recipe import Recipe
 from kdcl_dist.config.recipe_file import parse_recipe
 from kdcl_dist.config.stored_imports import import_strings
+from kdcl_dist.config.strict_yaml import MAX_BYTES
 from kdcl_dist.errors import RecipeError, RunFolderError, StorageError
 from kdcl_dist.run.checkpoint import Manifest, has_committed, latest
+from kdcl_dist.run.creation import create, new_id
 from kdcl_dist.run.record import read_record, update_record
-from kdcl_dist.run.run import Run, load_run, versions, write_recipe
+from kdcl_dist.run.run import Run, load_run, write_recipe
 from kdcl_dist.run.storage import Folder
+from kdcl_dist.utils.process import this_process
 
 __all__ = ["NAME", "prepare", "resumed_recipe"]
 
@@ -45,8 +46,8 @@ def prepare(
         recipe_file: the digest of the recipe's file, for the record of a new run; see `resumed_recipe`.
 
     Raises:
-        RunFolderError: the folder exists already or cannot be written, nothing is there to resume, or the
-            folder is of another recipe.
+        RunFolderError: the name belongs to another run, the folder cannot be written, nothing is there to
+            resume, or the folder is of another recipe.
     """
     root = _storage(storage, recipe.limits.patience_s)
     if not _is_name(name):
@@ -54,22 +55,18 @@ def prepare(
             f"--name {name!r}: a name has letters, digits, '.', '_' and '-', at most 128, and begins with "
             "a letter or digit"
         )
-    start: Manifest | None = None
-    if resume:
-        try:
-            name = name or _latest_name(root, recipe.name)
-            start = _resume(root / name, recipe, warn)
-        except StorageError as error:
-            raise RunFolderError(f"nothing to resume: {error.message}") from error
-    name = name or f"{recipe.name}-{datetime.now():%Y%m%d-%H%M%S}-{uuid.uuid4().hex[:4]}"
+    if not resume:
+        root.check_writable()
+        return create(root, name, recipe, recipe_file, warn)
+    try:
+        name = name or _latest_name(root, recipe.name)
+        old, start = _resumable(root / name, recipe, warn)
+    except StorageError as error:
+        raise RunFolderError(f"nothing to resume: {error.message}") from error
     root.check_writable()
-    run = Run(recipe, f"{name}-{uuid.uuid4().hex[:12]}", root / name, start, str(Path.cwd()))
-    if resume:
-        run.remove_partial()
-    else:
-        _create(run.folder, recipe, recipe_file)
-    if read_record(run.folder).get("state") != "finished":
-        update_record(run.folder, state="starting", cause=None, owner=run.id, root=run.root)
+    run = Run(recipe, new_id(name), root / name, start, str(Path.cwd()))
+    run.remove_partial()
+    _record_resumption(run, old)
     return run
 
 
@@ -81,7 +78,8 @@ def resumed_recipe(
     It is the stored recipe with the overrides of this resumption, if the recipe's file is that of the start.
     It is `wanted` if the file has changed or is unknown, if the overrides only fit the file, as
     `students.a=null` given again, or if the stored recipe would import what `wanted` does not: a run folder
-    may come from someone else. `prepare` then finds whether the recipe may resume the run.
+    may come from someone else. `prepare` then finds whether the recipe may resume the run. Of a run of 0.1.0
+    the stored shares of GPUs count where `wanted` states none: that version's default was the CPU.
 
     Args:
         wanted: the recipe's file with the overrides of this resumption.
@@ -97,15 +95,31 @@ def resumed_recipe(
     try:
         root = _storage(storage, wanted.limits.patience_s)
         folder = root / (name or _latest_name(root, wanted.name))
-        if read_record(folder).get("recipe_file") != recipe_file:
+        digest = read_record(folder).get("recipe_file")
+        if digest not in (None, recipe_file):
             return wanted
-        text, source = folder.read("recipe.yaml").decode(), f"{folder}/recipe.yaml"
-        old, found = parse_recipe(text, source=source), parse_recipe(text, overrides, source)
+        text, source = folder.read("recipe.yaml", MAX_BYTES).decode(), f"{folder}/recipe.yaml"
+        old = parse_recipe(text, source=source)
+        if digest is None:
+            return _with_stored_gpus(wanted, old)
+        found = parse_recipe(text, overrides, source)
     except (OSError, ValueError, StorageError, RecipeError):
         return wanted
     only_fits_file = differences(old, found) and not differences(old, wanted)
     foreign = import_strings(found) - import_strings(wanted)
     return wanted if only_fits_file or foreign else found
+
+
+def _with_stored_gpus(wanted: Recipe, old: Recipe) -> Recipe:
+    """`wanted` with the `resources.gpu` of `old` for each student of which it states none."""
+    stored = {student.name: student.resources.gpu for student in old.students}
+    students = []
+    for student in wanted.students:
+        resources = student.resources
+        if "gpu" not in resources.model_fields_set:
+            resources = resources.model_copy(update={"gpu": stored.get(student.name, resources.gpu)})
+        students.append(student.model_copy(update={"resources": resources}))
+    return wanted.model_copy(update={"students": students})
 
 
 def _is_name(name: str | None) -> bool:
@@ -118,23 +132,14 @@ def _storage(uri: str, limit_s: float) -> Folder:
     return Folder(uri if "://" in uri else str(Path(uri).expanduser()), limit_s)
 
 
-def _create(folder: Folder, recipe: Recipe, recipe_file: str | None) -> None:
-    if folder.exists("recipe.yaml"):
-        raise RunFolderError(
-            f"run folder {str(folder)!r} exists: give another --name, or --resume to continue it"
-        )
-    write_recipe(folder, recipe)
-    digest = {} if recipe_file is None else {"recipe_file": recipe_file}
-    update_record(folder, versions=versions(), **digest)
-
-
-def _resume(folder: Folder, recipe: Recipe, warn: Callable[[str], None]) -> Manifest:
+def _resumable(folder: Folder, recipe: Recipe, warn: Callable[[str], None]) -> tuple[Recipe, Manifest]:
+    """The stored recipe of a run that `recipe` can resume, and the checkpoint to continue from."""
     if not folder.exists("recipe.yaml"):
         raise RunFolderError(
             f"nothing to resume: {str(folder)!r} is not a run folder (see --storage and --name)"
         )
     old, _ = load_run(folder.uri)
-    if changed := differences(old, recipe):
+    if changed := forbidden_changes(old, recipe):
         raise RunFolderError(
             f"{str(folder)!r} cannot be resumed with another recipe; it differs in {'; '.join(changed)}"
         )
@@ -148,7 +153,20 @@ def _resume(folder: Folder, recipe: Recipe, warn: Callable[[str], None]) -> Mani
             )
     if changed := roundings(old, recipe):
         warn(f"results may differ in the last bits from those of a run without a break: {'; '.join(changed)}")
-    return start
+    return old, start
+
+
+def _record_resumption(run: Run, old: Recipe) -> None:
+    """Record who owns the run from here on, and in its recipe that it goes on for more epochs."""
+    record, changes = read_record(run.folder), {}
+    if prolonged := run.recipe.epochs > old.epochs:
+        entry = {"step": run.step, "epochs_before": old.epochs, "epochs": run.recipe.epochs}
+        changes = {"prolonged": [*record.get("prolonged", ()), entry], "results": None}
+    if prolonged or record.get("state") != "finished":
+        owner = {"owner": run.id, "launcher": this_process(), "root": run.root}
+        update_record(run.folder, state="starting", cause=None, **owner, **changes)
+    if prolonged:  # after the record: a finished run of too few epochs would not go on
+        write_recipe(run.folder, old.model_copy(update={"epochs": run.recipe.epochs}))
 
 
 def _latest_name(root: Folder, recipe_name: str) -> str:

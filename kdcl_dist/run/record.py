@@ -15,11 +15,14 @@ from kdcl_dist.run.storage import Folder
 
 __all__ = [
     "check_owner",
+    "new_record",
     "next_generation",
     "past_failures",
     "read_record",
     "record_failure",
+    "record_interruption",
     "record_survival",
+    "recorded_end",
     "recorded_failure",
     "restore_deleted",
     "scores_of",
@@ -59,12 +62,16 @@ def update_record(folder: Folder, **changes: Any) -> None:
         StorageError: the storage refuses, or the record that it has is damaged: a running process treats both
             alike, and the damage must not hide the cause of a failure.
     """
-    now = datetime.now(timezone.utc).isoformat(timespec="seconds")
     try:
-        record = read_record(folder) | changes | {"updated": now}
+        new_record(folder, **read_record(folder) | changes)
     except RunFolderError as error:
         raise StorageError(error.message) from error
-    folder.write("run.json", json.dumps(record, indent=1).encode())
+
+
+def new_record(folder: Folder, **fields: Any) -> None:
+    """Write run.json anew; raises `StorageError` when the storage refuses."""
+    now = datetime.now(timezone.utc).isoformat(timespec="seconds")
+    folder.write("run.json", json.dumps(fields | {"updated": now}, indent=1).encode())
 
 
 def check_owner(run: Run) -> None:
@@ -108,6 +115,13 @@ def record_failure(run: Run, cause: KdclError) -> None:
         update_record(run.folder, state="failed", cause=cause.to_dict())
 
 
+def record_interruption(run: Run) -> None:
+    """Record that a run was ended from outside; as `record_failure`."""
+    with contextlib.suppress(Exception):
+        check_owner(run)
+        update_record(run.folder, state="interrupted")
+
+
 def recorded_failure(run: Run) -> KdclError | None:
     """The first cause that was recorded since this start of the run, if any."""
     try:
@@ -115,6 +129,18 @@ def recorded_failure(run: Run) -> KdclError | None:
     except (StorageError, RunFolderError):  # the caller knows a cause of its own, which counts more
         return None
     return from_dict(record["cause"]) if record.get("state") == "failed" and record.get("cause") else None
+
+
+def recorded_end(run: Run) -> bool | None:
+    """How this start of the run has ended by its record, whatever failed afterwards.
+
+    Returns:
+        True where it is complete, False where it was stopped after a checkpoint; None without such a record.
+    """
+    try:
+        return {"finished": True, "interrupted": False}.get(read_record(run.folder).get("state", ""))
+    except (StorageError, RunFolderError):
+        return None
 
 
 def record_survival(run: Run, failures: Sequence[KdclError]) -> None:

@@ -50,6 +50,12 @@ class _Absence(TypedDict):
     state_of: int | None
 
 
+class _Prolonged(TypedDict):
+    step: int
+    epochs_before: int
+    epochs: int
+
+
 class _Scores(TypedDict):
     loss: float
     top1: float
@@ -68,12 +74,14 @@ class _Place(TypedDict, total=False):
     pid: int
     device: str
     parameters: int
+    peak_memory: int
 
 
 @with_config(ConfigDict(extra="allow"))
 class _Record(TypedDict, total=False):
     state: str
     owner: str
+    launcher: str
     root: str
     recipe_file: str
     updated: str
@@ -81,6 +89,7 @@ class _Record(TypedDict, total=False):
     failures: _Failures
     generation: _Generation
     absences: list[_Absence]
+    prolonged: list[_Prolonged]
     results: dict[str, _Scores] | dict[str, _Precision] | None
     versions: dict[str, str]
     data: dict[str, str]

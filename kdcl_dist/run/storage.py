@@ -17,7 +17,7 @@ from pyarrow import fs
 
 from kdcl_dist.errors import RunFolderError, StorageError, one_line
 from kdcl_dist.run.retry import retry
-from kdcl_dist.run.uris import OBJECT_STORES, displayed, join, open_uri, without_secrets
+from kdcl_dist.run.uris import OBJECT_STORES, displayed, join, open_uri, parent, without_secrets
 
 __all__ = ["Folder"]
 
@@ -66,6 +66,16 @@ class Folder:
         """The folder as a local path, or None if it is on another file system."""
         return Path(self._root) if isinstance(self._fs, fs.LocalFileSystem) else None
 
+    @property
+    def parent(self) -> Folder:
+        """The folder around this one."""
+        above = object.__new__(Folder)
+        above.__dict__ = self.__dict__ | {
+            "uri": parent(self.uri),
+            "_root": self._root.rpartition("/")[0] or "/",
+        }
+        return above
+
     def __truediv__(self, name: str) -> Folder:
         below = object.__new__(Folder)  # same connection: a new one may ask the store for its region
         below.__dict__ = self.__dict__ | {"uri": join(self.uri, name), "_root": f"{self._root}/{name}"}
@@ -113,7 +123,14 @@ class Folder:
         return bool(self._info(name).type != fs.FileType.NotFound)
 
     def names(self, name: str = "") -> list[str]:
-        """Names directly below a folder, sorted; empty if the folder does not exist."""
+        """Names directly below a folder, sorted; empty if the folder does not exist.
+
+        Raises:
+            RunFolderError: a file or the like has the place of a folder that a run has made.
+        """
+        found = None if self.local is None or not name else self.local / name
+        if found is not None and found.exists() and not found.is_dir():
+            raise RunFolderError(f"{self}/{name} is no folder; delete it")
 
         def names(path: str) -> list[str]:
             """The folder's names."""

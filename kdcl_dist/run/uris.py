@@ -9,7 +9,7 @@ from urllib.parse import unquote
 import pyarrow as pa
 from pyarrow import fs
 
-__all__ = ["OBJECT_STORES", "displayed", "join", "open_uri", "without_secrets"]
+__all__ = ["OBJECT_STORES", "displayed", "join", "open_uri", "parent", "without_secrets"]
 
 #: Seconds for an object store to connect, and to answer; the SDK's 3 s are too short for a checkpoint.
 CONNECT_S, ANSWER_S = 5.0, 10.0
@@ -23,6 +23,12 @@ def join(uri: str, name: str) -> str:
     """A path or URI with a name added to its path, before the query if there is one."""
     path, mark, query = uri.partition("?") if "://" in uri else (uri, "", "")
     return f"{path.rstrip('/')}/{name}{mark}{query}"
+
+
+def parent(uri: str) -> str:
+    """A path or URI without the last name of its path: what `join` made it of."""
+    path, mark, query = uri.partition("?") if "://" in uri else (uri, "", "")
+    return f"{path.rpartition('/')[0]}{mark}{query}"
 
 
 def displayed(uri: str) -> str:

@@ -1,61 +1,99 @@
-"""A student's dry run: what is wrong with a network or its data is found before the cohort forms.
+"""A student's rehearsal: what is wrong with a network or its data is found before the cohort forms.
 
-Shapes: B batch, C classes, H W image.
+It takes the passes of a run on the student's own device and network, in the run's own sizes.
+
+Shapes: B batch, C classes, H W image, P peers.
 """
 
 from __future__ import annotations
 
+import resource
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from kdcl_dist.data.training_data import TrainingData
-from kdcl_dist.distillation.losses import task_loss
-from kdcl_dist.errors import ModelError, of_user_code, one_line
+from kdcl_dist.errors import ModelError, of_user_code
+from kdcl_dist.exchange.layout import sends_target
+from kdcl_dist.exchange.replicas import Replicas
+from kdcl_dist.student.optimizer import build_optimizer
 from kdcl_dist.student.student import Student
+from kdcl_dist.utils.random_state import random_state_kept
 
-__all__ = ["check_head", "check_output", "dry_run", "try_step"]
+__all__ = ["check_head", "check_output", "dry_run", "random_target", "try_step"]
 
 
-def dry_run(student: Student, training_data: TrainingData, index: int) -> None:
-    """Try a student on samples of its data; the student's state does not change.
+def dry_run(student: Student, training_data: TrainingData, index: int) -> int:
+    """Rehearse a student's passes; neither its state nor that of random generators changes.
+
+    These are a step on its share of the run's first batch, made by a loader process if the run has such, and
+    tests in the sizes of test batches.
 
     Args:
         student: of the run.
         training_data: of the run.
         index: of the student in the recipe.
 
+    Returns:
+        The peak in bytes: on a GPU of what the rehearsal allocates, else of this process's resident memory.
+
     Raises:
         ModelError: as `check_output`, `check_head` and `try_step`.
-        DataError: the data cannot be read.
+        DataError: the data cannot be read, or is none that a network can learn from.
     """
-    training_data.first_test_views(2)
-    images_BCHW = next(training_data.test_batches()).images[:2]
-    check_output(student, images_BCHW)
-    if student.head is not None:
-        check_head(student, student.head, images_BCHW)
-    # A replica has as few samples as its share of a batch.
-    first = training_data.first_views(index, min(2, student.recipe.batch_size // student.spec.replicas))
-    try_step(student, first.images, first.labels)
+    if student.device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(student.device)
+    known = {path for path, _ in student.model.named_parameters()}
+    with random_state_kept(), _unchanged(student.model):
+        training_data.first_views(index, 2)
+        check_output(student, training_data.first_test_views(2).images)  # before a whole batch is loaded
+        first = training_data.first_batch(index, student.replica)
+        for where, images_BCHW in training_data.probes(index):
+            check_output(student, images_BCHW, where)
+        if student.head is not None:
+            check_head(student, student.head, first.images)
+        try_step(student, first.images, first.labels)
+    _check_parameters(student, known)
+    if student.device.type == "cuda":
+        return torch.cuda.max_memory_allocated(student.device)
+    return 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 
 
-def check_output(student: Student, images_BCHW: Tensor) -> None:
+def _check_parameters(student: Student, known: set[str]) -> None:
+    """See that no pass has made parameters, of which the optimiser does not know."""
+    if made := [path for path, _ in student.model.named_parameters() if path not in known]:
+        raise ModelError(
+            f"model {student.spec.model!r} makes parameters in its first pass ({made[0]}), which would never "
+            "be trained: make them in its constructor, or use lazy layers such as torch.nn.LazyLinear",
+            student=student.spec.name,
+        )
+
+
+def check_output(student: Student, images_BCHW: Tensor, where: str = "") -> None:
     """See that the network gives one row of logits for each image; the student's state does not change.
+
+    Args:
+        student: of the run.
+        images_BCHW: the images.
+        where: from where they are, for the error message.
 
     Raises:
         ModelError: the network raises, or returns something else.
     """
     name, shape = student.spec.model, tuple(images_BCHW.shape)
-    fails = of_user_code(ModelError, f"model {name!r} fails on images of shape {shape}", student.spec.name)
-    with fails, student.evaluating():
+    source = f" ({where})" if where else ""
+    fails = _fails(student, len(images_BCHW), f"model {name!r} fails on images of shape {shape}{source}")
+    with fails, student.evaluating(), student.autocast():
         logits = student.model(student.prepare_images(images_BCHW))
     expected = (len(images_BCHW), student.classes)
     found = tuple(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
     if found != expected:
         raise ModelError(
-            f"model {name!r} returns {found} where the data needs logits of shape {expected}: "
+            f"model {name!r} returns {found} where the data needs logits of shape {expected}{source}: "
             f"{student.classes} classes",
             student=student.spec.name,
         )
@@ -97,53 +135,101 @@ def check_head(student: Student, head: str, images_BCHW: Tensor) -> None:
 
 
 def try_step(student: Student, images_BCHW: Tensor, labels_B: Tensor) -> None:
-    """Run a training step's forward and backward pass, and compile; the student's state does not change.
+    """Take a training step as in a run, optimiser and analysis included, alone and as the only replica.
+
+    The student's state does not change, but its passes are compiled: that takes longer than a step may.
 
     Raises:
         ModelError: the network fails in training mode, its loss has no gradient, or the compiler fails.
     """
-    if not student.frozen:
-        _try_plain(student, images_BCHW, labels_B)
-    if student.spec.compile:
-        _compile(student, images_BCHW, labels_B)
+    spec, rows, passes = student.spec, len(images_BCHW), student.network
+    step, model = partial(_step, student, images_BCHW, labels_B), f"model {spec.model!r}"
+    share = f"{tuple(images_BCHW.shape)}{_hint(student, rows)}"
+    with _rehearsing(student):
+        student.network = student.training_network = student.model
+        if not spec.sync_batchnorm or spec.replicas == 1:  # else one share alone may be too small
+            with _fails(student, rows, f"{model} cannot take a training step on images of shape {share}"):
+                step()
+        if student.compiles:
+            student.network = student.training_network = passes
+            field = f"students.{spec.name}.compile: " if spec.compile else ""
+            remedy = "set it to false" if spec.compile else "build it without torch.compile"
+            whole_B = torch.arange(student.recipe.batch_size // spec.replicas) % rows  # no other shape is met
+            with _fails(student, rows, f"{field}torch.compile fails on {model}, {remedy}"):
+                _step(student, images_BCHW[whole_B], labels_B[whole_B])
+        if spec.replicas > 1:
+            with _fails(student, rows, f"students.{spec.name}.replicas: {model} cannot learn as replicas"):
+                student.join(Replicas.alone(student.device))
+                step()
 
 
-def _try_plain(student: Student, images_BCHW: Tensor, labels_B: Tensor) -> None:
-    """Run the passes uncompiled, on the network itself: not every network can be copied."""
-    name, shape = student.spec.model, tuple(images_BCHW.shape)
-    fails = of_user_code(
-        ModelError,
-        f"model {name!r} cannot take a training step on images of shape {shape}",
-        student.spec.name,
-    )
-    with fails, _unchanged(student.model):
-        student.set_training(student.model, True)
-        with student.autocast():
-            logits_BC = student.model(student.prepare_images(images_BCHW))
-            torch.autograd.backward(task_loss(logits_BC, labels_B.to(student.device)))
-        if student.spec.replicas > 1:
-            _check_all_used(student)
+def _hint(student: Student, rows: int) -> str:
+    """What makes a share of a single sample, which layers such as batch norm refuse."""
+    if rows > 1:
+        return ""
+    replicas = student.spec.replicas
+    fields = f" or lower students.{student.spec.name}.replicas ({replicas})" if replicas > 1 else ""
+    return f" (one sample: raise batch_size ({student.recipe.batch_size}){fields})"
 
 
-def _check_all_used(student: Student) -> None:
-    """See that every parameter got a gradient: replicas average each, and wait for each."""
-    learning = [(path, each) for path, each in student.model.named_parameters() if each.requires_grad]
-    if unused := [path for path, each in learning if each.grad is None]:
-        more = f" and {len(unused) - 3} more" if len(unused) > 3 else ""
+def random_target(student: Student, rows: int) -> Tensor | None:
+    """Random log-probabilities in the shape that the loss of the recipe's method takes."""
+    if student.recipe.distillation.method == "dml":
+        peers = len(student.recipe.students) - 1
+        return F.log_softmax(torch.randn(peers, rows, student.classes), dim=2)
+    return F.log_softmax(torch.randn(rows, student.classes), dim=1) if sends_target(student.recipe) else None
+
+
+def _step(student: Student, images_BCHW: Tensor, labels_B: Tensor) -> None:
+    """One step in each mode that the student has in the run."""
+    if student.learns(0):
+        logits_BC = student.forward(images_BCHW, 0)
+        losses = student.loss(logits_BC, labels_B, random_target(student, len(labels_B)))
+        if student.recipe.analysis.every_steps and losses.distillation.requires_grad:
+            every = f"analysis.every_steps: {student.recipe.analysis.every_steps}"
+            what = f"{every}: model {student.spec.model!r} cannot take a second backward pass, set it to 0"
+            with _fails(student, len(labels_B), what):
+                student.conflict(losses)
+        student.learn(losses.total, student.spec.optimizer.lr)
+    if not student.learns(student.recipe.epochs - 1):
+        student.forward(images_BCHW, 0, learns=False)
+
+
+@contextmanager
+def _fails(student: Student, rows: int, what: str) -> Iterator[None]:
+    """Whatever a pass raises as a user's mistake, and a lack of memory with the fields that decide on it."""
+    try:
+        with of_user_code(ModelError, what, student.spec.name):
+            yield
+    except ModelError as error:
+        if not isinstance(error.__cause__, torch.OutOfMemoryError):
+            raise
         raise ModelError(
-            f"students.{student.spec.name}.replicas: a step of model {student.spec.model!r} does not use "
-            f"{', '.join(unused[:3])}{more}, and replicas need the gradient of every parameter: remove them, "
-            "set their requires_grad to False, or set replicas to 1",
+            f"{rows} samples do not fit the GPU's memory: raise students.{student.spec.name}.replicas or "
+            f"lower batch_size (it is {student.recipe.batch_size})",
             student=student.spec.name,
-        )
+        ) from error.__cause__
+
+
+@contextmanager
+def _rehearsing(student: Student) -> Iterator[None]:
+    """Give the student an optimiser and a loss scale to try, and restore all of it on leaving."""
+    kept = dict(vars(student))
+    try:
+        with _unchanged(student.model):
+            student.optimizer = build_optimizer(student.spec.optimizer, student.model)
+            student.scaler = torch.amp.GradScaler(student.device.type, enabled=student.scaler.is_enabled())
+            yield
+    finally:
+        vars(student).update(kept)
 
 
 @contextmanager
 def _unchanged(network: nn.Module) -> Iterator[None]:
     """Restore a network's tensors, gradients and attributes, and torch's random state, on leaving."""
     tensors = [*network.parameters(), *network.buffers()]
-    values = [tensor.detach().clone() for tensor in tensors]
-    gradients = [parameter.grad for parameter in network.parameters()]
+    values = [tensor.detach().to("cpu", copy=True) for tensor in tensors]  # the device may be full
+    gradients = [(parameter, parameter.grad) for parameter in network.parameters()]
     attributes = [(module, dict(vars(module))) for module in network.modules()]
     devices = {tensor.device.index for tensor in tensors if tensor.device.type == "cuda"}
     with torch.random.fork_rng(list(devices)):
@@ -157,26 +243,5 @@ def _unchanged(network: nn.Module) -> Iterator[None]:
             with torch.no_grad():
                 for tensor, value in zip(tensors, values, strict=True):
                     tensor.copy_(value)
-            for parameter, gradient in zip(network.parameters(), gradients, strict=True):
+            for parameter, gradient in gradients:
                 parameter.grad = gradient
-
-
-def _compile(student: Student, images_BCHW: Tensor, labels_B: Tensor) -> None:
-    """Run the passes of a step in the step's own shape: compilation takes longer than a step may."""
-    rows = student.recipe.batch_size // student.spec.replicas
-    images_BCHW, labels_B = images_BCHW[:1].repeat(rows, 1, 1, 1), labels_B[:1].repeat(rows)
-    for learns in {student.learns(0), student.learns(student.recipe.epochs - 1)}:
-        try:
-            logits_BC = student.forward(images_BCHW, 0, learns=learns)
-            if learns:
-                torch.autograd.backward(task_loss(logits_BC, labels_B.to(student.device)))
-        except Exception as error:  # the same network has run uncompiled
-            raise ModelError(
-                f"students.{student.spec.name}.compile: torch.compile fails on model "
-                f"{student.spec.model!r} ({one_line(error)}); set it to false",
-                student=student.spec.name,
-            ) from error
-        if learns:
-            student.optimizer.zero_grad(set_to_none=True)
-            student.undo_forward()
-    student.set_training(student.model, not student.frozen)

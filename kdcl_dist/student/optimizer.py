@@ -36,7 +36,7 @@ def build_optimizer(
     parameters = list(model.parameters())
     if fused is None:
         fused = all(each.is_cuda and each.is_floating_point() for each in parameters)
-    kernel = {"fused": fused or None} if type(spec) in FUSED else {}
+    kernel = {"fused": fused or None} if spec.name in FUSED else {}
     optimizer = _maker(spec)(_groups(spec, model), **_arguments(spec), **kernel)
     if not isinstance(optimizer, torch.optim.Optimizer):
         raise TypeError(f"{spec.name!r} gives {type(optimizer).__name__}, not a torch.optim.Optimizer")
@@ -73,16 +73,12 @@ def _groups(spec: specs.Optimizer, model: nn.Module) -> list[Any]:
 Maker = Callable[..., torch.optim.Optimizer]
 
 #: The optimisers with a kernel that updates all parameters at once.
-FUSED: dict[type, Maker] = {
-    specs.SGD: torch.optim.SGD,
-    specs.Adam: torch.optim.Adam,
-    specs.AdamW: torch.optim.AdamW,
+FUSED: dict[str, Maker] = {"sgd": torch.optim.SGD, "adam": torch.optim.Adam, "adamw": torch.optim.AdamW}
+PLAIN: dict[str, Maker] = {
+    "rmsprop": torch.optim.RMSprop,
+    "nadamw": partial(torch.optim.NAdam, decoupled_weight_decay=True),
 }
-PLAIN: dict[type, Maker] = {
-    specs.RMSprop: torch.optim.RMSprop,
-    specs.NAdamW: partial(torch.optim.NAdam, decoupled_weight_decay=True),
-}
-OF_TIMM: dict[type, str] = {specs.Lamb: "Lamb", specs.Lion: "Lion"}
+OF_TIMM = {"lamb": "Lamb", "lion": "Lion"}
 
 
 def _maker(spec: specs.Optimizer) -> Maker:
@@ -90,10 +86,10 @@ def _maker(spec: specs.Optimizer) -> Maker:
     found: Maker
     if isinstance(spec, specs.OwnOptimizer):
         found = load_object(spec.name)
-    elif type(spec) in OF_TIMM:
-        found = getattr(_timm(), OF_TIMM[type(spec)])
+    elif spec.name in OF_TIMM:
+        found = getattr(_timm(), OF_TIMM[spec.name])
     else:
-        found = (FUSED | PLAIN)[type(spec)]
+        found = (FUSED | PLAIN)[spec.name]
     return found
 
 

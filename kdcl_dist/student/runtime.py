@@ -12,7 +12,7 @@ import torch
 from kdcl_dist.config.rounds import Round
 from kdcl_dist.config.student import Worker
 from kdcl_dist.data.training_data import TrainingData
-from kdcl_dist.errors import CoordinatorLost, KdclError, NonFiniteLogits, from_dict, wrap
+from kdcl_dist.errors import CoordinatorLost, KdclError, NonFiniteLogits, RecipeError, from_dict, wrap
 from kdcl_dist.exchange.generation import open_exchange
 from kdcl_dist.exchange.message import Flag
 from kdcl_dist.exchange.replicas import Replicas, broke_off
@@ -27,6 +27,7 @@ from kdcl_dist.run.run import Run, versions
 from kdcl_dist.student.dry_run import dry_run
 from kdcl_dist.student.loop import StudentLoop
 from kdcl_dist.student.student import Student
+from kdcl_dist.utils.devices import describe_device
 
 __all__ = ["Find", "run_student"]
 
@@ -140,26 +141,39 @@ class _StudentRuntime:
         """Open the data, build the student and try it, before the cohort forms."""
         try:
             self.monitor.heartbeat.enter("start")
+            self._claim_device()
             self.training_data = TrainingData.open(self.run.recipe)
             self.student = _build(self.run, self.worker, self.device, self.training_data)
-            dry_run(self.student, self.training_data, self.worker.student)
+            self.peak_memory = dry_run(self.student, self.training_data, self.worker.student)
         except BaseException as error:  # a user's code may raise SystemExit as well
             cause = wrap(error, student=self.worker.name, step=None, phase="start").at(host=self.host)
             self.rendezvous.report(cause)
             raise cause from error
 
+    def _claim_device(self) -> None:
+        """Make a GPU the current one of this process, which else holds memory on the first GPU too."""
+        if self.device.type != "cuda":
+            return
+        if not torch.cuda.is_available():
+            raise RecipeError(
+                f"students.{self.spec.name}.resources.gpu: {self.spec.resources.gpu}, but PyTorch "
+                f"{torch.__version__} can use no GPU on this host; set it to auto or 0"
+            )
+        if self.device.index is not None:
+            torch.cuda.set_device(self.device)
+
     def _describe(self) -> WorkerInfo:
-        cuda = self.device.type == "cuda"
         return WorkerInfo(
             name=self.worker.name,
             host=self.host,
             pid=os.getpid(),
-            device=torch.cuda.get_device_name(self.device) if cuda else "cpu",
+            device=describe_device(self.device),
             parameters=self.student.parameters,
             classes=self.student.classes,
             schedule=asdict(self.training_data.schedule),
             data=self.training_data.fingerprints,
             versions=versions(),
+            peak_memory=self.peak_memory,
         )
 
     def _run_generation(self, spec: GenerationSpec) -> Flag:
@@ -219,12 +233,10 @@ class _StudentRuntime:
 
 
 def _build(run: Run, worker: Worker, device: torch.device, training_data: TrainingData) -> Student:
-    return Student(
-        run.recipe,
+    return Student.of(
+        training_data,
         worker.student,
         replica=worker.replica,
-        classes=len(training_data.train.classes),
-        channels=training_data.train.channels,
         device=device,
         resumed=run.start is not None and run.recipe.students[worker.student].name in run.start.parts,
     )

@@ -5,22 +5,24 @@ Shapes: B batch, C classes, H W image, P peers.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from kdcl_dist import models
 from kdcl_dist.config.recipe import Recipe
 from kdcl_dist.data.sampling import student_seed
+from kdcl_dist.data.training_data import TrainingData
 from kdcl_dist.distillation.diagnostics import Conflict, conflict
 from kdcl_dist.distillation.losses import Losses, dml_loss, kdcl_loss, task_loss
 from kdcl_dist.errors import ModelError, of_user_code
 from kdcl_dist.exchange.replicas import Replicas
-from kdcl_dist.models.compilation import compiled
+from kdcl_dist.models.compilation import compiled, keep_graphs, uncompiled
+from kdcl_dist.models.lazy import has_lazy_layers, initialise
 from kdcl_dist.models.pretrained import load_weights
+from kdcl_dist.models.registry import BUILT_IN, construct
 from kdcl_dist.models.transfer import freeze_body, head_of, train_head
 from kdcl_dist.student.learning_rate import learning_rate
 from kdcl_dist.student.optimizer import build_optimizer, load_optimizer
@@ -45,6 +47,7 @@ class Student:
         device: of the network.
         resumed: whether a state is loaded next, so that the recipe's initial weights are not needed.
         trains: whether the student needs an optimiser, which may be the user's own code.
+        example: gives a few images of the student's; a network with lazy layers needs it.
 
     Raises:
         ModelError: the network, its initial weights or its optimiser cannot be built.
@@ -61,14 +64,15 @@ class Student:
         device: torch.device,
         resumed: bool = False,
         trains: bool = True,
+        example: Callable[[], Tensor] | None = None,
     ) -> None:
         self.recipe, self.spec, self.device, self.classes = recipe, recipe.students[index], device, classes
         self.replica = replica
         self.replicas: Replicas | None = None
         self.seed = student_seed(recipe.seed, index, self.spec.seed)
         self.frozen = recipe.is_teacher(self.spec)
-        torch.manual_seed(derive(self.seed, Purpose.INITIAL_WEIGHTS))
-        self.model = models.build(self.spec.model, classes, channels)
+        keep_graphs()
+        self.model, self.compiles = self._initial_network(channels, example)
         self.head = head_of(self.model, self.spec.model, classes) if self.spec.transfer else None
         if self.spec.weights is not None and not resumed:
             load_weights(self.model, self.spec.weights, fresh=self.head)
@@ -78,7 +82,7 @@ class Student:
         self.model.to(device).to(memory_format=self.memory_format)
         self.set_training(self.model, not self.frozen)
         # A step runs `network`, or `training_network` if the student learns; all else uses `model`.
-        self.network = compiled(self.model, self.spec.resources.cpu) if self.spec.compile else self.model
+        self.network = compiled(self.model, self.spec.resources.cpu) if self.compiles else self.model
         self.training_network = self.network
         self.buffers = list(self.model.buffers())
         self.saved_buffers = [buffer.clone() for buffer in self.buffers]
@@ -90,13 +94,53 @@ class Student:
         self.scaler = torch.amp.GradScaler(device.type, enabled=self.spec.precision == "fp16")
         self.dtype = AUTOCAST.get(self.spec.precision)
 
+    @classmethod
+    def of(
+        cls,
+        training_data: TrainingData,
+        index: int,
+        *,
+        replica: int = 0,
+        device: torch.device,
+        resumed: bool = False,
+        trains: bool = True,
+    ) -> Student:
+        """A student of a run whose data is open; other arguments and errors as of the class."""
+        return cls(
+            training_data.recipe,
+            index,
+            replica=replica,
+            classes=len(training_data.train.classes),
+            channels=training_data.train.channels,
+            device=device,
+            resumed=resumed,
+            trains=trains,
+            example=lambda: training_data.first_views(index, 2).images,
+        )
+
+    def _initial_network(self, channels: int, example: Callable[[], Tensor] | None) -> tuple[nn.Module, bool]:
+        """The network with its initial weights, and whether its training steps are compiled."""
+        torch.manual_seed(derive(self.seed, Purpose.INITIAL_WEIGHTS))
+        network, compiles = uncompiled(construct(self.spec.model, self.classes, channels))
+        if has_lazy_layers(network):
+            if example is None:
+                raise ModelError(
+                    f"model {self.spec.model!r} has lazy layers, whose sizes the data's images give"
+                )
+            images_BCHW = example()  # which seeds torch's generator
+            torch.manual_seed(derive(self.seed, Purpose.INITIAL_WEIGHTS, 1))
+            initialise(network, self.spec.model, images_BCHW)
+        # torch.compile cannot follow the messages of synchronised batch norm.
+        return network, self.spec.compile or (compiles and not self.spec.sync_batchnorm)
+
     def join(self, replicas: Replicas) -> None:
         """Average the gradients with the student's other workers from now on."""
         if self.spec.sync_batchnorm:
             replicas.synchronise_batchnorm(self.model)
         self.replicas = replicas
         if not self.frozen:
-            self.training_network = replicas.wrap(self.network)
+            # A network of the user's may use other parameters from step to step.
+            self.training_network = replicas.wrap(self.network, all_used=self.spec.model in BUILT_IN)
 
     def share_buffers(self) -> None:
         """Copy the first replica's buffers, such as running statistics, before a test or a checkpoint."""

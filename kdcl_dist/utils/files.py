@@ -5,10 +5,15 @@ from __future__ import annotations
 import os
 import stat
 import zipfile
+import zlib
 from pathlib import Path
 from typing import BinaryIO
 
-__all__ = ["check_stored", "open_regular", "read_regular"]
+__all__ = ["BLOCK_BYTES", "check_stored", "open_regular", "read_regular"]
+
+BLOCK_BYTES = 1 << 20
+#: The one function that `torch.load(weights_only=True)` calls to which a number is enough to take any memory.
+UNBOUNDED = b"bytearray"
 
 
 def open_regular(path: Path) -> BinaryIO:
@@ -41,31 +46,53 @@ def read_regular(path: Path, limit: int) -> bytes:
         OSError: the file is missing or cannot be read.
     """
     with open_regular(path) as file:
-        data = file.read(limit + 1)
-    if len(data) > limit:
+        fits = os.fstat(file.fileno()).st_size <= limit  # nothing is read of a file that does not
+        data = file.read(limit + 1) if fits else b""
+    if not fits or len(data) > limit:  # it may have grown
         raise ValueError(f"larger than {limit:,} bytes")
     return data
 
 
 def check_stored(file: BinaryIO) -> None:
-    """Check that a zip archive unpacks to no more than its own size; any other file passes.
+    """Check that a file of `torch.save` takes no more memory than its own size.
 
     PyTorch writes archives without compression, but reads compressed ones. Such a part, or parts that share
     their bytes, could unpack to a thousand times the file. The file is back at its start afterwards.
 
     Raises:
-        ValueError: the archive unpacks to more, or is damaged; one line of text.
+        ValueError: the file takes more, or is a damaged archive; one line of text.
     """
     file.seek(0)
     is_zip = file.read(4) == b"PK\3\4"  # as torch.load decides
-    size = file.seek(0, os.SEEK_END)
     try:
-        unpacked = sum(entry.file_size for entry in zipfile.ZipFile(file).infolist()) if is_zip else 0
-    except (zipfile.BadZipFile, NotImplementedError) as error:
+        unbounded = _check_archive(file) if is_zip else _has_unbounded(file)
+    except (zipfile.BadZipFile, RuntimeError, EOFError, zlib.error) as error:
         raise ValueError(f"a damaged archive: {error}") from error
-    if unpacked > size:
-        raise ValueError(f"it unpacks to {unpacked:,} bytes, but has {size:,}; PyTorch compresses nothing")
+    if unbounded:
+        raise ValueError("it holds a bytearray, which may be of any size; tensors only are read")
     file.seek(0)
+
+
+def _check_archive(file: BinaryIO) -> bool:
+    """Whether a pickle in an archive has a bytearray; `ValueError` if the archive is larger unpacked."""
+    with zipfile.ZipFile(file) as archive:
+        unpacked = sum(entry.file_size for entry in archive.infolist())
+        if unpacked > (size := file.seek(0, os.SEEK_END)):
+            raise ValueError(
+                f"it unpacks to {unpacked:,} bytes, but has {size:,}; PyTorch compresses nothing"
+            )
+        pickles = [entry for entry in archive.infolist() if entry.filename.lower().endswith(".pkl")]
+        return any(UNBOUNDED in archive.read(entry) for entry in pickles)
+
+
+def _has_unbounded(file: BinaryIO) -> bool:
+    file.seek(0)
+    end = b""
+    while block := file.read(BLOCK_BYTES):
+        if UNBOUNDED in end + block:
+            return True
+        end = block[-len(UNBOUNDED) :]
+    return False
 
 
 def _check_regular(mode: int) -> None:

@@ -1,19 +1,46 @@
-"""What a process sets for itself: its end with its parent, and how malloc treats freed memory."""
+"""A process: its state, its end with its parent, its memory, and its identity for others."""
 
 from __future__ import annotations
 
 import ctypes
 import multiprocessing
+import multiprocessing.util
 import os
+import shutil
 import threading
 from multiprocessing.connection import wait
+from pathlib import Path
+from typing import Any
 
-__all__ = ["end_with_parent", "keep_freed_memory"]
+__all__ = [
+    "end_with_parent",
+    "is_dead",
+    "is_over",
+    "keep_freed_memory",
+    "share_folder",
+    "state_of",
+    "this_process",
+]
 
+#: The key of the process that made the folder "tempdir", in what multiprocessing hands on.
+OWNER = "kdcl_tempdir_owner"
 #: Parameters of mallopt, from glibc's malloc.h.
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3
 #: Larger than any tensor of a step, in bytes; fits mallopt's int.
 LARGEST = 1 << 30
+
+
+def state_of(pid: int) -> str | None:
+    """The state of a process as `ps` shows it, such as T of one that is stopped; None where there is none."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+    except (OSError, IndexError):
+        return None
+
+
+def is_over(pid: int) -> bool:
+    """Whether a process of this machine has ended; its parent may not have asked for its exit code yet."""
+    return state_of(pid) in (None, "Z", "X")
 
 
 def end_with_parent() -> None:
@@ -23,13 +50,32 @@ def end_with_parent() -> None:
     """
     parent = multiprocessing.parent_process()
     assert parent is not None
+    handed_on = _config().get("tempdir")
 
     def watch() -> None:
-        """End this process once its parent has ended."""
+        """End this process once its parent has ended; it has no limit, since parents may live for ever."""
         wait([parent.sentinel])
+        # Nobody has time to remove the folder of sockets, this process's own or that of its parent. One that
+        # was handed on from further above belongs to a process that lives.
+        config = _config()
+        if (folder := config.get("tempdir")) and (folder != handed_on or config.get(OWNER) == parent.pid):
+            shutil.rmtree(folder, ignore_errors=True)
         os._exit(1)
 
     threading.Thread(target=watch, name="kdcl-parent", daemon=True).start()
+
+
+def share_folder() -> None:
+    """Let the processes that this one starts know the folder of its sockets: they remove it after a kill."""
+    if _config().get("tempdir") is None:
+        multiprocessing.util.get_temp_dir()
+        _config()[OWNER] = os.getpid()
+
+
+def _config() -> dict[str, Any]:
+    """What multiprocessing hands on to the processes that this one starts, and to theirs."""
+    found: dict[str, Any] = multiprocessing.current_process()._config  # type: ignore[attr-defined]
+    return found
 
 
 def keep_freed_memory() -> None:
@@ -45,3 +91,43 @@ def keep_freed_memory() -> None:
         return
     mallopt(M_MMAP_THRESHOLD, LARGEST)
     mallopt(M_TRIM_THRESHOLD, LARGEST)
+
+
+def this_process() -> str:
+    """The identity of this process for `is_dead`: the kernel's boot, the pid namespace, pid and start."""
+    return " ".join((*_kernel(), str(os.getpid()), _start_of(os.getpid())))
+
+
+def is_dead(identity: str) -> bool:
+    """Whether the process of an identity is known to have ended: False for one of another host.
+
+    A pid counts only within the boot and the namespace that it is of, and only with its start: it is reused.
+    """
+    *kernel, pid, start = identity.split(" ") if identity.count(" ") == 3 else ("", "", "", "")
+    if not pid.isdecimal() or not all(kernel) or tuple(kernel) != _kernel():
+        return False
+    try:
+        os.kill(int(pid), 0)
+    except ProcessLookupError:
+        return True
+    except (OSError, OverflowError):  # it lives, and belongs to another user
+        return False
+    return _start_of(int(pid)) not in ("", start)
+
+
+def _kernel() -> tuple[str, str]:
+    """The kernel's boot and this process's pid namespace; empty where there is no /proc."""
+    try:
+        boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+        return boot, str(Path("/proc/self/ns/pid").readlink())
+    except OSError:
+        return "", ""
+
+
+def _start_of(pid: int) -> str:
+    """When a process started, in ticks since the boot; "dead" for a zombie, "" where /proc does not say."""
+    try:
+        state, *fields = Path(f"/proc/{pid}/stat").read_text().rpartition(") ")[2].split()
+    except (OSError, ValueError):
+        return ""
+    return "dead" if state in "ZX" else fields[18]

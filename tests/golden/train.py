@@ -20,8 +20,13 @@ from typing import Any
 
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parent.parent
-#: Makes the kernels of PyTorch, MKL and oneDNN choose the code that every x86-64 machine has.
-PORTABLE = {"ATEN_CPU_CAPABILITY": "default", "MKL_CBWR": "COMPATIBLE", "ONEDNN_MAX_CPU_ISA": "SSE41"}
+#: Makes PyTorch, MKL and oneDNN choose the kernels that every x86-64 machine has, and hides its GPUs.
+PORTABLE = {
+    "ATEN_CPU_CAPABILITY": "default",
+    "CUDA_VISIBLE_DEVICES": "",
+    "MKL_CBWR": "COMPATIBLE",
+    "ONEDNN_MAX_CPU_ISA": "SSE41",
+}
 CASES = {
     "none": ["distillation.method=none"],
     "naive": ["distillation.method=naive"],

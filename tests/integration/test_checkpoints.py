@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import pytest
@@ -11,6 +11,7 @@ import torch
 from cohorts import Cohort, MakeRecipe, assert_same, weights, write_images
 
 from kdcl_dist.errors import RunFolderError
+from kdcl_dist.run import checkpoint
 from kdcl_dist.run.metrics import read_metrics
 from kdcl_dist.run.record import read_record
 from kdcl_dist.run.run import Run
@@ -39,12 +40,35 @@ def test_stopped_and_resumed_equals_never_stopped(
     assert set(resumed.finished.values()) == {True}
     for name in recipe.names:
         assert_same(weights(whole.run.folder, 8, name), weights(resumed.run.folder, 8, name))
-    assert read_record(whole.run.folder)["results"] == read_record(resumed.run.folder)["results"]
+    assert_same_metrics(whole.run, resumed.run)
+
+
+def assert_same_metrics(one: Run, other: Run) -> None:
+    """Results and metrics, without the measured times."""
+    assert read_record(one.folder)["results"] == read_record(other.folder)["results"]
     drop = ["data_s", "forward_s", "wait_s", "exchange_s", "backward_s", "step_s", "ensemble_s"]
-    tables = [read_metrics(run.folder).to_pandas() for run in (whole.run, resumed.run)]
+    tables = [read_metrics(run.folder).to_pandas() for run in (one, other)]
     keys = ["student", "epoch", "step", "split", "name"]
     left, right = (t[~t.name.isin(drop)].sort_values(keys).reset_index(drop=True) for t in tables)
     assert left.equals(right)
+
+
+@pytest.mark.parametrize("overrides", [(), ("distillation.method=general", "data.holdout_per_class=2")])
+def test_a_finished_run_that_goes_on_equals_a_longer_one(
+    make_recipe: MakeRecipe, make_run: MakeRun, overrides: Sequence[str]
+) -> None:
+    more = ("students.b.schedule={milestones: [2]}", "checkpoint.every_epochs=2", *overrides)
+    short, long = make_recipe(*more, "epochs=1"), make_recipe(*more, "epochs=3")
+    whole = Cohort(make_run(long, "whole")).train()
+    first = Cohort(make_run(short, "r")).train()
+    assert read_record(first.run.folder)["state"] == "finished"
+    resumed = Cohort(make_run(long, "r", resume=True)).train()
+    assert not whole.errors | first.errors | resumed.errors
+    step = checkpoint.steps(whole.run.folder)[-1]
+    for name in ("a", "b"):
+        assert_same(weights(whole.run.folder, step, name), weights(resumed.run.folder, step, name))
+    assert_same_metrics(whole.run, resumed.run)
+    assert read_record(resumed.run.folder)["state"] == "finished"
 
 
 def test_a_resumed_run_must_be_the_same(make_recipe: MakeRecipe, make_run: MakeRun, tmp_path: Path) -> None:

@@ -31,7 +31,7 @@ from examples.detection.backbone import IMAGENET, Backbone, read_backbone
 from examples.detection.coco import annotation_file, read_annotations, read_split
 from examples.detection.compare import make_table
 from examples.detection.evaluation import NAMES, average_precision, to_coco
-from examples.detection.launch import cause_of, launch
+from examples.detection.launch import cause_of, launch, placed
 from examples.detection.loading import Images, epoch_steps, load
 from examples.detection.model import build_detector
 from examples.detection.recipe import DetectionRecipe, load_recipe
@@ -727,6 +727,19 @@ def test_a_cluster_that_is_too_small(on_ray: None, recipe_file: Path, tmp_path: 
     if not torch.cuda.is_available():
         assert_one_line(gpu, "2 workers need 1 GPU each", "has 0")
     assert not (tmp_path / "tiny").exists()
+
+
+@pytest.mark.parametrize(
+    ("stated", "count", "gpu", "lines"),
+    [("auto", 0, 0, 0), ("auto", 1, 0, 1), ("auto", 2, 1, 0), ("0", 4, 0, 0), ("1", 0, 1, 0)],
+)
+def test_each_worker_has_a_gpu_or_none_has(
+    make_recipe: Recipe, monkeypatch: pytest.MonkeyPatch, stated: str, count: int, gpu: int, lines: int
+) -> None:
+    monkeypatch.setattr("ray.cluster_resources", lambda: {"CPU": 8.0, "GPU": float(count)})
+    said: list[str] = []
+    assert placed(make_recipe(f"resources.gpu={stated}"), said.append).resources.gpu == gpu
+    assert len(said) == lines
 
 
 def test_arms_that_differ_in_more_than_their_backbone(make_recipe: Recipe, tmp_path: Path) -> None:

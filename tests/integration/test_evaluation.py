@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import json
 from collections.abc import Callable
 from pathlib import Path
 
@@ -11,7 +12,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from click.testing import CliRunner
-from cohorts import Cohort, MakeRecipe, weights
+from cohorts import Cohort, MakeRecipe, weights, write_images
 
 from kdcl_dist.cli import kdcl
 from kdcl_dist.cli.evaluate import Levels
@@ -82,6 +83,39 @@ def test_the_command(trained: Run) -> None:
     }
     for value in means.values():
         assert f"{value:.4f}" in shown.output
+
+
+def test_json_holds_every_class_and_the_tables_show_it(trained: Run) -> None:
+    shown = CliRunner().invoke(kdcl, ["evaluate", trained.folder.uri, "--json"])
+    assert shown.exit_code == 0, shown.output
+    found = json.loads(shown.output)
+    assert (found["samples"], len(found["classes"])) == (22, 4)
+    labels = ArrowDataset(trained.recipe.data.test).labels
+    for name in ("a", "b", "ensemble"):
+        own = found["results"][name]
+        confusion = np.array(own["confusion"])
+        assert confusion.sum(axis=1).tolist() == np.bincount(labels, minlength=4).tolist()
+        assert np.trace(confusion) / 22 == pytest.approx(own["top1"])
+        shares = [None if not row.sum() else row[label] / row.sum() for label, row in enumerate(confusion)]
+        assert list(own["class_top1"].values()) == shares
+    table = CliRunner().invoke(kdcl, ["evaluate", trained.folder.uri, "--per-class"]).output
+    for name in found["classes"]:
+        assert name in table
+    assert f"{100 * found['results']['a']['calibration_error']:.2f}" in table
+    assert "most frequent mistakes" in table
+
+
+def test_another_test_set(trained: Run, data: dict[str, str], tmp_path: Path) -> None:
+    found = evaluate(trained.folder.uri, device="cpu", warn=print, data=data["train"])
+    assert found.samples == 60
+    assert found.results != read_record(trained.folder)["results"]
+    other = write_images(tmp_path / "other.arrow", 10, classes=3)
+    shown = CliRunner().invoke(kdcl, ["evaluate", trained.folder.uri, "--data", str(other)])
+    assert (shown.exit_code, "class" in shown.output) == (2, True), shown.output
+    for arguments in (["--data", str(tmp_path / "absent.arrow")], ["--json", "--noise", "0.1"]):
+        shown = CliRunner().invoke(kdcl, ["evaluate", trained.folder.uri, *arguments])
+        assert shown.exit_code == 2, shown.output
+        assert arguments[-1] in shown.output or "--noise" in shown.output
 
 
 @pytest.mark.parametrize("levels", ["x", "0:1", "0.2:0.1:0.01", "0:1:0", "-1", "0:1:-1", "nan", "0:inf:1"])

@@ -48,7 +48,6 @@ from kdcl_dist.run.prepare import prepare
 from kdcl_dist.run.record import read_record
 from kdcl_dist.run.run import Run
 from kdcl_dist.student.loop import StudentLoop
-from kdcl_dist.student.student import Student
 
 MakeRun = Callable[..., Run]
 #: Steps 0 to 2, held-out samples, tests, a checkpoint; steps 3 to 5, and the same again.
@@ -113,14 +112,14 @@ class Links:
 
     def __init__(self, patch: pytest.MonkeyPatch) -> None:
         self.before: set[str] | None = None
-        form, lock = group._form, threading.Lock()
+        form, lock = group.form_gloo, threading.Lock()
 
-        def formed(*arguments: Any) -> Any:
+        def formed(*arguments: Any, **more: Any) -> Any:
             with lock:
                 self.before = set(links_here()) if self.before is None else self.before
-            return form(*arguments)
+            return form(*arguments, **more)
 
-        patch.setattr(group, "_form", formed)
+        patch.setattr(group, "form_gloo", formed)
 
     def cut(self) -> None:
         """Reset them, as a firewall would, when the others wait."""
@@ -343,14 +342,14 @@ def test_a_student_that_leaves_in_a_requested_checkpoint_takes_no_step_from_the_
 ) -> None:
     """Before it has sent its part's hash, or after: the others go on, and miss or repeat nothing."""
     asked = iter([False] * 4 + [why == "stop"])  # at steps 0, 1, the checkpoint after 2, 3, and 4
-    learned: list[float] = []
-    learn, checkpoint = Student.learn, CoordinatorLoop._checkpoint
+    learned: list[int] = []
+    learn, checkpoint = StudentLoop._learn, CoordinatorLoop._checkpoint
     notices = iter([False] * 4 + [why == "notice"])  # at steps 0, 1, 2, 3 and 4
 
-    def counted(student: Student, loss: Tensor, lr: float) -> Tensor:
-        if student.spec.name == "a":
-            learned.append(lr)
-        return learn(student, loss, lr)
+    def counted(loop: StudentLoop, round: Round, *arguments: Any) -> Any:
+        if loop.student.spec.name == "a":
+            learned.append(round.step)
+        return learn(loop, round, *arguments)
 
     def late(loop: CoordinatorLoop, round: Round, messages: Any) -> None:
         deadline = time.monotonic() + 60
@@ -361,7 +360,7 @@ def test_a_student_that_leaves_in_a_requested_checkpoint_takes_no_step_from_the_
 
     survivors_can_continue = ("failure.policy=continue", "failure.max_failures=1", "failure.min_students=1")
     with monkeypatch.context() as patch:
-        patch.setattr(Student, "learn", counted)
+        patch.setattr(StudentLoop, "_learn", counted)
         patch.setattr(CoordinatorLoop, "_checkpoint", late)
         patch.setattr(
             CoordinatorLoop, "_interruption", lambda *_: Flag.SAVE if next(notices, False) else Flag.NONE

@@ -43,6 +43,7 @@ def loaded(code: str) -> set[str]:
         (["--version"], 0),
         (["recipe", "schema"], 0),
         (["recipe", "reference"], 0),
+        (["models"], 0),
         (["train", "no-such-file.yaml"], 2),
         (["train", "examples/digits.yaml", "--set", "epochs=-1"], 2),
         (["preflight", "no-such-file.yaml"], 2),

@@ -11,6 +11,7 @@ from click.testing import CliRunner
 from cohorts import MakeRecipe, write_images
 
 from kdcl_dist.cli import kdcl
+from kdcl_dist.config.recipe import Recipe
 from kdcl_dist.config.recipe_file import dump_recipe
 from kdcl_dist.launch.preflight.checks import Check
 from kdcl_dist.launch.preflight.placement import ACCELERATOR
@@ -26,7 +27,10 @@ def only(check: Check) -> str:
 
 @pytest.fixture(scope="module")
 def hosts(tmp_path_factory: pytest.TempPathFactory) -> Iterator[list[str]]:
-    """A Ray cluster of two nodes with addresses of their own, on this machine; the second has an A100."""
+    """A Ray cluster of two nodes with addresses of their own, on this machine.
+
+    The second has the label of an A100, and a GPU that only Ray believes in.
+    """
     import ray
     from ray.cluster_utils import Cluster
 
@@ -36,9 +40,10 @@ def hosts(tmp_path_factory: pytest.TempPathFactory) -> Iterator[list[str]]:
     patch, cluster = pytest.MonkeyPatch(), Cluster()
     try:
         patch.setenv("KDCL_TEST_DATA", one)
+        patch.delenv("CUDA_VISIBLE_DEVICES")  # else Ray refuses to believe in a GPU
         cluster.add_node(num_cpus=1, node_ip_address=addresses[0], include_dashboard=False)
         other = {"labels": {ACCELERATOR: "A100"}, "env_vars": {"KDCL_TEST_DATA": two}}
-        cluster.add_node(num_cpus=2, node_ip_address=addresses[1], **other)
+        cluster.add_node(num_cpus=2, num_gpus=1, node_ip_address=addresses[1], **other)
         ray.init(address=cluster.address, log_to_driver=False, _node_ip_address=addresses[0])
         yield addresses
     finally:
@@ -47,10 +52,10 @@ def hosts(tmp_path_factory: pytest.TempPathFactory) -> Iterator[list[str]]:
         patch.undo()
 
 
-def on(recipe: object, folder: Folder) -> dict[str, Check]:
+def on(recipe: Recipe, folder: Folder, *, rehearse: bool = False) -> dict[str, Check]:
     from kdcl_dist.launch.ray.preflight import run_checks
 
-    return {check.name: check for check in run_checks(recipe, folder, print)}  # type: ignore[arg-type]
+    return {check.name: check for check in run_checks(recipe, folder, print, rehearse=rehearse)}
 
 
 def test_two_hosts_that_are_ready(hosts: list[str], make_recipe: MakeRecipe, tmp_path: Path) -> None:
@@ -74,6 +79,51 @@ def test_a_host_whose_worker_dies_is_named(hosts: list[str], make_recipe: MakeRe
     checks = on(make_recipe("data.train=nets:exits"), Folder(str(tmp_path)))
     assert all("cannot run a worker" in line for line in checks["answers"].failures)
     assert {line.split()[1] for line in checks["answers"].failures} == {hosts[1]}
+    assert "rehearsal" not in checks, "a run begins without: its students rehearse themselves"
+
+
+def test_students_are_rehearsed_where_they_may_be_placed(
+    hosts: list[str], make_recipe: MakeRecipe, tmp_path: Path
+) -> None:
+    """Student "a" may be placed on both hosts, "b" only on the second."""
+    models = ["students.a.model=nets:killed_on_two", "students.b.model=nets:broken"]
+    on_cpu = ["students.a.resources.gpu=0", "students.b.resources.gpu=0"]
+    recipe = make_recipe(*models, *on_cpu, "students.b.accelerator=A100")
+    checks = on(recipe, Folder(str(tmp_path)), rehearse=True)
+    died, broken = checks["rehearsal"].failures
+    assert died.startswith(f"student 'a', host {hosts[1]}: its process died (killed by SIGKILL")
+    assert broken.startswith(f"student 'b', host {hosts[1]}: model 'nets:broken' cannot be built: RuntimeE")
+    assert checks["rehearsal"].figure == "3 made on 2 hosts"
+    assert {check.name for check in checks.values() if check.failures} == {"rehearsal"}
+
+
+def test_a_rehearsal_takes_a_gpu_that_is_free(hosts: list[str], make_recipe: MakeRecipe) -> None:
+    import ray
+    import torch
+
+    from kdcl_dist.launch.preflight.placement import needs_of
+    from kdcl_dist.launch.ray import preflight
+    from kdcl_dist.launch.ray.rehearsal import rehearse_on
+
+    @ray.remote(num_gpus=1)
+    class Holder:
+        def holds(self) -> bool:
+            return True
+
+    recipe = make_recipe("students.b=null", "students.a.resources.gpu=1", "limits.startup_s=2")
+    nodes = {node.id: node.host for node in preflight._nodes()}
+    holder = Holder.remote()
+    assert ray.get(holder.holds.remote())
+    needs = needs_of(recipe, list(nodes.values()))
+    (found,) = rehearse_on(recipe, needs, nodes)
+    assert (found.student, found.host, found.problem) == ("a", hosts[1], None)
+    assert "no worker started there within 2 s (limits.startup_s); GPU 1 may be taken" in (
+        found.skipped or ""
+    )
+    ray.kill(holder)
+    (found,) = rehearse_on(make_recipe("students.b=null", "students.a.resources.gpu=1"), needs, nodes)
+    assert found.skipped is None
+    assert (found.problem is None) == torch.cuda.is_available(), "it is tried on its device"
 
 
 def test_a_run_begins_with_the_checks(hosts: list[str], make_recipe: MakeRecipe, tmp_path: Path) -> None:

@@ -15,11 +15,12 @@ from typing import Any
 import pytest
 import ray
 from cohorts import ROOT, write_images
+from ray._private import state
 
 from kdcl_dist.config.recipe_file import parse_recipe
 from kdcl_dist.launch.ray import driver as on_ray
 from kdcl_dist.launch.ray.metrics import PROGRESS, TEST, TRAIN, RayMetrics
-from kdcl_dist.run.events import EpochEnded, Event, Started, Stepped
+from kdcl_dist.run.events import EpochEnded, Event, Note, Started, Stepped, Warned
 from kdcl_dist.run.prepare import prepare
 from kdcl_dist.run.record import read_record
 
@@ -31,11 +32,12 @@ Samples = dict[str, dict[tuple[str, str], float]]
 
 @dataclass
 class Watched:
-    """What was seen of a run: metric by name, run and student; titles of this machine's processes."""
+    """What was seen of a run: metric by name, run and student; titles of this machine's processes; actors."""
 
     events: list[Event]
     metrics: Samples
     titles: set[str]
+    actors: set[str]
     record: dict[str, Any]
 
 
@@ -59,7 +61,10 @@ def watched(tmp_path_factory: pytest.TempPathFactory) -> Watched:
         while not scraper.ended.wait(0.1):
             titles.update(process_titles())
 
-    ray.init(address="local", num_cpus=2, include_dashboard=False, log_to_driver=False)
+    with pytest.MonkeyPatch.context() as patch:
+        # A GPU that Ray believes in, and that PyTorch does not find.
+        patch.setenv("CUDA_VISIBLE_DEVICES", "63")
+        ray.init(address="local", num_cpus=2, num_gpus=1, include_dashboard=False, log_to_driver=False)
     scraper = Scraper(ray.nodes()[0]["MetricsExportPort"])
     scraper.start()
     collecting = threading.Thread(target=collect_titles)
@@ -68,12 +73,20 @@ def watched(tmp_path_factory: pytest.TempPathFactory) -> Watched:
         assert on_ray.launch(run, events.append, threading.Event())
         (*_, ended) = (event for event in events if isinstance(event, EpochEnded))
         metrics = scraper.finish(ended)
+        actors = {actor["ActorClassName"] for actor in state.actors().values()}
     finally:
         scraper.ended.set()
         scraper.join()
         collecting.join()
         ray.shutdown()
-    return Watched(events, metrics, titles, read_record(run.folder))
+    return Watched(events, metrics, titles, actors, read_record(run.folder))
+
+
+def test_students_share_the_gpu_or_say_that_pytorch_cannot_use_it(watched: Watched) -> None:
+    assert Note("resources.gpu auto: 0.5 of a GPU each for a, b") in watched.events
+    (warning,) = (event.text for event in watched.events if isinstance(event, Warned))
+    assert warning == "a, b: on the CPU, since PyTorch cannot use the GPU that Ray reserves"
+    assert {place["device"] for place in watched.record["placement"].values()} == {"cpu"}
 
 
 def process_titles() -> set[str]:
@@ -154,6 +167,11 @@ def test_the_last_values_are_the_results(watched: Watched) -> None:
 def test_processes_have_the_students_names(watched: Watched) -> None:
     wanted = {f"ray::kdcl:seen/{name}" for name in ("a", "b", "coordinator")} | {"kdcl:a", "kdcl:b"}
     assert wanted <= watched.titles, sorted(title for title in watched.titles if "kdcl" in title)
+
+
+def test_no_actor_hands_out_data_sets_of_ray(watched: Watched) -> None:
+    assert "TrainController" in watched.actors
+    assert "DatasetManager" not in watched.actors
 
 
 class Gauge:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import signal
 import threading
 import time
 from collections.abc import Callable
@@ -18,12 +20,13 @@ from kdcl_dist.errors import (
     StudentFailed,
     StudentLost,
 )
-from kdcl_dist.launch import local
+from kdcl_dist.launch import forkserver, local
 from kdcl_dist.run.events import Event, Note, Started, Warned
 from kdcl_dist.run.prepare import prepare
 from kdcl_dist.run.record import read_record
 from kdcl_dist.run.run import Run
 from kdcl_dist.run.storage import Folder
+from kdcl_dist.utils.process import is_over
 
 MakeRun = Callable[..., Run]
 #: Phases in which students wait for the coordinator; its last heartbeat may name another of them.
@@ -102,6 +105,8 @@ def pids(events: list[Event], name: str) -> list[Any]:
         ("b", "end", 6, "kill"),
         ("b", "last answer", 6, "kill"),
         ("coordinator", "end", 6, "kill"),
+        ("coordinator", "last answer", 6, "kill"),
+        ("coordinator", "all done", 6, "kill"),
     ],
 )
 def test_a_run_with_a_fault_ends_as_one_without(
@@ -115,12 +120,13 @@ def test_a_run_with_a_fault_ends_as_one_without(
     undisturbed: Folder,
 ) -> None:
     # After the last step come two parts of the test pass, the checkpoint, and the end: the fourth gathering.
-    fourth = {"end": "gather", "last answer": "broadcast"}
-    inject(who, *((fourth[phase], step, how, 4) if phase in fourth else (phase, step, how)))
+    nth = {"end": ("gather", 4), "last answer": ("broadcast", 4), "all done": ("record", 6)}
+    at, number = nth.get(phase, (phase, 1))
+    inject(who, at, step, how, number)
     run = make_run(make_recipe(*OVERRIDES))
     events = train(run)
     assert_as_undisturbed(run, undisturbed)
-    if phase == "last answer":  # its message may have left or not; if so, nobody waits for it
+    if phase in ("last answer", "all done"):  # nobody may wait for what is lost then
         return
     if (who, how) == ("coordinator", "kill"):
         (cause,) = read_record(run.folder)["failures"]["causes"]
@@ -256,6 +262,34 @@ def test_a_process_that_dies_is_replaced_though_its_own_child_lives(
     events = train(run)
     assert_as_undisturbed(run, undisturbed)
     assert len(set(pids(events, "b"))) == 2
+
+
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGSTOP])
+def test_a_student_is_replaced_though_the_server_that_forks_it_is_dead_or_stopped(
+    number: int,
+    inject: Inject,
+    make_recipe: MakeRecipe,
+    make_run: MakeRun,
+    undisturbed: Folder,
+    tmp_path: Path,
+) -> None:
+    ended = tmp_path / "ended"
+    inject("coordinator", "gather", 1, "hold", until=ended)
+    inject("b", "forward", 4, "kill")
+    run, events = make_run(make_recipe(*OVERRIDES)), list[Event]()
+
+    def on_event(event: Event) -> None:
+        events.append(event)
+        if isinstance(event, Started) and not ended.exists():
+            os.kill(forkserver._server_pid() or 0, number)
+            ended.touch()
+
+    assert local.launch(run, on_event, threading.Event())
+    assert_as_undisturbed(run, undisturbed)
+    assert len(set(pids(events, "a"))) == 1, "a survivor's process was replaced"
+    assert len(set(pids(events, "b"))) == 2
+    assert all(is_over(pid) for name in ("a", "b") for pid in pids(events, name))
+    assert not active_children()
 
 
 def test_code_that_fails_at_the_same_step_again_ends_the_run(

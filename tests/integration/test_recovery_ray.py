@@ -22,7 +22,7 @@ from kdcl_dist.launch.ray import coordinator
 from kdcl_dist.launch.ray import driver as on_ray
 from kdcl_dist.launch.ray.coordinator import EventCursor
 from kdcl_dist.membership.endpoint import Endpoint
-from kdcl_dist.run.events import CheckpointSaved, Event, Started, Stepped
+from kdcl_dist.run.events import CheckpointSaved, Event, Note, Started, Stepped
 from kdcl_dist.run.prepare import prepare
 from kdcl_dist.run.record import read_record
 from kdcl_dist.run.run import Run
@@ -121,6 +121,41 @@ def test_a_worker_of_ray_that_dies_is_replaced_by_ray(
     assert len(set(pids(events, "a"))) == 1
     assert len(set(pids(events, "b"))) == 2
     assert read_record(run.folder)["state"] == "finished"
+    assert_nothing_left(events)
+
+
+def controller() -> int:
+    """The process of Ray Train's controller in this session's cluster."""
+    ours = os.environ["KDCL_TEST_FAULTS"].encode()
+    for path in Path("/proc").glob("[0-9]*/cmdline"):
+        with suppress(OSError):  # it has ended, or is another user's
+            if (
+                b"ray::TrainController" in path.read_bytes()
+                and ours in (path.parent / "environ").read_bytes()
+            ):
+                return int(path.parent.name)
+    raise AssertionError("there is none")
+
+
+def test_the_run_goes_on_when_the_controller_of_ray_train_dies(
+    inject: Inject, make_recipe: MakeRecipe, make_run: MakeRun, undisturbed: Folder, tmp_path: Path
+) -> None:
+    killed = tmp_path / "killed"
+    inject("coordinator", "gather", 4, "hold", until=killed)
+    run, events = make_run(make_recipe(*OVERRIDES)), list[Event]()
+
+    def on_event(event: Event) -> None:
+        events.append(event)
+        if isinstance(event, CheckpointSaved) and event.step == 3:
+            os.kill(controller(), signal.SIGKILL)
+        if isinstance(event, Note) and "the controller of Ray Train died" in event.text:
+            assert_nothing_left(events)  # the workers end with it
+            killed.touch()
+
+    assert on_ray.launch(run, on_event, threading.Event())
+    for name in ("a", "b"):
+        assert_same(weights(run.folder, 6, name), weights(undisturbed, 6, name))
+    assert len(set(pids(events, "a"))) == 2
     assert_nothing_left(events)
 
 

@@ -7,6 +7,7 @@ import threading
 import time
 import uuid
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -25,7 +26,7 @@ from kdcl_dist.run.events import EpochEnded, Event, Note, Warned
 from kdcl_dist.run.metrics import read_metrics
 from kdcl_dist.run.prepare import prepare
 from kdcl_dist.run.record import read_record
-from kdcl_dist.run.run import Run
+from kdcl_dist.run.run import Run, load_run
 from kdcl_dist.run.storage import Folder
 
 MakeRun = Callable[..., Run]
@@ -196,6 +197,30 @@ def test_a_whole_run_stopped_resumed_and_evaluated(
     result = CliRunner().invoke(kdcl, ["evaluate", run.folder.uri])
     assert result.exit_code == 0, result.output
     assert f"{100 * read_record(run.folder)['results']['a']['top1']:.2f}" in result.output
+
+
+@pytest.mark.parametrize("count", [2, 5])
+def test_of_starts_at_once_one_gets_the_name(
+    make_recipe: MakeRecipe, port: int, proxy: s3.Proxy, count: int
+) -> None:
+    recipe, name = make_recipe(), uuid.uuid4().hex
+    delays = itertools.cycle([None, 0.3, None, 0.05, 0.5, None, 0.1])
+    proxy.rule = lambda method, path: next(delays)
+
+    def begin(number: int) -> str:
+        """The id of a start that gets the name, or the error of one that does not."""
+        try:
+            return start(recipe, proxy.port, name).id
+        except RunFolderError as error:
+            return str(error)
+
+    with ThreadPoolExecutor(count) as pool:
+        found = list(pool.map(begin, range(count)))
+    assert sum("exists: give another --name" in text for text in found) == count - 1, found
+    root = Folder(s3.uri(port, "bucket/runs"))
+    assert read_record(root / name)["owner"] in found
+    assert load_run((root / name).uri)[0] == recipe
+    assert not [file for file in root.names() if file.startswith(".claim")]
 
 
 def test_training_survives_a_bad_connection(

@@ -76,6 +76,7 @@ class Cohort:
     """
 
     run: Run
+    device: str = "cpu"
     events: list[Event] = field(default_factory=list)
     errors: dict[str, BaseException] = field(default_factory=dict)
     finished: dict[str, bool] = field(default_factory=dict)
@@ -111,7 +112,7 @@ class Cohort:
                 rank,
                 lambda lost: endpoint,
                 host="127.0.0.1",
-                device=torch.device("cpu"),
+                device=torch.device(self.device),
                 stop=lambda: False,
             )
         threads = [threading.Thread(target=self._work, args=item) for item in jobs.items()]

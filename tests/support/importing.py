@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import io
+import os
+import socket
 import struct
 import zlib
 from pathlib import Path
@@ -65,6 +67,22 @@ def refused(kind: str, source: Path, words: str, *more: str) -> None:
     assert len(errors) == 1
     assert words in errors[0]
     assert "Traceback" not in result.output
+
+
+def make_special(path: Path, kind: str) -> None:
+    """Make a "fifo", a "folder" or a "socket", or a link to a "device" that never ends."""
+    if kind == "fifo":
+        os.mkfifo(path)
+    elif kind == "device":
+        path.symlink_to("/dev/zero")
+    elif kind == "folder":
+        path.mkdir()
+    else:
+        # By its folder's file descriptor: the path of a socket has at most 107 bytes.
+        folder = os.open(path.parent, os.O_PATH)
+        with socket.socket(socket.AF_UNIX) as made:
+            made.bind(f"/proc/self/fd/{folder}/{path.name}")
+        os.close(folder)
 
 
 def content(folder: Path) -> dict[str, bytes]:

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import threading
+from collections.abc import Sequence
 
 
 class MemoryStore:
-    """What torch's TCPStore does for a cohort, within one process."""
+    """What the store of a run does for a cohort, within one process."""
 
     def __init__(self) -> None:
         self.values: dict[str, bytes] = {}
@@ -27,6 +28,9 @@ class MemoryStore:
     def check(self, keys: list[str], /) -> bool:
         return all(key in self.values for key in keys)
 
+    def lookup(self, keys: Sequence[str]) -> list[bytes | None]:
+        return [self.values.get(key) for key in keys]
+
     def compare_set(self, key: str, expected: str, desired: str, /) -> bytes:
         with self._lock:
             if self.values.get(key, b"").decode() == expected:
@@ -44,6 +48,9 @@ class LostStore(MemoryStore):
         raise ConnectionResetError("connection reset by peer")
 
     def check(self, keys: list[str], /) -> bool:
+        raise ConnectionResetError("connection reset by peer")
+
+    def lookup(self, keys: Sequence[str]) -> list[bytes | None]:
         raise ConnectionResetError("connection reset by peer")
 
     def compare_set(self, key: str, expected: str, desired: str, /) -> bytes:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import multiprocessing
 import os
 import signal
+import threading
 import time
 from collections.abc import Callable
 from typing import Any
@@ -213,6 +214,23 @@ def number(num_classes: int) -> int:
     return num_classes
 
 
+def waits(num_classes: int) -> nn.Module:
+    """A factory that does not come back."""
+    time.sleep(1000)
+    return Plain(num_classes)
+
+
+def killed(num_classes: int) -> nn.Module:
+    """A factory that takes all memory, as far as its launcher can see."""
+    os.kill(os.getpid(), signal.SIGKILL)
+    return Plain(num_classes)
+
+
+def killed_on_two(num_classes: int) -> nn.Module:
+    """A factory that dies on the host whose data set has the number 2."""
+    return killed(num_classes) if os.environ["KDCL_TEST_DATA"].endswith("2.arrow") else Plain(num_classes)
+
+
 def broken(num_classes: int) -> nn.Module:
     """A factory that fails."""
     raise RuntimeError("no such weights")
@@ -263,6 +281,11 @@ class FailingImages:
 def data_of_host() -> ArrowDataset:
     """The data set that a host's own environment names."""
     return ArrowDataset(os.environ["KDCL_TEST_DATA"])
+
+
+def dies() -> ArrowDataset:
+    """Ends its process."""
+    os._exit(5)
 
 
 def exits() -> ArrowDataset:
@@ -347,3 +370,39 @@ def nan_later(logits_SBC: Tensor, labels_B: Tensor, temperature: float, context:
 def no_optimizer(parameters: list, lr: float) -> str:
     """An optimiser that is none."""
     return "none"
+
+
+class Lazy(nn.Module):
+    """Layers that have no sizes before their first input, one of them in training only; a lock as well."""
+
+    def __init__(self, num_classes: int) -> None:
+        super().__init__()
+        self.lock, self.norm = threading.Lock(), nn.LazyBatchNorm1d(affine=False)
+        self.hidden, self.linear, self.extra = nn.LazyLinear(8), nn.LazyLinear(num_classes), nn.LazyLinear(1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Logits."""
+        hidden = torch.relu(self.hidden(self.norm(x.flatten(1))))
+        logits: Tensor = self.linear(hidden)
+        return logits * torch.tanh(self.extra(hidden)).exp() if self.training else logits
+
+
+def compiled(num_classes: int, in_channels: int) -> nn.Module:
+    """A network that compiles itself, and a part of it once more."""
+    network = Tiny(num_classes, in_channels)
+    network.norm = torch.compile(network.norm)  # type: ignore[assignment]
+    return torch.compile(network)  # type: ignore[return-value]
+
+
+class Alternating(nn.Module):
+    """Uses one of its two layers at a step: which, the sum of the images' last pixels says."""
+
+    def __init__(self, num_classes: int) -> None:
+        super().__init__()
+        self.layers = nn.ModuleList([nn.Linear(64, num_classes), nn.Linear(64, num_classes)])
+        self.old = nn.Linear(3, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Logits."""
+        logits: Tensor = self.layers[int(x[:, :, -1, -1].sum() > 0)](x.flatten(1))
+        return logits

@@ -4,29 +4,34 @@ from __future__ import annotations
 
 import gzip
 import hashlib
+import os
 import tarfile
 import zlib
 from collections.abc import Iterator
 from pathlib import Path
+from typing import BinaryIO
 
 from kdcl_dist.errors import DataError, one_line
+from kdcl_dist.utils.files import open_regular, read_regular
 
 __all__ = ["check_md5", "members_of_archive", "read_checked"]
 
 BLOCK_BYTES = 1 << 20
 #: Bytes of the largest file that is read; a whole CIFAR archive holds 180 MB.
 MAX_BYTES = 1 << 30
+#: An archive may unpack to this many times its size, and a small one to so many bytes. CIFAR: 1.1 times.
+MAX_RATIO, SMALL_BYTES = 10, 50_000_000
 
 
 def read_checked(path: Path, md5: str | None) -> bytes:
     """A file's bytes.
 
     Raises:
-        DataError: the file cannot be read, or an MD5 is given and differs.
+        DataError: the file cannot be read or is too large, or an MD5 is given and differs.
     """
     try:
-        data = path.read_bytes()
-    except OSError as error:
+        data = read_regular(path, MAX_BYTES)
+    except (OSError, ValueError) as error:
         raise DataError(f"{path}: cannot be read: {one_line(error)}") from error
     if md5 is not None:
         _compare(path, md5, hashlib.md5(data, usedforsecurity=False).hexdigest())
@@ -37,11 +42,16 @@ def members_of_archive(source: Path, folder: str, wanted: set[str]) -> Iterator[
     """Names and bytes of the wanted plain files of a folder in a tar.gz, in the archive's order.
 
     Raises:
-        DataError: the source is no tar.gz archive, is damaged, or lacks a file.
+        DataError: the source is no tar.gz archive, is damaged, unpacks to far more than its size, or lacks a
+            file.
     """
     missing = {f"{folder}/{name}": name for name in wanted}
     try:
-        with gzip.open(source) as plain, tarfile.open(fileobj=plain, mode="r|") as archive:
+        with (
+            open_regular(source) as packed,
+            _Unpacked(packed) as plain,
+            tarfile.open(fileobj=plain, mode="r|") as archive,
+        ):
             for member in archive:
                 stream = archive.extractfile(member) if member.isreg() else None
                 if stream is None or member.name not in missing:
@@ -51,20 +61,36 @@ def members_of_archive(source: Path, folder: str, wanted: set[str]) -> Iterator[
                 yield missing.pop(member.name), stream.read()
             while plain.read(BLOCK_BYTES):
                 pass  # to the end: gzip's checksum is there
-    except (tarfile.TarError, EOFError, zlib.error, OSError) as error:
+    except (tarfile.TarError, EOFError, zlib.error, OSError, ValueError) as error:
         raise DataError(f"{source}: not a tar.gz archive, or a damaged one: {one_line(error)}") from error
     if missing:
         raise DataError(f"{source}: the archive lacks {', '.join(sorted(missing))}")
+
+
+class _Unpacked(gzip.GzipFile):
+    """The content of a gzip file, whose reading raises `ValueError` once it is far more than the file."""
+
+    def __init__(self, packed: BinaryIO) -> None:
+        super().__init__(fileobj=packed, mode="rb")
+        self.left = max(SMALL_BYTES, MAX_RATIO * os.fstat(packed.fileno()).st_size)
+
+    def read(self, size: int | None = -1) -> bytes:
+        """The next bytes, as many as are given."""
+        data = super().read(size)
+        self.left -= len(data)
+        if self.left < 0:
+            raise ValueError(f"it unpacks to more than {MAX_RATIO} times its size")
+        return data
 
 
 def check_md5(path: Path, expected: str) -> None:
     """Compare a file's MD5 with the expected one; `DataError` if it differs or the file cannot be read."""
     digest = hashlib.md5(usedforsecurity=False)
     try:
-        with path.open("rb") as stream:
+        with open_regular(path) as stream:
             while block := stream.read(BLOCK_BYTES):
                 digest.update(block)
-    except OSError as error:
+    except (OSError, ValueError) as error:
         raise DataError(f"{path}: cannot be read: {one_line(error)}") from error
     _compare(path, expected, digest.hexdigest())
 

@@ -19,7 +19,7 @@ import numpy as np
 from kdcl_dist.data.decode import MAX_FILE_BYTES, decode
 from kdcl_dist.errors import DataError, one_line
 from kdcl_dist.utils.files import read_regular
-from kdcl_dist.utils.process import end_with_parent
+from kdcl_dist.utils.process import end_with_parent, share_folder
 
 __all__ = ["CHANNELS", "SUFFIXES", "Item", "Rejected", "Workers", "accept", "moments"]
 
@@ -86,6 +86,7 @@ class Workers:
     def __init__(self, count: int) -> None:
         self.ahead = CHUNKS_AHEAD * count
         context = mp.get_context("forkserver")
+        share_folder()
         self.pool = ProcessPoolExecutor(count, context, initializer=_initialise) if count else None
 
     def __enter__(self) -> Workers:
@@ -113,7 +114,7 @@ class Workers:
                 if chunk:
                     waiting.append((chunk, self.pool.submit(_each, function, chunk)))
                 if len(waiting) > self.ahead or not chunk:
-                    done, future = waiting.popleft()
+                    done, future = waiting.popleft()  # without a limit, as Ctrl-C ends an import at any time
                     yield from zip(done, future.result(), strict=True)
         except BrokenProcessPool as error:
             raise DataError(

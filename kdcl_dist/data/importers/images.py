@@ -21,6 +21,7 @@ from kdcl_dist.data.importers.journal import Journal, Reject, Shard
 from kdcl_dist.data.writer import write_dataset
 from kdcl_dist.errors import DataError, one_line
 from kdcl_dist.utils.staging import part_of, publish
+from kdcl_dist.utils.text import shown
 
 __all__ = ["REJECTED", "SHARD_MB", "Imported", "OnProgress", "Source", "import_images"]
 
@@ -214,15 +215,10 @@ def _count(folder: Path, shards: list[Shard], classes: Sequence[str], report: Pa
 
 
 def _write_rejected(path: Path, rejected: list[tuple[str, str]]) -> None:
-    lines = ["\t".join(_printable(text) for text in entry) + "\n" for entry in rejected]
+    lines = ["\t".join(map(shown, entry)) + "\n" for entry in rejected]
     try:
         path.unlink(missing_ok=True)
         if lines:
             path.write_text("".join(lines), encoding="utf-8")
     except OSError as error:
         raise DataError(f"{path}: cannot be written: {one_line(error)}") from error
-
-
-def _printable(text: str) -> str:
-    """The text on one line; escapes what is not printable."""
-    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in text)

@@ -10,6 +10,7 @@ from typing import Any
 
 from kdcl_dist.data.writer import content_digest
 from kdcl_dist.errors import DataError, one_line
+from kdcl_dist.utils.files import open_regular
 
 __all__ = ["Journal", "Reject", "Shard"]
 
@@ -59,7 +60,7 @@ class Journal:
                 folder.mkdir(parents=True)
                 journal._add({"import": identity})
             lines = journal._lines()
-        except OSError as error:
+        except (OSError, ValueError) as error:
             raise DataError(f"{folder}: cannot be written: {one_line(error)}") from error
         if not lines or lines[0] != {"import": identity}:
             raise DataError(
@@ -109,7 +110,8 @@ class Journal:
         path = self.folder / NAME
         if not path.exists():
             return []
-        text = path.read_text(encoding="ascii", errors="replace")
+        with open_regular(path) as file:
+            text = file.read().decode("ascii", errors="replace")
         whole = text[: text.rfind("\n") + 1]
         if whole != text:
             path.write_text(whole, encoding="ascii", errors="replace")

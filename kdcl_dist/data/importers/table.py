@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import struct
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -142,7 +143,7 @@ def _splits(source: Path, train: str, test: str | None) -> dict[str, list[Path]]
 def _reading(file: Path) -> Iterator[None]:
     try:
         yield
-    except (pa.ArrowException, OSError) as error:
+    except (pa.ArrowException, OSError, ValueError, struct.error) as error:
         raise DataError(f"{file}: not Parquet or Arrow IPC, or damaged: {one_line(error)}") from error
 
 

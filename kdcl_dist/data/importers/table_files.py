@@ -6,24 +6,36 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 
+from kdcl_dist.data.arrow_file import MAGIC_BYTES, check_messages
+from kdcl_dist.data.parquet_file import open_parquet
+from kdcl_dist.errors import DataError, one_line
 from kdcl_dist.utils.hidden import is_hidden
 
 __all__ = ["OpenTable", "open_table", "table_files"]
 
+#: Beginning of a file of Arrow's file format.
+MAGIC = b"ARROW1"
 SUFFIXES = (".parquet", ".arrow")
 #: Images in memory at a time.
 BATCH_ROWS = 16
 
 
 def table_files(folder: Path, pattern: str) -> list[Path]:
-    """The table files that match a pattern, and those in folders that match it; sorted, no hidden ones."""
-    matches = sorted(folder.glob(pattern))
-    within = [file for match in matches for file in ([match] if match.is_file() else sorted(match.iterdir()))]
+    """The table files that match a pattern, and those in folders that match it; sorted, no hidden ones.
+
+    Raises:
+        DataError: it is no pattern, or a folder cannot be read.
+    """
+    try:
+        matches = sorted(folder.glob(pattern))
+        within = [
+            file for match in matches for file in (sorted(match.iterdir()) if match.is_dir() else [match])
+        ]
+    except (OSError, ValueError, NotImplementedError) as error:
+        raise DataError(f"{folder}: {pattern!r} matches no files: {one_line(error)}") from error
     return [
         file for file in within if file.suffix.lower() in SUFFIXES and not is_hidden(file.relative_to(folder))
     ]
@@ -31,42 +43,68 @@ def table_files(folder: Path, pattern: str) -> list[Path]:
 
 @dataclass
 class OpenTable:
-    """An open file: its schema, and the reader of its batches."""
+    """A table file that may come from anyone, memory-mapped; nothing of its columns is read yet.
+
+    Attributes:
+        schema: the columns.
+        content: the file.
+        is_parquet: whether it is Parquet; else Arrow's file or stream format.
+    """
 
     schema: pa.Schema
-    reader: Any
+    content: pa.Buffer
+    is_parquet: bool
 
     def batches(self, columns: list[str]) -> Iterator[pa.RecordBatch]:
-        """The given columns, in the given order, at most `BATCH_ROWS` rows at a time."""
-        for batch in self._whole(columns):
+        """The given columns, in the given order, at most `BATCH_ROWS` rows at a time.
+
+        Raises:
+            ArrowException, OSError, ValueError, struct.error: the file is damaged, or unfolds to far
+                more than its size.
+        """
+        for batch in self._parquet(columns) if self.is_parquet else self._arrow():
             chosen = batch.select(columns)
+            chosen.validate(full=True)
             for start in range(0, len(chosen), BATCH_ROWS):
                 yield chosen.slice(start, BATCH_ROWS)
 
-    def _whole(self, columns: list[str]) -> Iterator[pa.RecordBatch]:
-        if isinstance(self.reader, pq.ParquetFile):
-            yield from self.reader.iter_batches(batch_size=BATCH_ROWS, columns=columns, use_threads=False)
-        elif isinstance(self.reader, pa.RecordBatchFileReader):
-            yield from (self.reader.get_batch(i) for i in range(self.reader.num_record_batches))
-        else:
-            yield from self.reader
+    def _parquet(self, columns: list[str]) -> Iterator[pa.RecordBatch]:
+        with open_parquet(self.content, columns) as reader:
+            yield from reader.iter_batches(batch_size=BATCH_ROWS, columns=columns, use_threads=False)
+
+    def _arrow(self) -> Iterator[pa.RecordBatch]:
+        stream = _stream(self.content)
+        check_messages(stream, dictionaries=True)
+        yield from pa.ipc.open_stream(stream)
 
 
 @contextmanager
 def open_table(file: Path) -> Iterator[OpenTable]:
-    """A table, memory-mapped; `.arrow` may be Arrow's file or stream format.
+    """A table; `.arrow` may be Arrow's file or stream format.
 
     Raises:
-        ArrowException, OSError: the file is missing or damaged.
+        ArrowException, OSError, ValueError, struct.error: the file is missing, no regular file, or damaged.
     """
+    if not file.is_file():
+        raise ValueError("not a regular file")
     with pa.memory_map(str(file)) as source:
-        if file.suffix.lower() == ".parquet":
-            with pq.ParquetFile(source) as reader:
-                yield OpenTable(reader.schema_arrow, reader)
-            return
-        try:
-            opened = pa.ipc.open_file(source)
-        except pa.ArrowInvalid:
-            source.seek(0)
-            opened = pa.ipc.open_stream(source)  # the format of Hugging Face's cache
-        yield OpenTable(opened.schema, opened)
+        content = source.read_buffer()
+        yield _opened(content, file.suffix.lower() == ".parquet")
+
+
+def _opened(content: pa.Buffer, is_parquet: bool) -> OpenTable:
+    if is_parquet:
+        with open_parquet(content, ()) as reader:
+            schema = reader.schema_arrow
+    else:
+        schema = pa.ipc.open_stream(_stream(content)).schema
+    _ = schema.names, [str(kind) for kind in schema.types]  # one that is not UTF-8 raises here
+    return OpenTable(schema, content, is_parquet)
+
+
+def _stream(content: pa.Buffer) -> pa.Buffer:
+    """The messages in a file of Arrow's file format, or of the stream format of Hugging Face's cache."""
+    if bytes(memoryview(content)[: len(MAGIC)]) != MAGIC:
+        return content
+    pa.ipc.open_file(content)  # a truncated file has no footer
+    return content.slice(MAGIC_BYTES)

@@ -14,14 +14,17 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from kdcl_dist.config.recipe import Recipe
-from kdcl_dist.errors import PreflightError, StorageError
+from kdcl_dist.errors import KdclError, PreflightError, StorageError
 from kdcl_dist.launch.preflight.host_report import HostReport, inspect_host, missing_files
+from kdcl_dist.launch.preflight.own_process import run_apart
 from kdcl_dist.launch.preflight.placement import Host, Need, lacks
 from kdcl_dist.run.storage import Folder
+from kdcl_dist.utils.text import shown
 
 __all__ = [
     "Check",
     "addresses",
+    "answers",
     "bank",
     "check_here",
     "clocks",
@@ -64,17 +67,29 @@ def require(checks: Sequence[Check], warn: Callable[[str], None]) -> None:
     for check in checks:
         for warning in check.warnings:
             warn(f"{check.name}: {warning}")
-    if failures := [f"{check.name}: {failure}" for check in checks for failure in check.failures]:
+    if failures := [shown(f"{check.name}: {failure}") for check in checks for failure in check.failures]:
         raise PreflightError("\n".join(failures))
 
 
 def check_here(
-    recipe: Recipe, folder: Folder, address: str, extra_versions: Mapping[str, str]
+    recipe: Recipe, folder: Folder, address: str, extra_versions: Mapping[str, str], *, apart: bool = False
 ) -> list[Check]:
-    """The checks of a run whose processes are all on this host; arguments as of `inspect_host`."""
+    """The checks of a run whose processes are all on this host.
+
+    Args:
+        recipe, folder, address, extra_versions: as of `inspect_host`.
+        apart: inspect the host in a process of its own, within limits.startup_s.
+    """
     probes = f".kdcl-preflight-{uuid.uuid4().hex[:8]}"
     asked = time.time()
-    report = inspect_host(recipe, folder, f"{probes}/0", address, extra_versions)
+    arguments = (recipe, folder, f"{probes}/0", address, extra_versions)
+    try:
+        in_time = recipe.limits.startup_s
+        report = (
+            run_apart(in_time, "preflight", inspect_host, *arguments) if apart else inspect_host(*arguments)
+        )
+    except KdclError as error:
+        return [answers(0, 1, [f"host {address} cannot be inspected, data included: {error.message}"])]
     missing = [] if "storage" in report.problems else missing_files(folder, [f"{probes}/0"])
     with contextlib.suppress(StorageError):
         folder.delete(probes)
@@ -106,6 +121,17 @@ def placement(needs: Sequence[Need], hosts: Sequence[Host]) -> Check:
     """Capacity for every worker."""
     figure = f"{len(needs)} workers, {len(hosts)} hosts ({'; '.join(map(str, hosts))})"
     return Check("placement", figure, lacks(needs, hosts))
+
+
+def answers(count: int, hosts: int, silent: Sequence[str]) -> Check:
+    """Hosts that answer.
+
+    Args:
+        count: those that did.
+        hosts: those that were asked.
+        silent: a line for each that did not.
+    """
+    return Check("answers", f"{count} of {hosts} hosts", list(silent))
 
 
 def data(reports: Sequence[HostReport]) -> Check:

@@ -50,6 +50,11 @@ class HostReport:
     shm_bytes: int | None = field(default=None)
     bank_memory: BankMemory | None = None
 
+    @property
+    def has_data(self) -> bool:
+        """Whether both data sets can be opened."""
+        return len(self.data) == 2
+
 
 def inspect_host(
     recipe: Recipe, folder: Folder, probe: str, address: str, extra_versions: Mapping[str, str]
@@ -116,7 +121,7 @@ class Listener:
     def _accept(self) -> None:
         with contextlib.suppress(OSError):
             while True:
-                self._socket.accept()[0].close()
+                self._socket.accept()[0].close()  # `close` ends this wait
 
 
 def unreachable(endpoints: Sequence[tuple[str, int]], limit_s: float) -> dict[str, str]:

@@ -6,11 +6,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from kdcl_dist.config.recipe import Recipe
+from kdcl_dist.config.student import Student
 
 __all__ = ["ACCELERATOR", "Host", "Need", "Slot", "assign", "lacks", "needs_of"]
 
 #: Ray's label of a host's type of accelerator.
 ACCELERATOR = "ray.io/accelerator-type"
+#: Ray counts a resource in units of this part of one, to the nearest: six sixths would be more than one GPU.
+RAY_UNITS = 10_000
 
 
 @dataclass(frozen=True)
@@ -65,11 +68,24 @@ class Slot:
     gpu: int | None
 
 
-def needs_of(recipe: Recipe) -> list[Need]:
-    """The needs of the cohort's workers. Ray Train gives each the same resources: the largest student's."""
-    cpu = max(student.resources.cpu for student in recipe.students)
-    gpu = max(student.resources.gpu for student in recipe.students)
+def needs_of(recipe: Recipe, hosts: Sequence[Host] = ()) -> list[Need]:
+    """The needs of the cohort's workers. Ray Train gives each the same resources: the largest student's.
+
+    With a student of `gpu: auto` each takes the largest of the shares 1, 1/2, 1/3, ... of a GPU with which
+    all workers find a place on the hosts; none if there is no such share.
+    """
     students = [recipe.students[worker.student] for worker in recipe.workers]
+    stated = max(student.resources.gpu_share(auto=0.0) for student in students)
+    if any(student.resources.gpu == "auto" for student in students):
+        for sharing in range(1, len(students) + 1):
+            gpu = RAY_UNITS // sharing / RAY_UNITS
+            if gpu > stated and not lacks(needs := _alike(students, gpu), hosts):
+                return needs
+    return _alike(students, stated)
+
+
+def _alike(students: Sequence[Student], gpu: float) -> list[Need]:
+    cpu = max(student.resources.cpu for student in students)
     return [Need(student.name, cpu, gpu, student.accelerator) for student in students]
 
 

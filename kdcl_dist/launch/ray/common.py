@@ -42,6 +42,7 @@ def ping(worker: Any) -> None:
 
 
 def end_process(worker: Any, pid: int) -> None:
-    """Runs in a worker, and ends the process that the worker has started."""
+    """Runs in a worker, and ends the process that the worker has started; 0 for none."""
     with suppress(ProcessLookupError):
-        os.kill(pid, signal.SIGKILL)
+        if pid:
+            os.kill(pid, signal.SIGKILL)

@@ -104,12 +104,16 @@ class _Processes:
             return True
         return False
 
-    def end(self, name: str, pid: int) -> None:
+    def has(self, name: str) -> bool:
+        """Whether a worker of Ray was there for a student or replica, and had started its process."""
+        return name in self.registered
+
+    def end(self, name: str, pid: int | None) -> None:
         """Let the worker end its process; a worker that does not answer is ended itself."""
         known = self.registered.get(name)
-        if known is None or known.pid != pid:  # the process is replaced already
+        if known is None or pid not in (known.pid, None):  # the process is replaced already
             return
-        answer = known.worker.__ray_call__.remote(end_process, pid)
+        answer = known.worker.__ray_call__.remote(end_process, known.pid)
         if not ray.wait([answer], timeout=KILL_S)[0]:
             ray.kill(known.worker)
 
@@ -176,6 +180,7 @@ class CoordinatorActor:
     def _coordinate(self) -> None:
         from kdcl_dist.coordinator.runtime import run_coordinator
 
+        # Without a limit: the run waits for capacity that other jobs occupy. The actor ends with its driver.
         self.begun.wait()
         try:
             self.outcome = run_coordinator(
@@ -224,9 +229,10 @@ class CoordinatorActor:
         self.thread.join(timeout=END_S / 2)
         return self.outcome
 
-    def stop(self) -> None:
-        """Ask for a checkpoint and an end after the current step."""
+    def stop(self) -> bool:
+        """Ask for a checkpoint and an end after the current step; False if the workers are not there yet."""
         self.stop_requested.set()
+        return self.begun.is_set()
 
     def events(self, cursor: EventCursor) -> tuple[EventCursor, list[Event]]:
         """The events after the cursor, with the next cursor; the events before it are discarded."""

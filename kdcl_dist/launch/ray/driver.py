@@ -8,30 +8,34 @@ to start it, to stop it, and for its events.
 from __future__ import annotations
 
 import logging
+import math
 import os
 import signal
 import threading
+import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from typing import Any
 
 import ray
-from ray.exceptions import RayError
+from ray.exceptions import RayActorError, RayError
 from ray.train import FailureConfig, LoggingConfig, RunConfig, ScalingConfig
 from ray.train.torch import TorchTrainer
 
 from kdcl_dist.config.recipe import Recipe
 from kdcl_dist.errors import CoordinatorLost, KdclError, RunFolderError, from_dict, one_line
+from kdcl_dist.launch.devices import devices_on_ray
 from kdcl_dist.launch.failures import first_worker_failure
+from kdcl_dist.launch.gpu_remarks import remarks_on_ray, unusable_gpus
 from kdcl_dist.launch.preflight.checks import Check, require
-from kdcl_dist.launch.preflight.placement import needs_of
+from kdcl_dist.launch.preflight.placement import Need, needs_of
 from kdcl_dist.launch.ray.common import POLL_S, actor_name
 from kdcl_dist.launch.ray.coordinator import END_S, EventCursor, start_coordinator
-from kdcl_dist.launch.ray.preflight import run_checks
-from kdcl_dist.launch.ray.private import address_of_cluster
+from kdcl_dist.launch.ray.preflight import hosts, run_checks
+from kdcl_dist.launch.ray.private import address_of_cluster, spare_data_sets
 from kdcl_dist.launch.ray.worker import CohortConfig, train
-from kdcl_dist.run.events import Event, Note, Warned
-from kdcl_dist.run.record import read_record, recorded_failure
+from kdcl_dist.run.events import Event, Note, Started, Warned
+from kdcl_dist.run.record import recorded_end, recorded_failure
 from kdcl_dist.run.run import Run
 from kdcl_dist.run.storage import Folder
 
@@ -39,6 +43,8 @@ __all__ = ["check", "cluster", "launch", "max_concurrent_runs"]
 
 #: Ray sets this variable for the command of a job.
 JOB_VARIABLE = "RAY_JOB_CONFIG_JSON_ENV_VAR"
+#: Seconds that Ray Train may take to end after the run; its controller may hang.
+LEAVE_S = 180.0
 #: Failures of workers that Ray Train allows for each failure that the recipe allows.
 WORKER_FAILURES = 4
 
@@ -53,7 +59,11 @@ def launch(run: Run, on_event: Callable[[Event], None], stop_requested: threadin
         coordinator = start_coordinator(run)
         try:
             require(_checks(run.recipe, run.folder, on_event), lambda text: on_event(Warned(text)))
-            return _TrainerThread(run, on_event, stop_requested).fit()
+            offered = hosts()
+            needs = needs_of(run.recipe, offered)
+            for remark in remarks_on_ray(run.recipe, needs[0].gpu, offered):
+                on_event(remark)
+            return _TrainerThread(run, needs, on_event, stop_requested).fit()
         finally:
             ray.kill(coordinator)
 
@@ -69,7 +79,7 @@ def _check_storage_of_job(run: Run) -> None:
 
 
 def check(recipe: Recipe, storage: Folder, on_event: Callable[[Event], None]) -> list[Check]:
-    """All checks of `kdcl preflight` on the cluster where `launch` would train.
+    """All checks of `kdcl preflight`, rehearsals included, on the cluster where `launch` would train.
 
     Args:
         recipe: the run.
@@ -77,11 +87,13 @@ def check(recipe: Recipe, storage: Folder, on_event: Callable[[Event], None]) ->
         on_event: called with each note.
     """
     with cluster([recipe], on_event):
-        return _checks(recipe, storage, on_event)
+        return _checks(recipe, storage, on_event, rehearse=True)
 
 
-def _checks(recipe: Recipe, folder: Folder, on_event: Callable[[Event], None]) -> list[Check]:
-    return run_checks(recipe, folder, lambda text: on_event(Note(text)))
+def _checks(
+    recipe: Recipe, folder: Folder, on_event: Callable[[Event], None], *, rehearse: bool = False
+) -> list[Check]:
+    return run_checks(recipe, folder, lambda text: on_event(Note(text)), rehearse=rehearse)
 
 
 @contextmanager
@@ -109,14 +121,9 @@ def cluster(recipes: Sequence[Recipe], on_event: Callable[[Event], None]) -> Ite
 
 def max_concurrent_runs(recipe: Recipe) -> int:
     """For how many runs of a recipe the connected cluster has CPUs and GPUs; at least 1."""
-    offered, needed = ray.cluster_resources(), _cohort_resources(recipe)
+    offered, needs = ray.cluster_resources(), needs_of(recipe, hosts())
+    needed = {name: len(needs) * count for name, count in needs[0].resources.items()}
     return max(1, min(int(offered.get(name, 0) // count) for name, count in needed.items()))
-
-
-def _cohort_resources(recipe: Recipe) -> dict[str, float]:
-    """CPUs, and GPUs if any, of all workers together."""
-    needs = needs_of(recipe)
-    return {name: len(needs) * count for name, count in needs[0].resources.items()}
 
 
 def _connect(recipes: Sequence[Recipe], on_event: Callable[[Event], None]) -> None:
@@ -129,7 +136,7 @@ def _connect(recipes: Sequence[Recipe], on_event: Callable[[Event], None]) -> No
         ray.shutdown()
         if address := os.environ.get("RAY_ADDRESS"):
             raise KdclError(f"the Ray cluster at RAY_ADDRESS={address} does not answer") from None
-    needed = max(int(_cohort_resources(recipe)["CPU"]) for recipe in recipes)
+    needed = max(int(sum(need.cpu for need in needs_of(recipe))) for recipe in recipes)
     cores = os.cpu_count() or 1
     if needed > cores:
         on_event(
@@ -154,31 +161,57 @@ def _init(**options: Any) -> None:
 
 
 class _TrainerThread:
-    """Runs Ray Train's trainer in a thread, and meanwhile passes on the events and a request to stop."""
+    """Runs Ray Train's trainer in a thread, and meanwhile passes on the events and a request to stop.
 
-    def __init__(self, run: Run, on_event: Callable[[Event], None], stop_requested: threading.Event) -> None:
-        self.run, self.on_event, self.stop_requested = run, on_event, stop_requested
+    Attributes:
+        error: that of the trainer.
+        leave_at: from when on, by the monotonic clock, the trainer is not waited for, since the run is over.
+    """
+
+    def __init__(
+        self,
+        run: Run,
+        needs: Sequence[Need],
+        on_event: Callable[[Event], None],
+        stop_requested: threading.Event,
+    ) -> None:
+        self.run, self.needs, self.on_event, self.stop_requested = run, needs, on_event, stop_requested
+        self.devices = devices_on_ray(run.recipe, needs[0].gpu)
         self.error: BaseException | None = None
-        self.cursor = EventCursor()
+        self.cursor, self.leave_at = EventCursor(), math.inf
 
     def fit(self) -> bool:
         """Train; see `launch`."""
-        thread = threading.Thread(target=self._fit, name="kdcl-trainer", daemon=True)
-        thread.start()
-        while thread.is_alive():
-            self._poll()
-            thread.join(POLL_S)
-        self._poll()
+        self._run_trainer()
+        for _ in range(self.run.recipe.failure.allowed):
+            if not isinstance(self.error, RayActorError) or recorded_end(self.run) is not None:
+                break
+            self.on_event(Note("the controller of Ray Train died; another starts the workers again"))
+            self._run_trainer()
         failure = recorded_failure(self.run)
         if failure is None and self.error is not None:
+            if (end := recorded_end(self.run)) is not None:
+                return end  # what failed came after it
             failure = _trainer_failure(self.error)
         if failure is not None:
             raise failure
         return self._outcome()
 
+    def _run_trainer(self) -> None:
+        """Run a trainer to its end, or for a while after that of the run."""
+        self.error = None
+        thread = threading.Thread(target=self._fit, name="kdcl-trainer", daemon=True)
+        thread.start()
+        while thread.is_alive() and time.monotonic() < self.leave_at:
+            self._poll()
+            thread.join(POLL_S)
+        self._poll()
+
     def _fit(self) -> None:
         try:
-            _trainer(self.run).fit()
+            trainer = _trainer(self.run, self.needs, self.devices)
+            spare_data_sets(trainer)
+            trainer.fit()
         except BaseException as error:  # handed to the main thread, which raises it
             self.error = error
 
@@ -187,12 +220,20 @@ class _TrainerThread:
         try:
             actor = ray.get_actor(actor_name(self.run))
             if self.stop_requested.is_set():  # repeated, since Ray may have restarted the actor
-                ray.get(actor.stop.remote(), timeout=END_S)
+                has_begun = ray.get(actor.stop.remote(), timeout=END_S)
+                if not has_begun:  # nothing is trained, and the workers may wait for resources for long
+                    raise KeyboardInterrupt
             self.cursor, events = ray.get(actor.events.remote(self.cursor), timeout=END_S)
+            is_over = ray.get(actor.is_over.remote(0.0), timeout=END_S)
         except (ValueError, RayError):
             return
         for event in events:
             self.on_event(event)
+            if isinstance(event, Started):
+                for warning in unusable_gpus(self.run.recipe, self.devices, event):
+                    self.on_event(warning)
+        if is_over:
+            self.leave_at = min(self.leave_at, time.monotonic() + LEAVE_S)
 
     def _outcome(self) -> bool:
         """How the run ended: the coordinator's answer, since the storage may not have taken the record."""
@@ -201,21 +242,20 @@ class _TrainerThread:
             found = ray.get(ray.get_actor(actor_name(self.run)).await_outcome.remote(), timeout=END_S)
         if isinstance(found, dict):
             raise from_dict(found)
-        state = {"finished": True, "interrupted": False}.get(read_record(self.run.folder).get("state", ""))
-        if found is None and state is None:
+        end = recorded_end(self.run) if found is None else bool(found)
+        if end is None:
             raise CoordinatorLost(
                 "all workers have ended, and the coordinator does not say how; use --resume"
             )
-        return bool(state if found is None else found)
+        return end
 
 
-def _trainer(run: Run) -> TorchTrainer:
-    """Ray Train's trainer for a run."""
-    needs = needs_of(run.recipe)
+def _trainer(run: Run, needs: Sequence[Need], devices: Sequence[str]) -> TorchTrainer:
+    """Ray Train's trainer for a run, with the needs and the device of each of the cohort's workers."""
     selectors = [need.label_selector for need in needs]
     return TorchTrainer(
         train,
-        train_loop_config={"run": run},
+        train_loop_config={"run": run, "devices": devices},
         torch_config=CohortConfig(run),
         scaling_config=ScalingConfig(
             num_workers=len(needs),
@@ -236,5 +276,10 @@ def _trainer(run: Run) -> TorchTrainer:
 
 def _trainer_failure(error: BaseException) -> KdclError:
     """The failure behind an error of Ray Train: one of the workers', else the error itself."""
+    if isinstance(error, RayActorError):
+        return KdclError(
+            "the controller of Ray Train died; out of memory, or killed by hand? --resume goes on",
+            detail=str(error),
+        )
     failure = first_worker_failure(getattr(error, "worker_failures", {}))
     return failure or KdclError(f"Ray Train failed: {one_line(error)}", detail=str(error))

@@ -20,7 +20,14 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from kdcl_dist.config.recipe import Recipe
 from kdcl_dist.errors import one_line
-from kdcl_dist.launch.preflight.checks import Check, check_here, evaluate_reports, network, placement
+from kdcl_dist.launch.preflight.checks import (
+    Check,
+    answers,
+    check_here,
+    evaluate_reports,
+    network,
+    placement,
+)
 from kdcl_dist.launch.preflight.host_report import (
     HostReport,
     Listener,
@@ -29,10 +36,12 @@ from kdcl_dist.launch.preflight.host_report import (
     unreachable,
 )
 from kdcl_dist.launch.preflight.placement import Host, lacks, needs_of
+from kdcl_dist.launch.preflight.rehearsal import opens_data, rehearsal
+from kdcl_dist.launch.ray.rehearsal import rehearse_on
 from kdcl_dist.run.process import use_root
 from kdcl_dist.run.storage import Folder
 
-__all__ = ["run_checks"]
+__all__ = ["hosts", "run_checks"]
 
 #: Versions that must be the same on every host besides those of `kdcl_dist.run.run.versions`.
 VERSION = {"ray": ray.__version__}
@@ -48,22 +57,39 @@ class _Node:
     host: Host
 
 
-def run_checks(recipe: Recipe, folder: Folder, notify: Callable[[str], None]) -> list[Check]:
+def run_checks(
+    recipe: Recipe, folder: Folder, notify: Callable[[str], None], *, rehearse: bool = False
+) -> list[Check]:
     """All checks of a run on the connected cluster.
 
     Args:
         recipe: the run.
         folder: the folder that holds runs, or the run's own.
         notify: called with a line when the cluster has to grow first.
+        rehearse: rehearse the students too, on the hosts that have the data.
     """
     deadline = time.monotonic() + recipe.limits.startup_s
-    nodes, needs = await_capacity(recipe, deadline, notify), needs_of(recipe)
-    first = placement(needs, [node.host for node in nodes])
+    nodes = await_capacity(recipe, deadline, notify)
+    found = [node.host for node in nodes]
+    needs = needs_of(recipe, found)
+    first = placement(needs, found)
     here = ray.get_runtime_context().get_node_id()
     used = [node for node in nodes if node.id == here or any(node.host.suits(need) for need in needs)]
     if [node.id for node in used] in ([here], []):
-        return [first, *check_here(recipe, folder, ray.util.get_node_ip_address(), VERSION)]
-    return [first, *_Inspection(recipe, folder, used, deadline).checks()]
+        address = ray.util.get_node_ip_address()
+        checks = check_here(recipe, folder, address, VERSION, apart=rehearse)
+        ready = used if opens_data(checks) else []
+    else:
+        inspection = _Inspection(recipe, folder, used, deadline)
+        checks, ready = inspection.checks(), inspection.ready
+    if rehearse:
+        checks.append(rehearsal(rehearse_on(recipe, needs, {node.id: node.host for node in ready})))
+    return [first, *checks]
+
+
+def hosts() -> list[Host]:
+    """What the hosts of the connected cluster offer, whatever is taken of it at present."""
+    return [node.host for node in _nodes()]
 
 
 def _nodes() -> list[_Node]:
@@ -95,8 +121,8 @@ def await_capacity(recipe: Recipe, deadline: float, notify: Callable[[str], None
         deadline: by `time.monotonic`; then the hosts are returned as they are.
         notify: called with a line when the autoscaler is asked for hosts.
     """
-    needs = needs_of(recipe)
     nodes = _nodes()
+    needs = needs_of(recipe, [node.host for node in nodes])
     if not lacks(needs, [node.host for node in nodes]) or not may_grow():
         return nodes
     from ray.autoscaler.sdk import request_resources
@@ -136,12 +162,14 @@ class _Inspection:
         probes: the folder of the files that the hosts write for each other.
         silent: a line for each host that did not answer.
         answered: this host's clock at each host's latest answer, by address.
+        ready: the hosts that have the data.
     """
 
     def __init__(self, recipe: Recipe, folder: Folder, nodes: Sequence[_Node], deadline: float) -> None:
         self.recipe, self.folder, self.nodes, self.deadline = recipe, folder, nodes, deadline
         self.probes = f".kdcl-preflight-{uuid.uuid4().hex[:8]}"
         self.silent: list[str] = []
+        self.ready: list[_Node] = []
         self.answered: dict[str, float] = {}
         self.actors = {
             node.id: _Inspector.options(  # type: ignore[attr-defined]
@@ -166,13 +194,14 @@ class _Inspection:
     def _checks(self) -> list[Check]:
         asked = time.time()
         probes = {node.id: f"{self.probes}/{number}" for number, node in enumerate(self.nodes)}
-        answers: dict[str, tuple[HostReport, tuple[str, int]]] = self._ask(
+        found: dict[str, tuple[HostReport, tuple[str, int]]] = self._ask(
             lambda node, actor: actor.inspect.remote(
                 self.recipe, self.folder, probes[node.id], node.host.address
             )
         )
-        checks = self._evaluate(answers, probes, asked) if answers else []
-        return [Check("answers", f"{len(answers)} of {len(self.nodes)} hosts", self.silent), *checks]
+        self.ready = [node for node in self.nodes if node.id in found and found[node.id][0].has_data]
+        checks = self._evaluate(found, probes, asked) if found else []
+        return [answers(len(found), len(self.nodes), self.silent), *checks]
 
     def _evaluate(
         self,

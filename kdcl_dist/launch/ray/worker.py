@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import sys
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -45,14 +46,14 @@ def train(config: dict[str, Any]) -> None:
     """What a worker runs: train one student, or one of its replicas, to the run's end.
 
     Args:
-        config: the run, under "run".
+        config: the run, under "run", and the device of each of the cohort's workers, under "devices".
 
     Raises:
         KdclError: the student's failure, where the coordinator did not end the run with it.
     """
     # The process that trains must not import the file that Ray runs as the main module of its workers.
     vars(sys.modules["__main__"]).pop("__file__", None)
-    _Supervisor(at_this_host(config["run"])).train()
+    _Supervisor(at_this_host(config["run"]), config["devices"]).train()
 
 
 class _Supervisor:
@@ -61,15 +62,16 @@ class _Supervisor:
     Attributes:
         index: of the worker in the cohort.
         worker: the student, or replica, that is trained here.
+        device: "cpu", "cuda" or "auto".
     """
 
-    def __init__(self, run: Run) -> None:
+    def __init__(self, run: Run, devices: Sequence[str]) -> None:
         self.run, self.limit_s = run, run.recipe.limits.startup_s
         self.context = start_server()  # imports while this process waits for the coordinator
         self.actor = ray.get_actor(actor_name(run))
         rank = ray.train.get_context().get_world_rank()
         self.index: int = ray.get(self.actor.index_of.remote(rank), timeout=self.limit_s)
-        self.worker = run.recipe.workers[self.index]
+        self.worker, self.device = run.recipe.workers[self.index], devices[self.index]
 
     def train(self) -> None:
         """See `train` above."""
@@ -87,17 +89,16 @@ class _Supervisor:
             raise failure_of(process)
 
     def _start(self) -> Process:
-        gpu = self.run.recipe.students[self.worker.student].resources.gpu > 0
-        host, device = ray.util.get_node_ip_address(), "cuda" if gpu else "cpu"
         entry, endpoint = "kdcl_dist.launch.entrypoints:train", self._find_endpoint(None)
-        process = start(self.context, self.worker.name, entry, self.run, self.index, endpoint, host, device)
+        arguments = (self.run, self.index, endpoint, ray.util.get_node_ip_address(), self.device)
+        process = start(self.context, self.worker.name, entry, *arguments, limit_s=self.limit_s)
         self._register(process.handle.pid or 0)
         return process
 
     def _supervise(self, process: Process) -> bool:
         """Handle a process's messages to its end; False if the process has to be replaced."""
         while True:
-            await_ready([process])
+            self._await_message(process)
             match receive(process):
                 case Finished() | RunEndedByFailure():
                     return True
@@ -109,6 +110,19 @@ class _Supervisor:
                     with contextlib.suppress(OSError):  # the process died meanwhile
                         process.link.send(self._find_endpoint(endpoint_id))
                         self._register(process.handle.pid or 0)
+
+    def _await_message(self, process: Process) -> None:
+        """Wait for a message, or the process's end, as long as there is a coordinator that ends what hangs.
+
+        Raises:
+            CoordinatorLost: none has answered for limits.startup_s.
+        """
+        answered_at = time.monotonic()
+        while not await_ready([process], ANSWER_S):
+            if self._ask(self.actor.endpoint.remote(None)) is not None:
+                answered_at = time.monotonic()
+            elif time.monotonic() - answered_at > self.limit_s:
+                raise self._no_coordinator()
 
     # -- the coordinator ------------------------------------------------------------------------------
 
@@ -131,7 +145,10 @@ class _Supervisor:
                     ray.kill(self.actor, no_restart=False)
             except RayActorError:  # Ray restarts it
                 time.sleep(POLL_S)
-        raise CoordinatorLost(f"no coordinator answers within {self.limit_s:g} s (limits.startup_s)")
+        raise self._no_coordinator()
+
+    def _no_coordinator(self) -> CoordinatorLost:
+        return CoordinatorLost(f"no coordinator answers within {self.limit_s:g} s (limits.startup_s)")
 
     def _register(self, pid: int) -> None:
         """Register the process that trains here: the coordinator then notices at once when it dies."""

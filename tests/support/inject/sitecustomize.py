@@ -21,6 +21,8 @@ from pathlib import Path
 
 #: Seconds after which a held process gives up: more than any machine takes for what it waits for.
 HOLD_S = 140.0
+#: The run's store as this process has it, once for each of its monitors.
+STORES = []
 
 
 def _meet(how: str, until: str) -> None:
@@ -41,9 +43,9 @@ def _meet(how: str, until: str) -> None:
     if how == "block":
         time.sleep(600)
     if how == "cut":  # the group's connections; the coordinator's also those of its store
-        _cut_links(socket.AF_INET)
+        _cut_links(spared={store.connection.link.getsockname() for store in STORES})
     if how == "cut off":  # the store's too
-        _cut_links(socket.AF_INET, socket.AF_INET6)
+        _cut_links()
     if how == "torn":  # killed in the middle of its next write to a disk
         os.fsync = lambda file: os.kill(os.getpid(), signal.SIGKILL)
 
@@ -87,8 +89,8 @@ def _close_links() -> None:
             link.detach()
 
 
-def _cut_links(*families: int) -> None:
-    """End the TCP connections of this process, as a firewall that resets them would."""
+def _cut_links(spared=()) -> None:
+    """End the TCP connections of this process but for some, as a firewall that resets them would."""
     for entry in list(Path("/proc/self/fd").iterdir()):
         try:
             fd = os.dup(int(entry.name))
@@ -100,7 +102,7 @@ def _cut_links(*families: int) -> None:
             os.close(fd)
             continue
         with link:
-            if link.family in families:
+            if link.family in (socket.AF_INET, socket.AF_INET6) and link.getsockname() not in spared:
                 with contextlib.suppress(OSError):  # it listens, or has ended
                     link.getpeername()
                     link.shutdown(socket.SHUT_RDWR)
@@ -115,6 +117,7 @@ def _install(path: Path) -> None:
     def named(self, *arguments, **more):
         init(self, *arguments, **more)
         self.heartbeat.who = self.name
+        STORES.append(self.store)
 
     def entered(self, phase, step=None):
         enter(self, phase, step)

@@ -14,7 +14,7 @@ from rich.console import Console
 from kdcl_dist.cli.evaluate import Levels
 from kdcl_dist.cli.group import kdcl, reports_errors
 from kdcl_dist.cli.training_display import noise_table
-from kdcl_dist.errors import RecipeError, StudentFailed
+from kdcl_dist.errors import KdclError, PreflightError, RecipeError, StudentFailed
 
 
 def command(error: BaseException | None) -> Result:
@@ -40,7 +40,7 @@ def test_a_failed_run_has_its_traceback_its_kind_and_code_1() -> None:
 
 
 def test_every_line_of_an_error_names_the_program() -> None:
-    found = command(RecipeError("epochs: no\nbatch_size: no"))
+    found = command(PreflightError("epochs: no\nbatch_size: no"))
     assert found.output == "kdcl: error: epochs: no\nkdcl: error: batch_size: no\n"
 
 
@@ -88,3 +88,24 @@ def test_noise_is_a_row_for_each_deviation() -> None:
     cells = [line.replace("│", " ").split() for line in console.file.getvalue().splitlines()]
     assert ["0", "1.5000", "1.5000"] in cells
     assert ["0.5", "2.0000", "2.0000"] in cells
+
+
+@pytest.mark.parametrize("kind", [RecipeError, StudentFailed, PreflightError])
+def test_an_error_is_one_printable_line_whatever_names_it_has(kind: type[KdclError]) -> None:
+    name = "\x1b[31mred\u202e" + "x" * 100_000
+    found = command(kind(f"{name}: no such class; give another"))
+    (line,) = found.output.splitlines()
+    assert line.isprintable()
+    assert len(line) <= 2_000
+    assert "\\x1b[31mred\\u202exxx" in line
+    assert line.endswith("xxx: no such class; give another")
+
+
+def test_a_name_begins_no_line_of_its_own() -> None:
+    found = command(RecipeError("class 'a\nkdcl: error: all is well' is unknown"))
+    assert found.output == "kdcl: error: class 'a\\nkdcl: error: all is well' is unknown\n"
+
+
+def test_the_traceback_keeps_its_lines() -> None:
+    found = command(StudentFailed("lost", detail="Traceback\n  File \x1b[0m\n"))
+    assert found.output == "Traceback\n  File \\x1b[0m\nkdcl: StudentFailed: lost\n"

@@ -9,9 +9,10 @@ from rich.console import Console
 from kdcl_dist.cli.training_display import Display, results_table
 from kdcl_dist.run.events import CheckpointSaved, EpochEnded, Event, Note, Started, Stepped
 
-PLACEMENT = {
+PLACEMENT: dict[str, dict[str, str | int]] = {
     name: {"host": "10.0.0.7", "pid": 41, "device": "cpu", "parameters": 12345} for name in ("big", "small")
 }
+PLACEMENT["big"]["peak_memory"] = 1_312_400_000
 TRAIN = {
     "big": {"loss": 1.5, "distillation_loss": 0.25, "top1": 0.5, "step_s": 0.08, "wait_s": 0.0},
     "small": {"loss": 2.5, "distillation_loss": 0.5, "top1": 0.25, "step_s": 0.08, "wait_s": 0.02},
@@ -43,7 +44,7 @@ def test_plain_lines_where_there_is_no_terminal() -> None:
     lines = show(terminal=False).splitlines()
     assert lines == [
         "run folder [runs]/x",
-        "big: 12,345 parameters, cpu of 10.0.0.7, process 41",
+        "big: 12,345 parameters, cpu of 10.0.0.7, process 41, up to 1,312 MB of memory",
         "small: 12,345 parameters, cpu of 10.0.0.7, process 41",
         "epoch 1 of 2: test top-1 % big 75.00, small 75.00, ensemble 75.00",
     ]

@@ -44,6 +44,12 @@ def test_some_fields_change_last_bits_only(override: str, line: str) -> None:
     assert roundings(OLD, new) == [line]
 
 
+@pytest.mark.parametrize("gpu", ["0", "1"])
+def test_whether_a_gpu_changes_last_bits_is_left_to_the_devices(gpu: str) -> None:
+    new = parse_recipe(BASE, [f"students.one.resources.gpu={gpu}"])
+    assert differences(OLD, new) == roundings(OLD, new) == []
+
+
 def test_every_rounding_field_is_tried() -> None:
     assert {field.split(".")[2] for field in ROUNDING_FIELDS} == {
         "resources",

@@ -95,7 +95,22 @@ def test_shipped_recipes_load(path: Path) -> None:
             ["students.0", "compile"],
         ),
         ("students.one.compile=max-autotune", ["students.0.compile", "max-autotune"]),
-        ("students.one.resources.gpu=2", ["resources.gpu", "2"]),
+        (
+            "students.one.resources.gpu=2",
+            ["students.0.resources.gpu: Input should be 'auto' or less than", "2"],
+        ),
+        (
+            "students.one.resources.gpu=all",
+            ["students.0.resources.gpu: Input should be 'auto' or a", "'all'"],
+        ),
+        (
+            "students.one.resources.gpu=null",
+            ["students.0.resources.gpu: Input should be 'auto' or a", "None"],
+        ),
+        (
+            "students.one.resources.gpu=true",
+            ["students.0.resources.gpu: Input should be 'auto' or a", "True"],
+        ),
         ("students.7.seed=1", ["'7'", "2"]),
         ("data.augment=[{degrees: 5}]", ["augment.0.name"]),
         ("epochs", ["path=value"]),

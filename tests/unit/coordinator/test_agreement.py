@@ -7,13 +7,14 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
-from cohorts import MakeRecipe
+from cohorts import Cohort, MakeRecipe
 
-from kdcl_dist.coordinator.agreement import check_agreement, check_same_data
+from kdcl_dist.coordinator.agreement import changed_devices, check_agreement, check_same_data
 from kdcl_dist.errors import DataError, KdclError, RunFolderError
 from kdcl_dist.membership.rendezvous import WorkerInfo
 from kdcl_dist.run.checkpoint import Manifest
-from kdcl_dist.run.record import update_record
+from kdcl_dist.run.events import Warned
+from kdcl_dist.run.record import read_record, update_record
 from kdcl_dist.run.run import Run
 
 DATA = {"train": "1f", "test": "2e"}
@@ -54,3 +55,40 @@ def test_a_resumed_run_reads_the_same_data(make_recipe: MakeRecipe, make_run: Ca
     check_same_data(run, other)
     with pytest.raises(RunFolderError, match="cannot be resumed with other data"):
         check_same_data(resumed, other)
+
+
+@pytest.mark.parametrize(
+    ("before", "now", "changed"),
+    [
+        ("cpu", "cpu", []),
+        ("cpu", "NVIDIA T4 (GPU 1)", ["a: cpu -> NVIDIA T4 (GPU 1)"]),
+        ("NVIDIA T4 (GPU 0)", "NVIDIA T4 (GPU 1)", []),
+        ("NVIDIA T4", "NVIDIA T4 (GPU 1)", []),  # as 0.1.0 recorded it
+        ("NVIDIA T4 (GPU 0)", "NVIDIA T4 (MIG-7a)", []),
+        ("NVIDIA T4 (GPU 0)", "NVIDIA H200 (GPU 0)", ["a: NVIDIA T4 -> NVIDIA H200 (GPU 0)"]),
+        ("NVIDIA T4 (GPU 0)", "cpu", ["a: NVIDIA T4 -> cpu"]),
+    ],
+)
+def test_another_kind_of_device_is_told(
+    before: str, now: str, changed: list[str], make_recipe: MakeRecipe, make_run: Callable[..., Run]
+) -> None:
+    run, worker = make_run(make_recipe()), replace(FIRST, device=now)
+    assert changed_devices(run, [worker]) == [], "nothing is recorded yet"
+    update_record(run.folder, placement={"a": {"device": before}, "b": {"device": "cpu"}})
+    assert changed_devices(run, [worker]) == changed
+    update_record(run.folder, placement={"a": {"pid": 3}})
+    assert changed_devices(run, [worker]) == []
+
+
+def test_a_resumption_on_another_device_is_told(
+    make_recipe: MakeRecipe, make_run: Callable[..., Run]
+) -> None:
+    recipe, calls = make_recipe("epochs=1"), iter([False, True, True, True])
+    run = make_run(recipe, "moved")
+    assert not Cohort(run).train(stop=lambda: next(calls, True)).errors
+    places = read_record(run.folder)["placement"]
+    update_record(run.folder, placement=places | {"b": places["b"] | {"device": "NVIDIA T4 (GPU 0)"}})
+    resumed = Cohort(make_run(recipe, "moved", resume=True)).train()
+    assert not resumed.errors
+    (warning,) = (event.text for event in resumed.events if isinstance(event, Warned))
+    assert warning == "results may differ in the last bits: b: NVIDIA T4 -> cpu (another device)"

@@ -126,6 +126,10 @@ def at_start(message: str = "x", student: str = "b") -> KdclError:
     return StudentFailed(message, student=student, phase="start")
 
 
+def late(student: str = "b") -> KdclError:
+    return StartupTimeout("x", student=student, phase="start")
+
+
 @pytest.mark.parametrize(
     ("past", "cause", "ends"),
     [
@@ -137,6 +141,11 @@ def at_start(message: str = "x", student: str = "b") -> KdclError:
         ([at_start(), LOST], at_start(), False),
         ([LOST], at_start(), False),
         ([StudentLost("x", student="b", phase="start")], StudentLost("x", student="b", phase="start"), False),
+        ([], late(), False),
+        ([late()], late(), True),
+        ([late("a")], late(), False),
+        ([LOST], late(), False),
+        ([at_start()], late(), False),
     ],
 )
 def test_a_start_that_fails_alike_twice_in_a_row_is_final(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import io
 import pickle
 import pickletools
@@ -18,6 +19,7 @@ import pytest
 from click.testing import CliRunner, Result
 from hypothesis import given
 from hypothesis import strategies as st
+from importing import make_special
 
 from benchmarks.cifar_files import python2_pickle, write_cifar10, write_cifar100
 from kdcl_dist.cli import kdcl
@@ -222,6 +224,40 @@ def test_what_is_no_archive(tmp_path: Path, ten: Path) -> None:
     damaged[len(whole) // 2] ^= 255
     text.write_bytes(damaged)
     refused("cifar10", text, "text.tar.gz", "--no-checksum")
+
+
+def test_an_archive_that_unpacks_to_gigabytes(tmp_path: Path) -> None:
+    """A member that is wanted, and bytes that follow the archive: neither is read to its end."""
+    for wanted in (True, False):
+        with gzip.open(tmp_path / "bomb.tar.gz", "wb", compresslevel=1) as file:
+            with tarfile.open(fileobj=file, mode="w|") as archive:
+                member = tarfile.TarInfo("cifar-10-batches-py/data_batch_1" if wanted else "other")
+                member.size = 100_000_000 if wanted else 0
+                archive.addfile(member, Zeros())  # type: ignore[arg-type]
+            for _ in range(0 if wanted else 100):
+                file.write(bytes(1_000_000))
+        words = "it unpacks to more than 10 times its size"
+        refused("cifar10", tmp_path / "bomb.tar.gz", words, "--no-checksum")
+
+
+class Zeros:
+    """A file of zeros without an end."""
+
+    def read(self, size: int) -> bytes:
+        return bytes(size)
+
+
+@pytest.mark.parametrize("kind", ["fifo", "device", "socket", "folder"])
+@pytest.mark.parametrize("checksum", [True, False])
+def test_what_is_no_regular_file(kind: str, checksum: bool, tmp_path: Path, ten: Path) -> None:
+    """As the archive, and as a file of the unpacked folder."""
+    more = () if checksum else ("--no-checksum",)
+    (ten / "test_batch").unlink()
+    for path in (tmp_path / "archive.tar.gz", ten / "test_batch"):
+        make_special(path, kind)
+    if kind != "folder":  # a folder is an unpacked archive
+        refused("cifar10", tmp_path / "archive.tar.gz", "not a regular file", *more)
+    refused("cifar10", ten, "a folder, not a file" if kind == "folder" else "test_batch", "--no-checksum")
 
 
 def test_missing_members(ten: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import threading
 from pathlib import Path
 
 import numpy as np
@@ -40,6 +41,32 @@ def test_workers_do_not_change_a_batch(workers: int, images: ArrowDataset) -> No
     assert len(inline) == len(loaded) == 8
     for left, right in zip(inline, loaded, strict=True):
         assert all(torch.equal(a, b) for a, b in zip(left, right, strict=True))
+
+
+class Locked:
+    """A data set with an object that no other process can have."""
+
+    classes, channels, mean, std = ("x", "y"), 1, (0.5,), (0.25,)
+    labels = np.arange(4) % 2
+
+    def __init__(self) -> None:
+        self.cache = {"lock": threading.Lock()}
+
+    def __len__(self) -> int:
+        return 4
+
+    def image(self, index: int) -> torch.Tensor:
+        """A grey image."""
+        return torch.full((1, 2, 2), 128, dtype=torch.uint8)
+
+
+def test_what_loader_processes_cannot_have_is_named() -> None:
+    views, schedule = Views(Locked(), Transforms([]), seed=0), [(0, np.array([0, 1]))]
+    assert len(list(batches(views, schedule))) == 1
+    words = r"data\.loader_workers: .* Locked\.cache\['lock'\] cannot be pickled \(TypeError: .*: set "
+    with pytest.raises(DataError, match=words) as caught:
+        list(batches(views, schedule, workers=1))
+    assert "\n" not in str(caught.value)
 
 
 def test_images_of_a_batch_are_of_one_size(tmp_path: Path) -> None:

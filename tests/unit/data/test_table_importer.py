@@ -9,7 +9,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from importing import encoded, imported, refused
+from importing import encoded, imported, make_special, refused
 
 from kdcl_dist.data.dataset import ArrowDataset
 
@@ -76,6 +76,18 @@ def test_hidden_twins_are_no_tables(tmp_path: Path) -> None:
     assert len(ArrowDataset(str(imported("table", source, "--train", "*") / "train"))) == 2
 
 
+@pytest.mark.parametrize("kind", ["fifo", "device", "socket"])
+@pytest.mark.parametrize("name", ["train.parquet", "train.arrow", "train/0.parquet"])
+def test_what_is_no_regular_file(kind: str, name: str, tmp_path: Path) -> None:
+    (tmp_path / "source" / name).parent.mkdir(parents=True)
+    make_special(tmp_path / "source" / name, kind)
+    refused(
+        "table",
+        tmp_path / "source",
+        f"{name}: not Parquet or Arrow IPC, or damaged: ValueError: not a regular",
+    )
+
+
 def test_labels_in_two_spellings(tmp_path: Path) -> None:
     pq.write_table(columns(["caf\u00e9", "cafe\u0301"]), tmp_path / "t.parquet")
     refused("table", tmp_path / "t.parquet", r"the classes 'cafe\u0301' and 'caf\xe9' are both 'café'")
@@ -122,6 +134,8 @@ def test_table_files_that_do_not_fit(tmp_path: Path) -> None:
     refused("table", source, "the test files have the label -1 in column 'label'")
     refused("table", source, "match 'nothing*' (--test)", "--test", "nothing*")
     refused("table", source, "matches --train and --test both", "--test", "t*")
+    for pattern in ("", "/etc/*", "a\0b", "**x/../" + "y" * 5000):
+        refused("table", source, " match", "--train", pattern)
     whole = (source / "train.parquet").read_bytes()
     for suffix in ("parquet", "arrow"):
         for data in (b"", b"text" * 100, whole[: len(whole) // 2]):

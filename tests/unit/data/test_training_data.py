@@ -147,3 +147,60 @@ def test_a_single_class_is_refused(make_recipe: MakeRecipe, tmp_path: Path) -> N
     path = write_images(tmp_path / "one.arrow", 32, classes=1)
     with pytest.raises(DataError, match=r"data\.train has samples of a single class"):
         TrainingData.open(make_recipe(f"data.train={path}", f"data.test={path}"))
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_the_first_batch_is_that_of_the_run(workers: int, make_recipe: MakeRecipe) -> None:
+    fields = "students.a.replicas=2", "data.augment=[{name: RandomCrop, size: 8, padding: 1}]"
+    training_data = TrainingData.open(make_recipe(*fields, f"data.loader_workers={workers}"))
+    alone = TrainingData.open(make_recipe(*fields))
+    for replica in (0, 1):
+        expected = next(alone.training_batches(0, 0, replica))
+        found = training_data.first_batch(0, replica)
+        assert all(torch.equal(a, b) for a, b in zip(found, expected, strict=True))
+
+
+@pytest.mark.parametrize(
+    ("fields", "sizes"),
+    [
+        (["batch_size=16"], {"data.test": [16, 6]}),
+        (["batch_size=7"], {"data.test": [7, 1]}),
+        (["batch_size=6", "students.a.replicas=3"], {"data.test": [2, 1, 2]}),
+        (["batch_size=40"], {"data.test": [22]}),
+        (
+            ["data.holdout_per_class=5", "distillation.method=general"],
+            {"data.test": [16, 6], "data.holdout_per_class": [16, 4]},
+        ),
+    ],
+)
+def test_probes_have_the_sizes_of_a_worker_s_batches(
+    fields: list[str], sizes: dict[str, list[int]], make_recipe: MakeRecipe
+) -> None:
+    training_data = TrainingData.open(make_recipe(*fields))
+    found: dict[str, list[int]] = {}
+    for where, images_BCHW in training_data.probes(0):
+        found.setdefault(where.rpartition(" of ")[2], []).append(len(images_BCHW))
+    assert found == sizes
+
+
+def test_probes_show_each_shape_of_the_test_images(make_recipe: MakeRecipe) -> None:
+    """A data set may hold images of several sizes, each batch those of one."""
+    training_data = TrainingData.open(make_recipe("batch_size=2"))
+    sides = {number: 8 + number // 2 % 3 for number in range(22)}
+
+    class Sized:
+        classes, channels = training_data.test.classes, 1
+        mean, std, labels = (0.5,), (0.25,), training_data.test.labels
+
+        def __len__(self) -> int:
+            return 22
+
+        def image(self, index: int) -> torch.Tensor:
+            return torch.zeros(1, sides[index], sides[index], dtype=torch.uint8)
+
+    several = TrainingData(training_data.recipe, training_data.train, Sized())
+    shapes = [tuple(images.shape) for _, images in several.probes(0)]
+    assert len(set(shapes)) == len({shape[2] for shape in shapes}) > 1
+    sides[21] = 99
+    with pytest.raises(DataError, match="samples 20 and 21 have shapes"):
+        list(several.probes(0))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 import threading
 import weakref
 from collections.abc import Callable, Sequence
@@ -12,11 +14,15 @@ import pytest
 import torch
 from cohorts import MakeRecipe
 from equality import PAIR, single
+from nets import Alternating
 from torch import nn
 
 from kdcl_dist.config.rounds import Kind, Round, share_of
 from kdcl_dist.data.training_data import TrainingData
-from kdcl_dist.exchange.replicas import Replicas
+from kdcl_dist.distillation.diagnostics import Conflict, conflict
+from kdcl_dist.distillation.losses import kdcl_loss
+from kdcl_dist.exchange.replicas import Replicas, have_own_gpus
+from kdcl_dist.membership.store import Store
 from kdcl_dist.membership.tcp_store import connect_store, host_store, scoped
 from kdcl_dist.utils.network import interface_of
 
@@ -50,14 +56,24 @@ def steps_of(training_data: TrainingData) -> list[list[int]]:
 
 def together(work: Callable[[Replicas, int], Any], count: int = 3) -> list[Any]:
     """Run `work` as each replica of one student over a real group."""
+
+    def join(store: Store, rank: int) -> Any:
+        link = Replicas(store, rank, count, host="127.0.0.1", device=torch.device("cpu"), limit_s=30)
+        try:
+            return work(link, rank)
+        finally:
+            link.close()
+
+    return at_once(join, count)
+
+
+def at_once(work: Callable[[Store, int], Any], count: int = 3) -> list[Any]:
+    """Run `work` as each replica of one student with a real store."""
     server, endpoint = host_store("127.0.0.1")
     results: list[Any] = [None] * count
 
     def run(rank: int) -> None:
-        store = scoped(server if rank == 0 else connect_store(endpoint, 10), "test")
-        link = Replicas(store, rank, count, host="127.0.0.1", device=torch.device("cpu"), limit_s=30)
-        results[rank] = work(link, rank)
-        link.close()
+        results[rank] = work(scoped(server if rank == 0 else connect_store(endpoint, 10), "test"), rank)
 
     threads = [threading.Thread(target=run, args=(rank,)) for rank in range(count)]
     for thread in threads:
@@ -120,6 +136,13 @@ def test_a_closed_group_is_held_by_no_layer() -> None:
     assert len(layers) == 3
 
 
+@pytest.mark.parametrize(
+    ("gpus", "own"), [(["u", "v", "w"], True), (["u", "v", "u"], False), (["u", "u", "u"], False)]
+)
+def test_all_replicas_know_whether_two_share_a_gpu(gpus: list[str], own: bool) -> None:
+    assert at_once(lambda store, rank: have_own_gpus(store, rank, 3, gpus[rank])) == [own] * 3
+
+
 def test_the_interface_of_an_address() -> None:
     assert interface_of("127.0.0.1") == "lo"
     assert interface_of("203.0.113.7") is None
@@ -134,3 +157,63 @@ def test_buffers_become_those_of_the_first() -> None:
         return layer.running_mean
 
     assert all(torch.equal(found, torch.zeros(2)) for found in together(work))
+
+
+@pytest.mark.parametrize("rows_of_second", [slice(0, 2), slice(2, 4)])
+def test_a_parameter_that_a_replica_does_not_use_has_the_gradient_of_the_whole_batch(
+    rows_of_second: slice,
+) -> None:
+    """None if no replica uses it, as without replicas; else the mean, in which a missing one is zero."""
+    signs = torch.tensor([1.0, 1.0, -1.0, -1.0])
+    images = torch.randn(4, 1, 8, 8, generator=torch.Generator().manual_seed(0))
+    images[:, 0, -1, -1] = signs * images[:, 0, -1, -1].abs()
+    shares = [images[:2], images[rows_of_second]]
+    torch.manual_seed(0)
+    whole = Alternating(4)
+    torch.stack([whole(share).square().mean() for share in shares]).mean().backward()
+
+    def work(link: Replicas, rank: int) -> list[Any]:
+        model = Alternating(4)
+        model.load_state_dict(whole.state_dict())
+        wrapped = link.wrap(model, all_used=False)
+        for _ in range(2):  # the search is made anew each time
+            model.zero_grad(set_to_none=True)
+            wrapped(shares[rank]).square().mean().backward()
+        return [each.grad for each in model.parameters()]
+
+    for gradients in together(work, count=2):
+        for found, expected in zip(gradients, whole.parameters(), strict=True):
+            assert (found is None) == (expected.grad is None)
+            assert found is None or torch.allclose(found, expected.grad)
+    unused = [path for path, each in whole.named_parameters() if each.grad is None]
+    assert ("layers.0.weight" in unused) == (rows_of_second == slice(0, 2))
+    assert "old.weight" in unused
+
+
+def test_the_analysis_averages_gradients_that_a_replica_does_not_have() -> None:
+    shares = [torch.ones(2, 1, 8, 8), -torch.ones(2, 1, 8, 8)]
+    labels, target = torch.tensor([0, 1]), torch.randn(2, 4).log_softmax(1)
+
+    def work(link: Replicas, rank: int) -> Conflict:
+        torch.manual_seed(3)
+        model = Alternating(4)
+        losses = kdcl_loss(model(shares[rank]), labels, target, 2.0, 1.0, None)
+        return conflict(losses, 1.0, model, average=link.average)
+
+    first, second = together(work, count=2)
+    assert first == second
+    assert -1 <= first.cosine <= 1
+    assert first.ratio > 0
+
+
+def test_a_replica_alone_says_nothing_of_searches_in_vain() -> None:
+    code = (
+        "import os, torch\n"
+        "from kdcl_dist.exchange.replicas import Replicas\n"
+        "link = Replicas.alone(torch.device('cpu'))\n"
+        "network = link.wrap(torch.nn.Linear(2, 2), all_used=False)\n"
+        "network(torch.ones(1, 2)).sum().backward()\n"
+        "os.write(2, b'seen')\n"
+    )
+    ended = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert ended.stderr == "seen"

@@ -7,25 +7,32 @@ import io
 import json
 import os
 import shutil
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import exporting
 import numpy as np
+import onnx
 import pytest
 import torch
 import torch.nn.functional as F
 from commands import assert_one_line
 from exporting import CLASSES, run
 from importing import claimed
+from torch import nn
 
+from kdcl_dist import models
 from kdcl_dist.cli.export import KINDS
+from kdcl_dist.errors import UserError
 from kdcl_dist.evaluation import Trained
-from kdcl_dist.export import formats, writing
-from kdcl_dist.export.prediction import Export
-from kdcl_dist.export.preprocessing import digest
+from kdcl_dist.export import formats, prediction, writing
+from kdcl_dist.export.prediction import Export, RankedClass, images_in
+from kdcl_dist.export.preprocessing import Kind, digest
 from kdcl_dist.run.record import read_record
 from kdcl_dist.run.run import Run
+from kdcl_dist.student.student import Student
 
 
 def test_logits_are_those_of_an_evaluation(trained: Run, exports: dict[str, Path], pictures: Path) -> None:
@@ -137,6 +144,50 @@ def test_mistakes_in_what_was_exported(
     assert_one_line(run("predict", folder, pictures / "files"), *words)
 
 
+@pytest.mark.parametrize("kind", KINDS[:3])
+def test_a_network_is_read_for_a_device(exports: dict[str, Path], kind: Kind) -> None:
+    """The meta device stands for a GPU: a tensor that were left on the CPU would end the pass."""
+    plain, meta = Export.read(exports[kind]), torch.device("meta")
+    path = exports[kind] / formats.FORMATS[kind].file
+    build = partial(models.build, plain.description.model, len(CLASSES), plain.description.input_shape[0])
+    network = formats.read_network(kind, path, build, meta)
+    logits_BC = network(torch.empty(5, *plain.description.input_shape, device=meta))
+    assert (logits_BC.device.type, tuple(logits_BC.shape)) == ("meta", (5, len(CLASSES)))
+
+
+def test_a_device_that_is_not_there(
+    exports: dict[str, Path], pictures: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    files = pictures / "files"
+    assert_one_line(run("predict", exports["state_dict"], files, "--device", "cuda"), "no GPU")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    assert Export.read(exports["onnx"]).device == torch.device("cpu")
+    assert_one_line(
+        run("predict", exports["onnx"], files, "--device", "cuda"), "onnx", "--device auto or cpu"
+    )
+
+
+def test_a_gpu_with_too_little_memory(
+    trained: Run, exports: dict[str, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fill(*_: object) -> torch.Tensor:
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB.\nMore")
+
+    full = replace(Export.read(exports["state_dict"]), network=fill)
+    known = Trained.load(trained.folder.uri, warn=print, allow_imports=["nets"])
+    monkeypatch.setattr(Student, "predict", fill)
+    monkeypatch.setattr(nn.Module, "to", fill)
+    for work in (
+        lambda: full.logits(torch.zeros(1, *full.description.input_shape)),
+        lambda: Export.read(exports["state_dict"]),
+        known.test,
+        lambda: Trained.load(trained.folder.uri, warn=print, allow_imports=["nets"]),
+    ):
+        with pytest.raises(UserError, match=r"too little free memory; use --device cpu .*2 GiB") as caught:
+            work()
+        assert "\n" not in str(caught.value)
+
+
 @pytest.mark.parametrize("kind", KINDS[1:])
 def test_damaged_weights_of_each_format(
     exports: dict[str, Path], pictures: Path, tmp_path: Path, kind: str
@@ -192,3 +243,94 @@ def test_a_network_of_two_channels(pictures: Path, tmp_path: Path) -> None:
     network = exporting.random_network("mlp", 4, 2, 8)
     writing.write(exporting.source_of("mlp", network, tmp_path, channels=2, size=8), "state_dict", tmp_path)
     assert_one_line(run("predict", tmp_path, pictures / "files"), "2 channels", "no image file")
+
+
+def changed(export: Path, folder: Path, content: Mapping[str, object]) -> Path:
+    """A copy of an export with other fields in its description."""
+    shutil.copytree(export, folder)
+    path = folder / "preprocessing.json"
+    found = json.loads(path.read_text()) | content
+    path.write_text(json.dumps(found | {"sha256": digest(folder / found["weights"])}))
+    return folder
+
+
+@pytest.mark.parametrize("nested", [False, True])
+def test_an_onnx_file_whose_data_lies_elsewhere(
+    nested: bool, exports: dict[str, Path], pictures: Path, tmp_path: Path
+) -> None:
+    """In the graph, and in a branch of a node."""
+    model = onnx.load(exports["onnx"] / "model.onnx")
+    tensor = onnx.TensorProto(name="w", data_type=onnx.TensorProto.FLOAT, dims=[1])
+    tensor.data_location = onnx.TensorProto.EXTERNAL
+    tensor.external_data.add(key="location", value="beside.bin")
+    if nested:
+        branch = onnx.helper.make_graph([], "branch", [], [], [tensor])
+        model.graph.node.append(onnx.helper.make_node("If", ["c"], [], then_branch=branch))
+    else:
+        model.graph.initializer.append(tensor)
+    shutil.copytree(exports["onnx"], tmp_path / "x")
+    (tmp_path / "x" / "beside.bin").write_bytes(bytes(4))
+    (tmp_path / "x" / "model.onnx").write_bytes(model.SerializeToString())
+    folder = changed(tmp_path / "x", tmp_path / "y", {})
+    assert_one_line(run("predict", folder, pictures / "files"), "the tensor 'w' lies in another file")
+
+
+@pytest.mark.parametrize("kind", ["state_dict", "safetensors"])
+def test_a_network_larger_than_its_weights_is_not_built(
+    kind: str, exports: dict[str, Path], pictures: Path, tmp_path: Path
+) -> None:
+    classes = [str(number) for number in range(50_000)]
+    folder = changed(exports[kind], tmp_path / "x", {"model": "resnet18", "classes": classes})
+    words = "resnet18 with 50,000 classes has 147,344,608 bytes of weights, more than this file"
+    assert_one_line(run("predict", folder, pictures / "files"), words)
+
+
+@pytest.mark.parametrize(
+    ("padding", "words"),
+    [(100_000, "x: test_view: transform 0: Pad with"), (9_000, "Pad makes an image of ")],
+)
+def test_a_test_view_that_pads_to_gigabytes(
+    padding: int, words: str, exports: dict[str, Path], pictures: Path, tmp_path: Path
+) -> None:
+    view = {"test_view": [{"name": "Pad", "padding": padding}]}
+    folder = changed(exports["state_dict"], tmp_path / "x", view)
+    assert_one_line(run("predict", folder, pictures / "files" / "03.png"), words)
+
+
+def test_large_images_come_in_small_batches(
+    exports: dict[str, Path], pictures: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def names(found: Export) -> list[str]:
+        ranked = found.predict(images_in([pictures / "files"]), 1)
+        return [each.name for each in ranked if isinstance(each, RankedClass)]
+
+    export = Export.read(exports["state_dict"])
+    expected, sizes, logits = names(export), [], Export.logits
+
+    def counted(self: Export, images_BCHW: torch.Tensor) -> torch.Tensor:
+        sizes.append(len(images_BCHW))
+        return logits(self, images_BCHW)
+
+    monkeypatch.setattr(Export, "logits", counted)
+    monkeypatch.setattr(prediction, "BATCH_NUMBERS", 3 * 8 * 8 * 5 + 1)
+    assert names(export) == expected
+    assert sizes == [5, 5, 5, 5, 3]
+
+
+def test_names_of_an_export_are_shown_printable_and_short(
+    exports: dict[str, Path], pictures: Path, tmp_path: Path
+) -> None:
+    names = ["=1+1", "\x1b[31mred\nkdcl: error: no", "\u202e" + "x" * 100_000, "-1"]
+    folder = changed(exports["state_dict"], tmp_path / "x", {"classes": names})
+    image = tmp_path / "\x1b[2J\n.png"
+    shutil.copy(pictures / "files" / "03.png", image)
+    table, cells = run("predict", folder, image), run("predict", folder, image, "--csv")
+    assert (table.exit_code, cells.exit_code) == (0, 0)
+    lines, rows = table.output.split("\n")[:-1], cells.output.split("\n")[:-1]
+    assert (len(lines), len(rows)) == (4, 5)
+    assert all(line.isprintable() for line in lines + rows)
+    assert max(map(len, lines)) < 300 + len(str(tmp_path))
+    read = list(csv.reader(rows[1:]))
+    assert {"'=1+1", "-1", "\\x1b[31mred\\nkdcl: error: no"} < {row[2] for row in read}
+    assert max(len(row[2]) for row in read) <= 2_000
+    assert {row[0] for row in read} == {str(tmp_path / "\\x1b[2J\\n.png")}

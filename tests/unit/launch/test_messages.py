@@ -23,6 +23,7 @@ from kdcl_dist.errors import (
 from kdcl_dist.launch import messages
 from kdcl_dist.launch.failures import failure_of, first_cause, first_worker_failure
 from kdcl_dist.launch.messages import (
+    Answered,
     CoordinatorUnreachable,
     EndpointOpened,
     EndProcess,
@@ -43,6 +44,7 @@ MESSAGES: list[Message] = [
     EndProcess("a", 7),
     CoordinatorUnreachable("x"),
     Finished(True),
+    Answered({"a": 1}),
     Failed(ERROR),
     RunEndedByFailure(ERROR),
 ]
@@ -104,7 +106,7 @@ def test_the_launcher_notes_how_a_process_ends(message: Message, process: tuple[
     known, link = process
     assert await_ready([known], 0) == []
     link.send(message)
-    assert await_ready([known]) == [known]
+    assert await_ready([known], 60) == [known]
     assert type(receive(known)) is type(message)
     assert known.finished == (True if isinstance(message, Finished) else None)
     assert (known.error is not None) == isinstance(message, Failed | RunEndedByFailure)
@@ -117,7 +119,7 @@ def test_the_last_messages_of_a_dead_process_are_read(process: tuple[Process, Co
     link.send(Finished(False))
     known.handle.die(0)  # type: ignore[attr-defined]
     link.close()
-    assert await_ready([known]) == [known]
+    assert await_ready([known], 60) == [known]
     assert receive(known) == Finished(False)
     assert receive(known) is None
     assert (known.finished, known.ended, known.failed) == (False, True, False)
@@ -126,7 +128,7 @@ def test_the_last_messages_of_a_dead_process_are_read(process: tuple[Process, Co
 def test_a_process_is_dead_though_its_child_holds_the_link(process: tuple[Process, Connection]) -> None:
     known, _ = process  # the other end of the link stays open
     known.handle.die(-signal.SIGKILL)  # type: ignore[attr-defined]
-    assert await_ready([known]) == [known]
+    assert await_ready([known], 60) == [known]
     assert receive(known) is None
     assert known.failed
     assert how_it_ended(known) == "killed by SIGKILL; out of memory, or killed by hand"

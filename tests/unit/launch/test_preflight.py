@@ -159,7 +159,9 @@ def test_the_command_on_this_machine(recipe: str, tmp_path: Path) -> None:
     options = ["--launcher", "local", "--storage", str(tmp_path / "runs")]
     result = run("preflight", recipe, *options)
     assert result.exit_code == 0, result.output
-    assert [line.split()[0] for line in result.output.splitlines()] == ["ok"] * 7
+    assert [line.split()[0] for line in result.output.splitlines()] == ["ok"] * 8
+    assert "GPU 0" not in result.output, "reads as the number of a device"
+    assert result.output.splitlines()[-1].split(maxsplit=2)[1:] == ["rehearsal", "2 made on 1 host"]
     wrong = ["data.train=gone.arrow", "data.test=gone2.arrow", "students.a.resources.gpu=1"]
     result = run("preflight", recipe, *options, *(part for w in wrong for part in ("--set", w)))
     assert result.exit_code == 2

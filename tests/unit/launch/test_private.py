@@ -4,8 +4,14 @@ from __future__ import annotations
 
 import pytest
 from ray._private import services, state, worker
+from ray.train.v2._internal import callbacks
 
-from kdcl_dist.launch.ray.private import address_of_cluster, draining_nodes, set_title
+from kdcl_dist.launch.ray.private import (
+    address_of_cluster,
+    draining_nodes,
+    set_title,
+    spare_data_sets,
+)
 
 
 @pytest.mark.parametrize("has_ray_the_function", [True, False])
@@ -46,3 +52,22 @@ def test_titles(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delattr(worker, "global_worker")
     set_title("run/b")
     assert Actor.__name__ == "kdcl:run/a"
+
+
+def test_trainers_without_data_sets(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Trainer:
+        def _create_default_callbacks(self) -> list[object]:
+            made = [
+                object.__new__(callbacks.DatasetsCallback),
+                object.__new__(callbacks.BackendSetupCallback),
+            ]
+            return list[object](made)
+
+    spared, without_private = Trainer(), Trainer()
+    spare_data_sets(spared)
+    (left,) = spared._create_default_callbacks()
+    assert isinstance(left, callbacks.BackendSetupCallback)
+    spare_data_sets(object())
+    monkeypatch.delattr(callbacks, "DatasetsCallback")
+    spare_data_sets(without_private)
+    assert "_create_default_callbacks" not in vars(without_private)

@@ -115,6 +115,27 @@ def test_an_own_runtime_environment(recipe: str, client: type[Client], tmp_path:
     assert Client.submitted["runtime_env"] == {"env_vars": {"A": "b"}, "working_dir": "."}
 
 
+@pytest.mark.parametrize(
+    ("change", "ignored", "words"),
+    [
+        ("students.a.model=cnn_smal", "", "error: student 'a': model 'cnn_smal' is unknown"),
+        ("epochs=1", "*.yaml", "error: recipe: 'my recipe.yaml' is kept back from the upload by .gitignore"),
+    ],
+)
+def test_a_job_that_would_fail_is_not_uploaded(
+    recipe: str, client: type[Client], tmp_path: Path, change: str, ignored: str, words: str
+) -> None:
+    def submitted(self: Client, **options: Any) -> str:
+        raise AssertionError("uploaded")
+
+    client.submit_job = submitted  # type: ignore[method-assign]
+    (tmp_path / ".gitignore").write_text(ignored)
+    result = submit(recipe, "--set", change)
+    assert result.exit_code == 2, result.output
+    assert result.output.startswith(f"kdcl: {words}")
+    assert result.output.count("\n") == 1
+
+
 def test_ctrl_c_leaves_the_job(recipe: str, client: type[Client], monkeypatch: pytest.MonkeyPatch) -> None:
     def interrupted(*_: object) -> int:
         raise KeyboardInterrupt

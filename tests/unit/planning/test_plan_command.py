@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import re
+
 import pytest
+import torch
 from click.testing import CliRunner, Result
 from cohorts import ROOT
+from commands import assert_one_line
 
 from kdcl_dist.cli import kdcl
 
@@ -49,6 +53,20 @@ mlp             1         64     10.0  68.8%
 
 3.29 times as fast: --set students.large.replicas=4
 """
+
+
+def test_the_device_is_that_of_students_without_a_number(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    number = ("--set", "students.small.resources.gpu=0", "--set", "students.mlp.resources.gpu=0.5")
+    for chosen, large in (("auto", "GPU"), ("cuda", "GPU"), ("cpu", "1 core")):
+        result = plan(*GIVEN, *number, "--device", chosen)
+        assert result.exit_code == 0, result.output
+        table = [re.split(r" {2,}", line) for line in result.output.splitlines()[3:6]]
+        assert {row[0]: row[1] for row in table} == {"large": large, "small": "1 core", "mlp": "0.5 GPU"}
+
+
+def test_a_device_that_is_not_there() -> None:
+    assert_one_line(plan(*GIVEN, "--device", "cuda"), "--device cuda: this machine has no GPU")
 
 
 def test_cores_and_a_fixed_part() -> None:

@@ -99,7 +99,58 @@ def test_without_a_name_the_latest_run_with_a_checkpoint_is_resumed(
 def test_another_recipe_is_refused(make_recipe: MakeRecipe, tmp_path: Path) -> None:
     commit(prepare(make_recipe(), str(tmp_path), "r", resume=False, warn=refuse), 3)
     with pytest.raises(RunFolderError, match="cannot be resumed with another recipe; it differs in epochs"):
-        prepare(make_recipe("epochs=9"), str(tmp_path), "r", resume=True, warn=refuse)
+        prepare(make_recipe("epochs=1"), str(tmp_path), "r", resume=True, warn=refuse)
+    with pytest.raises(RunFolderError, match="cannot be resumed with another recipe; it differs in seed"):
+        prepare(make_recipe("epochs=9", "seed=9"), str(tmp_path), "r", resume=True, warn=refuse)
+    assert load_run(str(tmp_path / "r"))[0] == make_recipe()
+
+
+def test_epochs_may_grow(make_recipe: MakeRecipe, tmp_path: Path) -> None:
+    run = prepare(make_recipe(), str(tmp_path), "r", resume=False, warn=refuse)
+    commit(run, 6)
+    update_record(run.folder, state="finished", results={"a": {"loss": 1.0, "top1": 0.5, "top5": 1.0}})
+    recipe = make_recipe("epochs=9", "limits.step_s=77")
+    again = prepare(recipe, str(tmp_path), "r", resume=True, warn=refuse)
+    assert (again.step, again.recipe) == (6, recipe)
+    assert load_run(again.folder.uri)[0] == make_recipe("epochs=9")
+    record = read_record(again.folder)
+    assert (record["state"], record["owner"], record["results"]) == ("starting", again.id, None)
+    assert record["prolonged"] == [{"step": 6, "epochs_before": 2, "epochs": 9}]
+    prepare(make_recipe("epochs=10"), str(tmp_path), "r", resume=True, warn=refuse)
+    assert [entry["epochs"] for entry in read_record(run.folder)["prolonged"]] == [9, 10]
+
+
+COSINE = "students.a.schedule={name: cosine}"
+
+
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        ("students.a.schedule={name: constant, warmup_epochs: 1}",),
+        ("students.a.schedule={milestones: [1]}",),
+        (COSINE, "students.a.epochs=1"),
+        (COSINE, "students.a.weights=w.pt", "distillation={method: teacher, teacher: a}"),
+    ],
+)
+def test_schedules_that_do_not_depend_on_the_epochs(
+    overrides: Sequence[str], make_recipe: MakeRecipe, tmp_path: Path
+) -> None:
+    commit(prepare(make_recipe(*overrides), str(tmp_path), "r", resume=False, warn=refuse), 3)
+    longer = make_recipe(*overrides, "epochs=3")
+    assert prepare(longer, str(tmp_path), "r", resume=True, warn=refuse).recipe == longer
+
+
+@pytest.mark.parametrize("schedule", ["cosine", "poly", "onecycle", "nets:own_schedule"])
+def test_a_schedule_that_depends_on_the_epochs_refuses_more(
+    schedule: str, make_recipe: MakeRecipe, tmp_path: Path
+) -> None:
+    own = f"students.a.schedule={{name: '{schedule}'}}"
+    commit(prepare(make_recipe(own), str(tmp_path), "r", resume=False, warn=refuse), 3)
+    bound = rf"rate of a \(schedule '{schedule}'\) depends .* start a new run"
+    for epochs, words in ((3, bound), (1, "for more epochs, not")):
+        with pytest.raises(RunFolderError, match=f"differs in epochs: 2 -> {epochs} .*{words}"):
+            prepare(make_recipe(own, f"epochs={epochs}"), str(tmp_path), "r", resume=True, warn=refuse)
+    assert load_run(str(tmp_path / "r"))[0].epochs == 2
 
 
 def test_a_finished_run_stays_finished(make_recipe: MakeRecipe, tmp_path: Path) -> None:
@@ -155,7 +206,10 @@ def test_a_resumed_run_needs_no_override_of_its_start(make_recipe: MakeRecipe, t
 def test_an_override_that_contradicts_the_start_is_refused(make_recipe: MakeRecipe, tmp_path: Path) -> None:
     begin(make_recipe, tmp_path, *AT_START)
     found = resumed(make_recipe, tmp_path, "epochs=8")
-    with pytest.raises(RunFolderError, match=r"it differs in epochs: 9 -> 8$"):
+    with pytest.raises(
+        RunFolderError,
+        match=r"it differs in epochs: 9 -> 8 \(a run may go on for more epochs, not for fewer\)$",
+    ):
         prepare(found, str(tmp_path), "r", resume=True, warn=refuse)
 
 
@@ -165,6 +219,16 @@ def test_with_a_changed_or_unknown_file_the_file_counts(
 ) -> None:
     begin(make_recipe, tmp_path, "epochs=9", digest=at_start)
     assert resumed(make_recipe, tmp_path, digest=now) == make_recipe()
+
+
+def test_a_run_of_0_1_0_keeps_the_devices_that_it_stored(make_recipe: MakeRecipe, tmp_path: Path) -> None:
+    """Its default was the CPU; a recipe that states a share of a GPU, or `auto`, is taken at its word."""
+    on_cpu = ("students.a.resources.gpu=0", "students.b.resources.gpu=0")
+    recipe = begin(make_recipe, tmp_path, *on_cpu, digest=None)
+    assert resumed(make_recipe, tmp_path) == recipe
+    for stated in ("auto", "1"):
+        wanted = make_recipe(f"students.a.resources.gpu={stated}", on_cpu[1])
+        assert resumed(make_recipe, tmp_path, f"students.a.resources.gpu={stated}") == wanted
 
 
 def test_a_removed_student_may_be_removed_again(make_recipe: MakeRecipe, tmp_path: Path) -> None:

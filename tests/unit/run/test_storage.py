@@ -138,6 +138,15 @@ def test_a_fifo_and_a_folder_are_not_read(tmp_path: Path) -> None:
             Folder(str(tmp_path)).read(name)
 
 
+def test_names_of_what_is_no_folder(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "metrics")
+    (tmp_path / "checkpoints").write_bytes(b"")
+    for name in ("metrics", "checkpoints"):
+        with pytest.raises(RunFolderError, match=f"/{name} is no folder; delete it$"):
+            Folder(str(tmp_path)).names(name)
+    assert Folder(str(tmp_path)).names("missing") == []
+
+
 def test_files_of_a_run_that_are_too_large_or_too_deep(tmp_path: Path) -> None:
     folder = Folder(str(tmp_path))
     nested = b"[" * 100_000 + b"]" * 100_000

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import pytest
@@ -64,8 +64,10 @@ def walk(student: Student) -> list[float]:
     return [float(torch.as_tensor(each).detach()) for each in seen]
 
 
-def test_the_same_student(make_recipe: MakeRecipe) -> None:
-    plain, fast = student_of(make_recipe, "students.a.compile=false"), student_of(make_recipe)
+@pytest.mark.parametrize("fields", [(), ("students.a.model=nets:compiled", "students.a.compile=false")])
+def test_the_same_student(fields: Sequence[str], make_recipe: MakeRecipe) -> None:
+    """A network that compiles itself is compiled as one for which the recipe says so."""
+    plain, fast = student_of(make_recipe, "students.a.compile=false"), student_of(make_recipe, *fields)
     before = counters["stats"]["unique_graphs"]
     assert walk(fast) == pytest.approx(walk(plain), rel=1e-4, abs=1e-5)
     assert counters["stats"]["unique_graphs"] - before == 2, "one for training, one for teaching"
@@ -126,3 +128,10 @@ def test_a_failing_compiler_is_one_clear_line(make_recipe: MakeRecipe, tmp_path:
     ):
         try_step(student, images, labels)
     assert "\n" not in str(caught.value)
+
+
+def test_synchronised_batch_norm_goes_before_a_network_s_own_compilation(make_recipe: MakeRecipe) -> None:
+    fields = "students.a.model=nets:compiled", "students.a.compile=false", "students.a.sync_batchnorm=true"
+    student = student_of(make_recipe, *fields)
+    assert not student.compiles
+    assert student.network is student.model

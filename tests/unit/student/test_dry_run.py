@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import copy
+import resource
 import sys
 import threading
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -155,24 +157,143 @@ class Unused(Network):
         self.old = nn.Linear(3, 3)
 
 
-def test_replicas_need_every_parameter(make_recipe: MakeRecipe) -> None:
-    alone, both = student_of(make_recipe), student_of(make_recipe, "students.a.replicas=2")
-    for student in (alone, both):
-        student.model = Unused()
-    try_step(alone, IMAGES, LABELS)
-    with pytest.raises(ModelError, match=r"students\.a\.replicas: .* does not use old\.weight, old\.bias,"):
-        try_step(both, IMAGES, LABELS)
-    both.model.get_submodule("old").requires_grad_(False)
-    try_step(both, IMAGES, LABELS)
+@pytest.mark.parametrize("replicas", [1, 2])
+def test_a_parameter_that_no_pass_uses_is_no_mistake(replicas: int, make_recipe: MakeRecipe) -> None:
+    student = student_of(make_recipe, f"students.a.replicas={replicas}")
+    student.model = Unused()
+    try_step(student, IMAGES, LABELS)
+    assert student.replicas is None
+    assert student.training_network is student.network
 
 
-def test_a_step_is_tried_with_as_few_samples_as_a_replica_has(make_recipe: MakeRecipe) -> None:
-    for replicas, rows in ((1, 2), (2, 1)):
-        student = student_of(make_recipe, "batch_size=2", f"students.a.replicas={replicas}")
-        seen: list[int] = []
-        student.model = Network(lambda z, training, seen=seen: seen.append(len(z)) or z if training else z)
+@pytest.mark.parametrize(("batch_size", "replicas"), [(2, 1), (2, 2), (16, 1), (16, 4)])
+def test_a_step_is_tried_with_the_share_of_a_replica(
+    batch_size: int, replicas: int, make_recipe: MakeRecipe
+) -> None:
+    student = student_of(make_recipe, f"batch_size={batch_size}", f"students.a.replicas={replicas}")
+    seen: list[int] = []
+    student.model = Network(lambda z, training: seen.append(len(z)) or z if training else z)
+    dry_run(student, TrainingData.open(student.recipe), 0)
+    assert set(seen) == {batch_size // replicas}
+
+
+class NormOfFeatures(nn.Module):
+    """Its batch norm takes no single sample in training, as it has one value a channel."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.linear, self.norm = nn.Linear(64, 4), nn.BatchNorm1d(4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        logits: Tensor = self.norm(self.linear(x.flatten(1)))
+        return logits
+
+
+def test_a_share_of_one_sample_under_batch_norm(make_recipe: MakeRecipe) -> None:
+    fields = ["batch_size=2", "students.a.replicas=2"]
+    plain, synchronised = (
+        student_of(make_recipe, *fields, f"students.a.sync_batchnorm={value}") for value in ("false", "true")
+    )
+    for student in (plain, synchronised):
+        student.model = NormOfFeatures()
+    words = r"one sample: raise batch_size \(2\) or lower students\.a\.replicas \(2\)\): ValueError: Expe"
+    with pytest.raises(ModelError, match=words) as caught:
+        dry_run(plain, TrainingData.open(plain.recipe), 0)
+    assert caught.value.exit_code == 2
+    dry_run(synchronised, TrainingData.open(synchronised.recipe), 0)
+    assert "forward" not in vars(synchronised.model.get_submodule("norm"))
+
+
+def test_a_last_test_batch_of_one_sample(make_recipe: MakeRecipe) -> None:
+    """A network that drops a dimension of size one fails on it alone, and after an epoch."""
+    fine, fails = student_of(make_recipe), student_of(make_recipe, "batch_size=7")
+    for student in (fine, fails):
+        student.model = Network(lambda z, training: z.squeeze(0))
+    training_data = TrainingData.open(fails.recipe)
+    assert len(training_data.test) % 7 == 1
+    assert len(training_data.test) % fine.recipe.batch_size != 1
+    dry_run(fine, TrainingData.open(fine.recipe), 0)
+    words = r"returns \(4,\) .* shape \(1, 4\) \(batch \d of \d of data\.test\)"
+    with pytest.raises(ModelError, match=words):
+        dry_run(fails, training_data, 0)
+
+
+class _Once(torch.autograd.Function):
+    """A backward pass that goes once, as that of reentrant checkpointing."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        ctx.passes = 0
+        return x.clone()
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> Tensor:
+        ctx.passes += 1
+        if ctx.passes > 1:
+            raise ArithmeticError("gone")
+        return gradient
+
+
+def test_the_second_backward_pass_is_tried_where_the_analysis_takes_one(make_recipe: MakeRecipe) -> None:
+    for every, refused in ((2, True), (0, False)):
+        student = student_of(make_recipe, f"analysis.every_steps={every}")
+        student.model = Network(lambda z, training: _Once.apply(z))
+        if refused:
+            with pytest.raises(
+                ModelError, match=r"analysis\.every_steps: 2: .*set it to 0: ArithmeticError: gone"
+            ):
+                try_step(student, IMAGES, LABELS)
+        else:
+            try_step(student, IMAGES, LABELS)
+
+
+class Sparse(nn.Module):
+    """Its gradient is of a kind that few optimisers take."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.table = nn.Embedding(64, 4, sparse=True)
+
+    def forward(self, x: Tensor) -> Tensor:
+        logits: Tensor = self.table(x.flatten(1).long().clamp(0, 63)).sum(1)
+        return logits
+
+
+def test_the_optimiser_takes_part(make_recipe: MakeRecipe) -> None:
+    student = student_of(make_recipe, "students.a.optimizer={name: adamw}")
+    student.model = Sparse()
+    with pytest.raises(ModelError, match="cannot take a training step"):
+        try_step(student, IMAGES, LABELS)
+
+
+class MakesItsHead(nn.Module):
+    """Makes a layer in the first pass, by hand."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.body, self.head = nn.Linear(64, 8), None
+
+    def forward(self, x: Tensor) -> Tensor:
+        features = self.body(x.flatten(1))
+        if self.head is None:
+            self.head = nn.Linear(features.shape[1], 4)
+        logits: Tensor = self.head(features)
+        return logits
+
+
+def test_parameters_that_the_optimiser_would_not_know(make_recipe: MakeRecipe) -> None:
+    student = student_of(make_recipe)
+    student.model = MakesItsHead()
+    with pytest.raises(ModelError, match=r"makes parameters in its first pass \(head\.weight\)"):
         dry_run(student, TrainingData.open(student.recipe), 0)
-        assert seen == [rows]
+
+
+def test_the_peak_of_memory_is_that_of_a_real_share(make_recipe: MakeRecipe) -> None:
+    student = student_of(make_recipe)
+    student.model = Network(lambda z, training: z + 0 * torch.ones(50_000_000).sum() if training else z)
+    pages = int(Path("/proc/self/statm").read_text().split()[1])
+    peak = dry_run(student, TrainingData.open(student.recipe), 0)
+    assert peak > pages * resource.getpagesize() + 150e6
 
 
 class Heads(nn.Module):

@@ -7,10 +7,10 @@ from typing import Any
 import pytest
 import torch
 from cohorts import MakeRecipe
-from pydantic import TypeAdapter
+from pydantic import PositiveFloat, TypeAdapter
 from torch import nn
 
-from kdcl_dist.config.optim import Optimizer
+from kdcl_dist.config.optim import SGD, Optimizer
 from kdcl_dist.errors import ModelError, RecipeError
 from kdcl_dist.student.optimizer import build_optimizer, load_optimizer
 from kdcl_dist.student.student import Student
@@ -60,6 +60,17 @@ CASES = {
         lambda p: torch.optim.Adagrad(p, 0.02, lr_decay=0.1),
     ),
 }
+
+
+def test_a_class_with_other_defaults_is_the_same_optimizer() -> None:
+    """Such as that of examples/detection."""
+
+    class Other(SGD):
+        lr: PositiveFloat = 0.04
+
+    optimizer = build_optimizer(Other(), small())
+    assert type(optimizer) is torch.optim.SGD
+    assert optimizer.defaults["lr"] == 0.04
 
 
 @pytest.mark.parametrize("case", CASES)

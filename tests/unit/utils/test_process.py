@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -71,3 +72,76 @@ def test_both_thresholds_are_set(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_other_libraries_keep_their_defaults(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(ctypes, "CDLL", lambda name: SimpleNamespace())
     keep_freed_memory()
+
+
+SHARING = """
+import multiprocessing, os, time
+from kdcl_dist.utils.process import end_with_parent, share_folder
+
+def child(pipe):
+    end_with_parent()
+    pipe.send(os.listdir(multiprocessing.util.get_temp_dir()))
+    time.sleep(60)
+
+if __name__ == "__main__":
+    context = multiprocessing.get_context("forkserver")
+    share_folder()
+    parent_end, child_end = context.Pipe()
+    context.Process(target=child, args=(child_end,)).start()
+    print(parent_end.recv(), flush=True)
+    time.sleep(60)
+"""
+
+
+HANDED_ON = """
+import multiprocessing, os, signal, sys, time
+from pathlib import Path
+from kdcl_dist.utils.process import end_with_parent, share_folder
+
+def grandchild(pipe):
+    end_with_parent()
+    pipe.send(os.getpid())
+    time.sleep(60)
+
+def child(pipe):
+    share_folder()
+    multiprocessing.get_context("spawn").Process(target=grandchild, args=(pipe,)).start()
+    time.sleep(60)
+
+if __name__ == "__main__":
+    context = multiprocessing.get_context("spawn")
+    folder = multiprocessing.util.get_temp_dir()
+    parent_end, child_end = context.Pipe()
+    process = context.Process(target=child, args=(child_end,))
+    process.start()
+    orphan = parent_end.recv()
+    process.kill()
+    while Path(f"/proc/{orphan}").exists() and "Z" not in Path(f"/proc/{orphan}/stat").read_text().split():
+        time.sleep(0.02)
+    print(Path(folder).exists(), flush=True)
+"""
+
+
+def test_a_folder_that_was_handed_on_stays_for_its_owner(tmp_path: Path) -> None:
+    script = tmp_path / "handed_on.py"
+    script.write_text(HANDED_ON)
+    shown = subprocess.run(
+        [sys.executable, str(script)], cwd=ROOT, capture_output=True, text=True, timeout=100, check=False
+    )
+    assert shown.stdout == "True\n", shown.stderr
+
+
+def test_a_child_removes_the_sockets_of_its_killed_parent(tmp_path: Path) -> None:
+    script = tmp_path / "sharing.py"
+    script.write_text(SHARING)
+    env = os.environ | {"TMPDIR": str(tmp_path)}
+    with subprocess.Popen(
+        [sys.executable, str(script)], cwd=ROOT, env=env, stdout=subprocess.PIPE, text=True
+    ) as parent:
+        assert parent.stdout is not None
+        assert "listener-" in parent.stdout.readline()
+        parent.kill()
+    deadline = time.monotonic() + 60
+    while list(tmp_path.glob("pymp-*")):
+        assert time.monotonic() < deadline
+        time.sleep(0.02)

@@ -1,0 +1,24 @@
+"""Keeping the state of the global random generators, which may be those of a user's program."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import numpy as np
+import torch
+
+__all__ = ["random_state_kept"]
+
+
+@contextmanager
+def random_state_kept() -> Iterator[None]:
+    """Restore the generators of Python, NumPy and torch's CPU on leaving: making views seeds them."""
+    states = random.getstate(), np.random.get_state()
+    with torch.random.fork_rng([]):
+        try:
+            yield
+        finally:
+            random.setstate(states[0])
+            np.random.set_state(states[1])

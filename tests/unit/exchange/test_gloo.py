@@ -1,0 +1,95 @@
+"""The gloo group of members: real groups whose ranks are threads."""
+
+from __future__ import annotations
+
+import socket
+import threading
+from collections.abc import Sequence
+from datetime import timedelta
+from typing import Any
+
+import groups
+import pytest
+import torch
+
+from kdcl_dist.errors import ExchangeBroke
+from kdcl_dist.exchange.gloo import form_gloo
+from kdcl_dist.membership.endpoint import Endpoint
+from kdcl_dist.membership.tcp_store import RunStore, connect_store, host_store, scoped
+from kdcl_dist.utils.listeners import listeners
+
+HOST, LIMIT = "127.0.0.1", timedelta(seconds=60)
+
+
+class Stranger(RunStore):
+    """As of a process that has come upon the group's addresses, but has not the token."""
+
+    def sign(self, text: str) -> bytes:
+        return bytes(32)
+
+
+def form(stores: Sequence[RunStore]) -> list[Any]:
+    """The group, or the error, of each rank."""
+    found: list[Any] = [None] * len(stores)
+
+    def work(rank: int) -> None:
+        try:
+            found[rank] = form_gloo(stores[rank], rank, len(stores), host=HOST, limit=LIMIT)
+        except RuntimeError as error:
+            found[rank] = error
+
+    threads = [threading.Thread(target=work, args=(rank,)) for rank in range(len(stores))]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(120)
+        assert not thread.is_alive()
+    return found
+
+
+def test_members_form_a_group_that_takes_no_newcomers() -> None:
+    before = listeners()
+    store, endpoint = host_store(HOST)
+    served = listeners() - before
+    stores = [store, *(connect_store(endpoint, 20) for _ in range(2))]
+    groups = form([scoped(each, "group") for each in stores])
+    opened = listeners() - before - served
+    assert len(opened) == len(groups)
+    for fd in opened:
+        with socket.socket(fileno=fd) as listener, socket.socket() as newcomer:
+            newcomer.settimeout(0.3)
+            with pytest.raises(TimeoutError):
+                newcomer.connect(listener.getsockname())
+            listener.detach()  # gloo's
+    received = torch.zeros(2)
+    for work in (groups[2].send([torch.ones(2)], 0, 1), groups[0].recv([received], 2, 1)):
+        work.wait(LIMIT)
+    assert received.sum() == 2
+
+
+def test_a_connection_without_the_token_breaks_the_group() -> None:
+    store, endpoint = host_store(HOST)
+    other = connect_store(endpoint, 20)
+    member, stranger = form([scoped(store, "group"), Stranger(other.connection, "group/")])
+    for found, rank in ((member, 1), (stranger, 0)):
+        assert isinstance(found, RuntimeError)
+        assert f"the connection to rank {rank} of the gloo group is not of a member of the run" in str(found)
+
+
+def test_the_run_takes_it_for_a_broken_connection(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No process is lost, so none is replaced: the recovery policy makes the group again."""
+    strangers = []
+
+    def connect(endpoint: Endpoint, limit_s: float) -> RunStore:
+        store = connect_store(endpoint, limit_s)
+        if not strangers:
+            strangers.append(store)
+            store.connection.token = "another"
+        return store
+
+    monkeypatch.setattr(groups, "connect_store", connect)
+    found = groups.run_group(lambda exchange: groups.exchange_step(exchange, 0))
+    assert len(found) == 4
+    for error in found:
+        assert isinstance(error, ExchangeBroke)
+        assert "every process lives" in str(error)

@@ -1,0 +1,55 @@
+"""Listening sockets: found, and closed to newcomers, by real connections."""
+
+from __future__ import annotations
+
+import os
+import socket
+from pathlib import Path
+
+import pytest
+
+from kdcl_dist.utils.listeners import listeners, refuse_newcomers
+
+
+@pytest.mark.parametrize(
+    ("family", "address"), [(socket.AF_INET, "127.0.0.1"), (socket.AF_INET6, "::1")], ids=["IPv4", "IPv6"]
+)
+def test_a_listener_keeps_its_connections_and_takes_no_other(family: int, address: str) -> None:
+    before = listeners()
+    try:
+        listener = socket.create_server((address, 0), family=family)
+    except OSError:
+        pytest.skip("this machine has no such address")
+    with listener, socket.create_connection(listener.getsockname()[:2], timeout=20) as link:
+        accepted, _ = listener.accept()
+        with accepted, socket.socket(family) as other:
+            assert listeners() - before == {listener.fileno()}
+            refuse_newcomers(listener.fileno())
+            other.settimeout(0.5)
+            with pytest.raises(TimeoutError):
+                other.connect(listener.getsockname())
+            link.sendall(b"still there")
+            assert accepted.recv(100) == b"still there"
+
+
+def test_what_is_no_socket_is_passed_over() -> None:
+    left, right = socket.socketpair()
+    with left, right, Path(os.devnull).open() as file:
+        for fd in (file.fileno(), -1):
+            refuse_newcomers(fd)
+        assert not listeners() & {left.fileno(), file.fileno()}
+
+
+def test_a_socket_that_was_opened_by_its_path_leaves_nothing_open(tmp_path: Path) -> None:
+    """As the server of processes is reached; a copy of such a descriptor is no socket."""
+    with socket.socket(socket.AF_UNIX) as server:
+        server.bind(str(tmp_path / "socket"))
+        server.listen()
+        by_path = os.open(tmp_path / "socket", os.O_PATH)
+        try:
+            before = len(list(Path("/proc/self/fd").iterdir()))
+            assert by_path not in listeners()
+            refuse_newcomers(by_path)
+            assert len(list(Path("/proc/self/fd").iterdir())) == before
+        finally:
+            os.close(by_path)
