@@ -28,6 +28,7 @@ SLOW_FILES = (
     "test_fault_matrix.py",
     "test_cli_runs.py",
     "test_recovery.py",
+    "test_hangs.py",
     "test_exchange.py",
     "test_window.py",
     "test_export_formats.py",
