@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import gc
 import json
+import multiprocessing
 import os
+import shutil
 import threading
 import uuid
 from collections.abc import Callable, Iterator
@@ -76,6 +78,14 @@ def faults(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
         for folder in (SUPPORT, SUPPORT / "inject"):
             patch.setenv("PYTHONPATH", str(folder), prepend=os.pathsep)
         yield path
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _no_folder_of_sockets_is_left() -> Iterator[None]:
+    """pytest-xdist ends its workers without the clean-up of multiprocessing."""
+    yield
+    if folder := multiprocessing.current_process()._config.get("tempdir"):  # type: ignore[attr-defined]
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 @pytest.fixture(autouse=True)
