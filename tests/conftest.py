@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import gc
 import json
-import multiprocessing
+import multiprocessing.util
 import os
-import shutil
 import threading
 import uuid
 from collections.abc import Callable, Iterator
@@ -84,8 +83,7 @@ def faults(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
 def _no_folder_of_sockets_is_left() -> Iterator[None]:
     """pytest-xdist ends its workers without the clean-up of multiprocessing."""
     yield
-    if folder := multiprocessing.current_process()._config.get("tempdir"):  # type: ignore[attr-defined]
-        shutil.rmtree(folder, ignore_errors=True)
+    multiprocessing.util._run_finalizers()  # type: ignore[attr-defined]
 
 
 @pytest.fixture(autouse=True)

@@ -32,10 +32,15 @@ LARGEST = 1 << 30
 
 def state_of(pid: int) -> str | None:
     """The state of a process as `ps` shows it, such as T of one that is stopped; None where there is none."""
+    return next(iter(_stat(pid)), None)
+
+
+def _stat(pid: int) -> list[str]:
+    """The fields of /proc/PID/stat from the state on; none where there is no such process, or no /proc."""
     try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
-    except (OSError, IndexError):
-        return None
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    except OSError:
+        return []
 
 
 def is_over(pid: int) -> bool:
@@ -126,8 +131,7 @@ def _kernel() -> tuple[str, str]:
 
 def _start_of(pid: int) -> str:
     """When a process started, in ticks since the boot; "dead" for a zombie, "" where /proc does not say."""
-    try:
-        state, *fields = Path(f"/proc/{pid}/stat").read_text().rpartition(") ")[2].split()
-    except (OSError, ValueError):
+    fields = _stat(pid)
+    if not fields:
         return ""
-    return "dead" if state in "ZX" else fields[18]
+    return "dead" if fields[0] in "ZX" else fields[19]

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Callable
 from typing import Any
 
 import torch
+from together import at_once
 
 from kdcl_dist.config.rounds import Kind
 from kdcl_dist.errors import KdclError
@@ -51,12 +51,7 @@ def run_group(
         finally:
             monitor.close()
 
-    threads = [threading.Thread(target=worker, args=(rank,)) for rank in range(4)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join(60)
-        assert not thread.is_alive()
+    at_once(worker, 4)
     return results
 
 

@@ -26,6 +26,7 @@ FUZZ = """
 import random, resource, sys
 from pathlib import Path
 import numpy, torch
+from changed_bytes import changed
 from kdcl_dist.data.dataset import ArrowDataset
 from kdcl_dist.errors import DataError
 
@@ -37,15 +38,7 @@ slack = 3 * len(whole) + (64 << 20)  # 64 MB for the allocators of Python and Ar
 resource.setrlimit(resource.RLIMIT_AS, (pages * resource.getpagesize() + slack,) * 2)
 opened = 0
 for number in range(count):
-    data = bytearray(whole)
-    for _ in range(draw.choice((1, 1, 2, 8))):
-        place = draw.randrange(len(data))
-        width = draw.choice((1, 1, 4, 8))
-        value = draw.choice((0, 1, 255, 2**31 - 1, 2**63 - 1, draw.getrandbits(64)))
-        data[place : place + width] = (value % 256**width).to_bytes(width, "little")
-    if draw.random() < 0.05:
-        del data[draw.randrange(len(data)) :]
-    file.write_bytes(data)
+    file.write_bytes(changed(whole, draw))
     try:
         dataset = ArrowDataset(str(file))
         for index in range(len(dataset)):

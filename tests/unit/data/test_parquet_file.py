@@ -24,6 +24,7 @@ from kdcl_dist.run.storage import Folder
 FUZZ = """
 import random, resource, sys
 from pathlib import Path
+from changed_bytes import changed
 from kdcl_dist.data.importers.table import Table
 from kdcl_dist.data.parquet_file import unfolded_limit
 from kdcl_dist.errors import DataError, RunFolderError
@@ -48,15 +49,7 @@ slack = 6 * unfolded_limit(len(whole)) + (64 << 20)  # 64 MB for the allocators 
 resource.setrlimit(resource.RLIMIT_AS, (pages * resource.getpagesize() + slack,) * 2)
 done = 0
 for number in range(count):
-    data = bytearray(whole)
-    for _ in range(draw.choice((1, 1, 2, 8))):
-        place = draw.randrange(len(data))
-        width = draw.choice((1, 1, 4, 8))
-        value = draw.choice((0, 1, 255, 2**31 - 1, 2**63 - 1, draw.getrandbits(64)))
-        data[place : place + width] = (value % 256**width).to_bytes(width, "little")
-    if draw.random() < 0.05:
-        del data[draw.randrange(len(data)) :]
-    file.write_bytes(data)
+    file.write_bytes(changed(whole, draw))
     try:
         read()
         done += 1

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -10,6 +9,7 @@ from typing import Any
 
 import pytest
 from cohorts import MakeRecipe
+from together import at_once
 
 from kdcl_dist.errors import CoordinatorFailed, KdclError, StudentFailed, StudentLost
 from kdcl_dist.exchange.generation import open_exchange
@@ -42,12 +42,7 @@ def run_ranks(run: Run, work: dict[int, Work], **more: dict[int, Any]) -> list[A
         finally:
             monitor.close()
 
-    threads = [threading.Thread(target=rank_work, args=(rank,)) for rank in range(3)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join(100)
-        assert not thread.is_alive()
+    at_once(rank_work, 3)
     return found
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import socket
-import threading
 from collections.abc import Sequence
 from datetime import timedelta
 from typing import Any
@@ -11,6 +10,7 @@ from typing import Any
 import groups
 import pytest
 import torch
+from together import at_once
 
 from kdcl_dist.errors import ExchangeBroke
 from kdcl_dist.exchange.gloo import form_gloo
@@ -38,12 +38,7 @@ def form(stores: Sequence[RunStore]) -> list[Any]:
         except RuntimeError as error:
             found[rank] = error
 
-    threads = [threading.Thread(target=work, args=(rank,)) for rank in range(len(stores))]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join(120)
-        assert not thread.is_alive()
+    at_once(work, len(stores))
     return found
 
 

@@ -9,6 +9,7 @@ from collections.abc import Callable
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from together import at_once
 
 from kdcl_dist.membership.handshake import SIZE, ForeignPeer, admit, enter, sign
 
@@ -28,12 +29,7 @@ def both(member: Callable[[socket.socket], object], token: str = TOKEN) -> list[
                 found[index] = error
 
     jobs = [(0, lambda link: admit(link, token, 5), ours), (1, member, theirs)]
-    threads = [threading.Thread(target=run, args=job) for job in jobs]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join(20)
-        assert not thread.is_alive()
+    at_once(lambda number: run(*jobs[number]), 2)
     return found
 
 
