@@ -44,8 +44,8 @@ def form_gloo(store: RunStore, rank: int, size: int, *, host: str, limit: timede
     options._devices, options._timeout = [device], limit
     group = c10d.ProcessGroupGloo(store, rank, size, options)
     _prove(group, store, rank, size, limit)
-    for fd in opened:
-        refuse_newcomers(fd)
+    for listener in opened:
+        refuse_newcomers(listener)
     return group
 
 

@@ -50,8 +50,8 @@ def test_members_form_a_group_that_takes_no_newcomers() -> None:
     groups = form([scoped(each, "group") for each in stores])
     opened = listeners() - before - served
     assert len(opened) == len(groups)
-    for fd in opened:
-        with socket.socket(fileno=fd) as listener, socket.socket() as newcomer:
+    for found in opened:
+        with socket.socket(fileno=found.fd) as listener, socket.socket() as newcomer:
             newcomer.settimeout(0.3)
             with pytest.raises(TimeoutError):
                 newcomer.connect(listener.getsockname())

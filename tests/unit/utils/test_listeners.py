@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from kdcl_dist.utils.listeners import listeners, refuse_newcomers
+from kdcl_dist.utils.listeners import Listener, listeners, refuse_newcomers
 
 
 @pytest.mark.parametrize(
@@ -23,8 +23,9 @@ def test_a_listener_keeps_its_connections_and_takes_no_other(family: int, addres
     with listener, socket.create_connection(listener.getsockname()[:2], timeout=20) as link:
         accepted, _ = listener.accept()
         with accepted, socket.socket(family) as other:
-            assert listeners() - before == {listener.fileno()}
-            refuse_newcomers(listener.fileno())
+            (found,) = listeners() - before
+            assert found.fd == listener.fileno()
+            refuse_newcomers(found)
             other.settimeout(0.5)
             with pytest.raises(TimeoutError):
                 other.connect(listener.getsockname())
@@ -32,12 +33,22 @@ def test_a_listener_keeps_its_connections_and_takes_no_other(family: int, addres
             assert accepted.recv(100) == b"still there"
 
 
+def test_a_listener_on_the_descriptor_of_a_closed_one_is_another() -> None:
+    """A member that forms a group anew while the sockets of the last one close finds its own."""
+    address = ("127.0.0.1", 0)
+    with socket.create_server(address) as first:
+        before = listeners()
+        with socket.create_server(address) as newcomer:
+            os.dup2(newcomer.fileno(), first.fileno())
+        assert {found.fd for found in listeners() - before} == {first.fileno()}
+
+
 def test_what_is_no_socket_is_passed_over() -> None:
     left, right = socket.socketpair()
     with left, right, Path(os.devnull).open() as file:
         for fd in (file.fileno(), -1):
-            refuse_newcomers(fd)
-        assert not listeners() & {left.fileno(), file.fileno()}
+            refuse_newcomers(Listener(fd, 0))
+        assert not {found.fd for found in listeners()} & {left.fileno(), file.fileno()}
 
 
 def test_a_socket_that_was_opened_by_its_path_leaves_nothing_open(tmp_path: Path) -> None:
@@ -48,8 +59,8 @@ def test_a_socket_that_was_opened_by_its_path_leaves_nothing_open(tmp_path: Path
         by_path = os.open(tmp_path / "socket", os.O_PATH)
         try:
             before = len(list(Path("/proc/self/fd").iterdir()))
-            assert by_path not in listeners()
-            refuse_newcomers(by_path)
+            assert by_path not in {found.fd for found in listeners()}
+            refuse_newcomers(Listener(by_path, 0))
             assert len(list(Path("/proc/self/fd").iterdir())) == before
         finally:
             os.close(by_path)
