@@ -60,6 +60,6 @@ def _check(loss: object, learns: bool) -> None:
         got = f"{loss.dtype} {tuple(loss.shape)}"
         raise ValueError(f"a loss is needed, a floating-point tensor of shape () (got {got}): take its mean")
     if not bool(torch.isfinite(loss)):
-        raise ValueError(f"the loss is {float(loss)}")
+        raise ValueError(f"the loss is {float(loss.detach())}")
     if learns and not loss.requires_grad:
         raise ValueError("the loss has no gradient: compute it from logits_BC, with torch's operations")

@@ -10,6 +10,7 @@ import pytest
 from cohorts import Cohort, Inject, MakeRecipe
 from equality import check
 
+from kdcl_dist.errors import MethodError
 from kdcl_dist.launch import local
 from kdcl_dist.run.run import Run
 
@@ -68,3 +69,14 @@ def test_after_a_death_it_equals_the_reference(
     assert local.launch(run, lambda event: None, threading.Event())
     assert met.exists()
     check(run)
+
+
+def test_a_mistake_of_a_method_with_peers_ends_the_run(
+    make_recipe: MakeRecipe, make_run: Callable[..., Run]
+) -> None:
+    method = "distillation.method={name: 'nets:nan_loss_later', peers: true}"
+    errors = Cohort(make_run(make_recipe(method, "failure.max_failures=8"))).train().errors
+    cause = errors["coordinator"]
+    assert isinstance(cause, MethodError)
+    assert str(cause).startswith("student '")
+    assert str(cause).endswith("'nets:nan_loss_later', step 3: ValueError: the loss is nan")

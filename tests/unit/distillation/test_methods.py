@@ -12,6 +12,8 @@ from kdcl_dist.distillation.methods import METHODS, Context
 from kdcl_dist.distillation.soft_target import log_soft_target
 
 FILES = sorted((ROOT / "kdcl_dist").rglob("*.py"))
+#: A mean is also a statistic.
+NAMES = METHODS.keys() - {"mean"}
 
 
 def test_no_other_file_asks_for_a_method_by_name() -> None:
@@ -20,7 +22,7 @@ def test_no_other_file_asks_for_a_method_by_name() -> None:
         for node in ast.walk(ast.parse(path.read_text())):
             if isinstance(node, ast.Compare):
                 texts = {each.value for each in ast.walk(node) if isinstance(each, ast.Constant)}
-                asks += [(path, text) for text in texts if text in METHODS]
+                asks += [(path, text) for text in texts if text in NAMES]
     assert not asks
 
 
