@@ -9,7 +9,6 @@ from __future__ import annotations
 import time
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from kdcl_dist.config.recipe import Recipe
@@ -72,10 +71,10 @@ class InTurn:
             if answer.target is not None and len(answer.target.ids):
                 row, covered = find_rows(batch.ids, answer.target.ids)
                 own = self._as_sent(answer.target.log_probabilities[row])
-            elif self.recipe.distillation.method == "dml" and answer.known is not None:
+            elif self.recipe.distillation.peers and answer.known is not None:
                 row, _ = find_rows(batch.ids, answer.known.ids)
                 peers = [j for j in range(len(self.students)) if j != index]
-                own, covered = F.log_softmax(answer.known.logits[peers][:, row], dim=2), None
+                own, covered = answer.known.logits[peers][:, row], None
             loss = student.loss(logits[index], batch.labels, own, covered).total
             if learns[index]:
                 student.learn(loss, student.lr(step, per_epoch))

@@ -18,7 +18,7 @@ KINDS = ["state_dict", "safetensors", "torch_export", "onnx"]
 
 @kdcl.command()
 @click.argument("run")
-@click.option("--student", required=True, help="Name of the student.")
+@click.option("--student", required=True, help="Name of the student, or `ensemble`.")
 @click.option("--format", "kind", type=click.Choice(KINDS), default=KINDS[0], show_default=True)
 @click.option(
     "--epoch", type=click.IntRange(1), help="The checkpoint after this epoch. [default: the latest]"
@@ -38,9 +38,9 @@ def export(
     to: str | None,
     allow_imports: tuple[str, ...],
 ) -> None:
-    """Write a student of a RUN folder as a folder of its own, which does not need kdcl.
+    """Write a student of a RUN folder, or the ensemble of all, as a folder of its own.
 
-    The folder holds the weights, preprocessing.json and a model card.
+    It does not need kdcl, and holds the weights, preprocessing.json and a model card.
     """
     from kdcl_dist.export.writing import export as write_export
 

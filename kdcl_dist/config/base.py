@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
-from kdcl_dist.utils.import_strings import IMPORT_STRING, is_import_string
+from kdcl_dist.utils.import_strings import IMPORT_STRING, is_import_string, load_object
 
 __all__ = ["NAME_REQUIRED", "OWN", "Name", "Own", "Precision", "Seed", "Strict", "kind_of", "named"]
 
@@ -38,6 +40,18 @@ class Own(Strict):
     def arguments(self) -> dict[str, Any]:
         """The fields that the recipe does not know."""
         return dict(self.model_extra or {})
+
+    def load(self) -> Callable[..., Any]:
+        """What the import string names, with its arguments.
+
+        Raises:
+            ImportError: it names nothing.
+            TypeError: it names something that cannot be called.
+        """
+        found = load_object(self.name)
+        if not callable(found):
+            raise TypeError(f"{type(found).__name__} is not callable")
+        return partial(found, **self.arguments)
 
 
 def named(default: str, *others: str) -> BeforeValidator:

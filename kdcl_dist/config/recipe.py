@@ -128,14 +128,14 @@ def _teacher_exists(recipe: Recipe) -> None:
             f"(got {found[0].transfer!r})"
         )
     if len(recipe.students) < 2:
-        raise ValueError("students: method 'teacher' needs at least one student besides the teacher (got 1)")
+        raise ValueError("students: a teacher needs at least one student besides itself (got 1)")
 
 
-def _general_has_holdout(recipe: Recipe) -> None:
-    if recipe.distillation.method == "general" and recipe.data.holdout_per_class == 0:
+def _weights_have_holdout(recipe: Recipe) -> None:
+    if recipe.distillation.needs_holdout and recipe.data.holdout_per_class == 0:
         raise ValueError(
-            "data.holdout_per_class: method 'general' weighs the students by samples held out of training; "
-            "set it to 1 or more (got 0)"
+            f"data.holdout_per_class: method {recipe.distillation.method_name!r} weighs the students by "
+            "samples held out of training; set it to 1 or more (got 0)"
         )
 
 
@@ -172,7 +172,7 @@ def _last_epoch_has_a_learner(recipe: Recipe) -> None:
 CHECKS = (
     _names_differ,
     _teacher_exists,
-    _general_has_holdout,
+    _weights_have_holdout,
     _same_view_has_same_augment,
     _replicas_share_evenly,
     _last_epoch_has_a_learner,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal, get_args
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import (
     ConfigDict,
@@ -16,6 +16,7 @@ from pydantic import (
 )
 
 from kdcl_dist.config.base import Name, Own, Precision, Strict, named
+from kdcl_dist.distillation.methods import METHODS
 from kdcl_dist.utils.import_strings import IMPORT_STRING, is_import_string
 
 __all__ = [
@@ -34,7 +35,10 @@ __all__ = [
 
 #: A duration above 0, and up to 30 days: timers and sockets do not take any number.
 Seconds = Annotated[float, Field(gt=0, le=30 * 24 * 3600)]
-Method = Literal["none", "naive", "linear", "min_logit", "general", "mean", "dml", "teacher"]
+if TYPE_CHECKING:
+    Method = str
+else:
+    Method = Literal[tuple(METHODS)]
 ImportString = Annotated[str, Field(pattern=rf"^{IMPORT_STRING}$")]
 
 
@@ -44,7 +48,17 @@ class OwnMethod(Own):
     The coordinator calls the function with `logits_SBC` of the students that are present, `labels_B`, the
     temperature T, a `kdcl_dist.ensembles.Context`, and the fields that this table does not list as its
     arguments. It returns the log-probabilities (B, C) of the soft target at T.
+
+    With `peers: true` the function teaches student by student, as `dml` does: each student calls it with its
+    own `logits_BC`, the others' `peers_PBC`, `labels_B`, T and the context. It returns the student's
+    distillation loss, a scalar.
     """
+
+    peers: bool = Field(
+        default=False,
+        description="Whether every student gets its peers' logits and the function is its loss. Needs "
+        "`window` 1.",
+    )
 
 
 class Transform(Strict):
@@ -120,21 +134,14 @@ class Distillation(Strict):
 
     The methods, by what a student learns from beside the labels:
 
-    - `none`: nothing.
-    - `naive`: the logits of the student with the smallest cross-entropy on the sample.
-    - `linear`: the convex combination of the students' logits with the smallest cross-entropy.
-    - `min_logit`: the smallest logit of each class, relative to the true class.
-    - `general`: the students' probabilities, weighted by their errors on held-out samples.
-    - `mean`: the mean of the students' logits.
-    - `dml`: the probabilities of each peer (deep mutual learning).
-    - `teacher`: the probabilities of one frozen student with given `weights`.
-    - an import string: the soft target that a function of your own forms.
+    METHODS
+    - an import string: the soft target or the loss that a function of your own forms.
 
     With a `window` of more than one step, each student takes the samples of the window in its own order and
     learns from the others' last logits of a sample. `max_staleness` and `bank` have an effect only then.
     """
 
-    method: Annotated[Method | ImportString | OwnMethod, named("linear", *get_args(Method))] = Field(
+    method: Annotated[Method | ImportString | OwnMethod, named("linear", *METHODS)] = Field(
         default="linear", description="Kind of the soft target."
     )
     temperature: PositiveFloat = Field(default=2.0, description="T of equation 1.")
@@ -182,25 +189,48 @@ class Distillation(Strict):
     @property
     def keeps_logits(self) -> bool:
         """Whether a soft target takes in logits of earlier steps."""
-        return self.window != 1 and self.method != "none"
+        return self.window != 1 and self.sends_target
+
+    @property
+    def sends_target(self) -> bool:
+        """Whether the coordinator's answer carries a soft target."""
+        own = self.own_method
+        return METHODS[self.method_name].target is not None if own is None else not own.peers
+
+    @property
+    def peers(self) -> bool:
+        """Whether the students get each other's logits."""
+        own = self.own_method
+        return METHODS[self.method_name].peer_loss is not None if own is None else own.peers
+
+    @property
+    def needs_holdout(self) -> bool:
+        """Whether the students are weighed by held-out samples."""
+        return self.own_method is None and METHODS[self.method_name].holdout
 
     @model_validator(mode="after")
-    def _dml_needs_window_1(self) -> Distillation:
-        if self.method == "dml" and self.window != 1:
+    def _peers_need_window_1(self) -> Distillation:
+        if self.peers and self.window != 1:
             raise ValueError(
-                "method 'dml' learns from the peers' own logits of the same step, not from a soft target: it "
-                f"needs window 1 (got {self.window!r}); method 'mean' goes with any window"
+                f"method {self.method_name!r} learns from the peers' own logits of the same step, not from a "
+                f"soft target: it needs window 1 (got {self.window!r}); method 'mean' goes with any window"
             )
         return self
 
     @model_validator(mode="after")
     def _teacher_goes_with_its_method(self) -> Distillation:
-        if (self.method == "teacher") != (self.teacher is not None):
+        taught = [name for name, method in METHODS.items() if method.teacher]
+        if (self.method in taught) != (self.teacher is not None):
             raise ValueError(
-                f"method 'teacher' and the field teacher go together "
+                f"method {' or '.join(map(repr, taught))} and the field teacher go together "
                 f"(method is {self.method!r}, teacher is {self.teacher!r})"
             )
         return self
+
+
+Distillation.__doc__ = (Distillation.__doc__ or "").replace(
+    "METHODS", "\n    ".join(f"- `{name}`: {method.source}" for name, method in METHODS.items())
+)
 
 
 class Checkpoint(Strict):

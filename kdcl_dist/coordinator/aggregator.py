@@ -23,10 +23,10 @@ from kdcl_dist.coordinator.logit_bank import LogitBank
 from kdcl_dist.coordinator.own_method import load_method, try_method
 from kdcl_dist.coordinator.window_check import WindowCheck
 from kdcl_dist.distillation.ensembles import general_weights
-from kdcl_dist.distillation.methods import Context, log_soft_target
+from kdcl_dist.distillation.methods import Context
 from kdcl_dist.distillation.methods import Target as TargetMethod
+from kdcl_dist.distillation.soft_target import log_soft_target
 from kdcl_dist.errors import NonFiniteLogits
-from kdcl_dist.exchange.layout import sends_target
 from kdcl_dist.exchange.message import Contribution, Message, by_student
 
 __all__ = ["Aggregator", "Answer", "Target"]
@@ -83,12 +83,12 @@ class Aggregator:
         self.bad_steps: dict[int, int] = {}
 
     def load_method(self, classes: int) -> None:
-        """Load and try a method of the user's own, which only a training needs.
+        """Load and try a soft target of the user's own, which only a training needs.
 
         Raises:
             MethodError: it cannot be loaded, or fails on random logits of so many classes.
         """
-        if (own := self.recipe.distillation.own_method) is not None:
+        if (own := self.recipe.distillation.own_method) is not None and not own.peers:
             self.method = load_method(own)
             try_method(self.method, tuple(self.names), classes)
 
@@ -137,20 +137,18 @@ class Aggregator:
     def soft_target(self, aligned: Aligned, step: int = 0, epoch: int = 0) -> Tensor | None:
         """The log-probabilities (B, C) of the soft target at the recipe's temperature.
 
-        None for the methods without a common target: "none", and "dml", whose students have their peers'
-        logits from the gather.
+        None for the methods without a common target: that of students who learn alone, and those whose
+        students have their peers' logits from the gather.
 
         Raises:
             NonFiniteLogits: the teacher's logits are not finite.
             MethodError: a method of the user's own fails, or gives no log-probabilities.
         """
         distillation = self.recipe.distillation
-        if not sends_target(self.recipe):
+        if not distillation.sends_target:
             return None
-        if self.teacher is not None:
-            if self.teacher in aligned.bad:
-                raise self._not_finite(self.teacher)
-            return F.log_softmax(aligned.logits[self.teacher] / distillation.temperature, dim=1)
+        if self.teacher is not None and self.teacher in aligned.bad:
+            raise self._not_finite(self.teacher)
         return log_soft_target(
             self.method,
             aligned.logits,
@@ -158,7 +156,7 @@ class Aggregator:
             distillation.temperature,
             self.weights_S,
             None if aligned.age is None else aligned.age >= 0,
-            Context(step, epoch, tuple(self.names), state=self.method_state),
+            Context(step, epoch, tuple(self.names), state=self.method_state, teacher=distillation.teacher),
         )
 
     def predict(self, aligned: Aligned) -> Tensor:

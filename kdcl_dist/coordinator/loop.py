@@ -16,7 +16,6 @@ from kdcl_dist.coordinator.checkpointing import CoordinatorState, save_checkpoin
 from kdcl_dist.coordinator.validation import check_messages
 from kdcl_dist.errors import CheckpointError, KdclError, StorageError
 from kdcl_dist.exchange.group import Exchange
-from kdcl_dist.exchange.layout import sends_target
 from kdcl_dist.exchange.message import Flag, Message
 from kdcl_dist.run.checkpoint import latest, prune
 from kdcl_dist.run.events import CheckpointSaved, Event, Note, Stepped, Warned
@@ -112,7 +111,7 @@ class CoordinatorLoop:
         exchange.answer.reset(round.kind, round.step, round.part)  # the answer before has left by now
         exchange.answer.header["busy_s"] = max(float(message.header["busy_s"]) for message in messages)
         heartbeat.enter("ensemble")
-        with_rows = round.kind is Kind.TRAIN and sends_target(self.recipe)
+        with_rows = round.kind is Kind.TRAIN and self.recipe.distillation.sends_target
         try:
             self._process(round, messages)
         except KdclError as error:

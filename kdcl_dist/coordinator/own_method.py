@@ -1,4 +1,4 @@
-"""A distillation method of the user's own: loaded by its import string, and its targets checked.
+"""A soft target of the user's own: loaded by its import string, and what it gives checked.
 
 Shapes: S students, B samples, C classes.
 """
@@ -13,7 +13,6 @@ from torch import Tensor
 from kdcl_dist.config.sections import OwnMethod
 from kdcl_dist.distillation.methods import Context, Target
 from kdcl_dist.errors import MethodError, of_user_code
-from kdcl_dist.utils.import_strings import load_object
 
 __all__ = ["load_method", "try_method"]
 
@@ -28,10 +27,8 @@ def load_method(method: OwnMethod) -> Target:
         MethodError: the import string names nothing that can be called.
     """
     with of_user_code(MethodError, f"distillation.method {method.name!r} cannot be loaded"):
-        function = load_object(method.name)
-        if not callable(function):
-            raise TypeError(f"{type(function).__name__} is not callable")
-    return partial(_target, method.name, partial(function, **method.arguments))
+        function = method.load()
+    return partial(_target, method.name, function)
 
 
 def try_method(target: Target, students: tuple[str, ...], classes: int) -> None:

@@ -125,7 +125,7 @@ class TrainingData:
     def schedule(self) -> RunSchedule:
         """The schedule of all rounds of the run."""
         recipe, (train_ids, holdout_ids) = self.recipe, self.split
-        has_weights = recipe.distillation.method == "general"
+        has_weights = recipe.distillation.needs_holdout
         return RunSchedule(
             epochs=recipe.epochs,
             steps_per_epoch=len(epoch_steps(train_ids, recipe.batch_size, recipe.seed, 0)),

@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-__all__ = ["Losses", "distillation_loss", "dml_loss", "kdcl_loss", "task_loss"]
+__all__ = ["Losses", "distillation_loss", "dml_loss", "kdcl_loss", "mutual_loss", "task_loss"]
 
 
 class Losses(NamedTuple):
@@ -86,7 +86,7 @@ def dml_loss(
     weight: float = 1.0,
     label_smoothing: float = 0.0,
 ) -> Losses:
-    """CE(z, y) + weight * mean over peers j of KL(p_j || softmax(z)), all at T = 1 (Zhang et al., 2018).
+    """CE(z, y) + weight * `mutual_loss`: deep mutual learning (Zhang et al., 2018).
 
     Args:
         logits_BC: z.
@@ -95,11 +95,15 @@ def dml_loss(
         weight: 1 in that paper.
         label_smoothing: as `task_loss`.
     """
-    task = task_loss(logits_BC, labels_B, label_smoothing)
-    log_q_BC = F.log_softmax(_widened(logits_BC), dim=1)
-    parts = [_divergence(log_p_BC, log_q_BC) for log_p_BC in peer_log_probabilities_PBC]
-    distillation = torch.stack(parts).mean() if parts else torch.zeros_like(task)
+    task, peers_PBC = task_loss(logits_BC, labels_B, label_smoothing), peer_log_probabilities_PBC
+    distillation = mutual_loss(logits_BC, peers_PBC) if len(peers_PBC) else torch.zeros_like(task)
     return Losses(task + weight * distillation, task, distillation)
+
+
+def mutual_loss(logits_BC: Tensor, peer_log_probabilities_PBC: Tensor) -> Tensor:
+    """Mean over the peers j, at least one, of KL(p_j || softmax(z)) at T = 1 (Zhang et al., 2018, eq. 8)."""
+    log_q_BC = F.log_softmax(_widened(logits_BC), dim=1)
+    return torch.stack([_divergence(log_p_BC, log_q_BC) for log_p_BC in peer_log_probabilities_PBC]).mean()
 
 
 def _divergence(log_p_BC: Tensor, log_q_BC: Tensor) -> Tensor:

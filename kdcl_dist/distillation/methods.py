@@ -1,21 +1,20 @@
-"""The methods that form one soft target for all students, by name. A user's own goes through the same door.
+"""The distillation methods: an entry of `METHODS` for each, and the functions of the entries.
 
-Shapes: S students, B batch, C classes.
+A method of the user's own is a function of the same form. Recipes are checked without torch, so a function
+imports what it needs when it is called.
+
+Shapes: S students, P peers, B batch, C classes.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import TYPE_CHECKING, Any, Protocol
 
-import torch
-import torch.nn.functional as F
-from torch import Tensor
+if TYPE_CHECKING:
+    from torch import Tensor
 
-from kdcl_dist.distillation.ensembles import checked, general_log, linear, mean, min_logit, naive
-
-__all__ = ["TARGETS", "Context", "Target", "log_soft_target"]
+__all__ = ["METHODS", "Context", "Method", "PeerLoss", "Target"]
 
 
 @dataclass(frozen=True)
@@ -25,10 +24,14 @@ class Context:
     Attributes:
         step: the global step, from 0.
         epoch: of the step, from 0.
-        students: the names of the students whose logits these are, in their order.
+        students: the names of the students whose logits these are, in their order: of a method with peers,
+            the peers.
         weights_S: their weights of "general", float64, with sum 1; equal ones unless the method is "general".
+            None with peers.
         state: the method's own, kept from step to step. Checkpoints hold it, so its values are tensors,
-            numbers, texts, and lists and dicts of them.
+            numbers, texts, and lists and dicts of them. Not with peers.
+        teacher: the name of the frozen teacher, if there is one.
+        student: with peers, the name of the student that learns.
     """
 
     step: int = 0
@@ -36,6 +39,8 @@ class Context:
     students: tuple[str, ...] = ()
     weights_S: Tensor | None = None
     state: dict[str, Any] = field(default_factory=dict)
+    teacher: str | None = None
+    student: str | None = None
 
     def of(self, there_S: Tensor) -> Context:
         """The context of some of the students."""
@@ -44,91 +49,117 @@ class Context:
         return replace(self, students=tuple(students), weights_S=weights_S)
 
 
-#: From logits_SBC, labels_B, the temperature T and the context to the log-probabilities (B, C) of the soft
-#: target at T.
-Target = Callable[[Tensor, Tensor, float, Context], Tensor]
+class Target(Protocol):
+    """Forms one soft target for all students, in the coordinator."""
+
+    def __call__(
+        self, logits_SBC: Tensor, labels_B: Tensor, temperature: float, context: Context, /
+    ) -> Tensor:
+        """The log-probabilities (B, C) of the soft target at the temperature T."""
 
 
-def _softened(combine: Callable[[Tensor, Tensor], Tensor]) -> Target:
-    """The soft target of an ensemble of logits."""
+class PeerLoss(Protocol):
+    """Forms the distillation loss of one student from its peers' logits, in that student's process."""
 
-    def target(logits_SBC: Tensor, labels_B: Tensor, temperature: float, context: Context) -> Tensor:
-        return F.log_softmax(combine(logits_SBC, labels_B).div_(temperature), dim=1)
+    def __call__(
+        self,
+        logits_BC: Tensor,
+        peers_PBC: Tensor,
+        labels_B: Tensor,
+        temperature: float,
+        context: Context,
+        /,
+    ) -> Tensor:
+        """The loss, a scalar with a gradient to the student's own logits. P is 1 or more."""
 
-    return target
+
+@dataclass(frozen=True)
+class Method:
+    """One entry: what a recipe and its checks must know of a method, and its function.
+
+    Attributes:
+        source: what a student learns from beside the labels, as the recipe's reference says it.
+        target: of a method with one soft target for all students.
+        peer_loss: of a method that teaches student by student. Neither: students learn alone.
+        holdout: whether the students' weights on held-out samples are needed.
+        teacher: whether a frozen teacher is needed.
+    """
+
+    source: str
+    target: Target | None = None
+    peer_loss: PeerLoss | None = None
+    holdout: bool = False
+    teacher: bool = False
+
+
+def _naive(logits_SBC: Tensor, labels_B: Tensor, temperature: float, context: Context) -> Tensor:
+    from kdcl_dist.distillation import ensembles
+
+    return _softened(ensembles.naive(logits_SBC, labels_B), temperature)
+
+
+def _linear(logits_SBC: Tensor, labels_B: Tensor, temperature: float, context: Context) -> Tensor:
+    from kdcl_dist.distillation import ensembles
+
+    return _softened(ensembles.linear(logits_SBC, labels_B), temperature)
+
+
+def _min_logit(logits_SBC: Tensor, labels_B: Tensor, temperature: float, context: Context) -> Tensor:
+    from kdcl_dist.distillation import ensembles
+
+    return _softened(ensembles.min_logit(logits_SBC, labels_B), temperature)
 
 
 def _general(logits_SBC: Tensor, labels_B: Tensor, temperature: float, context: Context) -> Tensor:
+    from kdcl_dist.distillation import ensembles
+
     if context.weights_S is None:
         raise ValueError("weights_S: method 'general' needs the students' weights (got None)")
-    return general_log(checked(logits_SBC, labels_B), context.weights_S, temperature)
+    return ensembles.general_log(ensembles.checked(logits_SBC, labels_B), context.weights_S, temperature)
 
 
-#: The methods with one soft target for all students: one entry for each.
-TARGETS: dict[str, Target] = {
-    "naive": _softened(naive),
-    "linear": _softened(linear),
-    "min_logit": _softened(min_logit),
-    "mean": _softened(mean),
-    "general": _general,
+def _mean(logits_SBC: Tensor, labels_B: Tensor, temperature: float, context: Context) -> Tensor:
+    from kdcl_dist.distillation import ensembles
+
+    return _softened(ensembles.mean(logits_SBC, labels_B), temperature)
+
+
+def _dml(
+    logits_BC: Tensor, peers_PBC: Tensor, labels_B: Tensor, temperature: float, context: Context
+) -> Tensor:
+    from kdcl_dist.distillation.losses import mutual_loss
+
+    return mutual_loss(logits_BC, peers_PBC.log_softmax(dim=2))
+
+
+def _teacher(logits_SBC: Tensor, labels_B: Tensor, temperature: float, context: Context) -> Tensor:
+    if context.teacher not in context.students:
+        raise ValueError(f"teacher: {context.teacher!r} is none of {', '.join(context.students) or 'nobody'}")
+    return (logits_SBC[context.students.index(context.teacher)] / temperature).log_softmax(dim=1)
+
+
+#: The methods by name, in the order of the recipe's reference. To add one, add its entry and its function.
+METHODS: dict[str, Method] = {
+    "none": Method("nothing."),
+    "naive": Method("the logits of the student with the smallest cross-entropy on the sample.", _naive),
+    "linear": Method(
+        "the convex combination of the students' logits with the smallest cross-entropy.", _linear
+    ),
+    "min_logit": Method("the smallest logit of each class, relative to the true class.", _min_logit),
+    "general": Method(
+        "the students' probabilities, weighted by their errors on held-out samples.", _general, holdout=True
+    ),
+    "mean": Method("the mean of the students' logits.", _mean),
+    "dml": Method("the probabilities of each peer (deep mutual learning).", peer_loss=_dml),
+    "teacher": Method(
+        "the probabilities of one frozen student with given `weights`.", _teacher, teacher=True
+    ),
 }
 
 
-def log_soft_target(
-    method: str | Target,
-    logits_SBC: Tensor,
-    labels_B: Tensor,
-    temperature: float,
-    weights_S: Tensor | None = None,
-    present_SB: Tensor | None = None,
-    context: Context | None = None,
-) -> Tensor:
-    """The log-probabilities (B, C) of the soft target at the temperature T.
-
-    Args:
-        method: a name of `TARGETS`, or a function like those.
-        logits_SBC, labels_B: the students' logits, the true classes.
-        temperature: T > 0. The choice and the weights of students are those at T = 1; T softens the result.
-        weights_S: the weights of "general", which needs them.
-        present_SB: whether a student's logits of a sample exist, as at least one student's must. The target
-            is the ensemble of these students, with the weights of "general" in proportion. None: all exist.
-        context: what the method may know. None: nothing but the weights.
-
-    Raises:
-        ValueError: an argument does not fit, or the method is unknown.
-    """
-    if not 0 < temperature < float("inf"):
-        raise ValueError(f"temperature: must be above 0 and finite (got {temperature})")
-    if isinstance(method, str):
-        if method not in TARGETS:
-            raise ValueError(f"method: unknown ensemble {method!r}; have {', '.join(TARGETS)}")
-        method = TARGETS[method]
-    context = replace(context or Context(), weights_S=weights_S)
-    if present_SB is None:
-        return method(logits_SBC, labels_B, temperature, context)
-    return _of_present(method, logits_SBC, labels_B, temperature, context, present_SB)
-
-
-def _of_present(
-    method: Target,
-    logits_SBC: Tensor,
-    labels_B: Tensor,
-    temperature: float,
-    context: Context,
-    present_SB: Tensor,
-) -> Tensor:
-    """The soft target, set by set: the samples whose logits the same students have."""
-    if present_SB.shape != logits_SBC.shape[:2] or not bool(present_SB.any(dim=0).all()):
-        raise ValueError("present_SB: each sample needs the logits of at least one student")
-    target_BC = torch.empty_like(checked(logits_SBC, labels_B)[0])
-    sets, which_B = torch.unique(present_SB, dim=1, return_inverse=True)
-    for number in range(sets.shape[1]):
-        rows = (which_B == number).nonzero()[:, 0]
-        there_S = present_SB[:, rows[0]]
-        target_BC[rows] = method(
-            logits_SBC[there_S][:, rows], labels_B[rows], temperature, context.of(there_S)
-        )
-    return target_BC
+def _softened(logits_BC: Tensor, temperature: float) -> Tensor:
+    """The soft target of an ensemble's logits, which it overwrites."""
+    return logits_BC.div_(temperature).log_softmax(dim=1)
 
 
 def _renormalised(weights_S: Tensor, there_S: Tensor) -> Tensor:
@@ -137,4 +168,4 @@ def _renormalised(weights_S: Tensor, there_S: Tensor) -> Tensor:
         return weights_S
     weights_S = weights_S[there_S.to(weights_S.device)]
     total = weights_S.sum()
-    return weights_S / total if total > 0 else torch.full_like(weights_S, 1 / len(weights_S))
+    return weights_S / total if total > 0 else weights_S.new_full(weights_S.shape, 1 / len(weights_S))

@@ -13,7 +13,7 @@ from kdcl_dist.config.recipe import Recipe
 from kdcl_dist.config.rounds import share_of
 from kdcl_dist.exchange.message import MessageLayout
 
-__all__ = ["DTYPES", "ExchangeLayout", "answer_rows", "sends_target"]
+__all__ = ["DTYPES", "ExchangeLayout", "answer_rows"]
 
 #: The types of `distillation.wire_precision`.
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
@@ -40,19 +40,14 @@ class ExchangeLayout(NamedTuple):
         return cls(
             MessageLayout(rows, classes, dtype),
             MessageLayout(answer_rows(recipe), classes, dtype),
-            all_to_all=recipe.distillation.method == "dml",
+            all_to_all=recipe.distillation.peers,
         )
-
-
-def sends_target(recipe: Recipe) -> bool:
-    """Whether the coordinator's answer carries a soft target."""
-    return recipe.distillation.method not in ("none", "dml")
 
 
 def answer_rows(recipe: Recipe) -> int:
     """Rows of the coordinator's answer: the batches of a step; a window has up to one per student."""
     distillation, students = recipe.distillation, len(recipe.students)
-    if not sends_target(recipe):
+    if not distillation.sends_target:
         return 0
     batches = students if distillation.window == "epoch" else min(students, distillation.window)
     return batches * recipe.batch_size

@@ -10,8 +10,8 @@ from kdcl_dist.data.dataset import ArrowDataset, ImageDataset
 from kdcl_dist.data.subset import ClassSubset
 from kdcl_dist.export.preprocessing import Description
 from kdcl_dist.export.source import Source
-from kdcl_dist.export.standalone import call_without_package, module_without_package
-from kdcl_dist.models.registry import call_of, construct
+from kdcl_dist.export.standalone import call_of_own, call_without_package, module_without_package
+from kdcl_dist.models.ensemble import Ensemble
 from kdcl_dist.run.metrics import ENSEMBLE
 from kdcl_dist.utils.intervals import mean_interval, share_interval
 from kdcl_dist.utils.text import NAME, shown
@@ -53,13 +53,29 @@ def card(source: Source, description: Description, difference: float) -> str:
 def _head(source: Source, description: Description) -> str:
     method = source.recipe.distillation.method_name
     others = [name for name in source.recipe.names if name != source.student.name]
-    training = f"trained together with {', '.join(others)} (method `{method}`)" if others else "trained alone"
+    partners = "" if source.members else f" with {', '.join(others)}"
+    training = f"trained together{partners} (method `{method}`)" if others else "trained alone"
     parameters = sum(parameter.numel() for parameter in source.network.parameters())
     return (
         f"# {source.student.name}\n\n"
-        f"`{description.model}`, {parameters:,} parameters, a classifier of "
+        f"{_what(source, description)}, {parameters:,} parameters, a classifier of "
         f"{len(description.classes)} classes, {training}. From the run `{description.run}`, {source.when}; "
         f"exported as {description.kind} by kdcl_dist {description.kdcl_dist}."
+    )
+
+
+def _what(source: Source, description: Description) -> str:
+    """The network in words."""
+    if not isinstance(source.network, Ensemble):
+        return f"`{description.model}`"
+    weights = source.network.weights.tolist()
+    members = [
+        f"{each.name} (`{each.model}`, weight {weight:.4g})"
+        for each, weight in zip(source.members, weights, strict=True)
+    ]
+    return (
+        "The weighted mean of the probabilities of the students, whose logarithms are the logits: "
+        f"{', '.join(members)}"
     )
 
 
@@ -123,7 +139,7 @@ def _use(description: Description, difference: float) -> str:
         f"{colours}, channels first; {_view(description.test_view)}the shape is now {shape}; divide by 255, "
         "subtract `mean`, divide by `std`. `kdcl predict FOLDER IMAGE...` of kdcl_dist does all of this.",
         "",
-        "At the time of the export, the logits on test images differed from the student's by at most "
+        "At the time of the export, the logits on test images differed from the trained network's by at most "
         f"{difference:.1g}.",
     ]
     return "\n".join(lines)
@@ -156,14 +172,11 @@ def _code(description: Description) -> list[str]:
     channels, classes = description.input_shape[0], len(description.classes)
     if call := call_without_package(model, classes, channels):
         lines += ["import torchvision", "", f"network = {call}"]
-    elif module_without_package(model, classes, channels):
+    elif description.students or module_without_package(model, classes, channels):
         lines += ["from model import build  # model.py, beside this file", "", "network = build()"]
     else:
-        module, _, name = model.partition(":")
-        call = call_of(model, classes, channels)
-        if hasattr(construct(model, classes, channels), "_orig_mod"):  # what torch.compile wrapped
-            call += "._orig_mod"
-        lines += [f"from {module} import {name.partition('.')[0]}", "", f"network = {call}"]
+        statement, call = call_of_own(model, classes, channels)
+        lines += [statement, "", f"network = {call}"]
     return [*lines, read, "network.eval()", run]
 
 

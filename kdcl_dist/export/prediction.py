@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 import stat
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from itertools import islice
@@ -25,6 +25,7 @@ from kdcl_dist.data.decode import MAX_FILE_BYTES, decode
 from kdcl_dist.data.loader import normalise
 from kdcl_dist.data.training_data import test_views
 from kdcl_dist.errors import DataError, ExportError, RecipeError, UserError, one_line
+from kdcl_dist.export.ensemble import build_ensemble
 from kdcl_dist.export.formats import FORMATS, Network, read_network, require
 from kdcl_dist.export.preprocessing import Description, Kind, digest, read_description
 from kdcl_dist.utils.devices import choose_device, needs_memory
@@ -183,8 +184,13 @@ def _built(description: Description, weights: Path) -> nn.Module:
         ExportError: a built-in network would be larger than its file of weights.
         ModelError: a user's network cannot be built here.
     """
-    build = partial(models.build, description.model, len(description.classes), description.input_shape[0])
-    if not is_import_string(description.model):
+    classes, channels, students = len(description.classes), description.input_shape[0], description.students
+    build: Callable[[], nn.Module] = (
+        partial(build_ensemble, students, classes, channels)
+        if students
+        else partial(models.build, description.model, classes, channels)
+    )
+    if not any(map(is_import_string, students.values() if students else [description.model])):
         with torch.device("meta"):  # it has shapes, and takes no memory
             needed = sum(value.nbytes for value in build().state_dict().values())
         if needed > weights.stat().st_size:

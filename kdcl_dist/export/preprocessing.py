@@ -33,7 +33,8 @@ class Description(Strict):
     result must have `input_shape`, (C, H, W); divide by 255, subtract `mean` and divide by `std`, channel by
     channel; stack images to float32 (B, C, H, W). The network returns logits (B, classes).
 
-    `seed` seeds random transforms of the test view. `sha256` is the digest of the file `weights`.
+    `seed` seeds random transforms of the test view. `sha256` is the digest of the file `weights`. `students`
+    are the networks of an ensemble by student; its logits are the logarithms of the mean probabilities.
     """
 
     format: Literal[1] = 1
@@ -53,6 +54,7 @@ class Description(Strict):
     std: list[float]
     classes: Annotated[list[str], Field(min_length=1)]
     seed: int
+    students: dict[str, str] | None = None
 
     @model_validator(mode="after")
     def _fits_together(self) -> Description:
@@ -71,8 +73,9 @@ class Description(Strict):
         Args:
             builds_network: whether the weights need the network's code; a file of its own program does not.
         """
-        model = {"model": self.model} if builds_network else {}
-        return model | dict(transform_imports("test_view", self.test_view))
+        networks = {f"students.{name}": model for name, model in (self.students or {}).items()}
+        used = (networks or {"model": self.model}) if builds_network else {}
+        return used | dict(transform_imports("test_view", self.test_view))
 
     @classmethod
     def of(cls, source: Source, kind: Kind, weights: Path, input_shape: tuple[int, int, int]) -> Description:
@@ -93,6 +96,7 @@ class Description(Strict):
             std=[float(value) for value in test.std],
             classes=list(test.classes),
             seed=source.recipe.seed,
+            students={each.name: each.model for each in source.members} or None,
         )
 
 

@@ -1,4 +1,4 @@
-"""The source of an export: one student of a run, at one checkpoint.
+"""The source of an export: one student of a run, or the ensemble of all, at one checkpoint.
 
 Shapes: B samples, C channels, H W image.
 """
@@ -6,7 +6,7 @@ Shapes: B samples, C channels, H W image.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -23,9 +23,12 @@ from kdcl_dist.data.loader import batches
 from kdcl_dist.data.training_data import TrainingData, test_views
 from kdcl_dist.errors import CheckpointError, ModelError, RunFolderError, StorageError, one_line
 from kdcl_dist.evaluation import open_training_data
+from kdcl_dist.export.ensemble import build_ensemble
+from kdcl_dist.membership.monitor import COORDINATOR
+from kdcl_dist.models.ensemble import Ensemble
 from kdcl_dist.models.lazy import initialise
 from kdcl_dist.run.checkpoint import Manifest, latest, read_part, steps, whole
-from kdcl_dist.run.metrics import read_metrics
+from kdcl_dist.run.metrics import ENSEMBLE, read_metrics
 from kdcl_dist.run.record import read_record, scores_of
 from kdcl_dist.run.run import load_run
 from kdcl_dist.run.storage import Folder
@@ -40,17 +43,19 @@ Results = Mapping[str, Mapping[str, float]]
 
 @dataclass(frozen=True)
 class Source:
-    """A trained student, with its run.
+    """A trained student or ensemble, with its run.
 
     Attributes:
         folder: the run folder.
         recipe: the run's recipe.
-        student: the student in the recipe.
+        student: the student in the recipe; of the ensemble, one that stands for it.
         step: training steps that the student has done.
         network: on the CPU, in evaluation mode.
         training_data: the run's data.
         record: the content of run.json.
-        results: test results after `step` by student and "ensemble"; empty if `step` is within an epoch.
+        results: test results after `step` by student and "ensemble"; empty if `step` is within an epoch, or
+            an ensemble has students of several steps.
+        members: the students of the ensemble; none of a single student.
     """
 
     folder: Folder
@@ -61,6 +66,7 @@ class Source:
     training_data: TrainingData
     record: Mapping[str, Any]
     results: Results
+    members: Sequence[Student] = ()
 
     @classmethod
     def load(
@@ -73,11 +79,11 @@ class Source:
         warn: Callable[[str], None],
         allow_imports: Collection[str] = (),
     ) -> Source:
-        """Load a student.
+        """Load a student or the ensemble.
 
         Args:
             uri: the run folder's path or URI.
-            name: the student's name.
+            name: the student's name, or "ensemble".
             epoch: the epoch, from 1, whose checkpoint is loaded. None: the latest checkpoint, as in
                 `kdcl evaluate`.
             last: load the checkpoint of the recipe's last epoch; an error if there is none.
@@ -90,8 +96,9 @@ class Source:
             UserError: the data or the network differs from the run's, or cannot be loaded.
         """
         recipe, folder = load_run(uri)
-        student = _student(folder, recipe, name)
-        check_recipe_imports(recipe, str(folder), allow_imports, students=[name])
+        student, members = _student(folder, recipe, name)
+        chosen = members or [student]
+        check_recipe_imports(recipe, str(folder), allow_imports, students=[each.name for each in chosen])
         training_data = open_training_data(recipe, folder)
         if last:
             manifest = _of_epoch(folder, training_data, recipe.epochs, "--last")
@@ -99,14 +106,23 @@ class Source:
             manifest = _of_epoch(folder, training_data, epoch, f"--epoch {epoch}")
         else:
             manifest = _latest(folder, warn)
-        network = _load(folder, manifest, student, training_data)
-        initialise(network, student.model, _probes(recipe, training_data))
+        networks = {each.name: _load(folder, manifest, each, training_data) for each in chosen}
+        network = _ensemble(folder, manifest, networks) if members else networks[name]
         # The part of an absent student is older than its checkpoint.
-        part = manifest.parts[name]
-        step = manifest.step if part.step is None else part.step
+        parts = [manifest.parts[each.name] for each in chosen]
+        done = {manifest.step if part.step is None else part.step for part in parts}
+        step = max(done)
         epochs, rest = divmod(step, training_data.schedule.steps_per_epoch)
-        results = {} if rest else _results(folder, epochs)
-        return cls(folder, recipe, student, step, network, training_data, read_record(folder), results)
+        results = {} if rest or len(done) > 1 else _results(folder, epochs)
+        record = read_record(folder)
+        return cls(folder, recipe, student, step, network, training_data, record, results, members)
+
+    def build(self) -> nn.Module:
+        """The plain network with other weights."""
+        classes, channels = len(self.training_data.train.classes), self.training_data.train.channels
+        if self.members:
+            return build_ensemble({each.name: each.model for each in self.members}, classes, channels)
+        return models.build(self.student.model, classes, channels)
 
     @property
     def when(self) -> str:
@@ -159,12 +175,18 @@ def misfit(error: BaseException) -> str:
     return " ".join(str(error).splitlines()[1:2]).strip() or one_line(error)
 
 
-def _student(folder: Folder, recipe: Recipe, name: str) -> Student:
+def _student(folder: Folder, recipe: Recipe, name: str) -> tuple[Student, list[Student]]:
+    """The student, and none; or one that stands for the ensemble, and its members."""
     for student in recipe.students:
         if student.name == name:
-            return student
+            return student, []
+    if name == ENSEMBLE:
+        others = (student.precision for student in recipe.students if student.precision != "fp32")
+        stand_in = Student.model_construct(name=name, model=name, precision=next(others, "fp32"))
+        return stand_in, recipe.students
     raise RunFolderError(
-        f"--student {name!r}: {str(folder)!r} has no such student (it has {', '.join(recipe.names)})"
+        f"--student {name!r}: {str(folder)!r} has no such student (it has {', '.join(recipe.names)}, and "
+        f"{ENSEMBLE} for all of them)"
     )
 
 
@@ -206,7 +228,17 @@ def _load(folder: Folder, manifest: Manifest, student: Student, training_data: T
         ) from None
     except CheckpointError as error:
         raise RunFolderError(error.message) from None
+    initialise(network, student.model, _probes(training_data.recipe, training_data))
     return network.eval()
+
+
+def _ensemble(folder: Folder, manifest: Manifest, networks: Mapping[str, nn.Module]) -> Ensemble:
+    """The ensemble as a test forms it: with the weights of `general`, or equal ones."""
+    try:
+        state = read_part(folder, manifest, COORDINATOR)["coordinator"]
+    except CheckpointError as error:
+        raise RunFolderError(error.message) from None
+    return Ensemble(networks, state["weights"].tolist()).eval()
 
 
 def _results(folder: Folder, epochs: int) -> Results:

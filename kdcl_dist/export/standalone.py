@@ -5,9 +5,10 @@ from __future__ import annotations
 import inspect
 
 from kdcl_dist.models import cifar, imagenet, small
+from kdcl_dist.models.registry import call_of, construct
 from kdcl_dist.version import __version__
 
-__all__ = ["MODULE", "call_without_package", "module_without_package"]
+__all__ = ["MODULE", "call_of_own", "call_without_package", "module_without_package"]
 
 #: The file beside the weights that builds the network.
 MODULE = "model.py"
@@ -37,3 +38,12 @@ def module_without_package(model: str, classes: int, channels: int) -> str | Non
         f'    """The network {model} of the weights beside this file."""\n'
         f'    return FACTORIES["{model}"]({classes}, {channels})\n'
     )
+
+
+def call_of_own(model: str, classes: int, channels: int) -> tuple[str, str]:
+    """Of a user's network, the statement that imports its factory, and the expression that builds it."""
+    module, _, name = model.partition(":")
+    call = call_of(model, classes, channels)
+    if hasattr(construct(model, classes, channels), "_orig_mod"):  # what torch.compile wrapped
+        call += "._orig_mod"
+    return f"from {module} import {name.partition('.')[0]}", call

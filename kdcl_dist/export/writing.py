@@ -10,9 +10,9 @@ from pathlib import Path
 
 import torch
 
-from kdcl_dist import models
 from kdcl_dist.errors import ExportError, one_line
 from kdcl_dist.export.card import CARD, card
+from kdcl_dist.export.ensemble import ensemble_without_package
 from kdcl_dist.export.formats import FORMATS, read_network, require, write_network
 from kdcl_dist.export.preprocessing import DESCRIPTION, Description, Kind
 from kdcl_dist.export.source import Source, label_of
@@ -36,7 +36,7 @@ def export(
     warn: Callable[[str], None] = lambda text: None,
     allow_imports: Collection[str] = (),
 ) -> Path:
-    """Write a student of a run as a folder that does not need this package.
+    """Write a student of a run, or the ensemble of all, as a folder that does not need this package.
 
     Args:
         uri, student, epoch, last, warn, allow_imports: as for `Source.load`.
@@ -73,9 +73,11 @@ def write(source: Source, kind: Kind, folder: Path) -> None:
     description = Description.of(source, kind, path, (channels, height, width))
     model, classes = source.student.model, len(description.classes)
     files = {
-        DESCRIPTION: description.model_dump_json(indent=1) + "\n",
+        DESCRIPTION: description.model_dump_json(indent=1, exclude_none=True) + "\n",
         CARD: card(source, description, difference),
     }
+    if description.students and not form.program:
+        files |= ensemble_without_package(description.students, classes, channels)
     module = module_without_package(model, classes, channels)
     if module is not None and not form.program and call_without_package(model, classes, channels) is None:
         files[MODULE] = module
@@ -90,8 +92,7 @@ def _difference(source: Source, kind: Kind, path: Path) -> float:
         ExportError: the difference exceeds rounding errors.
     """
     images_BCHW = source.probes()
-    classes, channels = len(source.training_data.train.classes), source.training_data.train.channels
-    read = read_network(kind, path, lambda: models.build(source.student.model, classes, channels))
+    read = read_network(kind, path, source.build)
     with torch.no_grad():
         expected_BC, found_BC = source.network(images_BCHW), read(images_BCHW)
     difference = float((found_BC - expected_BC).abs().max())

@@ -22,7 +22,7 @@ from kdcl_dist.exchange.message import Message, MessageLayout
 from kdcl_dist.planning.processes import run_in_processes, time_steps
 from kdcl_dist.planning.step_model import Cost
 from kdcl_dist.run.process import set_determinism
-from kdcl_dist.student.dry_run import dry_run, random_target
+from kdcl_dist.student.dry_run import dry_run, random_loss
 from kdcl_dist.student.student import Student
 
 __all__ = ["measure_student", "with_replicas"]
@@ -127,7 +127,7 @@ def _step(student: Student, stream: Iterator[Batch], message: Message, step: int
     logits_BC = student.forward(batch.images, step, learns=learns)
     message.reset(Kind.TRAIN, step)
     message.write_rows(batch.ids, student.contribution(logits_BC, step), batch.labels)
-    losses = student.loss(logits_BC, batch.labels, random_target(student, len(batch.ids)))
+    losses = random_loss(student, logits_BC, batch.labels)
     if learns:
         student.learn(losses.total, student.spec.optimizer.lr)
     float(losses.total.detach())  # waits for the GPU

@@ -17,14 +17,15 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from kdcl_dist.data.training_data import TrainingData
+from kdcl_dist.distillation.losses import Losses
+from kdcl_dist.distillation.methods import Context
 from kdcl_dist.errors import ModelError, of_user_code
-from kdcl_dist.exchange.layout import sends_target
 from kdcl_dist.exchange.replicas import Replicas
 from kdcl_dist.student.optimizer import build_optimizer
 from kdcl_dist.student.student import Student
 from kdcl_dist.utils.random_state import random_state_kept
 
-__all__ = ["check_head", "check_output", "dry_run", "random_target", "try_step"]
+__all__ = ["check_head", "check_output", "dry_run", "random_loss", "try_step"]
 
 
 def dry_run(student: Student, training_data: TrainingData, index: int) -> int:
@@ -172,19 +173,27 @@ def _hint(student: Student, rows: int) -> str:
     return f" (one sample: raise batch_size ({student.recipe.batch_size}){fields})"
 
 
-def random_target(student: Student, rows: int) -> Tensor | None:
-    """Random log-probabilities in the shape that the loss of the recipe's method takes."""
-    if student.recipe.distillation.method == "dml":
-        peers = len(student.recipe.students) - 1
-        return F.log_softmax(torch.randn(peers, rows, student.classes), dim=2)
-    return F.log_softmax(torch.randn(rows, student.classes), dim=1) if sends_target(student.recipe) else None
+def random_loss(student: Student, logits_BC: Tensor, labels_B: Tensor) -> Losses:
+    """The loss of the recipe's method with random logits of the others.
+
+    Raises:
+        MethodError: a loss of the user's own fails.
+    """
+    distillation, rows, target = student.recipe.distillation, len(labels_B), None
+    peers = tuple(name for name in student.recipe.names if name != student.spec.name)
+    if distillation.peers and peers:
+        target = torch.randn(len(peers), rows, student.classes)
+    elif distillation.sends_target:
+        target = F.log_softmax(torch.randn(rows, student.classes), dim=1)
+    context = Context(students=peers, student=student.spec.name)
+    return student.loss(logits_BC, labels_B, target, context=context)
 
 
 def _step(student: Student, images_BCHW: Tensor, labels_B: Tensor) -> None:
     """One step in each mode that the student has in the run."""
     if student.learns(0):
         logits_BC = student.forward(images_BCHW, 0)
-        losses = student.loss(logits_BC, labels_B, random_target(student, len(labels_B)))
+        losses = random_loss(student, logits_BC, labels_B)
         if student.recipe.analysis.every_steps and losses.distillation.requires_grad:
             every = f"analysis.every_steps: {student.recipe.analysis.every_steps}"
             what = f"{every}: model {student.spec.model!r} cannot take a second backward pass, set it to 0"

@@ -6,7 +6,6 @@ import time
 from collections.abc import Callable, Sequence
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from kdcl_dist.config.rounds import Kind, Round
@@ -14,9 +13,9 @@ from kdcl_dist.config.student import Worker
 from kdcl_dist.data.loader import Batch
 from kdcl_dist.data.training_data import TrainingData
 from kdcl_dist.distillation.losses import Losses
+from kdcl_dist.distillation.methods import Context
 from kdcl_dist.exchange.alignment import find_rows, rows_of
 from kdcl_dist.exchange.group import Exchange
-from kdcl_dist.exchange.layout import sends_target
 from kdcl_dist.exchange.message import Flag, Message, StepMetrics, by_student
 from kdcl_dist.exchange.replicas import broke_off
 from kdcl_dist.membership.rendezvous import GenerationSpec
@@ -103,7 +102,7 @@ class StudentLoop:
         )
         computed_s = time.perf_counter()
         busy_s = self.exchange.outgoing.header["busy_s"] = earlier_s + computed_s - self.answer_received_s
-        with_rows = sends_target(student.recipe)
+        with_rows = student.recipe.distillation.sends_target
         self._send()
         self.exchange.post_receive(with_rows)
         self._prefetch(round)
@@ -148,7 +147,11 @@ class StudentLoop:
         if answer.excludes(self.worker.student):
             student.undo_forward()
             return StepMetrics(step=round.step)
-        self.losses = student.loss(logits_BC, batch.labels, *self._target(batch.ids, answer))
+        peers = [peer for peer in self.present if peer != self.worker.student and not answer.excludes(peer)]
+        names = tuple(student.recipe.names[peer] for peer in peers)
+        context = Context(round.step, round.epoch, names, student=student.spec.name)
+        target, covered_B = self._target(batch.ids, answer, peers)
+        self.losses = student.loss(logits_BC, batch.labels, target, covered_B, context)
         self.skipped = torch.zeros_like(self.losses.total)
         if not student.learns(round.epoch):
             return StepMetrics(step=round.step)
@@ -212,25 +215,25 @@ class StudentLoop:
         self.answer_received_s = time.perf_counter()
         return answer
 
-    def _target(self, ids_B: Tensor, answer: Message) -> tuple[Tensor | None, Tensor | None]:
+    def _target(
+        self, ids_B: Tensor, answer: Message, peers: Sequence[int]
+    ) -> tuple[Tensor | None, Tensor | None]:
         """The target in this student's order of samples, and which samples have one; see `Student.loss`."""
-        recipe = self.student.recipe
-        if recipe.distillation.method == "dml":
-            return self._peers(ids_B, self.exchange.messages), None
-        if not sends_target(recipe):
+        distillation = self.student.recipe.distillation
+        if distillation.peers and peers:
+            return self._logits_of(peers, ids_B, self.exchange.messages), None
+        if not distillation.sends_target:
             return None, None
         ids_R, _, target_RC = answer.contribution()
-        if not recipe.distillation.keeps_logits:
+        if not distillation.keeps_logits:
             return target_RC[rows_of(ids_B, ids_R)], None
         row_B, covered_B = find_rows(ids_B, ids_R)
         return answer.logits[row_B], covered_B
 
-    def _peers(self, ids_B: Tensor, messages: Sequence[Message]) -> Tensor:
-        """All peers' log-probabilities at T = 1, (P, B, C)."""
-        recipe, answer = self.run.recipe, self.exchange.answer
+    def _logits_of(self, peers: Sequence[int], ids_B: Tensor, messages: Sequence[Message]) -> Tensor:
+        """The peers' logits (P, B, C), as they were sent."""
+        recipe = self.run.recipe
         workers = [each.student for each in recipe.workers if each.student in self.present]
         parts = by_student(messages, workers, len(recipe.students))
-        peers = [peer for peer in self.present if peer != self.worker.student and not answer.excludes(peer)]
         rows = [parts[peer].logits[rows_of(ids_B, parts[peer].ids)] for peer in peers]
-        empty = torch.empty(0, len(ids_B), self.student.classes)
-        return F.log_softmax(torch.stack(rows).float(), dim=2) if rows else empty
+        return torch.stack(rows).float()

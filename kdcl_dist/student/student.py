@@ -16,7 +16,8 @@ from kdcl_dist.config.recipe import Recipe
 from kdcl_dist.data.sampling import student_seed
 from kdcl_dist.data.training_data import TrainingData
 from kdcl_dist.distillation.diagnostics import Conflict, conflict
-from kdcl_dist.distillation.losses import Losses, dml_loss, kdcl_loss, task_loss
+from kdcl_dist.distillation.losses import Losses, kdcl_loss, task_loss
+from kdcl_dist.distillation.methods import Context
 from kdcl_dist.errors import ModelError, of_user_code
 from kdcl_dist.exchange.replicas import Replicas
 from kdcl_dist.models.compilation import compiled, keep_graphs, uncompiled
@@ -26,6 +27,7 @@ from kdcl_dist.models.registry import BUILT_IN, construct
 from kdcl_dist.models.transfer import freeze_body, head_of, train_head
 from kdcl_dist.student.learning_rate import learning_rate
 from kdcl_dist.student.optimizer import build_optimizer, load_optimizer
+from kdcl_dist.student.peer_loss import load_peer_loss
 from kdcl_dist.utils.seeding import Purpose, derive
 
 __all__ = ["Student"]
@@ -46,11 +48,12 @@ class Student:
         classes, channels: of the data.
         device: of the network.
         resumed: whether a state is loaded next, so that the recipe's initial weights are not needed.
-        trains: whether the student needs an optimiser, which may be the user's own code.
+        trains: whether the student needs an optimiser and a loss, which may be the user's own code.
         example: gives a few images of the student's; a network with lazy layers needs it.
 
     Raises:
         ModelError: the network, its initial weights or its optimiser cannot be built.
+        MethodError: a loss of the user's own cannot be loaded.
     """
 
     def __init__(
@@ -91,6 +94,7 @@ class Student:
             fails = f"optimizer {chosen.name!r} cannot train model {self.spec.model!r}"
             with of_user_code(ModelError, fails, self.spec.name):
                 self.optimizer = build_optimizer(chosen, self.model)
+        self.peer_loss = load_peer_loss(recipe.distillation) if trains else None
         self.scaler = torch.amp.GradScaler(device.type, enabled=self.spec.precision == "fp16")
         self.dtype = AUTOCAST.get(self.spec.precision)
 
@@ -187,16 +191,25 @@ class Student:
         return logits_BC + deviation * self._to_device(noise_BC)
 
     def loss(
-        self, logits_BC: Tensor, labels_B: Tensor, target: Tensor | None, covered_B: Tensor | None = None
+        self,
+        logits_BC: Tensor,
+        labels_B: Tensor,
+        target: Tensor | None,
+        covered_B: Tensor | None = None,
+        context: Context | None = None,
     ) -> Losses:
         """The loss of the recipe's method.
 
         Args:
             logits_BC: of `forward`.
             labels_B: the classes.
-            target: by method: "none": None; "dml": the peers' log-probabilities at T = 1, (P, B, C);
-                all others: the log-probabilities of the soft target at the recipe's temperature, (B, C).
+            target: the log-probabilities of the soft target at the recipe's temperature, (B, C), or the
+                peers' logits, (P, B, C), of a method with peers. None: the student learns alone.
             covered_B: which samples have a soft target; None: all. See `distillation_loss`.
+            context: what a method with peers may know. None: nothing.
+
+        Raises:
+            MethodError: a loss of the user's own fails.
         """
         distillation, smoothing = self.recipe.distillation, self.spec.label_smoothing
         labels_B = self._to_device(labels_B)
@@ -204,11 +217,13 @@ class Student:
             task = task_loss(logits_BC, labels_B, smoothing)
             return Losses(task, task, torch.zeros_like(task))
         target = self._to_device(target)
-        if distillation.method == "dml":
-            return dml_loss(logits_BC, labels_B, target, distillation.weight, smoothing)
+        temperature, weight = distillation.temperature, distillation.weight
+        if self.peer_loss is not None:
+            task = task_loss(logits_BC, labels_B, smoothing)
+            loss = self.peer_loss(logits_BC, target, labels_B, temperature, context or Context())
+            return Losses(task + weight * loss, task, loss)
         # Row numbers, computed on the CPU: with a mask on the GPU the host would wait for the GPU.
         covered_K = None if covered_B is None else self._to_device(covered_B.nonzero()[:, 0])
-        temperature, weight = distillation.temperature, distillation.weight
         return kdcl_loss(logits_BC, labels_B, target, temperature, weight, covered_K, smoothing)
 
     def conflict(self, losses: Losses) -> Conflict:

@@ -10,6 +10,7 @@ import pytest
 from cohorts import Cohort, Inject, MakeRecipe
 from equality import check
 
+from kdcl_dist.errors import MethodError
 from kdcl_dist.launch import local
 from kdcl_dist.run.run import Run
 
@@ -27,6 +28,7 @@ FIELDS = {
         "students.b.optimizer={name: lion, weight_decay: 0.1}",
     ],
     "own method": ["distillation.method='nets:sharpened'"],
+    "own method with peers": ["distillation.method={name: 'examples.custom.right:loss', peers: true}"],
     "lamb, own": [
         "students.a.optimizer={name: lamb, decay_norm_and_bias: false}",
         "students.b.optimizer={name: 'torch.optim:Adagrad', lr: 0.05, lr_decay: 0.01}",
@@ -34,9 +36,8 @@ FIELDS = {
     ],
 }
 
-#: All kinds of fields at once.
+#: All kinds of fields at once, but for the method.
 ALL = [
-    "distillation.method={name: 'nets:sharpened'}",
     "students.a.label_smoothing=0.1",
     "students.a.clip_grad_norm=0.5",
     "students.a.optimizer={name: nadamw, weight_decay: 0.1, decay_norm_and_bias: false}",
@@ -59,11 +60,23 @@ def test_stopped_and_resumed_it_equals_the_reference(
     check(run)
 
 
+@pytest.mark.parametrize("field", ["own method", "own method with peers"])
 def test_after_a_death_it_equals_the_reference(
-    make_recipe: MakeRecipe, make_run: Callable[..., Run], inject: Inject
+    field: str, make_recipe: MakeRecipe, make_run: Callable[..., Run], inject: Inject
 ) -> None:
-    run = make_run(make_recipe(*ALL, "failure.max_failures=1"))
+    run = make_run(make_recipe(*FIELDS[field], *ALL, "failure.max_failures=1"))
     met = inject("b", "forward", 4, "kill")
     assert local.launch(run, lambda event: None, threading.Event())
     assert met.exists()
     check(run)
+
+
+def test_a_mistake_of_a_method_with_peers_ends_the_run(
+    make_recipe: MakeRecipe, make_run: Callable[..., Run]
+) -> None:
+    method = "distillation.method={name: 'nets:nan_loss_later', peers: true}"
+    errors = Cohort(make_run(make_recipe(method, "failure.max_failures=8"))).train().errors
+    cause = errors["coordinator"]
+    assert isinstance(cause, MethodError)
+    assert str(cause).startswith("student '")
+    assert str(cause).endswith("'nets:nan_loss_later', step 3: ValueError: the loss is nan")

@@ -23,7 +23,7 @@ from kdcl_dist.coordinator.window_check import WindowCheck, make_window_check
 from kdcl_dist.data import sampling
 from kdcl_dist.data.training_data import TrainingData
 from kdcl_dist.distillation.losses import distillation_loss
-from kdcl_dist.distillation.methods import log_soft_target
+from kdcl_dist.distillation.soft_target import log_soft_target
 from kdcl_dist.errors import KdclError, LabelMismatch, MisalignedIds, RecipeError
 from kdcl_dist.exchange.layout import answer_rows
 from kdcl_dist.exchange.message import Contribution

@@ -367,6 +367,41 @@ def nan_later(logits_SBC: Tensor, labels_B: Tensor, temperature: float, context:
     return F.log_softmax(logits_SBC.mean(dim=0) * (torch.nan if context.step >= 3 else 1), dim=1)
 
 
+def sure(logits_BC: Tensor, peers_PBC: Tensor, *others: Any, power: float = 1.0) -> Tensor:
+    """A method with peers: the smallest difference to one of them."""
+    return power * (logits_BC - peers_PBC).square().mean(dim=(1, 2)).min()
+
+
+def per_sample(logits_BC: Tensor, peers_PBC: Tensor, *others: Any) -> Tensor:
+    """A method with peers that forgets the mean."""
+    return (logits_BC - peers_PBC).square().mean(dim=(0, 2))
+
+
+def plain_number(logits_BC: Tensor, peers_PBC: Tensor, *others: Any) -> float:
+    """A method with peers that gives no tensor."""
+    return float((logits_BC - peers_PBC).detach().square().mean())
+
+
+def cut_off(logits_BC: Tensor, peers_PBC: Tensor, *others: Any) -> Tensor:
+    """A method with peers whose loss has no gradient."""
+    return (logits_BC.detach() - peers_PBC).square().mean()
+
+
+def remembers(
+    logits_BC: Tensor, peers_PBC: Tensor, labels_B: Tensor, temperature: float, context: Context
+) -> Tensor:
+    """A method with peers that wants to keep something."""
+    context.state["seen"] = True
+    return logits_BC.mean()
+
+
+def nan_loss_later(
+    logits_BC: Tensor, peers_PBC: Tensor, labels_B: Tensor, temperature: float, context: Context
+) -> Tensor:
+    """A method with peers that is sound at first."""
+    return logits_BC.mean() * (torch.nan if context.step >= 3 else 1)
+
+
 def no_optimizer(parameters: list, lr: float) -> str:
     """An optimiser that is none."""
     return "none"

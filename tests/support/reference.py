@@ -22,6 +22,9 @@ from kdcl_dist.data.views import Transforms
 from kdcl_dist.distillation.ensembles import linear
 from kdcl_dist.utils.seeding import Purpose, derive, permutation
 
+#: The methods without a common soft target.
+NO_TARGET = ("none", "dml", "examples.custom.right:loss")
+
 
 def soft_target(method: str, logits: list[Tensor], y: Tensor, T: float, w: Tensor, teacher: int) -> Tensor:
     """log p at temperature T."""
@@ -100,7 +103,7 @@ def train(recipe: Recipe) -> list[dict[str, Tensor]]:
                 target = windowed_targets(
                     recipe, bank, all_sent, mine, labels, epoch * T_epoch + step, w, teacher
                 )
-            elif method not in ("none", "dml"):
+            elif method not in NO_TARGET:
                 aligned = [all_sent[i][np.argsort(mine[i])] for i in range(S)]
                 if method == "nets:sharpened":
                     z = (1 + 2.0 / (epoch * T_epoch + step + 1)) * torch.stack(aligned).mean(dim=0)
@@ -112,16 +115,24 @@ def train(recipe: Recipe) -> list[dict[str, Tensor]]:
             for i in range(S):
                 smoothing = recipe.students[i].label_smoothing
                 loss = F.cross_entropy(logits[i], labels[mine[i]], label_smoothing=smoothing)
-                if method not in ("none", "dml"):
+                if method not in NO_TARGET:
                     there = [row for row, sample in enumerate(mine[i].tolist()) if sample in target]
                     q = F.log_softmax(logits[i] / T, dim=1)[there]
                     p = torch.stack([target[int(mine[i][row])] for row in there]) if there else q.detach()
                     kl = F.kl_div(q, p, reduction="sum", log_target=True) / len(mine[i])
                     loss = loss + recipe.distillation.weight * (T**2 * kl)
+                if method in ("dml", "examples.custom.right:loss"):
+                    row = np.searchsorted(np.sort(ids), mine[i])
+                    sent_j = [all_sent[j][np.argsort(mine[j])][row] for j in range(S) if j != i]
+                if method == "examples.custom.right:loss":
+                    q = F.log_softmax(logits[i] / T, dim=1)
+                    parts = []
+                    for z in sent_j:
+                        p = F.log_softmax(z / T, dim=1)
+                        parts.append((p.exp() * (p - q)).sum(dim=1) * (z.argmax(dim=1) == labels[mine[i]]))
+                    loss = loss + recipe.distillation.weight * (T**2 * torch.stack(parts).mean())
                 if method == "dml":
                     q = F.log_softmax(logits[i], dim=1)
-                    rows = [np.searchsorted(np.sort(ids), mine[i])]
-                    sent_j = [all_sent[j][np.argsort(mine[j])][rows[0]] for j in range(S) if j != i]
                     peers = [F.log_softmax(each, dim=1) for each in sent_j]
                     kls = [F.kl_div(q, p, reduction="batchmean", log_target=True) for p in peers]
                     loss = loss + recipe.distillation.weight * torch.stack(kls).mean()

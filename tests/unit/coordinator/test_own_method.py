@@ -9,7 +9,8 @@ from cohorts import MakeRecipe
 
 from examples.custom import recent
 from kdcl_dist.coordinator.aggregator import Aggregator
-from kdcl_dist.distillation.methods import TARGETS, Context, log_soft_target
+from kdcl_dist.distillation.methods import METHODS, Context
+from kdcl_dist.distillation.soft_target import log_soft_target
 from kdcl_dist.errors import MethodError, RecipeError
 from kdcl_dist.exchange.message import Contribution
 
@@ -68,9 +69,10 @@ def test_only_students_that_are_present_are_given() -> None:
     assert sorted(given) == [(("a", "b", "c"), (3, 2, 4), 2), (("a", "c"), (2, 4, 4), 2)]
 
 
-@pytest.mark.parametrize("name", TARGETS)
+@pytest.mark.parametrize("name", METHODS)
 def test_every_method_that_is_built_in_is_a_name_of_recipes(name: str, make_recipe: MakeRecipe) -> None:
-    recipe = make_recipe(f"distillation.method={name}", "data.holdout_per_class=1")
+    teacher = ["distillation.teacher=a", "students.a.weights=a.pt"] if METHODS[name].teacher else []
+    recipe = make_recipe(f"distillation.method={name}", "data.holdout_per_class=1", *teacher)
     assert (recipe.distillation.method_name, recipe.distillation.own_method) == (name, None)
 
 
