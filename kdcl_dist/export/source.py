@@ -25,7 +25,7 @@ from kdcl_dist.errors import CheckpointError, ModelError, RunFolderError, Storag
 from kdcl_dist.evaluation import open_training_data
 from kdcl_dist.models.lazy import initialise
 from kdcl_dist.run.checkpoint import Manifest, latest, read_part, steps, whole
-from kdcl_dist.run.metrics import read_metrics
+from kdcl_dist.run.metrics import EMA, read_metrics
 from kdcl_dist.run.record import read_record, scores_of
 from kdcl_dist.run.run import load_run
 from kdcl_dist.run.storage import Folder
@@ -51,6 +51,7 @@ class Source:
         training_data: the run's data.
         record: the content of run.json.
         results: test results after `step` by student and "ensemble"; empty if `step` is within an epoch.
+        ema: whether the network has the averaged weights.
     """
 
     folder: Folder
@@ -61,6 +62,7 @@ class Source:
     training_data: TrainingData
     record: Mapping[str, Any]
     results: Results
+    ema: bool = False
 
     @classmethod
     def load(
@@ -70,6 +72,7 @@ class Source:
         *,
         epoch: int | None = None,
         last: bool = False,
+        ema: bool = False,
         warn: Callable[[str], None],
         allow_imports: Collection[str] = (),
     ) -> Source:
@@ -81,16 +84,17 @@ class Source:
             epoch: the epoch, from 1, whose checkpoint is loaded. None: the latest checkpoint, as in
                 `kdcl evaluate`.
             last: load the checkpoint of the recipe's last epoch; an error if there is none.
+            ema: load the averaged weights in place of the last step's.
             warn: takes a text for each damaged checkpoint that is skipped.
             allow_imports: modules outside this package that the run's recipe may import.
 
         Raises:
             ImportRefused: the recipe names a module that is not allowed.
-            RunFolderError: the folder is no run folder, or has no such student or checkpoint.
+            RunFolderError: the folder is no run folder, or has no such student, average or checkpoint.
             UserError: the data or the network differs from the run's, or cannot be loaded.
         """
         recipe, folder = load_run(uri)
-        student = _student(folder, recipe, name)
+        student = _student(folder, recipe, name, ema=ema)
         check_recipe_imports(recipe, str(folder), allow_imports, students=[name])
         training_data = open_training_data(recipe, folder)
         if last:
@@ -99,14 +103,18 @@ class Source:
             manifest = _of_epoch(folder, training_data, epoch, f"--epoch {epoch}")
         else:
             manifest = _latest(folder, warn)
-        network = _load(folder, manifest, student, training_data)
-        initialise(network, student.model, _probes(recipe, training_data))
+        network = _load(folder, manifest, student, training_data, ema=ema)
         # The part of an absent student is older than its checkpoint.
         part = manifest.parts[name]
         step = manifest.step if part.step is None else part.step
         epochs, rest = divmod(step, training_data.schedule.steps_per_epoch)
         results = {} if rest else _results(folder, epochs)
-        return cls(folder, recipe, student, step, network, training_data, read_record(folder), results)
+        return cls(folder, recipe, student, step, network, training_data, read_record(folder), results, ema)
+
+    @property
+    def title(self) -> str:
+        """The name that the network's test results have."""
+        return self.student.name + (EMA if self.ema else "")
 
     @property
     def when(self) -> str:
@@ -159,9 +167,11 @@ def misfit(error: BaseException) -> str:
     return " ".join(str(error).splitlines()[1:2]).strip() or one_line(error)
 
 
-def _student(folder: Folder, recipe: Recipe, name: str) -> Student:
+def _student(folder: Folder, recipe: Recipe, name: str, *, ema: bool) -> Student:
     for student in recipe.students:
         if student.name == name:
+            if ema and student.ema is None:
+                raise RunFolderError(f"--ema: student {name!r} has no averaged weights (its ema is null)")
             return student
     raise RunFolderError(
         f"--student {name!r}: {str(folder)!r} has no such student (it has {', '.join(recipe.names)})"
@@ -195,10 +205,13 @@ def _of_epoch(folder: Folder, training_data: TrainingData, epoch: int, option: s
         ) from None
 
 
-def _load(folder: Folder, manifest: Manifest, student: Student, training_data: TrainingData) -> nn.Module:
+def _load(
+    folder: Folder, manifest: Manifest, student: Student, training_data: TrainingData, *, ema: bool
+) -> nn.Module:
     network = models.build(student.model, len(training_data.train.classes), training_data.train.channels)
     try:
-        network.load_state_dict(read_part(folder, manifest, student.name)["model"])
+        part = read_part(folder, manifest, student.name)
+        network.load_state_dict((part["ema"] if ema else part)["model"])
     except (RuntimeError, KeyError, TypeError, AttributeError) as error:
         raise ModelError(
             f"student {student.name!r} of {str(folder)!r} does not fit model {student.model!r} as it is "
@@ -206,7 +219,8 @@ def _load(folder: Folder, manifest: Manifest, student: Student, training_data: T
         ) from None
     except CheckpointError as error:
         raise RunFolderError(error.message) from None
-    return network.eval()
+    initialise(network.eval(), student.model, _probes(training_data.recipe, training_data))
+    return network
 
 
 def _results(folder: Folder, epochs: int) -> Results:
