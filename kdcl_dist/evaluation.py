@@ -18,12 +18,13 @@ from kdcl_dist.config.recipe import Recipe
 from kdcl_dist.config.stored_imports import check_recipe_imports
 from kdcl_dist.coordinator.aggregator import Aggregator
 from kdcl_dist.coordinator.aligned_logits import Aligned
+from kdcl_dist.data.loader import Batch
 from kdcl_dist.data.training_data import TrainingData
 from kdcl_dist.errors import CheckpointError, RunFolderError, one_line
 from kdcl_dist.membership.monitor import COORDINATOR
 from kdcl_dist.run.checkpoint import Manifest, latest, read_part
 from kdcl_dist.run.class_scores import ClassScores
-from kdcl_dist.run.metrics import ENSEMBLE, Scores
+from kdcl_dist.run.metrics import EMA, ENSEMBLE, Scores, averages_of
 from kdcl_dist.run.record import read_record
 from kdcl_dist.run.run import load_run
 from kdcl_dist.run.storage import Folder
@@ -42,7 +43,8 @@ class Evaluation:
     Attributes:
         step: training steps before the checkpoint.
         samples: number of test samples.
-        results: loss (nats), top1 and top5 (shares), by student and for "ensemble".
+        results: loss (nats), top1 and top5 (shares), by student and for "ensemble"; of averaged weights by
+            "student/ema" and "ensemble/ema".
         classes: names of the classes, in the order of their labels.
         details: the results class by class, by student and for "ensemble".
     """
@@ -121,26 +123,42 @@ class Trained:
     def test(
         self, noise: Noise | None = None, details: Mapping[str, ClassScores] | None = None
     ) -> dict[str, dict[str, float]]:
-        """Loss, top1 and top5 over all test samples, by student and for "ensemble".
+        """Loss, top1 and top5 over all test samples, by `names`.
 
         Args:
             noise: on the pixels. None: none.
-            details: collects the results class by class, by student and for "ensemble". None: not needed.
+            details: collects the results class by class, by `names`. None: not needed.
 
         Raises:
             UserError: the GPU has too little free memory.
         """
-        scores = {name: Scores() for name in (*self.aggregator.names, ENSEMBLE)}
+        scores = {name: Scores() for name in self.names}
         for number, batch in enumerate(self.training_data.test_batches()):
-            images = batch.images if noise is None else noise.add(batch.images, number)
-            logits_SBC = torch.stack([student.predict(images).cpu() for student in self.students])
-            answers = dict(zip(self.aggregator.names, F.log_softmax(logits_SBC, dim=2), strict=True))
-            answers[ENSEMBLE] = self.aggregator.predict(Aligned(batch.ids, batch.labels, logits_SBC))
-            for name, log_p_BC in answers.items():
-                scores[name].add(log_p_BC, batch.labels)
+            if noise is not None:
+                batch = batch._replace(images=noise.add(batch.images, number))
+            answers = self._answers(batch)
+            if self.training_data.recipe.averaged:
+                averaged = self._answers(batch, averaged=True)
+                answers |= {name + EMA: log_p_BC for name, log_p_BC in averaged.items()}
+            for name, score in scores.items():
+                score.add(answers[name], batch.labels)
                 if details is not None:
-                    details[name].add(log_p_BC, batch.labels)
+                    details[name].add(answers[name], batch.labels)
         return {name: score.values() for name, score in scores.items()}
+
+    @property
+    def names(self) -> list[str]:
+        """The names in test results: students, "ensemble", and those of averaged weights."""
+        return [*self.aggregator.names, ENSEMBLE, *averages_of(self.training_data.recipe)]
+
+    def _answers(self, batch: Batch, *, averaged: bool = False) -> dict[str, Tensor]:
+        """The log-probabilities (B, C) of each student and of the ensemble."""
+        logits_SBC = torch.stack(
+            [student.predict(batch.images, averaged=averaged).cpu() for student in self.students]
+        )
+        answers = dict(zip(self.aggregator.names, F.log_softmax(logits_SBC, dim=2), strict=True))
+        answers[ENSEMBLE] = self.aggregator.predict(Aligned(batch.ids, batch.labels, logits_SBC))
+        return answers
 
 
 def _restored(
@@ -152,7 +170,10 @@ def _restored(
     students = []
     for index, name in enumerate(recipe.names):
         student = Student.of(training_data, index, device=device, resumed=True, trains=False)
-        student.model.load_state_dict(read_part(folder, manifest, name)["model"])
+        part = read_part(folder, manifest, name)
+        student.model.load_state_dict(part["model"])
+        if student.average is not None:
+            student.average.load_state_dict(part["ema"])
         students.append(student)
     return aggregator, students
 
@@ -217,7 +238,7 @@ def evaluate(
     trained = Trained.load(uri, device=device, warn=warn, allow_imports=allow_imports, data=data)
     test = trained.training_data.test
     classes = tuple(test.classes)
-    details = {name: ClassScores(len(classes)) for name in (*trained.aggregator.names, ENSEMBLE)}
+    details = {name: ClassScores(len(classes)) for name in trained.names}
     return Evaluation(trained.step, len(test), trained.test(details=details), classes, details)
 
 

@@ -26,6 +26,7 @@ KINDS = ["state_dict", "safetensors", "torch_export", "onnx"]
 @click.option(
     "--last", is_flag=True, help="The checkpoint after the recipe's last epoch; an error if there is none."
 )
+@click.option("--ema", is_flag=True, help="The averaged weights in place of those of the last step.")
 @click.option("--to", help="The folder to write. [default: exports/RUN-STUDENT-FORMAT]")
 @allows_imports
 @reports_errors
@@ -35,6 +36,7 @@ def export(
     kind: Kind,
     epoch: int | None,
     last: bool,
+    ema: bool,
     to: str | None,
     allow_imports: tuple[str, ...],
 ) -> None:
@@ -47,7 +49,7 @@ def export(
     if last and epoch is not None:
         raise click.UsageError("--epoch and --last exclude each other")
     written = write_export(
-        run, student, kind, epoch=epoch, last=last, to=to, warn=_warn, allow_imports=allow_imports
+        run, student, kind, epoch=epoch, last=last, ema=ema, to=to, warn=_warn, allow_imports=allow_imports
     )
     echo(written)
 

@@ -104,7 +104,7 @@ class Display:
         table = Table(box=None, pad_edge=False)
         for title in ("student", "loss", "distillation", "train top-1 %", "test top-1 %", "step ms", "waits"):
             table.add_column(title, justify="left" if title == "student" else "right")
-        for name in (*self.started.students, ENSEMBLE):
+        for name in dict.fromkeys((*self.started.students, ENSEMBLE, *self.test)):
             table.add_row(name, *self._cells(self.train.get(name, {}), self.test.get(name, {})))
         return Group(self.progress, table)
 

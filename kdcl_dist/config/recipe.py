@@ -62,6 +62,11 @@ class Recipe(Strict):
             for replica in range(student.replicas)
         ]
 
+    @property
+    def averaged(self) -> list[str]:
+        """The names of the students that keep an average of their weights."""
+        return [student.name for student in self.students if student.ema is not None]
+
     def epochs_of(self, student: Student) -> int:
         """Number of epochs in which a student learns."""
         return student.epochs or self.epochs
@@ -127,6 +132,8 @@ def _teacher_exists(recipe: Recipe) -> None:
             f"students.{teacher}.transfer: the teacher is frozen, so it cannot learn a new head "
             f"(got {found[0].transfer!r})"
         )
+    if found[0].ema is not None:
+        raise ValueError(f"students.{teacher}.ema: the teacher is frozen, so its weights have no average")
     if len(recipe.students) < 2:
         raise ValueError("students: a teacher needs at least one student besides itself (got 1)")
 

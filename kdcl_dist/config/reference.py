@@ -46,6 +46,7 @@ SECTIONS = (
     Section("### `schedule`: poly", schedules.Poly),
     Section("### `schedule`: onecycle", schedules.OneCycle),
     Section("### `schedule`: your own", schedules.OwnSchedule),
+    Section("### `ema`", student.Ema, "run-folder.md"),
     Section("### `resources`", student.Resources, "planning.md"),
     Section("## `checkpoint`", sections.Checkpoint, "storage.md"),
     Section("## `analysis`", sections.Analysis, "analysis.md"),

@@ -22,7 +22,7 @@ class Round:
         kind: its purpose.
         epoch: epoch, from 0.
         step: number of training steps before it; for TRAIN its own global step.
-        part: batch number within a pass over held-out or test samples.
+        part: batch number within a pass over held-out samples, or within all passes over test samples.
     """
 
     kind: Kind
@@ -37,7 +37,7 @@ class Round:
 
     @property
     def rewound(self) -> Round:
-        """The first round of this pass over held-out or test samples, where an interrupted pass resumes."""
+        """The first round of the passes over held-out or test samples, where interrupted ones resume."""
         return replace(self, part=0)
 
 
@@ -52,6 +52,7 @@ class RunSchedule:
         test_batches: batches of a pass over the test samples.
         checkpoint_epochs: epochs from one checkpoint to the next; the last epoch always ends with one.
         samples: size of the training set with its held-out samples; every training sample id is below it.
+        test_passes: passes over the test samples after an epoch: the second is that of averaged weights.
     """
 
     epochs: int
@@ -60,6 +61,15 @@ class RunSchedule:
     test_batches: int
     checkpoint_epochs: int
     samples: int = 0
+    test_passes: int = 1
+
+    def test_batch(self, round: Round) -> tuple[int, int]:
+        """Of a round of EVALUATE the pass, and the batch within it; from 0."""
+        return divmod(round.part, self.test_batches)
+
+    def ends_test(self, round: Round) -> bool:
+        """Whether a round of EVALUATE is the last of its epoch."""
+        return round.part + 1 == self.test_passes * self.test_batches
 
     def first(self, step: int) -> Round:
         """The first round after `step` training steps and the rounds at the end of their epochs."""
@@ -87,7 +97,7 @@ class RunSchedule:
             yield Round(Kind.TRAIN, epoch, step)
         for part in range(self.holdout_batches):
             yield Round(Kind.HOLDOUT, epoch, end, part)
-        for part in range(self.test_batches):
+        for part in range(self.test_passes * self.test_batches):
             yield Round(Kind.EVALUATE, epoch, end, part)
         if (epoch + 1) % self.checkpoint_epochs == 0 or epoch + 1 == self.epochs:
             yield Round(Kind.CHECKPOINT, epoch, end)

@@ -17,7 +17,7 @@ from kdcl_dist.config.optim import SGD, Optimizer
 from kdcl_dist.config.schedules import Cosine, MultiStep, Poly, Schedule
 from kdcl_dist.config.sections import Transform
 
-__all__ = ["Resources", "Student", "Worker"]
+__all__ = ["Ema", "Resources", "Student", "Worker"]
 
 
 #: Names of other parts of a run folder; files of a student with such a name would overwrite them.
@@ -44,6 +44,19 @@ class Resources(Strict):
     def gpu_share(self, auto: float) -> float:
         """The share of a GPU as a number: `auto` stands for that number here."""
         return auto if isinstance(self.gpu, str) else self.gpu
+
+
+class Ema(Strict):
+    """An exponential moving average of a student's weights, with which the student is tested too.
+
+    After each step of the optimiser, average = decay * average + (1 - decay) * weights; the first step sets
+    it. Running statistics are averaged as well.
+    """
+
+    decay: float = Field(default=0.9999, ge=0, lt=1, description="Share of the average that each step keeps.")
+    warmup: bool = Field(
+        default=True, description="The decay of step n is at most 1 - n^(-2/3), so that early weights fade."
+    )
 
 
 class Student(Strict):
@@ -96,6 +109,9 @@ class Student(Strict):
         lt=1,
         description="Share of the label that all classes have alike in the cross-entropy (Szegedy et al., "
         "2016). Soft targets stay as they are.",
+    )
+    ema: Ema | None = Field(
+        default=None, description="Average of the weights over the steps, tested and saved beside them."
     )
     precision: Precision = Field(default="fp32", description="Number format of the forward pass.")
     channels_last: bool = Field(

@@ -243,7 +243,7 @@ class CoordinatorLoop:
     def _evaluate(self, round: Round, messages: Sequence[Message]) -> None:
         aligned = self.aggregator.align(messages)
         self.metrics.test(round, self.present, aligned, self.aggregator.predict(aligned))
-        if round.part + 1 == self.schedule.test_batches:
+        if self.schedule.ends_test(round):
             self.exchange.monitor.heartbeat.enter("record")
             self._check_folder()
             self.emit(self.metrics.end_epoch(round))

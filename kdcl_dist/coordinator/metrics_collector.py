@@ -24,7 +24,7 @@ from kdcl_dist.distillation.diagnostics import measure
 from kdcl_dist.errors import StorageError
 from kdcl_dist.exchange.message import StepMetrics
 from kdcl_dist.run.events import EpochEnded, Values
-from kdcl_dist.run.metrics import ENSEMBLE, MetricsTable, Scores
+from kdcl_dist.run.metrics import EMA, ENSEMBLE, MetricsTable, Scores
 from kdcl_dist.run.run import Run
 from kdcl_dist.run.tensorboard import TensorBoard
 
@@ -63,7 +63,7 @@ class MetricsCollector:
         run, schedule: the run, and its schedule.
 
     Attributes:
-        results: of the last test pass, by student and for "ensemble".
+        results: of the last test, by student and for "ensemble", and by "student/ema" and "ensemble/ema".
     """
 
     def __init__(self, run: Run, schedule: RunSchedule) -> None:
@@ -142,12 +142,20 @@ class MetricsCollector:
             self._add(name, round, "holdout", {"weight": weight})
 
     def test(self, round: Round, present: Sequence[int], aligned: Aligned, ensemble_BC: Tensor) -> None:
-        """Add a batch of the test pass; `ensemble_BC` are the ensemble's log-probabilities."""
+        """Add a batch of a test pass; `ensemble_BC` are the ensemble's log-probabilities.
+
+        The second pass is that of averaged weights; its rows are of the students that have such.
+        """
         if round.part == 0:
-            self.scores = {name: Scores() for name in (*(self.recipe.names[i] for i in present), ENSEMBLE)}
+            self.scores = {}
+        averaged = self.schedule.test_batch(round)[0] == 1
+        ending = EMA if averaged else ""
         for index in present:
-            self.scores[self.recipe.names[index]].add_logits(aligned.logits[index], aligned.labels)
-        self.scores[ENSEMBLE].add(ensemble_BC, aligned.labels)
+            name = self.recipe.names[index]
+            if not averaged or name in self.recipe.averaged:
+                scores = self.scores.setdefault(name + ending, Scores())
+                scores.add_logits(aligned.logits[index], aligned.labels)
+        self.scores.setdefault(ENSEMBLE + ending, Scores()).add(ensemble_BC, aligned.labels)
 
     def end_epoch(self, round: Round) -> EpochEnded:
         """End the epoch with its test results; `flush` writes it."""

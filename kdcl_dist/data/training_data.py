@@ -133,6 +133,7 @@ class TrainingData:
             test_batches=len(batches_of(np.arange(len(self.test)), recipe.batch_size)),
             checkpoint_epochs=recipe.checkpoint.every_epochs,
             samples=len(self.train),
+            test_passes=2 if recipe.averaged else 1,
         )
 
     @property
@@ -165,7 +166,7 @@ class TrainingData:
                 elif round.kind is Kind.HOLDOUT:
                     yield BatchSpec(1, 0, holdout[round.part])
                 elif round.kind is Kind.EVALUATE:
-                    yield BatchSpec(2, 0, test[round.part])
+                    yield BatchSpec(2, 0, test[self.schedule.test_batch(round)[1]])
 
         views = [self._training_views(index), self._test_views(self.train), self._test_views(self.test)]
         shares = (spec._replace(ids_B=_share(spec.ids_B, replica, student.replicas)) for spec in specs())

@@ -80,10 +80,10 @@ class Replicas:
         """
         sync_batchnorm.synchronise_batchnorm(model, lambda: self.group)
 
-    def share_buffers(self, model: nn.Module) -> None:
-        """Give every replica the buffers of the first."""
-        for buffer in model.buffers():
-            dist.broadcast(buffer, group_src=0, group=self.group)
+    def share(self, tensors: list[torch.Tensor]) -> None:
+        """Give every replica the values that the first has in these tensors, such as buffers."""
+        for tensor in tensors:
+            dist.broadcast(tensor, group_src=0, group=self.group)
 
     def average(self, tensors: list[torch.Tensor]) -> None:
         """Replace tensors by their mean over the replicas."""

@@ -12,7 +12,7 @@ from kdcl_dist.export.preprocessing import Description
 from kdcl_dist.export.source import Source
 from kdcl_dist.export.standalone import call_of_own, call_without_package, module_without_package
 from kdcl_dist.models.ensemble import Ensemble
-from kdcl_dist.run.metrics import ENSEMBLE
+from kdcl_dist.run.metrics import EMA, ENSEMBLE
 from kdcl_dist.utils.intervals import mean_interval, share_interval
 from kdcl_dist.utils.text import NAME, shown
 
@@ -56,11 +56,12 @@ def _head(source: Source, description: Description) -> str:
     partners = "" if source.members else f" with {', '.join(others)}"
     training = f"trained together{partners} (method `{method}`)" if others else "trained alone"
     parameters = sum(parameter.numel() for parameter in source.network.parameters())
+    averaged = " The weights are the exponential moving average over the steps." if source.ema else ""
     return (
-        f"# {source.student.name}\n\n"
+        f"# {source.title}\n\n"
         f"{_what(source, description)}, {parameters:,} parameters, a classifier of "
-        f"{len(description.classes)} classes, {training}. From the run `{description.run}`, {source.when}; "
-        f"exported as {description.kind} by kdcl_dist {description.kdcl_dist}."
+        f"{len(description.classes)} classes, {training}.{averaged} From the run `{description.run}`, "
+        f"{source.when}; exported as {description.kind} by kdcl_dist {description.kdcl_dist}."
     )
 
 
@@ -97,15 +98,17 @@ def _figures(source: Source) -> str:
     ]
     models = {student.name: student.model for student in source.recipe.students}
     for name, values in source.results.items():
-        title = f"**{name}**" if name == source.student.name else name
+        title = f"**{name}**" if name == source.title else name
         cells = [_share(values["top1"], samples), _share(values["top5"], samples), f"{values['loss']:.4f}"]
-        lines.append(f"| {title} | {models.get(name, '')} | {' | '.join(cells)} |")
+        lines.append(f"| {title} | {models.get(name.removesuffix(EMA), '')} | {' | '.join(cells)} |")
     lines += ["", f"`{ENSEMBLE}`: the mean of the students' probabilities (weighted, for `general`)."]
+    if source.recipe.averaged:
+        lines += [f"`{EMA}`: with the moving averages of the weights; other students with their own weights."]
     if source.student.precision != "fp32":
         lines += [
             f"The run tests this network in {source.student.precision}; the export computes in float32."
         ]
-    return "\n".join([*lines, *_over_seeds(source.seeds(), source.student.name)])
+    return "\n".join([*lines, *_over_seeds(source.seeds(), source.title)])
 
 
 def _share(share: float, samples: int) -> str:

@@ -28,7 +28,7 @@ from kdcl_dist.membership.monitor import COORDINATOR
 from kdcl_dist.models.ensemble import Ensemble
 from kdcl_dist.models.lazy import initialise
 from kdcl_dist.run.checkpoint import Manifest, latest, read_part, steps, whole
-from kdcl_dist.run.metrics import ENSEMBLE, read_metrics
+from kdcl_dist.run.metrics import EMA, ENSEMBLE, read_metrics
 from kdcl_dist.run.record import read_record, scores_of
 from kdcl_dist.run.run import load_run
 from kdcl_dist.run.storage import Folder
@@ -56,6 +56,7 @@ class Source:
         results: test results after `step` by student and "ensemble"; empty if `step` is within an epoch, or
             an ensemble has students of several steps.
         members: the students of the ensemble; none of a single student.
+        ema: whether the network has the averaged weights, of each student that has them.
     """
 
     folder: Folder
@@ -67,6 +68,7 @@ class Source:
     record: Mapping[str, Any]
     results: Results
     members: Sequence[Student] = ()
+    ema: bool = False
 
     @classmethod
     def load(
@@ -76,6 +78,7 @@ class Source:
         *,
         epoch: int | None = None,
         last: bool = False,
+        ema: bool = False,
         warn: Callable[[str], None],
         allow_imports: Collection[str] = (),
     ) -> Source:
@@ -87,17 +90,20 @@ class Source:
             epoch: the epoch, from 1, whose checkpoint is loaded. None: the latest checkpoint, as in
                 `kdcl evaluate`.
             last: load the checkpoint of the recipe's last epoch; an error if there is none.
+            ema: load the averaged weights in place of the last step's.
             warn: takes a text for each damaged checkpoint that is skipped.
             allow_imports: modules outside this package that the run's recipe may import.
 
         Raises:
             ImportRefused: the recipe names a module that is not allowed.
-            RunFolderError: the folder is no run folder, or has no such student or checkpoint.
+            RunFolderError: the folder is no run folder, or has no such student, average or checkpoint.
             UserError: the data or the network differs from the run's, or cannot be loaded.
         """
         recipe, folder = load_run(uri)
         student, members = _student(folder, recipe, name)
         chosen = members or [student]
+        if ema and all(each.ema is None for each in chosen):
+            raise RunFolderError(f"--ema: student {name!r} has no averaged weights (its ema is null)")
         check_recipe_imports(recipe, str(folder), allow_imports, students=[each.name for each in chosen])
         training_data = open_training_data(recipe, folder)
         if last:
@@ -106,7 +112,10 @@ class Source:
             manifest = _of_epoch(folder, training_data, epoch, f"--epoch {epoch}")
         else:
             manifest = _latest(folder, warn)
-        networks = {each.name: _load(folder, manifest, each, training_data) for each in chosen}
+        networks = {
+            each.name: _load(folder, manifest, each, training_data, ema=ema and each.ema is not None)
+            for each in chosen
+        }
         network = _ensemble(folder, manifest, networks) if members else networks[name]
         # The part of an absent student is older than its checkpoint.
         parts = [manifest.parts[each.name] for each in chosen]
@@ -115,7 +124,7 @@ class Source:
         epochs, rest = divmod(step, training_data.schedule.steps_per_epoch)
         results = {} if rest or len(done) > 1 else _results(folder, epochs)
         record = read_record(folder)
-        return cls(folder, recipe, student, step, network, training_data, record, results, members)
+        return cls(folder, recipe, student, step, network, training_data, record, results, members, ema)
 
     def build(self) -> nn.Module:
         """The plain network with other weights."""
@@ -123,6 +132,11 @@ class Source:
         if self.members:
             return build_ensemble({each.name: each.model for each in self.members}, classes, channels)
         return models.build(self.student.model, classes, channels)
+
+    @property
+    def title(self) -> str:
+        """The name that the network's test results have."""
+        return self.student.name + (EMA if self.ema else "")
 
     @property
     def when(self) -> str:
@@ -217,10 +231,13 @@ def _of_epoch(folder: Folder, training_data: TrainingData, epoch: int, option: s
         ) from None
 
 
-def _load(folder: Folder, manifest: Manifest, student: Student, training_data: TrainingData) -> nn.Module:
+def _load(
+    folder: Folder, manifest: Manifest, student: Student, training_data: TrainingData, *, ema: bool
+) -> nn.Module:
     network = models.build(student.model, len(training_data.train.classes), training_data.train.channels)
     try:
-        network.load_state_dict(read_part(folder, manifest, student.name)["model"])
+        part = read_part(folder, manifest, student.name)
+        network.load_state_dict((part["ema"] if ema else part)["model"])
     except (RuntimeError, KeyError, TypeError, AttributeError) as error:
         raise ModelError(
             f"student {student.name!r} of {str(folder)!r} does not fit model {student.model!r} as it is "

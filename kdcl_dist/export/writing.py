@@ -32,6 +32,7 @@ def export(
     *,
     epoch: int | None = None,
     last: bool = False,
+    ema: bool = False,
     to: str | Path | None = None,
     warn: Callable[[str], None] = lambda text: None,
     allow_imports: Collection[str] = (),
@@ -39,9 +40,9 @@ def export(
     """Write a student of a run, or the ensemble of all, as a folder that does not need this package.
 
     Args:
-        uri, student, epoch, last, warn, allow_imports: as for `Source.load`.
+        uri, student, epoch, last, ema, warn, allow_imports: as for `Source.load`.
         kind: the format.
-        to: the folder, on this machine. By default exports/RUN-STUDENT-FORMAT.
+        to: the folder, on this machine. By default exports/RUN-STUDENT-FORMAT, or RUN-STUDENT-ema-FORMAT.
 
     Returns:
         The folder.
@@ -53,8 +54,10 @@ def export(
     require(kind)
     if "://" in str(to):
         raise ExportError(f"--to {str(to)!r}: a folder of this machine is needed; copy it from there")
-    source = Source.load(uri, student, epoch=epoch, last=last, warn=warn, allow_imports=allow_imports)
-    folder = Path(to or f"exports/{label_of(source.folder)}-{student}-{kind}")
+    source = Source.load(
+        uri, student, epoch=epoch, last=last, ema=ema, warn=warn, allow_imports=allow_imports
+    )
+    folder = Path(to or f"exports/{label_of(source.folder)}-{source.title.replace('/', '-')}-{kind}")
     try:
         with staged(folder) as part:
             write(source, kind, part)

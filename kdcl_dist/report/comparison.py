@@ -12,6 +12,7 @@ from kdcl_dist.report.axis import number
 from kdcl_dist.report.blocks import Figure, Table
 from kdcl_dist.report.lines import Line, line_chart
 from kdcl_dist.report.run_data import ENSEMBLE, RunData
+from kdcl_dist.run.metrics import averages_of
 from kdcl_dist.utils.intervals import Interval
 
 __all__ = ["ComparisonView", "comparison_view"]
@@ -67,9 +68,10 @@ def comparison_view(arms: Sequence[Arm]) -> ComparisonView:
 
 
 def _students(arms: Sequence[Arm]) -> list[str]:
-    """All students of all arms in order; the ensemble is the last."""
-    names = dict.fromkeys(name for arm in arms for run in arm.runs for name in run.recipe.names)
-    return [*names, ENSEMBLE]
+    """All students of all arms in order, then the ensemble, then the names of averaged weights."""
+    recipes = [run.recipe for arm in arms for run in arm.runs]
+    names = dict.fromkeys(name for recipe in recipes for name in recipe.names)
+    return [*names, ENSEMBLE, *dict.fromkeys(name for recipe in recipes for name in averages_of(recipe))]
 
 
 def _arms_table(arms: Sequence[Arm]) -> Table:

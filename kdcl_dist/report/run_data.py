@@ -13,7 +13,7 @@ import pyarrow.compute as pc
 
 from kdcl_dist.config.recipe import Recipe
 from kdcl_dist.errors import RunFolderError
-from kdcl_dist.run.metrics import ENSEMBLE, read_metrics
+from kdcl_dist.run.metrics import ENSEMBLE, averages_of, read_metrics
 from kdcl_dist.run.record import read_record, scores_of
 from kdcl_dist.run.run import load_run
 from kdcl_dist.run.uris import displayed
@@ -86,8 +86,8 @@ class RunData:
 
     @property
     def cohort(self) -> list[str]:
-        """The students in the order of the recipe, then the ensemble."""
-        return [*self.recipe.names, ENSEMBLE]
+        """The students in the order of the recipe, the ensemble, then the names of averaged weights."""
+        return [*self.recipe.names, ENSEMBLE, *averages_of(self.recipe)]
 
     @property
     def epochs(self) -> int:

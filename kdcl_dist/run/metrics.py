@@ -1,7 +1,8 @@
 """The metrics of a run: one long table, in one Parquet file for each epoch.
 
-Columns: student (or "ensemble"), epoch, step, split (train, holdout, test), name, value. Each epoch's file is
-written whole: a resumed run overwrites the epochs that it repeats, and never doubles a row.
+Columns: student (or "ensemble"), epoch, step, split (train, holdout, test), name, value. In tests of
+averaged weights "/ema" follows the student. Each epoch's file is written whole: a resumed run overwrites the
+epochs that it repeats, and never doubles a row.
 
 Shapes: B samples, C classes.
 """
@@ -21,11 +22,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from kdcl_dist.config.recipe import Recipe
 from kdcl_dist.data.parquet_file import open_parquet, unfolded_limit
 from kdcl_dist.errors import RunFolderError, one_line
 from kdcl_dist.run.storage import Folder
 
-__all__ = ["BINS", "ENSEMBLE", "SCHEMA", "MetricsTable", "Scores", "read_metrics"]
+__all__ = ["BINS", "EMA", "ENSEMBLE", "SCHEMA", "MetricsTable", "Scores", "averages_of", "read_metrics"]
 
 SCHEMA = pa.schema(
     [
@@ -41,6 +43,8 @@ SCHEMA = pa.schema(
 TEXTS = ["student", "split", "name"]
 #: The ensemble's rows have this in place of a student's name.
 ENSEMBLE = "ensemble"
+#: Test results of averaged weights have this after a student's name, or the ensemble's.
+EMA = "/ema"
 #: Bins of the metrics `staleness/BIN`: ages in steps.
 BINS = ("0", "1-3", "4-15", "16-63", "64-255", "256-1023", "1024-4095", "4096-up")
 
@@ -142,6 +146,11 @@ class MetricsTable:
     def _reset(self) -> None:
         self.columns: dict[str, list[Any]] = {name: [] for name in SCHEMA.names}
         self._sums: dict[tuple[str, str, str], tuple[float, int]] = {}
+
+
+def averages_of(recipe: Recipe) -> list[str]:
+    """The names in test results of averaged weights: "student/ema" and "ensemble/ema", if there are such."""
+    return [name + EMA for name in (*recipe.averaged, ENSEMBLE)] if recipe.averaged else []
 
 
 def read_metrics(run: Folder) -> pa.Table:

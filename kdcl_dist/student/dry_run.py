@@ -7,8 +7,9 @@ Shapes: B batch, C classes, H W image, P peers.
 
 from __future__ import annotations
 
+import copy
 import resource
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from functools import partial
 
@@ -225,7 +226,9 @@ def _rehearsing(student: Student) -> Iterator[None]:
     """Give the student an optimiser and a loss scale to try, and restore all of it on leaving."""
     kept = dict(vars(student))
     try:
-        with _unchanged(student.model):
+        averages = student.average.tensors.values() if student.average else ()
+        with _unchanged(student.model, averages):
+            student.average = copy.copy(student.average)
             student.optimizer = build_optimizer(student.spec.optimizer, student.model)
             student.scaler = torch.amp.GradScaler(student.device.type, enabled=student.scaler.is_enabled())
             yield
@@ -234,9 +237,9 @@ def _rehearsing(student: Student) -> Iterator[None]:
 
 
 @contextmanager
-def _unchanged(network: nn.Module) -> Iterator[None]:
-    """Restore a network's tensors, gradients and attributes, and torch's random state, on leaving."""
-    tensors = [*network.parameters(), *network.buffers()]
+def _unchanged(network: nn.Module, others: Iterable[Tensor] = ()) -> Iterator[None]:
+    """Restore a network's tensors, gradients and attributes, others, and torch's random state, on leaving."""
+    tensors = [*network.parameters(), *network.buffers(), *others]
     values = [tensor.detach().to("cpu", copy=True) for tensor in tensors]  # the device may be full
     gradients = [(parameter, parameter.grad) for parameter in network.parameters()]
     attributes = [(module, dict(vars(module))) for module in network.modules()]

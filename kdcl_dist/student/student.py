@@ -25,6 +25,7 @@ from kdcl_dist.models.lazy import has_lazy_layers, initialise
 from kdcl_dist.models.pretrained import load_weights
 from kdcl_dist.models.registry import BUILT_IN, construct
 from kdcl_dist.models.transfer import freeze_body, head_of, train_head
+from kdcl_dist.student.ema import AveragedWeights
 from kdcl_dist.student.learning_rate import learning_rate
 from kdcl_dist.student.optimizer import build_optimizer, load_optimizer
 from kdcl_dist.student.peer_loss import load_peer_loss
@@ -39,7 +40,7 @@ class Student:
     """One student's part of the algorithm, step by step.
 
     All random numbers (initial weights, dropout, noise on the logits) are pure functions of the recipe and
-    the step. So the student's state is the network, the optimiser and the loss scale, nothing else.
+    the step. So the student's state is the network, its average, the optimiser and the loss scale.
 
     Args:
         recipe: the run.
@@ -84,16 +85,14 @@ class Student:
         self.memory_format = torch.channels_last if self.spec.channels_last else torch.preserve_format
         self.model.to(device).to(memory_format=self.memory_format)
         self.set_training(self.model, not self.frozen)
+        self.average = AveragedWeights(self.spec.ema, self.model) if self.spec.ema else None
         # A step runs `network`, or `training_network` if the student learns; all else uses `model`.
         self.network = compiled(self.model, self.spec.resources.cpu) if self.compiles else self.model
         self.training_network = self.network
         self.buffers = list(self.model.buffers())
         self.saved_buffers = [buffer.clone() for buffer in self.buffers]
         if trains:
-            chosen = self.spec.optimizer
-            fails = f"optimizer {chosen.name!r} cannot train model {self.spec.model!r}"
-            with of_user_code(ModelError, fails, self.spec.name):
-                self.optimizer = build_optimizer(chosen, self.model)
+            self.optimizer = self._built_optimizer()
         self.peer_loss = load_peer_loss(recipe.distillation) if trains else None
         self.scaler = torch.amp.GradScaler(device.type, enabled=self.spec.precision == "fp16")
         self.dtype = AUTOCAST.get(self.spec.precision)
@@ -137,6 +136,12 @@ class Student:
         # torch.compile cannot follow the messages of synchronised batch norm.
         return network, self.spec.compile or (compiles and not self.spec.sync_batchnorm)
 
+    def _built_optimizer(self) -> torch.optim.Optimizer:
+        chosen = self.spec.optimizer
+        fails = f"optimizer {chosen.name!r} cannot train model {self.spec.model!r}"
+        with of_user_code(ModelError, fails, self.spec.name):
+            return build_optimizer(chosen, self.model)
+
     def join(self, replicas: Replicas) -> None:
         """Average the gradients with the student's other workers from now on."""
         if self.spec.sync_batchnorm:
@@ -149,7 +154,8 @@ class Student:
     def share_buffers(self) -> None:
         """Copy the first replica's buffers, such as running statistics, before a test or a checkpoint."""
         if self.replicas is not None:
-            self.replicas.share_buffers(self.model)
+            averages = self.average.buffers(self.model) if self.average else []
+            self.replicas.share([*self.model.buffers(), *averages])
 
     @property
     def parameters(self) -> int:
@@ -232,7 +238,7 @@ class Student:
         return conflict(losses, self.recipe.distillation.weight, self.model, self.scaler.scale, average)
 
     def learn(self, loss: Tensor, lr: float) -> Tensor:
-        """One step of the optimiser on a loss; skipped if the gradient is not finite.
+        """One step of the optimiser on a loss, and of the average; skipped if the gradient is not finite.
 
         Returns 1 if the step was skipped, else 0. A skip by the loss scale, which is too large now and then,
         counts as 0.
@@ -241,21 +247,27 @@ class Student:
             group["lr"] = lr
         self.optimizer.zero_grad(set_to_none=True)
         torch.autograd.backward(self.scaler.scale(loss))
+        bad = self._is_bad() if self.average or not self.scaler.is_enabled() else torch.zeros_like(loss)
+        self._update(bad)
+        if self.average is not None:
+            self.average.update(self.model, bad)
+        return torch.zeros_like(bad) if self.scaler.is_enabled() else bad
+
+    def _update(self, bad: Tensor) -> None:
+        """Let the optimiser learn from the gradient, unless it is bad."""
         if self.scaler.is_enabled():
             if self.spec.clip_grad_norm is not None:
                 self.scaler.unscale_(self.optimizer)
                 self._clip()
             self.scaler.step(self.optimizer)
             self.scaler.update()
-            return torch.zeros_like(loss)
-        bad = self._is_bad()
+            return
         if self.optimizer.defaults.get("fused"):  # skips the step on the GPU: the host does not wait
             self.optimizer.found_inf = bad  # type: ignore[attr-defined]
         elif self.device.type != "meta" and bad:
-            return bad
+            return
         self._clip()
         self.optimizer.step()
-        return bad
 
     def _clip(self) -> None:
         """Shorten the gradient to the recipe's norm; replicas have the same gradient."""
@@ -278,11 +290,15 @@ class Student:
             epochs=self.recipe.epochs_of(self.spec),
         )
 
-    def predict(self, images_BCHW: Tensor) -> Tensor:
-        """The logits (B, C) in evaluation mode, float32, without gradient; B may be 0."""
+    def predict(self, images_BCHW: Tensor, *, averaged: bool = False) -> Tensor:
+        """The logits (B, C) in evaluation mode, float32, without gradient; B may be 0.
+
+        With `averaged` they are those of the averaged weights, if the student has such.
+        """
         if not len(images_BCHW):
             return torch.empty(0, self.classes)
-        with self.evaluating(), self.autocast():
+        average = self.average.applied(self.model) if averaged and self.average else nullcontext()
+        with average, self.evaluating(), self.autocast():
             logits_BC: Tensor = self.model(self.prepare_images(images_BCHW))
         return logits_BC.float()
 
@@ -313,10 +329,12 @@ class Student:
 
     def state_dict(self) -> dict[str, Any]:
         """The state that a resumed student needs; `model` loads strictly into the plain network."""
+        average = {"ema": self.average.state_dict(self.model)} if self.average else {}
         return {
             "model": self.model.state_dict(),
             "optimizer": self.optimizer.state_dict(),
             "scaler": self.scaler.state_dict(),
+            **average,
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -324,6 +342,8 @@ class Student:
         self.model.load_state_dict(state["model"])
         load_optimizer(self.optimizer, state["optimizer"])
         self.scaler.load_state_dict(state["scaler"])
+        if self.average is not None:
+            self.average.load_state_dict(state["ema"])
 
     def _draw(self, purpose: Purpose, step: int) -> int:
         """The seed of a step's random numbers; the first replica has that of a student without replicas."""

@@ -19,8 +19,10 @@ FIELDS = {
     "label_smoothing and dml": ["students.b.label_smoothing=0.2", "distillation.method=dml"],
     "clip_grad_norm": ["students.a.clip_grad_norm=0.1", "students.b.clip_grad_norm=0.5"],
     "decay_norm_and_bias": ["students.a.optimizer={weight_decay: 0.1, decay_norm_and_bias: false}"],
-    "rmsprop, cosine": [
+    "rmsprop, cosine, ema": [
         "students.a.optimizer={name: rmsprop, momentum: 0.5}",
+        "students.a.ema={decay: 0.6}",
+        "students.b.ema={decay: 0.6, warmup: false}",
         "students.b.schedule={name: cosine, min_lr: 0.01}",
     ],
     "nadamw, lion": [
@@ -42,6 +44,7 @@ ALL = [
     "students.a.clip_grad_norm=0.5",
     "students.a.optimizer={name: nadamw, weight_decay: 0.1, decay_norm_and_bias: false}",
     "students.a.schedule={name: cosine, min_lr: 1e-4}",
+    "students.a.ema={decay: 0.6}",
     "students.b.optimizer={name: 'torch.optim:Adagrad', lr: 0.05, lr_decay: 0.01}",
     "students.b.schedule={name: 'nets:halving', every: 2}",
 ]

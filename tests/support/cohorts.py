@@ -132,10 +132,12 @@ class Cohort:
             self.errors[name] = error
 
 
-def weights(folder: Any, step: int, name: str) -> dict[str, torch.Tensor]:
-    """A student's network in a checkpoint."""
-    path = f"{folder.local}/checkpoints/step-{step:08d}/{name}.pt"
-    model: dict[str, torch.Tensor] = torch.load(path, weights_only=True)["model"]
+def weights(folder: Any, step: int, name: str, *entry: str) -> dict[str, torch.Tensor]:
+    """A student's network in a checkpoint, or the one in another entry of its part."""
+    part = torch.load(f"{folder.local}/checkpoints/step-{step:08d}/{name}.pt", weights_only=True)
+    for each in entry:
+        part = part[each]
+    model: dict[str, torch.Tensor] = part["model"]
     return model
 
 

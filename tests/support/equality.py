@@ -31,10 +31,13 @@ def recipe_for(method: str, make_recipe: MakeRecipe, tmp_path: Path, *more: str)
 
 def check(run: Run) -> None:
     """Compare the last checkpoint with the reference."""
-    expected = reference.train(run.recipe)
+    averages: dict[str, dict[str, torch.Tensor]] = {}
+    expected = reference.train(run.recipe, averages)
     step = max(int(p.name[5:]) for p in Path(f"{run.folder.local}/checkpoints").iterdir())
     for name, state in zip(run.recipe.names, expected, strict=True):
         assert_same(weights(run.folder, step, name), state)
+    for name, state in averages.items():
+        assert_same(weights(run.folder, step, name, "ema"), state)
 
 
 def students_of(make_recipe: MakeRecipe) -> list[dict]:

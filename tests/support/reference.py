@@ -47,8 +47,8 @@ def soft_target(method: str, logits: list[Tensor], y: Tensor, T: float, w: Tenso
     return torch.from_numpy(np.log(p.numpy()))
 
 
-def train(recipe: Recipe) -> list[dict[str, Tensor]]:
-    """Train all students; their final weights."""
+def train(recipe: Recipe, averages: dict[str, dict[str, Tensor]] | None = None) -> list[dict[str, Tensor]]:
+    """Train all students; their final weights. Averages of weights come into `averages`."""
     S, method, T = len(recipe.students), recipe.distillation.method_name, recipe.distillation.temperature
     data = ArrowDataset(recipe.data.train)
     labels = torch.from_numpy(data.labels)
@@ -74,6 +74,7 @@ def train(recipe: Recipe) -> list[dict[str, Tensor]]:
     T_epoch = len(train_ids) // recipe.batch_size
     W = T_epoch if recipe.distillation.window == "epoch" else recipe.distillation.window
     bank: dict[tuple[int, int], tuple[int, Tensor]] = {}
+    means: list[dict[str, Tensor]] = [net.state_dict() for net in nets]
     for epoch in range(recipe.epochs):
         order = train_ids[permutation(len(train_ids), recipe.seed, Purpose.EPOCH_ORDER, epoch)]
         for step in range(T_epoch):
@@ -146,9 +147,24 @@ def train(recipe: Recipe) -> list[dict[str, Tensor]]:
                     if limit := recipe.students[i].clip_grad_norm:
                         torch.nn.utils.clip_grad_norm_(nets[i].parameters(), limit)
                     optims[i].step()
+                    if (ema := recipe.students[i].ema) is not None:
+                        means[i] = moved(ema, means[i], nets[i].state_dict(), epoch * T_epoch + step + 1)
         if method == "general":
             w = held_out_weights(recipe, data, nets, sorted(held))
+    if averages is not None:
+        averages.update({s.name: means[i] for i, s in enumerate(recipe.students) if s.ema})
     return [net.state_dict() for net in nets]
+
+
+def moved(ema: Any, mean: dict[str, Tensor], state: dict[str, Tensor], n: int) -> dict[str, Tensor]:
+    """A moving average of weights after its nth step, from 1."""
+    keep = ema.decay if n > 1 else 0.0
+    if ema.warmup:
+        keep = min(keep, 1 - n ** (-2 / 3))
+    return {
+        name: mean[name].lerp(value, 1 - keep) if value.is_floating_point() else value.clone()
+        for name, value in state.items()
+    }
 
 
 def optimizer_of(o: Any, net: torch.nn.Module) -> torch.optim.Optimizer:

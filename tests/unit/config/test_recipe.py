@@ -89,6 +89,11 @@ def test_shipped_recipes_load(path: Path) -> None:
         ("students.one.replicas=3", ["students.one.replicas", "3", "batch_size of 64"]),
         ("students.one.epochs=31", ["students.one.epochs", "31", "30"]),
         ("students.one.epochs=0", ["students.0.epochs", "0"]),
+        ("students.one.ema={decay: 1.0}", ["students.0.ema.decay", "1"]),
+        ("students.one.ema={decay: -0.1}", ["students.0.ema.decay", "-0.1"]),
+        ("students.one.ema=true", ["students.0.ema", "True"]),
+        ("students.one.ema={warmup: 3}", ["students.0.ema.warmup", "3"]),
+        ("students.one.ema={start: 3}", ["students.0.ema.start", "unknown"]),
         ("students.one.precision=fp8", ["precision", "fp8"]),
         (
             "students.one={name: one, model: mlp, compile: true, sync_batchnorm: true}",
@@ -163,6 +168,13 @@ def test_overrides_by_place_and_by_name() -> None:
 def test_an_own_augment_needs_own_views() -> None:
     with pytest.raises(RecipeError, match=r"students\.one\.augment"):
         parse_recipe(MINIMAL, ["students.one.augment=[]", "distillation.invariant=false"])
+
+
+def test_a_frozen_teacher_has_no_average() -> None:
+    teacher = ["distillation={method: teacher, teacher: one}", "students.one.weights=one.pt"]
+    parse_recipe(MINIMAL, [*teacher, "students.two.ema={}"])
+    with pytest.raises(RecipeError, match=r"students\.one\.ema: the teacher is frozen"):
+        parse_recipe(MINIMAL, [*teacher, "students.one.ema={}"])
 
 
 def test_students_that_start_identical_give_a_warning() -> None:

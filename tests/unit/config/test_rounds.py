@@ -22,6 +22,16 @@ def test_one_epoch_written_out() -> None:
     ]
 
 
+def test_a_second_pass_of_tests_follows_the_first() -> None:
+    schedule = RunSchedule(
+        epochs=1, steps_per_epoch=1, holdout_batches=1, test_batches=3, checkpoint_epochs=1, test_passes=2
+    )
+    tests = [round for round in schedule.rounds(schedule.first(0)) if round.kind is Kind.EVALUATE]
+    assert [schedule.test_batch(round) for round in tests] == [(0, 0), (0, 1), (0, 2), (1, 0), (1, 1), (1, 2)]
+    assert [schedule.ends_test(round) for round in tests] == [False] * 5 + [True]
+    assert {round.rewound for round in tests} == {tests[0]}
+
+
 @pytest.mark.parametrize("every", [1, 2, 3, 7])
 def test_checkpoints_come_every_so_many_epochs_and_at_the_end(every: int) -> None:
     schedule = RunSchedule(

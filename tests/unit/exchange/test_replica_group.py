@@ -153,7 +153,7 @@ def test_buffers_become_those_of_the_first() -> None:
     def work(link: Replicas, rank: int) -> torch.Tensor:
         layer = nn.BatchNorm1d(2)
         layer.running_mean.fill_(rank)
-        link.share_buffers(layer)
+        link.share(list(layer.buffers()))
         return layer.running_mean
 
     assert all(torch.equal(found, torch.zeros(2)) for found in together(work))

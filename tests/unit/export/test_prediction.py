@@ -170,7 +170,7 @@ def test_a_device_that_is_not_there(
 def test_a_gpu_with_too_little_memory(
     trained: Run, exports: dict[str, Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def fill(*_: object) -> torch.Tensor:
+    def fill(*_: object, **__: object) -> torch.Tensor:
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB.\nMore")
 
     full = replace(Export.read(exports["state_dict"]), network=fill)
