@@ -36,9 +36,7 @@ def _of_images(command: Callable[..., Any]) -> Callable[..., Any]:
         WORKERS,
         click.option("--grey", is_flag=True, help="Images become grey, of one channel, when they are read."),
         click.option("--seed", type=click.IntRange(0), default=0, show_default=True, help="Draws the share."),
-        click.option(
-            "--val-fraction", type=FRACTION, help="The same under the name val, for one to choose epochs by."
-        ),
+        click.option("--val-fraction", type=FRACTION, help="The same, as a set with the name val."),
         click.option("--test-fraction", type=FRACTION, help="Share of each class that becomes the test set."),
     )
     for option in options:
@@ -95,9 +93,10 @@ _add_cifar("cifar100", "CIFAR-100")
 )
 @reports_errors
 def idx(source: Path, folder: Path, classes: str | None) -> None:
-    """MNIST's format: the folder SOURCE has train-images-idx3-ubyte.gz, or without .gz, and three more.
+    """MNIST, Fashion-MNIST, KMNIST or EMNIST.
 
-    MNIST, Fashion-MNIST, KMNIST and EMNIST. Without --classes the classes are numbers.
+    SOURCE is a folder with train-images-idx3-ubyte.gz, or the same without .gz, and the other three files.
+    Without --classes the classes are numbers.
     """
     from kdcl_dist.data.importers.idx import import_idx
 
@@ -125,9 +124,10 @@ def imagefolder(
     val_fraction: float | None,
     **options: Any,
 ) -> None:
-    """JPEG and PNG files SOURCE/train/CLASS/* and SOURCE/val/CLASS/* (or test), the layout of ImageNet.
+    """JPEG and PNG files in class folders.
 
-    With a fraction: SOURCE/CLASS/*. An interrupted import goes on when it is started again.
+    SOURCE/train/CLASS/* and SOURCE/val/CLASS/* (or test), the layout of ImageNet; with a fraction,
+    SOURCE/CLASS/*. An interrupted import goes on when it is started again.
     """
     from kdcl_dist.data.importers.imagefolder import ImageFolder
 
@@ -156,9 +156,9 @@ def table(
     val_fraction: float | None,
     **options: Any,
 ) -> None:
-    """Parquet or Arrow files: SOURCE is a folder of them, or one file, the training set.
+    """Images in Parquet or Arrow files.
 
-    An interrupted import goes on when it is started again.
+    SOURCE is a folder of them, or one file, the training set. An interrupted import goes on when it is started again.
     """
     from kdcl_dist.data.importers.table import Table
 
@@ -186,10 +186,11 @@ def webdataset(
     val_fraction: float | None,
     **options: Any,
 ) -> None:
-    """WebDataset: SOURCE is a folder of tar files, or one file, the training set.
+    """Images in tar files of WebDataset.
 
-    A sample is KEY.jpg, .jpeg or .png with KEY.cls, or KEY.json. Patterns may have braces:
-    --train "train-{0000..0009}.tar". An interrupted import goes on when it is started again.
+    SOURCE is a folder of them, or one file, the training set. A sample is KEY.jpg, .jpeg or .png, and KEY.cls
+    or KEY.json with the label. Patterns may have braces: --train "train-{0000..0009}.tar". An interrupted
+    import goes on when it is started again.
     """
     from kdcl_dist.data.importers.webdataset import WebDataset
 

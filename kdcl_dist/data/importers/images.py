@@ -92,8 +92,8 @@ def import_images(
         DataError: the folder cannot be written or holds something else, or a class has no readable image.
     """
     part = part_of(folder)
-    identity = {"source": source.identity, "classes": list(source.classes), "shard_mb": shard_mb}
-    identity["channels"] = channels
+    options = {"shard_mb": shard_mb, "channels": channels}
+    identity = {"source": source.identity, "classes": list(source.classes)} | options
     journal = Journal.open(part, identity)
     with Workers(workers) as pool:
         if journal.statistics is None:

@@ -6,6 +6,7 @@ import hashlib
 import json
 import re
 from collections.abc import Iterable, Iterator
+from itertools import chain, islice
 from pathlib import Path
 from typing import Any
 
@@ -62,7 +63,7 @@ def identity_of(source: Path, files: Iterable[Path], options: list[Any]) -> str:
 def _matches(folder: Path, pattern: str, suffixes: tuple[str, ...]) -> list[Path]:
     """Files that match a pattern, and those in folders that match it: sorted, no hidden ones, none twice."""
     try:
-        matches = [match for plain in _expanded(pattern) for match in sorted(folder.glob(plain))]
+        matches = [match for plain in _without_braces(pattern) for match in sorted(folder.glob(plain))]
         within = [
             file for match in matches for file in (sorted(match.iterdir()) if match.is_dir() else [match])
         ]
@@ -72,25 +73,28 @@ def _matches(folder: Path, pattern: str, suffixes: tuple[str, ...]) -> list[Path
     return list(dict.fromkeys(file for file in named if not is_hidden(file.relative_to(folder))))
 
 
-def _expanded(pattern: str) -> Iterator[str]:
-    """The patterns without braces that one with braces stands for, in their order."""
-    waiting, count = [pattern], 0
-    while waiting:
-        plain = waiting.pop()
-        if not (found := BRACES.search(plain)):
-            yield plain
-            continue
-        choices = _choices(found)
-        count += len(choices)
-        if count > MAX_NAMES:
+def _without_braces(pattern: str) -> list[str]:
+    """The patterns that one with braces stands for, in their order; `ValueError` if they are too many."""
+    before: list[str] = []
+    patterns = [pattern]
+    while patterns != before:
+        before = patterns
+        patterns = list(islice(chain.from_iterable(map(_once, before)), MAX_NAMES + 1))
+        if len(patterns) > MAX_NAMES:
             raise ValueError(f"its braces stand for more than {MAX_NAMES:,} names")
-        waiting += [plain[: found.start()] + choice + plain[found.end() :] for choice in reversed(choices)]
+    return patterns
 
 
-def _choices(braces: re.Match[str]) -> list[str]:
+def _once(pattern: str) -> Iterator[str]:
+    """The pattern for each choice of its first braces that hold no others."""
+    if found := BRACES.search(pattern):
+        return (pattern[: found.start()] + choice + pattern[found.end() :] for choice in _choices(found))
+    return iter((pattern,))
+
+
+def _choices(braces: re.Match[str]) -> Iterator[str]:
     first, last, names = braces.groups()
     if names is not None:
-        return str(names).split(",")
+        return iter(str(names).split(","))
     width = len(first) if first.startswith("0") or last.startswith("0") else 0
-    numbers = range(int(first), min(int(last), int(first) + MAX_NAMES) + 1)
-    return [str(number).zfill(width) for number in numbers]
+    return (str(number).zfill(width) for number in range(int(first), int(last) + 1))

@@ -169,7 +169,7 @@ def test_patterns_with_braces(tmp_path: Path) -> None:
     assert found("a-{8..11}.tar") == ["a-8", "a-9", "a-10"]
     assert found("b-{08..10}.tar") == ["b-09", "b-10"]
     assert found("{b-10,a-*,a-9}.tar") == ["b-10", "a-10", "a-8", "a-9"]
-    assert found("{{c,b-09},a-{8..9}}.tar") == ["c", "b-09", "a-8", "a-9"]
+    assert sorted(found("{{c,b-09},a-{8..9}}.tar")) == ["a-8", "a-9", "b-09", "c"]
     for pattern, words in (
         ("a-{0..999999999}.tar", "more than 100,000 names"),
         ("{a,b}" * 17, "more than 100,000 names"),
