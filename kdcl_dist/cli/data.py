@@ -158,7 +158,8 @@ def table(
 ) -> None:
     """Images in Parquet or Arrow files.
 
-    SOURCE is a folder of them, or one file, the training set. An interrupted import goes on when it is started again.
+    SOURCE is a folder of them, or one file, the training set. An interrupted import goes on when it is
+    started again.
     """
     from kdcl_dist.data.importers.table import Table
 

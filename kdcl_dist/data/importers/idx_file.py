@@ -81,8 +81,10 @@ class IdxFile:
         size = start.size + math.prod(shape)
         if not all(shape) or math.prod(shape[1:]) > MAX_PIXELS:
             raise ValueError(f"its header says {_by(shape)}")
-        if size > limit or (not isinstance(stream, Unpacked) and size != limit):
-            raise ValueError(f"its header says {_by(shape)}, which is {size:,} bytes; it may have {limit:,}")
+        packed = isinstance(stream, Unpacked)
+        if size > limit or (not packed and size != limit):
+            remedy = " when it is unpacked; if it is sound, unpack it with gunzip" if packed else ""
+            raise ValueError(f"its header says {_by(shape)}: {size:,} bytes; it may have {limit:,}{remedy}")
         return shape
 
     @contextmanager

@@ -65,7 +65,7 @@ class _Headers:
     def read(self, size: int) -> bytes:
         """The next bytes."""
         self.left -= size
-        if size < 0 or self.left < 0:
+        if self.left < 0:
             raise ValueError(f"the headers of a member are of more than {HEADER_BYTES:,} bytes")
         self.last = self.content.read(size)
         return self.last
