@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from kdcl_dist.cli.group import echo, kdcl, reports_errors
 
 if TYPE_CHECKING:
-    from kdcl_dist.data.importers.images import Source
+    from kdcl_dist.data.importers.held_out import Labelled
 
 __all__ = ["data"]
 
@@ -24,6 +25,23 @@ WORKERS = click.option(
     show_default="cores",
     help="Processes that check images; 0 checks in this process.",
 )
+TRAIN = click.option("--train", default="train*", show_default=True, help="Pattern of the training files.")
+TEST = click.option("--test", help='Pattern of the test files. [default: "test*", or else "val*"]')
+FRACTION = click.FloatRange(0, 1, min_open=True, max_open=True)
+
+
+def _of_images(command: Callable[..., Any]) -> Callable[..., Any]:
+    """The options of all importers of JPEG and PNG files."""
+    options = (
+        WORKERS,
+        click.option("--grey", is_flag=True, help="Images become grey, of one channel, when they are read."),
+        click.option("--seed", type=click.IntRange(0), default=0, show_default=True, help="Draws the share."),
+        click.option("--val-fraction", type=FRACTION, help="The same, as a set with the name val."),
+        click.option("--test-fraction", type=FRACTION, help="Share of each class that becomes the test set."),
+    )
+    for option in options:
+        command = option(command)
+    return command
 
 
 @kdcl.group()
@@ -70,7 +88,25 @@ _add_cifar("cifar100", "CIFAR-100")
 @import_data.command()
 @SOURCE
 @FOLDER
-@WORKERS
+@click.option(
+    "--classes", help="mnist, fashion-mnist, kmnist, emnist-letters, ...; or a file, a class name a line."
+)
+@reports_errors
+def idx(source: Path, folder: Path, classes: str | None) -> None:
+    """MNIST, Fashion-MNIST, KMNIST or EMNIST.
+
+    SOURCE is a folder with train-images-idx3-ubyte.gz, or the same without .gz, and the other three files.
+    Without --classes the classes are numbers.
+    """
+    from kdcl_dist.data.importers.idx import import_idx
+
+    for path in import_idx(source, folder, classes):
+        echo(str(path))
+
+
+@import_data.command()
+@SOURCE
+@FOLDER
 @click.option(
     "--shard-mb",
     type=click.IntRange(1),
@@ -78,15 +114,26 @@ _add_cifar("cifar100", "CIFAR-100")
     show_default=True,
     help="Megabytes of images in each file.",
 )
+@_of_images
 @reports_errors
-def imagefolder(source: Path, folder: Path, workers: int, shard_mb: int) -> None:
-    """JPEG and PNG files SOURCE/train/CLASS/* and SOURCE/val/CLASS/*, the layout of ImageNet.
+def imagefolder(
+    source: Path,
+    folder: Path,
+    shard_mb: int,
+    test_fraction: float | None,
+    val_fraction: float | None,
+    **options: Any,
+) -> None:
+    """JPEG and PNG files in class folders.
 
-    An interrupted import goes on when it is started again.
+    SOURCE/train/CLASS/* and SOURCE/val/CLASS/* (or test), the layout of ImageNet; with a fraction,
+    SOURCE/CLASS/*. An interrupted import goes on when it is started again.
     """
     from kdcl_dist.data.importers.imagefolder import ImageFolder
 
-    _import_images(ImageFolder(source), folder, workers, shard_mb)
+    fractions = {"test": test_fraction, "val": val_fraction}
+    images = ImageFolder(source, flat=any(fractions.values()))
+    _import_images(images, folder, fractions, shard_mb=shard_mb, **options)
 
 
 @import_data.command()
@@ -94,31 +141,89 @@ def imagefolder(source: Path, folder: Path, workers: int, shard_mb: int) -> None
 @FOLDER
 @click.option("--image", default="image", show_default=True, help="Column of images: JPEG or PNG bytes.")
 @click.option("--label", default="label", show_default=True, help="Column of labels: numbers or strings.")
-@click.option("--train", default="train*", show_default=True, help="Pattern of the training files.")
-@click.option("--test", help='Pattern of the test files. [default: "test*", or else "val*"]')
-@WORKERS
+@TRAIN
+@TEST
+@_of_images
 @reports_errors
 def table(
-    source: Path, folder: Path, image: str, label: str, train: str, test: str | None, workers: int
+    source: Path,
+    folder: Path,
+    image: str,
+    label: str,
+    train: str,
+    test: str | None,
+    test_fraction: float | None,
+    val_fraction: float | None,
+    **options: Any,
 ) -> None:
-    """Parquet or Arrow files: SOURCE is a folder of them, or one file, the training set.
+    """Images in Parquet or Arrow files.
 
-    An interrupted import goes on when it is started again.
+    SOURCE is a folder of them, or one file, the training set. An interrupted import goes on when it is
+    started again.
     """
-    from kdcl_dist.data.importers.images import SHARD_MB
     from kdcl_dist.data.importers.table import Table
 
-    _import_images(Table(source, image=image, label=label, train=train, test=test), folder, workers, SHARD_MB)
+    images = Table(source, image=image, label=label, train=train, test=test)
+    _import_images(images, folder, {"test": test_fraction, "val": val_fraction}, **options)
 
 
-def _import_images(source: Source, folder: Path, workers: int, shard_mb: int) -> None:
+@import_data.command()
+@SOURCE
+@FOLDER
+@click.option("--label", default="label", show_default=True, help="Field of the .json members, without .cls.")
+@click.option("--classes", type=click.Path(path_type=Path), help="A file, a class name a line.")
+@TRAIN
+@TEST
+@_of_images
+@reports_errors
+def webdataset(
+    source: Path,
+    folder: Path,
+    label: str,
+    classes: Path | None,
+    train: str,
+    test: str | None,
+    test_fraction: float | None,
+    val_fraction: float | None,
+    **options: Any,
+) -> None:
+    """Images in tar files of WebDataset.
+
+    SOURCE is a folder of them, or one file, the training set. A sample is KEY.jpg, .jpeg or .png, and KEY.cls
+    or KEY.json with the label. Patterns may have braces: --train "train-{0000..0009}.tar". An interrupted
+    import goes on when it is started again.
+    """
+    from kdcl_dist.data.importers.webdataset import WebDataset
+
+    images = WebDataset(source, label=label, train=train, test=test, classes=classes)
+    _import_images(images, folder, {"test": test_fraction, "val": val_fraction}, **options)
+
+
+def _import_images(
+    source: Labelled,
+    folder: Path,
+    fractions: dict[str, float | None],
+    *,
+    seed: int,
+    grey: bool,
+    workers: int,
+    shard_mb: int | None = None,
+) -> None:
     from rich.console import Console
 
     from kdcl_dist.cli.import_display import ImportProgress
-    from kdcl_dist.data.importers.images import REJECTED, import_images
+    from kdcl_dist.data.importers.held_out import divided
+    from kdcl_dist.data.importers.images import REJECTED, SHARD_MB, import_images
 
     with ImportProgress(Console(stderr=True)) as progress:
-        done = import_images(source, folder, workers=workers, shard_mb=shard_mb, on_progress=progress.update)
+        done = import_images(
+            divided(source, fractions, seed),
+            folder,
+            workers=workers,
+            shard_mb=shard_mb or SHARD_MB,
+            channels=1 if grey else 3,
+            on_progress=progress.update,
+        )
     for path in done.paths.values():
         echo(str(path))
     listed = f"; they are listed in {folder / REJECTED}" if done.rejected else ""

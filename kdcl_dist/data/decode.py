@@ -16,7 +16,7 @@ from PIL import Image
 
 from kdcl_dist.errors import one_line
 
-__all__ = ["MAX_FILE_BYTES", "decode"]
+__all__ = ["MAX_FILE_BYTES", "MAX_PIXELS", "decode"]
 
 #: The only decoders of Pillow that read a data set's bytes.
 FORMATS = ("JPEG", "PNG")

@@ -18,7 +18,7 @@ import pyarrow as pa
 from kdcl_dist.data.dataset import ArrowDataset, Info
 from kdcl_dist.errors import DataError, one_line
 
-__all__ = ["content_digest", "write_batches", "write_dataset"]
+__all__ = ["Batch", "content_digest", "write_batches", "write_dataset"]
 
 #: Bounds of a record batch, which is held in memory whole.
 BATCH_ROWS = 1024

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import io
 import os
 import socket
@@ -83,6 +84,15 @@ def make_special(path: Path, kind: str) -> None:
         with socket.socket(socket.AF_UNIX) as made:
             made.bind(f"/proc/self/fd/{folder}/{path.name}")
         os.close(folder)
+
+
+def write_idx(path: Path, values: np.ndarray, magic: tuple[int, ...] | None = None) -> Path:
+    """An IDX file, byte by byte; packed if the name ends in .gz."""
+    header = bytes(magic or (0, 0, 8, values.ndim)) + struct.pack(f">{values.ndim}I", *values.shape)
+    data = header + values.astype(np.uint8).tobytes()
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(gzip.compress(data, 6, mtime=0) if path.suffix == ".gz" else data)
+    return path
 
 
 def content(folder: Path) -> dict[str, bytes]:

@@ -1,4 +1,4 @@
-"""Reading the files of a tar.gz archive, or of its unpacked folder, into memory."""
+"""Reading archives that may come from anyone: files packed by gzip, and the members of a tar.gz."""
 
 from __future__ import annotations
 
@@ -8,14 +8,24 @@ import os
 import tarfile
 import zlib
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO
 
 from kdcl_dist.errors import DataError, one_line
 from kdcl_dist.utils.files import open_regular, read_regular
 
-__all__ = ["check_md5", "members_of_archive", "read_checked"]
+__all__ = [
+    "BLOCK_BYTES",
+    "Unpacked",
+    "check_md5",
+    "members_of_archive",
+    "open_unpacked",
+    "read_checked",
+    "reason",
+]
 
+GZIP = b"\x1f\x8b"
 BLOCK_BYTES = 1 << 20
 #: Bytes of the largest file that is read; a whole CIFAR archive holds 180 MB.
 MAX_BYTES = 1 << 30
@@ -49,7 +59,7 @@ def members_of_archive(source: Path, folder: str, wanted: set[str]) -> Iterator[
     try:
         with (
             open_regular(source) as packed,
-            _Unpacked(packed) as plain,
+            Unpacked(packed) as plain,
             tarfile.open(fileobj=plain, mode="r|") as archive,
         ):
             for member in archive:
@@ -67,8 +77,12 @@ def members_of_archive(source: Path, folder: str, wanted: set[str]) -> Iterator[
         raise DataError(f"{source}: the archive lacks {', '.join(sorted(missing))}")
 
 
-class _Unpacked(gzip.GzipFile):
-    """The content of a gzip file, whose reading raises `ValueError` once it is far more than the file."""
+class Unpacked(gzip.GzipFile):
+    """The content of a gzip file, whose reading raises `ValueError` once it is far more than the file.
+
+    Attributes:
+        left: number of bytes that it may still have.
+    """
 
     def __init__(self, packed: BinaryIO) -> None:
         super().__init__(fileobj=packed, mode="rb")
@@ -81,6 +95,28 @@ class _Unpacked(gzip.GzipFile):
         if self.left < 0:
             raise ValueError(f"it unpacks to more than {MAX_RATIO} times its size")
         return data
+
+
+@contextmanager
+def open_unpacked(path: Path) -> Iterator[tuple[BinaryIO | Unpacked, int]]:
+    """A file's content, and its number of bytes; one packed by gzip is unpacked, to so many bytes at most.
+
+    Raises:
+        OSError, ValueError: the path is missing, or no regular file.
+    """
+    with open_regular(path) as file:
+        is_packed = file.read(len(GZIP)) == GZIP
+        file.seek(0)
+        if is_packed:
+            with Unpacked(file) as content:
+                yield content, content.left
+        else:
+            yield file, os.fstat(file.fileno()).st_size
+
+
+def reason(error: Exception) -> str:
+    """What an error says, in one line; its type too, unless it is a `ValueError`."""
+    return str(error) if isinstance(error, ValueError) else one_line(error)
 
 
 def check_md5(path: Path, expected: str) -> None:

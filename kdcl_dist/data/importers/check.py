@@ -21,9 +21,10 @@ from kdcl_dist.errors import DataError, one_line
 from kdcl_dist.utils.files import read_regular
 from kdcl_dist.utils.process import end_with_parent, share_folder
 
-__all__ = ["CHANNELS", "SUFFIXES", "Item", "Rejected", "Workers", "accept", "moments"]
+__all__ = ["SUFFIXES", "UNLABELLED", "Item", "Rejected", "Workers", "accept", "moments"]
 
-CHANNELS = 3
+#: The label of an image whose label cannot be read; it is rejected.
+UNLABELLED = -1
 SUFFIXES = (".jpg", ".jpeg", ".png")
 #: Images that a worker takes at a time, and chunks that may wait for each worker.
 CHUNK = 8
@@ -32,35 +33,38 @@ CHUNKS_AHEAD = 3
 T = TypeVar("T")
 
 
-class Item(NamedTuple):
-    """One image of a source: label, name in reports, its bytes or their file, number of bytes."""
-
-    label: int
-    name: str
-    data: bytes | Path
-    size: int
-
-
 class Rejected(NamedTuple):
     """The reason why an image is rejected."""
 
     reason: str
 
 
-def accept(item: Item) -> bytes | Rejected:
+class Item(NamedTuple):
+    """One image of a source: label, name in reports, its bytes or their file, number of bytes.
+
+    A source that rejects an image itself gives the reason in place of the bytes.
+    """
+
+    label: int
+    name: str
+    data: bytes | Path | Rejected
+    size: int
+
+
+def accept(item: Item, channels: int) -> bytes | Rejected:
     """The bytes of an image, or `Rejected` if it cannot be decoded completely."""
     try:
         data = _read(item)
-        decode(data, CHANNELS)
+        decode(data, channels)
     except (ValueError, OSError) as error:
         return Rejected(str(error) if isinstance(error, ValueError) else one_line(error))
     return data
 
 
-def moments(item: Item) -> tuple[int, list[int], list[int]] | None:
+def moments(item: Item, channels: int) -> tuple[int, list[int], list[int]] | None:
     """Number of pixels, and their sums and sums of squares by channel; None if decoding fails."""
     try:
-        pixels_PC = decode(_read(item), CHANNELS).reshape(-1, CHANNELS)
+        pixels_PC = decode(_read(item), channels).reshape(-1, channels)
     except (ValueError, OSError):
         return None
     squares_PC = np.square(pixels_PC, dtype=np.uint16)
@@ -69,6 +73,8 @@ def moments(item: Item) -> tuple[int, list[int], list[int]] | None:
 
 
 def _read(item: Item) -> bytes:
+    if isinstance(item.data, Rejected):
+        raise ValueError(item.data.reason)
     if isinstance(item.data, bytes):
         return item.data
     if item.data.suffix.lower() not in SUFFIXES:

@@ -17,6 +17,7 @@ import numpy.typing as npt
 from kdcl_dist.data.dataset import Info
 from kdcl_dist.data.importers.archive import check_md5, members_of_archive, read_checked
 from kdcl_dist.data.importers.inert_pickle import read_pickle
+from kdcl_dist.data.importers.pixel_sums import mean_and_std, pixel_sums
 from kdcl_dist.data.writer import write_batches
 from kdcl_dist.errors import DataError
 from kdcl_dist.utils.staging import staged
@@ -28,8 +29,6 @@ SOURCE = (
     "A. Krizhevsky, Learning Multiple Layers of Features from Tiny Images, 2009, "
     "https://www.cs.toronto.edu/~kriz/cifar.html"
 )
-#: Images summed at a time: few enough for the caches, and for 32-bit sums of squared pixels.
-SUM_ROWS = 64
 
 
 class _Labelled(NamedTuple):
@@ -107,7 +106,10 @@ def import_cifar(kind: str, source: Path, folder: Path, *, checksums: bool = Tru
     with staged(folder) as part:
         loaded = _load(source, layout, checksums)
         classes = loaded[layout.meta]
-        mean, std = _mean_and_std([loaded[name].images_ND for name in layout.train])
+        images = [loaded[name].images_ND for name in layout.train]
+        with ThreadPoolExecutor(2) as pool:
+            sums_F2C = np.array(list(pool.map(_sums, images)))
+        mean, std = mean_and_std(sums_F2C.sum(0), sum(map(len, images)) * math.prod(SHAPE[1:]))
         info = Info(classes, "raw", SHAPE[0], SHAPE, mean, std, SOURCE)
         for split, names in (("train", layout.train), ("test", layout.test)):
             for name in names:
@@ -179,23 +181,5 @@ def _check_labels(labels_N: list[int], classes: int, where: str) -> None:
             raise DataError(f"{where}: the label in row {row} is {label}, not one of 0 to {classes - 1}")
 
 
-def _mean_and_std(
-    files: list[npt.NDArray[np.uint8]],
-) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    """Mean and deviation of each channel, pixels in [0, 1], from exact sums."""
-    with ThreadPoolExecutor(2) as pool:
-        sums_F2C = np.array(list(pool.map(_sums, files)))
-    pixels = sum(images_ND.size for images_ND in files) // SHAPE[0]
-    first_C, second_C = sums_F2C.sum(0) / pixels
-    std_C = np.sqrt(second_C - first_C**2)
-    return tuple((first_C / 255).tolist()), tuple((std_C / 255).tolist())
-
-
 def _sums(images_ND: npt.NDArray[np.uint8]) -> list[list[int]]:
-    """Sums of pixels and of squared pixels, each by channel."""
-    first_D, second_D = (np.zeros(images_ND.shape[1], np.uint64) for _ in range(2))
-    for start in range(0, len(images_ND), SUM_ROWS):
-        rows = images_ND[start : start + SUM_ROWS]
-        first_D += rows.sum(0, dtype=np.uint32)
-        second_D += np.multiply(rows, rows, dtype=np.uint16).sum(0, dtype=np.uint32)
-    return [sums_D.reshape(SHAPE[0], -1).sum(1).tolist() for sums_D in (first_D, second_D)]
+    return pixel_sums(images_ND, SHAPE[0])

@@ -5,12 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
-import numpy.typing as npt
 
 from kdcl_dist.data.dataset import Info
+from kdcl_dist.data.importers.held_out import share_of_each_class
 from kdcl_dist.data.writer import write_dataset
 from kdcl_dist.errors import DataError
-from kdcl_dist.utils.seeding import Purpose, permutation
 
 __all__ = ["import_digits"]
 
@@ -36,7 +35,7 @@ def import_digits(folder: Path) -> list[Path]:
     bunch = load_digits()
     images_NCHW = np.rint(bunch.images * (255 / 16)).astype(np.uint8)[:, None]
     labels_N = bunch.target.astype(np.int64)
-    test_ids = _test_ids(labels_N)
+    test_ids = share_of_each_class(labels_N, TEST_SHARE, seed=0)
     train_ids = np.setdiff1d(np.arange(len(labels_N)), test_ids)
     pixels = images_NCHW[train_ids] / 255
     info = Info(
@@ -53,13 +52,3 @@ def import_digits(folder: Path) -> list[Path]:
     for path, ids in zip(paths, (train_ids, test_ids), strict=True):
         write_dataset(path, ((int(labels_N[i]), images_NCHW[i].tobytes()) for i in ids), info)
     return paths
-
-
-def _test_ids(labels_N: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
-    """A fixed fifth of each class."""
-    chosen = []
-    for label in np.unique(labels_N):
-        ids = np.flatnonzero(labels_N == label)
-        order = permutation(len(ids), 0, Purpose.HOLDOUT, int(label))
-        chosen.append(ids[order[: round(len(ids) * TEST_SHARE)]])
-    return np.sort(np.concatenate(chosen))

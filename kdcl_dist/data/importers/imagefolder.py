@@ -1,4 +1,4 @@
-"""Folders of images, `train/CLASS/FILE` and `val/CLASS/FILE`: the layout of ImageNet.
+"""Folders of images: `train/CLASS/FILE` and `val/CLASS/FILE`, the layout of ImageNet, or `CLASS/FILE`.
 
 A class's folder may have folders in it, at any depth; torchvision's `ImageFolder` reads the same.
 """
@@ -9,6 +9,9 @@ import hashlib
 import os
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
+
+import numpy as np
 
 from kdcl_dist.data.importers.check import Item
 from kdcl_dist.data.importers.class_names import check_spelling
@@ -17,46 +20,55 @@ from kdcl_dist.utils.hidden import is_hidden
 
 __all__ = ["ImageFolder"]
 
-SPLITS = ("train", "val")
-
 
 class ImageFolder:
     """The images of a folder; classes are the names of the folders in `train`, sorted.
 
     Only one class's file names are in memory at a time.
 
+    Args:
+        folder: a folder with `train`, and with `val` or else `test`.
+        flat: whether the folder has the classes itself, all of the training set.
+
     Raises:
         DataError: a split or a class has no images, the splits have different classes, or two class names
             differ in their spelling only.
     """
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, *, flat: bool = False) -> None:
         self.folder = folder
         self.name = f"images of the folder {folder.resolve().name!r}"
-        self.classes = _classes(folder)
-        self.counts = {}
+        self.places = _flat(folder) if flat else _splits(folder)
+        self.classes = _classes(folder, [folder / place for place in self.places.values()])
         digest = hashlib.sha256()
-        for split in SPLITS:
-            self.counts[split], empty = 0, []
-            for label, name in enumerate(self.classes):
-                files = self._files(split, name)
-                self.counts[split] += len(files)
-                empty += [] if files else [name]
-                for file, size, changed_ns in files:
-                    digest.update(repr((split, label, file, size, changed_ns)).encode("utf-8"))
-            if empty:
-                raise DataError(f"{folder / split}: folders without images: {_shorten(empty)}")
+        sizes = {split: self._survey(split, digest) for split in self.places}
+        self.counts = {split: sum(found) for split, found in sizes.items()}
         self.identity = digest.hexdigest()
+        self.train_labels = np.repeat(np.arange(len(self.classes)), sizes["train"])
+
+    def _survey(self, split: str, digest: Any) -> list[int]:
+        """Number of files of each class; adds the files to the digest."""
+        sizes = []
+        for label, name in enumerate(self.classes):
+            files = self._files(split, name)
+            sizes.append(len(files))
+            for file, size, changed_ns in files:
+                digest.update(repr((split, label, file, size, changed_ns)).encode("utf-8"))
+        if empty := [name for name, size in zip(self.classes, sizes, strict=True) if not size]:
+            where = self.folder / self.places[split]
+            raise DataError(f"{where}: folders without images: {_shorten(empty)}")
+        return sizes
 
     def items(self, split: str) -> Iterator[Item]:
         """The files of a split, sorted by class, folder and name."""
         for label, name in enumerate(self.classes):
             for file, size, _ in self._files(split, name):
-                yield Item(label, f"{split}/{name}/{file}", self.folder / split / name / file, size)
+                place = f"{self.places[split]}{name}/{file}"
+                yield Item(label, place, self.folder / place, size)
 
     def _files(self, split: str, name: str) -> list[tuple[str, int, int]]:
         """Relative path, bytes and time of change (ns) of every file below a class's folder."""
-        found = sorted(_walk(f"{self.folder / split / name}", "", ()))
+        found = sorted(_walk(f"{self.folder / self.places[split] / name}", "", ()))
         return [(f"{inner}/{file}"[1:], *stat) for inner, file, stat in found]
 
 
@@ -101,27 +113,50 @@ def _stat(entry: os.DirEntry[str]) -> _Stat:
     return found.st_size, found.st_mtime_ns
 
 
-def _classes(folder: Path) -> tuple[str, ...]:
-    names = {}
-    for split in SPLITS:
-        try:
-            names[split] = {path.name for path in (folder / split).iterdir() if path.is_dir()}
-        except OSError as error:
-            raise DataError(f"{folder / split}: cannot be read as a folder: {one_line(error)}") from error
-        names[split] = {name for name in names[split] if not is_hidden(name)}
-    check_spelling(sorted(names["train"] | names["val"]), str(folder))
-    if names["train"] != names["val"]:
-        only = {split: names[split] - names[other] for split, other in (SPLITS, SPLITS[::-1])}
-        text = "; ".join(
-            f"only in {split}: {_shorten(sorted(found))}" for split, found in only.items() if found
+def _splits(folder: Path) -> dict[str, str]:
+    """The beginning of the paths of a split's classes, by split."""
+    if folder.is_dir() and not (folder / "train").is_dir():
+        raise DataError(
+            f"{folder}: it has no folder 'train'; if the folders in it are the classes, "
+            "say --test-fraction 0.2: a fifth of each class becomes the test set"
         )
-        raise DataError(f"{folder}: train and val have different classes: {text}")
-    if not names["train"]:
-        raise DataError(f"{folder / 'train'}: it holds no folder, of which each would be a class")
-    for name in names["train"]:
+    other = "test" if (folder / "test").is_dir() and not (folder / "val").is_dir() else "val"
+    return {"train": "train/", other: f"{other}/"}
+
+
+def _flat(folder: Path) -> dict[str, str]:
+    if (folder / "train").is_dir():
+        raise DataError(
+            f"{folder}: it has a folder 'train', which is no class; leave out the fraction, or import "
+            f"{folder / 'train'} to divide its images"
+        )
+    return {"train": ""}
+
+
+def _classes(folder: Path, splits: list[Path]) -> tuple[str, ...]:
+    names = {path.name: _folders(path) for path in splits}
+    found, common = set[str]().union(*names.values()), set.intersection(*names.values())
+    check_spelling(sorted(found), str(folder))
+    if found != common:
+        text = "; ".join(
+            f"only in {split}: {_shorten(sorted(within - common))}"
+            for split, within in names.items()
+            if within - common
+        )
+        raise DataError(f"{folder}: {' and '.join(names)} have different classes: {text}")
+    if not found:
+        raise DataError(f"{splits[0]}: it holds no folder, of which each would be a class")
+    for name in found:
         if not _is_utf8(name):
             raise DataError(f"{folder}: the class folder {name!r} is not named in UTF-8")
-    return tuple(sorted(names["train"]))
+    return tuple(sorted(found))
+
+
+def _folders(folder: Path) -> set[str]:
+    try:
+        return {path.name for path in folder.iterdir() if path.is_dir() and not is_hidden(path.name)}
+    except OSError as error:
+        raise DataError(f"{folder}: cannot be read as a folder: {one_line(error)}") from error
 
 
 def _is_utf8(name: str) -> bool:

@@ -9,6 +9,7 @@ Shapes: C channels.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from functools import partial
 from itertools import chain, groupby
 from pathlib import Path
 from typing import NamedTuple, Protocol
@@ -16,7 +17,7 @@ from typing import NamedTuple, Protocol
 import numpy as np
 
 from kdcl_dist.data.dataset import ArrowDataset, Info
-from kdcl_dist.data.importers.check import CHANNELS, Item, Rejected, Workers, accept, moments
+from kdcl_dist.data.importers.check import UNLABELLED, Item, Rejected, Workers, accept, moments
 from kdcl_dist.data.importers.journal import Journal, Reject, Shard
 from kdcl_dist.data.writer import write_dataset
 from kdcl_dist.errors import DataError, one_line
@@ -66,7 +67,13 @@ class Imported(NamedTuple):
 
 
 def import_images(
-    source: Source, folder: Path, *, workers: int, on_progress: OnProgress, shard_mb: int = SHARD_MB
+    source: Source,
+    folder: Path,
+    *,
+    workers: int,
+    on_progress: OnProgress,
+    shard_mb: int = SHARD_MB,
+    channels: int = 3,
 ) -> Imported:
     """Write a folder of shards for each split, and `rejected.txt` if any image cannot be decoded.
 
@@ -79,17 +86,19 @@ def import_images(
         workers: processes that check images; 0 checks in this process.
         on_progress: takes the progress, see `OnProgress`.
         shard_mb: megabytes (10^6 bytes) of images in a shard.
+        channels: 1 for grey, 3 for red, green, blue: what images become when they are read.
 
     Raises:
         DataError: the folder cannot be written or holds something else, or a class has no readable image.
     """
     part = part_of(folder)
-    identity = {"source": source.identity, "classes": list(source.classes), "shard_mb": shard_mb}
+    options = {"shard_mb": shard_mb, "channels": channels}
+    identity = {"source": source.identity, "classes": list(source.classes)} | options
     journal = Journal.open(part, identity)
     with Workers(workers) as pool:
         if journal.statistics is None:
-            journal.add_statistics(_statistics(source, pool, on_progress))
-        info = _info(source, journal.statistics or {})
+            journal.add_statistics(_statistics(source, pool, on_progress, channels))
+        info = _info(source, journal.statistics or {}, channels)
         shards = {
             split: list(_write_split(source, split, journal, info, pool, on_progress, shard_mb * 10**6))
             for split in source.counts
@@ -104,7 +113,9 @@ def import_images(
     return Imported({split: folder / split for split in source.counts}, accepted, len(rejected))
 
 
-def _statistics(source: Source, pool: Workers, on_progress: OnProgress) -> dict[str, list[float]]:
+def _statistics(
+    source: Source, pool: Workers, on_progress: OnProgress, channels: int
+) -> dict[str, list[float]]:
     """Mean and deviation of each channel over the pixels of evenly spaced training images."""
     split = next(iter(source.counts))
     count = source.counts[split]
@@ -114,8 +125,8 @@ def _statistics(source: Source, pool: Workers, on_progress: OnProgress) -> dict[
         for row, item in enumerate(source.items(split))
         if row * size // count != (row - 1) * size // count
     )
-    pixels, first_C, second_C = 0, [0] * CHANNELS, [0] * CHANNELS
-    for done, (_, found) in enumerate(pool.map(moments, chosen), 1):
+    pixels, first_C, second_C = 0, [0] * channels, [0] * channels
+    for done, (_, found) in enumerate(pool.map(partial(moments, channels=channels), chosen), 1):
         on_progress("mean and deviation", done, size)
         if found is not None:
             pixels += found[0]
@@ -129,9 +140,9 @@ def _statistics(source: Source, pool: Workers, on_progress: OnProgress) -> dict[
     return {"mean": (mean_C / 255).tolist(), "std": (std_C / 255).tolist()}
 
 
-def _info(source: Source, statistics: dict[str, list[float]]) -> Info:
+def _info(source: Source, statistics: dict[str, list[float]], channels: int) -> Info:
     mean, std = tuple(statistics["mean"]), tuple(statistics["std"])
-    return Info(source.classes, "encoded", CHANNELS, None, mean, std, source.name)
+    return Info(source.classes, "encoded", channels, None, mean, std, source.name)
 
 
 def _write_split(
@@ -185,7 +196,7 @@ def _write_shard(folder: Path, name: str, items: Iterable[Item], info: Info, poo
 
     def samples() -> Iterator[tuple[int, bytes]]:
         """The accepted samples; the others are noted."""
-        for item, found in pool.map(accept, items):
+        for item, found in pool.map(partial(accept, channels=info.channels), items):
             if isinstance(found, Rejected):
                 rejected.append((item.label, item.name, found.reason))
             else:
@@ -204,7 +215,7 @@ def _count(folder: Path, shards: list[Shard], classes: Sequence[str], report: Pa
         DataError: all images of a class were rejected.
     """
     labels_N = ArrowDataset(str(folder)).labels if any(shard.digest for shard in shards) else np.array([])
-    rejected = {label for shard in shards for label, _, _ in shard.rejected}
+    rejected = {label for shard in shards for label, _, _ in shard.rejected} - {UNLABELLED}
     lost = [classes[label] for label in sorted(rejected - set(np.unique(labels_N).tolist()))]
     if lost:
         raise DataError(

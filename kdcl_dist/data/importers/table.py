@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import struct
 from collections.abc import Iterator
@@ -14,14 +13,14 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from kdcl_dist.data.importers.check import Item
-from kdcl_dist.data.importers.class_names import check_spelling
-from kdcl_dist.data.importers.table_files import open_table, table_files
+from kdcl_dist.data.importers.label_values import LabelValues, classes_of
+from kdcl_dist.data.importers.split_files import identity_of, split_files
+from kdcl_dist.data.importers.table_files import SUFFIXES, open_table
 from kdcl_dist.errors import DataError, one_line
 
 __all__ = ["Table"]
 
-#: Patterns of test files, where none is given; the first with a match counts.
-TEST_PATTERNS = ("test*", "val*")
+REMEDY = "; labels of -1 mark a test set without labels: name another with --test"
 
 
 class Table:
@@ -47,24 +46,16 @@ class Table:
     ) -> None:
         self.source, self.image, self.label = source, image, label
         self.name = f"tables of {source.resolve().name!r}, columns {image!r} and {label!r}"
-        self.files = _splits(source, train, test)
-        for file in (file for files in self.files.values() for file in files):
+        self.files = split_files(source, train, test, SUFFIXES)
+        files = [file for files in self.files.values() for file in files]
+        for file in files:
             self._check_columns(file)
-        self.counts, values = {}, {}
-        for split in self.files:
-            self.counts[split], values[split] = self._count_labels(split)
+        values = {split: self._read_labels(split) for split in self.files}
+        self.counts = {split: len(found) for split, found in values.items()}
         names = _names(self.files["train"][0], label)
-        known = range(len(names)) if names else sorted(values["train"])
-        self.label_of = {value: label for label, value in enumerate(known)}
-        self.classes = names or tuple(str(value) for value in self.label_of)
-        texts = {value for found in values.values() for value in found if isinstance(value, str)}
-        check_spelling(sorted(texts.union(self.classes)), str(source))
-        for split, found in values.items():
-            self._check_values(split, found)
-        stats = [(str(f.relative_to(source)), f.stat()) for files in self.files.values() for f in files]
-        seen = [(name, stat.st_size, stat.st_mtime_ns) for name, stat in stats]
-        identity = json.dumps([image, label, list(self.files), self.counts, seen])
-        self.identity = hashlib.sha256(identity.encode()).hexdigest()
+        self.classes, self.label_of = classes_of(values, names, str(source), f"column {label!r}", REMEDY)
+        self.train_labels = values["train"].labels(self.label_of)
+        self.identity = identity_of(source, files, [image, label, list(self.files), self.counts])
 
     def items(self, split: str) -> Iterator[Item]:
         """The rows of a split's files, in the order of their names."""
@@ -88,18 +79,16 @@ class Table:
                     yield file, row, batch
                     row += len(batch)
 
-    def _count_labels(self, split: str) -> tuple[int, set[Any]]:
-        """Number of rows, and the distinct labels."""
-        count, found = 0, set()
+    def _read_labels(self, split: str) -> LabelValues:
+        found = LabelValues()
         for file, row, batch in self._batches(split, [self.label]):
             values = _values(batch.column(0))
             if None in values:
                 raise DataError(f"{file}: column {self.label!r} is null in row {row + values.index(None)}")
-            count += len(values)
-            found |= set(values)
-        if not count:
+            found.extend(values)
+        if not len(found):
             raise DataError(f"{self.source}: the {split} files hold no rows")
-        return count, found
+        return found
 
     def _check_columns(self, file: Path) -> None:
         with _reading(file), open_table(file) as table:
@@ -112,31 +101,6 @@ class Table:
                 raise DataError(f"{file}: no column {name!r}; it has {', '.join(map(repr, schema.names))}")
             if not fits(schema.field(name).type):
                 raise DataError(f"{file}: column {name!r} is {schema.field(name).type}; it must be {wanted}")
-
-    def _check_values(self, split: str, found: set[Any]) -> None:
-        unknown = sorted(value for value in found if value not in self.label_of)
-        if unknown:
-            raise DataError(
-                f"{self.source}: the {split} files have the label {unknown[0]!r} in column {self.label!r}, "
-                f"which is not one of the {len(self.classes)} classes; labels of -1 mark a test set without "
-                "labels: name another with --test"
-            )
-
-
-def _splits(source: Path, train: str, test: str | None) -> dict[str, list[Path]]:
-    if source.is_file():
-        return {"train": [source]}
-    if not source.is_dir():
-        raise DataError(f"{source}: no such file or folder")
-    found = {"train": table_files(source, train)}
-    patterns = [test] if test else TEST_PATTERNS
-    found["test"] = next(filter(None, (table_files(source, pattern) for pattern in patterns)), [])
-    for split, pattern in (("train", train), ("test", test)):
-        if not found[split] and pattern is not None:
-            raise DataError(f"{source}: no .parquet or .arrow files match {pattern!r} (--{split})")
-    if both := set(found["train"]) & set(found["test"]):
-        raise DataError(f"{min(both)}: matches --train and --test both")
-    return {split: files for split, files in found.items() if files}
 
 
 @contextmanager

@@ -11,34 +11,14 @@ import pyarrow as pa
 
 from kdcl_dist.data.arrow_file import MAGIC_BYTES, check_messages
 from kdcl_dist.data.parquet_file import open_parquet
-from kdcl_dist.errors import DataError, one_line
-from kdcl_dist.utils.hidden import is_hidden
 
-__all__ = ["OpenTable", "open_table", "table_files"]
+__all__ = ["SUFFIXES", "OpenTable", "open_table"]
 
 #: Beginning of a file of Arrow's file format.
 MAGIC = b"ARROW1"
 SUFFIXES = (".parquet", ".arrow")
 #: Images in memory at a time.
 BATCH_ROWS = 16
-
-
-def table_files(folder: Path, pattern: str) -> list[Path]:
-    """The table files that match a pattern, and those in folders that match it; sorted, no hidden ones.
-
-    Raises:
-        DataError: it is no pattern, or a folder cannot be read.
-    """
-    try:
-        matches = sorted(folder.glob(pattern))
-        within = [
-            file for match in matches for file in (sorted(match.iterdir()) if match.is_dir() else [match])
-        ]
-    except (OSError, ValueError, NotImplementedError) as error:
-        raise DataError(f"{folder}: {pattern!r} matches no files: {one_line(error)}") from error
-    return [
-        file for file in within if file.suffix.lower() in SUFFIXES and not is_hidden(file.relative_to(folder))
-    ]
 
 
 @dataclass
