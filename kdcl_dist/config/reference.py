@@ -8,7 +8,7 @@ import re
 from collections.abc import Iterable, Iterator
 from typing import Any, NamedTuple
 
-from kdcl_dist.config import optim, schedules, sections, student
+from kdcl_dist.config import mixing, optim, schedules, sections, student
 from kdcl_dist.config.base import Strict
 from kdcl_dist.config.differences import FREE_FIELDS, ROUNDING_FIELDS
 from kdcl_dist.config.recipe import Recipe
@@ -28,6 +28,7 @@ SECTIONS = (
     Section("## The run", Recipe),
     Section("## `data`", sections.Data, "data.md"),
     Section("### Transforms", sections.Transform),
+    Section("### `data`: mixup and cutmix", mixing.Mixing, "mixing.md"),
     Section("## `distillation`", sections.Distillation, "windows.md"),
     Section("### `distillation.method`: your own", sections.OwnMethod),
     Section("### `distillation.bank`", sections.Bank),

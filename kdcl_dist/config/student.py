@@ -22,6 +22,7 @@ __all__ = ["Resources", "Student", "Worker"]
 
 #: Names of other parts of a run folder; files of a student with such a name would overwrite them.
 RESERVED_NAMES = ("coordinator", "ensemble", "manifest")
+ClassWeight = Annotated[float, Field(gt=0, le=1e6)]
 
 
 class Resources(Strict):
@@ -96,6 +97,11 @@ class Student(Strict):
         lt=1,
         description="Share of the label that all classes have alike in the cross-entropy (Szegedy et al., "
         "2016). Soft targets stay as they are.",
+    )
+    class_weights: Literal["balanced"] | dict[str, ClassWeight] | None = Field(
+        default=None,
+        description="Factor of each class in the cross-entropy, by the name of the class; `balanced`: in "
+        "inverse proportion to its training samples. `null`: 1.",
     )
     precision: Precision = Field(default="fp32", description="Number format of the forward pass.")
     channels_last: bool = Field(

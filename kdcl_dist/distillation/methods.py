@@ -45,7 +45,7 @@ class Context:
 
 
 #: From logits_SBC, labels_B, the temperature T and the context to the log-probabilities (B, C) of the soft
-#: target at T.
+#: target at T. Where samples are mixed, labels are class probabilities (B, C).
 Target = Callable[[Tensor, Tensor, float, Context], Tensor]
 
 
@@ -87,7 +87,7 @@ def log_soft_target(
 
     Args:
         method: a name of `TARGETS`, or a function like those.
-        logits_SBC, labels_B: the students' logits, the true classes.
+        logits_SBC, labels_B: the students' logits, the true classes or the class probabilities (B, C).
         temperature: T > 0. The choice and the weights of students are those at T = 1; T softens the result.
         weights_S: the weights of "general", which needs them.
         present_SB: whether a student's logits of a sample exist, as at least one student's must. The target

@@ -148,7 +148,7 @@ class StudentLoop:
         if answer.excludes(self.worker.student):
             student.undo_forward()
             return StepMetrics(step=round.step)
-        self.losses = student.loss(logits_BC, batch.labels, *self._target(batch.ids, answer))
+        self.losses = student.loss(logits_BC, batch.loss_labels, *self._target(batch.ids, answer))
         self.skipped = torch.zeros_like(self.losses.total)
         if not student.learns(round.epoch):
             return StepMetrics(step=round.step)
