@@ -45,9 +45,10 @@ class Target(NamedTuple):
 class Answer(NamedTuple):
     """The coordinator's answer to the logits of a training step.
 
-    parts: each student's own rows; of mixed samples with the classes of the larger share. known: all students'
-    logits of these samples; None where students have different samples and there is no bank. target: the soft
-    target, if the method has one. bad: students whose logits are not finite, which do not learn from the step.
+    parts: each student's own rows; of mixed samples with the classes of the larger share. known: all
+    students' logits of these samples; None where students have different samples and there is no bank.
+    target: the soft target, if the method has one. bad: students whose logits are not finite, which do not
+    learn from the step.
     """
 
     parts: Sequence[Contribution]

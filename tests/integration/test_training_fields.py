@@ -8,7 +8,7 @@ from collections.abc import Callable
 
 import pytest
 from cohorts import Cohort, Inject, MakeRecipe
-from equality import check
+from equality import PAIR, VIEWS, check, check_replicas
 
 from kdcl_dist.launch import local
 from kdcl_dist.run.run import Run
@@ -27,6 +27,19 @@ FIELDS = {
         "students.b.optimizer={name: lion, weight_decay: 0.1}",
     ],
     "own method": ["distillation.method='nets:sharpened'"],
+    "mixup and linear": ["data.mixup={alpha: 0.7}", "students.b.class_weights=balanced"],
+    "cutmix and naive": [
+        "data.cutmix={}",
+        "distillation.method=naive",
+        "students.a.label_smoothing=0.1",
+        "students.a.class_weights={class 0: 2.0, class 1: 0.5, class 2: 1, class 3: 3.5}",
+    ],
+    "mixup, cutmix and dml": [
+        "data.mixup={alpha: 0.2, probability: 0.4}",
+        "data.cutmix={probability: 0.3}",
+        "distillation.method=dml",
+        "students.b.class_weights=balanced",
+    ],
     "lamb, own": [
         "students.a.optimizer={name: lamb, decay_norm_and_bias: false}",
         "students.b.optimizer={name: 'torch.optim:Adagrad', lr: 0.05, lr_decay: 0.01}",
@@ -43,6 +56,21 @@ ALL = [
     "students.a.schedule={name: cosine, min_lr: 1e-4}",
     "students.b.optimizer={name: 'torch.optim:Adagrad', lr: 0.05, lr_decay: 0.01}",
     "students.b.schedule={name: 'nets:halving', every: 2}",
+    "students.b.class_weights=balanced",
+    "data.mixup={alpha: 0.2, probability: 0.5}",
+    "data.cutmix={probability: 0.5}",
+    VIEWS,
+]
+
+#: One student of two workers, whose samples have partners in the other worker's share.
+MIXED_PAIR = [
+    PAIR,
+    VIEWS,
+    "data.mixup={probability: 0.5}",
+    "data.cutmix={probability: 0.5}",
+    "data.loader_workers=1",
+    "distillation.invariant=false",
+    "students.a.class_weights=balanced",
 ]
 
 
@@ -67,3 +95,13 @@ def test_after_a_death_it_equals_the_reference(
     assert local.launch(run, lambda event: None, threading.Event())
     assert met.exists()
     check(run)
+
+
+def test_replicas_and_a_death_with_mixed_samples(
+    make_recipe: MakeRecipe, make_run: Callable[..., Run], inject: Inject
+) -> None:
+    run = make_run(make_recipe(*MIXED_PAIR, "failure.max_failures=1"))
+    met = inject("b", "forward", 4, "kill")
+    assert local.launch(run, lambda event: None, threading.Event())
+    assert met.exists()
+    check_replicas(run, atol=1e-6)
