@@ -18,7 +18,7 @@ class Mixing(Strict):
     """
 
     alpha: Annotated[float, Field(ge=1e-3, le=1e3)] = Field(
-        default=1.0, description="The share of a sample's own image is drawn from Beta(alpha, alpha)."
+        default=1.0, description="Beta(alpha, alpha) gives lambda, a sample's own share of its image."
     )
     probability: Annotated[float, Field(gt=0, le=1)] = Field(
         default=1.0, description="Share of the steps; those of `mixup` and `cutmix` have a sum of at most 1."

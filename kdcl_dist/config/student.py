@@ -13,6 +13,7 @@ from pydantic import (
 )
 
 from kdcl_dist.config.base import Name, Precision, Seed, Strict
+from kdcl_dist.config.class_weights import ClassWeights
 from kdcl_dist.config.optim import SGD, Optimizer
 from kdcl_dist.config.schedules import Cosine, MultiStep, Poly, Schedule
 from kdcl_dist.config.sections import Transform
@@ -22,7 +23,6 @@ __all__ = ["Resources", "Student", "Worker"]
 
 #: Names of other parts of a run folder; files of a student with such a name would overwrite them.
 RESERVED_NAMES = ("coordinator", "ensemble", "manifest")
-ClassWeight = Annotated[float, Field(gt=0, le=1e6)]
 
 
 class Resources(Strict):
@@ -98,10 +98,10 @@ class Student(Strict):
         description="Share of the label that all classes have alike in the cross-entropy (Szegedy et al., "
         "2016). Soft targets stay as they are.",
     )
-    class_weights: Literal["balanced"] | dict[str, ClassWeight] | None = Field(
+    class_weights: ClassWeights = Field(
         default=None,
         description="Factor of each class in the cross-entropy, by the name of the class; `balanced`: in "
-        "inverse proportion to its training samples. `null`: 1.",
+        "inverse proportion to its training samples ([formula](mixing.md#class-weights)). `null`: 1.",
     )
     precision: Precision = Field(default="fp32", description="Number format of the forward pass.")
     channels_last: bool = Field(

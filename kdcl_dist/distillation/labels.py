@@ -29,7 +29,8 @@ def two_hot(labels_B: Tensor, partners_B: Tensor, share: float, classes: int) ->
         classes: C.
     """
     labels_BC = torch.zeros(len(labels_B), classes).scatter_(1, labels_B[:, None], share)
-    return labels_BC.scatter_add_(1, partners_B[:, None], torch.full((len(labels_B), 1), 1 - share))
+    rest_B1 = torch.full((len(labels_B), 1), 1 - share, dtype=labels_BC.dtype)
+    return labels_BC.scatter_add_(1, partners_B[:, None], rest_B1)
 
 
 def is_mixed(labels: Tensor) -> bool:

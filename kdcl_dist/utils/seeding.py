@@ -49,4 +49,4 @@ def permutation(size: int, seed: int, purpose: Purpose, *keys: int) -> npt.NDArr
 def draws(seed: int, purpose: Purpose, *keys: int) -> np.random.RandomState:
     """A generator of draws from distributions that depend on all arguments."""
     sequence = np.random.SeedSequence((seed, int(purpose), *keys))
-    return np.random.RandomState(np.random.MT19937(sequence))
+    return np.random.RandomState(np.random.Philox(sequence))

@@ -129,7 +129,9 @@ def train(recipe: Recipe) -> list[dict[str, Tensor]]:
                     if chosen != "balanced":
                         each = [chosen[name] for name in data.classes]
                     factor = torch.tensor(each)
-                    loss = F.cross_entropy(logits[i], own_y, factor, reduction="sum", label_smoothing=smoothing)
+                    loss = F.cross_entropy(
+                        logits[i], own_y, factor, reduction="sum", label_smoothing=smoothing
+                    )
                     loss = loss / len(own_y)
                 if method not in ("none", "dml"):
                     there = [row for row, sample in enumerate(mine[i].tolist()) if sample in target]
@@ -162,7 +164,7 @@ def train(recipe: Recipe) -> list[dict[str, Tensor]]:
 def mixing(recipe: Recipe, step: int, ids: np.ndarray) -> tuple[float, Any, dict[int, int]]:
     """Lambda, the box of cutmix, and each sample's partner: the next in a shuffled circle."""
     key = np.random.SeedSequence((recipe.seed, Purpose.MIXING, step))
-    random, lam, box = np.random.RandomState(np.random.MT19937(key)), 1.0, None
+    random, lam, box = np.random.RandomState(np.random.Philox(key)), 1.0, None
     mixup, cutmix, which = recipe.data.mixup, recipe.data.cutmix, random.random_sample()
     if mixup and which < mixup.probability:
         lam = random.beta(mixup.alpha, mixup.alpha)
