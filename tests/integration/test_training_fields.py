@@ -13,6 +13,8 @@ from equality import PAIR, VIEWS, check, check_replicas
 from kdcl_dist.launch import local
 from kdcl_dist.run.run import Run
 
+WEIGHTS = "class_weights={class 0: 2.0, class 1: 0.5, class 2: 1, class 3: 3.5}"
+
 FIELDS = {
     "label_smoothing": ["students.a.label_smoothing=0.1"],
     "label_smoothing and dml": ["students.b.label_smoothing=0.2", "distillation.method=dml"],
@@ -27,18 +29,18 @@ FIELDS = {
         "students.b.optimizer={name: lion, weight_decay: 0.1}",
     ],
     "own method": ["distillation.method='nets:sharpened'"],
-    "mixup and linear": ["data.mixup={alpha: 0.7}", "students.b.class_weights=balanced"],
+    "mixup and linear": ["data.mixup={alpha: 0.7}", f"students.b.{WEIGHTS}"],
     "cutmix and naive": [
         "data.cutmix={}",
         "distillation.method=naive",
         "students.a.label_smoothing=0.1",
-        "students.a.class_weights={class 0: 2.0, class 1: 0.5, class 2: 1, class 3: 3.5}",
+        f"students.a.{WEIGHTS}",
     ],
     "mixup, cutmix and dml": [
         "data.mixup={alpha: 0.2, probability: 0.4}",
         "data.cutmix={probability: 0.3}",
         "distillation.method=dml",
-        "students.b.class_weights=balanced",
+        f"students.b.{WEIGHTS}",
     ],
     "lamb, own": [
         "students.a.optimizer={name: lamb, decay_norm_and_bias: false}",
@@ -56,7 +58,7 @@ ALL = [
     "students.a.schedule={name: cosine, min_lr: 1e-4}",
     "students.b.optimizer={name: 'torch.optim:Adagrad', lr: 0.05, lr_decay: 0.01}",
     "students.b.schedule={name: 'nets:halving', every: 2}",
-    "students.b.class_weights=balanced",
+    f"students.b.{WEIGHTS}",
     "data.mixup={alpha: 0.2, probability: 0.5}",
     "data.cutmix={probability: 0.5}",
     VIEWS,
@@ -70,7 +72,7 @@ MIXED_PAIR = [
     "data.cutmix={probability: 0.5}",
     "data.loader_workers=1",
     "distillation.invariant=false",
-    "students.a.class_weights=balanced",
+    f"students.a.{WEIGHTS}",
 ]
 
 

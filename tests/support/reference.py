@@ -124,11 +124,7 @@ def train(recipe: Recipe) -> list[dict[str, Tensor]]:
                 own_y = torch.stack([y[id] for id in mine[i].tolist()])
                 loss = F.cross_entropy(logits[i], own_y, label_smoothing=smoothing)
                 if chosen := recipe.students[i].class_weights:
-                    count = [int((data.labels[train_ids] == c).sum()) for c in range(len(data.classes))]
-                    each = [len(train_ids) / (len(count) * n) for n in count]
-                    if chosen != "balanced":
-                        each = [chosen[name] for name in data.classes]
-                    factor = torch.tensor(each)
+                    factor = torch.tensor([chosen[name] for name in data.classes])
                     loss = F.cross_entropy(
                         logits[i], own_y, factor, reduction="sum", label_smoothing=smoothing
                     )
