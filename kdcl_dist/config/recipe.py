@@ -164,6 +164,24 @@ def _replicas_share_evenly(recipe: Recipe) -> None:
             )
 
 
+def _mixed_samples_can_be_learned(recipe: Recipe) -> None:
+    if not recipe.data.mixes:
+        return
+    field = "data.mixup" if recipe.data.mixup else "data.cutmix"
+    if recipe.distillation.method == "min_logit":
+        raise ValueError(
+            f"{field}: method 'min_logit' takes logits relative to the one true class, which a mixed sample "
+            "has not; use 'linear', 'naive' or another method"
+        )
+    if recipe.distillation.window != 1:
+        raise ValueError(
+            f"{field}: a sample's partner is of the same step, and students share a step's samples with "
+            f"distillation.window 1 only (got {recipe.distillation.window!r})"
+        )
+    if recipe.batch_size == 1:
+        raise ValueError(f"{field}: a step of one sample has no second one to mix it with (batch_size is 1)")
+
+
 def _last_epoch_has_a_learner(recipe: Recipe) -> None:
     for student in recipe.students:
         if recipe.epochs_of(student) > recipe.epochs:
@@ -182,5 +200,6 @@ CHECKS = (
     _weights_have_holdout,
     _same_view_has_same_augment,
     _replicas_share_evenly,
+    _mixed_samples_can_be_learned,
     _last_epoch_has_a_learner,
 )

@@ -8,7 +8,7 @@ import re
 from collections.abc import Iterable, Iterator
 from typing import Any, NamedTuple
 
-from kdcl_dist.config import optim, schedules, sections, student
+from kdcl_dist.config import mixing, optim, schedules, sections, student
 from kdcl_dist.config.base import Strict
 from kdcl_dist.config.differences import FREE_FIELDS, ROUNDING_FIELDS
 from kdcl_dist.config.recipe import Recipe
@@ -28,6 +28,7 @@ SECTIONS = (
     Section("## The run", Recipe),
     Section("## `data`", sections.Data, "data.md"),
     Section("### Transforms", sections.Transform),
+    Section("### `data`: mixup and cutmix", mixing.Mixing, "mixing.md"),
     Section("## `distillation`", sections.Distillation, "windows.md"),
     Section("### `distillation.method`: your own", sections.OwnMethod),
     Section("### `distillation.bank`", sections.Bank),
@@ -53,6 +54,9 @@ SECTIONS = (
     Section("## `failure`", sections.Failure, "failures.md"),
     Section("## `limits`", sections.Limits, "failures.md"),
 )
+
+#: Types with parts: their name in a schema, the key of the type of their parts there, and both in words.
+PLURAL = (("array", "items", "list of"), ("object", "additionalProperties", "mapping of names to"))
 
 HEAD = """\
 # The recipe
@@ -156,14 +160,15 @@ def _type(field: dict[str, Any]) -> str:
         return " or ".join(_type(option) for option in options)
     if values := field.get("enum") or [field[key] for key in ("const",) if key in field]:
         return ", ".join(f"`{value}`" for value in values)
-    if field["type"] == "array":
-        return f"list of {_type(field['items'])}"
-    words = {
+    for kind, parts, words in PLURAL:
+        if field["type"] == kind:
+            return f"{words} {_type(field[parts])}"
+    single = {
         "string": "name" if "pattern" in field else "text",
         "boolean": "`true`, `false`",
         "null": "`null`",
     }
-    return words.get(field["type"]) or " ".join([field["type"], _bounds(field)]).strip()
+    return single.get(field["type"]) or " ".join([field["type"], _bounds(field)]).strip()
 
 
 def _bounds(field: dict[str, Any]) -> str:

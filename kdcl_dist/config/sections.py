@@ -16,6 +16,7 @@ from pydantic import (
 )
 
 from kdcl_dist.config.base import Name, Own, Precision, Strict, named
+from kdcl_dist.config.mixing import Mixing
 from kdcl_dist.distillation.methods import METHODS
 from kdcl_dist.utils.import_strings import IMPORT_STRING, is_import_string
 
@@ -47,7 +48,8 @@ class OwnMethod(Own):
 
     The coordinator calls the function with `logits_SBC` of the students that are present, `labels_B`, the
     temperature T, a `kdcl_dist.ensembles.Context`, and the fields that this table does not list as its
-    arguments. It returns the log-probabilities (B, C) of the soft target at T.
+    arguments. It returns the log-probabilities (B, C) of the soft target at T. With `data.mixup` or
+    `data.cutmix` the labels are class probabilities (B, C).
 
     With `peers: true` the function teaches student by student, as `dml` does: each student calls it with its
     own `logits_BC`, the others' `peers_PBC`, `labels_B`, T and the context. It returns the student's
@@ -98,9 +100,23 @@ class Data(Strict):
         description="Training samples of each class that are held out. The weights of method `general` "
         "need 1 or more.",
     )
+    mixup: Mixing | None = Field(
+        default=None,
+        description="Images of training samples are blended in pairs (Zhang et al., 2018). `null`: never.",
+    )
+    cutmix: Mixing | None = Field(
+        default=None,
+        description="A box of each training image is taken from another image (Yun et al., 2019). `null`: "
+        "never.",
+    )
     loader_workers: NonNegativeInt = Field(
         default=0, description="Loader processes of each worker. `0`: the worker loads its own samples."
     )
+
+    @property
+    def mixes(self) -> bool:
+        """Whether training samples are mixed, at some steps at least."""
+        return self.mixup is not None or self.cutmix is not None
 
     @property
     def test_items(self) -> list[dict[str, Any]]:
@@ -113,6 +129,18 @@ class Data(Strict):
         if value is not None and len(set(value)) < len(value):
             raise ValueError("class names must differ")
         return value
+
+    @model_validator(mode="after")
+    def _a_step_is_mixed_once(self) -> Data:
+        if self.mixup is None or self.cutmix is None:
+            return self
+        first, second = self.mixup.probability, self.cutmix.probability
+        if first + second > 1 + 1e-9:
+            raise ValueError(
+                f"mixup.probability ({first}) and cutmix.probability ({second}) have a sum above 1: a step "
+                "is mixed in one of the two ways, so give each its share of the steps"
+            )
+        return self
 
 
 class Bank(Strict):

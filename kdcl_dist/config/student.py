@@ -13,6 +13,7 @@ from pydantic import (
 )
 
 from kdcl_dist.config.base import Name, Precision, Seed, Strict
+from kdcl_dist.config.class_weights import ClassWeights
 from kdcl_dist.config.optim import SGD, Optimizer
 from kdcl_dist.config.schedules import Cosine, MultiStep, Poly, Schedule
 from kdcl_dist.config.sections import Transform
@@ -109,6 +110,11 @@ class Student(Strict):
         lt=1,
         description="Share of the label that all classes have alike in the cross-entropy (Szegedy et al., "
         "2016). Soft targets stay as they are.",
+    )
+    class_weights: ClassWeights = Field(
+        default=None,
+        description="Factor of each class in the cross-entropy, by the name of the class; `balanced`: in "
+        "inverse proportion to its training samples ([formula](mixing.md#class-weights)). `null`: 1.",
     )
     ema: Ema | None = Field(
         default=None, description="Average of the weights over the steps, tested and saved beside them."

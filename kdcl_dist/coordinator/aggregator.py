@@ -20,9 +20,11 @@ from torch import Tensor
 from kdcl_dist.config.recipe import Recipe
 from kdcl_dist.coordinator.aligned_logits import Aligned, align, non_finite, recall
 from kdcl_dist.coordinator.logit_bank import LogitBank
+from kdcl_dist.coordinator.mixed_labels import with_largest_classes, with_mixed_labels
 from kdcl_dist.coordinator.own_method import load_method, try_method
 from kdcl_dist.coordinator.window_check import WindowCheck
 from kdcl_dist.distillation.ensembles import general_weights
+from kdcl_dist.distillation.labels import largest_class
 from kdcl_dist.distillation.methods import Context
 from kdcl_dist.distillation.methods import Target as TargetMethod
 from kdcl_dist.distillation.soft_target import log_soft_target
@@ -43,9 +45,10 @@ class Target(NamedTuple):
 class Answer(NamedTuple):
     """The coordinator's answer to the logits of a training step.
 
-    parts: each student's own rows. known: all students' logits of these samples; None where students have
-    different samples and there is no bank. target: the soft target, if the method has one. bad: students
-    whose logits are not finite, which do not learn from the step.
+    parts: each student's own rows; of mixed samples with the classes of the larger share. known: all
+    students' logits of these samples; None where students have different samples and there is no bank.
+    target: the soft target, if the method has one. bad: students whose logits are not finite, which do not
+    learn from the step.
     """
 
     parts: Sequence[Contribution]
@@ -90,7 +93,7 @@ class Aggregator:
         """
         if (own := self.recipe.distillation.own_method) is not None and not own.peers:
             self.method = load_method(own)
-            try_method(self.method, tuple(self.names), classes)
+            try_method(self.method, tuple(self.names), classes, mixed=self.recipe.data.mixes)
 
     def align(self, messages: Sequence[Message]) -> Aligned:
         """Bring all messages of a step into one order, that of ascending sample ids.
@@ -126,12 +129,14 @@ class Aggregator:
         if self.bank is None and self.recipe.distillation.window != 1:
             return Answer(parts, None, None, non_finite(parts))
         if self.bank is None:
-            known = covered = align(parts, self.present, self.names)
+            aligned = align(parts, self.present, self.names)
+            known = covered = with_mixed_labels(self.recipe, aligned, step)
+            parts = with_largest_classes(parts, known)
         else:
             known = recall(self.bank, parts, self.present, self.names, step)
             covered = known.covered(self.teacher)
         target_BC = self.soft_target(covered, step, epoch)
-        target = None if target_BC is None else Target(covered.ids, covered.labels, target_BC)
+        target = None if target_BC is None else Target(covered.ids, largest_class(covered.labels), target_BC)
         return Answer(parts, known, target, known.bad)
 
     def soft_target(self, aligned: Aligned, step: int = 0, epoch: int = 0) -> Tensor | None:

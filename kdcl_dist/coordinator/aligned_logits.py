@@ -22,6 +22,8 @@ __all__ = ["Aligned", "align", "non_finite", "recall"]
 class Aligned(NamedTuple):
     """All students' logits on the same samples: ids_B ascending, labels_B, logits_SBC.
 
+    labels: where samples are mixed, class probabilities (B, C).
+
     age: age_SB, steps since each student sent its logits of a sample; -1 where there are none, and the
     logits mean nothing. None where all logits are of this step. bad: students whose logits of this step are
     not finite, which are left out.

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from kdcl_dist.config.sections import OwnMethod
+from kdcl_dist.distillation.labels import two_hot
 from kdcl_dist.distillation.methods import Context, Target
 from kdcl_dist.errors import MethodError, of_user_code
 
@@ -31,8 +32,14 @@ def load_method(method: OwnMethod) -> Target:
     return partial(_target, method.name, function)
 
 
-def try_method(target: Target, students: tuple[str, ...], classes: int) -> None:
+def try_method(target: Target, students: tuple[str, ...], classes: int, *, mixed: bool = False) -> None:
     """Form a soft target of random logits, so that a mistake is found before the first step.
+
+    Args:
+        target: of `load_method`.
+        students: their names.
+        classes: of the data.
+        mixed: whether labels are class probabilities.
 
     Raises:
         MethodError: as the function of `load_method`.
@@ -41,6 +48,8 @@ def try_method(target: Target, students: tuple[str, ...], classes: int) -> None:
     logits_SBC = torch.randn(len(students), classes + 1, classes, generator=generator)
     labels_B = torch.arange(classes + 1) % classes
     weights_S = torch.full((len(students),), 1 / len(students), dtype=torch.float64)
+    if mixed:
+        labels_B = two_hot(labels_B, labels_B.roll(1), 0.75, classes)
     target(logits_SBC, labels_B, 2.0, Context(students=students, weights_S=weights_S))
 
 

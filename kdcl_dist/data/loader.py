@@ -18,6 +18,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, get_worker_info
 
 from kdcl_dist.data.dataset import ImageDataset
+from kdcl_dist.data.mixing import Mix
 from kdcl_dist.data.sampling import Ids
 from kdcl_dist.data.views import Views
 from kdcl_dist.errors import DataError, KdclError, one_line
@@ -31,19 +32,24 @@ CACHED_PIXELS = 1 << 16
 
 
 class Batch(NamedTuple):
-    """ids_B int64, labels_B int64, images_BCHW float32, normalised."""
+    """ids_B int64, labels_B int64, images_BCHW float32, normalised.
+
+    `loss_labels` are what a loss takes: the labels, or class probabilities (B, C) where a run mixes samples.
+    """
 
     ids: Tensor
     labels: Tensor
     images: Tensor
+    loss_labels: Tensor
 
 
 class BatchSpec(NamedTuple):
-    """One batch to load: index into the list of views, epoch, and sample ids."""
+    """One batch to load: index into the list of views, epoch, sample ids, and how the samples are mixed."""
 
     views: int
     epoch: int
     ids_B: Ids
+    mix: Mix | None = None
 
 
 def batches(
@@ -75,7 +81,7 @@ def mixed_batches(
         if isinstance(loaded, KdclError):
             raise loaded
         spec, images_BCHW = loaded
-        yield _batch(views[spec.views].dataset, spec.ids_B, images_BCHW)
+        yield _batch(views[spec.views].dataset, spec, images_BCHW)
 
 
 def _data_loader(
@@ -138,12 +144,14 @@ class _BatchDataset:
         self.views = views
 
     def __getitem__(self, spec: BatchSpec) -> _Loaded:
-        views = self.views[spec.views]
+        views, mix = self.views[spec.views], spec.mix
+        ids_N = spec.ids_B if mix is None else mix.needed(spec.ids_B)
         try:
-            images_BCHW = views.batch(spec.epoch, spec.ids_B)
+            views_NCHW = views.batch(spec.epoch, ids_N)
         except KdclError as error:
             return error
-        return spec, normalise(images_BCHW, views.dataset.mean, views.dataset.std)
+        images_NCHW = normalise(views_NCHW, views.dataset.mean, views.dataset.std)
+        return spec, images_NCHW if mix is None else mix.images(ids_N, images_NCHW)
 
 
 class _ScheduleSampler:
@@ -156,9 +164,13 @@ class _ScheduleSampler:
         return iter(self.schedule)
 
 
-def _batch(dataset: ImageDataset, ids_B: Ids, images_BCHW: Tensor) -> Batch:
-    labels_B = torch.from_numpy(np.asarray(dataset.labels, np.int64)[ids_B])
-    return Batch(torch.from_numpy(ids_B), labels_B, images_BCHW)
+def _batch(dataset: ImageDataset, spec: BatchSpec, images_BCHW: Tensor) -> Batch:
+    labels_N, mix = np.asarray(dataset.labels, np.int64), spec.mix
+    labels_B = loss_labels = torch.from_numpy(labels_N[spec.ids_B])
+    if mix is not None:
+        partners_B = torch.from_numpy(labels_N[mix.partners])
+        loss_labels = mix.labels(labels_B, partners_B, len(dataset.classes))
+    return Batch(torch.from_numpy(spec.ids_B), labels_B, images_BCHW, loss_labels)
 
 
 def normalise(images_BCHW: Tensor, mean: Sequence[float], std: Sequence[float]) -> Tensor:

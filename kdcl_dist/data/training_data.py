@@ -17,9 +17,11 @@ from torch import Tensor
 
 from kdcl_dist.config.recipe import Recipe
 from kdcl_dist.config.rounds import Kind, Round, RunSchedule, share_of
+from kdcl_dist.data.class_weights import class_weights
 from kdcl_dist.data.dataset import ImageDataset, fingerprint
 from kdcl_dist.data.first_images import check_views
 from kdcl_dist.data.loader import Batch, BatchSpec, batches, mixed_batches
+from kdcl_dist.data.mixing import mix_of_step
 from kdcl_dist.data.sampling import Ids, batches_of, epoch_steps, own_steps, split_holdout, student_seed
 from kdcl_dist.data.subset import open_classes
 from kdcl_dist.data.views import Transforms, Views
@@ -77,6 +79,7 @@ class TrainingData:
         for index, student in enumerate(self.recipe.students):
             with _naming_field(self._augment_field(index)):
                 Transforms(self.recipe.augment_of(student), self.train.mean)
+            self.class_weights(index)
 
     def warnings(self) -> list[str]:
         """Settings that this data makes ineffective, and views that look wrong, one line each.
@@ -121,6 +124,19 @@ class TrainingData:
         labels_N = np.asarray(self.train.labels, np.int64)
         return split_holdout(labels_N, self.recipe.data.holdout_per_class, self.recipe.seed)
 
+    def class_weights(self, index: int) -> Tensor | None:
+        """The weights of the classes in a student's loss, float32 (C,); None: all are 1.
+
+        Raises:
+            RecipeError: as `kdcl_dist.data.class_weights.class_weights`.
+        """
+        student = self.recipe.students[index]
+        if student.class_weights is None:
+            return None
+        labels_N = np.asarray(self.train.labels, np.int64)[self.split[0]]
+        field = f"students.{student.name}.class_weights"
+        return class_weights(student.class_weights, self.train.classes, labels_N, field)
+
     @cached_property
     def schedule(self) -> RunSchedule:
         """The schedule of all rounds of the run."""
@@ -153,31 +169,28 @@ class TrainingData:
             replica: which replica of the student.
         """
         student, recipe = self.recipe.students[index], self.recipe
-        steps = self._steps(self._seed(index), start.step)
+        steps = self._training_specs(index, start.step, replica)
         holdout, test = (
             batches_of(ids, recipe.batch_size) for ids in (self.split[1], np.arange(len(self.test)))
         )
 
         def specs() -> Iterator[BatchSpec]:
-            """The batches of the rounds in order."""
+            """The worker's batches of the rounds in order."""
             for round in self.schedule.rounds(start):
                 if round.kind is Kind.TRAIN:
-                    yield BatchSpec(0, *next(steps))
+                    yield next(steps)
                 elif round.kind is Kind.HOLDOUT:
-                    yield BatchSpec(1, 0, holdout[round.part])
+                    yield BatchSpec(1, 0, _share(holdout[round.part], replica, student.replicas))
                 elif round.kind is Kind.EVALUATE:
-                    yield BatchSpec(2, 0, test[self.schedule.test_batch(round)[1]])
+                    ids_B = test[self.schedule.test_batch(round)[1]]
+                    yield BatchSpec(2, 0, _share(ids_B, replica, student.replicas))
 
         views = [self._training_views(index), self._test_views(self.train), self._test_views(self.test)]
-        shares = (spec._replace(ids_B=_share(spec.ids_B, replica, student.replicas)) for spec in specs())
-        return self._load(views, shares)
+        return self._load(views, specs())
 
     def training_batches(self, index: int, start: int, replica: int = 0) -> Iterator[Batch]:
         """One replica's share of a student's training batches, from a global step to the end of the run."""
-        replicas = self.recipe.students[index].replicas
-        steps = self._steps(self._seed(index), start)
-        specs = (BatchSpec(0, epoch, _share(ids_B, replica, replicas)) for epoch, ids_B in steps)
-        return self._load([self._training_views(index)], specs)
+        return self._load([self._training_views(index)], self._training_specs(index, start, replica))
 
     def first_views(self, index: int, count: int) -> Batch:
         """The first few training samples, as a student sees them in training.
@@ -201,13 +214,10 @@ class TrainingData:
         Raises:
             DataError: a sample cannot be read or transformed, or the loader process fails.
         """
-        epoch, ids_B = next(self._steps(self._seed(index), 0))
-        share_B = _share(ids_B, replica, self.recipe.students[index].replicas)
+        specs = [next(self._training_specs(index, 0, replica))]
         views = [self._training_views(index), self._test_views(self.train), self._test_views(self.test)]
         workers = min(1, self.recipe.data.loader_workers)
-        loading = mixed_batches(
-            views, [BatchSpec(0, epoch, share_B)], workers=workers, timeout_s=self.recipe.limits.startup_s
-        )
+        loading = mixed_batches(views, specs, workers=workers, timeout_s=self.recipe.limits.startup_s)
         with of_user_code(DataError, "data.loader_workers: a loader process fails"), closing(loading):
             return next(loading)
 
@@ -257,6 +267,15 @@ class TrainingData:
 
     def _test_views(self, dataset: ImageDataset) -> Views:
         return test_views(dataset, self.recipe.data.test_items, self.recipe.seed)
+
+    def _training_specs(self, index: int, start: int, replica: int) -> Iterator[BatchSpec]:
+        """One replica's share of a student's training steps, from a global step on."""
+        replicas = self.recipe.students[index].replicas
+        for step, (epoch, ids_B) in enumerate(self._steps(self._seed(index), start), start):
+            mix = mix_of_step(self.recipe, step, ids_B)
+            if mix is not None:
+                mix = mix._replace(partners=_share(mix.partners, replica, replicas))
+            yield BatchSpec(0, epoch, _share(ids_B, replica, replicas), mix)
 
     def _steps(self, seed: int, start: int) -> Iterator[tuple[int, Ids]]:
         per_epoch, window = self.schedule.steps_per_epoch, self.recipe.distillation.window

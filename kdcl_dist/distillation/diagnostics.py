@@ -16,6 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from kdcl_dist.distillation import ensembles
+from kdcl_dist.distillation.labels import is_mixed, largest_class, loss_of
 from kdcl_dist.distillation.losses import Losses
 
 __all__ = ["Conflict", "Figures", "conflict", "measure"]
@@ -45,7 +46,7 @@ def measure(
 ) -> Figures:
     """All figures of the logits of one step, for any method of the run.
 
-    For E in naive, linear, min_logit, mean, general:
+    For E in naive, linear, min_logit (not of mixed samples), mean, general:
         E_loss           mean cross-entropy of the target at T = 1, nats
         E_entropy        mean entropy of the target at the temperature T, nats
         E_wrong          share of samples on which the target's largest class is not the label
@@ -57,7 +58,8 @@ def measure(
 
     Args:
         names: the students in the order of the cohort.
-        logits_SBC, labels_B: the students' logits, the true classes.
+        logits_SBC, labels_B: the students' logits, the true classes. Of mixed samples the class probabilities
+            (B, C): the loss is that with all of them, and the label the class with the largest share.
         temperature: T of the run.
         weights_S: the weights of `general`.
     """
@@ -65,9 +67,10 @@ def measure(
     combined = {
         "naive": ensembles.naive(logits_SBC, labels_B),
         "linear": ensembles.combine(logits_SBC, labels_B, weights_SB),
-        "min_logit": ensembles.min_logit(logits_SBC, labels_B),
         "mean": ensembles.mean(logits_SBC, labels_B),
     }
+    if not is_mixed(labels_B):
+        combined["min_logit"] = ensembles.min_logit(logits_SBC, labels_B)
     of_ensembles: dict[str, float] = {}
     for name, logits_BC in combined.items():
         sharp_BC, soft_BC = (F.log_softmax(logits_BC / t, dim=1) for t in (1.0, temperature))
@@ -86,7 +89,7 @@ def _of_students(
         found[name] = {
             "win_share": _share(winner_B == index),
             "linear_weight": float(weights_SB[index].mean()),
-            "error": _share(choice_SB[index] != labels_B),
+            "error": _share(choice_SB[index] != largest_class(labels_B)),
         }
         others = ((other, j) for j, other in enumerate(names) if j != index)
         found[name] |= {
@@ -137,9 +140,9 @@ def conflict(
 def _figures(name: str, sharp_BC: Tensor, soft_BC: Tensor, labels_B: Tensor) -> dict[str, float]:
     entropy_B = -(soft_BC.exp() * soft_BC.clamp_min(torch.finfo(soft_BC.dtype).min)).sum(dim=1)
     return {
-        f"{name}_loss": float(F.nll_loss(sharp_BC, labels_B)),
+        f"{name}_loss": loss_of(sharp_BC, labels_B),
         f"{name}_entropy": float(entropy_B.mean()),
-        f"{name}_wrong": _share(sharp_BC.argmax(dim=1) != labels_B),
+        f"{name}_wrong": _share(sharp_BC.argmax(dim=1) != largest_class(labels_B)),
     }
 
 

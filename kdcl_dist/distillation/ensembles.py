@@ -6,6 +6,9 @@ CE(min_logit) <= CE(linear) <= CE(naive) <= CE(each student).
 Logits of any floating type are computed in float32 at least. Results are float32, or float64 for float64, and
 carry no gradient: a soft target is a constant.
 
+Labels are classes (B,), or class probabilities (B, C) where samples are mixed. Cross-entropies are then those
+with the probabilities; min_logit, which is relative to one true class, refuses them.
+
 All students wait for the coordinator's answer, so the functions make few operations and few passes over the
 logits: in place, with powers of 2, which cost half as much as powers of e, and with one check of arguments.
 
@@ -22,6 +25,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from kdcl_dist.distillation.labels import check_labels, is_mixed, logit_of_label
 from kdcl_dist.distillation.quadratic import minimise_quadratic
 from kdcl_dist.distillation.simplex import minimise_logsumexp
 
@@ -75,7 +79,8 @@ def linear_weights(logits_SBC: Tensor, labels_B: Tensor) -> Tensor:
 
 
 def _linear_weights(logits_SBC: Tensor, labels_B: Tensor) -> Tensor:
-    true_SB1 = _of_true_class(logits_SBC, labels_B).double()
+    # The logits relative to <p, z_i>: CE(sum_i a_i z_i, p) is the log-sum-exp of their convex combination.
+    true_SB1 = logit_of_label(logits_SBC, labels_B).double()
     logits_BSC = logits_SBC.transpose(0, 1).to(
         torch.float64, memory_format=torch.contiguous_format, copy=True
     )
@@ -101,10 +106,13 @@ def _combine(logits_SBC: Tensor, labels_B: Tensor, weights_SB: Tensor) -> Tensor
 def min_logit(logits_SBC: Tensor, labels_B: Tensor) -> Tensor:
     """The smallest of the students' logits class by class (B, C), relative to the true class (eq. 6-7).
 
-    Each student's logits are first shifted so that its true class has 0. Raises as `naive`.
+    Each student's logits are first shifted so that its true class has 0. Raises as `naive`, and for class
+    probabilities: minima relative to several classes can have a larger cross-entropy than any student.
     """
     logits_SBC = checked(logits_SBC, labels_B)
-    true_SB1 = _of_true_class(logits_SBC, labels_B)
+    if is_mixed(labels_B):
+        raise ValueError("labels_B: min_logit needs one true class a sample (got class probabilities)")
+    true_SB1 = logit_of_label(logits_SBC, labels_B)
     # Student by student: the last result is still in the cache.
     return reduce(torch.minimum, map(torch.sub, logits_SBC.unbind(), true_SB1.unbind()))
 
@@ -193,14 +201,7 @@ def checked(logits_SBC: Tensor, labels_B: Tensor | None = None) -> Tensor:
         got = f"{logits_SBC.dtype} {tuple(shape)}"
         raise ValueError(f"logits_SBC: floating point of shape (S, B, C) is needed (got {got})")
     if labels_B is not None:
-        if labels_B.shape != shape[1:2] or labels_B.dtype != torch.int64:
-            got = f"{labels_B.dtype} {tuple(labels_B.shape)}"
-            raise ValueError(f"labels_B: int64 of shape ({shape[1]},) is needed (got {got})")
-        # On an accelerator a look at the labels would wait for the device; there the gather refuses them.
-        if shape[1] and labels_B.is_cpu:
-            lowest, highest = map(int, labels_B.aminmax())
-            if lowest < 0 or highest >= shape[2]:
-                raise ValueError(f"labels_B: {lowest} to {highest} for {shape[2]} classes")
+        check_labels(labels_B, *shape[1:])
     logits_SBC = logits_SBC.detach()
     return logits_SBC if logits_SBC.dtype == torch.float64 else logits_SBC.float()
 
@@ -222,16 +223,11 @@ def _check_weights(weights_S: Tensor, students: int) -> None:
             raise ValueError(f"weights_S: must be non-negative with sum 1 (got {values})")
 
 
-def _of_true_class(logits_SBC: Tensor, labels_B: Tensor) -> Tensor:
-    """The logits of the true classes (S, B, 1)."""
-    return logits_SBC.gather(2, labels_B.view(1, -1, 1).expand(len(logits_SBC), -1, 1))
-
-
 def _losses(logits_SBC: Tensor, labels_B: Tensor) -> Tensor:
     """The cross-entropy of each student on each sample at T = 1, (S, B)."""
     peak_SB1 = logits_SBC.amax(dim=2, keepdim=True)
     total_SB1 = (logits_SBC - peak_SB1).mul_(1 / math.log(2)).exp2_().sum(dim=2, keepdim=True)
-    return total_SB1.log_().add_(peak_SB1).sub_(_of_true_class(logits_SBC, labels_B))[:, :, 0]
+    return total_SB1.log_().add_(peak_SB1).sub_(logit_of_label(logits_SBC, labels_B))[:, :, 0]
 
 
 def _choice(logits_SBC: Tensor, labels_B: Tensor) -> Tensor:

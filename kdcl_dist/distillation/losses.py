@@ -28,13 +28,32 @@ class Losses(NamedTuple):
     distillation: Tensor
 
 
-def task_loss(logits_BC: Tensor, labels_B: Tensor, label_smoothing: float = 0.0) -> Tensor:
+def task_loss(
+    logits_BC: Tensor,
+    labels_B: Tensor,
+    *,
+    label_smoothing: float = 0.0,
+    class_weights_C: Tensor | None = None,
+) -> Tensor:
     """Cross-entropy CE(z, y), mean over the batch, in nats.
 
-    With `label_smoothing` e the label has probability 1 - e + e/C, every other class e/C (Szegedy et al.,
-    2016).
+    Args:
+        logits_BC: z.
+        labels_B: the classes y, or class probabilities (B, C).
+        label_smoothing: e; the label has probability 1 - e + e/C, every other class e/C (Szegedy et al.,
+            2016). Class probabilities p become (1 - e) p + e/C.
+        class_weights_C: the factors w of the classes' terms; None: 1. With them and p the loss is
+            -(1/B) sum_b sum_c w_c p_bc log q_bc, q = softmax(z). `F.cross_entropy` divides by the sum of the
+            labels' weights instead of B, so that a sample's weight would depend on the others in its batch.
     """
-    return F.cross_entropy(_widened(logits_BC), labels_B, label_smoothing=label_smoothing)
+    logits_BC = _widened(logits_BC)
+    if labels_B.is_floating_point():
+        labels_B = labels_B.to(logits_BC.dtype)
+    if class_weights_C is None:
+        return F.cross_entropy(logits_BC, labels_B, label_smoothing=label_smoothing)
+    weights_C = class_weights_C.to(logits_BC.dtype)
+    total = F.cross_entropy(logits_BC, labels_B, weights_C, reduction="sum", label_smoothing=label_smoothing)
+    return total / len(logits_BC)
 
 
 def distillation_loss(
@@ -68,13 +87,15 @@ def kdcl_loss(
     temperature: float,
     weight: float,
     covered_K: Tensor | None = None,
+    *,
     label_smoothing: float = 0.0,
+    class_weights_C: Tensor | None = None,
 ) -> Losses:
     """CE(z, y) + lambda * T^2 * KL(p || softmax(z / T)) of one student (KDCL eq. 1-2).
 
     Cross-entropy keeps weight 1; `weight` is lambda. Other arguments as `task_loss` and `distillation_loss`.
     """
-    task = task_loss(logits_BC, labels_B, label_smoothing)
+    task = task_loss(logits_BC, labels_B, label_smoothing=label_smoothing, class_weights_C=class_weights_C)
     distillation = distillation_loss(logits_BC, log_target_BC, temperature, covered_K)
     return Losses(task + weight * distillation, task, distillation)
 
@@ -84,18 +105,21 @@ def dml_loss(
     labels_B: Tensor,
     peer_log_probabilities_PBC: Tensor,
     weight: float = 1.0,
+    *,
     label_smoothing: float = 0.0,
+    class_weights_C: Tensor | None = None,
 ) -> Losses:
     """CE(z, y) + weight * `mutual_loss`: deep mutual learning (Zhang et al., 2018).
 
     Args:
         logits_BC: z.
-        labels_B: y.
+        labels_B: y, or class probabilities (B, C).
         peer_log_probabilities_PBC: log p_j, constants. Without peers the second part is 0.
         weight: 1 in that paper.
-        label_smoothing: as `task_loss`.
+        label_smoothing, class_weights_C: as `task_loss`.
     """
-    task, peers_PBC = task_loss(logits_BC, labels_B, label_smoothing), peer_log_probabilities_PBC
+    task = task_loss(logits_BC, labels_B, label_smoothing=label_smoothing, class_weights_C=class_weights_C)
+    peers_PBC = peer_log_probabilities_PBC
     distillation = mutual_loss(logits_BC, peers_PBC) if len(peers_PBC) else torch.zeros_like(task)
     return Losses(task + weight * distillation, task, distillation)
 

@@ -50,7 +50,10 @@ class Context:
 
 
 class Target(Protocol):
-    """Forms one soft target for all students, in the coordinator."""
+    """Forms one soft target for all students, in the coordinator.
+
+    Where samples are mixed, labels are class probabilities (B, C).
+    """
 
     def __call__(
         self, logits_SBC: Tensor, labels_B: Tensor, temperature: float, context: Context, /

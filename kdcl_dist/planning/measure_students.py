@@ -127,7 +127,7 @@ def _step(student: Student, stream: Iterator[Batch], message: Message, step: int
     logits_BC = student.forward(batch.images, step, learns=learns)
     message.reset(Kind.TRAIN, step)
     message.write_rows(batch.ids, student.contribution(logits_BC, step), batch.labels)
-    losses = random_loss(student, logits_BC, batch.labels)
+    losses = random_loss(student, logits_BC, batch.loss_labels)
     if learns:
         student.learn(losses.total, student.spec.optimizer.lr)
     float(losses.total.detach())  # waits for the GPU

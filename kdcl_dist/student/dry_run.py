@@ -58,7 +58,7 @@ def dry_run(student: Student, training_data: TrainingData, index: int) -> int:
             check_output(student, images_BCHW, where)
         if student.head is not None:
             check_head(student, student.head, first.images)
-        try_step(student, first.images, first.labels)
+        try_step(student, first.images, first.loss_labels)
     _check_parameters(student, known)
     if student.device.type == "cuda":
         return torch.cuda.max_memory_allocated(student.device)

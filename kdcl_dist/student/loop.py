@@ -151,7 +151,7 @@ class StudentLoop:
         names = tuple(student.recipe.names[peer] for peer in peers)
         context = Context(round.step, round.epoch, names, student=student.spec.name)
         target, covered_B = self._target(batch.ids, answer, peers)
-        self.losses = student.loss(logits_BC, batch.labels, target, covered_B, context)
+        self.losses = student.loss(logits_BC, batch.loss_labels, target, covered_B, context)
         self.skipped = torch.zeros_like(self.losses.total)
         if not student.learns(round.epoch):
             return StepMetrics(step=round.step)

@@ -73,6 +73,7 @@ class Student:
         self.recipe, self.spec, self.device, self.classes = recipe, recipe.students[index], device, classes
         self.replica = replica
         self.replicas: Replicas | None = None
+        self.class_weights_C: Tensor | None = None
         self.seed = student_seed(recipe.seed, index, self.spec.seed)
         self.frozen = recipe.is_teacher(self.spec)
         keep_graphs()
@@ -109,7 +110,7 @@ class Student:
         trains: bool = True,
     ) -> Student:
         """A student of a run whose data is open; other arguments and errors as of the class."""
-        return cls(
+        student = cls(
             training_data.recipe,
             index,
             replica=replica,
@@ -120,6 +121,9 @@ class Student:
             trains=trains,
             example=lambda: training_data.first_views(index, 2).images,
         )
+        if (weights_C := training_data.class_weights(index)) is not None:
+            student.class_weights_C = weights_C.to(device)
+        return student
 
     def _initial_network(self, channels: int, example: Callable[[], Tensor] | None) -> tuple[nn.Module, bool]:
         """The network with its initial weights, and whether its training steps are compiled."""
@@ -208,7 +212,7 @@ class Student:
 
         Args:
             logits_BC: of `forward`.
-            labels_B: the classes.
+            labels_B: the classes, or class probabilities (B, C).
             target: the log-probabilities of the soft target at the recipe's temperature, (B, C), or the
                 peers' logits, (P, B, C), of a method with peers. None: the student learns alone.
             covered_B: which samples have a soft target; None: all. See `distillation_loss`.
@@ -217,20 +221,23 @@ class Student:
         Raises:
             MethodError: a loss of the user's own fails.
         """
-        distillation, smoothing = self.recipe.distillation, self.spec.label_smoothing
-        labels_B = self._to_device(labels_B)
+        distillation, labels_B = self.recipe.distillation, self._to_device(labels_B)
+        task_options: Any = {
+            "label_smoothing": self.spec.label_smoothing,
+            "class_weights_C": self.class_weights_C,
+        }
         if target is None:
-            task = task_loss(logits_BC, labels_B, smoothing)
+            task = task_loss(logits_BC, labels_B, **task_options)
             return Losses(task, task, torch.zeros_like(task))
         target = self._to_device(target)
         temperature, weight = distillation.temperature, distillation.weight
         if self.peer_loss is not None:
-            task = task_loss(logits_BC, labels_B, smoothing)
+            task = task_loss(logits_BC, labels_B, **task_options)
             loss = self.peer_loss(logits_BC, target, labels_B, temperature, context or Context())
             return Losses(task + weight * loss, task, loss)
         # Row numbers, computed on the CPU: with a mask on the GPU the host would wait for the GPU.
         covered_K = None if covered_B is None else self._to_device(covered_B.nonzero()[:, 0])
-        return kdcl_loss(logits_BC, labels_B, target, temperature, weight, covered_K, smoothing)
+        return kdcl_loss(logits_BC, labels_B, target, temperature, weight, covered_K, **task_options)
 
     def conflict(self, losses: Losses) -> Conflict:
         """Cosine and ratio of the step's two gradients; the student's state does not change."""

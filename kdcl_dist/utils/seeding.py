@@ -2,7 +2,8 @@
 
 Each draw has a key (seed, purpose, epoch, ...), and no generator carries state from one step to the next. So
 a resumption, a new process or another number of loader workers changes no draw. NumPy's compatibility policy
-freezes `SeedSequence` and the raw output of `Philox`: a recipe gives the same draws with every NumPy.
+freezes `SeedSequence`, the raw output of `Philox` and the distributions of `RandomState`: a recipe gives the
+same draws with every NumPy.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ from enum import IntEnum
 import numpy as np
 import numpy.typing as npt
 
-__all__ = ["Purpose", "derive", "permutation"]
+__all__ = ["Purpose", "derive", "draws", "permutation"]
 
 
 class Purpose(IntEnum):
@@ -28,6 +29,8 @@ class Purpose(IntEnum):
     LOGIT_NOISE = 8
     STUDENT_WITH_OWN_SEED = 9
     TEST_NOISE = 10
+    MIXING = 11
+    PARTNER = 12
 
 
 def derive(seed: int, purpose: Purpose, *keys: int) -> int:
@@ -41,3 +44,9 @@ def permutation(size: int, seed: int, purpose: Purpose, *keys: int) -> npt.NDArr
     sequence = np.random.SeedSequence((seed, int(purpose), *keys))
     draws = np.random.Philox(sequence).random_raw(size)
     return np.argsort(draws, kind="stable")
+
+
+def draws(seed: int, purpose: Purpose, *keys: int) -> np.random.RandomState:
+    """A generator of draws from distributions that depend on all arguments."""
+    sequence = np.random.SeedSequence((seed, int(purpose), *keys))
+    return np.random.RandomState(np.random.Philox(sequence))

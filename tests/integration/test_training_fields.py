@@ -8,11 +8,13 @@ from collections.abc import Callable
 
 import pytest
 from cohorts import Cohort, Inject, MakeRecipe
-from equality import check
+from equality import PAIR, VIEWS, check, check_replicas
 
 from kdcl_dist.errors import MethodError
 from kdcl_dist.launch import local
 from kdcl_dist.run.run import Run
+
+WEIGHTS = "class_weights={class 0: 2.0, class 1: 0.5, class 2: 1, class 3: 3.5}"
 
 FIELDS = {
     "label_smoothing": ["students.a.label_smoothing=0.1"],
@@ -31,6 +33,19 @@ FIELDS = {
     ],
     "own method": ["distillation.method='nets:sharpened'"],
     "own method with peers": ["distillation.method={name: 'examples.custom.right:loss', peers: true}"],
+    "mixup and linear": ["data.mixup={alpha: 0.7}", f"students.b.{WEIGHTS}"],
+    "cutmix and naive": [
+        "data.cutmix={}",
+        "distillation.method=naive",
+        "students.a.label_smoothing=0.1",
+        f"students.a.{WEIGHTS}",
+    ],
+    "mixup, cutmix and dml": [
+        "data.mixup={alpha: 0.2, probability: 0.4}",
+        "data.cutmix={probability: 0.3}",
+        "distillation.method=dml",
+        f"students.b.{WEIGHTS}",
+    ],
     "lamb, own": [
         "students.a.optimizer={name: lamb, decay_norm_and_bias: false}",
         "students.b.optimizer={name: 'torch.optim:Adagrad', lr: 0.05, lr_decay: 0.01}",
@@ -47,6 +62,21 @@ ALL = [
     "students.a.ema={decay: 0.6}",
     "students.b.optimizer={name: 'torch.optim:Adagrad', lr: 0.05, lr_decay: 0.01}",
     "students.b.schedule={name: 'nets:halving', every: 2}",
+    f"students.b.{WEIGHTS}",
+    "data.mixup={alpha: 0.2, probability: 0.5}",
+    "data.cutmix={probability: 0.5}",
+    VIEWS,
+]
+
+#: One student of two workers, whose samples have partners in the other worker's share.
+MIXED_PAIR = [
+    PAIR,
+    VIEWS,
+    "data.mixup={probability: 0.5}",
+    "data.cutmix={probability: 0.5}",
+    "data.loader_workers=1",
+    "distillation.invariant=false",
+    f"students.a.{WEIGHTS}",
 ]
 
 
@@ -83,3 +113,13 @@ def test_a_mistake_of_a_method_with_peers_ends_the_run(
     assert isinstance(cause, MethodError)
     assert str(cause).startswith("student '")
     assert str(cause).endswith("'nets:nan_loss_later', step 3: ValueError: the loss is nan")
+
+
+def test_replicas_and_a_death_with_mixed_samples(
+    make_recipe: MakeRecipe, make_run: Callable[..., Run], inject: Inject
+) -> None:
+    run = make_run(make_recipe(*MIXED_PAIR, "failure.max_failures=1"))
+    met = inject("b", "forward", 4, "kill")
+    assert local.launch(run, lambda event: None, threading.Event())
+    assert met.exists()
+    check_replicas(run, atol=1e-6)

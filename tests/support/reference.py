@@ -84,10 +84,19 @@ def train(recipe: Recipe, averages: dict[str, dict[str, Tensor]] | None = None) 
             for i in range(S):
                 walk = ids[permutation(len(ids), seeds[i], Purpose.WINDOW_ORDER, epoch, window)]
                 mine.append(walk[(step - first) * recipe.batch_size :][: recipe.batch_size])
+            y = {int(id): labels[id] for id in ids}
+            lam, box, partner = mixing(recipe, epoch * T_epoch + step, np.sort(ids))
+            if recipe.data.mixup or recipe.data.cutmix:
+                one_hot = torch.eye(len(data.classes))[labels]
+                y = {id: lam * one_hot[id] + (1 - lam) * one_hot[partner[id]] for id in y}
             logits = []
             for i, s in enumerate(recipe.students):
                 view_seed = seeds[i] if recipe.distillation.invariant else recipe.seed
                 x = images(data, mine[i], recipe.augment_of(s), view_seed, epoch)
+                if lam < 1:
+                    others = np.array([partner[id] for id in mine[i].tolist()])
+                    x2 = images(data, others, recipe.augment_of(s), view_seed, epoch)
+                    x = mixed_images(x, x2, lam, box)
                 torch.manual_seed(derive(seeds[i], Purpose.STEP, epoch * T_epoch + step))
                 nets[i].train(epoch < last[i])
                 logits.append(nets[i](x))
@@ -109,13 +118,21 @@ def train(recipe: Recipe, averages: dict[str, dict[str, Tensor]] | None = None) 
                 if method == "nets:sharpened":
                     z = (1 + 2.0 / (epoch * T_epoch + step + 1)) * torch.stack(aligned).mean(dim=0)
                     aligned = [z]
-                rows = soft_target(method, aligned, labels[np.sort(ids)], T, w, teacher)
+                sorted_y = torch.stack([y[id] for id in np.sort(ids).tolist()])
+                rows = soft_target(method, aligned, sorted_y, T, w, teacher)
                 target = dict(zip(np.sort(ids).tolist(), rows, strict=True))
             target = {id: on_the_wire(recipe, row) for id, row in target.items()}
             losses = []
             for i in range(S):
                 smoothing = recipe.students[i].label_smoothing
-                loss = F.cross_entropy(logits[i], labels[mine[i]], label_smoothing=smoothing)
+                own_y = torch.stack([y[id] for id in mine[i].tolist()])
+                loss = F.cross_entropy(logits[i], own_y, label_smoothing=smoothing)
+                if chosen := recipe.students[i].class_weights:
+                    factor = torch.tensor([chosen[name] for name in data.classes])
+                    loss = F.cross_entropy(
+                        logits[i], own_y, factor, reduction="sum", label_smoothing=smoothing
+                    )
+                    loss = loss / len(own_y)
                 if method not in NO_TARGET:
                     there = [row for row, sample in enumerate(mine[i].tolist()) if sample in target]
                     q = F.log_softmax(logits[i] / T, dim=1)[there]
@@ -165,6 +182,32 @@ def moved(ema: Any, mean: dict[str, Tensor], state: dict[str, Tensor], n: int) -
         name: mean[name].lerp(value, 1 - keep) if value.is_floating_point() else value.clone()
         for name, value in state.items()
     }
+
+
+def mixing(recipe: Recipe, step: int, ids: np.ndarray) -> tuple[float, Any, dict[int, int]]:
+    """Lambda, the box of cutmix, and each sample's partner: the next in a shuffled circle."""
+    key = np.random.SeedSequence((recipe.seed, Purpose.MIXING, step))
+    random, lam, box = np.random.RandomState(np.random.Philox(key)), 1.0, None
+    mixup, cutmix, which = recipe.data.mixup, recipe.data.cutmix, random.random_sample()
+    if mixup and which < mixup.probability:
+        lam = random.beta(mixup.alpha, mixup.alpha)
+    elif cutmix and which < (mixup.probability if mixup else 0) + cutmix.probability:
+        side = math.sqrt(1 - random.beta(cutmix.alpha, cutmix.alpha))
+        y, x = random.random_sample(), random.random_sample()
+        box = [min(max(edge, 0), 1) for edge in (y - side / 2, y + side / 2, x - side / 2, x + side / 2)]
+        lam = 1 - (box[1] - box[0]) * (box[3] - box[2])
+    circle = ids[permutation(len(ids), recipe.seed, Purpose.PARTNER, step)].tolist()
+    return lam, box, dict(zip(circle, circle[1:] + circle[:1], strict=True))
+
+
+def mixed_images(x: Tensor, x2: Tensor, lam: float, box: Any) -> Tensor:
+    """Blended, or with a box of the others."""
+    if box is None:
+        return lam * x + (1 - lam) * x2
+    top, bottom = (round(edge * x.shape[2]) for edge in box[:2])
+    left, right = (round(edge * x.shape[3]) for edge in box[2:])
+    x[:, :, top:bottom, left:right] = x2[:, :, top:bottom, left:right]
+    return x
 
 
 def optimizer_of(o: Any, net: torch.nn.Module) -> torch.optim.Optimizer:
