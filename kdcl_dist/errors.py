@@ -161,7 +161,7 @@ class ModelError(UserError):
 
 
 class MethodError(UserError):
-    """A distillation method of the user's own that fails, or gives no soft target."""
+    """A distillation method of the user's own that fails, or gives no soft target or loss."""
 
 
 class RunFolderError(UserError):

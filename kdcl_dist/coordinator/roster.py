@@ -148,6 +148,4 @@ class Absences:
 
 def _state_of(start: Manifest | None, name: str) -> int:
     """Training steps in the state that a student takes from a checkpoint."""
-    if start is None or (part := start.parts.get(name)) is None:
-        return 0
-    return start.step if part.step is None else part.step
+    return 0 if start is None or name not in start.parts else start.step_of(name)

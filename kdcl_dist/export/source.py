@@ -106,10 +106,9 @@ class Source:
             raise RunFolderError(f"--ema: student {name!r} has no averaged weights (its ema is null)")
         check_recipe_imports(recipe, str(folder), allow_imports, students=[each.name for each in chosen])
         training_data = open_training_data(recipe, folder)
-        if last:
-            manifest = _of_epoch(folder, training_data, recipe.epochs, "--last")
-        elif epoch is not None:
-            manifest = _of_epoch(folder, training_data, epoch, f"--epoch {epoch}")
+        if last or epoch is not None:
+            option = "--last" if last else f"--epoch {epoch}"
+            manifest = _of_epoch(folder, training_data, epoch or recipe.epochs, option)
         else:
             manifest = _latest(folder, warn)
         networks = {
@@ -118,8 +117,7 @@ class Source:
         }
         network = _ensemble(folder, manifest, networks) if members else networks[name]
         # The part of an absent student is older than its checkpoint.
-        parts = [manifest.parts[each.name] for each in chosen]
-        done = {manifest.step if part.step is None else part.step for part in parts}
+        done = {manifest.step_of(each.name) for each in chosen}
         step = max(done)
         epochs, rest = divmod(step, training_data.schedule.steps_per_epoch)
         results = {} if rest or len(done) > 1 else _results(folder, epochs)

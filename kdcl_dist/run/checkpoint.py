@@ -83,6 +83,11 @@ class Manifest:
         """The checkpoint's folder within the run folder."""
         return _folder(self.step)
 
+    def step_of(self, student: str) -> int:
+        """Training steps that a student had done."""
+        step = self.parts[student].step
+        return self.step if step is None else step
+
 
 _MANIFEST = TypeAdapter(Manifest)
 
@@ -112,7 +117,7 @@ def copy_part(run: Folder, earlier: Manifest, step: int, name: str) -> Part:
         run.write(f"{_folder(step)}/{name}.pt", data)
     except StorageError as error:
         raise CheckpointError(f"{error.message}; the last checkpoint stays") from error
-    return replace(part, step=earlier.step if part.step is None else part.step)
+    return replace(part, step=earlier.step_of(name))
 
 
 def commit(run: Folder, manifest: Manifest) -> None:

@@ -178,7 +178,7 @@ def random_loss(student: Student, logits_BC: Tensor, labels_B: Tensor) -> Losses
     """The loss of the recipe's method with random logits of the others.
 
     Raises:
-        MethodError: a loss of the user's own fails.
+        MethodError: a loss of the user's own cannot be loaded, or fails.
     """
     distillation, rows, target = student.recipe.distillation, len(labels_B), None
     peers = tuple(name for name in student.recipe.names if name != student.spec.name)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -17,7 +18,7 @@ from kdcl_dist.data.sampling import student_seed
 from kdcl_dist.data.training_data import TrainingData
 from kdcl_dist.distillation.diagnostics import Conflict, conflict
 from kdcl_dist.distillation.losses import Losses, kdcl_loss, task_loss
-from kdcl_dist.distillation.methods import Context
+from kdcl_dist.distillation.methods import Context, PeerLoss
 from kdcl_dist.errors import ModelError, of_user_code
 from kdcl_dist.exchange.replicas import Replicas
 from kdcl_dist.models.compilation import compiled, keep_graphs, uncompiled
@@ -49,12 +50,11 @@ class Student:
         classes, channels: of the data.
         device: of the network.
         resumed: whether a state is loaded next, so that the recipe's initial weights are not needed.
-        trains: whether the student needs an optimiser and a loss, which may be the user's own code.
+        trains: whether the student needs an optimiser, which may be the user's own code.
         example: gives a few images of the student's; a network with lazy layers needs it.
 
     Raises:
         ModelError: the network, its initial weights or its optimiser cannot be built.
-        MethodError: a loss of the user's own cannot be loaded.
     """
 
     def __init__(
@@ -94,7 +94,6 @@ class Student:
         self.saved_buffers = [buffer.clone() for buffer in self.buffers]
         if trains:
             self.optimizer = self._built_optimizer()
-        self.peer_loss = load_peer_loss(recipe.distillation) if trains else None
         self.scaler = torch.amp.GradScaler(device.type, enabled=self.spec.precision == "fp16")
         self.dtype = AUTOCAST.get(self.spec.precision)
 
@@ -145,6 +144,11 @@ class Student:
         fails = f"optimizer {chosen.name!r} cannot train model {self.spec.model!r}"
         with of_user_code(ModelError, fails, self.spec.name):
             return build_optimizer(chosen, self.model)
+
+    @cached_property
+    def peer_loss(self) -> PeerLoss | None:
+        """The loss of a method with peers; one of the user's own is loaded when the student needs it."""
+        return load_peer_loss(self.recipe.distillation)
 
     def join(self, replicas: Replicas) -> None:
         """Average the gradients with the student's other workers from now on."""
@@ -219,7 +223,7 @@ class Student:
             context: what a method with peers may know. None: nothing.
 
         Raises:
-            MethodError: a loss of the user's own fails.
+            MethodError: a loss of the user's own cannot be loaded, or fails.
         """
         distillation, labels_B = self.recipe.distillation, self._to_device(labels_B)
         task_options: Any = {

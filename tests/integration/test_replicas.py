@@ -18,7 +18,10 @@ from kdcl_dist.run.run import Run
 MakeRun = Callable[..., Run]
 
 
-@pytest.mark.parametrize("method", ["none", "naive", "linear", "min_logit", "general", "mean", "dml"])
+OWN = "{name: 'examples.custom.right:loss', peers: true}"
+
+
+@pytest.mark.parametrize("method", ["none", "naive", "linear", "min_logit", "general", "mean", "dml", OWN])
 def test_unequal_replicas_give_the_result_of_whole_batches(
     method: str, make_recipe: MakeRecipe, make_run: MakeRun
 ) -> None:

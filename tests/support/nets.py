@@ -398,7 +398,9 @@ def remembers(
 def nan_loss_later(
     logits_BC: Tensor, peers_PBC: Tensor, labels_B: Tensor, temperature: float, context: Context
 ) -> Tensor:
-    """A method with peers that is sound at first."""
+    """A method with peers that is sound at first, and knows its cohort of two."""
+    if context.students != (("b",) if context.student == "a" else ("a",)):
+        raise ValueError(f"{context.student} learns from {context.students}")
     return logits_BC.mean() * (torch.nan if context.step >= 3 else 1)
 
 

@@ -87,9 +87,9 @@ def test_mistakes_are_found_in_the_rehearsal(method: str, words: list[str], make
 def test_a_mistake_in_the_middle_names_method_and_step(make_recipe: MakeRecipe) -> None:
     student = student_of(make_recipe, "{name: 'nets:nan_loss_later', peers: true}")
     logits_BC, peers_PBC, labels_B = batch()
-    student.loss(logits_BC, labels_B, peers_PBC, None, Context(2))
+    student.loss(logits_BC, labels_B, peers_PBC, None, Context(2, students=("b",), student="a"))
     with pytest.raises(MethodError, match=r"nets:nan_loss_later', step 3: ValueError: the loss is nan"):
-        student.loss(logits_BC, labels_B, peers_PBC, None, Context(3))
+        student.loss(logits_BC, labels_B, peers_PBC, None, Context(3, students=("b",), student="a"))
 
 
 @pytest.mark.parametrize(
