@@ -50,7 +50,14 @@ def try_method(target: Target, students: tuple[str, ...], classes: int, *, mixed
     weights_S = torch.full((len(students),), 1 / len(students), dtype=torch.float64)
     if mixed:
         labels_B = two_hot(labels_B, labels_B.roll(1), 0.75, classes)
-    target(logits_SBC, labels_B, 2.0, Context(students=students, weights_S=weights_S))
+    try:
+        target(logits_SBC, labels_B, 2.0, Context(students=students, weights_S=weights_S))
+    except MethodError as error:
+        if mixed:
+            error.message += (
+                " (its labels are class probabilities (B, C), as data.mixup or cutmix gives them)"
+            )
+        raise
 
 
 def _target(

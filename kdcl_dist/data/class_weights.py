@@ -47,7 +47,7 @@ def class_weights(
     if unknown := [name for name in given if name not in classes]:
         raise RecipeError(f"{field}: {_shown(unknown)} is no class of the data (it has {_shown(classes)})")
     if missing := [name for name in classes if name not in given]:
-        raise RecipeError(f"{field}: {_shown(missing)} has no weight, but every class needs one")
+        raise RecipeError(f"{field}: no weight for {_shown(missing)}, and every class needs one")
     return torch.tensor([given[name] for name in classes])
 
 

@@ -29,8 +29,8 @@ class Purpose(IntEnum):
     LOGIT_NOISE = 8
     STUDENT_WITH_OWN_SEED = 9
     TEST_NOISE = 10
-    MIXING = 11
-    PARTNER = 12
+    MIXING = 12
+    PARTNER = 13
 
 
 def derive(seed: int, purpose: Purpose, *keys: int) -> int:

@@ -53,8 +53,8 @@ def test_given_weights_go_by_name(make_recipe: MakeRecipe) -> None:
 @pytest.mark.parametrize(
     ("given", "words"),
     [
-        ("{class 0: 1}", "'class 1', 'class 2', 'class 3' has no weight"),
-        ("{}", "has no weight"),
+        ("{class 0: 1}", "no weight for 'class 1', 'class 2', 'class 3', and"),
+        ("{}", "no weight for 'class 0'"),
         ("{class 0: 1, cat: 2}", "'cat' is no class of the data .it has 'class 0', 'class 1'"),
         ("even", "must be 'balanced', or a weight for each class.*got 'even'"),
         ("[1, 2, 3, 4]", "must be 'balanced', or a weight for each class"),
