@@ -129,11 +129,12 @@ class TrainingData:
         return RunSchedule(
             epochs=recipe.epochs,
             steps_per_epoch=len(epoch_steps(train_ids, recipe.batch_size, recipe.seed, 0)),
-            holdout_batches=len(batches_of(holdout_ids, recipe.batch_size)) if has_weights else 0,
-            test_batches=len(batches_of(np.arange(len(self.test)), recipe.batch_size)),
+            holdout_batches=len(batches_of(holdout_ids, recipe.part_size)) if has_weights else 0,
+            test_batches=len(batches_of(np.arange(len(self.test)), recipe.part_size)),
             checkpoint_epochs=recipe.checkpoint.every_epochs,
             samples=len(self.train),
             test_passes=2 if recipe.averaged else 1,
+            accumulate=recipe.accumulate,
         )
 
     @property
@@ -153,16 +154,16 @@ class TrainingData:
             replica: which replica of the student.
         """
         student, recipe = self.recipe.students[index], self.recipe
-        steps = self._steps(self._seed(index), start.step)
+        parts = self._parts(self._seed(index), start.step)
         holdout, test = (
-            batches_of(ids, recipe.batch_size) for ids in (self.split[1], np.arange(len(self.test)))
+            batches_of(ids, recipe.part_size) for ids in (self.split[1], np.arange(len(self.test)))
         )
 
         def specs() -> Iterator[BatchSpec]:
             """The batches of the rounds in order."""
             for round in self.schedule.rounds(start):
                 if round.kind is Kind.TRAIN:
-                    yield BatchSpec(0, *next(steps))
+                    yield BatchSpec(0, *next(parts))
                 elif round.kind is Kind.HOLDOUT:
                     yield BatchSpec(1, 0, holdout[round.part])
                 elif round.kind is Kind.EVALUATE:
@@ -173,10 +174,13 @@ class TrainingData:
         return self._load(views, shares)
 
     def training_batches(self, index: int, start: int, replica: int = 0) -> Iterator[Batch]:
-        """One replica's share of a student's training batches, from a global step to the end of the run."""
+        """One replica's share of a student's training batches, from a global step to the end of the run.
+
+        A step has `accumulate` batches.
+        """
         replicas = self.recipe.students[index].replicas
-        steps = self._steps(self._seed(index), start)
-        specs = (BatchSpec(0, epoch, _share(ids_B, replica, replicas)) for epoch, ids_B in steps)
+        parts = self._parts(self._seed(index), start)
+        specs = (BatchSpec(0, epoch, _share(ids_B, replica, replicas)) for epoch, ids_B in parts)
         return self._load([self._training_views(index)], specs)
 
     def first_views(self, index: int, count: int) -> Batch:
@@ -201,7 +205,7 @@ class TrainingData:
         Raises:
             DataError: a sample cannot be read or transformed, or the loader process fails.
         """
-        epoch, ids_B = next(self._steps(self._seed(index), 0))
+        epoch, ids_B = next(self._parts(self._seed(index), 0))
         share_B = _share(ids_B, replica, self.recipe.students[index].replicas)
         views = [self._training_views(index), self._test_views(self.train), self._test_views(self.test)]
         workers = min(1, self.recipe.data.loader_workers)
@@ -226,7 +230,7 @@ class TrainingData:
             ("data.test", self.test, np.arange(len(self.test))),
             ("data.holdout_per_class", self.train, holdout_ids),
         ):
-            parts, views = batches_of(ids, self.recipe.batch_size), self._test_views(dataset)
+            parts, views = batches_of(ids, self.recipe.part_size), self._test_views(dataset)
             for number in _spaced(len(parts), 4):
                 ends_B = np.unique(parts[number][[0, -1]])
                 images_BCHW = _checked_batch("data.test_view", views, ends_B).images
@@ -258,16 +262,26 @@ class TrainingData:
     def _test_views(self, dataset: ImageDataset) -> Views:
         return test_views(dataset, self.recipe.data.test_items, self.recipe.seed)
 
-    def _steps(self, seed: int, start: int) -> Iterator[tuple[int, Ids]]:
-        per_epoch, window = self.schedule.steps_per_epoch, self.recipe.distillation.window
+    def _parts(self, seed: int, start: int) -> Iterator[tuple[int, Ids]]:
+        """The epoch and one student's sample ids of each training round, from the first of a global step on.
+
+        A part of a step has the same samples for all students, as a step without parts.
+        """
+        recipe, per_epoch, window = (
+            self.recipe,
+            self.schedule.steps_per_epoch,
+            self.recipe.distillation.window,
+        )
         width = per_epoch if window == "epoch" else window
-        for epoch in range(start // per_epoch, self.recipe.epochs):
-            steps_TB = epoch_steps(self.split[0], self.recipe.batch_size, self.recipe.seed, epoch)
-            for ids_B in own_steps(steps_TB, width, seed, epoch, max(0, start - epoch * per_epoch)):
+        for epoch in range(start // per_epoch, recipe.epochs):
+            steps_TB = epoch_steps(self.split[0], recipe.batch_size, recipe.seed, epoch)
+            parts_PB = steps_TB.reshape(-1, recipe.part_size)
+            first = max(0, start - epoch * per_epoch) * recipe.accumulate
+            for ids_B in own_steps(parts_PB, width, seed, epoch, first):
                 yield epoch, ids_B
 
     def _once(self, dataset: ImageDataset, ids: Ids) -> Iterator[Batch]:
-        specs = (BatchSpec(0, 0, ids_B) for ids_B in batches_of(ids, self.recipe.batch_size))
+        specs = (BatchSpec(0, 0, ids_B) for ids_B in batches_of(ids, self.recipe.part_size))
         return self._load([self._test_views(dataset)], specs)
 
     def _load(self, views: Sequence[Views], schedule: Iterator[BatchSpec]) -> Iterator[Batch]:

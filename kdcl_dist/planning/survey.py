@@ -85,6 +85,11 @@ def survey(
         shared = link or DEFAULT_LINK, DEFAULT_ENSEMBLE_S, cores or math.inf
     source = f"{', '.join(measured)} measured on this machine" if measured else "nothing measured here"
     notes.insert(0, f"{source}, the rest given or default")
+    if recipe.accumulate > 1:
+        notes.append(
+            f"accumulate: a step here is one of the {recipe.accumulate} parts of the run's step, "
+            f"{recipe.part_size} samples"
+        )
     return Survey(recipe, _model(recipe, classes, students, given, shared), notes)
 
 
@@ -112,7 +117,7 @@ def _model(
     if ENSEMBLE in given:
         ensemble_s = next(iter(given[ENSEMBLE].values())).total_s
     return StepModel(
-        recipe.batch_size,
+        recipe.part_size,
         classes,
         students,
         link,
@@ -143,14 +148,14 @@ def _costs(
     shape: tuple[int, int],
     on_progress: OnProgress,
 ) -> StudentCosts:
-    student, counts = recipe.students[index], divisors(recipe.batch_size, most)
+    student, counts = recipe.students[index], divisors(recipe.part_size, most)
     if student.name in given:
         costs = given[student.name]
     else:
         on_progress(f"measuring {student.name}")
         # The recipe's own number goes first: it must fit the device, the others need not.
         costs = measure_student(recipe, index, sorted(counts, key=lambda count: count != student.replicas))
-        counts = [count for count in counts if recipe.batch_size // count in costs]
+        counts = [count for count in counts if recipe.part_size // count in costs]
     threads = 0 if student.resources.gpu_share(auto=0.0) else student.resources.cpu
     return StudentCosts(costs, threads, _gradient_bytes(recipe, index, shape), counts)
 
