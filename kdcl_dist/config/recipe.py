@@ -33,7 +33,7 @@ class Recipe(Strict):
     accumulate: PositiveInt = Field(
         default=1,
         description="Parts in which the samples of a step go through, which saves memory. Each part is "
-        "exchanged, and the optimisers step after the last.",
+        "exchanged, and the optimisers step once, after the last.",
     )
     deterministic: bool = Field(
         default=False,

@@ -84,13 +84,15 @@ def survey(
     else:
         shared = link or DEFAULT_LINK, DEFAULT_ENSEMBLE_S, cores or math.inf
     source = f"{', '.join(measured)} measured on this machine" if measured else "nothing measured here"
-    notes.insert(0, f"{source}, the rest given or default")
-    if recipe.accumulate > 1:
-        notes.append(
-            f"accumulate: a step here is one of the {recipe.accumulate} parts of the run's step, "
-            f"{recipe.part_size} samples"
-        )
+    notes = [f"{source}, the rest given or default", *notes, *_parts(recipe)]
     return Survey(recipe, _model(recipe, classes, students, given, shared), notes)
+
+
+def _parts(recipe: Recipe) -> list[str]:
+    """A note on what a step is, if the run's steps have parts."""
+    parts, samples = recipe.accumulate, recipe.part_size
+    note = f"accumulate: a step here is one of the {parts} parts of the run's step, {samples} samples"
+    return [note] if parts > 1 else []
 
 
 def _on(recipe: Recipe, device: str) -> Recipe:

@@ -25,6 +25,7 @@ from kdcl_dist.models.pretrained import load_weights
 from kdcl_dist.models.registry import BUILT_IN, construct
 from kdcl_dist.models.transfer import freeze_body, head_of, train_head
 from kdcl_dist.student.ema import AveragedWeights
+from kdcl_dist.student.gradient import apply_gradient, is_bad
 from kdcl_dist.student.learning_rate import learning_rate
 from kdcl_dist.student.optimizer import build_optimizer, load_optimizer
 from kdcl_dist.utils.seeding import Purpose, derive
@@ -244,38 +245,11 @@ class Student:
         for group in self.optimizer.param_groups:
             group["lr"] = lr
         scaled, nothing = self.scaler.is_enabled(), torch.zeros((), device=self.device)
-        bad = self._is_bad() if self.average or not scaled else nothing
-        self._update(bad)
+        bad = is_bad(self.model) if self.average or not scaled else nothing
+        apply_gradient(self.model, self.optimizer, self.scaler, bad, self.spec.clip_grad_norm)
         if self.average is not None:
             self.average.update(self.model, bad)
         return nothing if scaled else bad
-
-    def _update(self, bad: Tensor) -> None:
-        """Let the optimiser learn from the gradient, unless it is bad."""
-        if self.scaler.is_enabled():
-            if self.spec.clip_grad_norm is not None:
-                self.scaler.unscale_(self.optimizer)
-                self._clip()
-            self.scaler.step(self.optimizer)
-            self.scaler.update()
-            return
-        if self.optimizer.defaults.get("fused"):  # skips the step on the GPU: the host does not wait
-            self.optimizer.found_inf = bad  # type: ignore[attr-defined]
-        elif self.device.type != "meta" and bad:
-            return
-        self._clip()
-        self.optimizer.step()
-
-    def _clip(self) -> None:
-        """Shorten the gradient to the recipe's norm; replicas have the same gradient."""
-        if self.spec.clip_grad_norm is not None:
-            nn.utils.clip_grad_norm_(self.model.parameters(), self.spec.clip_grad_norm)
-
-    def _is_bad(self) -> Tensor:
-        """1 if the gradient is not finite, else 0; replicas have the same gradient, and so agree."""
-        gradients = [each.grad for each in self.model.parameters() if each.grad is not None]
-        norm = torch.stack(torch._foreach_norm(gradients)).sum()
-        return (~torch.isfinite(norm)).float()
 
     def lr(self, step: int, steps_per_epoch: int) -> float:
         """The learning rate of a step, a pure function of the recipe."""

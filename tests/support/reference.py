@@ -107,7 +107,9 @@ def train(recipe: Recipe, averages: dict[str, dict[str, Tensor]] | None = None) 
             elif method not in ("none", "dml"):
                 aligned = [all_sent[i][np.argsort(mine[i])] for i in range(S)]
                 if method == "nets:sharpened":
-                    z = (1 + 2.0 / (epoch * T_epoch + step + 1)) * torch.stack(aligned).mean(dim=0)
+                    z = (1 + 2.0 / ((epoch * T_epoch + step) * k + part + 1)) * torch.stack(aligned).mean(
+                        dim=0
+                    )
                     aligned = [z]
                 rows = soft_target(method, aligned, labels[np.sort(ids)], T, w, teacher)
                 target = dict(zip(np.sort(ids).tolist(), rows, strict=True))
