@@ -30,6 +30,11 @@ class Recipe(Strict):
     batch_size: PositiveInt = Field(
         default=64, description="Samples of one step, the same number for every student."
     )
+    accumulate: PositiveInt = Field(
+        default=1,
+        description="Parts in which the samples of a step go through, which saves memory. Each part is "
+        "exchanged, and the optimisers step once, after the last.",
+    )
     deterministic: bool = Field(
         default=False,
         description="Only operations that give the same sums each time, on GPUs too. `true` is slower.",
@@ -61,6 +66,11 @@ class Recipe(Strict):
             for index, student in enumerate(self.students)
             for replica in range(student.replicas)
         ]
+
+    @property
+    def part_size(self) -> int:
+        """Samples of a part of a step: the rows of one round."""
+        return self.batch_size // self.accumulate
 
     @property
     def averaged(self) -> list[str]:
@@ -155,12 +165,27 @@ def _same_view_has_same_augment(recipe: Recipe) -> None:
         )
 
 
+def _parts_are_even(recipe: Recipe) -> None:
+    if recipe.batch_size % recipe.accumulate:
+        raise ValueError(
+            f"accumulate: {recipe.accumulate} parts cannot share a batch_size of {recipe.batch_size} evenly"
+        )
+    if recipe.accumulate > 1 and recipe.distillation.window != 1:
+        raise ValueError(
+            f"accumulate: {recipe.accumulate} needs distillation.window 1 (got "
+            f"{recipe.distillation.window!r}): a part of a step must have the same samples for all students"
+        )
+
+
 def _replicas_share_evenly(recipe: Recipe) -> None:
+    whole = (
+        "a batch_size of" if recipe.accumulate == 1 else f"one of {recipe.accumulate} parts (accumulate) of"
+    )
     for student in recipe.students:
-        if recipe.batch_size % student.replicas:
+        if recipe.part_size % student.replicas:
             raise ValueError(
-                f"students.{student.name}.replicas: {student.replicas} replicas cannot share a batch_size of "
-                f"{recipe.batch_size} evenly"
+                f"students.{student.name}.replicas: {student.replicas} replicas cannot share {whole} "
+                f"{recipe.part_size} evenly"
             )
 
 
@@ -199,6 +224,7 @@ CHECKS = (
     _teacher_exists,
     _weights_have_holdout,
     _same_view_has_same_augment,
+    _parts_are_even,
     _replicas_share_evenly,
     _mixed_samples_can_be_learned,
     _last_epoch_has_a_learner,

@@ -22,7 +22,8 @@ class Round:
         kind: its purpose.
         epoch: epoch, from 0.
         step: number of training steps before it; for TRAIN its own global step.
-        part: batch number within a pass over held-out samples, or within all passes over test samples.
+        part: of a training step, or batch number within a pass over held-out samples or within all passes
+            over test samples.
     """
 
     kind: Kind
@@ -37,7 +38,7 @@ class Round:
 
     @property
     def rewound(self) -> Round:
-        """The first round of the passes over held-out or test samples, where interrupted ones resume."""
+        """The first part of this step or of these passes, where interrupted ones resume."""
         return replace(self, part=0)
 
 
@@ -53,6 +54,7 @@ class RunSchedule:
         checkpoint_epochs: epochs from one checkpoint to the next; the last epoch always ends with one.
         samples: size of the training set with its held-out samples; every training sample id is below it.
         test_passes: passes over the test samples after an epoch: the second is that of averaged weights.
+        accumulate: parts of a training step.
     """
 
     epochs: int
@@ -62,6 +64,15 @@ class RunSchedule:
     checkpoint_epochs: int
     samples: int = 0
     test_passes: int = 1
+    accumulate: int = 1
+
+    def ends_step(self, round: Round) -> bool:
+        """Whether a round of TRAIN is the last of its step."""
+        return round.part + 1 == self.accumulate
+
+    def ends_epoch(self, round: Round) -> bool:
+        """Whether a round of TRAIN is the last of its epoch."""
+        return self.ends_step(round) and (round.step + 1) % self.steps_per_epoch == 0
 
     def test_batch(self, round: Round) -> tuple[int, int]:
         """Of a round of EVALUATE the pass, and the batch within it; from 0."""
@@ -84,17 +95,18 @@ class RunSchedule:
 
     def after(self, round: Round) -> Round:
         """The next round; the last round follows itself."""
-        if round.kind is Kind.TRAIN and (round.step + 1) % self.steps_per_epoch:
-            return replace(
-                round, step=round.step + 1
-            )  # without a pass through the epoch, since this runs at every step
+        if round.kind is Kind.TRAIN and not self.ends_epoch(round):
+            # Without a pass through the epoch, since this runs at every step.
+            turn = round.step * self.accumulate + round.part + 1
+            return replace(round, step=turn // self.accumulate, part=turn % self.accumulate)
         rounds = self.rounds(round)
         return next(rounds) if round.kind is Kind.END else next(islice(rounds, 1, None))
 
     def _epoch(self, epoch: int) -> Iterator[Round]:
         first, end = epoch * self.steps_per_epoch, (epoch + 1) * self.steps_per_epoch
         for step in range(first, end):
-            yield Round(Kind.TRAIN, epoch, step)
+            for part in range(self.accumulate):
+                yield Round(Kind.TRAIN, epoch, step, part)
         for part in range(self.holdout_batches):
             yield Round(Kind.HOLDOUT, epoch, end, part)
         for part in range(self.test_passes * self.test_batches):

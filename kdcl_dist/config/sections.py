@@ -316,7 +316,7 @@ class Limits(Strict):
     startup_s: Seconds = Field(
         default=300.0, description="Seconds for all processes to start and to form the cohort."
     )
-    step_s: Seconds = Field(default=120.0, description="Seconds for one step.")
+    step_s: Seconds = Field(default=120.0, description="Seconds for one step, or one part of it.")
     storage_s: Seconds = Field(
         default=30.0,
         description="Seconds of retries when the storage fails; at most a third of `step_s` is used.",

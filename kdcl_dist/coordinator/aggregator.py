@@ -108,8 +108,8 @@ class Aggregator:
         workers = [each.student for each in self.recipe.workers if each.student in self.present]
         return by_student(messages, workers, len(self.names))
 
-    def answer(self, parts: Sequence[Contribution], step: int, epoch: int = 0) -> Answer:
-        """Answer a training step.
+    def answer(self, parts: Sequence[Contribution], step: int, epoch: int = 0, part: int = 0) -> Answer:
+        """Answer a training step, or a part of one.
 
         With a bank, all students' logits of the step are stored first. The soft target of each of their
         samples is then formed of all logits of the sample, those of this step unrounded. So the target
@@ -118,7 +118,7 @@ class Aggregator:
 
         Args:
             parts: each student's rows.
-            step: the global step; epoch: its epoch.
+            step: the global step; epoch: its epoch; part: of the step, from 0.
 
         Raises:
             ContributionError: as `align`; where the recipe's window lets students send different samples
@@ -130,7 +130,7 @@ class Aggregator:
             return Answer(parts, None, None, non_finite(parts))
         if self.bank is None:
             aligned = align(parts, self.present, self.names)
-            known = covered = with_mixed_labels(self.recipe, aligned, step)
+            known = covered = with_mixed_labels(self.recipe, aligned, step * self.recipe.accumulate + part)
             parts = with_largest_classes(parts, known)
         else:
             known = recall(self.bank, parts, self.present, self.names, step)

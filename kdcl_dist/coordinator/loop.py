@@ -78,6 +78,7 @@ class CoordinatorLoop:
         self.step: _Step | None = None
         self.stopping = False
         self.skipped: set[int] = set()
+        self.bad: set[int] = set()
         self.last_emitted_s = self.last_polled_s = 0.0
 
     def run_rounds(self) -> Flag:
@@ -178,8 +179,11 @@ class CoordinatorLoop:
                 self.emit(Warned(f"{where} is NaN or infinite: it skips this step"))
 
     def _interruption(self, round: Round) -> Flag:
-        """Whether the cohort forms anew, or takes a checkpoint before the next of the schedule."""
-        if time.monotonic() - self.last_polled_s < POLL_S:
+        """Whether the cohort forms anew, or takes a checkpoint before the next of the schedule.
+
+        Neither happens within a step.
+        """
+        if not self.schedule.ends_step(round) or time.monotonic() - self.last_polled_s < POLL_S:
             return Flag.NONE
         self.last_polled_s = time.monotonic()
         if len(self.present) < len(self.recipe.students) and self.has_returned():
@@ -192,12 +196,12 @@ class CoordinatorLoop:
     def _can_stop(self, round: Round) -> bool:
         """Whether the run can be resumed after a round: between an epoch's steps, and after a checkpoint."""
         if round.kind is Kind.TRAIN:
-            return (round.step + 1) % self.schedule.steps_per_epoch != 0
+            return self.schedule.ends_step(round) and not self.schedule.ends_epoch(round)
         return round.kind is Kind.CHECKPOINT and round.epoch + 1 < self.schedule.epochs
 
     def _train(self, round: Round, messages: Sequence[Message]) -> None:
         started_s = time.perf_counter()
-        answer = self.aggregator.answer(self.aggregator.parts(messages), round.step, round.epoch)
+        answer = self.aggregator.answer(self.aggregator.parts(messages), round.step, round.epoch, round.part)
         self._exclude(answer.bad, round)
         if answer.target is not None:
             message = self.exchange.answer
@@ -207,10 +211,13 @@ class CoordinatorLoop:
         self.step = _Step(answer, time.perf_counter() - started_s)
 
     def _exclude(self, bad: Sequence[int], round: Round) -> None:
-        """Exclude the students whose logits of this step are not finite; too many such steps are an error."""
-        news = [self.recipe.names[index] for index in bad if index not in self.aggregator.bad_steps]
-        self.aggregator.check_bad(sorted({*bad, *self.skipped}), self.recipe.failure.max_bad_steps)
-        self.skipped.clear()
+        """Exclude the students whose logits of this part are not finite; too many such steps are an error."""
+        known = {*self.aggregator.bad_steps, *self.bad}
+        news = [self.recipe.names[index] for index in bad if index not in known]
+        self.bad |= set(bad)
+        if self.schedule.ends_step(round):
+            self.aggregator.check_bad(sorted(self.bad | self.skipped), self.recipe.failure.max_bad_steps)
+            self.skipped, self.bad = set(), set()
         if bad:
             self.exchange.answer.exclude(bad)
         if news:
@@ -228,7 +235,7 @@ class CoordinatorLoop:
         if self.recipe.analysis.measures(round.step):
             self.metrics.analysis(round, self.step.answer, self.aggregator.weights_S)
         self.step = None
-        if time.monotonic() - self.last_emitted_s > EMIT_S:
+        if self.schedule.ends_step(round) and time.monotonic() - self.last_emitted_s > EMIT_S:
             self.last_emitted_s = time.monotonic()
             self.emit(Stepped(round.step + 1, self.metrics.running()))
 

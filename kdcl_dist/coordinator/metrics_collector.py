@@ -26,6 +26,7 @@ from kdcl_dist.exchange.message import StepMetrics
 from kdcl_dist.run.events import EpochEnded, Values
 from kdcl_dist.run.metrics import EMA, ENSEMBLE, MetricsTable, Scores
 from kdcl_dist.run.run import Run
+from kdcl_dist.run.step_figures import of_parts
 from kdcl_dist.run.tensorboard import TensorBoard
 
 __all__ = ["MetricsCollector"]
@@ -71,6 +72,7 @@ class MetricsCollector:
         self.table = MetricsTable(run.folder)
         self.tensorboard = TensorBoard(run.folder, start=run.step - run.step % schedule.steps_per_epoch)
         self.losses = {name: RunningLoss() for name in run.recipe.names}
+        self.parts: dict[tuple[str, str], list[Mapping[str, float]]] = defaultdict(list)
         self.scores: dict[str, Scores] = {}
         self.results: Values = {}
         self.staleness = Staleness(_sources(run.recipe))
@@ -108,21 +110,23 @@ class MetricsCollector:
         return lines
 
     def step(self, round: Round, answer: Answer, ensemble_s: float) -> None:
-        """Add a training step: the accuracy of each student, and of the soft target if there is one."""
+        """Add a part of a training step: the accuracy of each student, and of the soft target if any."""
+        if round.part == 0:
+            self.parts.clear()
         for index, (name, part) in enumerate(zip(self.recipe.names, answer.parts, strict=True)):
             if index in answer.bad:
-                self._add(name, round, "train", {"skipped": 1.0})
+                self._add_part(name, round, "train", {"skipped": 1.0})
                 continue
             if not len(part.ids):  # absent
                 continue
             (scores := Scores()).add_logits(part.logits, part.labels)
             values = scores.values()
-            self._add(name, round, "train", {"top1": values["top1"], "top5": values["top5"]})
+            self._add_part(name, round, "train", {"top1": values["top1"], "top5": values["top5"]})
         target_scores: dict[str, float] = {}
         if answer.target is not None and len(answer.target.ids):
             (scores := Scores()).add(answer.target.log_probabilities, answer.target.labels)
             target_scores = scores.values()
-        self._add(ENSEMBLE, round, "train", target_scores | {"ensemble_s": ensemble_s})
+        self._add_part(ENSEMBLE, round, "train", target_scores | {"ensemble_s": ensemble_s})
         if answer.known is not None and answer.known.age is not None:
             self.staleness.add(answer.parts, answer.known)
 
@@ -132,9 +136,8 @@ class MetricsCollector:
             return
         temperature = self.recipe.distillation.temperature
         figures = measure(self.recipe.names, aligned.logits, aligned.labels, temperature, weights_S)
-        self._add(ENSEMBLE, round, "analysis", figures.ensembles)
-        for name, values in figures.students.items():
-            self._add(name, round, "analysis", values)
+        for name, values in {ENSEMBLE: figures.ensembles, **figures.students}.items():
+            self._add_part(name, round, "analysis", values)
 
     def weights(self, round: Round, weights_S: Tensor) -> None:
         """Add the new weights of `general`."""
@@ -202,6 +205,13 @@ class MetricsCollector:
         self.results = state["results"]
         if "staleness" in state:  # older checkpoints have none
             self.staleness.load_state_dict(state["staleness"])
+
+    def _add_part(self, name: str, round: Round, split: str, values: Mapping[str, float]) -> None:
+        """Add figures of a part of a training step; with the last part those of the step are recorded."""
+        parts = self.parts[name, split]
+        parts.append(values)
+        if self.schedule.ends_step(round):
+            self._add(name, round, split, of_parts(parts))
 
     def _add(self, name: str, round: Round, split: str, values: Mapping[str, float]) -> None:
         self.table.add(name, round.epoch, round.step, split, values)

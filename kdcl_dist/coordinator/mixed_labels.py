@@ -11,16 +11,19 @@ import torch
 
 from kdcl_dist.config.recipe import Recipe
 from kdcl_dist.coordinator.aligned_logits import Aligned
-from kdcl_dist.data.mixing import mix_of_step
+from kdcl_dist.data.mixing import mix_of_round
 from kdcl_dist.distillation.labels import is_mixed, largest_class
 from kdcl_dist.exchange.message import Contribution
 
 __all__ = ["with_largest_classes", "with_mixed_labels"]
 
 
-def with_mixed_labels(recipe: Recipe, aligned: Aligned, step: int) -> Aligned:
-    """All samples of a step with class probabilities as labels, if the recipe mixes."""
-    mix = mix_of_step(recipe, step, aligned.ids.numpy())
+def with_mixed_labels(recipe: Recipe, aligned: Aligned, turn: int) -> Aligned:
+    """All samples of a training round with class probabilities as labels, if the recipe mixes.
+
+    Arguments as of `mix_of_round`.
+    """
+    mix = mix_of_round(recipe, turn, aligned.ids.numpy())
     if mix is None:
         return aligned
     partner_B = torch.searchsorted(aligned.ids, torch.from_numpy(mix.partners))

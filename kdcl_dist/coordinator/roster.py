@@ -75,8 +75,9 @@ class Roster:
         """The first round of a generation, and the students that have no state to continue with.
 
         A student has no state before its first generation, after its own failure, or where its replicas
-        stand at different rounds. The other students may be one round apart: the coordinator's answer
+        stand at different steps. The other students may be one round apart: the coordinator's answer
         reached some and not others. All continue at the latest round, without the step that some missed.
+        Within a step they begin it anew, at its first part.
 
         Args:
             present: the students of the generation.
@@ -85,7 +86,8 @@ class Roster:
         """
         rounds, restored = [position], []
         for index in present:
-            own = {positions[rank] for rank in self.ranks([index])}
+            found = (positions[rank] for rank in self.ranks([index]))
+            own = {round and round.rewound for round in found}
             round = own.pop()
             if round is None or own or index in self.failed:
                 restored.append(index)

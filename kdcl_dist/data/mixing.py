@@ -19,7 +19,7 @@ from kdcl_dist.data.sampling import Ids
 from kdcl_dist.distillation.labels import two_hot
 from kdcl_dist.utils.seeding import Purpose, draws, permutation
 
-__all__ = ["Box", "Mix", "mix_of_step"]
+__all__ = ["Box", "Mix", "mix_of_round"]
 
 
 class Box(NamedTuple):
@@ -85,23 +85,23 @@ class Mix(NamedTuple):
         return two_hot(labels_B, partners_B, self.share, classes)
 
 
-def mix_of_step(recipe: Recipe, step: int, ids_B: Ids) -> Mix | None:
-    """How a step mixes its samples; None if the recipe never mixes.
+def mix_of_round(recipe: Recipe, turn: int, ids_B: Ids) -> Mix | None:
+    """How a step, or a part of it with `accumulate`, mixes its samples; None if the recipe never mixes.
 
     Args:
         recipe: the run.
-        step: the global step.
-        ids_B: all samples of the step, in any order.
+        turn: number of the part from the start of the run; without `accumulate` the global step.
+        ids_B: all its samples, in any order.
     """
     if not recipe.data.mixes:
         return None
-    share, box = _ratio(recipe, step)
-    return Mix(ids_B if share == 1 else _partners(recipe.seed, step, ids_B), share, box)
+    share, box = _ratio(recipe, turn)
+    return Mix(ids_B if share == 1 else _partners(recipe.seed, turn, ids_B), share, box)
 
 
-def _ratio(recipe: Recipe, step: int) -> tuple[float, Box | None]:
+def _ratio(recipe: Recipe, turn: int) -> tuple[float, Box | None]:
     """Lambda and the box of a step."""
-    data, random = recipe.data, draws(recipe.seed, Purpose.MIXING, step)
+    data, random = recipe.data, draws(recipe.seed, Purpose.MIXING, turn)
     drawn, start = random.random_sample(), 0.0
     for kind in (data.mixup, data.cutmix):
         if kind is None:
@@ -120,9 +120,9 @@ def _cut(share: float, y: float, x: float) -> tuple[float, Box]:
     return 1 - box.area, box
 
 
-def _partners(seed: int, step: int, ids_B: Ids) -> Ids:
+def _partners(seed: int, turn: int, ids_B: Ids) -> Ids:
     """The next of each sample in a random cycle of all: each has another one, and is so once."""
-    sorted_B, cycle_B = np.sort(ids_B), permutation(len(ids_B), seed, Purpose.PARTNER, step)
+    sorted_B, cycle_B = np.sort(ids_B), permutation(len(ids_B), seed, Purpose.PARTNER, turn)
     next_B = np.empty_like(cycle_B)
     next_B[cycle_B] = np.roll(cycle_B, -1)
     return sorted_B[next_B[np.searchsorted(sorted_B, ids_B)]]

@@ -21,7 +21,7 @@ from kdcl_dist.data.class_weights import class_weights
 from kdcl_dist.data.dataset import ImageDataset, fingerprint
 from kdcl_dist.data.first_images import check_views
 from kdcl_dist.data.loader import Batch, BatchSpec, batches, mixed_batches
-from kdcl_dist.data.mixing import mix_of_step
+from kdcl_dist.data.mixing import mix_of_round
 from kdcl_dist.data.sampling import Ids, batches_of, epoch_steps, own_steps, split_holdout, student_seed
 from kdcl_dist.data.subset import open_classes
 from kdcl_dist.data.views import Transforms, Views
@@ -145,11 +145,12 @@ class TrainingData:
         return RunSchedule(
             epochs=recipe.epochs,
             steps_per_epoch=len(epoch_steps(train_ids, recipe.batch_size, recipe.seed, 0)),
-            holdout_batches=len(batches_of(holdout_ids, recipe.batch_size)) if has_weights else 0,
-            test_batches=len(batches_of(np.arange(len(self.test)), recipe.batch_size)),
+            holdout_batches=len(batches_of(holdout_ids, recipe.part_size)) if has_weights else 0,
+            test_batches=len(batches_of(np.arange(len(self.test)), recipe.part_size)),
             checkpoint_epochs=recipe.checkpoint.every_epochs,
             samples=len(self.train),
             test_passes=2 if recipe.averaged else 1,
+            accumulate=recipe.accumulate,
         )
 
     @property
@@ -169,16 +170,16 @@ class TrainingData:
             replica: which replica of the student.
         """
         student, recipe = self.recipe.students[index], self.recipe
-        steps = self._training_specs(index, start.step, replica)
+        rounds = self._training_specs(index, start.step, replica)
         holdout, test = (
-            batches_of(ids, recipe.batch_size) for ids in (self.split[1], np.arange(len(self.test)))
+            batches_of(ids, recipe.part_size) for ids in (self.split[1], np.arange(len(self.test)))
         )
 
         def specs() -> Iterator[BatchSpec]:
             """The worker's batches of the rounds in order."""
             for round in self.schedule.rounds(start):
                 if round.kind is Kind.TRAIN:
-                    yield next(steps)
+                    yield next(rounds)
                 elif round.kind is Kind.HOLDOUT:
                     yield BatchSpec(1, 0, _share(holdout[round.part], replica, student.replicas))
                 elif round.kind is Kind.EVALUATE:
@@ -189,7 +190,10 @@ class TrainingData:
         return self._load(views, specs())
 
     def training_batches(self, index: int, start: int, replica: int = 0) -> Iterator[Batch]:
-        """One replica's share of a student's training batches, from a global step to the end of the run."""
+        """One replica's share of a student's training batches, from a global step to the end of the run.
+
+        A step has `accumulate` batches.
+        """
         return self._load([self._training_views(index)], self._training_specs(index, start, replica))
 
     def first_views(self, index: int, count: int) -> Batch:
@@ -236,7 +240,7 @@ class TrainingData:
             ("data.test", self.test, np.arange(len(self.test))),
             ("data.holdout_per_class", self.train, holdout_ids),
         ):
-            parts, views = batches_of(ids, self.recipe.batch_size), self._test_views(dataset)
+            parts, views = batches_of(ids, self.recipe.part_size), self._test_views(dataset)
             for number in _spaced(len(parts), 4):
                 ends_B = np.unique(parts[number][[0, -1]])
                 images_BCHW = _checked_batch("data.test_view", views, ends_B).images
@@ -269,24 +273,31 @@ class TrainingData:
         return test_views(dataset, self.recipe.data.test_items, self.recipe.seed)
 
     def _training_specs(self, index: int, start: int, replica: int) -> Iterator[BatchSpec]:
-        """One replica's share of a student's training steps, from a global step on."""
-        replicas = self.recipe.students[index].replicas
-        for step, (epoch, ids_B) in enumerate(self._steps(self._seed(index), start), start):
-            mix = mix_of_step(self.recipe, step, ids_B)
+        """One replica's share of each training round of a student, from the first of a global step on."""
+        replicas, first = self.recipe.students[index].replicas, start * self.recipe.accumulate
+        for turn, (epoch, ids_B) in enumerate(self._parts(self._seed(index), start), first):
+            mix = mix_of_round(self.recipe, turn, ids_B)
             if mix is not None:
                 mix = mix._replace(partners=_share(mix.partners, replica, replicas))
             yield BatchSpec(0, epoch, _share(ids_B, replica, replicas), mix)
 
-    def _steps(self, seed: int, start: int) -> Iterator[tuple[int, Ids]]:
-        per_epoch, window = self.schedule.steps_per_epoch, self.recipe.distillation.window
+    def _parts(self, seed: int, start: int) -> Iterator[tuple[int, Ids]]:
+        """The epoch and one student's sample ids of each training round, from the first of a global step on.
+
+        A part of a step has the same samples for all students, as a step without parts.
+        """
+        recipe, per_epoch = self.recipe, self.schedule.steps_per_epoch
+        window = recipe.distillation.window
         width = per_epoch if window == "epoch" else window
-        for epoch in range(start // per_epoch, self.recipe.epochs):
-            steps_TB = epoch_steps(self.split[0], self.recipe.batch_size, self.recipe.seed, epoch)
-            for ids_B in own_steps(steps_TB, width, seed, epoch, max(0, start - epoch * per_epoch)):
+        for epoch in range(start // per_epoch, recipe.epochs):
+            steps_TB = epoch_steps(self.split[0], recipe.batch_size, recipe.seed, epoch)
+            parts_PB = steps_TB.reshape(-1, recipe.part_size)
+            first = max(0, start - epoch * per_epoch) * recipe.accumulate
+            for ids_B in own_steps(parts_PB, width, seed, epoch, first):
                 yield epoch, ids_B
 
     def _once(self, dataset: ImageDataset, ids: Ids) -> Iterator[Batch]:
-        specs = (BatchSpec(0, 0, ids_B) for ids_B in batches_of(ids, self.recipe.batch_size))
+        specs = (BatchSpec(0, 0, ids_B) for ids_B in batches_of(ids, self.recipe.part_size))
         return self._load([self._test_views(dataset)], specs)
 
     def _load(self, views: Sequence[Views], schedule: Iterator[BatchSpec]) -> Iterator[Batch]:

@@ -29,7 +29,7 @@ def log_soft_target(
 
     Args:
         method: a name of `METHODS` that has a soft target, or a function like theirs.
-        logits_SBC, labels_B: the students' logits, the true classes.
+        logits_SBC, labels_B: the students' logits, the true classes or the class probabilities (B, C).
         temperature: T > 0. The choice and the weights of students are those at T = 1; T softens the result.
         weights_S: the weights of "general", which needs them.
         present_SB: whether a student's logits of a sample exist, as at least one student's must. The target

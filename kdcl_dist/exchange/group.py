@@ -256,13 +256,12 @@ class Exchange:
 
     def _check_answer(self) -> None:
         header = self.answer.header
-        found = tuple(int(header[name]) for name in ("magic", "protocol", "run", "generation", "step"))
-        expected = (MAGIC, PROTOCOL, self.run, self.generation, int(self.outgoing.header["step"]))
+        names = ("magic", "protocol", "run", "generation", "step", "part")
+        sent = self.outgoing.header
+        found = tuple(int(header[name]) for name in names)
+        expected = (MAGIC, PROTOCOL, self.run, self.generation, int(sent["step"]), int(sent["part"]))
         if found != expected:
-            raise ForeignMessage(
-                "the coordinator's answer has (magic, protocol, run, generation, step) "
-                f"{found}, not {expected}"
-            )
+            raise ForeignMessage(f"the coordinator's answer has ({', '.join(names)}) {found}, not {expected}")
 
 
 class _Unfinished(RuntimeError):

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -26,7 +26,7 @@ from kdcl_dist.membership.store import Store
 from kdcl_dist.membership.tcp_store import RunStore, c10d
 from kdcl_dist.utils.network import interface_of
 
-__all__ = ["Replicas", "broke_off", "have_own_gpus"]
+__all__ = ["Replicas", "broke_off", "have_own_gpus", "summing_gradients"]
 
 
 class Replicas:
@@ -94,6 +94,16 @@ class Replicas:
     def close(self) -> None:
         """Release the group; its connections close once the wrapped network is released too."""
         self.group = None
+
+
+def summing_gradients(wrapped: nn.Module) -> AbstractContextManager[None]:
+    """Forward passes in the block do not average their gradients; the next pass outside averages the sum.
+
+    Args:
+        wrapped: a network of `Replicas.wrap`.
+    """
+    assert isinstance(wrapped, DistributedDataParallel)
+    return wrapped.no_sync()
 
 
 @contextmanager

@@ -31,7 +31,7 @@ def parse_given(items: Iterable[str], recipe: Recipe) -> dict[str, dict[int, Cos
             raise RecipeError(
                 f"--given {item!r}: no student is named {name!r} (have {', '.join(recipe.names)})"
             )
-        samples = _number(rows, item, "a number of samples from 1") if at else recipe.batch_size
+        samples = _number(rows, item, "a number of samples from 1") if at else recipe.part_size
         if samples != int(samples):
             raise RecipeError(f"--given {item!r}: {rows!r} is not a number of samples from 1")
         known = found.setdefault(name, {})

@@ -83,7 +83,7 @@ def _round_trip(exchange: Exchange, step: int) -> float:
 
 def _ensemble(recipe: Recipe, classes: int) -> float:
     torch.set_num_threads(1)
-    distillation, students, rows = recipe.distillation, len(recipe.students), recipe.batch_size
+    distillation, students, rows = recipe.distillation, len(recipe.students), recipe.part_size
     bank = None
     if distillation.keeps_logits:  # a small one: its time does not depend on the number of samples
         bank = LogitBank(students, 2 * rows, classes, top_k=distillation.bank.top_k)

@@ -29,12 +29,12 @@ __all__ = ["measure_student", "with_replicas"]
 
 
 def measure_student(recipe: Recipe, index: int, counts: Sequence[int]) -> dict[int, Cost]:
-    """The cost of a step for one worker of a student, for each number of replicas.
+    """The cost of a round for one worker of a student, for each number of replicas.
 
     Args:
         recipe: the run.
         index: the student's index in the recipe.
-        counts: numbers of replicas, each a divisor of the batch size; the first must fit the device.
+        counts: numbers of replicas, each a divisor of the round's samples; the first must fit the device.
 
     Returns:
         Costs by the number of samples of one worker, without the shares too large for the GPU's memory.
@@ -68,7 +68,7 @@ def _student(recipe: Recipe, index: int, counts: Sequence[int]) -> dict[int, Cos
     torch.set_num_threads(recipe.students[index].resources.cpu)
     set_determinism(recipe.deterministic)
     student, streams = _build(recipe, index, counts)
-    message = Message(MessageLayout(recipe.batch_size, student.classes))
+    message = Message(MessageLayout(recipe.part_size, student.classes))
     # All shares run in turn, so that other load on the machine slows them equally. With loader processes each
     # share runs alone: else these would load for one share while another computes.
     groups = [[rows] for rows in streams] if recipe.data.loader_workers else [list(streams)]
@@ -87,19 +87,19 @@ def _build(recipe: Recipe, index: int, counts: Sequence[int]) -> tuple[Student, 
     device = torch.device("cuda" if recipe.students[index].resources.gpu_share(auto=0.0) else "cpu")
     student = Student.of(training_data, index, device=device)
     dry_run(student, training_data, index)
-    message = Message(MessageLayout(recipe.batch_size, student.classes))
+    message = Message(MessageLayout(recipe.part_size, student.classes))
     streams: dict[int, Iterator[Batch]] = {}
     for number in counts:
         replicas = [number if student == index else 1 for student in range(len(recipe.students))]
-        stream, rows = _endless(with_replicas(recipe, replicas), index), recipe.batch_size // number
+        stream, rows = _endless(with_replicas(recipe, replicas), index), recipe.part_size // number
         try:
             _step(student, stream, message, 0)
         except torch.cuda.OutOfMemoryError as error:
             if not streams:
                 name = student.spec.name
                 raise ModelError(
-                    f"{rows} samples do not fit the GPU's memory: raise students.{name}.replicas or lower "
-                    "batch_size",
+                    f"{rows} samples do not fit the GPU's memory: raise accumulate or students.{name}."
+                    "replicas, or lower batch_size",
                     student=name,
                 ) from error
             continue
@@ -119,7 +119,7 @@ def _steps(
 
 
 def _step(student: Student, stream: Iterator[Batch], message: Message, step: int) -> Cost:
-    """One step as in a run, with a random target in place of the exchange."""
+    """A whole step as in a run, or the last part of one, with a random target in place of the exchange."""
     started = time.perf_counter()
     batch = next(stream)
     loaded = time.perf_counter()
@@ -129,7 +129,7 @@ def _step(student: Student, stream: Iterator[Batch], message: Message, step: int
     message.write_rows(batch.ids, student.contribution(logits_BC, step), batch.labels)
     losses = random_loss(student, logits_BC, batch.loss_labels)
     if learns:
-        student.learn(losses.total, student.spec.optimizer.lr)
+        student.learn(losses.total, student.spec.optimizer.lr, student.recipe.accumulate - 1)
     float(losses.total.detach())  # waits for the GPU
     if student.device.type == "cuda":
         torch.cuda.synchronize()

@@ -84,8 +84,15 @@ def survey(
     else:
         shared = link or DEFAULT_LINK, DEFAULT_ENSEMBLE_S, cores or math.inf
     source = f"{', '.join(measured)} measured on this machine" if measured else "nothing measured here"
-    notes.insert(0, f"{source}, the rest given or default")
+    notes = [f"{source}, the rest given or default", *notes, *_parts(recipe)]
     return Survey(recipe, _model(recipe, classes, students, given, shared), notes)
+
+
+def _parts(recipe: Recipe) -> list[str]:
+    """A note on what a step is, if the run's steps have parts."""
+    parts, samples = recipe.accumulate, recipe.part_size
+    note = f"accumulate: a step here is one of the {parts} parts of the run's step, {samples} samples"
+    return [note] if parts > 1 else []
 
 
 def _on(recipe: Recipe, device: str) -> Recipe:
@@ -112,7 +119,7 @@ def _model(
     if ENSEMBLE in given:
         ensemble_s = next(iter(given[ENSEMBLE].values())).total_s
     return StepModel(
-        recipe.batch_size,
+        recipe.part_size,
         classes,
         students,
         link,
@@ -143,14 +150,14 @@ def _costs(
     shape: tuple[int, int],
     on_progress: OnProgress,
 ) -> StudentCosts:
-    student, counts = recipe.students[index], divisors(recipe.batch_size, most)
+    student, counts = recipe.students[index], divisors(recipe.part_size, most)
     if student.name in given:
         costs = given[student.name]
     else:
         on_progress(f"measuring {student.name}")
         # The recipe's own number goes first: it must fit the device, the others need not.
         costs = measure_student(recipe, index, sorted(counts, key=lambda count: count != student.replicas))
-        counts = [count for count in counts if recipe.batch_size // count in costs]
+        counts = [count for count in counts if recipe.part_size // count in costs]
     threads = 0 if student.resources.gpu_share(auto=0.0) else student.resources.cpu
     return StudentCosts(costs, threads, _gradient_bytes(recipe, index, shape), counts)
 

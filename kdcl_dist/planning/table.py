@@ -64,7 +64,7 @@ def _shares(recipe: Recipe, choice: Prediction) -> list[str]:
     rows = [("student", "replicas", "rows each", "busy ms", "idle")]
     for index, name in enumerate(recipe.names):
         count = choice.replicas[index]
-        each = str(recipe.batch_size // count)
+        each = str(recipe.part_size // count)
         rows.append((name, str(count), each, _ms(choice.busy_s[index]), f"{choice.idle[index]:.1%}"))
     return _aligned(rows)
 

@@ -156,7 +156,7 @@ def try_step(student: Student, images_BCHW: Tensor, labels_B: Tensor) -> None:
             student.network = student.training_network = passes
             field = f"students.{spec.name}.compile: " if spec.compile else ""
             remedy = "set it to false" if spec.compile else "build it without torch.compile"
-            whole_B = torch.arange(student.recipe.batch_size // spec.replicas) % rows  # no other shape is met
+            whole_B = torch.arange(student.recipe.part_size // spec.replicas) % rows  # no other shape is met
             with _fails(student, rows, f"{field}torch.compile fails on {model}, {remedy}"):
                 _step(student, images_BCHW[whole_B], labels_B[whole_B])
         if spec.replicas > 1:
@@ -171,6 +171,7 @@ def _hint(student: Student, rows: int) -> str:
         return ""
     replicas = student.spec.replicas
     fields = f" or lower students.{student.spec.name}.replicas ({replicas})" if replicas > 1 else ""
+    fields += f" or accumulate ({student.recipe.accumulate})" if student.recipe.accumulate > 1 else ""
     return f" (one sample: raise batch_size ({student.recipe.batch_size}){fields})"
 
 
@@ -191,16 +192,16 @@ def random_loss(student: Student, logits_BC: Tensor, labels_B: Tensor) -> Losses
 
 
 def _step(student: Student, images_BCHW: Tensor, labels_B: Tensor) -> None:
-    """One step in each mode that the student has in the run."""
-    if student.learns(0):
-        logits_BC = student.forward(images_BCHW, 0)
+    """The first and the last part of a step, in each mode that the student has in the run."""
+    for part in sorted({0, student.recipe.accumulate - 1}) if student.learns(0) else ():
+        logits_BC = student.forward(images_BCHW, 0, part)
         losses = random_loss(student, logits_BC, labels_B)
         if student.recipe.analysis.every_steps and losses.distillation.requires_grad:
             every = f"analysis.every_steps: {student.recipe.analysis.every_steps}"
             what = f"{every}: model {student.spec.model!r} cannot take a second backward pass, set it to 0"
             with _fails(student, len(labels_B), what):
                 student.conflict(losses)
-        student.learn(losses.total, student.spec.optimizer.lr)
+        student.learn(losses.total, student.spec.optimizer.lr, part)
     if not student.learns(student.recipe.epochs - 1):
         student.forward(images_BCHW, 0, learns=False)
 
@@ -215,8 +216,8 @@ def _fails(student: Student, rows: int, what: str) -> Iterator[None]:
         if not isinstance(error.__cause__, torch.OutOfMemoryError):
             raise
         raise ModelError(
-            f"{rows} samples do not fit the GPU's memory: raise students.{student.spec.name}.replicas or "
-            f"lower batch_size (it is {student.recipe.batch_size})",
+            f"{rows} samples do not fit the GPU's memory: raise accumulate or students.{student.spec.name}."
+            f"replicas, or lower batch_size (it is {student.recipe.batch_size})",
             student=student.spec.name,
         ) from error.__cause__
 

@@ -12,7 +12,6 @@ from kdcl_dist.config.rounds import Kind, Round
 from kdcl_dist.config.student import Worker
 from kdcl_dist.data.loader import Batch
 from kdcl_dist.data.training_data import TrainingData
-from kdcl_dist.distillation.losses import Losses
 from kdcl_dist.distillation.methods import Context
 from kdcl_dist.exchange.alignment import find_rows, rows_of
 from kdcl_dist.exchange.group import Exchange
@@ -21,6 +20,7 @@ from kdcl_dist.exchange.replicas import broke_off
 from kdcl_dist.membership.rendezvous import GenerationSpec
 from kdcl_dist.run.checkpoint import write_part
 from kdcl_dist.run.run import Run
+from kdcl_dist.student.step_part import StepPart, metrics_of
 from kdcl_dist.student.student import Student
 
 __all__ = ["StudentLoop"]
@@ -32,6 +32,8 @@ class StudentLoop:
     Attributes:
         position: the next round.
         prefetched: the next step's batch, if it is loaded already; prefetch_s: seconds that the loading took.
+        parts: what the current training step has come to; its end is sent with the next message.
+        left_out: whether the student skips the current step.
         answer_received_s: when the last answer arrived, by `time.perf_counter`.
     """
 
@@ -49,9 +51,8 @@ class StudentLoop:
         self.exchange, self.stop, self.present = exchange, stop, generation.students
         self.position = generation.at
         self.batches = training_data.batches(worker.student, generation.at, worker.replica)
-        self.step_metrics = StepMetrics()
-        self.losses: Losses | None = None
-        self.skipped = torch.zeros(())
+        self.parts: list[StepPart] = []
+        self.left_out = False
         self.answer_received_s = time.perf_counter()
         self.prefetched: Batch | None = None
         self.prefetch_s = 0.0
@@ -89,17 +90,17 @@ class StudentLoop:
         return self._predict(round)
 
     def _train(self, round: Round) -> Flag:
-        """One training step: forward pass, send the logits, receive the soft target, update."""
+        """A part of a training step: forward pass, send the logits, receive the soft target, learn."""
         student, enter = self.student, self.exchange.monitor.heartbeat.enter
         started_s, earlier_s = time.perf_counter(), self.prefetch_s
         batch = self._next_batch()
         loaded_s = time.perf_counter()
         enter("forward")
-        logits_BC = student.forward(batch.images, round.step, learns=student.learns(round.epoch))
+        learns = student.learns(round.epoch)
+        logits_BC = student.forward(batch.images, round.step, round.part, learns=learns)
         self._start_message(round)
-        self.exchange.outgoing.write_rows(
-            batch.ids, student.contribution(logits_BC, round.step), batch.labels
-        )
+        contribution_BC = student.contribution(logits_BC, round.step, round.part)
+        self.exchange.outgoing.write_rows(batch.ids, contribution_BC, batch.labels)
         computed_s = time.perf_counter()
         busy_s = self.exchange.outgoing.header["busy_s"] = earlier_s + computed_s - self.answer_received_s
         with_rows = student.recipe.distillation.sends_target
@@ -108,13 +109,13 @@ class StudentLoop:
         self._prefetch(round)
         answer = self._receive(round, with_rows=with_rows)
         enter("backward")
-        step_metrics = self._learn(round, logits_BC, batch, answer)
+        part = self._learn(round, logits_BC, batch, answer)
         ended_s = time.perf_counter()
         # The slowest student does not wait; each of the others waits for as long as it was faster.
         slowest_s = float(answer.header["busy_s"])
         idle_s = self.answer_received_s - computed_s - self.prefetch_s
         wait_s = min(max(0.0, slowest_s - busy_s), idle_s)
-        self.step_metrics = step_metrics._replace(
+        times = StepMetrics(
             data_s=loaded_s - started_s + self.prefetch_s,
             forward_s=computed_s - loaded_s,
             wait_s=wait_s,
@@ -122,6 +123,8 @@ class StudentLoop:
             backward_s=ended_s - self.answer_received_s,
             step_s=ended_s - started_s,
         )
+        if part is not None:
+            self.parts.append(part.timed(times))
         return answer.flags
 
     def _next_batch(self) -> Batch:
@@ -130,39 +133,43 @@ class StudentLoop:
         return next(self.batches) if batch is None else batch
 
     def _prefetch(self, round: Round) -> None:
-        """Load the next step's batch while this process waits for the others and the coordinator.
+        """Load the next batch while this process waits for the others and the coordinator.
 
         Not beyond an epoch's end: an error in the next epoch's data must not cost the results of this one.
         """
-        if (round.step + 1) % self.training_data.schedule.steps_per_epoch == 0:
+        schedule = self.training_data.schedule
+        if schedule.ends_epoch(round):
             return
         started_s = time.perf_counter()
-        self.exchange.monitor.heartbeat.enter("data", round.step + 1)
+        self.exchange.monitor.heartbeat.enter("data", schedule.after(round).step)
         self.prefetched = next(self.batches)
         self.prefetch_s = time.perf_counter() - started_s
 
-    def _learn(self, round: Round, logits_BC: Tensor, batch: Batch, answer: Message) -> StepMetrics:
-        """Update the student if it learns in this epoch; returns the step's metrics without the losses."""
+    def _learn(self, round: Round, logits_BC: Tensor, batch: Batch, answer: Message) -> StepPart | None:
+        """Learn from a part if the student learns in this epoch; None if it skips the step.
+
+        A student whose logits of one part are left out skips all of the step.
+        """
         student = self.student
-        if answer.excludes(self.worker.student):
+        if round.part == 0:
+            self.parts, self.left_out = [], False
+        self.left_out |= answer.excludes(self.worker.student)
+        if self.left_out:
             student.undo_forward()
-            return StepMetrics(step=round.step)
+            return None
         peers = [peer for peer in self.present if peer != self.worker.student and not answer.excludes(peer)]
         names = tuple(student.recipe.names[peer] for peer in peers)
         context = Context(round.step, round.epoch, names, student=student.spec.name)
         target, covered_B = self._target(batch.ids, answer, peers)
-        self.losses = student.loss(logits_BC, batch.loss_labels, target, covered_B, context)
-        self.skipped = torch.zeros_like(self.losses.total)
+        losses = student.loss(logits_BC, batch.loss_labels, target, covered_B, context)
         if not student.learns(round.epoch):
-            return StepMetrics(step=round.step)
-        step_metrics = StepMetrics(
-            step=round.step, lr=student.lr(round.step, self.training_data.schedule.steps_per_epoch)
-        )
-        if student.recipe.analysis.measures(round.step) and self.losses.distillation.requires_grad:
-            found = student.conflict(self.losses)
-            step_metrics = step_metrics._replace(gradient_cosine=found.cosine, gradient_ratio=found.ratio)
-        self.skipped = student.learn(self.losses.total, step_metrics.lr)
-        return step_metrics
+            return StepPart.of(StepMetrics(step=round.step), losses)
+        lr = student.lr(round.step, self.training_data.schedule.steps_per_epoch)
+        metrics = StepMetrics(step=round.step, lr=lr)
+        if student.recipe.analysis.measures(round.step) and losses.distillation.requires_grad:
+            found = student.conflict(losses)
+            metrics = metrics._replace(gradient_cosine=found.cosine, gradient_ratio=found.ratio)
+        return StepPart.of(metrics, losses, student.learn(losses.total, lr, round.part))
 
     def _predict(self, round: Round) -> Flag:
         """One batch of a pass over held-out or test samples, in evaluation mode."""
@@ -204,12 +211,9 @@ class StudentLoop:
         logits, so that the host waits for a GPU once a step and not twice.
         """
         self.exchange.monitor.heartbeat.enter("gather")
-        if self.losses is not None:
-            total, task, distillation, skipped = torch.stack([*self.losses, self.skipped]).tolist()
-            self.exchange.outgoing.header["metrics"][:] = self.step_metrics._replace(
-                loss=total, task_loss=task, distillation_loss=distillation, skipped=skipped
-            )
-            self.losses = None
+        if len(self.parts) == self.run.recipe.accumulate:
+            self.exchange.outgoing.header["metrics"][:] = metrics_of(self.parts)
+            self.parts = []
         self.exchange.gather(limit_s)
 
     def _receive(self, round: Round, *, with_rows: bool, limit_s: float | None = None) -> Message:

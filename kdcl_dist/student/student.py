@@ -20,13 +20,14 @@ from kdcl_dist.distillation.diagnostics import Conflict, conflict
 from kdcl_dist.distillation.losses import Losses, kdcl_loss, task_loss
 from kdcl_dist.distillation.methods import Context, PeerLoss
 from kdcl_dist.errors import ModelError, of_user_code
-from kdcl_dist.exchange.replicas import Replicas
+from kdcl_dist.exchange.replicas import Replicas, summing_gradients
 from kdcl_dist.models.compilation import compiled, keep_graphs, uncompiled
 from kdcl_dist.models.lazy import has_lazy_layers, initialise
 from kdcl_dist.models.pretrained import load_weights
 from kdcl_dist.models.registry import BUILT_IN, construct
 from kdcl_dist.models.transfer import freeze_body, head_of, train_head
 from kdcl_dist.student.ema import AveragedWeights
+from kdcl_dist.student.gradient import apply_gradient, is_bad
 from kdcl_dist.student.learning_rate import learning_rate
 from kdcl_dist.student.optimizer import build_optimizer, load_optimizer
 from kdcl_dist.student.peer_loss import load_peer_loss
@@ -174,33 +175,39 @@ class Student:
         """Whether the student learns in an epoch: a teacher never, others until their own last epoch."""
         return not self.frozen and epoch < self.recipe.epochs_of(self.spec)
 
-    def forward(self, images_BCHW: Tensor, step: int, *, learns: bool = True) -> Tensor:
-        """The logits (B, C) of one training step, float32; with gradient if the student learns from it.
+    def forward(self, images_BCHW: Tensor, step: int, part: int = 0, *, learns: bool = True) -> Tensor:
+        """The logits (B, C) of a part of a training step, float32; with gradient if the student learns.
 
         A student that does not learn runs the step in evaluation mode, without gradient.
         """
         if self.model.training != learns:
             self.set_training(self.model, learns)
-        torch.manual_seed(self._draw(Purpose.STEP, step))
+        torch.manual_seed(self._draw(Purpose.STEP, step, part))
         images_BCHW = self.prepare_images(images_BCHW)
         network = self.training_network if learns else self.network
-        if learns and self.buffers:
+        if learns and self.buffers and part == 0:
             torch._foreach_copy_(self.saved_buffers, self.buffers)
-        with torch.set_grad_enabled(learns), self.autocast():
+        # Replicas average the sum of all parts' gradients, in the backward pass of the last.
+        summing = self.replicas is not None and learns and part + 1 < self.recipe.accumulate
+        with (
+            summing_gradients(network) if summing else nullcontext(),
+            torch.set_grad_enabled(learns),
+            self.autocast(),
+        ):
             logits_BC: Tensor = network(images_BCHW)
         return logits_BC.float()
 
     def undo_forward(self) -> None:
-        """Restore the buffers, such as running statistics, to their values before the last forward pass."""
+        """Restore the buffers, such as running statistics, to their values before the step."""
         if self.buffers:
             torch._foreach_copy_(self.buffers, self.saved_buffers)
 
-    def contribution(self, logits_BC: Tensor, step: int) -> Tensor:
+    def contribution(self, logits_BC: Tensor, step: int, part: int = 0) -> Tensor:
         """The logits that the student sends: without gradient, with noise if the recipe sets it."""
         logits_BC = logits_BC.detach()
         if (deviation := self.recipe.distillation.logit_noise) == 0:
             return logits_BC
-        generator = torch.Generator().manual_seed(self._draw(Purpose.LOGIT_NOISE, step))
+        generator = torch.Generator().manual_seed(self._draw(Purpose.LOGIT_NOISE, step, part))
         noise_BC = torch.randn(logits_BC.shape, generator=generator)
         return logits_BC + deviation * self._to_device(noise_BC)
 
@@ -248,48 +255,30 @@ class Student:
         average = self.replicas.average if self.replicas is not None else None
         return conflict(losses, self.recipe.distillation.weight, self.model, self.scaler.scale, average)
 
-    def learn(self, loss: Tensor, lr: float) -> Tensor:
-        """One step of the optimiser on a loss, and of the average; skipped if the gradient is not finite.
+    def learn(self, loss: Tensor, lr: float, part: int = 0) -> Tensor:
+        """Add the gradient of a part of a step; after the last part let the optimiser and the average step.
+
+        The parts have equally many samples, so the mean of their losses is that of the step. The step is
+        skipped if its gradient is not finite.
 
         Returns 1 if the step was skipped, else 0. A skip by the loss scale, which is too large now and then,
         counts as 0.
         """
+        if part == 0:
+            self.optimizer.zero_grad(set_to_none=True)
+        torch.autograd.backward(self.scaler.scale(loss / self.recipe.accumulate))
+        return self._step(lr) if part + 1 == self.recipe.accumulate else torch.zeros_like(loss)
+
+    def _step(self, lr: float) -> Tensor:
+        """One step of the optimiser on the gradient, and of the average; the result is that of `learn`."""
         for group in self.optimizer.param_groups:
             group["lr"] = lr
-        self.optimizer.zero_grad(set_to_none=True)
-        torch.autograd.backward(self.scaler.scale(loss))
-        bad = self._is_bad() if self.average or not self.scaler.is_enabled() else torch.zeros_like(loss)
-        self._update(bad)
+        scaled, nothing = self.scaler.is_enabled(), torch.zeros((), device=self.device)
+        bad = is_bad(self.model) if self.average or not scaled else nothing
+        apply_gradient(self.model, self.optimizer, self.scaler, bad, self.spec.clip_grad_norm)
         if self.average is not None:
             self.average.update(self.model, bad)
-        return torch.zeros_like(bad) if self.scaler.is_enabled() else bad
-
-    def _update(self, bad: Tensor) -> None:
-        """Let the optimiser learn from the gradient, unless it is bad."""
-        if self.scaler.is_enabled():
-            if self.spec.clip_grad_norm is not None:
-                self.scaler.unscale_(self.optimizer)
-                self._clip()
-            self.scaler.step(self.optimizer)
-            self.scaler.update()
-            return
-        if self.optimizer.defaults.get("fused"):  # skips the step on the GPU: the host does not wait
-            self.optimizer.found_inf = bad  # type: ignore[attr-defined]
-        elif self.device.type != "meta" and bad:
-            return
-        self._clip()
-        self.optimizer.step()
-
-    def _clip(self) -> None:
-        """Shorten the gradient to the recipe's norm; replicas have the same gradient."""
-        if self.spec.clip_grad_norm is not None:
-            nn.utils.clip_grad_norm_(self.model.parameters(), self.spec.clip_grad_norm)
-
-    def _is_bad(self) -> Tensor:
-        """1 if the gradient is not finite, else 0; replicas have the same gradient, and so agree."""
-        gradients = [each.grad for each in self.model.parameters() if each.grad is not None]
-        norm = torch.stack(torch._foreach_norm(gradients)).sum()
-        return (~torch.isfinite(norm)).float()
+        return nothing if scaled else bad
 
     def lr(self, step: int, steps_per_epoch: int) -> float:
         """The learning rate of a step, a pure function of the recipe."""
@@ -356,9 +345,13 @@ class Student:
         if self.average is not None:
             self.average.load_state_dict(state["ema"])
 
-    def _draw(self, purpose: Purpose, step: int) -> int:
-        """The seed of a step's random numbers; the first replica has that of a student without replicas."""
-        return derive(self.seed, purpose, *((step, self.replica) if self.replica else (step,)))
+    def _draw(self, purpose: Purpose, step: int, part: int) -> int:
+        """The seed of the random numbers of a part of a step.
+
+        The first replica has those of a student without replicas, the first part those of a whole step.
+        """
+        keys = (step, self.replica, part) if part else (step, self.replica) if self.replica else (step,)
+        return derive(self.seed, purpose, *keys)
 
     def _to_device(self, tensor: Tensor) -> Tensor:
         """A tensor on the student's device; the host does not wait for the device.

@@ -18,7 +18,11 @@ WEIGHTS = "class_weights={class 0: 2.0, class 1: 0.5, class 2: 1, class 3: 3.5}"
 
 FIELDS = {
     "label_smoothing": ["students.a.label_smoothing=0.1"],
-    "label_smoothing and dml": ["students.b.label_smoothing=0.2", "distillation.method=dml"],
+    "label_smoothing and dml": [
+        "students.b.label_smoothing=0.2",
+        "distillation.method=dml",
+        "accumulate=2",
+    ],
     "clip_grad_norm": ["students.a.clip_grad_norm=0.1", "students.b.clip_grad_norm=0.5"],
     "decay_norm_and_bias": ["students.a.optimizer={weight_decay: 0.1, decay_norm_and_bias: false}"],
     "rmsprop, cosine, ema": [
@@ -31,6 +35,13 @@ FIELDS = {
         "students.a.optimizer={name: nadamw, weight_decay: 0.1}",
         "students.b.optimizer={name: lion, weight_decay: 0.1}",
     ],
+    "accumulate": [
+        "accumulate=4",
+        "distillation.logit_noise=0.1",
+        "students.a.ema={decay: 0.5}",
+        "students.b.clip_grad_norm=0.5",
+    ],
+    "accumulate and general": ["accumulate=2", "distillation.method=general", "data.holdout_per_class=3"],
     "own method": ["distillation.method='nets:sharpened'"],
     "own method with peers": ["distillation.method={name: 'examples.custom.right:loss', peers: true}"],
     "mixup and linear": ["data.mixup={alpha: 0.7}", f"students.b.{WEIGHTS}"],
@@ -55,6 +66,7 @@ FIELDS = {
 
 #: All kinds of fields at once, but for the method.
 ALL = [
+    "accumulate=2",
     "students.a.label_smoothing=0.1",
     "students.a.clip_grad_norm=0.5",
     "students.a.optimizer={name: nadamw, weight_decay: 0.1, decay_norm_and_bias: false}",

@@ -71,21 +71,24 @@ def train(recipe: Recipe, averages: dict[str, dict[str, Tensor]] | None = None) 
     teacher = recipe.names.index(recipe.distillation.teacher) if recipe.distillation.teacher else -1
     w = torch.full((S,), 1 / S, dtype=torch.float64)
     last = [0 if i == teacher else s.epochs or recipe.epochs for i, s in enumerate(recipe.students)]
-    T_epoch = len(train_ids) // recipe.batch_size
+    T_epoch, k = len(train_ids) // recipe.batch_size, recipe.accumulate
+    B = recipe.batch_size // k
     W = T_epoch if recipe.distillation.window == "epoch" else recipe.distillation.window
     bank: dict[tuple[int, int], tuple[int, Tensor]] = {}
     means: list[dict[str, Tensor]] = [net.state_dict() for net in nets]
     for epoch in range(recipe.epochs):
         order = train_ids[permutation(len(train_ids), recipe.seed, Purpose.EPOCH_ORDER, epoch)]
-        for step in range(T_epoch):
-            window, first = step // W, step // W * W
-            ids = order[first * recipe.batch_size : min(first + W, T_epoch) * recipe.batch_size]
+        for turn in range(T_epoch * k):
+            step, part = divmod(turn, k)
+            window, first = turn // W, turn // W * W
+            ids = order[first * B : min(first + W, T_epoch * k) * B]
+            keys = (epoch * T_epoch + step, 0, part) if part else (epoch * T_epoch + step,)
             mine = []
             for i in range(S):
                 walk = ids[permutation(len(ids), seeds[i], Purpose.WINDOW_ORDER, epoch, window)]
-                mine.append(walk[(step - first) * recipe.batch_size :][: recipe.batch_size])
+                mine.append(walk[(turn - first) * B :][:B])
             y = {int(id): labels[id] for id in ids}
-            lam, box, partner = mixing(recipe, epoch * T_epoch + step, np.sort(ids))
+            lam, box, partner = mixing(recipe, epoch * T_epoch * k + turn, np.sort(ids))
             if recipe.data.mixup or recipe.data.cutmix:
                 one_hot = torch.eye(len(data.classes))[labels]
                 y = {id: lam * one_hot[id] + (1 - lam) * one_hot[partner[id]] for id in y}
@@ -97,14 +100,14 @@ def train(recipe: Recipe, averages: dict[str, dict[str, Tensor]] | None = None) 
                     others = np.array([partner[id] for id in mine[i].tolist()])
                     x2 = images(data, others, recipe.augment_of(s), view_seed, epoch)
                     x = mixed_images(x, x2, lam, box)
-                torch.manual_seed(derive(seeds[i], Purpose.STEP, epoch * T_epoch + step))
+                torch.manual_seed(derive(seeds[i], Purpose.STEP, *keys))
                 nets[i].train(epoch < last[i])
                 logits.append(nets[i](x))
             all_sent = []
             for i in range(S):
                 sent = logits[i].detach()
                 if recipe.distillation.logit_noise:
-                    seed = derive(seeds[i], Purpose.LOGIT_NOISE, epoch * T_epoch + step)
+                    seed = derive(seeds[i], Purpose.LOGIT_NOISE, *keys)
                     noise = torch.randn(sent.shape, generator=torch.Generator().manual_seed(seed))
                     sent = sent + recipe.distillation.logit_noise * noise
                 all_sent.append(on_the_wire(recipe, sent))
@@ -116,7 +119,9 @@ def train(recipe: Recipe, averages: dict[str, dict[str, Tensor]] | None = None) 
             elif method not in NO_TARGET:
                 aligned = [all_sent[i][np.argsort(mine[i])] for i in range(S)]
                 if method == "nets:sharpened":
-                    z = (1 + 2.0 / (epoch * T_epoch + step + 1)) * torch.stack(aligned).mean(dim=0)
+                    z = (1 + 2.0 / ((epoch * T_epoch + step) * k + part + 1)) * torch.stack(aligned).mean(
+                        dim=0
+                    )
                     aligned = [z]
                 sorted_y = torch.stack([y[id] for id in np.sort(ids).tolist()])
                 rows = soft_target(method, aligned, sorted_y, T, w, teacher)
@@ -156,11 +161,14 @@ def train(recipe: Recipe, averages: dict[str, dict[str, Tensor]] | None = None) 
                     loss = loss + recipe.distillation.weight * torch.stack(kls).mean()
                 losses.append(loss)
             for i in range(S):
-                if epoch < last[i]:
+                if epoch >= last[i]:
+                    continue
+                if part == 0:
+                    optims[i].zero_grad()
+                (losses[i] / k).backward()
+                if part == k - 1:
                     for group in optims[i].param_groups:
                         group["lr"] = rate(recipe.students[i], epoch * T_epoch + step, T_epoch * last[i])
-                    optims[i].zero_grad()
-                    losses[i].backward()
                     if limit := recipe.students[i].clip_grad_norm:
                         torch.nn.utils.clip_grad_norm_(nets[i].parameters(), limit)
                     optims[i].step()
@@ -293,8 +301,9 @@ def held_out_weights(recipe: Recipe, data: ArrowDataset, nets: list, held: list[
     from kdcl_dist.distillation.ensembles import general_weights
 
     parts = []
-    for start in range(0, len(held), recipe.batch_size):
-        ids = np.array(held[start : start + recipe.batch_size])
+    B = recipe.batch_size // recipe.accumulate
+    for start in range(0, len(held), B):
+        ids = np.array(held[start : start + B])
         x = images(data, ids, [], 0, 0)
         rows = []
         for net in nets:

@@ -89,6 +89,8 @@ def test_shipped_recipes_load(path: Path) -> None:
         ("students.one.replicas=3", ["students.one.replicas", "3", "batch_size of 64"]),
         ("students.one.epochs=31", ["students.one.epochs", "31", "30"]),
         ("students.one.epochs=0", ["students.0.epochs", "0"]),
+        ("accumulate=0", ["accumulate", "0"]),
+        ("accumulate=3", ["accumulate: 3 parts", "batch_size of 64"]),
         ("students.one.ema={decay: 1.0}", ["students.0.ema.decay", "1"]),
         ("students.one.ema={decay: -0.1}", ["students.0.ema.decay", "-0.1"]),
         ("students.one.ema=true", ["students.0.ema", "True"]),
@@ -168,6 +170,20 @@ def test_overrides_by_place_and_by_name() -> None:
 def test_an_own_augment_needs_own_views() -> None:
     with pytest.raises(RecipeError, match=r"students\.one\.augment"):
         parse_recipe(MINIMAL, ["students.one.augment=[]", "distillation.invariant=false"])
+
+
+@pytest.mark.parametrize(
+    ("field", "words"),
+    [
+        ("students.one.replicas=16", ["students.one.replicas: 16", "one of 8 parts (accumulate) of 8"]),
+        ("distillation.window=2", ["accumulate: 8 needs distillation.window 1", "got 2"]),
+        ("distillation.window=epoch", ["accumulate: 8 needs distillation.window 1", "'epoch'"]),
+    ],
+)
+def test_what_parts_of_a_step_exclude(field: str, words: list[str]) -> None:
+    with pytest.raises(RecipeError) as caught:
+        parse_recipe(MINIMAL, ["accumulate=8", field])
+    assert all(word in str(caught.value) for word in words), caught.value
 
 
 def test_a_frozen_teacher_has_no_average() -> None:

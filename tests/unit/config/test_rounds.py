@@ -22,6 +22,23 @@ def test_one_epoch_written_out() -> None:
     ]
 
 
+def test_a_step_has_parts() -> None:
+    schedule = RunSchedule(
+        epochs=2, steps_per_epoch=2, holdout_batches=0, test_batches=1, checkpoint_epochs=2, accumulate=3
+    )
+    whole = list(schedule.rounds(schedule.first(0)))
+    parts = [round for round in whole if round.kind is Kind.TRAIN]
+    assert [(r.epoch, r.step, r.part) for r in parts] == [
+        (step // 2, step, part) for step in range(4) for part in range(3)
+    ]
+    assert [schedule.ends_step(round) for round in parts] == [False, False, True] * 4
+    assert [schedule.ends_epoch(round) for round in parts] == [*[False] * 5, True] * 2
+    for index, round in enumerate(whole):
+        assert list(schedule.rounds(round)) == whole[index:]
+        assert schedule.after(round) == whole[min(index + 1, len(whole) - 1)]
+        assert round.rewound == Round(round.kind, round.epoch, round.step)
+
+
 def test_a_second_pass_of_tests_follows_the_first() -> None:
     schedule = RunSchedule(
         epochs=1, steps_per_epoch=1, holdout_batches=1, test_batches=3, checkpoint_epochs=1, test_passes=2

@@ -122,6 +122,10 @@ ALL = [0, 1, 2]
         # Replicas differ by a step, or one is new: the student is restored, and its rounds do not count.
         (ALL, [at(4), at(5), at(4), at(4)], at(4), (at(4), [1])),
         (ALL, [at(4), at(4), None, at(4)], at(4), (at(4), [1])),
+        # A step whose parts are not all done begins anew, also where its replicas stand at different parts.
+        (ALL, [at(4, part=3)] * 4, at(4, part=2), (at(4), [])),
+        (ALL, [at(4, part=3), at(4, part=2), at(4, part=3), at(4)], at(4, part=2), (at(4), [])),
+        (ALL, [at(5), at(4, part=3), at(4, part=3), at(5)], at(4, part=3), (at(5), [])),
         # All are new to a coordinator that has a state.
         (ALL, [None] * 4, at(4), (at(4), [0, 1, 2])),
         # A student that is absent has no position.

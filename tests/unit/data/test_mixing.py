@@ -11,7 +11,7 @@ from timm.data.mixup import mixup_target
 from timm.loss import SoftTargetCrossEntropy
 from torchvision.transforms import v2
 
-from kdcl_dist.data.mixing import Box, Mix, mix_of_step
+from kdcl_dist.data.mixing import Box, Mix, mix_of_round
 from kdcl_dist.data.training_data import TrainingData
 from kdcl_dist.data.views import Views
 from kdcl_dist.distillation.labels import two_hot
@@ -24,7 +24,7 @@ CROP = "data.augment=[{name: RandomCrop, size: 8, padding: 2}]"
 
 def mixes(make_recipe: MakeRecipe, *fields: str, steps: int = 4000) -> list[Mix]:
     recipe = make_recipe(*fields)
-    found = [mix_of_step(recipe, step, IDS[:2]) for step in range(steps)]
+    found = [mix_of_round(recipe, step, IDS[:2]) for step in range(steps)]
     assert None not in found
     return [mix for mix in found if mix is not None]
 
@@ -32,7 +32,7 @@ def mixes(make_recipe: MakeRecipe, *fields: str, steps: int = 4000) -> list[Mix]
 def test_draws_are_frozen(make_recipe: MakeRecipe) -> None:
     """Other values would change the result of every recipe that mixes."""
     both = make_recipe("data.mixup={alpha: 0.2, probability: 0.5}", "data.cutmix={probability: 0.5}")
-    first, third = (mix_of_step(both, step, np.array([7, 3, 5, 4])) for step in (0, 2))
+    first, third = (mix_of_round(both, step, np.array([7, 3, 5, 4])) for step in (0, 2))
     assert first is not None
     assert third is not None
     assert first.partners.tolist() == [4, 7, 3, 5]
@@ -45,13 +45,13 @@ def test_a_partner_is_another_sample_and_each_is_one_once(make_recipe: MakeRecip
     recipe = make_recipe("data.mixup={}")
     seen = set()
     for step in range(40):
-        mix = mix_of_step(recipe, step, IDS)
+        mix = mix_of_round(recipe, step, IDS)
         assert mix is not None
         assert sorted(mix.partners) == IDS.tolist()
         assert not (mix.partners == IDS).any()
         seen.add(mix.partners.tobytes())
         order = np.random.default_rng(step).permutation(len(IDS))
-        shuffled = mix_of_step(recipe, step, IDS[order])
+        shuffled = mix_of_round(recipe, step, IDS[order])
         assert shuffled is not None
         assert np.array_equal(shuffled.partners, mix.partners[order]), "whatever a student's own order"
     assert len(seen) == 40
@@ -60,7 +60,7 @@ def test_a_partner_is_another_sample_and_each_is_one_once(make_recipe: MakeRecip
 def test_all_pairs_are_equally_likely(make_recipe: MakeRecipe) -> None:
     recipe, counts = make_recipe("data.mixup={}"), np.zeros((4, 4))
     for step in range(3000):
-        mix = mix_of_step(recipe, step, np.arange(4))
+        mix = mix_of_round(recipe, step, np.arange(4))
         assert mix is not None
         counts[np.arange(4), mix.partners] += 1
     assert stats.chisquare(counts[~np.eye(4, dtype=bool)]).pvalue > 0.001
@@ -160,7 +160,7 @@ def test_a_student_sees_its_own_views_mixed(kind: str, workers: int, make_recipe
     for step, (mixed, own) in enumerate(
         zip(TrainingData.open(recipe).training_batches(1, 0), plain, strict=True)
     ):
-        mix = mix_of_step(recipe, step, own.ids.numpy())
+        mix = mix_of_round(recipe, step, own.ids.numpy())
         assert mix is not None
         view = dict(zip(own.ids.tolist(), own.images, strict=True))
         label = dict(zip(own.ids.tolist(), own.labels.tolist(), strict=True))

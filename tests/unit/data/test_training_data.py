@@ -45,6 +45,24 @@ def test_replicas_split_each_batch_of_their_student(replicas: int, make_recipe: 
         assert {len(part.ids) for part in parts} == {16 // replicas}
 
 
+def test_the_parts_of_a_step_have_its_samples(make_recipe: MakeRecipe) -> None:
+    """The same for all students, each of which has an order of its own, and from any step on."""
+    whole = list(TrainingData.open(make_recipe()).training_batches(0, 1))
+    recipe = make_recipe("accumulate=4", "students.a.replicas=2")
+    training_data = TrainingData.open(recipe)
+    a0, a1, b = (list(training_data.training_batches(*each)) for each in ((0, 1, 0), (0, 1, 1), (1, 1)))
+    of_a = [torch.cat([first.ids, second.ids]) for first, second in zip(a0, a1, strict=True)]
+    assert len(of_a) == len(b) == 4 * len(whole)
+    assert all(len(ids) == 4 for ids in of_a)
+    assert [sorted(ids.tolist()) for ids in of_a] == [sorted(batch.ids.tolist()) for batch in b]
+    assert any(not torch.equal(ids, batch.ids) for ids, batch in zip(of_a, b, strict=True))
+    for step, batch in enumerate(whole):
+        parts = torch.cat(of_a[4 * step : 4 * step + 4])
+        assert sorted(parts.tolist()) == sorted(batch.ids.tolist())
+    of_rounds = training_data.batches(1, Round(Kind.TRAIN, 0, 1))
+    assert all(torch.equal(next(of_rounds).ids, batch.ids) for batch in b[:8])
+
+
 def test_held_out_samples_are_not_trained_on(make_recipe: MakeRecipe) -> None:
     training_data = TrainingData.open(make_recipe("data.holdout_per_class=3", "batch_size=12"))
     held_out = torch.cat([batch.ids for batch in training_data.holdout_batches()])

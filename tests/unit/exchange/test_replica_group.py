@@ -21,7 +21,7 @@ from kdcl_dist.config.rounds import Kind, Round, share_of
 from kdcl_dist.data.training_data import TrainingData
 from kdcl_dist.distillation.diagnostics import Conflict, conflict
 from kdcl_dist.distillation.losses import kdcl_loss
-from kdcl_dist.exchange.replicas import Replicas, have_own_gpus
+from kdcl_dist.exchange.replicas import Replicas, have_own_gpus, summing_gradients
 from kdcl_dist.membership.store import Store
 from kdcl_dist.membership.tcp_store import connect_store, host_store, scoped
 from kdcl_dist.utils.network import interface_of
@@ -188,6 +188,33 @@ def test_a_parameter_that_a_replica_does_not_use_has_the_gradient_of_the_whole_b
     unused = [path for path, each in whole.named_parameters() if each.grad is None]
     assert ("layers.0.weight" in unused) == (rows_of_second == slice(0, 2))
     assert "old.weight" in unused
+
+
+def test_summed_gradients_are_averaged_once_also_those_of_the_first_pass_only() -> None:
+    images = torch.randn(4, 1, 8, 8, generator=torch.Generator().manual_seed(0))
+    images[:, 0, -1, -1] = torch.tensor([1.0, 2.0, -1.0, -2.0])  # each pass uses a layer of its own
+    torch.manual_seed(0)
+    whole = Alternating(4)
+    torch.stack([whole(image[None]).square().mean() for image in images]).sum().div(2).backward()
+
+    def work(link: Replicas, rank: int) -> list[Any]:
+        model = Alternating(4)
+        model.load_state_dict(whole.state_dict())
+        wrapped = link.wrap(model, all_used=False)
+        with summing_gradients(wrapped):
+            first = wrapped(images[rank][None])
+        first.square().mean().backward()
+        summed = [None if each.grad is None else each.grad.clone() for each in model.parameters()]
+        wrapped(images[2 + rank][None]).square().mean().backward()
+        return [summed, [each.grad for each in model.parameters()]]
+
+    (alone, found), (other, same) = together(work, count=2)
+    assert any(a is not None and not torch.equal(a, b) for a, b in zip(alone, other, strict=True))
+    for gradient, again, expected in zip(found, same, whole.parameters(), strict=True):
+        assert (gradient is None) == (expected.grad is None)
+        assert gradient is None or (
+            torch.equal(gradient, again) and torch.allclose(gradient, expected.grad, atol=1e-6)
+        )
 
 
 def test_the_analysis_averages_gradients_that_a_replica_does_not_have() -> None:

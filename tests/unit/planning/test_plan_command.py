@@ -55,6 +55,12 @@ mlp             1         64     10.0  68.8%
 """
 
 
+def test_a_part_of_a_step_is_planned() -> None:
+    result = plan(*GIVEN, "--set", "accumulate=4")
+    assert "accumulate: a step here is one of the 4 parts of the run's step, 16 samples" in result.output
+    assert re.search(r"large +1 core +16 +0\.0 +100\.0", result.output)
+
+
 def test_the_device_is_that_of_students_without_a_number(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     number = ("--set", "students.small.resources.gpu=0", "--set", "students.mlp.resources.gpu=0.5")

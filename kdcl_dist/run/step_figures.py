@@ -1,0 +1,21 @@
+"""The figures of a training step, from those of its parts."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from statistics import fmean
+
+__all__ = ["of_parts"]
+
+
+def of_parts(parts: Sequence[Mapping[str, float]]) -> dict[str, float]:
+    """Each figure of a step: durations, whose names end in _s, add up; of others the mean counts.
+
+    Args:
+        parts: the figures of each part; a figure may be missing in some.
+    """
+    found: dict[str, list[float]] = {}
+    for part in parts:
+        for name, value in part.items():
+            found.setdefault(name, []).append(value)
+    return {name: sum(values) if name.endswith("_s") else fmean(values) for name, values in found.items()}
