@@ -39,7 +39,8 @@ def split_files(
     """
     if not source.is_dir():
         if not source.exists():
-            raise DataError(f"{source}: no such file or folder")
+            remedy = "; give the folder, and the pattern as --train" if set("*?[{") & set(source.name) else ""
+            raise DataError(f"{source}: no such file or folder{remedy}")
         return {"train": [source]}
     found = {"train": _matches(source, train, suffixes)}
     patterns = [test] if test else TEST_PATTERNS

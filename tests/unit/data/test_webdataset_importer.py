@@ -330,6 +330,7 @@ def test_what_is_no_regular_file(kind: str, tmp_path: Path) -> None:
 def test_sources_that_are_no_data_set(tmp_path: Path) -> None:
     source = tmp_path / "source"
     refused("webdataset", source, "no such file or folder")
+    refused("webdataset", source / "train-{0..3}.tar", "give the folder, and the pattern as --train")
     source.mkdir()
     refused("webdataset", source, "no .tar, .tar.gz or .tgz files match 'train*' (--train)")
     write(source / "train.tar", [("0.png", IMAGES[0]), ("1.txt", b"")])
