@@ -14,11 +14,16 @@ from pathlib import Path
 import pytest
 import torch
 from cohorts import SUPPORT, Inject, MakeRecipe, recipe_text, write_images
+from hypothesis import HealthCheck, settings
 
 from kdcl_dist.config.recipe import Recipe
 from kdcl_dist.config.recipe_file import parse_recipe
 from kdcl_dist.run.prepare import prepare
 from kdcl_dist.run.run import Run
+
+# On a busy machine the drawing of examples takes long as well.
+settings.register_profile("busy", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("busy")
 
 #: The test files that take longest, longest first.
 SLOW_FILES = (

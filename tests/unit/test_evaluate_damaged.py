@@ -44,7 +44,7 @@ def test_a_damaged_file_is_evaluated_or_refused(name: str, run: Run) -> None:
     whole = json.loads(run.folder.read(name))
 
     @given(content=damaged(whole))
-    @settings(max_examples=40, deadline=None)
+    @settings(max_examples=40)
     def check(content: bytes) -> None:
         run.folder.write(name, content)
         try:

@@ -13,7 +13,7 @@ from kdcl_dist.data import sampling
 from kdcl_dist.data.view_seeds import view_seeds
 from kdcl_dist.errors import DataError
 
-SETTINGS = settings(max_examples=50, deadline=None, derandomize=True)
+SETTINGS = settings(max_examples=50, derandomize=True)
 
 
 def test_streams_are_frozen() -> None:

@@ -20,7 +20,7 @@ from kdcl_dist.data.view_size import MAX_PIXELS
 from kdcl_dist.data.views import Transforms, Views
 from kdcl_dist.errors import DataError, RecipeError
 
-SETTINGS = settings(max_examples=60, deadline=None, derandomize=True)
+SETTINGS = settings(max_examples=60, derandomize=True)
 #: Bytes that a refusal may take: a tenth of the smallest image that it refuses would be more.
 ALLOWED = 50_000_000
 

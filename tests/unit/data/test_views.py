@@ -21,7 +21,7 @@ from kdcl_dist.data.views import Transforms, Views
 from kdcl_dist.data.writer import write_dataset
 from kdcl_dist.errors import DataError, RecipeError
 
-SETTINGS = settings(max_examples=50, deadline=None, derandomize=True)
+SETTINGS = settings(max_examples=50, derandomize=True)
 
 
 RANDOM = [

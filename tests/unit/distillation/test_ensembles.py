@@ -16,7 +16,7 @@ from torch import Tensor
 
 from kdcl_dist import ensembles as E
 
-SETTINGS = settings(max_examples=60, deadline=None, derandomize=True)
+SETTINGS = settings(max_examples=60, derandomize=True)
 
 
 def random_case(seed: int, S: int, B: int, C: int, scale: float) -> tuple[Tensor, Tensor]:

@@ -94,7 +94,7 @@ def test_numbers_come_first(students: list[tuple[Gpu, int]], count: int, devices
     assert assign_devices(cohort(*students), count) == devices
 
 
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 @given(COHORTS, st.integers(0, 6))
 def test_this_machines_gpus_are_never_overbooked(students: list[tuple[Gpu, int]], count: int) -> None:
     recipe = cohort(*students)
@@ -122,7 +122,7 @@ def test_this_machines_gpus_are_never_overbooked(students: list[tuple[Gpu, int]]
         assert max(whole) <= math.ceil(sum(guests.values()) / len(whole))
 
 
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 @given(COHORTS, HOSTS)
 def test_what_ray_reserves_finds_a_place(students: list[tuple[Gpu, int]], hosts: list[Host]) -> None:
     recipe = cohort(*students)
@@ -139,7 +139,7 @@ def test_what_ray_reserves_finds_a_place(students: list[tuple[Gpu, int]], hosts:
     assert all(count * round(gpu * RAY_UNITS) <= RAY_UNITS for count in used.values())
 
 
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 @given(st.integers(1, 9), st.integers(1, 9))
 def test_on_one_host_ray_gives_the_largest_share(workers: int, count: int) -> None:
     (gpu,) = {need.gpu for need in needs_of(autos(*[1] * workers), [Host("h", 99, count)])}

@@ -120,7 +120,7 @@ PATTERNS = st.lists(
 )
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(
     paths=st.lists(st.lists(NAMES, min_size=1, max_size=3).map("/".join), max_size=6),
     ignored=st.dictionaries(st.sampled_from([".gitignore", "a/.gitignore", "b/.rayignore"]), PATTERNS),

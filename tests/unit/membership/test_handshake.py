@@ -7,7 +7,7 @@ import threading
 from collections.abc import Callable
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from together import at_once
 
@@ -44,7 +44,6 @@ def test_another_token_does_not(token: str) -> None:
     assert isinstance(member, ForeignPeer)
 
 
-@settings(deadline=None)
 @given(st.binary(max_size=200))
 def test_bytes_do_not(sent: bytes) -> None:
     received = []
@@ -101,7 +100,6 @@ def test_a_peer_that_sends_byte_by_byte_does_not_prolong_the_limit() -> None:
             thread.join()
 
 
-@settings(deadline=None)
 @given(st.lists(st.binary(max_size=4), max_size=4), st.lists(st.binary(max_size=4), max_size=4))
 def test_texts_that_are_divided_otherwise_have_another_signature(
     left: list[bytes], right: list[bytes]

@@ -13,7 +13,7 @@ from dataclasses import replace
 from datetime import timedelta
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from kdcl_dist.errors import CoordinatorLost
@@ -54,7 +54,6 @@ def test_torch_uses_it_as_a_store_of_its_own(hosted: Hosted) -> None:
     assert (part.check(["key"]), part.check(["other"])) == (True, False)
 
 
-@settings(deadline=None)
 @given(st.binary(max_size=300))
 def test_values_are_any_bytes(hosted: Hosted, value: bytes) -> None:
     hosted[0].set("bytes", value)

@@ -332,7 +332,7 @@ def test_a_damaged_record_is_shown_or_refused(tmp_path: Path) -> None:
     whole = json.loads(Folder(uri).read("run.json"))
 
     @given(content=damaged(whole))
-    @settings(max_examples=150, deadline=None)
+    @settings(max_examples=150)
     def check(content: bytes) -> None:
         Folder(uri).write("run.json", content)
         try:

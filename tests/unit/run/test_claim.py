@@ -11,7 +11,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from kdcl_dist.errors import RunFolderError
@@ -178,7 +178,7 @@ ORDERS = st.lists(st.integers(0, 3), max_size=80)
 RANKS = st.permutations(range(4))
 
 
-@settings(max_examples=300, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=300)
 @given(order=ORDERS, ranks=RANKS, count=st.integers(2, 4))
 def test_of_several_starts_exactly_one_takes_the_name(order: list[int], ranks: list[int], count: int) -> None:
     storage, starts = play(order, ranks, [None] * count)
@@ -189,7 +189,7 @@ def test_of_several_starts_exactly_one_takes_the_name(order: list[int], ranks: l
     assert not storage.files  # each has deleted its own claim
 
 
-@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=150)
 @given(order=ORDERS, ranks=RANKS, kill=st.integers(1, 14), known=st.booleans())
 def test_a_start_that_is_killed_gives_the_name_to_one_or_to_none(
     order: list[int], ranks: list[int], kill: int, known: bool

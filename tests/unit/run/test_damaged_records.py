@@ -90,7 +90,7 @@ def manifest_path(run: Run, step: int = 2) -> Path:
 
 
 @given(content=damaged(RECORD))
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 def test_a_record_is_usable_or_refused_in_one_line(
     content: bytes, tmp_path_factory: pytest.TempPathFactory
 ) -> None:
@@ -138,7 +138,7 @@ def test_a_damaged_manifest_is_skipped_for_the_one_before(run: Run) -> None:
     whole = path.read_bytes()
 
     @given(content=damaged(json.loads(whole)))
-    @settings(max_examples=200, deadline=None)
+    @settings(max_examples=200)
     def check(content: bytes) -> None:
         path.write_bytes(content)
         texts: list[str] = []
@@ -226,7 +226,7 @@ def _column(value: Any, kind: pa.DataType | None = None) -> pa.Array:
         ]
     ),
 )
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 def test_metrics_are_usable_or_refused_in_one_line(
     name: str, column: pa.Array | None, tmp_path_factory: pytest.TempPathFactory
 ) -> None:
