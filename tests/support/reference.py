@@ -150,9 +150,10 @@ def train(recipe: Recipe, averages: dict[str, dict[str, Tensor]] | None = None) 
                 if method == "examples.custom.right:loss":
                     q = F.log_softmax(logits[i] / T, dim=1)
                     parts = []
+                    largest = own_y if own_y.ndim == 1 else own_y.argmax(dim=1)
                     for z in sent_j:
                         p = F.log_softmax(z / T, dim=1)
-                        parts.append((p.exp() * (p - q)).sum(dim=1) * (z.argmax(dim=1) == labels[mine[i]]))
+                        parts.append((p.exp() * (p - q)).sum(dim=1) * (z.argmax(dim=1) == largest))
                     loss = loss + recipe.distillation.weight * (T**2 * torch.stack(parts).mean())
                 if method == "dml":
                     q = F.log_softmax(logits[i], dim=1)
