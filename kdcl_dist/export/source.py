@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -56,6 +56,7 @@ class Source:
         results: test results after `step` by student and "ensemble"; empty if `step` is within an epoch, or
             an ensemble has students of several steps.
         members: the students of the ensemble; none of a single student.
+        steps: training steps that each member has done.
         ema: whether the network has the averaged weights, of each student that has them.
     """
 
@@ -68,6 +69,7 @@ class Source:
     record: Mapping[str, Any]
     results: Results
     members: Sequence[Student] = ()
+    steps: Mapping[str, int] = field(default_factory=dict)
     ema: bool = False
 
     @classmethod
@@ -117,12 +119,22 @@ class Source:
         }
         network = _ensemble(folder, manifest, networks) if members else networks[name]
         # The part of an absent student is older than its checkpoint.
-        done = {manifest.step_of(each.name) for each in chosen}
-        step = max(done)
-        epochs, rest = divmod(step, training_data.schedule.steps_per_epoch)
-        results = {} if rest or len(done) > 1 else _results(folder, epochs)
-        record = read_record(folder)
-        return cls(folder, recipe, student, step, network, training_data, record, results, members, ema)
+        steps = [manifest.step_of(each.name) for each in chosen]
+        epochs, rest = divmod(max(steps), training_data.schedule.steps_per_epoch)
+        results = {} if rest or len(set(steps)) > 1 else _results(folder, epochs)
+        return cls(
+            folder,
+            recipe,
+            student,
+            max(steps),
+            network,
+            training_data,
+            read_record(folder),
+            results,
+            members,
+            dict(zip(networks, steps, strict=True)) if members else {},
+            ema,
+        )
 
     def build(self) -> nn.Module:
         """The plain network with other weights."""
@@ -138,8 +150,13 @@ class Source:
 
     @property
     def when(self) -> str:
-        """The time of the checkpoint in words."""
-        epochs, rest = divmod(self.step, self.training_data.schedule.steps_per_epoch)
+        """The time of the checkpoint in words, for each student of an ensemble where they differ."""
+        if len({*self.steps.values()}) > 1:
+            return ", ".join(f"{name}: {self._time(step)}" for name, step in self.steps.items())
+        return self._time(self.step)
+
+    def _time(self, step: int) -> str:
+        epochs, rest = divmod(step, self.training_data.schedule.steps_per_epoch)
         text = f"epoch {epochs} of {self.recipe.epochs}"
         return f"{text} and {rest} steps" if rest else text
 

@@ -130,7 +130,9 @@ def test_students_of_several_steps_have_no_figures(uneven: Folder, tmp_path: Pat
     commit(folder, manifest)
     result = run("export", tmp_path / "run", "--student", ENSEMBLE, "--to", tmp_path / "x", *OWN)
     assert result.exit_code == 0, result.output
-    assert "no test results for this checkpoint" in (tmp_path / "x" / "README.md").read_text()
+    card = (tmp_path / "x" / "README.md").read_text()
+    assert "no test results for this checkpoint" in card
+    assert "a: epoch 1 of 2, b: epoch 2 of 2;" in card
 
 
 def test_an_import_must_be_allowed(uneven: Folder, tmp_path: Path) -> None:
