@@ -107,7 +107,7 @@ def min_logit(logits_SBC: Tensor, labels_B: Tensor) -> Tensor:
     """The smallest of the students' logits class by class (B, C), relative to the true class (eq. 6-7).
 
     Each student's logits are first shifted so that its true class has 0. Raises as `naive`, and for class
-    probabilities: minima relative to several classes can have a larger cross-entropy than any student.
+    probabilities: minima relative to several classes can have a larger cross-entropy than a student.
     """
     logits_SBC = checked(logits_SBC, labels_B)
     if is_mixed(labels_B):
