@@ -23,6 +23,8 @@ METHODS = ("none", "naive", "linear", "min_logit", "general", "mean", "dml", "te
 #: A run on Ray costs many times that of plain processes, whose members run the same code. These differ in
 #: what is moved: one answer for all, all logits to all.
 ON_RAY = ("linear", "dml")
+#: Fields that change the rounds of a run, on Ray as well.
+ROUNDS = ("accumulate=2", "students.a.ema={decay: 0.6}")
 
 
 @pytest.mark.parametrize("method", METHODS)
@@ -47,7 +49,8 @@ def cluster() -> Iterator[None]:
 def test_ray(
     method: str, cluster: None, make_recipe: MakeRecipe, make_run: Callable[..., Run], tmp_path: Path
 ) -> None:
-    run = make_run(recipe_for(method, make_recipe, tmp_path, VIEWS))
+    more = ROUNDS if method == "dml" else ()
+    run = make_run(recipe_for(method, make_recipe, tmp_path, VIEWS, *more))
     assert on_ray.launch(run, lambda event: None, threading.Event())
     check(run)
 
