@@ -203,8 +203,11 @@ def _mixed_samples_can_be_learned(recipe: Recipe) -> None:
             f"{field}: a sample's partner is of the same step, and students share a step's samples with "
             f"distillation.window 1 only (got {recipe.distillation.window!r})"
         )
-    if recipe.batch_size == 1:
-        raise ValueError(f"{field}: a step of one sample has no second one to mix it with (batch_size is 1)")
+    if recipe.part_size == 1:
+        raise ValueError(
+            f"{field}: one sample alone has no other to be mixed with (batch_size is {recipe.batch_size}, "
+            f"accumulate {recipe.accumulate})"
+        )
 
 
 def _last_epoch_has_a_learner(recipe: Recipe) -> None:
