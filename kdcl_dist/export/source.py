@@ -24,8 +24,9 @@ from kdcl_dist.data.training_data import TrainingData, test_views
 from kdcl_dist.errors import CheckpointError, ModelError, RunFolderError, StorageError, one_line
 from kdcl_dist.evaluation import open_training_data
 from kdcl_dist.models.lazy import initialise
-from kdcl_dist.run.checkpoint import Manifest, latest, read_part, steps, whole
-from kdcl_dist.run.metrics import EMA, read_metrics
+from kdcl_dist.run.checkpoint import Manifest, latest, read_part, steps
+from kdcl_dist.run.epochs import Epoch, checkpoint_of_best, checkpoint_of_epoch
+from kdcl_dist.run.metrics import BEST, EMA, read_metrics
 from kdcl_dist.run.record import read_record, scores_of
 from kdcl_dist.run.run import load_run
 from kdcl_dist.run.storage import Folder
@@ -70,7 +71,7 @@ class Source:
         uri: str,
         name: str,
         *,
-        epoch: int | None = None,
+        epoch: Epoch | None = None,
         last: bool = False,
         ema: bool = False,
         warn: Callable[[str], None],
@@ -81,8 +82,8 @@ class Source:
         Args:
             uri: the run folder's path or URI.
             name: the student's name.
-            epoch: the epoch, from 1, whose checkpoint is loaded. None: the latest checkpoint, as in
-                `kdcl evaluate`.
+            epoch: the epoch, from 1, whose checkpoint is loaded, or "best" for that of the student. None: the
+                latest checkpoint, as in `kdcl evaluate`.
             last: load the checkpoint of the recipe's last epoch; an error if there is none.
             ema: load the averaged weights in place of the last step's.
             warn: takes a text for each damaged checkpoint that is skipped.
@@ -97,19 +98,22 @@ class Source:
         student = _student(folder, recipe, name, ema=ema)
         check_recipe_imports(recipe, str(folder), allow_imports, students=[name])
         training_data = open_training_data(recipe, folder)
+        per_epoch = training_data.schedule.steps_per_epoch
         if last:
-            manifest = _of_epoch(folder, training_data, recipe.epochs, "--last")
-        elif epoch is not None:
-            manifest = _of_epoch(folder, training_data, epoch, f"--epoch {epoch}")
+            manifest = checkpoint_of_epoch(folder, per_epoch, recipe.epochs, "--last")
+        elif isinstance(epoch, int):
+            manifest = checkpoint_of_epoch(folder, per_epoch, epoch, f"--epoch {epoch}")
         else:
-            manifest = _latest(folder, warn)
+            newest = _latest(folder, warn)
+            manifest = newest if epoch is None else checkpoint_of_best(folder, recipe, newest, name)
         network = _load(folder, manifest, student, training_data, ema=ema)
         # The part of an absent student is older than its checkpoint.
         part = manifest.parts[name]
         step = manifest.step if part.step is None else part.step
-        epochs, rest = divmod(step, training_data.schedule.steps_per_epoch)
-        results = {} if rest else _results(folder, epochs)
-        return cls(folder, recipe, student, step, network, training_data, read_record(folder), results, ema)
+        epochs, rest = divmod(step, per_epoch)
+        record, title = read_record(folder), name + (EMA if ema else "")
+        results = {} if rest else _results(folder, epochs) or _best_results(record, title, epochs)
+        return cls(folder, recipe, student, step, network, training_data, record, results, ema)
 
     @property
     def title(self) -> str:
@@ -187,24 +191,6 @@ def _latest(folder: Folder, warn: Callable[[str], None]) -> Manifest:
     return manifest
 
 
-def _of_epoch(folder: Folder, training_data: TrainingData, epoch: int, option: str) -> Manifest:
-    per_epoch = training_data.schedule.steps_per_epoch
-    found = steps(folder)
-    if epoch * per_epoch not in found:
-        ends = [str(step // per_epoch) for step in found if step % per_epoch == 0]
-        kept = f"those of epochs {', '.join(ends)}" if ends else "none at the end of an epoch"
-        raise RunFolderError(
-            f"{option}: {str(folder)!r} has no checkpoint of epoch {epoch}, it has {kept} "
-            "(checkpoint.every_epochs and checkpoint.keep decide which)"
-        )
-    try:
-        return whole(folder, epoch * per_epoch)
-    except CheckpointError as error:
-        raise RunFolderError(
-            f"{option}: the checkpoint of epoch {epoch} cannot be used: {error.message}"
-        ) from None
-
-
 def _load(
     folder: Folder, manifest: Manifest, student: Student, training_data: TrainingData, *, ema: bool
 ) -> nn.Module:
@@ -234,3 +220,9 @@ def _results(folder: Folder, epochs: int) -> Results:
     for row in rows:
         found.setdefault(row["student"], {})[row["name"]] = row["value"]
     return found
+
+
+def _best_results(record: Mapping[str, Any], name: str, epochs: int) -> Results:
+    """The final test results of a student's best weights, if they are those after `epochs` epochs."""
+    values = scores_of(record).get(name + BEST, {})
+    return {name: values} if values.get("epoch") == epochs else {}
