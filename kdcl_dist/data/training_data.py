@@ -176,12 +176,8 @@ class TrainingData:
         samples = (self.split[1], self.validation[1], np.arange(len(self.test)))
         holdout, val, test = (batches_of(ids, recipe.part_size) for ids in samples)
         # By the pass: which of `_views`, and the ids of each batch.
-        passes = {
-            Kind.HOLDOUT: (1, holdout),
-            Kind.VALIDATE: (2, val),
-            Kind.EVALUATE: (3, test),
-            Kind.BEST: (3, test),
-        }
+        passes = {Kind.HOLDOUT: (1, holdout), Kind.VALIDATE: (2, val), Kind.EVALUATE: (3, test)}
+        passes[Kind.BEST] = passes[Kind.EVALUATE]
 
         def specs() -> Iterator[BatchSpec]:
             """The batches of the rounds in order."""
@@ -229,12 +225,9 @@ class TrainingData:
         """
         epoch, ids_B = next(self._parts(self._seed(index), 0))
         share_B = _share(ids_B, replica, self.recipe.students[index].replicas)
-        workers = min(1, self.recipe.data.loader_workers)
+        views, workers = self._views(index), min(1, self.recipe.data.loader_workers)
         loading = mixed_batches(
-            self._views(index),
-            [BatchSpec(0, epoch, share_B)],
-            workers=workers,
-            timeout_s=self.recipe.limits.startup_s,
+            views, [BatchSpec(0, epoch, share_B)], workers=workers, timeout_s=self.recipe.limits.startup_s
         )
         with of_user_code(DataError, "data.loader_workers: a loader process fails"), closing(loading):
             return next(loading)
