@@ -6,7 +6,7 @@ Shapes: S students, B batch, C classes (of logits) or channels (of images), H W 
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +24,7 @@ from kdcl_dist.errors import CheckpointError, RunFolderError, one_line
 from kdcl_dist.membership.monitor import COORDINATOR
 from kdcl_dist.run.checkpoint import Manifest, latest, read_part
 from kdcl_dist.run.class_scores import ClassScores
+from kdcl_dist.run.epochs import Epoch, checkpoint_of_best, checkpoint_of_epoch
 from kdcl_dist.run.metrics import EMA, ENSEMBLE, Scores, averages_of
 from kdcl_dist.run.record import read_record
 from kdcl_dist.run.run import load_run
@@ -47,6 +48,7 @@ class Evaluation:
             "student/ema" and "ensemble/ema".
         classes: names of the classes, in the order of their labels.
         details: the results class by class, by student and for "ensemble".
+        epochs: by student the epoch, from 1, of its weights, where these are of its best epoch.
     """
 
     step: int
@@ -54,6 +56,7 @@ class Evaluation:
     results: dict[str, dict[str, float]]
     classes: tuple[str, ...]
     details: dict[str, ClassScores]
+    epochs: dict[str, int] = field(default_factory=dict)
 
     def as_dict(self) -> dict[str, Any]:
         """All of it as plain data."""
@@ -61,17 +64,21 @@ class Evaluation:
             name: values | self.details[name].as_dict(self.classes) for name, values in self.results.items()
         }
         fields = {"step": self.step, "samples": self.samples, "classes": list(self.classes)}
-        return fields | {"results": results}
+        return fields | ({"epochs": self.epochs} if self.epochs else {}) | {"results": results}
 
 
 @dataclass(frozen=True)
 class Trained:
-    """The students of a run's latest checkpoint, and the data of its recipe."""
+    """The students of a run's checkpoint, and the data of its recipe.
+
+    `steps` are the training steps before the checkpoints from which the students have their weights.
+    """
 
     step: int
     training_data: TrainingData
     aggregator: Aggregator
     students: list[Student]
+    steps: list[int]
 
     @classmethod
     def load(
@@ -82,6 +89,7 @@ class Trained:
         warn: Callable[[str], None],
         allow_imports: Collection[str] = (),
         data: str | None = None,
+        epoch: Epoch | None = None,
     ) -> Trained:
         """Load a run.
 
@@ -91,10 +99,12 @@ class Trained:
             warn: called with a line for each damaged checkpoint that is skipped.
             allow_imports: modules outside this package that the run's recipe may import.
             data: test set in place of the recipe's, in the form of the field `data.test`.
+            epoch: the epoch, from 1, whose checkpoint is loaded, or "best" for each student's own. None: the
+                latest checkpoint.
 
         Raises:
             DataError: `data` cannot be read, or has other classes or channels.
-            RunFolderError: `uri` is no run folder or has no complete checkpoint.
+            RunFolderError: `uri` is no run folder or has no such checkpoint.
             UserError: there is no such device.
             ImportRefused: the recipe names a module that is not allowed.
         """
@@ -109,15 +119,16 @@ class Trained:
                 f"{', '.join(map(repr, missing))}"
             )
         training_data = open_training_data(recipe, folder, data)
+        manifest, parts = _checkpoints(folder, training_data, manifest, epoch)
         try:
             with needs_memory():
-                aggregator, students = _restored(recipe, folder, manifest, training_data, chosen)
+                aggregator, students = _restored(recipe, folder, manifest, parts, training_data, chosen)
         except (CheckpointError, RuntimeError, KeyError, TypeError, ValueError, AttributeError) as error:
             reason = error.message if isinstance(error, CheckpointError) else one_line(error)
             raise RunFolderError(
                 f"{displayed(uri)!r} cannot be evaluated: {manifest.folder} does not fit the recipe: {reason}"
             ) from error
-        return cls(manifest.step, training_data, aggregator, students)
+        return cls(manifest.step, training_data, aggregator, students, [part.step for part in parts])
 
     @needs_memory()
     def test(
@@ -161,19 +172,33 @@ class Trained:
         return answers
 
 
+def _checkpoints(
+    folder: Folder, training_data: TrainingData, newest: Manifest, epoch: Epoch | None
+) -> tuple[Manifest, list[Manifest]]:
+    """The checkpoint with the ensemble's state of an epoch, and that with each student's weights."""
+    recipe, per_epoch = training_data.recipe, training_data.schedule.steps_per_epoch
+    if epoch == "best":
+        return newest, [checkpoint_of_best(folder, recipe, newest, name) for name in recipe.names]
+    if epoch is not None:
+        newest = checkpoint_of_epoch(folder, per_epoch, epoch, f"--epoch {epoch}")
+    return newest, [newest] * len(recipe.names)
+
+
 def _restored(
-    recipe: Recipe, folder: Folder, manifest: Manifest, training_data: TrainingData, device: torch.device
+    recipe: Recipe,
+    folder: Folder,
+    manifest: Manifest,
+    parts: Sequence[Manifest],
+    training_data: TrainingData,
+    device: torch.device,
 ) -> tuple[Aggregator, list[Student]]:
-    """The aggregator and the students with their state of a checkpoint."""
+    """The aggregator with its state of a checkpoint, and each student with its state of its own."""
     aggregator = Aggregator(recipe)
     aggregator.load_state_dict(read_part(folder, manifest, COORDINATOR)["coordinator"])
     students = []
     for index, name in enumerate(recipe.names):
         student = Student.of(training_data, index, device=device, resumed=True, trains=False)
-        part = read_part(folder, manifest, name)
-        student.model.load_state_dict(part["model"])
-        if student.average is not None:
-            student.average.load_state_dict(part["ema"])
+        student.load_weights(read_part(folder, parts[index], name))
         students.append(student)
     return aggregator, students
 
@@ -192,8 +217,7 @@ def open_training_data(recipe: Recipe, folder: Folder, test: str | None = None) 
     """
     root = read_record(folder).get("root", ".")
     found = {}
-    for name in ("train", "test"):
-        path = getattr(recipe.data, name)
+    for name, path in recipe.data.sets.items():
         if not Path(path).exists() and (Path(root) / path).exists():
             found[name] = str(Path(root) / path)
     if test is not None:
@@ -233,13 +257,18 @@ def evaluate(
     warn: Callable[[str], None],
     allow_imports: Collection[str] = (),
     data: str | None = None,
+    epoch: Epoch | None = None,
 ) -> Evaluation:
-    """Test a run's latest checkpoint; arguments and errors as `Trained.load`."""
-    trained = Trained.load(uri, device=device, warn=warn, allow_imports=allow_imports, data=data)
-    test = trained.training_data.test
+    """Test a run's checkpoint; arguments and errors as `Trained.load`."""
+    trained = Trained.load(uri, device=device, warn=warn, allow_imports=allow_imports, data=data, epoch=epoch)
+    test, per_epoch = trained.training_data.test, trained.training_data.schedule.steps_per_epoch
+    epochs = {
+        name: step // per_epoch for name, step in zip(trained.aggregator.names, trained.steps, strict=True)
+    }
     classes = tuple(test.classes)
     details = {name: ClassScores(len(classes)) for name in trained.names}
-    return Evaluation(trained.step, len(test), trained.test(details=details), classes, details)
+    results, own = trained.test(details=details), epochs if epoch == "best" else {}
+    return Evaluation(trained.step, len(test), results, classes, details, own)
 
 
 def evaluate_under_noise(

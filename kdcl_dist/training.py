@@ -35,7 +35,8 @@ class Result:
         path: the run folder's path or URI.
         finished: False when the run was stopped before its end, after a checkpoint.
         metrics: test results after the last whole epoch, by student and for "ensemble": loss (nats),
-            top1 and top5 (shares from 0 to 1).
+            top1 and top5 (shares from 0 to 1). With `checkpoint.best` also those of the best epochs, by
+            "student/best" and "ensemble/best", and the `epoch`.
     """
 
     path: str
@@ -84,9 +85,9 @@ def train(
     )
     begins = f", from step {run.step}" if run.start else ""
     on_event(Note(f"run folder {displayed(run.folder.uri)}{begins}"))
-    if read_record(run.folder).get("state") == "finished":
-        on_event(Note("the run is finished already"))
-        return Result(run.folder.uri, True, scores_of(read_record(run.folder)))
+    if (record := read_record(run.folder)).get("state") == "finished":
+        on_event(Note("; ".join(filter(None, ["the run is finished already", record.get("stopped_early")]))))
+        return Result(run.folder.uri, True, scores_of(record))
     samples = sum(len(ids) for ids in training_data.split)
     update_record(run.folder, classes=len(training_data.train.classes), samples=samples)
     finished = _launch(run, launcher, on_event, stop)

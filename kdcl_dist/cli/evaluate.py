@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import json
 import math
+from typing import TYPE_CHECKING
 
 import click
 
-from kdcl_dist.cli.group import allows_imports, echo, kdcl, reports_errors, takes_device
+from kdcl_dist.cli.group import allows_imports, echo, kdcl, reports_errors, takes_device, takes_epoch
+
+if TYPE_CHECKING:
+    from kdcl_dist.run.epochs import Epoch
 
 __all__ = ["evaluate"]
 
@@ -33,6 +37,7 @@ class Levels(click.ParamType[list[float]]):
 @kdcl.command()
 @click.argument("run")
 @takes_device
+@takes_epoch
 @click.option("--noise", type=Levels(), help="Standard deviations of pixel noise; pixels lie in [0, 1].")
 @click.option(
     "--repeats",
@@ -49,6 +54,7 @@ class Levels(click.ParamType[list[float]]):
 def evaluate(
     run: str,
     device: str,
+    epoch: Epoch | None,
     noise: list[float] | None,
     repeats: int,
     data: str | None,
@@ -69,11 +75,13 @@ def evaluate(
     from kdcl_dist.evaluation import evaluate as run_evaluation
 
     if noise is not None:
-        if data is not None or per_class or as_json:
-            raise click.UsageError("--noise does not go with --data, --per-class and --json")
+        if data is not None or per_class or as_json or epoch is not None:
+            raise click.UsageError("--noise does not go with --data, --per-class, --json and --epoch")
         _under_noise(run, device, noise, repeats, allow_imports)
         return
-    found = run_evaluation(run, device=device, warn=_warn, allow_imports=allow_imports, data=data)
+    found = run_evaluation(
+        run, device=device, warn=_warn, allow_imports=allow_imports, data=data, epoch=epoch
+    )
     if as_json:
         click.echo(json.dumps(found.as_dict(), indent=2, allow_nan=False))
         return

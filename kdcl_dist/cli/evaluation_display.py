@@ -16,12 +16,14 @@ MISTAKES = 5
 
 def scores_table(found: Evaluation) -> Table:
     """A row for each student, and one for the ensemble."""
-    table = _table(
-        f"step {found.step}, {found.samples} test samples", "student", "loss", "top-1 %", "top-5 %", "ECE %"
-    )
+    columns = ("student", "loss", "top-1 %", "top-5 %", "ECE %", *(["epoch"] if found.epochs else []))
+    table = _table(f"step {found.step}, {found.samples} test samples", *columns)
     for name, values in found.results.items():
         shares = (values["top1"], values["top5"], found.details[name].calibration_error)
-        table.add_row(_name(name), f"{values['loss']:.4f}", *(f"{100 * share:.2f}" for share in shares))
+        cells = [f"{values['loss']:.4f}", *(f"{100 * share:.2f}" for share in shares)]
+        if found.epochs:
+            cells.append(str(found.epochs.get(name.partition("/")[0], "")))
+        table.add_row(_name(name), *cells)
     return table
 
 

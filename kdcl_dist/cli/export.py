@@ -6,10 +6,11 @@ from typing import TYPE_CHECKING
 
 import click
 
-from kdcl_dist.cli.group import allows_imports, echo, kdcl, reports_errors
+from kdcl_dist.cli.group import allows_imports, echo, kdcl, reports_errors, takes_epoch
 
 if TYPE_CHECKING:
     from kdcl_dist.export.preprocessing import Kind
+    from kdcl_dist.run.epochs import Epoch
 
 __all__ = ["export"]
 
@@ -20,9 +21,7 @@ KINDS = ["state_dict", "safetensors", "torch_export", "onnx"]
 @click.argument("run")
 @click.option("--student", required=True, help="Name of the student, or `ensemble`.")
 @click.option("--format", "kind", type=click.Choice(KINDS), default=KINDS[0], show_default=True)
-@click.option(
-    "--epoch", type=click.IntRange(1), help="The checkpoint after this epoch. [default: the latest]"
-)
+@takes_epoch
 @click.option(
     "--last", is_flag=True, help="The checkpoint after the recipe's last epoch; an error if there is none."
 )
@@ -34,7 +33,7 @@ def export(
     run: str,
     student: str,
     kind: Kind,
-    epoch: int | None,
+    epoch: Epoch | None,
     last: bool,
     ema: bool,
     to: str | None,

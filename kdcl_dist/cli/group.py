@@ -14,7 +14,7 @@ from kdcl_dist.errors import KdclError, PreflightError, UserError
 from kdcl_dist.utils.text import shown
 from kdcl_dist.version import __version__
 
-__all__ = ["allows_imports", "echo", "echo_error", "kdcl", "reports_errors", "takes_device"]
+__all__ = ["allows_imports", "echo", "echo_error", "kdcl", "reports_errors", "takes_device", "takes_epoch"]
 
 
 def echo(text: object, *, err: bool = False) -> None:
@@ -77,6 +77,32 @@ allows_imports = click.option(
     type=_Modules(),
     default=(),
     help="Modules outside kdcl_dist whose code the folder may run, such as my_nets,my_data. [default: none]",
+)
+
+
+class _Epoch(click.ParamType[int | str]):
+    """An epoch from 1 on, or `best`."""
+
+    name = "EPOCH"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int | str:
+        """The number, or "best"."""
+        if value == "best":
+            return "best"
+        try:
+            number = int(value)
+        except ValueError:
+            number = 0
+        if number < 1:
+            self.fail(f"{value!r} is neither best nor the number of an epoch, from 1 on", param, ctx)
+        return number
+
+
+#: Of commands that read a run folder.
+takes_epoch = click.option(
+    "--epoch",
+    type=_Epoch(),
+    help="The checkpoint after this epoch, or best: after each student's best epoch. [default: the latest]",
 )
 
 

@@ -35,6 +35,7 @@ class Display:
         self.started: Started | None = None
         self.train: Values = {}
         self.test: Values = {}
+        self.tested = "test"
         self.began = time.monotonic()
         self.live = Live(get_renderable=self._render, console=console, refresh_per_second=4)
 
@@ -88,12 +89,17 @@ class Display:
         )
 
     def _end_epoch(self, event: EpochEnded) -> None:
-        self.train, self.test = event.train, event.test
+        self.train = event.train
+        if event.val or event.test:
+            self.test, self.tested = (event.val, "validation") if event.val else (event.test, "test")
         assert self.started is not None
         self.progress.update(self.task, completed=(event.epoch + 1) * self.started.steps_per_epoch)
         if not self.console.is_terminal:
-            shown = ", ".join(f"{name} {100 * values['top1']:.2f}" for name, values in event.test.items())
-            self._line(f"epoch {event.epoch + 1} of {self.started.epochs}: test top-1 % {shown}")
+            passes = {"validation": event.val, "test": event.test}
+            shown = [
+                f"{name} top-1 % {_accuracies(values)}" for name, values in passes.items() if values
+            ] or [f"train top-1 % {_accuracies(event.train)}"]
+            self._line(f"epoch {event.epoch + 1} of {self.started.epochs}: {'; '.join(shown)}")
 
     def _line(self, text: str) -> None:
         self.console.print(shown(text), highlight=False, markup=False, soft_wrap=True)
@@ -102,7 +108,8 @@ class Display:
         if self.started is None:
             return Group(self.progress)
         table = Table(box=None, pad_edge=False)
-        for title in ("student", "loss", "distillation", "train top-1 %", "test top-1 %", "step ms", "waits"):
+        tested = f"{self.tested} top-1 %"
+        for title in ("student", "loss", "distillation", "train top-1 %", tested, "step ms", "waits"):
             table.add_column(title, justify="left" if title == "student" else "right")
         for name in dict.fromkeys((*self.started.students, ENSEMBLE, *self.test)):
             table.add_row(name, *self._cells(self.train.get(name, {}), self.test.get(name, {})))
@@ -121,17 +128,25 @@ class Display:
         ]
 
 
+def _accuracies(results: Values) -> str:
+    """The top-1 % of each student that has one."""
+    return ", ".join(f"{name} {100 * own['top1']:.2f}" for name, own in results.items() if "top1" in own)
+
+
 def _number(value: float | None, factor: float, digits: int) -> str:
     return "" if value is None else f"{value * factor:.{digits}f}"
 
 
 def results_table(results: Values, title: str) -> Table:
-    """The test results as a table: a row for each student, and one for the ensemble."""
+    """The test results as a table: a row for each student, and one for the ensemble; best epochs below."""
     table = Table(title=title, title_justify="left")
-    for name in ("student", "loss", "top-1 %", "top-5 %"):
+    with_epochs = any("epoch" in values for values in results.values())
+    for name in ("student", "loss", "top-1 %", "top-5 %", *(["epoch"] if with_epochs else [])):
         table.add_column(name, justify="left" if name == "student" else "right")
     for name, values in results.items():
-        figures = f"{values['loss']:.4f}", f"{100 * values['top1']:.2f}", f"{100 * values['top5']:.2f}"
+        figures = [f"{values['loss']:.4f}", f"{100 * values['top1']:.2f}", f"{100 * values['top5']:.2f}"]
+        if with_epochs:
+            figures.append(_number(values.get("epoch"), 1, 0))
         table.add_row(Text(shown(name, NAME)), *figures)  # a finished run's names are those of its record
     return table
 

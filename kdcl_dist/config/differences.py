@@ -13,7 +13,8 @@ __all__ = ["FREE_FIELDS", "ROUNDING_FIELDS", "changes", "differences", "forbidde
 #: Fields that may change between a run and its resumption, because no result depends on them.
 FREE_FIELDS = (
     "name",
-    "checkpoint",
+    "checkpoint.every_epochs",
+    "checkpoint.keep",
     "analysis",
     "failure",
     "limits",
@@ -41,9 +42,13 @@ def differences(old: Recipe, new: Recipe) -> list[str]:
 def forbidden_changes(old: Recipe, new: Recipe) -> list[str]:
     """The changes with which `new` cannot resume a run of `old`: as `differences`, but `epochs` may grow.
 
-    They may where no learning rate depends on them; else the line says whose does.
+    They may where no learning rate depends on them; else the line says whose does. The end by
+    `early_stopping` may change, and `checkpoint.best` be given up.
     """
-    others = differences(old, new.model_copy(update={"epochs": old.epochs}))
+    allowed: dict[str, Any] = {"epochs": old.epochs, "early_stopping": old.early_stopping}
+    if new.checkpoint.best is None:
+        allowed["checkpoint"] = old.checkpoint
+    others = differences(old, new.model_copy(update=allowed))
     line = f"epochs: {old.epochs} -> {new.epochs}"
     if new.epochs < old.epochs:
         return [f"{line} (a run may go on for more epochs, not for fewer)", *others]

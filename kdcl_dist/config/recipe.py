@@ -12,7 +12,16 @@ from pydantic import Field, PositiveInt, model_validator
 
 from kdcl_dist.config.base import Name, Seed, Strict
 from kdcl_dist.config.schedules import Constant, MultiStep, Warmup
-from kdcl_dist.config.sections import Analysis, Checkpoint, Data, Distillation, Failure, Limits
+from kdcl_dist.config.sections import (
+    Analysis,
+    Checkpoint,
+    Data,
+    Distillation,
+    EarlyStopping,
+    Evaluate,
+    Failure,
+    Limits,
+)
 from kdcl_dist.config.student import Student, Worker
 
 __all__ = ["Recipe"]
@@ -42,6 +51,10 @@ class Recipe(Strict):
     data: Data = Field(description="Data sets and views.")
     distillation: Distillation = Field(default=Distillation(), description="Soft target and loss.")
     students: list[Student] = Field(min_length=1, description="The cohort, one item for each student.")
+    evaluate: Evaluate = Field(default=Evaluate(), description="Tests during the run.")
+    early_stopping: EarlyStopping | None = Field(
+        default=None, description="End before the last epoch. `null`: none."
+    )
     checkpoint: Checkpoint = Field(default=Checkpoint(), description="Checkpoints.")
     analysis: Analysis = Field(default=Analysis(), description="Measurements during training.")
     failure: Failure = Field(default=Failure(), description="Reaction to failures.")
@@ -76,6 +89,11 @@ class Recipe(Strict):
     def averaged(self) -> list[str]:
         """The names of the students that keep an average of their weights."""
         return [student.name for student in self.students if student.ema is not None]
+
+    @property
+    def validates(self) -> bool:
+        """Whether the tests during the run are on validation samples."""
+        return self.data.has_val if self.evaluate.on is None else self.evaluate.on == "val"
 
     def epochs_of(self, student: Student) -> int:
         """Number of epochs in which a student learns."""
@@ -222,10 +240,31 @@ def _last_epoch_has_a_learner(recipe: Recipe) -> None:
         raise ValueError(f"epochs: {recipe.epochs} is more than any student learns for; lower it")
 
 
+def _validation_has_samples(recipe: Recipe) -> None:
+    if recipe.evaluate.on == "val" and not recipe.data.has_val:
+        raise ValueError("evaluate.on: 'val' needs validation samples: set data.val or data.val_fraction")
+
+
+def _only_validation_decides(recipe: Recipe) -> None:
+    if recipe.validates:
+        return
+    remedy = "set evaluate.on to val" if recipe.data.has_val else "set data.val or data.val_fraction"
+    for path, value in (
+        ("checkpoint.best", recipe.checkpoint.best),
+        ("early_stopping.metric", recipe.early_stopping and recipe.early_stopping.metric),
+    ):
+        if value is not None:
+            raise ValueError(
+                f"{path}: {value!r} is decided on validation samples, test data decides nothing: {remedy}"
+            )
+
+
 CHECKS = (
     _names_differ,
     _teacher_exists,
     _weights_have_holdout,
+    _validation_has_samples,
+    _only_validation_decides,
     _same_view_has_same_augment,
     _parts_are_even,
     _replicas_share_evenly,

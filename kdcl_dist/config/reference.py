@@ -49,6 +49,8 @@ SECTIONS = (
     Section("### `schedule`: your own", schedules.OwnSchedule),
     Section("### `ema`", student.Ema, "run-folder.md"),
     Section("### `resources`", student.Resources, "planning.md"),
+    Section("## `evaluate`", sections.Evaluate, "best.md"),
+    Section("## `early_stopping`", sections.EarlyStopping, "best.md"),
     Section("## `checkpoint`", sections.Checkpoint, "storage.md"),
     Section("## `analysis`", sections.Analysis, "analysis.md"),
     Section("## `failure`", sections.Failure, "failures.md"),
@@ -110,6 +112,8 @@ TAIL = """\
 | {free} | none |
 | of a student {rounding} | the last bits of sums may differ; a warning says so |
 | `epochs`, to a larger number | the run goes on, as if it had been started so |
+| `early_stopping` | the run ends by the new rule; one that the old rule has ended may go on |
+| `checkpoint.best`, to `null` | none; best epochs are no longer kept and tested |
 
 Of `resources.gpu` the warning comes with the start, if a student's device is of another kind than before.
 Every other change makes another run and is an error. With a larger `epochs` a finished run goes on too.

@@ -23,7 +23,7 @@ class Round:
         epoch: epoch, from 0.
         step: number of training steps before it; for TRAIN its own global step.
         part: of a training step, or batch number within a pass over held-out samples or within all passes
-            over test samples.
+            of a test.
     """
 
     kind: Kind
@@ -35,6 +35,11 @@ class Round:
     def moment(self) -> tuple[int, int, int, int]:
         """The sort key of rounds."""
         return self.epoch, self.kind, self.step, self.part
+
+    @property
+    def uses_checkpoints(self) -> bool:
+        """Whether students read or write a checkpoint in it, which takes longer than a step."""
+        return self.kind is Kind.CHECKPOINT or (self.kind is Kind.BEST and self.part == 0)
 
     @property
     def rewound(self) -> Round:
@@ -53,7 +58,11 @@ class RunSchedule:
         test_batches: batches of a pass over the test samples.
         checkpoint_epochs: epochs from one checkpoint to the next; the last epoch always ends with one.
         samples: size of the training set with its held-out samples; every training sample id is below it.
-        test_passes: passes over the test samples after an epoch: the second is that of averaged weights.
+        val_batches: batches of a pass over the validation samples; 0: the tests are on the test samples.
+        evaluate_epochs: epochs from one test to the next; the last epoch always has one.
+        best: whether the best weights of each student are kept: a checkpoint follows each test, and the run
+            ends with a test of them.
+        test_passes: passes of each test over its samples: the second is that of averaged weights.
         accumulate: parts of a training step.
     """
 
@@ -63,6 +72,9 @@ class RunSchedule:
     test_batches: int
     checkpoint_epochs: int
     samples: int = 0
+    val_batches: int = 0
+    evaluate_epochs: int = 1
+    best: bool = False
     test_passes: int = 1
     accumulate: int = 1
 
@@ -74,24 +86,36 @@ class RunSchedule:
         """Whether a round of TRAIN is the last of its epoch."""
         return self.ends_step(round) and (round.step + 1) % self.steps_per_epoch == 0
 
+    def batches(self, kind: Kind) -> int:
+        """The number of batches in one pass of a kind."""
+        if kind is Kind.HOLDOUT:
+            return self.holdout_batches
+        return self.val_batches if kind is Kind.VALIDATE else self.test_batches
+
     def test_batch(self, round: Round) -> tuple[int, int]:
-        """Of a round of EVALUATE the pass, and the batch within it; from 0."""
-        return divmod(round.part, self.test_batches)
+        """Of a round over samples the pass, and the batch within it; from 0."""
+        return divmod(round.part, self.batches(round.kind))
 
     def ends_test(self, round: Round) -> bool:
-        """Whether a round of EVALUATE is the last of its epoch."""
-        return round.part + 1 == self.test_passes * self.test_batches
+        """Whether a round of VALIDATE, EVALUATE or BEST is the last of its kind in its epoch."""
+        return round.part + 1 == self.test_passes * self.batches(round.kind)
+
+    def ends_tests(self, round: Round) -> bool:
+        """Whether a round of VALIDATE or EVALUATE is the last of its epoch."""
+        return self.ends_test(round) and self.after(round).kind is not Kind.EVALUATE
 
     def first(self, step: int) -> Round:
         """The first round after `step` training steps and the rounds at the end of their epochs."""
         epoch = step // self.steps_per_epoch
-        return Round(Kind.TRAIN if epoch < self.epochs else Kind.END, epoch, step)
+        if epoch < self.epochs:
+            return Round(Kind.TRAIN, epoch, step)
+        return Round(Kind.BEST if self.best else Kind.END, epoch, step)
 
     def rounds(self, start: Round) -> Iterator[Round]:
         """All rounds from `start` on."""
         for epoch in range(start.epoch, self.epochs):
             yield from (round for round in self._epoch(epoch) if round.moment >= start.moment)
-        yield Round(Kind.END, self.epochs, self.epochs * self.steps_per_epoch)
+        yield from (round for round in self._end() if round.moment >= start.moment)
 
     def after(self, round: Round) -> Round:
         """The next round; the last round follows itself."""
@@ -109,10 +133,22 @@ class RunSchedule:
                 yield Round(Kind.TRAIN, epoch, step, part)
         for part in range(self.holdout_batches):
             yield Round(Kind.HOLDOUT, epoch, end, part)
-        for part in range(self.test_passes * self.test_batches):
+        last = epoch + 1 == self.epochs
+        has_test = last or (epoch + 1) % self.evaluate_epochs == 0
+        for part in range(self.test_passes * self.val_batches if has_test else 0):
+            yield Round(Kind.VALIDATE, epoch, end, part)
+        on_test = last or (has_test and not self.val_batches)
+        for part in range(self.test_passes * self.test_batches if on_test else 0):
             yield Round(Kind.EVALUATE, epoch, end, part)
-        if (epoch + 1) % self.checkpoint_epochs == 0 or epoch + 1 == self.epochs:
+        if last or (epoch + 1) % self.checkpoint_epochs == 0 or (has_test and self.best):
             yield Round(Kind.CHECKPOINT, epoch, end)
+
+    def _end(self) -> Iterator[Round]:
+        """The rounds after the last epoch's checkpoint."""
+        step = self.epochs * self.steps_per_epoch
+        for part in range(self.test_passes * self.test_batches if self.best else 0):
+            yield Round(Kind.BEST, self.epochs, step, part)
+        yield Round(Kind.END, self.epochs, step)
 
 
 def share_of(rows: int, replica: int, replicas: int) -> int:
@@ -125,6 +161,8 @@ class Kind(IntEnum):
 
     TRAIN = 1
     HOLDOUT = 2
-    EVALUATE = 3
-    CHECKPOINT = 4
-    END = 5
+    VALIDATE = 3
+    EVALUATE = 4
+    CHECKPOINT = 5
+    BEST = 6
+    END = 7

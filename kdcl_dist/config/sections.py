@@ -26,7 +26,10 @@ __all__ = [
     "Checkpoint",
     "Data",
     "Distillation",
+    "EarlyStopping",
+    "Evaluate",
     "Failure",
+    "Figure",
     "Limits",
     "Method",
     "OwnMethod",
@@ -36,6 +39,8 @@ __all__ = [
 
 #: A duration above 0, and up to 30 days: timers and sockets do not take any number.
 Seconds = Annotated[float, Field(gt=0, le=30 * 24 * 3600)]
+#: A figure of a test by which an epoch is better than another.
+Figure = Literal["top1", "loss"]
 if TYPE_CHECKING:
     Method = str
 else:
@@ -94,7 +99,17 @@ class Data(Strict):
         default=None, description="Classes to learn, at least two, in the order of their labels. `null`: all."
     )
     augment: list[Transform] = Field(default=[], description="Transforms of the training view.")
-    test_view: list[Transform] = Field(default=[], description="Transforms of test and held-out samples.")
+    test_view: list[Transform] = Field(
+        default=[], description="Transforms of test, validation and held-out samples."
+    )
+    val: str | None = Field(
+        default=None, description="Validation set, in the same form. `null`: none, or `val_fraction`."
+    )
+    val_fraction: Annotated[float, Field(gt=0, lt=1)] | None = Field(
+        default=None,
+        description="Share of each class of the training set that is taken out for validation, by the seed. "
+        "At least one sample of a class stays.",
+    )
     holdout_per_class: NonNegativeInt = Field(
         default=0,
         description="Training samples of each class that are held out. The weights of method `general` "
@@ -119,6 +134,16 @@ class Data(Strict):
         return self.mixup is not None or self.cutmix is not None
 
     @property
+    def has_val(self) -> bool:
+        """Whether there are validation samples."""
+        return self.val is not None or self.val_fraction is not None
+
+    @property
+    def sets(self) -> dict[str, str]:
+        """The data sets by the fields that name them: "train", "test", and "val" if there is one."""
+        return {"train": self.train, "test": self.test} | ({} if self.val is None else {"val": self.val})
+
+    @property
     def test_items(self) -> list[dict[str, Any]]:
         """The transforms of the test view."""
         return [transform.item() for transform in self.test_view]
@@ -129,6 +154,15 @@ class Data(Strict):
         if value is not None and len(set(value)) < len(value):
             raise ValueError("class names must differ")
         return value
+
+    @model_validator(mode="after")
+    def _one_validation_set(self) -> Data:
+        if self.val is not None and self.val_fraction is not None:
+            raise ValueError(
+                f"val and val_fraction exclude each other (got {self.val!r} and {self.val_fraction}): set "
+                "one of them to null"
+            )
+        return self
 
     @model_validator(mode="after")
     def _a_step_is_mixed_once(self) -> Data:
@@ -262,10 +296,45 @@ Distillation.__doc__ = (Distillation.__doc__ or "").replace(
 
 
 class Checkpoint(Strict):
-    """Checkpoints of the whole cohort. The last epoch always ends with one."""
+    """Checkpoints of the whole cohort. The last epoch always ends with one.
+
+    `best` keeps each student's best epoch beside the latest ones, by its figure on validation samples; among
+    equal figures the earlier epoch. A checkpoint then follows each test on them.
+    """
 
     every_epochs: PositiveInt = Field(default=1, description="Epochs from one checkpoint to the next.")
     keep: PositiveInt = Field(default=2, description="Number of the latest checkpoints to keep.")
+    best: Figure | None = Field(
+        default=None,
+        description="Figure by which an epoch is the best, `top1` or `loss`. `null`: no best is kept.",
+    )
+
+
+class Evaluate(Strict):
+    """Tests on validation or test samples during the run. The last epoch always has one.
+
+    Whatever `on` says, the run ends with a test on the test samples. Test data decides nothing.
+    """
+
+    every_epochs: PositiveInt = Field(default=1, description="Epochs from one test to the next.")
+    on: Literal["test", "val"] | None = Field(
+        default=None,
+        description="Samples of the tests, `val` or `test`. `null`: `val` if the recipe has validation "
+        "samples, else `test`.",
+    )
+
+
+class EarlyStopping(Strict):
+    """The end of a run before its last epoch, once no student has improved for a while.
+
+    A test on validation samples counts as an improvement if any student's figure is better than all that
+    it had before. The learning rates stay those of all `epochs`.
+    """
+
+    metric: Figure = Field(default="top1", description="Figure on validation samples, `top1` or `loss`.")
+    patience: PositiveInt = Field(
+        description="Tests in a row without an improvement after which the run ends."
+    )
 
 
 class Analysis(Strict):

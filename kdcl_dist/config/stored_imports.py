@@ -94,8 +94,8 @@ def transform_imports(path: str, items: Sequence[Mapping[str, Any]]) -> Iterator
 def _fields(recipe: Recipe, built: Collection[str]) -> Iterator[tuple[str, str]]:
     """The path and the text of each field that an evaluation may import; optimisers only train."""
     data = recipe.data
-    for name in ("train", "test"):
-        if not Path(spec := getattr(data, name)).exists():  # a path with a colon is no import string
+    for name, spec in data.sets.items():
+        if not Path(spec).exists():  # a path with a colon is no import string
             yield f"data.{name}", spec
     yield from transform_imports("data.augment", [transform.item() for transform in data.augment])
     yield from transform_imports("data.test_view", data.test_items)

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from kdcl_dist.config.rounds import Round, RunSchedule
 from kdcl_dist.config.student import Worker
@@ -15,6 +16,7 @@ from kdcl_dist.exchange.message import Message
 from kdcl_dist.membership.monitor import COORDINATOR
 from kdcl_dist.run.checkpoint import Manifest, Part, commit, copy_part, read_part, write_part
 from kdcl_dist.run.run import Run
+from kdcl_dist.run.validation import Best, Validation
 
 __all__ = ["CoordinatorState", "save_checkpoint", "student_parts"]
 
@@ -24,12 +26,16 @@ class CoordinatorState:
     """What the coordinator keeps between rounds, and between generations that continue with it.
 
     Attributes:
+        schedule: of the run; early stopping shortens it.
+        validation: the tests on validation samples so far.
         position: the next round.
         saved: the latest checkpoint.
     """
 
     aggregator: Aggregator
     metrics: MetricsCollector
+    schedule: RunSchedule
+    validation: Validation
     position: Round
     saved: Manifest | None
 
@@ -39,15 +45,52 @@ class CoordinatorState:
         bank = make_bank(run.recipe, schedule.samples, classes)
         aggregator = Aggregator(run.recipe, bank, make_window_check(run.recipe, schedule))
         aggregator.load_method(classes)
-        state = cls(aggregator, MetricsCollector(run, schedule), schedule.first(run.step), run.start)
+        metrics, position = MetricsCollector(run, schedule), schedule.first(run.step)
+        state = cls(aggregator, metrics, schedule, Validation(), position, run.start)
         if run.start is not None:
             saved = read_part(run.folder, run.start, COORDINATOR)
             aggregator.load_state_dict(saved["coordinator"])
             state.metrics.load_state_dict(saved)
+            state.validation = Validation(saved.get("validation", ()))
+            if state.validation.tests and state.validation.tests[-1]["step"] == run.step:
+                state.stop_early()
+            state.position = state.schedule.first(run.step)
             if bank is not None:
                 for name in (name for name in run.start.parts if name.startswith(PREFIX)):
                     bank.load(read_part(run.folder, run.start, name))
         return state
+
+    @property
+    def early_end(self) -> str | None:
+        """Why the run ends before its last epoch; None if it does not."""
+        recipe = self.aggregator.recipe
+        if (stopping := recipe.early_stopping) is None or self.schedule.epochs == recipe.epochs:
+            return None
+        return (
+            f"early stopping after epoch {self.schedule.epochs} of {recipe.epochs}: no student's "
+            f"{stopping.metric} on validation samples has improved in the last "
+            f"{self.validation.waited(recipe.names, stopping.metric)} tests"
+        )
+
+    def stop_early(self) -> str | None:
+        """Let the run end with the epoch of the last validation test if patience is over; returns why.
+
+        None: the run goes on, or that is its last epoch anyway.
+        """
+        recipe, tests = self.aggregator.recipe, self.validation.tests
+        stopping = recipe.early_stopping
+        if stopping and self.validation.waited(recipe.names, stopping.metric) >= stopping.patience:
+            self.schedule = replace(self.schedule, epochs=tests[-1]["epoch"] + 1)
+        return self.early_end
+
+    def bests(self, until: float = math.inf) -> dict[str, Best]:
+        """The best epoch, up to a step, of each student that has one."""
+        recipe = self.aggregator.recipe
+        return self.validation.bests(recipe.names, recipe.checkpoint.best, until)
+
+    def best_steps(self, step: int) -> set[int]:
+        """The steps of the checkpoints that hold the best weights as the checkpoint of a step knows them."""
+        return {best.step for best in self.bests(step).values()}
 
     def close(self) -> None:
         """Close the files of the state."""
@@ -69,6 +112,9 @@ def save_checkpoint(run: Run, state: CoordinatorState, step: int, parts: dict[st
     """
     folder = run.folder
     own_state = {"coordinator": state.aggregator.state_dict()} | state.metrics.state_dict()
+    if state.validation.tests:
+        state.validation.lose([name for name in run.recipe.names if name not in parts], step)
+        own_state["validation"] = state.validation.tests
     own = write_part(folder, step, COORDINATOR, own_state)
     if (earlier := state.saved) is not None:
         absent = [name for name in run.recipe.names if name not in parts and name in earlier.parts]

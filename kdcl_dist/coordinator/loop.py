@@ -18,7 +18,7 @@ from kdcl_dist.errors import CheckpointError, KdclError, StorageError
 from kdcl_dist.exchange.group import Exchange
 from kdcl_dist.exchange.message import Flag, Message
 from kdcl_dist.run.checkpoint import latest, prune
-from kdcl_dist.run.events import CheckpointSaved, Event, Note, Stepped, Warned
+from kdcl_dist.run.events import CheckpointSaved, Event, Note, Stepped, Values, Warned
 from kdcl_dist.run.record import check_owner, read_record, restore_deleted, update_record
 from kdcl_dist.run.run import Run
 
@@ -43,7 +43,7 @@ class CoordinatorLoop:
     """The coordinator's rounds in one generation of the exchange group.
 
     Args:
-        run, schedule: the run, and its schedule.
+        run: the run.
         state: of the coordinator; kept up to date.
         present: indices of the students that take part.
         exchange: the group.
@@ -56,7 +56,6 @@ class CoordinatorLoop:
     def __init__(
         self,
         run: Run,
-        schedule: RunSchedule,
         state: CoordinatorState,
         present: Sequence[int],
         exchange: Exchange,
@@ -66,7 +65,7 @@ class CoordinatorLoop:
         notice: Callable[[], str | None],
         emit: Callable[[Event], None],
     ) -> None:
-        self.run, self.recipe, self.schedule, self.state = run, run.recipe, schedule, state
+        self.run, self.recipe, self.state = run, run.recipe, state
         self.exchange, self.stop, self.emit = exchange, stop, emit
         self.has_returned, self.notice = has_returned, notice
         self.workers = [worker for worker in run.recipe.workers if worker.student in present]
@@ -81,34 +80,36 @@ class CoordinatorLoop:
         self.bad: set[int] = set()
         self.last_emitted_s = self.last_polled_s = 0.0
 
+    @property
+    def schedule(self) -> RunSchedule:
+        """The schedule of the run's rounds."""
+        return self.state.schedule
+
     def run_rounds(self) -> Flag:
         """Run the rounds to the run's end, or to the first that stops the run or ends the generation."""
-        for round in self.schedule.rounds(self.state.position):
-            after = self.schedule.after(round)
-            flags = self._run_round(round, after)
-            self.state.position = after
+        while True:
+            round = self.state.position
+            flags = self._run_round(round)
+            if round.kind is Kind.TRAIN:
+                self.state.position = self.schedule.after(round)
             if round.kind is Kind.TRAIN and flags & (Flag.STOP | Flag.SAVE):
                 # This checkpoint is not in the schedule.
-                self._run_round(Round(Kind.CHECKPOINT, round.epoch, round.step + 1), after)
+                self._run_round(Round(Kind.CHECKPOINT, round.epoch, round.step + 1))
             if Flag.STOP in flags:
                 self._warn_of(self.metrics.flush(BRIEF_S))
                 self._warn_of(_try(lambda: update_record(self.brief_folder, state="interrupted")))
             if flags & (Flag.STOP | Flag.REFORM):
                 return flags
-        return Flag.NONE
+            if round.kind is Kind.END:
+                return Flag.NONE
 
-    def _run_round(self, round: Round, after: Round) -> Flag:
-        """Gather, check and answer; then record the step while the students learn from it.
-
-        Args:
-            round: the round.
-            after: the round of the schedule that follows.
-        """
+    def _run_round(self, round: Round) -> Flag:
+        """Gather, check and answer; then record the step while the students learn from it."""
         exchange, heartbeat = self.exchange, self.exchange.monitor.heartbeat
         heartbeat.enter("gather", round.step)
         exchange.outgoing.reset(round.kind, round.step, round.part)
         limits = self.recipe.limits
-        messages = exchange.gather(limits.startup_s if round.kind is Kind.CHECKPOINT else None)
+        messages = exchange.gather(limits.startup_s if round.uses_checkpoints else None)
         exchange.answer.reset(round.kind, round.step, round.part)  # the answer before has left by now
         exchange.answer.header["busy_s"] = max(float(message.header["busy_s"]) for message in messages)
         heartbeat.enter("ensemble")
@@ -120,8 +121,10 @@ class CoordinatorLoop:
             exchange.answer.header["flags"] = Flag.REFUSED
             exchange.broadcast(with_rows)
             raise
-        if round.kind is not Kind.TRAIN:  # the round is done even if the answer does not reach all
-            self.state.position = after
+        if round.kind is not Kind.TRAIN and round == self.state.position:
+            # It is done even if the answer does not reach all. A checkpoint that is not in the schedule is at
+            # no position.
+            self.state.position = self.schedule.after(round)
         if self._can_stop(round) and (self.stop() or any(Flag.STOP in m.flags for m in messages)):
             exchange.answer.header["flags"] = Flag.STOP
         elif round.kind is Kind.TRAIN:
@@ -150,11 +153,13 @@ class CoordinatorLoop:
     def _process(self, round: Round, messages: Sequence[Message]) -> None:
         check_messages(messages, self.workers, round, run=self.run.number, generation=self.run.generation)
         self._collect_step_metrics(messages)
+        if self.metrics.awaits_end(round):
+            self._end_epoch()
         if round.kind is Kind.TRAIN:
             self._train(round, messages)
         elif round.kind is Kind.HOLDOUT:
             self._holdout(round, messages)
-        elif round.kind is Kind.EVALUATE:
+        elif round.kind in (Kind.VALIDATE, Kind.EVALUATE, Kind.BEST):
             self._evaluate(round, messages)
         elif round.kind is Kind.CHECKPOINT:
             self.exchange.monitor.heartbeat.enter("checkpoint")
@@ -250,18 +255,38 @@ class CoordinatorLoop:
     def _evaluate(self, round: Round, messages: Sequence[Message]) -> None:
         aligned = self.aggregator.align(messages)
         self.metrics.test(round, self.present, aligned, self.aggregator.predict(aligned))
-        if self.schedule.ends_test(round):
-            self.exchange.monitor.heartbeat.enter("record")
-            self._check_folder()
-            self.emit(self.metrics.end_epoch(round))
-            self._warn_of(self.metrics.flush(BRIEF_S))
+        if not self.schedule.ends_test(round):
+            return
+        if round.kind is Kind.BEST:
+            self.metrics.end_best(round, self.state.bests())
+            return
+        results = self.metrics.end_test(round)
+        if round.kind is Kind.VALIDATE:
+            self._validated(round, results)
+        if self.schedule.ends_tests(round):
+            self._end_epoch()
+
+    def _validated(self, round: Round, results: Values) -> None:
+        """Keep the results of a test, and end the run with this epoch if they say so."""
+        students = [self.recipe.names[index] for index in self.present]
+        self.state.validation.add(round.epoch, round.step, results, students)
+        if (why := self.state.stop_early()) is not None:
+            self.exchange.answer.header["flags"] = Flag.LAST
+            self.emit(Note(why))
+
+    def _end_epoch(self) -> None:
+        self.exchange.monitor.heartbeat.enter("record")
+        self._check_folder()
+        self.emit(self.metrics.end_epoch())
+        self._warn_of(self.metrics.flush(BRIEF_S))
 
     def _checkpoint(self, round: Round, messages: Sequence[Message]) -> None:
         self._check_folder()
         parts = student_parts(self.recipe.names, self.workers, messages)
         save_checkpoint(self.run, self.state, round.step, parts)
         self.emit(CheckpointSaved(round.step))
-        self._warn_of(_try(lambda: prune(self.brief_folder, self.recipe.checkpoint.keep)))
+        keep = self.recipe.checkpoint.keep
+        self._warn_of(_try(lambda: prune(self.brief_folder, keep, self.state.best_steps)))
 
     def _finish(self) -> None:
         """Record the run's end. The last checkpoint holds all that a failed write here would lose."""
@@ -274,7 +299,8 @@ class CoordinatorLoop:
                 )
             if (error := self.metrics.flush(self.recipe.limits.patience_s)) is not None:
                 raise error
-            update_record(self.run.folder, state="finished", results=self.metrics.results)
+            early = {} if (why := self.state.early_end) is None else {"stopped_early": why}
+            update_record(self.run.folder, state="finished", results=self.metrics.results, **early)
         except StorageError as error:
             error.message += "; the training is complete and saved: --resume writes what is missing"
             raise

@@ -15,7 +15,7 @@ from typing import Any
 from torch import Tensor
 
 from kdcl_dist.config.recipe import Recipe
-from kdcl_dist.config.rounds import Round, RunSchedule
+from kdcl_dist.config.rounds import Kind, Round, RunSchedule
 from kdcl_dist.config.student import Worker
 from kdcl_dist.coordinator.aggregator import Answer
 from kdcl_dist.coordinator.aligned_logits import Aligned
@@ -24,10 +24,11 @@ from kdcl_dist.distillation.diagnostics import measure
 from kdcl_dist.errors import StorageError
 from kdcl_dist.exchange.message import StepMetrics
 from kdcl_dist.run.events import EpochEnded, Values
-from kdcl_dist.run.metrics import EMA, ENSEMBLE, MetricsTable, Scores
+from kdcl_dist.run.metrics import BEST, EMA, ENSEMBLE, MetricsTable, Scores
 from kdcl_dist.run.run import Run
 from kdcl_dist.run.step_figures import of_parts
 from kdcl_dist.run.tensorboard import TensorBoard
+from kdcl_dist.run.validation import Best
 
 __all__ = ["MetricsCollector"]
 
@@ -65,6 +66,7 @@ class MetricsCollector:
 
     Attributes:
         results: of the last test, by student and for "ensemble", and by "student/ema" and "ensemble/ema".
+        tests: results of the tests that the unfinished epoch has had, by split.
     """
 
     def __init__(self, run: Run, schedule: RunSchedule) -> None:
@@ -75,6 +77,7 @@ class MetricsCollector:
         self.parts: dict[tuple[str, str], list[Mapping[str, float]]] = defaultdict(list)
         self.scores: dict[str, Scores] = {}
         self.results: Values = {}
+        self.tests: dict[str, Values] = {}
         self.staleness = Staleness(_sources(run.recipe))
 
     def running(self) -> Values:
@@ -145,7 +148,7 @@ class MetricsCollector:
             self._add(name, round, "holdout", {"weight": weight})
 
     def test(self, round: Round, present: Sequence[int], aligned: Aligned, ensemble_BC: Tensor) -> None:
-        """Add a batch of a test pass; `ensemble_BC` are the ensemble's log-probabilities.
+        """Add a batch of a validation or test pass; `ensemble_BC` are the ensemble's log-probabilities.
 
         The second pass is that of averaged weights; its rows are of the students that have such.
         """
@@ -160,17 +163,51 @@ class MetricsCollector:
                 scores.add_logits(aligned.logits[index], aligned.labels)
         self.scores.setdefault(ENSEMBLE + ending, Scores()).add(ensemble_BC, aligned.labels)
 
-    def end_epoch(self, round: Round) -> EpochEnded:
-        """End the epoch with its test results; `flush` writes it."""
-        self.results = {name: scores.values() for name, scores in self.scores.items()}
-        for name, values in self.results.items():
-            self._add(name, round, "test", values)
+    def end_test(self, round: Round) -> Values:
+        """Add the results of the test, on validation or test samples, that a round ends."""
+        results = {name: scores.values() for name, scores in self.scores.items()}
+        split = "val" if round.kind is Kind.VALIDATE else "test"
+        for name, values in results.items():
+            self._add(name, round, split, values)
+        self.tests[split] = results
+        self.results = self.tests.get("test", self.results)
+        return results
+
+    def end_best(self, round: Round, bests: Mapping[str, Best]) -> None:
+        """Add the results of the best weights to those of the newest, each with its epoch from 1 on.
+
+        Args:
+            round: the last of the run's test of the best weights.
+            bests: of each student that has a best epoch.
+        """
+        results = {name: values | {"epoch": round.epoch} for name, values in self.results.items()}
+        for name, scores in self.scores.items():
+            student = name.partition("/")[0]
+            if student in bests:
+                results[name + BEST] = scores.values() | {"epoch": bests[student].epoch + 1}
+            elif student == ENSEMBLE:  # of different epochs
+                results[name + BEST] = scores.values()
+        self.results = results
+
+    def awaits_end(self, round: Round) -> bool:
+        """Whether the table has an epoch that no pass has ended, and that no metrics before `round` lack."""
+        epoch = self.table.epoch
+        if epoch is None or round.kind not in (Kind.TRAIN, Kind.CHECKPOINT):
+            return False
+        return round.step >= (epoch + 1) * self.schedule.steps_per_epoch
+
+    def end_epoch(self) -> EpochEnded:
+        """End the epoch of the table's rows; `flush` writes it."""
+        epoch = self.table.epoch
+        assert epoch is not None
+        round = Round(Kind.TRAIN, epoch, (epoch + 1) * self.schedule.steps_per_epoch)
         for index, name in enumerate(self.recipe.names):
             self._add(name, round, "window", self.staleness.values(index))
         self.staleness.clear()
-        train = self.running()
-        self.tensorboard.write(self.table.end_epoch(round.epoch))
-        return EpochEnded(round.epoch, train, self.results)
+        train, tests = self.running(), self.tests
+        self.tests = {}
+        self.tensorboard.write(self.table.end_epoch(epoch))
+        return EpochEnded(epoch, train, tests.get("test", {}), tests.get("val", {}))
 
     def flush(self, limit_s: float) -> StorageError | None:
         """Write the ended epochs; returns the error where the storage fails.

@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict, replace
 from typing import Protocol
 
-from kdcl_dist.config.rounds import RunSchedule
+from kdcl_dist.config.rounds import Kind, RunSchedule
 from kdcl_dist.coordinator.agreement import changed_devices, check_agreement, check_same_data
 from kdcl_dist.coordinator.checkpointing import CoordinatorState
 from kdcl_dist.coordinator.loop import CoordinatorLoop
@@ -173,7 +173,10 @@ class _CoordinatorRuntime:
         assert self.state is not None
         state = self.state
         self.rendezvous.announce(
-            GenerationSpec(self.number, run.start, state.position, tuple(present), restored), list(joins)
+            GenerationSpec(
+                self.number, run.start, state.position, tuple(present), restored, state.schedule.epochs
+            ),
+            list(joins),
         )
         processes = {rank: (join.info.host, join.info.pid) for rank, join in joins.items()}
         monitor.enter(self.number, list(joins), processes, state.position.step)
@@ -181,7 +184,6 @@ class _CoordinatorRuntime:
             self._record_start(run, schedule, workers)
             loop = CoordinatorLoop(
                 run,
-                schedule,
                 state,
                 present,
                 exchange,
@@ -240,6 +242,8 @@ class _CoordinatorRuntime:
         state.position, restored = self.roster.resume(present, positions, state.position)
         for index in restored:
             state.aggregator.bad_steps.pop(index, None)
+        if state.position.kind in (Kind.EVALUATE, Kind.CHECKPOINT):  # after the epoch's validation
+            state.validation.lose([self.recipe.names[index] for index in restored], state.position.step)
         if state.aggregator.window_check is not None:
             state.aggregator.window_check.interrupt()
         self.roster.enter(present)

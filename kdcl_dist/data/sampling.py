@@ -7,6 +7,7 @@ Shapes: N samples, T steps of an epoch, W steps of a window, B samples of a step
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 
 import numpy as np
@@ -22,6 +23,8 @@ __all__ = [
     "own_order",
     "own_steps",
     "split_holdout",
+    "split_samples",
+    "split_validation",
     "student_seed",
     "view_seed",
 ]
@@ -46,6 +49,49 @@ def split_holdout(labels_N: Ids, per_class: int, seed: int) -> tuple[Ids, Ids]:
         held_out.append(np.flatnonzero(labels_N == label)[order[:per_class]])
     holdout_ids = np.sort(np.concatenate(held_out))
     return np.setdiff1d(np.arange(len(labels_N)), holdout_ids), holdout_ids
+
+
+def split_validation(labels_N: Ids, fraction: float, seed: int) -> tuple[Ids, Ids]:
+    """Split the sample ids into training ids and validation ids, both ascending.
+
+    Each class gives the same share of its samples, rounded, and keeps at least one.
+
+    Raises:
+        DataError: the share is less than one sample of every class.
+    """
+    taken: list[Ids] = []
+    for label, count in zip(*np.unique(labels_N, return_counts=True), strict=True):
+        order = permutation(int(count), seed, Purpose.VALIDATION, int(label))
+        share = min(int(count) - 1, math.floor(fraction * int(count) + 0.5))
+        taken.append(np.flatnonzero(labels_N == label)[order[:share]])
+    val_ids = np.sort(np.concatenate(taken))
+    if not len(val_ids):
+        raise DataError(
+            f"data.val_fraction is {fraction:g}, which is less than one sample of each of the {len(taken)} "
+            f"classes ({len(labels_N)} samples in all): raise it, or set data.val"
+        )
+    return np.setdiff1d(np.arange(len(labels_N)), val_ids), val_ids
+
+
+def split_samples(
+    labels_N: Ids, per_class: int, val_fraction: float | None, seed: int
+) -> tuple[Ids, Ids, Ids]:
+    """Training ids, held-out ids and validation ids, all ascending; validation samples are taken first.
+
+    Args:
+        labels_N: of the training set.
+        per_class: held-out samples of each class.
+        val_fraction: share of each class for validation. None: no such samples.
+        seed: of the run.
+
+    Raises:
+        DataError: as `split_validation` and `split_holdout`.
+    """
+    if val_fraction is None:
+        return *split_holdout(labels_N, per_class, seed), np.empty(0, np.int64)
+    ids, val_ids = split_validation(labels_N, val_fraction, seed)
+    train, holdout = split_holdout(labels_N[ids], per_class, seed)
+    return ids[train], ids[holdout], val_ids
 
 
 def epoch_steps(train_ids: Ids, batch_size: int, seed: int, epoch: int) -> Ids:

@@ -22,7 +22,7 @@ from kdcl_dist.data.dataset import ImageDataset, fingerprint
 from kdcl_dist.data.first_images import check_views
 from kdcl_dist.data.loader import Batch, BatchSpec, batches, mixed_batches
 from kdcl_dist.data.mixing import mix_of_round
-from kdcl_dist.data.sampling import Ids, batches_of, epoch_steps, own_steps, split_holdout, student_seed
+from kdcl_dist.data.sampling import Ids, batches_of, epoch_steps, own_steps, split_samples, student_seed
 from kdcl_dist.data.subset import open_classes
 from kdcl_dist.data.views import Transforms, Views
 from kdcl_dist.errors import DataError, RecipeError, of_user_code
@@ -48,21 +48,23 @@ class TrainingData:
     recipe: Recipe
     train: ImageDataset
     test: ImageDataset
+    val: ImageDataset | None = None
 
     @classmethod
     def open(cls, recipe: Recipe) -> TrainingData:
-        """Open both data sets; check them against the recipe and each other."""
-        data = recipe.data
-        with _naming_field("data.train"):
-            train = open_classes(data.train, data.classes)
-        with _naming_field("data.test"):
-            test = open_classes(data.test, data.classes)
-        if tuple(train.classes) != tuple(test.classes) or train.channels != test.channels:
-            raise DataError(
-                f"data.test has {len(test.classes)} classes and {test.channels} channels, data.train "
-                f"{len(train.classes)} and {train.channels}: both must be the same, class names included"
-            )
-        training_data = cls(recipe, train, test)
+        """Open all data sets; check them against the recipe and each other."""
+        found = {}
+        for name, spec in recipe.data.sets.items():
+            with _naming_field(f"data.{name}"):
+                found[name] = open_classes(spec, recipe.data.classes)
+        train = found["train"]
+        for name, other in found.items():
+            if tuple(train.classes) != tuple(other.classes) or train.channels != other.channels:
+                raise DataError(
+                    f"data.{name} has {len(other.classes)} classes and {other.channels} channels, data.train "
+                    f"{len(train.classes)} and {train.channels}: both must be the same, class names included"
+                )
+        training_data = cls(recipe, **found)
         training_data.check()
         return training_data
 
@@ -119,10 +121,20 @@ class TrainingData:
         return "data.augment" if student.augment is None else f"students.{student.name}.augment"
 
     @cached_property
+    def _split(self) -> tuple[Ids, Ids, Ids]:
+        """Training ids, held-out ids, and those of `data.val_fraction`."""
+        data, labels_N = self.recipe.data, np.asarray(self.train.labels, np.int64)
+        return split_samples(labels_N, data.holdout_per_class, data.val_fraction, self.recipe.seed)
+
+    @property
     def split(self) -> tuple[Ids, Ids]:
         """Training ids, and held-out ids."""
-        labels_N = np.asarray(self.train.labels, np.int64)
-        return split_holdout(labels_N, self.recipe.data.holdout_per_class, self.recipe.seed)
+        return self._split[:2]
+
+    @property
+    def validation(self) -> tuple[ImageDataset, Ids]:
+        """The data set that has the validation samples, and their ids in it; none without such samples."""
+        return (self.train, self._split[2]) if self.val is None else (self.val, np.arange(len(self.val)))
 
     def class_weights(self, index: int) -> Tensor | None:
         """The weights of the classes in a student's loss, float32 (C,); None: all are 1.
@@ -149,16 +161,21 @@ class TrainingData:
             test_batches=len(batches_of(np.arange(len(self.test)), recipe.part_size)),
             checkpoint_epochs=recipe.checkpoint.every_epochs,
             samples=len(self.train),
+            val_batches=len(batches_of(self.validation[1], recipe.part_size)) if recipe.validates else 0,
+            evaluate_epochs=recipe.evaluate.every_epochs,
+            best=recipe.checkpoint.best is not None,
             test_passes=2 if recipe.averaged else 1,
             accumulate=recipe.accumulate,
         )
 
     @property
     def fingerprints(self) -> dict[str, str]:
-        """Fingerprints of "train" and "test", by which processes check that they read the same data."""
-        return {"train": fingerprint(self.train), "test": fingerprint(self.test)}
+        """Fingerprints of the data sets, by which processes check that they read the same data."""
+        return {name: fingerprint(getattr(self, name)) for name in self.recipe.data.sets}
 
-    def batches(self, index: int, start: Round, replica: int = 0) -> Iterator[Batch]:
+    def batches(
+        self, index: int, start: Round, replica: int = 0, schedule: RunSchedule | None = None
+    ) -> Iterator[Batch]:
         """One replica's share of a student's batches, of all rounds that have one, from the round `start` on.
 
         One loader serves all rounds: training batches after a test pass are loaded during that pass, and no
@@ -168,26 +185,27 @@ class TrainingData:
             index: the student's index in the recipe.
             start: the first round.
             replica: which replica of the student.
+            schedule: of the rounds. None: that of the recipe.
         """
         student, recipe = self.recipe.students[index], self.recipe
         rounds = self._training_specs(index, start.step, replica)
-        holdout, test = (
-            batches_of(ids, recipe.part_size) for ids in (self.split[1], np.arange(len(self.test)))
-        )
+        samples = (self.split[1], self.validation[1], np.arange(len(self.test)))
+        holdout, val, test = (batches_of(ids, recipe.part_size) for ids in samples)
+        # By the pass: which of `_views`, and the ids of each batch.
+        passes = {Kind.HOLDOUT: (1, holdout), Kind.VALIDATE: (2, val), Kind.EVALUATE: (3, test)}
+        passes[Kind.BEST] = passes[Kind.EVALUATE]
 
         def specs() -> Iterator[BatchSpec]:
             """The worker's batches of the rounds in order."""
-            for round in self.schedule.rounds(start):
+            for round in (schedule or self.schedule).rounds(start):
                 if round.kind is Kind.TRAIN:
                     yield next(rounds)
-                elif round.kind is Kind.HOLDOUT:
-                    yield BatchSpec(1, 0, _share(holdout[round.part], replica, student.replicas))
-                elif round.kind is Kind.EVALUATE:
-                    ids_B = test[self.schedule.test_batch(round)[1]]
-                    yield BatchSpec(2, 0, _share(ids_B, replica, student.replicas))
+                elif round.kind in passes:
+                    view, batches = passes[round.kind]
+                    ids_B = batches[self.schedule.test_batch(round)[1]]
+                    yield BatchSpec(view, 0, _share(ids_B, replica, student.replicas))
 
-        views = [self._training_views(index), self._test_views(self.train), self._test_views(self.test)]
-        return self._load(views, specs())
+        return self._load(self._views(index), specs())
 
     def training_batches(self, index: int, start: int, replica: int = 0) -> Iterator[Batch]:
         """One replica's share of a student's training batches, from a global step to the end of the run.
@@ -218,8 +236,7 @@ class TrainingData:
         Raises:
             DataError: a sample cannot be read or transformed, or the loader process fails.
         """
-        specs = [next(self._training_specs(index, 0, replica))]
-        views = [self._training_views(index), self._test_views(self.train), self._test_views(self.test)]
+        specs, views = [next(self._training_specs(index, 0, replica))], self._views(index)
         workers = min(1, self.recipe.data.loader_workers)
         loading = mixed_batches(views, specs, workers=workers, timeout_s=self.recipe.limits.startup_s)
         with of_user_code(DataError, "data.loader_workers: a loader process fails"), closing(loading):
@@ -236,8 +253,10 @@ class TrainingData:
         """
         replicas, seen = self.recipe.students[index].replicas, set[tuple[int, ...]]()
         holdout_ids = self.split[1] if self.schedule.holdout_batches else self.split[1][:0]
+        val_field = "data.val_fraction" if self.val is None else "data.val"
         for field, dataset, ids in (
             ("data.test", self.test, np.arange(len(self.test))),
+            (val_field, *self.validation),
             ("data.holdout_per_class", self.train, holdout_ids),
         ):
             parts, views = batches_of(ids, self.recipe.part_size), self._test_views(dataset)
@@ -262,6 +281,11 @@ class TrainingData:
 
     def _seed(self, index: int) -> int:
         return student_seed(self.recipe.seed, index, self.recipe.students[index].seed)
+
+    def _views(self, index: int) -> list[Views]:
+        """The views of a student's training, held-out, validation and test samples."""
+        sets = (self.train, self.validation[0], self.test)
+        return [self._training_views(index), *map(self._test_views, sets)]
 
     def _training_views(self, index: int) -> Views:
         recipe = self.recipe

@@ -53,6 +53,8 @@ class Flag(IntFlag):
     REFORM = 4
     #: In the coordinator's answer: all save a checkpoint after this round and continue.
     SAVE = 8
+    #: In the coordinator's answer: this epoch is the last of the run.
+    LAST = 16
 
 
 class StepMetrics(NamedTuple):

@@ -27,8 +27,9 @@ from kdcl_dist.export.ensemble import build_ensemble
 from kdcl_dist.membership.monitor import COORDINATOR
 from kdcl_dist.models.ensemble import Ensemble
 from kdcl_dist.models.lazy import initialise
-from kdcl_dist.run.checkpoint import Manifest, latest, read_part, steps, whole
-from kdcl_dist.run.metrics import EMA, ENSEMBLE, read_metrics
+from kdcl_dist.run.checkpoint import Manifest, latest, read_part, steps
+from kdcl_dist.run.epochs import Epoch, checkpoint_of_best, checkpoint_of_epoch
+from kdcl_dist.run.metrics import BEST, EMA, ENSEMBLE, read_metrics
 from kdcl_dist.run.record import read_record, scores_of
 from kdcl_dist.run.run import load_run
 from kdcl_dist.run.storage import Folder
@@ -78,7 +79,7 @@ class Source:
         uri: str,
         name: str,
         *,
-        epoch: int | None = None,
+        epoch: Epoch | None = None,
         last: bool = False,
         ema: bool = False,
         warn: Callable[[str], None],
@@ -89,8 +90,8 @@ class Source:
         Args:
             uri: the run folder's path or URI.
             name: the student's name, or "ensemble".
-            epoch: the epoch, from 1, whose checkpoint is loaded. None: the latest checkpoint, as in
-                `kdcl evaluate`.
+            epoch: the epoch, from 1, whose checkpoint is loaded, or "best" for each student's own. None: the
+                latest checkpoint, as in `kdcl evaluate`.
             last: load the checkpoint of the recipe's last epoch; an error if there is none.
             ema: load the averaged weights in place of the last step's.
             warn: takes a text for each damaged checkpoint that is skipped.
@@ -108,31 +109,31 @@ class Source:
             raise RunFolderError(f"--ema: student {name!r} has no averaged weights (its ema is null)")
         check_recipe_imports(recipe, str(folder), allow_imports, students=[each.name for each in chosen])
         training_data = open_training_data(recipe, folder)
-        if last or epoch is not None:
-            option = "--last" if last else f"--epoch {epoch}"
-            manifest = _of_epoch(folder, training_data, epoch or recipe.epochs, option)
-        else:
+        per_epoch = training_data.schedule.steps_per_epoch
+        if epoch == "best":
             manifest = _latest(folder, warn)
+            sources = [checkpoint_of_best(folder, recipe, manifest, each.name) for each in chosen]
+        else:
+            manifest = _checkpoint(folder, per_epoch, recipe.epochs if last else epoch, last, warn)
+            sources = [manifest] * len(chosen)
         networks = {
-            each.name: _load(folder, manifest, each, training_data, ema=ema and each.ema is not None)
-            for each in chosen
+            each.name: _load(folder, source, each, training_data, ema=ema and each.ema is not None)
+            for each, source in zip(chosen, sources, strict=True)
         }
-        network = _ensemble(folder, manifest, networks) if members else networks[name]
         # The part of an absent student is older than its checkpoint.
-        steps = [manifest.step_of(each.name) for each in chosen]
-        epochs, rest = divmod(max(steps), training_data.schedule.steps_per_epoch)
-        results = {} if rest or len(set(steps)) > 1 else _results(folder, epochs)
+        steps = {each.name: source.step_of(each.name) for each, source in zip(chosen, sources, strict=True)}
+        record, title = read_record(folder), name + (EMA if ema else "")
         return cls(
             folder,
             recipe,
             student,
-            max(steps),
-            network,
+            max(steps.values()),
+            _ensemble(folder, manifest, networks) if members else networks[name],
             training_data,
-            read_record(folder),
-            results,
+            record,
+            _results_after(folder, record, title, [*steps.values()], per_epoch),
             members,
-            dict(zip(networks, steps, strict=True)) if members else {},
+            steps if members else {},
             ema,
         )
 
@@ -228,22 +229,13 @@ def _latest(folder: Folder, warn: Callable[[str], None]) -> Manifest:
     return manifest
 
 
-def _of_epoch(folder: Folder, training_data: TrainingData, epoch: int, option: str) -> Manifest:
-    per_epoch = training_data.schedule.steps_per_epoch
-    found = steps(folder)
-    if epoch * per_epoch not in found:
-        ends = [str(step // per_epoch) for step in found if step % per_epoch == 0]
-        kept = f"those of epochs {', '.join(ends)}" if ends else "none at the end of an epoch"
-        raise RunFolderError(
-            f"{option}: {str(folder)!r} has no checkpoint of epoch {epoch}, it has {kept} "
-            "(checkpoint.every_epochs and checkpoint.keep decide which)"
-        )
-    try:
-        return whole(folder, epoch * per_epoch)
-    except CheckpointError as error:
-        raise RunFolderError(
-            f"{option}: the checkpoint of epoch {epoch} cannot be used: {error.message}"
-        ) from None
+def _checkpoint(
+    folder: Folder, steps_per_epoch: int, epoch: int | None, last: bool, warn: Callable[[str], None]
+) -> Manifest:
+    """The checkpoint of an epoch, or the latest."""
+    if epoch is None:
+        return _latest(folder, warn)
+    return checkpoint_of_epoch(folder, steps_per_epoch, epoch, "--last" if last else f"--epoch {epoch}")
 
 
 def _load(
@@ -273,6 +265,16 @@ def _ensemble(folder: Folder, manifest: Manifest, networks: Mapping[str, nn.Modu
     return Ensemble(networks, state["weights"].tolist()).eval()
 
 
+def _results_after(
+    folder: Folder, record: Mapping[str, Any], title: str, steps: Sequence[int], steps_per_epoch: int
+) -> Results:
+    """The recorded test results of weights after so many steps; empty if there are none."""
+    epochs, rest = divmod(max(steps), steps_per_epoch)
+    if rest or len({*steps}) > 1:
+        return {}
+    return _results(folder, epochs) or _best_results(record, title, epochs)
+
+
 def _results(folder: Folder, epochs: int) -> Results:
     """The recorded test results after `epochs` epochs; empty if there are none."""
     try:
@@ -284,3 +286,9 @@ def _results(folder: Folder, epochs: int) -> Results:
     for row in rows:
         found.setdefault(row["student"], {})[row["name"]] = row["value"]
     return found
+
+
+def _best_results(record: Mapping[str, Any], name: str, epochs: int) -> Results:
+    """The final test results of a student's best weights, if they are those after `epochs` epochs."""
+    values = scores_of(record).get(name + BEST, {})
+    return {name: values} if values.get("epoch") == epochs else {}

@@ -17,6 +17,7 @@ from kdcl_dist.export.formats import FORMATS, read_network, require, write_netwo
 from kdcl_dist.export.preprocessing import DESCRIPTION, Description, Kind
 from kdcl_dist.export.source import Source, label_of
 from kdcl_dist.export.standalone import MODULE, call_without_package, module_without_package
+from kdcl_dist.run.epochs import Epoch
 from kdcl_dist.utils.staging import staged
 
 __all__ = ["export"]
@@ -30,7 +31,7 @@ def export(
     student: str,
     kind: Kind,
     *,
-    epoch: int | None = None,
+    epoch: Epoch | None = None,
     last: bool = False,
     ema: bool = False,
     to: str | Path | None = None,

@@ -40,7 +40,7 @@ class WorkerInfo:
     device: str
     parameters: int
     classes: int
-    schedule: dict[str, int]
+    schedule: dict[str, Any]
     data: dict[str, str]
     versions: dict[str, str]
     peak_memory: int = 0
@@ -57,6 +57,7 @@ class GenerationSpec:
         students: indices of the students that take part.
         restored: indices of those that load their state from `start`, or begin anew without one; the others
             keep the state that they have.
+        epochs: of the run; fewer than the recipe's once it ends by early stopping.
     """
 
     number: int
@@ -64,6 +65,7 @@ class GenerationSpec:
     at: Round
     students: tuple[int, ...]
     restored: tuple[int, ...]
+    epochs: int
 
 
 @dataclass
@@ -250,7 +252,12 @@ def _generation_spec(data: dict[str, Any]) -> GenerationSpec:
     at = _round(data["at"])
     assert at is not None
     return GenerationSpec(
-        data["number"], _manifest(data["start"]), at, tuple(data["students"]), tuple(data["restored"])
+        data["number"],
+        _manifest(data["start"]),
+        at,
+        tuple(data["students"]),
+        tuple(data["restored"]),
+        data["epochs"],
     )
 
 

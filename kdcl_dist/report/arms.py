@@ -49,12 +49,14 @@ class Arm:
         finite = [value for value in found if math.isfinite(value)]
         return (mean_interval(finite) if finite else NO_INTERVAL), len(finite)
 
-    def curve(self, student: str, name: str, factor: float = 1.0) -> list[tuple[float, float, float, float]]:
+    def curve(
+        self, student: str, name: str, factor: float = 1.0, split: str = "test"
+    ) -> list[tuple[float, float, float, float]]:
         """A test result over the epochs: (epoch, mean, low, high) of the finished runs, 95% interval.
 
         The curve has the epochs that all these runs have. low and high are NaN for a single run.
         """
-        curves = [curve for run in self.finished if (curve := run.curve("test", student, name))]
+        curves = [curve for run in self.finished if (curve := run.curve(split, student, name))]
         if not curves:
             return []
         by_epoch = [dict(curve.points()) for curve in curves]

@@ -43,6 +43,24 @@ class Chart(NamedTuple):
 
 CURVES = (
     Chart(
+        "val-top1",
+        "Validation accuracy",
+        "val",
+        "top1",
+        "top-1 %",
+        "Share of validation samples whose class has the largest probability. ensemble: mean of the "
+        "students' probabilities, weighted for the method general.",
+        100.0,
+    ),
+    Chart(
+        "val-loss",
+        "Validation loss",
+        "val",
+        "loss",
+        "nats",
+        "Mean cross-entropy of the validation samples.",
+    ),
+    Chart(
         "test-top1",
         "Test accuracy",
         "test",

@@ -12,7 +12,7 @@ from kdcl_dist.report.axis import number
 from kdcl_dist.report.blocks import Figure, Table
 from kdcl_dist.report.lines import Line, line_chart
 from kdcl_dist.report.run_data import ENSEMBLE, RunData
-from kdcl_dist.run.metrics import averages_of
+from kdcl_dist.run.metrics import BEST, averages_of
 from kdcl_dist.utils.intervals import Interval
 
 __all__ = ["ComparisonView", "comparison_view"]
@@ -28,6 +28,8 @@ class Metric(NamedTuple):
     digits: int
 
 
+#: The splits of the metrics that tests have, and their names in the report.
+SPLITS = {"val": "validation", "test": "test"}
 METRICS = (Metric("top1", "accuracy", "top-1 %", 100.0, 2), Metric("loss", "loss", "nats", 1.0, 4))
 
 
@@ -39,7 +41,7 @@ class ComparisonView:
         arms: the arms.
         arms_table: the runs, seeds and changes of each arm.
         results: for each metric, the final test results of each arm.
-        curves: for each metric and student, the arms' test results over the epochs.
+        curves: for each metric and student, the arms' validation and test results over the epochs.
         runs: a row for each run.
     """
 
@@ -59,19 +61,22 @@ def comparison_view(arms: Sequence[Arm]) -> ComparisonView:
         results=[_results(arms, students, metric) for metric in METRICS],
         curves=[
             figure
+            for split in SPLITS
             for metric in METRICS
             for student in students
-            if (figure := _curves(arms, student, metric)) is not None
+            if (figure := _curves(arms, student, metric, split)) is not None
         ],
         runs=_runs(arms, students),
     )
 
 
 def _students(arms: Sequence[Arm]) -> list[str]:
-    """All students of all arms in order, then the ensemble, then the names of averaged weights."""
-    recipes = [run.recipe for arm in arms for run in arm.runs]
-    names = dict.fromkeys(name for recipe in recipes for name in recipe.names)
-    return [*names, ENSEMBLE, *dict.fromkeys(name for recipe in recipes for name in averages_of(recipe))]
+    """All students of all arms in order, the ensemble, and the names of averaged and of best weights."""
+    runs = [run for arm in arms for run in arm.runs]
+    names = [name for run in runs for name in run.recipe.names]
+    averages = [name for run in runs for name in averages_of(run.recipe)]
+    best = [name for run in runs for name in run.results() if name.endswith(BEST)]
+    return list(dict.fromkeys([*names, ENSEMBLE, *averages, *best]))
 
 
 def _arms_table(arms: Sequence[Arm]) -> Table:
@@ -107,21 +112,22 @@ def _interval(found: Interval, count: int, runs: int, digits: int) -> str:
     return f"{text} ({count} of {runs})" if 0 < count < runs else text
 
 
-def _curves(arms: Sequence[Arm], student: str, metric: Metric) -> Figure | None:
+def _curves(arms: Sequence[Arm], student: str, metric: Metric, split: str) -> Figure | None:
     lines = []
     top = (
         100.0 if metric.name == "top1" else math.inf
     )  # the limit of an accuracy, also where the interval is wider
     for index, arm in enumerate(arms):
-        if rows := arm.curve(student, metric.name, metric.factor):
+        if rows := arm.curve(student, metric.name, metric.factor, split):
             band = [(x, max(0.0, low), min(top, high)) for x, _, low, high in rows if math.isfinite(low)]
             lines.append(Line(arm.label, index, [(x, mean) for x, mean, _, _ in rows], band))
     if not lines:
         return None
-    title, ident = f"{student}: test {metric.title}", f"arms-{metric.name}-{student}"
+    title = f"{student}: {SPLITS[split]} {metric.title}"
+    ident = "-".join(["arms", *(["val"] if split == "val" else []), metric.name, student])
     caption = (
-        f"Test {metric.title} of {student} after each epoch: mean of each arm's finished runs. The band "
-        "is the 95 % interval of that mean (Student's t); the frame cuts it off."
+        f"{SPLITS[split].capitalize()} {metric.title} of {student} after each epoch: mean of each arm's "
+        "finished runs. The band is the 95 % interval of that mean (Student's t); the frame cuts it off."
     )
     return Figure(ident, title, line_chart(f"{ident}-svg", title, metric.unit, lines), caption)
 

@@ -13,7 +13,7 @@ import pyarrow.compute as pc
 
 from kdcl_dist.config.recipe import Recipe
 from kdcl_dist.errors import RunFolderError
-from kdcl_dist.run.metrics import ENSEMBLE, averages_of, read_metrics
+from kdcl_dist.run.metrics import BEST, ENSEMBLE, averages_of, read_metrics
 from kdcl_dist.run.record import read_record, scores_of
 from kdcl_dist.run.run import load_run
 from kdcl_dist.run.uris import displayed
@@ -114,7 +114,8 @@ class RunData:
     def results(self) -> dict[str, dict[str, float]]:
         """Test loss, top1 and top5 after the last tested epoch, by student and ensemble.
 
-        A value that was not finite is missing.
+        Those of the best weights of a finished run have names with `BEST`, and their `epoch`. A value that
+        was not finite is missing.
         """
         tests = {key: curve for key, curve in self.curves.items() if key.split == "test"}
         last = max((int(curve.epochs[-1]) for curve in tests.values()), default=0)
@@ -123,7 +124,9 @@ class RunData:
             values = found.setdefault(key.student, {})
             if curve.epochs[-1] == last:
                 values[key.name] = float(curve.means[-1])
-        return found or scores_of(self.record)
+        recorded = scores_of(self.record)
+        best = {name: values for name, values in recorded.items() if name.endswith(BEST)}
+        return found | best if found else recorded
 
 
 def load(uri: str) -> RunData:

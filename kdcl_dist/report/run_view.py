@@ -14,6 +14,7 @@ from kdcl_dist.report.bars import stacked_bars
 from kdcl_dist.report.blocks import Figure, Table
 from kdcl_dist.report.charts import CURVES, draw, draw_targets
 from kdcl_dist.report.run_data import ENSEMBLE, RunData
+from kdcl_dist.run.metrics import BEST
 from kdcl_dist.run.uris import displayed
 
 __all__ = ["RunView", "run_view"]
@@ -101,6 +102,7 @@ def _facts(run: RunData) -> dict[str, str]:
     distillation = recipe.distillation
     return {
         "State": run.state,
+        "Stopped early": _plain(record.get("stopped_early")),
         "Trained for": f"{run.epochs} of {recipe.epochs} epochs",
         "Batch size": str(recipe.batch_size),
         "Seed": str(recipe.seed),
@@ -109,6 +111,7 @@ def _facts(run: RunData) -> dict[str, str]:
         "Weight λ": f"{distillation.weight:g}",
         "Training data": recipe.data.train,
         "Test data": recipe.data.test,
+        "Validation data": recipe.data.val or _plain(recipe.data.val_fraction),
         "Classes": _plain(record.get("classes")),
         "Samples": _plain(record.get("samples")),
         "Held out per class": str(recipe.data.holdout_per_class or ""),
@@ -167,7 +170,14 @@ def _results(run: RunData) -> Table | None:
         "probabilities, weighted for the method general."
     )
     rows = [[name, *_result_cells(results[name])] for name in names]
-    return Table(caption, ["student", "loss", "top-1 %", "top-5 %"], rows)
+    heads = ["student", "loss", "top-1 %", "top-5 %"]
+    if any(name.endswith(BEST) for name in names):
+        metric = run.recipe.checkpoint.best
+        caption += f" {BEST}: with the weights of the epoch whose {metric} on validation samples was best."
+        heads.append("epoch")
+        for name, row in zip(names, rows, strict=True):
+            row.append(str(results[name].get("epoch", "")) if name.endswith(BEST) else str(run.epochs))
+    return Table(caption, heads, rows)
 
 
 def _result_cells(values: Mapping[str, float]) -> list[str]:

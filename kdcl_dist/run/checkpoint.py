@@ -32,6 +32,7 @@ __all__ = [
     "has_committed",
     "latest",
     "prune",
+    "read_manifest",
     "read_part",
     "steps",
     "whole",
@@ -151,7 +152,7 @@ def whole(run: Folder, step: int, required: Collection[str] = REQUIRED) -> Manif
     Raises:
         CheckpointError: the checkpoint was never completed, is damaged, or has another format.
     """
-    manifest = _read_manifest(run, step)
+    manifest = read_manifest(run, step)
     if missing := sorted(set(required) - manifest.parts.keys()):
         raise CheckpointError(f"its manifest has no part of the {missing[0]}")
     for name in manifest.parts:
@@ -189,16 +190,22 @@ def read_part(run: Folder, manifest: Manifest, name: str) -> dict[str, Any]:
     return state
 
 
-def prune(run: Folder, keep: int) -> None:
+def prune(run: Folder, keep: int, kept_for: Callable[[int], Collection[int]] = lambda step: ()) -> None:
     """Keep the latest `keep` committed checkpoints, and delete all older folders, committed or not.
+
+    Args:
+        run: the run folder.
+        keep: number of checkpoints.
+        kept_for: gives the steps of older checkpoints that stay with the one of a step.
 
     Raises:
         StorageError: a folder could not be deleted; the next call tries again.
     """
     found = steps(run)
-    committed = [step for step in found if _is_committed(run, step)]
+    newest = [step for step in found if _is_committed(run, step)][-keep:]
+    stay = {older for step in newest for older in kept_for(step)}
     for step in found:
-        if committed and step < committed[-keep:][0]:
+        if newest and step < newest[0] and step not in stay:
             # Manifest first: an interrupted deletion leaves no partial checkpoint that counts.
             run.delete_file(f"{_folder(step)}/manifest.json")
             run.delete(_folder(step))
@@ -212,7 +219,12 @@ def _is_committed(run: Folder, step: int) -> bool:
     return run.exists(f"{_folder(step)}/manifest.json")
 
 
-def _read_manifest(run: Folder, step: int) -> Manifest:
+def read_manifest(run: Folder, step: int) -> Manifest:
+    """The manifest of one step's checkpoint, without a check of the parts.
+
+    Raises:
+        CheckpointError: the checkpoint was never completed, or has another format.
+    """
     try:
         data = run.read(f"{_folder(step)}/manifest.json", MAX_MANIFEST_BYTES)
         manifest = _MANIFEST.validate_json(data, strict=True)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 __all__ = ["CheckpointSaved", "EpochEnded", "Event", "Note", "Started", "Stepped", "Values", "Warned"]
 
@@ -31,11 +31,12 @@ class Stepped:
 
 @dataclass(frozen=True)
 class EpochEnded:
-    """An epoch is done: means over its training steps, and test results."""
+    """An epoch is done: means over its training steps, and the results of the passes that it has had."""
 
     epoch: int
     train: Values
     test: Values
+    val: Values = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

@@ -1,6 +1,6 @@
 """The metrics of a run: one long table, in one Parquet file for each epoch.
 
-Columns: student (or "ensemble"), epoch, step, split (train, holdout, test), name, value. In tests of
+Columns: student (or "ensemble"), epoch, step, split (train, holdout, val, test), name, value. In tests of
 averaged weights "/ema" follows the student. Each epoch's file is written whole: a resumed run overwrites the
 epochs that it repeats, and never doubles a row.
 
@@ -27,7 +27,17 @@ from kdcl_dist.data.parquet_file import open_parquet, unfolded_limit
 from kdcl_dist.errors import RunFolderError, one_line
 from kdcl_dist.run.storage import Folder
 
-__all__ = ["BINS", "EMA", "ENSEMBLE", "SCHEMA", "MetricsTable", "Scores", "averages_of", "read_metrics"]
+__all__ = [
+    "BEST",
+    "BINS",
+    "EMA",
+    "ENSEMBLE",
+    "SCHEMA",
+    "MetricsTable",
+    "Scores",
+    "averages_of",
+    "read_metrics",
+]
 
 SCHEMA = pa.schema(
     [
@@ -45,6 +55,8 @@ TEXTS = ["student", "split", "name"]
 ENSEMBLE = "ensemble"
 #: Test results of averaged weights have this after a student's name, or the ensemble's.
 EMA = "/ema"
+#: The ending of a name in results where they are of the student's best epoch.
+BEST = "/best"
 #: Bins of the metrics `staleness/BIN`: ages in steps.
 BINS = ("0", "1-3", "4-15", "16-63", "64-255", "256-1023", "1024-4095", "4096-up")
 
@@ -101,6 +113,11 @@ class MetricsTable:
                 self.columns[column].append(item)
             total, count = self._sums.get((student, split, name), (0.0, 0))
             self._sums[student, split, name] = total + value, count + 1
+
+    @property
+    def epoch(self) -> int | None:
+        """The epoch of the rows that are not finished; None without such."""
+        return self.columns["epoch"][0] if self.columns["epoch"] else None
 
     def mean(self, split: str) -> dict[str, dict[str, float]]:
         """Mean of each value over the current epoch's rows of one split: {student: {name: mean}}."""

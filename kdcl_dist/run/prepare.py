@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 from kdcl_dist.config.differences import differences, forbidden_changes, roundings
 from kdcl_dist.config.recipe import Recipe
@@ -157,16 +158,21 @@ def _resumable(folder: Folder, recipe: Recipe, warn: Callable[[str], None]) -> t
 
 
 def _record_resumption(run: Run, old: Recipe) -> None:
-    """Record who owns the run from here on, and in its recipe that it goes on for more epochs."""
-    record, changes = read_record(run.folder), {}
-    if prolonged := run.recipe.epochs > old.epochs:
+    """Record who owns the run from here on, and in its recipe an end that has changed."""
+    record = read_record(run.folder)
+    changes: dict[str, Any] = {}
+    end = {name: getattr(run.recipe, name) for name in ("epochs", "early_stopping")}
+    ends_otherwise = any(value != getattr(old, name) for name, value in end.items())
+    if ends_otherwise:
+        changes = {"results": None, "stopped_early": None}
+    if run.recipe.epochs > old.epochs:
         entry = {"step": run.step, "epochs_before": old.epochs, "epochs": run.recipe.epochs}
-        changes = {"prolonged": [*record.get("prolonged", ()), entry], "results": None}
-    if prolonged or record.get("state") != "finished":
+        changes["prolonged"] = [*record.get("prolonged", ()), entry]
+    if ends_otherwise or record.get("state") != "finished":
         owner = {"owner": run.id, "launcher": this_process(), "root": run.root}
         update_record(run.folder, state="starting", cause=None, **owner, **changes)
-    if prolonged:  # after the record: a finished run of too few epochs would not go on
-        write_recipe(run.folder, old.model_copy(update={"epochs": run.recipe.epochs}))
+    if ends_otherwise:  # after the record: a finished run of too few epochs would not go on
+        write_recipe(run.folder, old.model_copy(update=end))
 
 
 def _latest_name(root: Folder, recipe_name: str) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Annotated, Any
 
 from pydantic import AfterValidator, ConfigDict, TypeAdapter, ValidationError, with_config
-from typing_extensions import Required, TypedDict
+from typing_extensions import NotRequired, Required, TypedDict
 
 from kdcl_dist.errors import from_dict
 
@@ -60,6 +60,7 @@ class _Scores(TypedDict):
     loss: float
     top1: float
     top5: float
+    epoch: NotRequired[int]
 
 
 @with_config(ConfigDict(extra="allow"))
@@ -90,6 +91,7 @@ class _Record(TypedDict, total=False):
     generation: _Generation
     absences: list[_Absence]
     prolonged: list[_Prolonged]
+    stopped_early: str | None
     results: dict[str, _Scores] | dict[str, _Precision] | None
     versions: dict[str, str]
     data: dict[str, str]

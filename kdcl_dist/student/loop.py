@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 
 import torch
 from torch import Tensor
@@ -13,13 +14,15 @@ from kdcl_dist.config.student import Worker
 from kdcl_dist.data.loader import Batch
 from kdcl_dist.data.training_data import TrainingData
 from kdcl_dist.distillation.methods import Context
+from kdcl_dist.errors import CheckpointError
 from kdcl_dist.exchange.alignment import find_rows, rows_of
 from kdcl_dist.exchange.group import Exchange
 from kdcl_dist.exchange.message import Flag, Message, StepMetrics, by_student
 from kdcl_dist.exchange.replicas import broke_off
 from kdcl_dist.membership.rendezvous import GenerationSpec
-from kdcl_dist.run.checkpoint import write_part
+from kdcl_dist.run.checkpoint import read_manifest, read_part, write_part
 from kdcl_dist.run.run import Run
+from kdcl_dist.run.validation import best_of
 from kdcl_dist.student.step_part import StepPart, metrics_of
 from kdcl_dist.student.student import Student
 
@@ -30,6 +33,7 @@ class StudentLoop:
     """One student's rounds in one generation of the exchange group.
 
     Attributes:
+        schedule: of the run; early stopping shortens it.
         position: the next round.
         prefetched: the next step's batch, if it is loaded already; prefetch_s: seconds that the loading took.
         parts: what the current training step has come to; its end is sent with the next message.
@@ -49,8 +53,9 @@ class StudentLoop:
     ) -> None:
         self.run, self.worker, self.student, self.training_data = run, worker, student, training_data
         self.exchange, self.stop, self.present = exchange, stop, generation.students
+        self.schedule = replace(training_data.schedule, epochs=generation.epochs)
         self.position = generation.at
-        self.batches = training_data.batches(worker.student, generation.at, worker.replica)
+        self.batches = self._batches()
         self.parts: list[StepPart] = []
         self.left_out = False
         self.answer_received_s = time.perf_counter()
@@ -59,16 +64,26 @@ class StudentLoop:
 
     def run_rounds(self) -> Flag:
         """Run the rounds to the run's end, or to the first that stops the run or ends the generation."""
-        schedule = self.training_data.schedule
-        for round in schedule.rounds(self.position):
+        while True:
+            round = self.position
             flags = self._run_round(round)
-            self.position = schedule.after(round)
+            if Flag.LAST in flags:
+                self.schedule = replace(self.schedule, epochs=round.epoch + 1)
+            self.position = self.schedule.after(round)
+            if Flag.LAST in flags:  # the batches that are loaded ahead are of rounds that do not come
+                self.batches = self._batches()
             if round.kind is Kind.TRAIN and flags & (Flag.STOP | Flag.SAVE):
                 # This checkpoint is not in the schedule.
                 self._run_round(Round(Kind.CHECKPOINT, round.epoch, round.step + 1))
             if flags & (Flag.STOP | Flag.REFORM):
                 return flags
-        return Flag.NONE
+            if round.kind is Kind.END:
+                return Flag.NONE
+
+    def _batches(self) -> Iterator[Batch]:
+        """The batches of all rounds from the next on."""
+        student, replica = self.worker.student, self.worker.replica
+        return self.training_data.batches(student, self.position, replica, self.schedule)
 
     def _run_round(self, round: Round) -> Flag:
         try:
@@ -137,11 +152,10 @@ class StudentLoop:
 
         Not beyond an epoch's end: an error in the next epoch's data must not cost the results of this one.
         """
-        schedule = self.training_data.schedule
-        if schedule.ends_epoch(round):
+        if self.schedule.ends_epoch(round):
             return
         started_s = time.perf_counter()
-        self.exchange.monitor.heartbeat.enter("data", schedule.after(round).step)
+        self.exchange.monitor.heartbeat.enter("data", self.schedule.after(round).step)
         self.prefetched = next(self.batches)
         self.prefetch_s = time.perf_counter() - started_s
 
@@ -164,7 +178,7 @@ class StudentLoop:
         losses = student.loss(logits_BC, batch.loss_labels, target, covered_B, context)
         if not student.learns(round.epoch):
             return StepPart.of(StepMetrics(step=round.step), losses)
-        lr = student.lr(round.step, self.training_data.schedule.steps_per_epoch)
+        lr = student.lr(round.step, self.schedule.steps_per_epoch)
         metrics = StepMetrics(step=round.step, lr=lr)
         if student.recipe.analysis.measures(round.step) and losses.distillation.requires_grad:
             found = student.conflict(losses)
@@ -172,17 +186,39 @@ class StudentLoop:
         return StepPart.of(metrics, losses, student.learn(losses.total, lr, round.part))
 
     def _predict(self, round: Round) -> Flag:
-        """One batch of a pass over held-out or test samples, in evaluation mode."""
+        """One batch of a pass over held-out, validation or test samples, in evaluation mode."""
         if round.part == 0:
             self.student.share_buffers()
+            if round.kind is Kind.BEST:
+                self._load_best(round.step)
         batch = self._next_batch()
         self.exchange.monitor.heartbeat.enter("evaluation")
         self._start_message(round)
-        schedule = self.training_data.schedule
-        averaged = round.kind is Kind.EVALUATE and schedule.test_batch(round)[0] == 1
+        averaged = self.schedule.test_batch(round)[0] == 1
         logits_BC = self.student.predict(batch.images, averaged=averaged)
         self.exchange.outgoing.write_rows(batch.ids, logits_BC, batch.labels)
-        return self._round_trip(round).flags
+        return self._round_trip(round, self._limit_s(round)).flags
+
+    def _limit_s(self, round: Round) -> float | None:
+        """The limit of a round's transfers; None: that of a step."""
+        return self.run.recipe.limits.startup_s if round.uses_checkpoints else None
+
+    def _load_best(self, step: int) -> None:
+        """Take the weights of this student's best epoch, if it has one; the newest are in the checkpoint.
+
+        Args:
+            step: of the run's last checkpoint.
+        """
+        self.exchange.monitor.heartbeat.enter("checkpoint", step)
+        folder, name = self.run.folder, self.student.spec.name
+        try:
+            last = read_manifest(folder, step)
+            found = best_of(folder, last, name, self.run.recipe.checkpoint.best)
+            if found is not None:
+                self.student.load_weights(read_part(folder, found[1], name))
+        except CheckpointError as error:
+            error.message += "; --resume --set checkpoint.best=null finishes the run without it"
+            raise
 
     def _checkpoint(self, round: Round) -> Flag:
         """Write the student's part and send its hash to the coordinator, whose manifest completes it."""
@@ -193,7 +229,7 @@ class StudentLoop:
             part = write_part(self.run.folder, round.step, self.student.spec.name, self.student.state_dict())
             header = self.exchange.outgoing.header
             header["bytes"], header["digest"] = part.bytes, list(bytes.fromhex(part.sha256))
-        return self._round_trip(round, self.run.recipe.limits.startup_s).flags
+        return self._round_trip(round, self._limit_s(round)).flags
 
     def _start_message(self, round: Round) -> None:
         flags = Flag.STOP if self.stop() else Flag.NONE

@@ -337,13 +337,17 @@ class Student:
             **average,
         }
 
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Load the state of `state_dict`."""
+    def load_weights(self, state: dict[str, Any]) -> None:
+        """Load what a test needs of the state of `state_dict`."""
         self.model.load_state_dict(state["model"])
-        load_optimizer(self.optimizer, state["optimizer"])
-        self.scaler.load_state_dict(state["scaler"])
         if self.average is not None:
             self.average.load_state_dict(state["ema"])
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Load the state of `state_dict`."""
+        self.load_weights(state)
+        load_optimizer(self.optimizer, state["optimizer"])
+        self.scaler.load_state_dict(state["scaler"])
 
     def _draw(self, purpose: Purpose, step: int, part: int) -> int:
         """The seed of the random numbers of a part of a step.

@@ -29,6 +29,7 @@ class Purpose(IntEnum):
     LOGIT_NOISE = 8
     STUDENT_WITH_OWN_SEED = 9
     TEST_NOISE = 10
+    VALIDATION = 11
     MIXING = 12
     PARTNER = 13
 

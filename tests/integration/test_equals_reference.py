@@ -17,6 +17,7 @@ from equality import VIEWS, check, recipe_for, students_of
 
 from kdcl_dist.launch import local
 from kdcl_dist.launch.ray import driver as on_ray
+from kdcl_dist.run.record import read_record
 from kdcl_dist.run.run import Run
 
 METHODS = ("none", "naive", "linear", "min_logit", "general", "mean", "dml", "teacher")
@@ -56,10 +57,12 @@ def test_ray(
 
 
 def test_ray_with_windows(cluster: None, make_recipe: MakeRecipe, make_run: Callable[..., Run]) -> None:
-    """More on windows is in test_window.py; this cluster is started already."""
-    run = make_run(make_recipe(VIEWS, "batch_size=7", "distillation.window=epoch"))
+    """More on windows is in test_window.py, and on best epochs in test_best.py; this cluster is started."""
+    best = ("data.val_fraction=0.3", "checkpoint.best=top1")
+    run = make_run(make_recipe(VIEWS, "batch_size=7", "distillation.window=epoch", *best))
     assert on_ray.launch(run, lambda event: None, threading.Event())
     check(run)
+    assert {"a/best", "b/best"} <= read_record(run.folder)["results"].keys()
 
 
 @pytest.mark.parametrize(

@@ -194,7 +194,7 @@ def test_progress_within_and_after_an_epoch(monkeypatch: pytest.MonkeyPatch) -> 
         (Started(["a"], {}, 9, 4, 10), 2, 10),
         (Stepped(11, {"a": {"loss": 2.0}}), 2, 11),
         (Stepped(12, {"a": {"loss": 1.0}}), 2, 12),
-        (EpochEnded(2, {"a": {"loss": 1.5}}, {"a": {"top1": 0.5}}), 3, 12),
+        (EpochEnded(2, {"a": {"loss": 1.5}}, {"a": {"top1": 0.5}}, {"a": {"top1": 0.25}}), 3, 12),
         (Stepped(13, {}), 3, 13),
     ]
     for event, epoch, step in expected:
@@ -202,6 +202,7 @@ def test_progress_within_and_after_an_epoch(monkeypatch: pytest.MonkeyPatch) -> 
         assert (Gauge.values["kdcl_epoch", "a"], Gauge.values["kdcl_steps", "ensemble"]) == (epoch, step)
     assert Gauge.values["kdcl_train_loss", "a"] == 1.5
     assert Gauge.values["kdcl_test_top1", "a"] == 0.5
+    assert Gauge.values["kdcl_val_top1", "a"] == 0.25
 
 
 def test_broken_metrics_are_logged_once_and_harm_nothing(

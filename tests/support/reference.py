@@ -7,8 +7,9 @@ the samples, ensembles over students in the order of the cohort.
 
 from __future__ import annotations
 
+import copy
 import math
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -47,17 +48,41 @@ def soft_target(method: str, logits: list[Tensor], y: Tensor, T: float, w: Tenso
     return torch.from_numpy(np.log(p.numpy()))
 
 
-def train(recipe: Recipe, averages: dict[str, dict[str, Tensor]] | None = None) -> list[dict[str, Tensor]]:
-    """Train all students; their final weights. Averages of weights come into `averages`."""
+class Pass(NamedTuple):
+    """After an epoch, from 0: each student's top-1 and loss on the validation samples, by its average if it
+    has one; its weights, and that average."""
+
+    epoch: int
+    top1: list[float]
+    loss: list[float]
+    weights: list[dict[str, Tensor]]
+    averages: list[dict[str, Tensor]]
+
+
+def best(passes: list[Pass], metric: str, student: int) -> Pass:
+    """The pass in which a student is best, the earliest among equals."""
+    return max(passes, key=lambda p: (p.top1[student] if metric == "top1" else -p.loss[student], -p.epoch))
+
+
+def train(
+    recipe: Recipe, averages: dict[str, dict[str, Tensor]] | None = None, passes: list[Pass] | None = None
+) -> list[dict[str, Tensor]]:
+    """Train all students; their final weights. `averages` and `passes` are filled."""
     S, method, T = len(recipe.students), recipe.distillation.method_name, recipe.distillation.temperature
     data = ArrowDataset(recipe.data.train)
     labels = torch.from_numpy(data.labels)
-    held = []
+    held, val = [], []
     for label in range(len(data.classes)):
         of_class = np.flatnonzero(data.labels == label)
+        if recipe.data.val_fraction:
+            order = permutation(len(of_class), recipe.seed, Purpose.VALIDATION, label)
+            val += of_class[order[: round(recipe.data.val_fraction * len(of_class))]].tolist()
+            of_class = np.array([i for i in of_class if i not in val])
         order = permutation(len(of_class), recipe.seed, Purpose.HOLDOUT, label)
         held += of_class[order[: recipe.data.holdout_per_class]].tolist()
-    train_ids = np.array([i for i in range(len(data)) if i not in held])
+    train_ids = np.array([i for i in range(len(data)) if i not in held + val])
+    validation = (ArrowDataset(recipe.data.val), None) if recipe.data.val else (data, sorted(val))
+    passes = [] if passes is None else passes
     seeds, nets, optims = [], [], []
     for i, s in enumerate(recipe.students):
         own = s.seed is not None
@@ -177,6 +202,16 @@ def train(recipe: Recipe, averages: dict[str, dict[str, Tensor]] | None = None) 
                         means[i] = moved(ema, means[i], nets[i].state_dict(), epoch * T_epoch + step + 1)
         if method == "general":
             w = held_out_weights(recipe, data, nets, sorted(held))
+        last_epoch, every = epoch + 1 == recipe.epochs, recipe.evaluate.every_epochs
+        if (recipe.data.val or val) and ((epoch + 1) % every == 0 or last_epoch):
+            judged = copy.deepcopy(nets)
+            for i, s in enumerate(recipe.students):
+                judged[i].load_state_dict(means[i] if s.ema else nets[i].state_dict())
+            scores = [score_of(recipe, net, *validation) for net in judged]
+            states = [copy.deepcopy(net.state_dict()) for net in nets]
+            passes.append(Pass(epoch, *map(list, zip(*scores, strict=True)), states, list(means)))
+            if recipe.early_stopping and waited(recipe, passes) >= recipe.early_stopping.patience:
+                break
     if averages is not None:
         averages.update({s.name: means[i] for i, s in enumerate(recipe.students) if s.ema})
     return [net.state_dict() for net in nets]
@@ -217,6 +252,32 @@ def mixed_images(x: Tensor, x2: Tensor, lam: float, box: Any) -> Tensor:
     left, right = (round(edge * x.shape[3]) for edge in box[2:])
     x[:, :, top:bottom, left:right] = x2[:, :, top:bottom, left:right]
     return x
+
+
+def score_of(
+    recipe: Recipe, net: torch.nn.Module, data: ArrowDataset, ids: Any = None
+) -> tuple[float, float]:
+    """Top-1 and loss of a network on some samples, all if not given."""
+    ids = range(len(data)) if ids is None else ids
+    right, losses = 0, 0.0
+    for start in range(0, len(ids), recipe.batch_size):
+        part = np.array(ids[start : start + recipe.batch_size])
+        y = torch.from_numpy(np.asarray(data.labels, np.int64)[part])
+        net.eval()
+        with torch.no_grad():
+            z = net(images(data, part, [], 0, 0))
+        right += int((z.argmax(dim=1) == y).sum())
+        losses += float(F.cross_entropy(z, y, reduction="none").double().sum())
+    return right / len(ids), losses / len(ids)
+
+
+def waited(recipe: Recipe, passes: list[Pass]) -> int:
+    """The passes since the last in which some student beat all of its passes before."""
+    good = []
+    for number in range(len(passes)):
+        rows = [p.top1 if recipe.early_stopping.metric == "top1" else [-x for x in p.loss] for p in passes]
+        good.append(any(all(rows[number][i] > row[i] for row in rows[:number]) for i in range(len(rows[0]))))
+    return good[::-1].index(True)
 
 
 def optimizer_of(o: Any, net: torch.nn.Module) -> torch.optim.Optimizer:

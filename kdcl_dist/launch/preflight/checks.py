@@ -140,10 +140,10 @@ def data(reports: Sequence[HostReport]) -> Check:
         f"host {report.address}: data.{name}: {report.problems[name]}; copy the data set to that host, or "
         "give a path that all hosts share"
         for report in reports
-        for name in ("train", "test")
+        for name in ("train", "test", "val")
         if name in report.problems
     ]
-    for name in ("train", "test"):
+    for name in ("train", "test", "val"):
         having = [report for report in reports if name in report.data]
         for report in having[1:]:
             if report.data[name] != having[0].data[name]:

@@ -33,8 +33,8 @@ class HostReport:
         address: its address in the cluster.
         hostname: the name that it gives itself.
         versions: of all packages on which a result can depend.
-        data: fingerprints of the data sets "train" and "test".
-        problems: why a data set cannot be opened, or the storage cannot be written, by "train", "test" and
+        data: fingerprints of the data sets, by the fields of the recipe that name them.
+        problems: why a data set cannot be opened, by the same names, or the storage cannot be written, by
             "storage".
         clock: seconds since 1970 by its clock, at the start of its inspection.
         shm_bytes: free space of /dev/shm, in bytes; None where there is none.
@@ -52,8 +52,8 @@ class HostReport:
 
     @property
     def has_data(self) -> bool:
-        """Whether both data sets can be opened."""
-        return len(self.data) == 2
+        """Whether all data sets can be opened."""
+        return not self.problems.keys() - {"storage"}
 
 
 def inspect_host(
@@ -72,7 +72,7 @@ def inspect_host(
     data: dict[str, str] = {}
     problems: dict[str, str] = {}
     bank_memory: BankMemory | None = None
-    for name, spec in (("train", recipe.data.train), ("test", recipe.data.test)):
+    for name, spec in recipe.data.sets.items():
         try:
             data[name] = fingerprint(dataset := open_classes(spec, recipe.data.classes))
             if name == "train":

@@ -108,7 +108,7 @@ def _import_all(recipe: Recipe) -> None:
 
 def _has_data(recipe: Recipe) -> bool:
     """Whether the data is here as it is on the hosts, so that an error of it is one there too."""
-    return all(Path(spec).exists() for spec in (recipe.data.train, recipe.data.test))
+    return all(Path(spec).exists() for spec in recipe.data.sets.values())
 
 
 def _build_without_data(recipe: Recipe, index: int, error: UserError) -> str:

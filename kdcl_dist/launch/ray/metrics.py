@@ -1,7 +1,7 @@
 """The values of a run's events as Ray's metrics, which every node of a cluster offers to Prometheus.
 
-A value is the mean over the current epoch's training steps so far, or the last test result. Its tags are the
-run (the name of its folder) and the student, or "ensemble". Ray puts `ray_` before the names.
+A value is the mean over the current epoch's training steps so far, or the last validation or test result. Its
+tags are the run (the name of its folder) and the student, or "ensemble". Ray puts `ray_` before the names.
 """
 
 from __future__ import annotations
@@ -32,6 +32,11 @@ TRAIN = {
 TEST = {
     "kdcl_test_top1": ("top1", "Share of test samples that are classified right, 0 to 1"),
     "kdcl_test_loss": ("loss", "Mean cross-entropy of the test samples in nats"),
+}
+#: Metrics of the pass over validation samples.
+VAL = {
+    "kdcl_val_top1": ("top1", "Share of validation samples that are classified right, 0 to 1"),
+    "kdcl_val_loss": ("loss", "Mean cross-entropy of the validation samples in nats"),
 }
 #: Metrics of the whole cohort.
 PROGRESS = {
@@ -69,6 +74,7 @@ class RayMetrics:
             self._set_progress((event.step - 1) // self.steps_per_epoch, event.step)
         elif isinstance(event, EpochEnded):
             self._set_values(TRAIN, event.train)
+            self._set_values(VAL, event.val)
             self._set_values(TEST, event.test)
             self._set_progress(event.epoch + 1, (event.epoch + 1) * self.steps_per_epoch)
 

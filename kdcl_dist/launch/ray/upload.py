@@ -108,8 +108,7 @@ class _Upload:
     def lacks_of(self, recipe: Recipe, recipe_file: str) -> list[str]:
         """A line for each file that the recipe names by a relative path, and that would be missing there."""
         fields = {
-            "data.train": recipe.data.train,
-            "data.test": recipe.data.test,
+            **{f"data.{name}": spec for name, spec in recipe.data.sets.items()},
             "distillation.bank.folder": recipe.distillation.bank.folder,
             **{f"students.{student.name}.weights": student.weights for student in recipe.students},
         }

@@ -4,7 +4,13 @@ from __future__ import annotations
 
 import pytest
 
-from kdcl_dist.config.differences import FREE_FIELDS, ROUNDING_FIELDS, differences, roundings
+from kdcl_dist.config.differences import (
+    FREE_FIELDS,
+    ROUNDING_FIELDS,
+    differences,
+    forbidden_changes,
+    roundings,
+)
 from kdcl_dist.config.recipe_file import parse_recipe
 
 BASE = "data: {train: a, test: b}\nstudents: [{name: one, model: mlp}, {name: two, model: mlp}]\n"
@@ -87,3 +93,23 @@ def test_everything_else_makes_another_run(override: str, lines: list[str] | Non
 def test_an_absent_item_is_named() -> None:
     new = parse_recipe(BASE, ["students.one.schedule.milestones=[3]"])
     assert differences(OLD, new) == ["students.0.schedule.milestones.0: '(absent)' -> 3"]
+
+
+def test_a_resumption_may_end_otherwise_but_not_choose_otherwise() -> None:
+    base = BASE.replace("test: b", "test: b, val: c")
+    old = parse_recipe(base, ["checkpoint.best=top1", "early_stopping={patience: 3}"])
+    assert old.early_stopping is not None
+    for change in (
+        "early_stopping={patience: 5}",
+        "early_stopping={patience: 3, metric: loss}",
+        "early_stopping=null",
+    ):
+        new = parse_recipe(base, ["checkpoint.best=top1", change])
+        assert forbidden_changes(old, new) == []
+        assert differences(old, new), "another arm of a comparison"
+    for best, lines in (("null", []), ("loss", ["checkpoint.best: 'top1' -> 'loss'"])):
+        new = parse_recipe(base, [f"checkpoint={{best: {best}, keep: 7}}", "early_stopping={patience: 3}"])
+        assert forbidden_changes(old, new) == lines
+    assert forbidden_changes(new, old) == ["checkpoint.best: 'loss' -> 'top1'"]
+    for change in ("data.val=d", "evaluate.every_epochs=2", "evaluate.on=test", "data.val=null"):
+        assert forbidden_changes(parse_recipe(base), parse_recipe(base, [change]))

@@ -49,7 +49,8 @@ def test_defaults_are_complete_and_survive_writing() -> None:
         "decay_norm_and_bias": True,
     }
     assert written["limits"] == {"startup_s": 300.0, "step_s": 120.0, "storage_s": 30.0}
-    assert written["checkpoint"] == {"every_epochs": 1, "keep": 2}
+    assert written["checkpoint"] == {"every_epochs": 1, "keep": 2, "best": None}
+    assert written["evaluate"] == {"every_epochs": 1, "on": None}
 
 
 @pytest.mark.parametrize("path", sorted((ROOT / "examples").glob("*.yaml")))
@@ -124,6 +125,18 @@ def test_shipped_recipes_load(path: Path) -> None:
         ("epochs.more=1", ["epochs"]),
         ("data=3", ["data", "3"]),
         ("limits.step_s=0", ["limits.step_s", "0"]),
+        ("data={train: a, test: b, val: c, val_fraction: 0.1}", ["data: val and val_fraction", "'c'", "0.1"]),
+        ("data.val_fraction=1.0", ["data.val_fraction", "less than 1", "1.0"]),
+        ("data.val_fraction=0.0", ["data.val_fraction", "greater than 0", "0.0"]),
+        ("evaluate.every_epochs=0", ["evaluate.every_epochs", "0"]),
+        ("evaluate.on=train", ["evaluate.on", "'test' or 'val'", "'train'"]),
+        ("evaluate.on=val", ["evaluate.on: 'val'", "data.val or data.val_fraction"]),
+        ("checkpoint.best=acc", ["checkpoint.best", "'top1' or 'loss'", "'acc'"]),
+        ("checkpoint.best=top1", ["checkpoint.best: 'top1'", "test data decides nothing", "set data.val"]),
+        ("early_stopping={patience: 3}", ["early_stopping.metric: 'top1'", "test data decides nothing"]),
+        ("early_stopping={metric: loss}", ["early_stopping.patience", "required"]),
+        ("early_stopping={patience: 0}", ["early_stopping.patience", "0"]),
+        ("early_stopping={patience: 1, metric: acc}", ["early_stopping.metric", "'acc'"]),
         *(
             (f"limits.{name}=1e300", [f"limits.{name}", "less than or equal to 2592000", "1e+300"])
             for name in LIMITS
@@ -165,6 +178,13 @@ def test_overrides_by_place_and_by_name() -> None:
     )
     assert (recipe.students[0].optimizer.lr, recipe.students[1].seed) == (0.05, 4)
     assert recipe.data.holdout_per_class == 2
+
+
+def test_test_data_decides_nothing_beside_validation_data() -> None:
+    more = ["data.val_fraction=0.1", "checkpoint.best=loss"]
+    assert parse_recipe(MINIMAL, more).validates
+    with pytest.raises(RecipeError, match=r"checkpoint\.best: 'loss' .* nothing: set evaluate\.on to val"):
+        parse_recipe(MINIMAL, [*more, "evaluate.on=test"])
 
 
 def test_an_own_augment_needs_own_views() -> None:

@@ -49,6 +49,40 @@ def test_a_second_pass_of_tests_follows_the_first() -> None:
     assert {round.rewound for round in tests} == {tests[0]}
 
 
+def test_validation_and_best_written_out() -> None:
+    schedule = RunSchedule(3, 1, 0, 1, 9, val_batches=2, evaluate_epochs=2, best=True)
+    assert list(schedule.rounds(schedule.first(0))) == [
+        Round(Kind.TRAIN, 0, 0),
+        Round(Kind.TRAIN, 1, 1),
+        Round(Kind.VALIDATE, 1, 2, 0),
+        Round(Kind.VALIDATE, 1, 2, 1),
+        Round(Kind.CHECKPOINT, 1, 2),
+        Round(Kind.TRAIN, 2, 2),
+        Round(Kind.VALIDATE, 2, 3, 0),
+        Round(Kind.VALIDATE, 2, 3, 1),
+        Round(Kind.EVALUATE, 2, 3, 0),
+        Round(Kind.CHECKPOINT, 2, 3),
+        Round(Kind.BEST, 3, 3, 0),
+        Round(Kind.END, 3, 3),
+    ]
+    ends = [
+        round for round in schedule.rounds(schedule.first(0)) if round.kind in (Kind.VALIDATE, Kind.EVALUATE)
+    ]
+    assert [schedule.ends_tests(round) for round in ends] == [False, True, False, False, True]
+
+
+@pytest.mark.parametrize("every", [1, 2, 3, 7])
+@pytest.mark.parametrize("val_batches", [0, 2])
+def test_tests_come_every_so_many_epochs_and_at_the_end(every: int, val_batches: int) -> None:
+    schedule = RunSchedule(5, 2, 0, 3, 1, val_batches=val_batches, evaluate_epochs=every, test_passes=2)
+    rounds = list(schedule.rounds(schedule.first(0)))
+    due = sorted({*range(every - 1, 5, every), 4})
+    found = {kind: [round.epoch for round in rounds if round.kind is kind] for kind in Kind}
+    assert found[Kind.VALIDATE] == [epoch for epoch in due for _ in range(2 * val_batches)]
+    assert found[Kind.EVALUATE] == [epoch for epoch in ([4] if val_batches else due) for _ in range(6)]
+    assert found[Kind.CHECKPOINT] == [0, 1, 2, 3, 4]
+
+
 @pytest.mark.parametrize("every", [1, 2, 3, 7])
 def test_checkpoints_come_every_so_many_epochs_and_at_the_end(every: int) -> None:
     schedule = RunSchedule(
@@ -58,9 +92,10 @@ def test_checkpoints_come_every_so_many_epochs_and_at_the_end(every: int) -> Non
     assert found == sorted({*range(every - 1, 5, every), 4})
 
 
-def test_every_point_at_which_a_run_can_stop_continues_it() -> None:
+@pytest.mark.parametrize("more", [{}, {"val_batches": 2, "evaluate_epochs": 2, "best": True}])
+def test_every_point_at_which_a_run_can_stop_continues_it(more) -> None:
     schedule = RunSchedule(
-        epochs=3, steps_per_epoch=4, holdout_batches=2, test_batches=1, checkpoint_epochs=2
+        epochs=3, steps_per_epoch=4, holdout_batches=2, test_batches=1, checkpoint_epochs=2, **more
     )
     whole = list(schedule.rounds(schedule.first(0)))
     for index, round in enumerate(whole):
@@ -70,9 +105,10 @@ def test_every_point_at_which_a_run_can_stop_continues_it() -> None:
             assert list(schedule.rounds(schedule.first(round.step))) == whole[index + 1 :]
 
 
-def test_a_cast_can_go_on_at_every_turn() -> None:
+@pytest.mark.parametrize("more", [{}, {"val_batches": 2, "best": True, "test_passes": 2}])
+def test_a_cast_can_go_on_at_every_turn(more) -> None:
     schedule = RunSchedule(
-        epochs=2, steps_per_epoch=2, holdout_batches=2, test_batches=3, checkpoint_epochs=1
+        epochs=2, steps_per_epoch=2, holdout_batches=2, test_batches=3, checkpoint_epochs=1, **more
     )
     whole = list(schedule.rounds(schedule.first(0)))
     assert sorted(whole, key=lambda round: round.moment) == whole

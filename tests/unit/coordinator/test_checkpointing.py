@@ -82,6 +82,35 @@ def test_a_state_comes_back(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     again.close()
 
 
+def test_the_passes_over_validation_samples_come_back(
+    make_recipe: MakeRecipe, make_run: Callable[..., Run]
+) -> None:
+    more = ("data.val_fraction=0.2", "checkpoint.best=top1", "early_stopping={patience: 1}", "epochs=9")
+    run, schedule = make_run(make_recipe(*more)), replace(SCHEDULE, epochs=9)
+    state = CoordinatorState.of(run, schedule, CLASSES)
+    figures = {"loss": 1.0, "top1": 0.5, "top5": 1.0}
+    for epoch, names in ((0, "ab"), (1, "ab")):
+        state.validation.add(epoch, 3 * epoch + 3, dict.fromkeys(names, figures), list(names))
+        assert (state.stop_early() is None) is (epoch == 0)
+        save_checkpoint(run, state, 3 * epoch + 3, parts_of(run, 3 * epoch + 3, "a"))
+    assert state.schedule.epochs == 2
+    saved = latest(run.folder, print)
+    again = CoordinatorState.of(replace(run, start=saved), schedule, CLASSES)
+    assert again.validation.tests == state.validation.tests
+    assert {name: best.step for name, best in again.bests().items()} == {"a": 3}, "b was in no checkpoint"
+    assert (again.schedule, again.position) == (state.schedule, state.schedule.first(6))
+    assert again.early_end == state.early_end
+    assert (
+        "after epoch 2 of 9: no student's top1 on validation samples has improved in the last 1 tests"
+        in again.early_end
+    )
+    patient = replace(run, start=saved, recipe=make_recipe(*more, "early_stopping.patience=2"))
+    longer = CoordinatorState.of(patient, schedule, CLASSES)
+    assert (longer.schedule.epochs, longer.position, longer.early_end) == (9, schedule.first(6), None)
+    for each in (state, again, longer):
+        each.close()
+
+
 def test_the_stored_keys_are_those_of_version_0_1_0(run: Run) -> None:
     state = trained(run)
     save_checkpoint(run, state, 3, parts_of(run, 3, "a", "b"))

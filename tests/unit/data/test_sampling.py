@@ -26,6 +26,8 @@ def test_streams_are_frozen() -> None:
     assert sampling.view_seed(1, 2, 3) == 956993105522498718
     train, held = sampling.split_holdout(np.array([0, 0, 0, 1, 1, 1]), 1, 0)
     assert (train.tolist(), held.tolist()) == ([0, 1, 4, 5], [2, 3])
+    train, val = sampling.split_validation(np.array([0, 0, 0, 1, 1, 1]), 0.4, 0)
+    assert (train.tolist(), val.tolist()) == ([1, 2, 4, 5], [0, 3])
 
 
 @SETTINGS
@@ -75,3 +77,35 @@ def test_seeds_of_a_batch_are_those_of_its_samples() -> None:
         wanted = [sampling.view_seed(student, epoch, int(i)) for i in ids]
         assert view_seeds(student, epoch, ids) == wanted
     assert view_seeds(1, 2, ids[:0]) == []
+
+
+@SETTINGS
+@given(
+    st.lists(st.integers(0, 3), min_size=1, max_size=60),
+    st.floats(0.01, 0.99),
+    st.integers(0, 3),
+    st.integers(0, 3),
+)
+def test_validation_takes_the_same_share_of_each_class_before_the_held_out(
+    labels: list[int], fraction: float, per_class: int, seed: int
+) -> None:
+    labels_N = np.array(labels)
+    counts = {label: labels.count(label) for label in set(labels)}
+    taken = {label: min(count - 1, int(fraction * count + 0.5)) for label, count in counts.items()}
+    if not any(taken.values()):
+        with pytest.raises(DataError, match=f"val_fraction is {fraction:g}, .* {len(counts)} classes"):
+            sampling.split_samples(labels_N, per_class, fraction, seed)
+        return
+    if short := [label for label in sorted(counts) if per_class >= counts[label] - taken[label]]:
+        with pytest.raises(
+            DataError, match=f"class {short[0]} has only {counts[short[0]] - taken[short[0]]} "
+        ):
+            sampling.split_samples(labels_N, per_class, fraction, seed)
+        return
+    train, held, val = sampling.split_samples(labels_N, per_class, fraction, seed)
+    assert sorted([*train, *held, *val]) == list(range(len(labels)))
+    assert {label: labels_N[val].tolist().count(label) for label in counts} == taken
+    assert {label: labels_N[held].tolist().count(label) for label in counts} == dict.fromkeys(
+        counts, per_class
+    )
+    assert val.tolist() == sampling.split_samples(labels_N, 0, fraction, seed)[2].tolist()

@@ -9,6 +9,7 @@ import torch
 from cohorts import MakeRecipe, write_images
 
 from kdcl_dist.config.rounds import Kind, Round
+from kdcl_dist.data.loader import Batch
 from kdcl_dist.data.training_data import TrainingData
 from kdcl_dist.errors import DataError, RecipeError
 
@@ -72,6 +73,50 @@ def test_held_out_samples_are_not_trained_on(make_recipe: MakeRecipe) -> None:
     assert not {*held_out.tolist()} & {*trained.tolist()}
     tested = torch.cat([batch.ids for batch in training_data.test_batches()])
     assert tested.tolist() == list(range(22))
+
+
+@pytest.mark.parametrize("own", [True, False])
+def test_validation_samples_are_not_trained_on(own: bool, make_recipe: MakeRecipe, tmp_path: Path) -> None:
+    """With a set of its own or a share of the training set, and held-out samples beside."""
+    val = f"data.val={write_images(tmp_path / 'val.arrow', 20, seed=3)}" if own else "data.val_fraction=0.2"
+    recipe = make_recipe(val, "data.holdout_per_class=2", "batch_size=8", "checkpoint.best=loss")
+    training_data = TrainingData.open(recipe)
+    schedule = training_data.schedule
+    assert (schedule.val_batches, schedule.best) == (3 if own else 2, True)
+    found: dict[Kind, list[Batch]] = {kind: [] for kind in Kind}
+    batches = training_data.batches(0, schedule.first(0))
+    for round in schedule.rounds(schedule.first(0)):
+        if round.kind not in (Kind.CHECKPOINT, Kind.END):
+            found[round.kind].append(next(batches))
+    ids = {kind: sorted(torch.cat([each.ids for each in own]).tolist()) for kind, own in found.items() if own}
+    assert len(ids[Kind.VALIDATE]) == 2 * (20 if own else 12)
+    assert ids[Kind.BEST] == ids[Kind.EVALUATE] == list(range(22))
+    held_out = set(training_data.split[1].tolist())
+    trained = set(ids[Kind.TRAIN])
+    assert not trained & held_out
+    if not own:
+        validated = set(ids[Kind.VALIDATE])
+        assert not validated & (trained | held_out)
+        assert sorted([*validated, *map(int, training_data.split[0]), *held_out]) == list(range(60))
+    source = training_data.val or training_data.train
+    batch = found[Kind.VALIDATE][0]
+    expected = torch.stack([source.image(int(id)) for id in batch.ids]).float() / 255
+    assert torch.allclose(batch.images, (expected - 0.5) / 0.25)
+    assert set(training_data.fingerprints) == {"train", "test", *(["val"] if own else [])}
+
+
+def test_a_validation_set_must_fit(make_recipe: MakeRecipe, tmp_path: Path) -> None:
+    path = write_images(tmp_path / "five.arrow", 10, classes=5)
+    with pytest.raises(DataError, match=r"^data\.val has 5 classes and 1 channels, data\.train 4 and 1"):
+        TrainingData.open(make_recipe(f"data.val={path}"))
+    with pytest.raises(DataError, match=r"^data\.val: none\.arrow"):
+        TrainingData.open(make_recipe("data.val=none.arrow"))
+    with pytest.raises(DataError, match=r"^data\.val_fraction is 0\.01, .* raise it, or set data\.val$"):
+        TrainingData.open(make_recipe("data.val_fraction=0.01"))
+    with pytest.raises(
+        DataError, match=r"data\.holdout_per_class is 12, but class 0 has only 12 training samples"
+    ):
+        TrainingData.open(make_recipe("data.val_fraction=0.2", "data.holdout_per_class=12"))
 
 
 def test_data_sets_that_do_not_fit_each_other(make_recipe: MakeRecipe, tmp_path: Path) -> None:

@@ -137,6 +137,11 @@ def test_a_student_that_the_run_lost_is_as_it_was_last(broken: Callable[[str], P
     [
         ("", ["--student", "c"], ["--student 'c'", "no such student", "a, b"]),
         ("", ["--student", "a", "--epoch", "7"], ["--epoch 7", "epochs 1, 2", "checkpoint.keep"]),
+        (
+            "",
+            ["--student", "a", "--epoch", "best"],
+            ["--epoch best", "no best epoch", "checkpoint.best is null"],
+        ),
         ("format", ["--student", "a", "--epoch", "1"], ["epoch 1", "format 2", "reads format 1"]),
         ("format", ["--student", "a"], ["no complete checkpoint"]),
         ("parts", ["--student", "a", "--last"], ["--last", "a.pt is damaged"]),
@@ -161,7 +166,7 @@ def test_mistakes_in_an_export(
 
 
 def test_mistakes_in_options(tmp_path: Path) -> None:
-    for arguments in (["--epoch", 1, "--last"], ["--epoch", 0], ["--format", "keras"]):
+    for arguments in (["--epoch", 1, "--last"], ["--epoch", 0], ["--epoch", "last"], ["--format", "keras"]):
         assert run("export", tmp_path, "--student", "a", *arguments).exit_code == 2
     assert run("export", tmp_path).exit_code == 2
     assert_one_line(run("export", tmp_path, "--student", "a"), "not a run folder")

@@ -129,6 +129,28 @@ def test_tables_say_what_was_recorded(tmp_path: Path) -> None:
     assert f"big: big –, small {disagreement:.1f}, label" in unescape(page([load(run)]))
 
 
+def test_validation_and_best_epochs_are_shown(tmp_path: Path) -> None:
+    recipe = make_recipe("data.val_fraction=0.1", "checkpoint.best=top1")
+    found = [row for row in rows(recipe) if row[3] != "test" or row[1] == 7]
+    found = sorted(
+        [*found, *((*row[:3], "val", row[4]) for row in rows(recipe) if row[3] == "test")],
+        key=lambda row: row[1],
+    )
+    values = {"loss": 0.5, "top1": 0.75, "top5": 0.875}
+    results = {"big": values | {"epoch": 8}, "big/best": values | {"epoch": 5}, "ensemble/best": values}
+    run = write_run(
+        tmp_path / "run", recipe, iter(found), results=results, stopped_early="early stopping: why"
+    )
+    shown = page([load(run)])
+    assert "early stopping: why" in shown
+    assert "the epoch whose top1 on validation samples was best" in unescape(shown)
+    table = Page(shown).table("student", "loss")
+    assert table["big/best"] == ["0.5000", "75.00", "87.50", "5"]
+    assert table["ensemble/best"][-1] == ""
+    assert [table[name][-1] for name in ("big", "small", "ensemble")] == ["8"] * 3
+    assert {"val-top1", "val-loss", "test-top1"} <= set(Page(shown).figures)
+
+
 def test_hostile_names_are_text(tmp_path: Path) -> None:
     attack = "<script>alert('x')</script><img src=x onerror=alert(1)>\"&"
     recipe = make_recipe(f"data.train={json.dumps(attack)}", f"students.0.model={json.dumps(attack)}")

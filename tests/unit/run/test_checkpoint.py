@@ -121,3 +121,14 @@ def test_nothing_in_a_part_is_executed(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match=r"a\.pt"):
         C.read_part(folder, C.latest(folder, print), "a")
     assert not ran.exists()
+
+
+def test_older_checkpoints_stay_with_those_that_need_them(tmp_path: Path) -> None:
+    folder = Folder(str(tmp_path))
+    needs = {3: {1}, 4: {1, 2}, 5: {2}}
+    left = []
+    for step in range(1, 6):
+        save(folder, step)
+        C.prune(folder, 2, lambda step: needs.get(step, ()))
+        left.append(C.steps(folder))
+    assert left == [[1], [1, 2], [1, 2, 3], [1, 2, 3, 4], [1, 2, 4, 5]]

@@ -105,6 +105,28 @@ def test_another_recipe_is_refused(make_recipe: MakeRecipe, tmp_path: Path) -> N
     assert load_run(str(tmp_path / "r"))[0] == make_recipe()
 
 
+def test_an_early_end_is_undone_by_another_rule(make_recipe: MakeRecipe, tmp_path: Path) -> None:
+    more = ("data.val_fraction=0.2", "early_stopping.metric=loss")
+    recipe = make_recipe(*more, "early_stopping.patience=3")
+    run = prepare(recipe, str(tmp_path), "r", resume=False, warn=refuse)
+    commit(run, 6)
+    results = {"a": {"loss": 1.0, "top1": 0.5, "top5": 1.0, "epoch": 2}}
+    update_record(run.folder, state="finished", results=results, stopped_early="early stopping: why")
+    prepare(recipe, str(tmp_path), "r", resume=True, warn=refuse)
+    record = read_record(run.folder)
+    assert (record["state"], record["results"], record["stopped_early"]) == (
+        "finished",
+        results,
+        "early stopping: why",
+    )
+    longer = make_recipe(*more, "early_stopping.patience=4")
+    prepare(longer, str(tmp_path), "r", resume=True, warn=refuse)
+    record = read_record(run.folder)
+    assert (record["state"], record["results"], record["stopped_early"]) == ("starting", None, None)
+    assert "prolonged" not in record
+    assert load_run(run.folder.uri)[0] == longer
+
+
 def test_epochs_may_grow(make_recipe: MakeRecipe, tmp_path: Path) -> None:
     run = prepare(make_recipe(), str(tmp_path), "r", resume=False, warn=refuse)
     commit(run, 6)
