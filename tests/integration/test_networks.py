@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import runpy
 from collections.abc import Callable
 from pathlib import Path
 
@@ -27,6 +28,7 @@ STUDENTS = f"""students=[
     {{name: c, model: {VIT}, schedule: {{name: cosine}},
       optimizer: {{name: adamw, lr: 1e-3, layer_decay: 0.7, decay_norm_and_bias: false}}}}]"""
 EXPORTS: list[tuple[str, Kind]] = [
+    ("ensemble", "state_dict"),
     ("a", "state_dict"), ("b", "state_dict"), ("b", "torch_export"), ("b", "onnx"), ("c", "safetensors"),
 ]  # fmt: skip
 
@@ -62,6 +64,12 @@ def test_networks_from_elsewhere_live_as_the_built_in_ones(
         with torch.no_grad():
             expected = source.network(images)
         assert torch.allclose(Export.read(folder, ["nets"]).logits(images), expected, atol=1e-5)
+    folder = tmp_path / "ensemble-state_dict"
+    built = runpy.run_path(str(folder / "model.py"))["build"]()
+    built.load_state_dict(torch.load(folder / "model.pt", weights_only=True))
+    with torch.no_grad():
+        expected = Export.read(folder, ["nets"]).logits(images)
+        assert torch.allclose(built.eval()(images), expected, atol=1e-6)
     for student, code in (
         ("a", "network = Deep(num_classes=4, in_channels=1, depth=2, width=4)"),
         ("b", 'logits = network(images)["logits"]'),
