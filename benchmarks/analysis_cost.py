@@ -72,7 +72,7 @@ def main() -> None:
     for cohort in COHORTS:
         recipe = recipe_of(cohort, arguments.epochs)
         analysed, others = measure(recipe)
-        names = " + ".join(student.model for student in recipe.students)
+        names = " + ".join(str(student.model) for student in recipe.students)
         cost = cost_of(analysed, others)
         times = f"{1000 * analysed:.1f} | {1000 * others:.1f}"
         lines.append(f"| {names} | {recipe.batch_size} | {times} | {cost:.1%} |")

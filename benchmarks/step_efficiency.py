@@ -151,7 +151,7 @@ def report(measured: dict[str, tuple[Recipe, tuple[float, float, float]]], round
         "| --- | ---: | ---: | ---: | ---: | ---: | ---: |",
     ]
     for recipe, (a, b, c) in measured.values():
-        names = " + ".join(student.model for student in recipe.students)
+        names = " + ".join(str(student.model) for student in recipe.students)
         times = " | ".join(f"{1000 * value:.1f}" for value in (a, b, c))
         lines.append(f"| {names} | {recipe.batch_size} | {times} | {b / a:.2f} | {c / b:.2f} |")
     return "\n".join(lines) + "\n"

@@ -66,14 +66,14 @@ def test() -> Shapes:
 class Patches(nn.Module):
     """Classifies 4x4 patches with their surroundings; a class's logit is the largest of all patches."""
 
-    def __init__(self, num_classes: int, in_channels: int) -> None:
+    def __init__(self, num_classes: int, in_channels: int, width: int = 32) -> None:
         super().__init__()
         self.layers = nn.Sequential(
-            nn.Conv2d(in_channels, 32, 7, stride=2, padding=3),
+            nn.Conv2d(in_channels, width, 7, stride=2, padding=3),
             nn.GELU(),
-            nn.Conv2d(32, 64, 5, stride=2, padding=2),
+            nn.Conv2d(width, 2 * width, 5, stride=2, padding=2),
             nn.GELU(),
-            nn.Conv2d(64, num_classes, 3, padding=1),
+            nn.Conv2d(2 * width, num_classes, 3, padding=1),
         )
 
     def forward(self, images_BCHW: Tensor) -> Tensor:

@@ -9,9 +9,21 @@ from kdcl_dist.cli.group import kdcl
 __all__ = ["models"]
 
 
+OTHERS = """\
+networks of libraries, with random weights
+  torchvision:NAME  such as torchvision:vit_b_16
+  timm:NAME         such as timm:resnet18; extra `timm`
+  hf:FOLDER         a folder with a config.json of transformers; extra `transformers`
+  hf:KIND           a kind of image classifier of transformers, such as hf:vit
+arguments: `model: {name: NAME, argument: value}`; your own: `model: package.module:factory`"""
+
+
 @kdcl.command()
 def models() -> None:
-    """List the built-in networks, with their parameters and the multiply-adds for one image."""
+    """List the built-in networks, with their parameters and the multiply-adds for one image.
+
+    Below them stand the prefixes of other libraries' networks.
+    """
     from kdcl_dist.models.built_in import COSTS
 
     titles = {
@@ -24,3 +36,4 @@ def models() -> None:
         click.echo(f"{titles[usual]:<{width}}  {'parameters':>11}  {'multiply-adds':>14}")
         for name, cost in group.items():
             click.echo(f"{'  ' + name:<{width}}  {cost.parameters:>11,}  {cost.multiply_adds:>14,}")
+    click.echo(f"\n{OTHERS}")

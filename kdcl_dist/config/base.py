@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from functools import partial
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
 from kdcl_dist.utils.import_strings import IMPORT_STRING, is_import_string, load_object
 
@@ -52,6 +53,24 @@ class Own(Strict):
         if not callable(found):
             raise TypeError(f"{type(found).__name__} is not callable")
         return partial(found, **self.arguments)
+
+    @model_validator(mode="after")
+    def _arguments_are_plain(self) -> Own:
+        for name, value in self.arguments.items():
+            if not _is_plain(value):
+                raise ValueError(
+                    f"{name}: must be a finite number, text, true, false or null, or a list of these, or a "
+                    f"mapping with names (got {value!r})"
+                )
+        return self
+
+
+def _is_plain(value: Any) -> bool:
+    """Whether a value is the same after it was stored."""
+    try:
+        return bool(json.loads(json.dumps(value, allow_nan=False)) == value)
+    except (TypeError, ValueError):
+        return False
 
 
 def named(default: str, *others: str) -> BeforeValidator:

@@ -9,6 +9,7 @@ from typing import Any
 from pydantic import BaseModel, ValidationError
 
 from kdcl_dist.config.base import OWN
+from kdcl_dist.config.model import TAGS
 
 __all__ = ["describe_errors"]
 
@@ -17,6 +18,7 @@ UNION_BRANCHES = (
     *("sgd", "rmsprop", "adam", "adamw", "nadamw", "lamb", "lion"),
     *("constant", "multistep", "cosine", "poly", "onecycle"),
     OWN,
+    *TAGS,
     *("constrained-int", "literal['epoch']"),
     *("constrained-float", "literal['auto']"),
 )

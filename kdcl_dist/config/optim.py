@@ -14,11 +14,18 @@ Decay = Annotated[float, Field(ge=0, lt=1)]
 
 
 class Groups(Strict):
-    """The field of every optimiser: how it treats parameters of different kinds."""
+    """The fields of every optimiser: how it treats parameters of different kinds."""
 
     decay_norm_and_bias: bool = Field(
         default=True,
         description="Weight decay also of parameters with at most one dimension: biases, and norms' weights.",
+    )
+    layer_decay: float = Field(
+        default=1.0,
+        gt=0,
+        le=1,
+        description="Factor of the learning rate from each layer to the one before it; the head has `lr`. "
+        "`1`: all layers have it.",
     )
 
 

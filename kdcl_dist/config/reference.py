@@ -8,7 +8,7 @@ import re
 from collections.abc import Iterable, Iterator
 from typing import Any, NamedTuple
 
-from kdcl_dist.config import mixing, optim, schedules, sections, student
+from kdcl_dist.config import mixing, model, optim, schedules, sections, student
 from kdcl_dist.config.base import Strict
 from kdcl_dist.config.differences import FREE_FIELDS, ROUNDING_FIELDS
 from kdcl_dist.config.recipe import Recipe
@@ -33,6 +33,7 @@ SECTIONS = (
     Section("### `distillation.method`: your own", sections.OwnMethod),
     Section("### `distillation.bank`", sections.Bank),
     Section("## `students`", student.Student, "gpu.md"),
+    Section("### `model`: with arguments", model.Model),
     Section("### `optimizer`: sgd", optim.SGD),
     Section("### `optimizer`: rmsprop", optim.RMSprop),
     Section("### `optimizer`: adam", optim.Adam),

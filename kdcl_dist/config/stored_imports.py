@@ -12,6 +12,7 @@ from pathlib import Path
 from types import BuiltinFunctionType, FunctionType, MethodType
 from typing import Any
 
+from kdcl_dist.config.model import Model
 from kdcl_dist.config.recipe import Recipe
 from kdcl_dist.errors import ImportRefused
 from kdcl_dist.utils.import_strings import is_import_string, load_object
@@ -101,6 +102,7 @@ def _fields(recipe: Recipe, built: Collection[str]) -> Iterator[tuple[str, str]]
     yield from transform_imports("data.test_view", data.test_items)
     for student in recipe.students:
         path = f"students.{student.name}"
-        if student.name in built:
-            yield f"{path}.model", student.model
+        own = Model.of(student.model).import_string  # a library's network is known code with plain arguments
+        if student.name in built and own is not None:
+            yield f"{path}.model", own
         yield from transform_imports(f"{path}.augment", [each.item() for each in student.augment or ()])

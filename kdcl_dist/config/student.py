@@ -14,6 +14,7 @@ from pydantic import (
 
 from kdcl_dist.config.base import Name, Precision, Seed, Strict
 from kdcl_dist.config.class_weights import ClassWeights
+from kdcl_dist.config.model import ModelSpec
 from kdcl_dist.config.optim import SGD, Optimizer
 from kdcl_dist.config.schedules import Cosine, MultiStep, Poly, Schedule
 from kdcl_dist.config.sections import Transform
@@ -73,8 +74,9 @@ class Student(Strict):
     """
 
     name: Name = Field(description="Name of the student, unlike that of any other.")
-    model: str = Field(
-        description="A built-in network (`kdcl models`), or an import string `package.module:factory`."
+    model: ModelSpec = Field(
+        description="A built-in network (`kdcl models`), a library's (`torchvision:`, `timm:` or `hf:` "
+        "and its name), or an import string `package.module:factory`."
     )
     seed: Seed | None = Field(
         default=None,

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from kdcl_dist.config.model import Model
 from kdcl_dist.config.recipe_file import dump_recipe
 from kdcl_dist.data.dataset import ArrowDataset, ImageDataset
 from kdcl_dist.data.subset import ClassSubset
@@ -12,6 +13,7 @@ from kdcl_dist.export.preprocessing import Description
 from kdcl_dist.export.source import Source
 from kdcl_dist.export.standalone import call_of_own, call_without_package, module_without_package
 from kdcl_dist.models.ensemble import Ensemble
+from kdcl_dist.models.outputs import accessor
 from kdcl_dist.run.metrics import EMA, ENSEMBLE
 from kdcl_dist.utils.intervals import mean_interval, share_interval
 from kdcl_dist.utils.text import NAME, shown
@@ -42,7 +44,7 @@ def card(source: Source, description: Description, difference: float) -> str:
     sections = [
         _head(source, description),
         _figures(source),
-        _use(description, difference),
+        _use(source, description, difference),
         _data(source),
         f"## Training\n\n{_training(source)}",
         f"## Paper\n\n{PAPER}",
@@ -128,14 +130,14 @@ def _over_seeds(seeds: Mapping[int, Mapping[str, Mapping[str, float]]], student:
     ]
 
 
-def _use(description: Description, difference: float) -> str:
+def _use(source: Source, description: Description, difference: float) -> str:
     colours = "with channels of its own" if description.colours == "own" else description.colours
     shape = "x".join(map(str, description.input_shape))
     lines = [
         "## Use",
         "",
         "```python",
-        *_code(description),
+        *_code(source, description),
         "```",
         "",
         "`preprocessing.json` describes how an image becomes `images`: decode it to 8 bits, "
@@ -158,8 +160,8 @@ def _view(items: Sequence[Mapping[str, Any]]) -> str:
     return f"apply `{names}` of torchvision.transforms.v2; "
 
 
-def _code(description: Description) -> list[str]:
-    kind, model = description.kind, description.model
+def _code(source: Source, description: Description) -> list[str]:
+    kind, model = description.kind, Model.of(description.model)
     read = READ[kind].format(file=description.weights)
     if kind == "onnx":
         return [
@@ -168,19 +170,19 @@ def _code(description: Description) -> list[str]:
             read,
             '(logits,) = session.run(["logits"], {"images": images})  # float32, (B, C, H, W)',
         ]
-    run = "logits = network(images)  # float32, (B, C, H, W)"
+    run = "logits = network(images){}  # float32, (B, C, H, W)"
     if kind == "torch_export":
-        return ["import torch", "", read, run]
+        return ["import torch", "", read, run.format("")]
     lines = ["import safetensors.torch" if kind == "safetensors" else "import torch"]
     channels, classes = description.input_shape[0], len(description.classes)
     if call := call_without_package(model, classes, channels):
-        lines += ["import torchvision", "", f"network = {call}"]
+        lines += [f"import {call.partition('.')[0]}", "", f"network = {call}"]
     elif description.students or module_without_package(model, classes, channels):
         lines += ["from model import build  # model.py, beside this file", "", "network = build()"]
     else:
         statement, call = call_of_own(model, classes, channels)
         lines += [statement, "", f"network = {call}"]
-    return [*lines, read, "network.eval()", run]
+    return [*lines, read, "network.eval()", run.format(accessor(source.network, source.probes()))]
 
 
 def _data(source: Source) -> str:

@@ -20,6 +20,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from kdcl_dist import models
+from kdcl_dist.config.model import Model, library_of
 from kdcl_dist.config.stored_imports import check_stored_imports
 from kdcl_dist.data.decode import MAX_FILE_BYTES, decode
 from kdcl_dist.data.loader import normalise
@@ -31,7 +32,6 @@ from kdcl_dist.export.preprocessing import Description, Kind, digest, read_descr
 from kdcl_dist.utils.devices import choose_device, needs_memory
 from kdcl_dist.utils.files import read_regular
 from kdcl_dist.utils.hidden import is_hidden
-from kdcl_dist.utils.import_strings import is_import_string
 
 __all__ = ["Export", "RankedClass", "images_in"]
 
@@ -181,16 +181,19 @@ def _built(description: Description, weights: Path) -> nn.Module:
     """The plain network.
 
     Raises:
-        ExportError: a built-in network would be larger than its file of weights.
+        ExportError: a network would be larger than its file of weights.
         ModelError: a user's network cannot be built here.
     """
     classes, channels, students = len(description.classes), description.input_shape[0], description.students
+    model = description.model
+    if library_of(Model.of(model).name) == "hf":  # config.json beside the weights describes it
+        model = f"hf:{weights.parent}"
     build: Callable[[], nn.Module] = (
         partial(build_ensemble, students, classes, channels)
         if students
-        else partial(models.build, description.model, classes, channels)
+        else partial(models.build, model, classes, channels)
     )
-    if not any(map(is_import_string, students.values() if students else [description.model])):
+    if not any(Model.of(each).import_string for each in (students.values() if students else [model])):
         with torch.device("meta"):  # it has shapes, and takes no memory
             needed = sum(value.nbytes for value in build().state_dict().values())
         if needed > weights.stat().st_size:

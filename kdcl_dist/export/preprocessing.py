@@ -10,6 +10,7 @@ from pydantic import Field, PositiveInt, ValidationError, model_validator
 
 from kdcl_dist.config.base import Strict
 from kdcl_dist.config.error_text import describe_errors
+from kdcl_dist.config.model import Model, ModelSpec
 from kdcl_dist.config.stored_imports import transform_imports
 from kdcl_dist.errors import ExportError, one_line
 from kdcl_dist.export.source import Source, label_of
@@ -41,7 +42,7 @@ class Description(Strict):
     kdcl_dist: str = __version__
     run: str
     student: str
-    model: str
+    model: ModelSpec
     step: int
     kind: Kind
     weights: str
@@ -54,7 +55,7 @@ class Description(Strict):
     std: list[float]
     classes: Annotated[list[str], Field(min_length=1)]
     seed: int
-    students: dict[str, str] | None = None
+    students: dict[str, ModelSpec] | None = None
 
     @model_validator(mode="after")
     def _fits_together(self) -> Description:
@@ -75,7 +76,8 @@ class Description(Strict):
         """
         networks = {f"students.{name}": model for name, model in (self.students or {}).items()}
         used = (networks or {"model": self.model}) if builds_network else {}
-        return used | dict(transform_imports("test_view", self.test_view))
+        own = {path: text for path, model in used.items() if (text := Model.of(model).import_string)}
+        return own | dict(transform_imports("test_view", self.test_view))
 
     @classmethod
     def of(cls, source: Source, kind: Kind, weights: Path, input_shape: tuple[int, int, int]) -> Description:

@@ -252,7 +252,7 @@ def _load(
         ) from None
     except CheckpointError as error:
         raise RunFolderError(error.message) from None
-    initialise(network, student.model, _probes(training_data.recipe, training_data))
+    initialise(network, str(student.model), _probes(training_data.recipe, training_data))
     return network.eval()
 
 

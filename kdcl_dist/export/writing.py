@@ -7,16 +7,18 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection
 from pathlib import Path
+from typing import Any, cast
 
 import torch
 
+from kdcl_dist.config.model import Model, library_of
 from kdcl_dist.errors import ExportError, one_line
 from kdcl_dist.export.card import CARD, card
 from kdcl_dist.export.ensemble import ensemble_without_package
 from kdcl_dist.export.formats import FORMATS, read_network, require, write_network
 from kdcl_dist.export.preprocessing import DESCRIPTION, Description, Kind
 from kdcl_dist.export.source import Source, label_of
-from kdcl_dist.export.standalone import MODULE, call_without_package, module_without_package
+from kdcl_dist.export.standalone import CONFIG, MODULE, call_without_package, module_without_package
 from kdcl_dist.run.epochs import Epoch
 from kdcl_dist.utils.staging import staged
 
@@ -82,6 +84,8 @@ def write(source: Source, kind: Kind, folder: Path) -> None:
     }
     if description.students and not form.program:
         files |= ensemble_without_package(description.students, classes, channels)
+    if library_of(Model.of(model).name) == "hf" and not source.members:
+        files[CONFIG] = cast(Any, source.network).config.to_json_string()
     module = module_without_package(model, classes, channels)
     if module is not None and not form.program and call_without_package(model, classes, channels) is None:
         files[MODULE] = module

@@ -53,4 +53,5 @@ def compiled(network: nn.Module, threads: int) -> nn.Module:
     from torch._inductor import config as inductor
 
     inductor.compile_threads = threads
-    return cast(nn.Module, torch.compile(network))
+    # In a module of torch.nn the network's hooks are compiled as well, which else are frames of their own.
+    return cast(nn.Module, torch.compile(nn.Sequential(network)))

@@ -11,10 +11,19 @@ from typing import Any
 
 from torch import nn
 
-__all__ = ["FACTORIES", "NETWORKS"]
+__all__ = ["FACTORIES", "NETWORKS", "torchvision_network"]
 
 
-def _build(function: str, arguments: dict[str, Any], num_classes: int, in_channels: int) -> nn.Module:
+def torchvision_network(
+    function: str, arguments: dict[str, Any], num_classes: int, in_channels: int
+) -> nn.Module:
+    """A network of torchvision with random weights, whose first convolution takes `in_channels`.
+
+    Args:
+        function: of torchvision.models.
+        arguments: of the function, besides the number of classes.
+        num_classes, in_channels: of the data.
+    """
     from torchvision import models
 
     network: nn.Module = getattr(models, function)(weights=None, num_classes=num_classes, **arguments)
@@ -47,5 +56,6 @@ NETWORKS: dict[str, tuple[str, dict[str, Any]]] = {
     "shufflenet_v2_x2_0": ("shufflenet_v2_x2_0", {}),
 }
 FACTORIES: dict[str, Callable[[int, int], nn.Module]] = {
-    name: partial(_build, function, arguments) for name, (function, arguments) in NETWORKS.items()
+    name: partial(torchvision_network, function, arguments)
+    for name, (function, arguments) in NETWORKS.items()
 }

@@ -4,18 +4,21 @@ from __future__ import annotations
 
 import difflib
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from functools import partial
 from typing import Any
 
 from torch import nn
 
+from kdcl_dist.config.model import Model, library_of
 from kdcl_dist.errors import ModelError, of_user_code
-from kdcl_dist.models import cifar, imagenet, small
+from kdcl_dist.models import cifar, imagenet, libraries, small
 from kdcl_dist.models.built_in import Usual
 from kdcl_dist.models.compilation import uncompiled
-from kdcl_dist.utils.import_strings import is_import_string, load_object
+from kdcl_dist.models.outputs import give_logits
+from kdcl_dist.utils.import_strings import load_object
 
-__all__ = ["BUILT_IN", "GROUPS", "build", "call_of", "construct", "names"]
+__all__ = ["BUILT_IN", "GROUPS", "build", "call_of", "construct", "names", "prepare"]
 
 Factory = Callable[[int, int], nn.Module]
 
@@ -33,50 +36,92 @@ def names() -> list[str]:
     return sorted(BUILT_IN)
 
 
-def build(name: str, num_classes: int, in_channels: int = 3) -> nn.Module:
+def build(model: str | Model, num_classes: int, in_channels: int = 3) -> nn.Module:
     """A new network that maps images (B, in_channels, H, W) to logits (B, num_classes), not compiled.
 
     Arguments and errors as `construct`.
     """
-    return uncompiled(construct(name, num_classes, in_channels))[0]
+    return prepare(model, num_classes, in_channels)[0]
 
 
-def construct(name: str, num_classes: int, in_channels: int) -> nn.Module:
+def prepare(model: str | Model, num_classes: int, in_channels: int) -> tuple[nn.Module, bool]:
+    """The network of `build`, and whether its factory compiled it; arguments and errors as `construct`."""
+    network, compiles = uncompiled(construct(model, num_classes, in_channels))
+    if Model.of(model).name not in BUILT_IN:
+        give_logits(network, str(model))
+    return network, compiles
+
+
+def construct(model: str | Model, num_classes: int, in_channels: int) -> nn.Module:
     """A new network as its factory gives it.
 
     Args:
-        name: a built-in name, or an import string `package.module:factory`. A call of a factory has the
-            argument `num_classes`, and `in_channels` if the factory has such a parameter.
+        model: a built-in name, a library's network such as `timm:resnet18`, or an import string
+            `package.module:factory`; with arguments or without. A call of a factory has the argument
+            `num_classes`, and `in_channels` if the factory has such a parameter.
         num_classes: classes of the data.
         in_channels: channels of the data.
 
     Raises:
-        ModelError: the name is unknown, or the factory fails or returns no `nn.Module`.
+        ModelError: the name or an argument is unknown, or the factory fails or returns no `nn.Module`.
     """
-    if name in BUILT_IN:
-        return BUILT_IN[name](num_classes, in_channels)
-    if not is_import_string(name):
-        close = difflib.get_close_matches(name, names(), n=1)
-        hint = f"did you mean {close[0]!r}? " if close else ""
-        raise ModelError(
-            f"model {name!r} is unknown: {hint}`kdcl models` lists the built-in ones; "
-            "your own is given as package.module:factory"
-        )
-    with of_user_code(ModelError, f"model {name!r} cannot be built"):
-        factory = load_object(name)
-        module = factory(**_arguments(factory, num_classes, in_channels))
+    model = Model.of(model)
+    with of_user_code(ModelError, f"model {model!r} cannot be built"):
+        factory = _factory(model)
+        _check_arguments(model, factory)
+        module = factory(**_arguments(factory, num_classes, in_channels), **model.arguments)
     if not isinstance(module, nn.Module):
-        raise ModelError(f"model {name!r} gives {type(module).__name__}, not a torch.nn.Module")
+        raise ModelError(f"model {model!r} gives {type(module).__name__}, not a torch.nn.Module")
     return module
 
 
-def call_of(name: str, num_classes: int, in_channels: int) -> str:
+def call_of(model: str | Model, num_classes: int, in_channels: int) -> str:
     """The call by which `build` calls the factory of an import string, as Python; errors as `load_object`."""
-    given = _arguments(load_object(name), num_classes, in_channels).items()
-    return f"{name.partition(':')[2]}({', '.join(f'{key}={value}' for key, value in given)})"
+    model = Model.of(model)
+    given = _arguments(load_object(model.name), num_classes, in_channels) | model.arguments
+    return f"{model.name.partition(':')[2]}({', '.join(f'{key}={value!r}' for key, value in given.items())})"
 
 
-def _arguments(factory: Callable[..., Any], num_classes: int, in_channels: int) -> dict[str, int]:
+def _factory(model: Model) -> Callable[..., Any]:
+    """What makes the network from the number of classes, that of channels, and the arguments."""
+    if model.name in BUILT_IN:
+        return BUILT_IN[model.name]
+    if (library := library_of(model.name)) is not None:
+        libraries.check_arguments(model.name, model.arguments)
+        return partial(libraries.FACTORIES[library], model.name.partition(":")[2])
+    if model.import_string is not None:
+        found: Callable[..., Any] = load_object(model.name)
+        return found
+    raise ModelError(
+        f"model {model.name!r} is unknown: {_suggestion(model.name, names())}`kdcl models` lists the "
+        "built-in ones; your own is given as package.module:factory"
+    )
+
+
+def _check_arguments(model: Model, factory: Callable[..., Any]) -> None:
+    """See that a factory has the recipe's arguments; one that takes any is left to refuse them itself."""
+    parameters = inspect.signature(factory).parameters.values() if model.arguments else ()
+    given = [name for name in ("num_classes", "in_channels") if name in model.arguments]
+    if given:
+        raise ModelError(f"model {model.name!r}: the data gives {given[0]!r}, leave it out")
+    parameters = inspect.signature(factory).parameters.values()
+    if any(each.kind is each.VAR_KEYWORD for each in parameters):
+        return
+    known = [each.name for each in parameters if each.name not in ("num_classes", "in_channels")]
+    for name in model.arguments:
+        if name not in known:
+            takes = f"it takes {', '.join(known)}" if known else "it takes no arguments"
+            raise ModelError(
+                f"model {model.name!r} has no argument {name!r}: {_suggestion(name, known)}{takes}"
+            )
+
+
+def _arguments(factory: Callable[..., Any], num_classes: int, in_channels: int) -> dict[str, Any]:
     parameters = inspect.signature(factory).parameters.values()
     takes = any(p.name == "in_channels" or p.kind is p.VAR_KEYWORD for p in parameters)
     return {"num_classes": num_classes} | ({"in_channels": in_channels} if takes else {})
+
+
+def _suggestion(name: str, known: Iterable[str]) -> str:
+    close = difflib.get_close_matches(name, known, n=1)
+    return f"did you mean {close[0]!r}? " if close else ""

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-import importlib
 from collections.abc import Callable
 from functools import partial
-from types import ModuleType
 from typing import Any
 
 import torch
 from torch import nn
 
 from kdcl_dist.config import optim as specs
+from kdcl_dist.models.layers import layers_of
+from kdcl_dist.utils.extras import load_extra
 from kdcl_dist.utils.import_strings import load_object
 
 __all__ = ["build_optimizer", "load_optimizer"]
@@ -59,15 +59,22 @@ def load_optimizer(optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> N
 
 
 def _groups(spec: specs.Optimizer, model: nn.Module) -> list[Any]:
-    """The parameters; in two groups where biases and norms have no weight decay."""
-    parameters = list(model.parameters())
-    if spec.decay_norm_and_bias:
-        return parameters
-    groups: list[dict[str, Any]] = [
-        {"params": [each for each in parameters if each.ndim > 1]},
-        {"params": [each for each in parameters if each.ndim <= 1], "weight_decay": 0.0},
-    ]
-    return [group for group in groups if group["params"]]
+    """The parameters; in groups where they differ in their learning rate, or in having weight decay.
+
+    A group's `lr_scale`, if it has one, is a factor of its learning rate, which `Student.learn` applies.
+    """
+    if spec.decay_norm_and_bias and spec.layer_decay == 1:
+        return list(model.parameters())
+    layers = layers_of(model) if spec.layer_decay < 1 else {}
+    groups: dict[tuple[int, bool], dict[str, Any]] = {}
+    for name, parameter in model.named_parameters():
+        depth = max(layers.values(), default=0) - layers.get(name, 0)
+        decays = spec.decay_norm_and_bias or parameter.ndim > 1
+        options = {} if decays else {"weight_decay": 0.0}
+        if layers:
+            options["lr_scale"] = spec.layer_decay**depth
+        groups.setdefault((-depth, not decays), {"params": []} | options)["params"].append(parameter)
+    return [groups[key] for key in sorted(groups)]
 
 
 Maker = Callable[..., torch.optim.Optimizer]
@@ -87,22 +94,15 @@ def _maker(spec: specs.Optimizer) -> Maker:
     if isinstance(spec, specs.OwnOptimizer):
         found = load_object(spec.name)
     elif spec.name in OF_TIMM:
-        found = getattr(_timm(), OF_TIMM[spec.name])
+        found = getattr(load_extra("timm.optim"), OF_TIMM[spec.name])
     else:
         found = (FUSED | PLAIN)[spec.name]
     return found
 
 
-def _timm() -> ModuleType:
-    try:
-        return importlib.import_module("timm.optim")
-    except ImportError as error:
-        raise ImportError("timm is not installed: pip install 'kdcl_dist[timm]'") from error
-
-
 def _arguments(spec: specs.Optimizer) -> dict[str, Any]:
     """The arguments of the optimiser beside the parameters."""
-    found = spec.model_dump(exclude={"name", "decay_norm_and_bias"})
+    found = spec.model_dump(exclude={"name", *specs.Groups.model_fields})
     if isinstance(spec, (specs.Adam, specs.Lion)):
         found["betas"] = (found.pop("beta1"), found.pop("beta2"))
     return found

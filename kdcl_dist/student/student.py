@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from kdcl_dist.config.model import Model
 from kdcl_dist.config.recipe import Recipe
 from kdcl_dist.data.sampling import student_seed
 from kdcl_dist.data.training_data import TrainingData
@@ -21,10 +22,10 @@ from kdcl_dist.distillation.losses import Losses, kdcl_loss, task_loss
 from kdcl_dist.distillation.methods import Context, PeerLoss
 from kdcl_dist.errors import ModelError, of_user_code
 from kdcl_dist.exchange.replicas import Replicas, summing_gradients
-from kdcl_dist.models.compilation import compiled, keep_graphs, uncompiled
+from kdcl_dist.models.compilation import compiled, keep_graphs
 from kdcl_dist.models.lazy import has_lazy_layers, initialise
 from kdcl_dist.models.pretrained import load_weights
-from kdcl_dist.models.registry import BUILT_IN, construct
+from kdcl_dist.models.registry import BUILT_IN, prepare
 from kdcl_dist.models.transfer import freeze_body, head_of, train_head
 from kdcl_dist.student.ema import AveragedWeights
 from kdcl_dist.student.gradient import apply_gradient, is_bad
@@ -79,7 +80,7 @@ class Student:
         self.frozen = recipe.is_teacher(self.spec)
         keep_graphs()
         self.model, self.compiles = self._initial_network(channels, example)
-        self.head = head_of(self.model, self.spec.model, classes) if self.spec.transfer else None
+        self.head = head_of(self.model, str(self.spec.model), classes) if self.spec.transfer else None
         if self.spec.weights is not None and not resumed:
             load_weights(self.model, self.spec.weights, fresh=self.head)
         if self.head is not None and self.spec.transfer == "probe":
@@ -128,7 +129,7 @@ class Student:
     def _initial_network(self, channels: int, example: Callable[[], Tensor] | None) -> tuple[nn.Module, bool]:
         """The network with its initial weights, and whether its training steps are compiled."""
         torch.manual_seed(derive(self.seed, Purpose.INITIAL_WEIGHTS))
-        network, compiles = uncompiled(construct(self.spec.model, self.classes, channels))
+        network, compiles = prepare(self.spec.model, self.classes, channels)
         if has_lazy_layers(network):
             if example is None:
                 raise ModelError(
@@ -136,7 +137,7 @@ class Student:
                 )
             images_BCHW = example()  # which seeds torch's generator
             torch.manual_seed(derive(self.seed, Purpose.INITIAL_WEIGHTS, 1))
-            initialise(network, self.spec.model, images_BCHW)
+            initialise(network, str(self.spec.model), images_BCHW)
         # torch.compile cannot follow the messages of synchronised batch norm.
         return network, self.spec.compile or (compiles and not self.spec.sync_batchnorm)
 
@@ -158,7 +159,9 @@ class Student:
         self.replicas = replicas
         if not self.frozen:
             # A network of the user's may use other parameters from step to step.
-            self.training_network = replicas.wrap(self.network, all_used=self.spec.model in BUILT_IN)
+            self.training_network = replicas.wrap(
+                self.network, all_used=Model.of(self.spec.model).name in BUILT_IN
+            )
 
     def share_buffers(self) -> None:
         """Copy the first replica's buffers, such as running statistics, before a test or a checkpoint."""
@@ -272,7 +275,7 @@ class Student:
     def _step(self, lr: float) -> Tensor:
         """One step of the optimiser on the gradient, and of the average; the result is that of `learn`."""
         for group in self.optimizer.param_groups:
-            group["lr"] = lr
+            group["lr"] = lr * group.get("lr_scale", 1.0)
         scaled, nothing = self.scaler.is_enabled(), torch.zeros((), device=self.device)
         bad = is_bad(self.model) if self.average or not scaled else nothing
         apply_gradient(self.model, self.optimizer, self.scaler, bad, self.spec.clip_grad_norm)

@@ -16,7 +16,8 @@ from torch import Tensor, nn
 
 from kdcl_dist import models
 from kdcl_dist.cli import kdcl
-from kdcl_dist.config.recipe_file import parse_recipe
+from kdcl_dist.config.model import Model
+from kdcl_dist.config.recipe import Recipe
 from kdcl_dist.data.dataset import Info
 from kdcl_dist.data.training_data import TrainingData
 from kdcl_dist.data.writer import write_dataset
@@ -52,10 +53,10 @@ def run(*arguments: object) -> Result:
     return CliRunner().invoke(kdcl, [str(argument) for argument in arguments])
 
 
-def random_network(name: str, classes: int, channels: int, size: int) -> nn.Module:
+def random_network(model: str | Model, classes: int, channels: int, size: int) -> nn.Module:
     """A network in evaluation mode with random weights, and running statistics that it took of images."""
     torch.manual_seed(0)
-    network = models.build(name, classes, channels)
+    network = models.build(model, classes, channels)
     for layer in network.modules():
         if isinstance(layer, nn.BatchNorm2d):
             layer.momentum = 1.0
@@ -64,7 +65,7 @@ def random_network(name: str, classes: int, channels: int, size: int) -> nn.Modu
     return network.eval()
 
 
-def source_of(name: str, network: nn.Module, folder: Path, *, channels: int, size: int) -> Source:
+def source_of(model: str | Model, network: nn.Module, folder: Path, *, channels: int, size: int) -> Source:
     """A network as if a run had trained it on images of one size."""
     path = folder / f"images-{channels}-{size}.arrow"
     if not path.exists():
@@ -72,8 +73,9 @@ def source_of(name: str, network: nn.Module, folder: Path, *, channels: int, siz
         info = Info(names, "raw", channels, (channels, size, size), mean=scale, std=scale)
         rng = np.random.default_rng(0)
         write_dataset(path, ((number % 4, rng.bytes(channels * size * size)) for number in range(8)), info)
-    data, students = f"{{train: {path}, test: {path}}}", f"[{{name: a, model: '{name}'}}]"
-    recipe = parse_recipe(f"{{data: {data}, batch_size: 4, students: {students}}}")
+    data = {"train": str(path), "test": str(path)}
+    students = [{"name": "a", "model": model if isinstance(model, str) else model.model_dump()}]
+    recipe = Recipe.model_validate({"data": data, "batch_size": 4, "students": students})
     training_data = TrainingData.open(recipe)
     return Source(Folder(str(folder / "made")), recipe, recipe.students[0], 0, network, training_data, {}, {})
 

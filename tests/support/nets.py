@@ -8,7 +8,7 @@ import signal
 import threading
 import time
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -234,6 +234,46 @@ def killed_on_two(num_classes: int) -> nn.Module:
 def broken(num_classes: int) -> nn.Module:
     """A factory that fails."""
     raise RuntimeError("no such weights")
+
+
+class Deep(nn.Module):
+    """As many blocks as its arguments say."""
+
+    def __init__(self, num_classes: int, in_channels: int, depth: int, width: int = 8) -> None:
+        super().__init__()
+        self.stem = nn.Conv2d(in_channels, width, 3, padding=1)
+        blocks = [
+            nn.Sequential(nn.Conv2d(width, width, 3, padding=1), nn.BatchNorm2d(width), nn.ReLU())
+            for _ in range(depth)
+        ]
+        self.blocks, self.head = nn.Sequential(*blocks), nn.Linear(width, num_classes)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Logits."""
+        return self.head(self.blocks(self.stem(x)).mean(dim=(2, 3)))
+
+
+class Entry(Plain):
+    """Gives a dictionary, with logits and more."""
+
+    def forward(self, x: Tensor) -> Any:
+        """Logits and something else."""
+        return {"features": x, "logits": super().forward(x)}
+
+
+class Output(NamedTuple):
+    """An output with logits."""
+
+    logits: Tensor
+    features: Tensor
+
+
+class Attribute(Plain):
+    """Gives an object, with logits and more."""
+
+    def forward(self, x: Tensor) -> Any:
+        """Logits and something else."""
+        return Output(super().forward(x), x)
 
 
 class Tuples(Plain):

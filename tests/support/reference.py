@@ -89,7 +89,7 @@ def train(
         given = derive(s.seed, Purpose.STUDENT_WITH_OWN_SEED) if own else 0
         seeds.append(given if own else derive(recipe.seed, Purpose.STUDENT, i))
         torch.manual_seed(derive(seeds[i], Purpose.INITIAL_WEIGHTS))
-        nets.append(models.build(s.model, len(data.classes), data.channels))
+        nets.append(network_of(s.model, len(data.classes), data.channels))
         if s.weights:
             nets[i].load_state_dict(torch.load(s.weights, weights_only=True))
         optims.append(optimizer_of(s.optimizer, nets[i]))
@@ -127,7 +127,8 @@ def train(
                     x = mixed_images(x, x2, lam, box)
                 torch.manual_seed(derive(seeds[i], Purpose.STEP, *keys))
                 nets[i].train(epoch < last[i])
-                logits.append(nets[i](x))
+                out = nets[i](x)
+                logits.append(out["logits"] if isinstance(out, dict) else out)
             all_sent = []
             for i in range(S):
                 sent = logits[i].detach()
@@ -194,7 +195,8 @@ def train(
                 (losses[i] / k).backward()
                 if part == k - 1:
                     for group in optims[i].param_groups:
-                        group["lr"] = rate(recipe.students[i], epoch * T_epoch + step, T_epoch * last[i])
+                        now = rate(recipe.students[i], epoch * T_epoch + step, T_epoch * last[i])
+                        group["lr"] = now * group.get("factor", 1)
                     if limit := recipe.students[i].clip_grad_norm:
                         torch.nn.utils.clip_grad_norm_(nets[i].parameters(), limit)
                     optims[i].step()
@@ -280,10 +282,43 @@ def waited(recipe: Recipe, passes: list[Pass]) -> int:
     return good[::-1].index(True)
 
 
+def network_of(model: Any, classes: int, channels: int) -> torch.nn.Module:
+    """A network, by the call that its library or its module would be given."""
+    name, more = (model, {}) if isinstance(model, str) else (model.name, model.model_extra)
+    library, _, network = name.partition(":")
+    if library == "timm":
+        import timm
+
+        made: torch.nn.Module = timm.create_model(network, num_classes=classes, in_chans=channels, **more)
+        return made
+    if library == "nets" and (more or network == "Entry"):
+        import nets
+
+        return getattr(nets, network)(classes, **({"in_channels": channels} if more else {}), **more)
+    return models.build(model, classes, channels)
+
+
+def layer_of(name: str, net: torch.nn.Module) -> int:
+    """How far a parameter of `nets.Deep` or a ViT of timm is from the head."""
+    blocks = len(net.blocks)  # type: ignore[arg-type]
+    if name.startswith("blocks."):
+        return blocks - int(name.split(".")[1])
+    return {"head": 0, "norm": 1}.get(name.split(".")[0], blocks + 1)
+
+
 def optimizer_of(o: Any, net: torch.nn.Module) -> torch.optim.Optimizer:
     """The optimiser, by its class in torch or timm."""
     parameters: Any = list(net.parameters())
-    if not o.decay_norm_and_bias:
+    if o.layer_decay < 1:
+        parameters = [
+            {
+                "params": [p],
+                "factor": o.layer_decay ** layer_of(name, net),
+                "weight_decay": o.weight_decay * (p.ndim > 1 or o.decay_norm_and_bias),
+            }
+            for name, p in net.named_parameters()
+        ]
+    elif not o.decay_norm_and_bias:
         plain = [p for p in parameters if p.ndim <= 1]
         parameters = [{"params": [p for p in parameters if p.ndim > 1]}, {"params": plain, "weight_decay": 0}]
     if o.name == "sgd":

@@ -16,6 +16,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from kdcl_dist.config.model import Model, library_of
 from kdcl_dist.config.recipe import Recipe
 from kdcl_dist.config.stored_imports import import_strings
 from kdcl_dist.data.training_data import TrainingData
@@ -101,7 +102,7 @@ def _build(recipe: Recipe, index: int) -> str | None:
 
 def _import_all(recipe: Recipe) -> None:
     """Import also what no student needs to be built, such as the method and schedules."""
-    for text in sorted(import_strings(recipe) - {student.model for student in recipe.students}):
+    for text in sorted(import_strings(recipe) - {Model.of(each.model).name for each in recipe.students}):
         with of_user_code(RecipeError, f"{text!r} cannot be loaded"):
             load_object(text)
 
@@ -120,7 +121,8 @@ def _build_without_data(recipe: Recipe, index: int, error: UserError) -> str:
             Transforms(items, (0.5,) * channels)
         _build_student(recipe, index, classes, channels)
     except UserError as found:
-        is_known = spec.model in BUILT_IN or is_import_string(spec.model)
+        name = Model.of(spec.model).name
+        is_known = name in BUILT_IN or library_of(name) is not None or is_import_string(name)
         if not is_known or _cannot_import(found):
             raise
         return f"{found.message}; {assumed}"

@@ -8,7 +8,9 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from kdcl_dist.config.model import Model
 from kdcl_dist.config.recipe import Recipe
+from kdcl_dist.config.student import Student
 from kdcl_dist.errors import PreflightError, UserError, one_line
 from kdcl_dist.launch.preflight.trial_build import trial_build
 from kdcl_dist.launch.ray.private import largest_package, packed_paths
@@ -111,6 +113,7 @@ class _Upload:
             **{f"data.{name}": spec for name, spec in recipe.data.sets.items()},
             "distillation.bank.folder": recipe.distillation.bank.folder,
             **{f"students.{student.name}.weights": student.weights for student in recipe.students},
+            **{f"students.{student.name}.model": self._config_of(student) for student in recipe.students},
         }
         lines = [self._lack("recipe", recipe_file, UPLOADED)]
         for name, path in fields.items():
@@ -119,6 +122,11 @@ class _Upload:
             if not is_import_string(path) or (self.root / path).exists():
                 lines.append(self._lack(name, path, SHARED))
         return [line for line in lines if line is not None]
+
+    def _config_of(self, student: Student) -> str | None:
+        """The file of a network of transformers; None for other networks."""
+        library, _, folder = Model.of(student.model).name.partition(":")
+        return f"{folder}/config.json" if library == "hf" and (self.root / folder).is_dir() else None
 
     def lacks_of_modules(self, modules: Mapping[str, tuple[str, str]]) -> list[str]:
         """A line for each module of the user's that the job would not find; see `TrialBuild.modules`."""

@@ -47,6 +47,7 @@ def test_defaults_are_complete_and_survive_writing() -> None:
         "nesterov": False,
         "weight_decay": 5e-4,
         "decay_norm_and_bias": True,
+        "layer_decay": 1.0,
     }
     assert written["limits"] == {"startup_s": 300.0, "step_s": 120.0, "storage_s": 30.0}
     assert written["checkpoint"] == {"every_epochs": 1, "keep": 2, "best": None}
@@ -295,3 +296,40 @@ def test_a_path_of_set_is_no_deeper_than_a_recipe() -> None:
 def test_line_ends_of_windows(tmp_path: Path) -> None:
     (tmp_path / "recipe.yaml").write_bytes(MINIMAL.replace("\n", "\r\n").encode())
     assert load_recipe(tmp_path / "recipe.yaml") == parse_recipe(MINIMAL)
+
+
+def test_a_model_may_have_arguments() -> None:
+    deep = "students.one.model={name: 'my_nets:tiny', depth: 20, widths: [8, 16], norm: null}"
+    recipe = parse_recipe(MINIMAL, [deep])
+    assert parse_recipe(dump_recipe(recipe)) == recipe
+    model = recipe.students[0].model
+    assert str(model) == "my_nets:tiny(depth=20, widths=[8, 16], norm=None)"
+    assert repr(model) == repr(str(model))
+    assert recipe.model_dump(mode="json")["students"][0]["model"]["widths"] == [8, 16]
+    assert dump_recipe(parse_recipe(MINIMAL)).count("model: cnn_small\n") == 1  # a name is stored as it was
+
+
+def test_other_arguments_are_another_start() -> None:
+    start = "students=[{{name: a, seed: 1, model: {}}}, {{name: b, seed: 1, model: {}}}]"
+    one, same, other = "{name: 'm:f', d: 1, e: 2}", "{name: 'm:f', e: 2, d: 1}", "{name: 'm:f', d: 2, e: 2}"
+    (warning,) = parse_recipe(MINIMAL, [start.format(one, same)]).warnings()
+    assert "model 'm:f(d=1, e=2)'" in warning
+    assert not parse_recipe(MINIMAL, [start.format(one, other)]).warnings()
+
+
+@pytest.mark.parametrize(
+    ("model", "words"),
+    [
+        ("3", "students.0.model: Input should be a valid string (got 3)"),
+        ("null", "students.0.model: Input should be a valid string (got None)"),
+        ("{depth: 3}", "students.0.model.name: Field required"),
+        ("{name: 3}", "students.0.model.name: Input should be a valid string (got 3)"),
+        ("{name: 'm:f', widths: {1: 2}}", "students.0.model: widths: must be a finite number"),
+        ("{name: 'm:f', depth: .inf}", "students.0.model: depth: must be a finite number"),
+    ],
+)
+def test_mistakes_in_a_model(model: str, words: str) -> None:
+    with pytest.raises(RecipeError) as caught:
+        parse_recipe(MINIMAL, [f"students.one.model={model}"])
+    assert words in str(caught.value)
+    assert "\n" not in str(caught.value)

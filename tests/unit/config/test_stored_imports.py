@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from kdcl_dist.cli import kdcl
 from kdcl_dist.config.recipe_file import parse_recipe
-from kdcl_dist.config.stored_imports import check_recipe_imports, check_stored_imports
+from kdcl_dist.config.stored_imports import check_recipe_imports, check_stored_imports, import_strings
 from kdcl_dist.errors import ImportRefused
 
 RECIPE = """
@@ -28,6 +28,7 @@ FIELDS = {
     "data.augment=[{{name: Resize, size: 8}}, {{name: '{}', command: x}}]": "data.augment.1.name",
     "data.test_view=[{{name: '{}', command: x}}]": "data.test_view.0.name",
     "students.b.model={}": "students.b.model",
+    "students.b.model={{name: '{}', depth: 3}}": "students.b.model",
     "students.b.augment=[{{name: '{}'}}]": "students.b.augment.0.name",
 }
 
@@ -91,6 +92,7 @@ def description(**changes: Any) -> dict[str, Any]:
     ("field", "changes"),
     [
         ("model", {"model": "evil_code:run"}),
+        ("model", {"model": {"name": "evil_code:run", "depth": 3}}),
         ("test_view.0.name", {"test_view": [{"name": "evil_code:run", "command": "id"}]}),
         ("test_view.1.name", {"test_view": [{"name": "Resize", "size": 8}, {"name": "evil_code:run"}]}),
     ],
@@ -183,3 +185,16 @@ def test_built_in_names_and_paths_need_no_word() -> None:
     recipe = parse_recipe(RECIPE, ["data.augment=[{name: RandomCrop, size: 8}, {name: Cutout, size: 2}]"])
     check_recipe_imports(recipe, "r", ())
     check_recipe_imports(parse_recipe(RECIPE, ["data.train=s3://bucket/train.arrow"]), "r", ())
+
+
+@pytest.mark.parametrize("name", ["timm:resnet18", "torchvision:vit_b_16", "hf:vit", "hf:folder", "mlp"])
+def test_networks_of_libraries_need_no_permission(name: str) -> None:
+    """As models: as transforms or data their names are import strings like any other."""
+    for model in (name, f"{{name: '{name}', depth: 3}}"):
+        recipe = parse_recipe(RECIPE, [f"students.b.model={model}"])
+        check_recipe_imports(recipe, "run", [])
+        assert not import_strings(recipe)
+    if ":" in name:
+        recipe = parse_recipe(RECIPE, [f"data.test_view=[{{name: '{name}'}}]"])
+        with pytest.raises(ImportRefused):
+            check_recipe_imports(recipe, "run", [])

@@ -125,7 +125,12 @@ def preflight(make_recipe: MakeRecipe, folder: Path, *overrides: str) -> tuple[i
 
 
 def test_each_student_that_cannot_train_is_named(make_recipe: MakeRecipe, tmp_path: Path) -> None:
-    more = [{"name": "c", "model": "nets:RaisesInTraining"}, {"name": "d", "model": "nets:WrongClasses"}]
+    more = [
+        {"name": "c", "model": "nets:RaisesInTraining"},
+        {"name": "d", "model": "nets:WrongClasses"},
+        {"name": "e", "model": {"name": "nets:Deep", "dept": 2}},
+        {"name": "f", "model": "nets:Tuples"},
+    ]
     students = [{"name": "a", "model": "cnn_small"}, {"name": "b", "model": "nets:killed"}, *more]
     code, lines = preflight(make_recipe, tmp_path, f"students={students}")
     assert code == 2
@@ -139,7 +144,9 @@ def test_each_student_that_cannot_train_is_named(make_recipe: MakeRecipe, tmp_pa
         where.format("c") + "model 'nets:RaisesInTraining' cannot take a training step"
     )
     assert found[2].startswith(where.format("d") + "model 'nets:WrongClasses' returns (2, 5) where")
-    assert len(found) == 3
+    assert found[3].startswith(where.format("e") + "model 'nets:Deep' has no argument 'dept': did you mean")
+    assert found[4].startswith(where.format("f") + "model 'nets:Tuples' returns tuple without logits: return")
+    assert len(found) == 5
 
 
 def test_a_data_set_that_ends_its_process_is_named(make_recipe: MakeRecipe, tmp_path: Path) -> None:

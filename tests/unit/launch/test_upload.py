@@ -168,9 +168,11 @@ def test_all_that_is_needed_is_there(project: Path, recipe: Any) -> None:
 
 
 def test_files_that_stay_behind_are_named(project: Path, recipe: Any) -> None:
-    (project / ".gitignore").write_text("sets/test.arrow\nrecipe.yaml\n")
+    (project / ".gitignore").write_text("sets/test.arrow\nrecipe.yaml\nvit/*.json\n")
     torch.save(nn.Linear(1, 1).state_dict(), project / "weights" / "a.pt")
-    lines = refused(recipe("students.a.weights=weights/a.pt"), project)
+    (project / "vit").mkdir()
+    (project / "vit" / "config.json").write_text('{"model_type": "vit"}')
+    lines = refused(recipe("students.a.weights=weights/a.pt", "students.b.model=hf:vit"), project)
     assert lines[0] == (
         "recipe: 'recipe.yaml' is kept back from the upload by .gitignore or .rayignore; it must be uploaded"
     )
@@ -181,7 +183,10 @@ def test_files_that_stay_behind_are_named(project: Path, recipe: Any) -> None:
     assert lines[2].startswith(
         "students.a.weights: 'weights/a.pt' is kept back from the upload by excludes of"
     )
-    assert len(lines) == 3
+    assert lines[3].startswith(
+        "students.b.model: 'vit/config.json' is kept back from the upload by .gitignore"
+    )
+    assert len(lines) == 4
 
 
 @pytest.mark.parametrize(
@@ -327,7 +332,7 @@ def test_a_method_of_the_user_s_own_is_imported_too(project: Path, recipe: Any) 
     (project / "my_method.py").write_text("def target(*_):\n    return None\n")
     (project / ".gitignore").write_text("my_method.py")
     (line,) = refused(recipe("distillation.method=my_method:target"), project)
-    assert line.startswith("module my_method: 'my_method.py' is kept back from the upload by .gitignore")
+    assert line.startswith("module my_method: 'my_method.py' is kept back from the upload by .git")
 
 
 def test_a_transform_that_cannot_be_built_is_named_once(project: Path, recipe: Any) -> None:

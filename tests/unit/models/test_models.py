@@ -13,6 +13,7 @@ from torch import nn
 
 from kdcl_dist import models
 from kdcl_dist.cli import kdcl
+from kdcl_dist.config.model import LIBRARIES
 from kdcl_dist.errors import ModelError
 from kdcl_dist.models.built_in import COSTS, Cost, Usual
 from kdcl_dist.models.pretrained import load_weights
@@ -103,7 +104,9 @@ def multiply_adds(network: nn.Module, shape_CHW: tuple[int, int, int]) -> int:
 
 
 def test_the_list_is_an_aligned_table() -> None:
-    lines = CliRunner().invoke(kdcl, ["models"]).output.splitlines()
+    table, _, others = CliRunner().invoke(kdcl, ["models"]).output.partition("\n\n")
+    assert all(f"  {prefix}:" in others for prefix in LIBRARIES)
+    lines = table.splitlines()
     assert {line.split()[0] for line in lines if line.startswith("  ")} == set(models.names())
     assert len({len(line) for line in lines}) == 1
     assert next(line for line in lines if " resnet50 " in line).split() == [

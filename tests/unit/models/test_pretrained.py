@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -11,8 +12,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 
+from kdcl_dist import models
 from kdcl_dist.errors import ModelError
 from kdcl_dist.models.pretrained import load_weights
+from kdcl_dist.models.transfer import head_of
 
 
 class Net(nn.Module):
@@ -93,3 +96,37 @@ def test_names_that_two_weights_would_share_stay(tmp_path: Path) -> None:
 def test_what_is_no_state_dict(tmp_path: Path, content: Any) -> None:
     with pytest.raises(ModelError, match=r"w\.pt"):
         load(tmp_path, content)
+
+
+def test_a_file_of_safetensors(tmp_path: Path) -> None:
+    safetensors = pytest.importorskip("safetensors.torch")
+    state, path = Net().state_dict(), tmp_path / "w.safetensors"
+    old = {**state, "fc.weight": torch.zeros(1000, 2), "fc.bias": torch.zeros(1000)}
+    safetensors.save_file({f"module.{name}": value for name, value in old.items()}, path)
+    net = Net()
+    load_weights(net, str(path), fresh="fc")
+    assert_loaded(net, state, besides="fc.")
+    with pytest.raises(ModelError, match="do not fit Net"):
+        load_weights(Net(), str(path))
+    path.write_bytes(path.read_bytes()[:-9])
+    with pytest.raises(ModelError, match=r"not a file of .* \(SafetensorError\)"):
+        load_weights(Net(), str(path))
+
+
+def test_safetensors_may_be_missing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "w.safetensors").write_bytes(b"")
+    monkeypatch.setitem(sys.modules, "safetensors.torch", None)
+    with pytest.raises(ModelError, match=r"safetensors is not installed: pip install 'kdcl_dist\[export\]'"):
+        load_weights(Net(), str(tmp_path / "w.safetensors"))
+
+
+@pytest.mark.parametrize("name", ["timm:resnet10t", "torchvision:shufflenet_v2_x0_5"])
+def test_a_checkpoint_of_a_library_with_another_head(name: str, tmp_path: Path) -> None:
+    if name.startswith("timm:"):
+        pytest.importorskip("timm")
+    old, new = models.build(name, 1000, 3), models.build(name, 5, 3)
+    torch.save({"state_dict": old.state_dict()}, tmp_path / "w.pth")
+    head = head_of(new, name, 5)
+    load_weights(new, str(tmp_path / "w.pth"), fresh=head)
+    found = new.state_dict()
+    assert all(torch.equal(found[key], value) for key, value in old.state_dict().items() if head not in key)

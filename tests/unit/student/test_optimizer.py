@@ -114,9 +114,49 @@ def test_norms_and_biases_keep_their_length_without_decay() -> None:
         assert torch.allclose(new, old * (0.95 if new.ndim > 1 else 1.0))
 
 
+def scales(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, tuple[float, float]]:
+    """Of each parameter, the factor of its learning rate and its weight decay."""
+    names = {id(parameter): name for name, parameter in model.named_parameters()}
+    return {
+        names[id(parameter)]: (group["lr_scale"], group["weight_decay"])
+        for group in optimizer.param_groups
+        for parameter in group["params"]
+    }
+
+
+@pytest.mark.parametrize("name", ["vit_tiny_patch16_224", "resnet10t", "convnext_atto"])
+def test_layers_learn_as_those_of_timm(name: str) -> None:
+    timm = pytest.importorskip("timm")
+    with torch.device("meta"):
+        model = timm.create_model(name)
+    spec = spec_of({"name": "adamw", "layer_decay": 0.75, "decay_norm_and_bias": False, "weight_decay": 0.05})
+    groups = pytest.importorskip("timm.optim").param_groups_layer_decay(model, layer_decay=0.75)
+    theirs = torch.optim.AdamW(groups, weight_decay=0.05)
+    found = scales(model, build_optimizer(spec, model))
+    assert found == scales(model, theirs)
+    assert len(found) == len(list(model.parameters()))
+
+
+def test_a_layer_learns_by_its_distance_from_the_head(make_recipe: MakeRecipe) -> None:
+    """One step of plain descent: the learning rate of the step, times the factor of the layer."""
+    optimizer = "{lr: 1.0, momentum: 0.0, weight_decay: 0.0, layer_decay: 0.5}"
+    student = student_of(
+        make_recipe("students.a.model={name: 'nets:Deep', depth: 1}", f"students.a.optimizer={optimizer}")
+    )
+    before = {name: each.detach().clone() for name, each in student.model.named_parameters()}
+    student.learn(student.forward(torch.rand(4, 1, 8, 8), 0).square().sum(), 0.2)
+    for name, parameter in student.model.named_parameters():
+        factor = {"stem": 0.25, "blocks": 0.5, "head": 1.0}[name.split(".")[0]]
+        assert parameter.grad is not None
+        assert torch.equal(parameter, before[name].add(parameter.grad, alpha=-0.2 * factor))
+    assert len(student.optimizer.param_groups) == 3
+
+
 @pytest.mark.parametrize(
     ("override", "words"),
     [
+        ("students.a.optimizer.layer_decay=0", ["optimizer.layer_decay", "greater than 0"]),
+        ("students.a.optimizer.layer_decay=1.1", ["optimizer.layer_decay", "less than or equal to 1"]),
         ("students.a.optimizer.name=lionn", ["students.0.optimizer", "lionn", "have sgd", "import string"]),
         ("students.a.optimizer={name: lion, momentum: 0.9}", ["optimizer.momentum", "unknown field"]),
         ("students.a.optimizer={name: rmsprop, alpha: 1.0}", ["optimizer.alpha", "less than 1"]),
