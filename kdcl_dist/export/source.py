@@ -109,29 +109,26 @@ class Source:
             raise RunFolderError(f"--ema: student {name!r} has no averaged weights (its ema is null)")
         check_recipe_imports(recipe, str(folder), allow_imports, students=[each.name for each in chosen])
         training_data = open_training_data(recipe, folder)
-        per_epoch = training_data.schedule.steps_per_epoch
-        if epoch == "best":
-            manifest = _latest(folder, warn)
-            sources = [checkpoint_of_best(folder, recipe, manifest, each.name) for each in chosen]
-        else:
-            manifest = _checkpoint(folder, per_epoch, recipe.epochs if last else epoch, last, warn)
-            sources = [manifest] * len(chosen)
+        asked = recipe.epochs if last else epoch
+        newest, manifests = _checkpoints(
+            training_data, folder, chosen, asked, "--last" if last else f"--epoch {epoch}", warn
+        )
         networks = {
-            each.name: _load(folder, source, each, training_data, ema=ema and each.ema is not None)
-            for each, source in zip(chosen, sources, strict=True)
+            each.name: _load(folder, manifests[each.name], each, training_data, ema=ema and bool(each.ema))
+            for each in chosen
         }
         # The part of an absent student is older than its checkpoint.
-        steps = {each.name: source.step_of(each.name) for each, source in zip(chosen, sources, strict=True)}
+        steps = {each: manifest.step_of(each) for each, manifest in manifests.items()}
         record, title = read_record(folder), name + (EMA if ema else "")
         return cls(
             folder,
             recipe,
             student,
             max(steps.values()),
-            _ensemble(folder, manifest, networks) if members else networks[name],
+            _ensemble(folder, newest, networks) if members else networks[name],
             training_data,
             record,
-            _results_after(folder, record, title, [*steps.values()], per_epoch),
+            _results_after(folder, record, title, steps, training_data.schedule.steps_per_epoch),
             members,
             steps if members else {},
             ema,
@@ -229,13 +226,23 @@ def _latest(folder: Folder, warn: Callable[[str], None]) -> Manifest:
     return manifest
 
 
-def _checkpoint(
-    folder: Folder, steps_per_epoch: int, epoch: int | None, last: bool, warn: Callable[[str], None]
-) -> Manifest:
-    """The checkpoint of an epoch, or the latest."""
-    if epoch is None:
-        return _latest(folder, warn)
-    return checkpoint_of_epoch(folder, steps_per_epoch, epoch, "--last" if last else f"--epoch {epoch}")
+def _checkpoints(
+    training_data: TrainingData,
+    folder: Folder,
+    students: Sequence[Student],
+    epoch: Epoch | None,
+    option: str,
+    warn: Callable[[str], None],
+) -> tuple[Manifest, dict[str, Manifest]]:
+    """The checkpoint with the ensemble's state of an epoch, and by student that with its weights."""
+    if isinstance(epoch, int):
+        chosen = checkpoint_of_epoch(folder, training_data.schedule.steps_per_epoch, epoch, option)
+    else:
+        chosen = _latest(folder, warn)
+    if epoch == "best":
+        recipe = training_data.recipe
+        return chosen, {each.name: checkpoint_of_best(folder, recipe, chosen, each.name) for each in students}
+    return chosen, {each.name: chosen for each in students}
 
 
 def _load(
@@ -266,11 +273,11 @@ def _ensemble(folder: Folder, manifest: Manifest, networks: Mapping[str, nn.Modu
 
 
 def _results_after(
-    folder: Folder, record: Mapping[str, Any], title: str, steps: Sequence[int], steps_per_epoch: int
+    folder: Folder, record: Mapping[str, Any], title: str, steps: Mapping[str, int], steps_per_epoch: int
 ) -> Results:
-    """The recorded test results of weights after so many steps; empty if there are none."""
-    epochs, rest = divmod(max(steps), steps_per_epoch)
-    if rest or len({*steps}) > 1:
+    """The recorded test results of students after so many steps; empty if there are none."""
+    epochs, rest = divmod(max(steps.values()), steps_per_epoch)
+    if rest or len({*steps.values()}) > 1:
         return {}
     return _results(folder, epochs) or _best_results(record, title, epochs)
 

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from functools import cached_property
 from typing import Any
 
 import torch
@@ -18,8 +17,7 @@ from kdcl_dist.config.recipe import Recipe
 from kdcl_dist.data.sampling import student_seed
 from kdcl_dist.data.training_data import TrainingData
 from kdcl_dist.distillation.diagnostics import Conflict, conflict
-from kdcl_dist.distillation.losses import Losses, kdcl_loss, task_loss
-from kdcl_dist.distillation.methods import Context, PeerLoss
+from kdcl_dist.distillation.losses import Losses
 from kdcl_dist.errors import ModelError, of_user_code
 from kdcl_dist.exchange.replicas import Replicas, summing_gradients
 from kdcl_dist.models.compilation import compiled, keep_graphs
@@ -31,7 +29,8 @@ from kdcl_dist.student.ema import AveragedWeights
 from kdcl_dist.student.gradient import apply_gradient, is_bad
 from kdcl_dist.student.learning_rate import learning_rate
 from kdcl_dist.student.optimizer import build_optimizer, load_optimizer
-from kdcl_dist.student.peer_loss import load_peer_loss
+from kdcl_dist.student.student_loss import StudentLoss
+from kdcl_dist.utils.devices import to_device
 from kdcl_dist.utils.seeding import Purpose, derive
 
 __all__ = ["Student"]
@@ -75,7 +74,7 @@ class Student:
         self.recipe, self.spec, self.device, self.classes = recipe, recipe.students[index], device, classes
         self.replica = replica
         self.replicas: Replicas | None = None
-        self.class_weights_C: Tensor | None = None
+        self.loss = StudentLoss(recipe.distillation, self.spec, device)
         self.seed = student_seed(recipe.seed, index, self.spec.seed)
         self.frozen = recipe.is_teacher(self.spec)
         keep_graphs()
@@ -123,7 +122,7 @@ class Student:
             example=lambda: training_data.first_views(index, 2).images,
         )
         if (weights_C := training_data.class_weights(index)) is not None:
-            student.class_weights_C = weights_C.to(device)
+            student.loss.class_weights_C = weights_C.to(device)
         return student
 
     def _initial_network(self, channels: int, example: Callable[[], Tensor] | None) -> tuple[nn.Module, bool]:
@@ -146,11 +145,6 @@ class Student:
         fails = f"optimizer {chosen.name!r} cannot train model {self.spec.model!r}"
         with of_user_code(ModelError, fails, self.spec.name):
             return build_optimizer(chosen, self.model)
-
-    @cached_property
-    def peer_loss(self) -> PeerLoss | None:
-        """The loss of a method with peers; one of the user's own is loaded when the student needs it."""
-        return load_peer_loss(self.recipe.distillation)
 
     def join(self, replicas: Replicas) -> None:
         """Average the gradients with the student's other workers from now on."""
@@ -212,46 +206,7 @@ class Student:
             return logits_BC
         generator = torch.Generator().manual_seed(self._draw(Purpose.LOGIT_NOISE, step, part))
         noise_BC = torch.randn(logits_BC.shape, generator=generator)
-        return logits_BC + deviation * self._to_device(noise_BC)
-
-    def loss(
-        self,
-        logits_BC: Tensor,
-        labels_B: Tensor,
-        target: Tensor | None,
-        covered_B: Tensor | None = None,
-        context: Context | None = None,
-    ) -> Losses:
-        """The loss of the recipe's method.
-
-        Args:
-            logits_BC: of `forward`.
-            labels_B: the classes, or class probabilities (B, C).
-            target: the log-probabilities of the soft target at the recipe's temperature, (B, C), or the
-                peers' logits, (P, B, C), of a method with peers. None: the student learns alone.
-            covered_B: which samples have a soft target; None: all. See `distillation_loss`.
-            context: what a method with peers may know. None: nothing.
-
-        Raises:
-            MethodError: a loss of the user's own cannot be loaded, or fails.
-        """
-        distillation, labels_B = self.recipe.distillation, self._to_device(labels_B)
-        task_options: Any = {
-            "label_smoothing": self.spec.label_smoothing,
-            "class_weights_C": self.class_weights_C,
-        }
-        if target is None:
-            task = task_loss(logits_BC, labels_B, **task_options)
-            return Losses(task, task, torch.zeros_like(task))
-        target = self._to_device(target)
-        temperature, weight = distillation.temperature, distillation.weight
-        if self.peer_loss is not None:
-            task = task_loss(logits_BC, labels_B, **task_options)
-            loss = self.peer_loss(logits_BC, target, labels_B, temperature, context or Context())
-            return Losses(task + weight * loss, task, loss)
-        # Row numbers, computed on the CPU: with a mask on the GPU the host would wait for the GPU.
-        covered_K = None if covered_B is None else self._to_device(covered_B.nonzero()[:, 0])
-        return kdcl_loss(logits_BC, labels_B, target, temperature, weight, covered_K, **task_options)
+        return logits_BC + deviation * to_device(noise_BC, self.device)
 
     def conflict(self, losses: Losses) -> Conflict:
         """Cosine and ratio of the step's two gradients; the student's state does not change."""
@@ -328,7 +283,7 @@ class Student:
 
     def prepare_images(self, images_BCHW: Tensor) -> Tensor:
         """Images on the student's device, in the network's memory format."""
-        return self._to_device(images_BCHW).to(memory_format=self.memory_format)
+        return to_device(images_BCHW, self.device).to(memory_format=self.memory_format)
 
     def state_dict(self) -> dict[str, Any]:
         """The state that a resumed student needs; `model` loads strictly into the plain network."""
@@ -359,12 +314,3 @@ class Student:
         """
         keys = (step, self.replica, part) if part else (step, self.replica) if self.replica else (step,)
         return derive(self.seed, purpose, *keys)
-
-    def _to_device(self, tensor: Tensor) -> Tensor:
-        """A tensor on the student's device; the host does not wait for the device.
-
-        A copy from memory that is not pinned would wait until the GPU has finished its work.
-        """
-        if self.device.type == "cuda" and tensor.device.type == "cpu":
-            tensor = tensor.pin_memory()
-        return tensor.to(self.device, non_blocking=True)

@@ -10,7 +10,7 @@ import torch
 from kdcl_dist.errors import UserError, one_line
 from kdcl_dist.utils.gpu_names import gpu_name
 
-__all__ = ["choose_device", "describe_device", "needs_memory", "usable_gpus"]
+__all__ = ["choose_device", "describe_device", "needs_memory", "to_device", "usable_gpus"]
 
 
 def usable_gpus() -> int:
@@ -57,3 +57,13 @@ def describe_device(device: torch.device) -> str:
     if device.type != "cuda":
         return device.type
     return f"{torch.cuda.get_device_name(device)} ({gpu_name(device.index or 0)})"
+
+
+def to_device(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:
+    """A tensor on a device; the host does not wait for the device.
+
+    A copy from memory that is not pinned would wait until the GPU has finished its work.
+    """
+    if device.type == "cuda" and tensor.device.type == "cpu":
+        tensor = tensor.pin_memory()
+    return tensor.to(device, non_blocking=True)

@@ -44,7 +44,7 @@ def test_given_weights_go_by_name(make_recipe: MakeRecipe) -> None:
     given = "students.a.class_weights={class 3: 4, class 0: 0.5, class 2: 3, class 1: 2.5}"
     training_data = TrainingData.open(make_recipe(given))
     device = torch.device("cpu")
-    found, other = (Student.of(training_data, index, device=device).class_weights_C for index in (0, 1))
+    found, other = (Student.of(training_data, index, device=device).loss.class_weights_C for index in (0, 1))
     assert found is not None
     assert found.tolist() == [0.5, 2.5, 3, 4]
     assert other is None

@@ -1,0 +1,81 @@
+"""The loss of one student: its cross-entropy with the labels, and what the recipe's method adds.
+
+Shapes: B batch, C classes, P peers.
+"""
+
+from __future__ import annotations
+
+from functools import cached_property
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from kdcl_dist.config.sections import Distillation
+from kdcl_dist.config.student import Student
+from kdcl_dist.distillation.losses import Losses, kdcl_loss, task_loss
+from kdcl_dist.distillation.methods import Context, PeerLoss
+from kdcl_dist.student.peer_loss import load_peer_loss
+from kdcl_dist.utils.devices import to_device
+
+__all__ = ["StudentLoss"]
+
+
+class StudentLoss:
+    """The loss of a student's logits.
+
+    Args:
+        distillation, spec: of the recipe.
+        device: of the logits.
+
+    Attributes:
+        class_weights_C: factors of the classes in the cross-entropy, float32; None: all are 1.
+    """
+
+    def __init__(self, distillation: Distillation, spec: Student, device: torch.device) -> None:
+        self.distillation, self.spec, self.device = distillation, spec, device
+        self.class_weights_C: Tensor | None = None
+
+    @cached_property
+    def peer_loss(self) -> PeerLoss | None:
+        """The loss of a method with peers; one of the user's own is loaded when the student needs it."""
+        return load_peer_loss(self.distillation)
+
+    def __call__(
+        self,
+        logits_BC: Tensor,
+        labels_B: Tensor,
+        target: Tensor | None,
+        covered_B: Tensor | None = None,
+        context: Context | None = None,
+    ) -> Losses:
+        """The loss of the recipe's method.
+
+        Args:
+            logits_BC: the student's own, with gradient if it learns.
+            labels_B: the classes, or class probabilities (B, C).
+            target: the log-probabilities of the soft target at the recipe's temperature, (B, C), or the
+                peers' logits, (P, B, C), of a method with peers. None: the student learns alone.
+            covered_B: which samples have a soft target; None: all. See `distillation_loss`.
+            context: what a method with peers may know. None: nothing.
+
+        Raises:
+            MethodError: a loss of the user's own cannot be loaded, or fails.
+        """
+        labels_B = to_device(labels_B, self.device)
+        options: Any = {
+            "label_smoothing": self.spec.label_smoothing,
+            "class_weights_C": self.class_weights_C,
+        }
+        if target is None:
+            task = task_loss(logits_BC, labels_B, **options)
+            return Losses(task, task, torch.zeros_like(task))
+        target = to_device(target, self.device)
+        temperature, weight = self.distillation.temperature, self.distillation.weight
+        if self.peer_loss is not None:
+            task = task_loss(logits_BC, labels_B, **options)
+            loss = self.peer_loss(logits_BC, target, labels_B, temperature, context or Context())
+            return Losses(task + weight * loss, task, loss)
+        # Row numbers, computed on the CPU: with a mask on the GPU the host would wait for the GPU.
+        covered_K = None if covered_B is None else to_device(covered_B.nonzero()[:, 0], self.device)
+        return kdcl_loss(logits_BC, labels_B, target, temperature, weight, covered_K, **options)
