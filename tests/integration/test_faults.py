@@ -116,9 +116,9 @@ def test_students_train_in_training_mode(
         modes.append((True, all(module.training for module in self.model.modules())))
         return forward(self, *arguments, **more)  # type: ignore[arg-type]
 
-    def predicted(self: Student, images: torch.Tensor) -> torch.Tensor:
+    def predicted(self: Student, images: torch.Tensor, **more: bool) -> torch.Tensor:
         hook = self.model.register_forward_hook(lambda m, *_: modes.append((False, m.training)))
-        logits = predict(self, images)
+        logits = predict(self, images, **more)
         hook.remove()
         return logits
 
