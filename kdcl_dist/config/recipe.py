@@ -11,17 +11,10 @@ from typing import Any
 from pydantic import Field, PositiveInt, model_validator
 
 from kdcl_dist.config.base import Name, Seed, Strict
+from kdcl_dist.config.data import Data
+from kdcl_dist.config.distillation import Distillation
 from kdcl_dist.config.schedules import Constant, MultiStep, Warmup
-from kdcl_dist.config.sections import (
-    Analysis,
-    Checkpoint,
-    Data,
-    Distillation,
-    EarlyStopping,
-    Evaluate,
-    Failure,
-    Limits,
-)
+from kdcl_dist.config.sections import Analysis, Checkpoint, EarlyStopping, Evaluate, Failure, Limits
 from kdcl_dist.config.student import Student, Worker
 
 __all__ = ["Recipe"]

@@ -8,7 +8,7 @@ import re
 from collections.abc import Iterable, Iterator
 from typing import Any, NamedTuple
 
-from kdcl_dist.config import mixing, model, optim, schedules, sections, student
+from kdcl_dist.config import data, distillation, mixing, model, optim, schedules, sections, student
 from kdcl_dist.config.base import Strict
 from kdcl_dist.config.differences import FREE_FIELDS, ROUNDING_FIELDS
 from kdcl_dist.config.recipe import Recipe
@@ -26,12 +26,12 @@ class Section(NamedTuple):
 
 SECTIONS = (
     Section("## The run", Recipe),
-    Section("## `data`", sections.Data, "data.md"),
-    Section("### Transforms", sections.Transform),
+    Section("## `data`", data.Data, "data.md"),
+    Section("### Transforms", data.Transform),
     Section("### `data`: mixup and cutmix", mixing.Mixing, "mixing.md"),
-    Section("## `distillation`", sections.Distillation, "windows.md"),
-    Section("### `distillation.method`: your own", sections.OwnMethod),
-    Section("### `distillation.bank`", sections.Bank),
+    Section("## `distillation`", distillation.Distillation, "windows.md"),
+    Section("### `distillation.method`: your own", distillation.OwnMethod),
+    Section("### `distillation.bank`", distillation.Bank),
     Section("## `students`", student.Student, "gpu.md"),
     Section("### `model`: with arguments", model.Model),
     Section("### `optimizer`: sgd", optim.SGD),

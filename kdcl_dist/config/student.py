@@ -14,10 +14,10 @@ from pydantic import (
 
 from kdcl_dist.config.base import Name, Precision, Seed, Strict
 from kdcl_dist.config.class_weights import ClassWeights
+from kdcl_dist.config.data import Transform
 from kdcl_dist.config.model import ModelSpec
 from kdcl_dist.config.optim import SGD, Optimizer
 from kdcl_dist.config.schedules import Cosine, MultiStep, Poly, Schedule
-from kdcl_dist.config.sections import Transform
 
 __all__ = ["Ema", "Resources", "Student", "Worker"]
 

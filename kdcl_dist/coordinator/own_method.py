@@ -10,7 +10,7 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from kdcl_dist.config.sections import OwnMethod
+from kdcl_dist.config.distillation import OwnMethod
 from kdcl_dist.distillation.labels import two_hot
 from kdcl_dist.distillation.methods import Context, Target
 from kdcl_dist.errors import MethodError, of_user_code

@@ -10,7 +10,7 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from kdcl_dist.config.sections import Distillation
+from kdcl_dist.config.distillation import Distillation
 from kdcl_dist.distillation.methods import METHODS, Context, PeerLoss
 from kdcl_dist.errors import MethodError, of_user_code
 

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from kdcl_dist.config.sections import Distillation
+from kdcl_dist.config.distillation import Distillation
 from kdcl_dist.config.student import Student
 from kdcl_dist.distillation.losses import Losses, kdcl_loss, task_loss
 from kdcl_dist.distillation.methods import Context, PeerLoss

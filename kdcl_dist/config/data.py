@@ -1,0 +1,121 @@
+"""The section `data` of a recipe: the data sets, their views, and their mixing."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+
+from pydantic import ConfigDict, Field, NonNegativeInt, field_validator, model_validator
+
+from kdcl_dist.config.base import Strict
+from kdcl_dist.config.mixing import Mixing
+
+__all__ = ["Data", "Transform"]
+
+
+class Transform(Strict):
+    """One transform of an image, such as `{name: RandomCrop, size: 32, padding: 4}`.
+
+    The fields beside `name` are the arguments of the transform. No transform may enlarge an image above
+    4096 x 4096 pixels.
+
+    Transforms run in the order of the list. The images are normalised afterwards, with the mean and the
+    standard deviation of the data set.
+    """
+
+    model_config = ConfigDict(extra="allow")
+
+    name: str = Field(
+        description="A class of `torchvision.transforms.v2`, `Cutout`, or an import string "
+        "`package.module:factory`."
+    )
+
+    def item(self) -> dict[str, Any]:
+        """The transform as `kdcl_dist.data.views.Transforms` takes it."""
+        return self.model_dump()
+
+
+class Data(Strict):
+    """The data sets and the views of their images."""
+
+    train: str = Field(description="Training set: a path, or an import string `package.module:factory`.")
+    test: str = Field(description="Test set, in the same form.")
+    classes: Annotated[list[str], Field(min_length=2)] | None = Field(
+        default=None, description="Classes to learn, at least two, in the order of their labels. `null`: all."
+    )
+    augment: list[Transform] = Field(default=[], description="Transforms of the training view.")
+    test_view: list[Transform] = Field(
+        default=[], description="Transforms of test, validation and held-out samples."
+    )
+    val: str | None = Field(
+        default=None, description="Validation set, in the same form. `null`: none, or `val_fraction`."
+    )
+    val_fraction: Annotated[float, Field(gt=0, lt=1)] | None = Field(
+        default=None,
+        description="Share of each class of the training set that is taken out for validation, by the seed. "
+        "At least one sample of a class stays.",
+    )
+    holdout_per_class: NonNegativeInt = Field(
+        default=0,
+        description="Training samples of each class that are held out. The weights of method `general` "
+        "need 1 or more.",
+    )
+    mixup: Mixing | None = Field(
+        default=None,
+        description="Images of training samples are blended in pairs (Zhang et al., 2018). `null`: never.",
+    )
+    cutmix: Mixing | None = Field(
+        default=None,
+        description="A box of each training image is taken from another image (Yun et al., 2019). `null`: "
+        "never.",
+    )
+    loader_workers: NonNegativeInt = Field(
+        default=0, description="Loader processes of each worker. `0`: the worker loads its own samples."
+    )
+
+    @property
+    def mixes(self) -> bool:
+        """Whether training samples are mixed, at some steps at least."""
+        return self.mixup is not None or self.cutmix is not None
+
+    @property
+    def has_val(self) -> bool:
+        """Whether there are validation samples."""
+        return self.val is not None or self.val_fraction is not None
+
+    @property
+    def sets(self) -> dict[str, str]:
+        """The data sets by the fields that name them: "train", "test", and "val" if there is one."""
+        return {"train": self.train, "test": self.test} | ({} if self.val is None else {"val": self.val})
+
+    @property
+    def test_items(self) -> list[dict[str, Any]]:
+        """The transforms of the test view."""
+        return [transform.item() for transform in self.test_view]
+
+    @field_validator("classes")
+    @classmethod
+    def _classes_differ(cls, value: list[str] | None) -> list[str] | None:
+        if value is not None and len(set(value)) < len(value):
+            raise ValueError("class names must differ")
+        return value
+
+    @model_validator(mode="after")
+    def _one_validation_set(self) -> Data:
+        if self.val is not None and self.val_fraction is not None:
+            raise ValueError(
+                f"val and val_fraction exclude each other (got {self.val!r} and {self.val_fraction}): set "
+                "one of them to null"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _a_step_is_mixed_once(self) -> Data:
+        if self.mixup is None or self.cutmix is None:
+            return self
+        first, second = self.mixup.probability, self.cutmix.probability
+        if first + second > 1 + 1e-9:
+            raise ValueError(
+                f"mixup.probability ({first}) and cutmix.probability ({second}) have a sum above 1: a step "
+                "is mixed in one of the two ways, so give each its share of the steps"
+            )
+        return self
