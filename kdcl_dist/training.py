@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from kdcl_dist.config.recipe import Recipe
+from kdcl_dist.data.data_warnings import data_warnings
 from kdcl_dist.data.training_data import TrainingData
 from kdcl_dist.errors import PreflightError, RunFolderError, StorageError, UserError, wrap
 from kdcl_dist.launch.devices import ignored_accelerators
@@ -97,7 +98,7 @@ def train(
 def _open_data(recipe: Recipe, on_event: Callable[[Event], None]) -> TrainingData:
     """The training data, after the warnings about it and the recipe, and the check of the bank's memory."""
     training_data = TrainingData.open(recipe)
-    for warning in (*recipe.warnings(), *training_data.warnings()):
+    for warning in (*recipe.warnings(), *data_warnings(training_data)):
         on_event(Warned(warning))
     memory = measure_bank_memory(recipe, len(training_data.train), len(training_data.train.classes))
     if memory is not None:

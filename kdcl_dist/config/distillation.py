@@ -132,6 +132,11 @@ class Distillation(Strict):
         """Whether the students are weighed by held-out samples."""
         return self.own_method is None and METHODS[self.method_name].holdout
 
+    @property
+    def needs_one_class(self) -> bool:
+        """Whether a sample must have one true class."""
+        return self.own_method is None and METHODS[self.method_name].one_class
+
     @model_validator(mode="after")
     def _peers_need_window_1(self) -> Distillation:
         if self.peers and self.window != 1:

@@ -204,10 +204,10 @@ def _mixed_samples_can_be_learned(recipe: Recipe) -> None:
     if not recipe.data.mixes:
         return
     field = "data.mixup" if recipe.data.mixup else "data.cutmix"
-    if recipe.distillation.method == "min_logit":
+    if recipe.distillation.needs_one_class:
         raise ValueError(
-            f"{field}: method 'min_logit' takes logits relative to the one true class, which a mixed sample "
-            "has not; use 'linear', 'naive' or another method"
+            f"{field}: method {recipe.distillation.method_name!r} takes logits relative to the one true "
+            "class, which a mixed sample has not; use 'linear', 'naive' or another method"
         )
     if recipe.distillation.window != 1:
         raise ValueError(

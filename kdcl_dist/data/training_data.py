@@ -26,14 +26,8 @@ from kdcl_dist.data.sampling import Ids, batches_of, epoch_steps, own_steps, spl
 from kdcl_dist.data.subset import open_classes
 from kdcl_dist.data.views import Transforms, Views
 from kdcl_dist.errors import DataError, RecipeError, of_user_code
-from kdcl_dist.utils.random_state import random_state_kept
 
 __all__ = ["TrainingData", "test_views"]
-
-#: Samples whose views are looked at for warnings.
-SEEN = 16
-#: A usual deviation of normalised images lies between these.
-SMALL, LARGE = 0.05, 20.0
 
 
 @dataclass(frozen=True)
@@ -79,43 +73,11 @@ class TrainingData:
         with _naming_field("data.test_view"):
             Transforms(self.recipe.data.test_items, self.test.mean)
         for index, student in enumerate(self.recipe.students):
-            with _naming_field(self._augment_field(index)):
+            with _naming_field(self.augment_field(index)):
                 Transforms(self.recipe.augment_of(student), self.train.mean)
             self.class_weights(index)
 
-    def warnings(self) -> list[str]:
-        """Settings that this data makes ineffective, and views that look wrong, one line each.
-
-        Raises:
-            DataError: as `first_views`.
-        """
-        window, steps = self.recipe.distillation.window, self.schedule.steps_per_epoch
-        found = []
-        if isinstance(window, int) and window > max(1, steps):
-            found.append(
-                f"distillation.window: an epoch has {steps} steps, so {window} is as much as 'epoch'"
-            )
-        with random_state_kept():
-            return found + self._warnings_of_views()
-
-    def _warnings_of_views(self) -> list[str]:
-        tested = tuple(self.first_test_views(SEEN).images.shape[1:])
-        found = {}
-        for index in range(len(self.recipe.students)):
-            field = self._augment_field(index)
-            if field in found:
-                continue
-            images_BCHW = self.first_views(index, SEEN).images
-            deviation, shape = float(images_BCHW.std()), tuple(images_BCHW.shape[1:])
-            found[field] = [
-                f"{field}: the first images have deviation {deviation:.3g} after normalisation, where 1 is "
-                "usual: do the data set's mean and std fit its pixels?"
-            ] * (not SMALL <= deviation <= LARGE) + [
-                f"{field} gives images of shape {shape}, data.test_view of shape {tested}"
-            ] * (shape != tested)
-        return [line for lines in found.values() for line in lines]
-
-    def _augment_field(self, index: int) -> str:
+    def augment_field(self, index: int) -> str:
         """The field of the recipe that has a student's transforms."""
         student = self.recipe.students[index]
         return "data.augment" if student.augment is None else f"students.{student.name}.augment"
@@ -222,7 +184,7 @@ class TrainingData:
         """
         recipe, student = self.recipe, self.recipe.students[index]
         views = Views(self.train, Transforms(recipe.augment_of(student), self.train.mean), recipe.seed)
-        return _checked_batch(self._augment_field(index), views, self.split[0][:count], student.name)
+        return _checked_batch(self.augment_field(index), views, self.split[0][:count], student.name)
 
     def first_test_views(self, count: int) -> Batch:
         """The first few test samples, as all students see them; errors as `first_views`."""

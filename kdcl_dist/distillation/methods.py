@@ -86,6 +86,7 @@ class Method:
         peer_loss: of a method that teaches student by student. Neither: students learn alone.
         holdout: whether the students' weights on held-out samples are needed.
         teacher: whether a frozen teacher is needed.
+        one_class: whether a sample must have one true class, which a mixed one has not.
     """
 
     source: str
@@ -93,6 +94,7 @@ class Method:
     peer_loss: PeerLoss | None = None
     holdout: bool = False
     teacher: bool = False
+    one_class: bool = False
 
 
 def _naive(logits_SBC: Tensor, labels_B: Tensor, temperature: float, context: Context) -> Tensor:
@@ -148,7 +150,9 @@ METHODS: dict[str, Method] = {
     "linear": Method(
         "the convex combination of the students' logits with the smallest cross-entropy.", _linear
     ),
-    "min_logit": Method("the smallest logit of each class, relative to the true class.", _min_logit),
+    "min_logit": Method(
+        "the smallest logit of each class, relative to the true class.", _min_logit, one_class=True
+    ),
     "general": Method(
         "the students' probabilities, weighted by their errors on held-out samples.", _general, holdout=True
     ),

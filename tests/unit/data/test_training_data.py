@@ -9,6 +9,7 @@ import torch
 from cohorts import MakeRecipe, write_images
 
 from kdcl_dist.config.rounds import Kind, Round
+from kdcl_dist.data.data_warnings import data_warnings
 from kdcl_dist.data.loader import Batch
 from kdcl_dist.data.training_data import TrainingData
 from kdcl_dist.errors import DataError, RecipeError
@@ -161,8 +162,8 @@ def test_views_of_other_channels_or_failing_transforms_are_refused(
 
 def test_a_window_longer_than_an_epoch_is_a_warning(make_recipe: MakeRecipe) -> None:
     long = TrainingData.open(make_recipe("distillation.window=7"))
-    assert long.warnings() == ["distillation.window: an epoch has 3 steps, so 7 is as much as 'epoch'"]
-    assert TrainingData.open(make_recipe("distillation.window=3")).warnings() == []
+    assert data_warnings(long) == ["distillation.window: an epoch has 3 steps, so 7 is as much as 'epoch'"]
+    assert data_warnings(TrainingData.open(make_recipe("distillation.window=3"))) == []
 
 
 @pytest.mark.parametrize(
@@ -187,21 +188,21 @@ def test_views_that_would_train_nonsense_are_refused_before_a_start(
     monkeypatch.syspath_prepend(tmp_path)
     training_data = TrainingData.open(make_recipe(f"data.augment=[{item}]"))
     with pytest.raises(DataError, match=words):
-        training_data.warnings()
+        data_warnings(training_data)
     other = TrainingData.open(make_recipe(f"data.test_view=[{item}]"))
     with pytest.raises(DataError, match=words.replace("augment", "test_view")):
-        other.warnings()
+        data_warnings(other)
 
 
 def test_views_that_look_wrong_are_a_warning(make_recipe: MakeRecipe) -> None:
     torch.manual_seed(1)
     before = torch.get_rng_state()
     resized = TrainingData.open(make_recipe("data.augment=[{name: Resize, size: 4}]"))
-    assert resized.warnings() == [
+    assert data_warnings(resized) == [
         "data.augment gives images of shape (1, 4, 4), data.test_view of shape (1, 8, 8)"
     ]
     dark = "data.augment=[{name: ColorJitter, brightness: [0, 0]}]"
-    (line,) = TrainingData.open(make_recipe(dark)).warnings()
+    (line,) = data_warnings(TrainingData.open(make_recipe(dark)))
     assert line.startswith("data.augment: the first images have deviation 0 after normalisation")
     assert torch.equal(torch.get_rng_state(), before), "the caller's random numbers stay as they are"
 
