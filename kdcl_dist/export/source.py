@@ -8,7 +8,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import pyarrow.compute as pc
@@ -103,36 +103,24 @@ class Source:
             UserError: the data or the network differs from the run's, or cannot be loaded.
         """
         recipe, folder = load_run(uri)
-        student, members = _student(folder, recipe, name)
-        chosen = members or [student]
-        if ema and all(each.ema is None for each in chosen):
-            raise RunFolderError(f"--ema: student {name!r} has no averaged weights (its ema is null)")
-        check_recipe_imports(recipe, str(folder), allow_imports, students=[each.name for each in chosen])
+        student, members = _student(folder, recipe, name, ema=ema)
+        chosen = {each.name: each for each in members or [student]}
+        check_recipe_imports(recipe, str(folder), allow_imports, students=chosen)
         training_data = open_training_data(recipe, folder)
-        asked = recipe.epochs if last else epoch
-        newest, manifests = _checkpoints(
-            training_data, folder, chosen, asked, "--last" if last else f"--epoch {epoch}", warn
-        )
+        newest, parts = _checkpoints(folder, training_data, chosen, "last" if last else epoch, warn)
         networks = {
-            each.name: _load(folder, manifests[each.name], each, training_data, ema=ema and bool(each.ema))
-            for each in chosen
+            each: _load(folder, parts[each], spec, training_data, ema=ema and spec.ema is not None)
+            for each, spec in chosen.items()
         }
+        network = _ensemble(folder, newest, networks) if members else networks[name]
         # The part of an absent student is older than its checkpoint.
-        steps = {each: manifest.step_of(each) for each, manifest in manifests.items()}
-        record, title = read_record(folder), name + (EMA if ema else "")
-        return cls(
-            folder,
-            recipe,
-            student,
-            max(steps.values()),
-            _ensemble(folder, newest, networks) if members else networks[name],
-            training_data,
-            record,
-            _results_after(folder, record, title, steps, training_data.schedule.steps_per_epoch),
-            members,
-            steps if members else {},
-            ema,
-        )
+        steps = {each: part.step_of(each) for each, part in parts.items()}
+        record = read_record(folder)
+        of_best = epoch == "best" and record.get("state") == "finished"
+        results = _best_results(record, name + (EMA if ema else "")) if of_best else {}
+        results = results or _results(folder, steps.values(), training_data.schedule.steps_per_epoch)
+        origin = (folder, recipe, student, max(steps.values()), network, training_data, record, results)
+        return cls(*origin, members, steps if members else {}, ema)
 
     def build(self) -> nn.Module:
         """The plain network with other weights."""
@@ -202,19 +190,20 @@ def misfit(error: BaseException) -> str:
     return " ".join(str(error).splitlines()[1:2]).strip() or one_line(error)
 
 
-def _student(folder: Folder, recipe: Recipe, name: str) -> tuple[Student, list[Student]]:
+def _student(folder: Folder, recipe: Recipe, name: str, *, ema: bool) -> tuple[Student, list[Student]]:
     """The student, and none; or one that stands for the ensemble, and its members."""
-    for student in recipe.students:
-        if student.name == name:
-            return student, []
-    if name == ENSEMBLE:
-        others = (student.precision for student in recipe.students if student.precision != "fp32")
-        stand_in = Student.model_construct(name=name, model=name, precision=next(others, "fp32"))
-        return stand_in, recipe.students
-    raise RunFolderError(
-        f"--student {name!r}: {str(folder)!r} has no such student (it has {', '.join(recipe.names)}, and "
-        f"{ENSEMBLE} for all of them)"
-    )
+    found = [each for each in recipe.students if name in (each.name, ENSEMBLE)]
+    if not found:
+        raise RunFolderError(
+            f"--student {name!r}: {str(folder)!r} has no such student (it has {', '.join(recipe.names)}, and "
+            f"{ENSEMBLE} for all of them)"
+        )
+    if ema and all(each.ema is None for each in found):
+        raise RunFolderError(f"--ema: student {name!r} has no averaged weights (its ema is null)")
+    if name != ENSEMBLE:
+        return found[0], []
+    others = (each.precision for each in found if each.precision != "fp32")
+    return Student.model_construct(name=name, model=name, precision=next(others, "fp32")), found
 
 
 def _latest(folder: Folder, warn: Callable[[str], None]) -> Manifest:
@@ -227,22 +216,23 @@ def _latest(folder: Folder, warn: Callable[[str], None]) -> Manifest:
 
 
 def _checkpoints(
-    training_data: TrainingData,
     folder: Folder,
-    students: Sequence[Student],
-    epoch: Epoch | None,
-    option: str,
+    training_data: TrainingData,
+    names: Collection[str],
+    epoch: Epoch | Literal["last"] | None,
     warn: Callable[[str], None],
 ) -> tuple[Manifest, dict[str, Manifest]]:
     """The checkpoint with the ensemble's state of an epoch, and by student that with its weights."""
-    if isinstance(epoch, int):
-        chosen = checkpoint_of_epoch(folder, training_data.schedule.steps_per_epoch, epoch, option)
+    recipe, per_epoch = training_data.recipe, training_data.schedule.steps_per_epoch
+    if epoch == "last":
+        found = checkpoint_of_epoch(folder, per_epoch, recipe.epochs, "--last")
+    elif isinstance(epoch, int):
+        found = checkpoint_of_epoch(folder, per_epoch, epoch, f"--epoch {epoch}")
     else:
-        chosen = _latest(folder, warn)
+        found = _latest(folder, warn)
     if epoch == "best":
-        recipe = training_data.recipe
-        return chosen, {each.name: checkpoint_of_best(folder, recipe, chosen, each.name) for each in students}
-    return chosen, {each.name: chosen for each in students}
+        return found, {name: checkpoint_of_best(folder, recipe, found, name) for name in names}
+    return found, dict.fromkeys(names, found)
 
 
 def _load(
@@ -272,18 +262,11 @@ def _ensemble(folder: Folder, manifest: Manifest, networks: Mapping[str, nn.Modu
     return Ensemble(networks, state["weights"].tolist()).eval()
 
 
-def _results_after(
-    folder: Folder, record: Mapping[str, Any], title: str, steps: Mapping[str, int], steps_per_epoch: int
-) -> Results:
-    """The recorded test results of students after so many steps; empty if there are none."""
-    epochs, rest = divmod(max(steps.values()), steps_per_epoch)
-    if rest or len({*steps.values()}) > 1:
+def _results(folder: Folder, steps: Collection[int], per_epoch: int) -> Results:
+    """The recorded test results after these steps; empty if there are none, or not all end one epoch."""
+    epochs, rest = divmod(max(steps), per_epoch)
+    if rest or len({*steps}) > 1:
         return {}
-    return _results(folder, epochs) or _best_results(record, title, epochs)
-
-
-def _results(folder: Folder, epochs: int) -> Results:
-    """The recorded test results after `epochs` epochs; empty if there are none."""
     try:
         table = read_metrics(folder)
     except RunFolderError:  # missing test results do not prevent an export
@@ -295,7 +278,7 @@ def _results(folder: Folder, epochs: int) -> Results:
     return found
 
 
-def _best_results(record: Mapping[str, Any], name: str, epochs: int) -> Results:
-    """The final test results of a student's best weights, if they are those after `epochs` epochs."""
-    values = scores_of(record).get(name + BEST, {})
-    return {name: values} if values.get("epoch") == epochs else {}
+def _best_results(record: Mapping[str, Any], title: str) -> Results:
+    """The final test results of the best weights; empty if there are none."""
+    values = scores_of(record).get(title + BEST)
+    return {} if values is None else {title: values}
