@@ -8,13 +8,17 @@ import importlib.util
 import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any, get_args
 from urllib.parse import unquote
 
 import click
 import pytest
 from cohorts import ROOT
 from commands import check, commands_in, fences
+from pydantic import BaseModel
 from test_layers import LAYERS
+
+from kdcl_dist.config.recipe import Recipe
 
 SKIPPED = (".venv", "runs", "exports", "build", "data")
 DOCUMENTS = sorted(path for path in ROOT.rglob("*.md") if path.relative_to(ROOT).parts[0] not in SKIPPED)
@@ -179,3 +183,26 @@ def test_the_readme_is_the_same_in_both_languages(parts: Callable[[str], list[st
     assert parts(english) == parts(chinese)
     assert "README.zh.md" in LINK.findall(english)
     assert "README.md" in LINK.findall(chinese)
+
+
+def fields_of(model: type[BaseModel], prefix: str = "") -> Iterator[str]:
+    """All fields of a part of a recipe, with those of its parts; a student's begin with the student's own."""
+    for name, field in model.model_fields.items():
+        yield prefix + name
+        for part in parts_of(field.annotation):
+            yield from fields_of(part, "" if name == "students" else f"{prefix}{name}.")
+
+
+def parts_of(annotation: Any) -> set[type[BaseModel]]:
+    """The parts of a recipe that a field may hold."""
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return {annotation}
+    return set().union(*map(parts_of, get_args(annotation))) if get_args(annotation) else set()
+
+
+def test_the_fields_beside_those_of_other_trainers_are_there() -> None:
+    lines = (ROOT / "docs/compare-tools.md").read_text(encoding="utf-8").splitlines()
+    cells = [line.split("|")[-2] for line in lines if line.startswith("| ")]
+    named = {name for cell in cells for name in re.findall(r"`([a-z_]+(?:\.[a-z_]+)?)(?:: \w+)?`", cell)}
+    assert len(named) > 30
+    assert named <= set(fields_of(Recipe))
