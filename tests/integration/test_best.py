@@ -157,6 +157,8 @@ def test_a_student_of_its_best_epoch(make_recipe: MakeRecipe, make_run: MakeRun)
         assert_same(source.network.state_dict(), best.weights[index])
         assert source.when == f"epoch {best.epoch + 1} of 5"
         assert set(source.results) == {name}
+    together = Source.load(uri, "ensemble", epoch="best", warn=print)
+    assert together.when == "a: epoch 3 of 5, b: epoch 4 of 5"
     found = evaluate(uri, device="cpu", warn=print, epoch="best")
     recorded = scores_of(read_record(run.folder))
     assert found.epochs == {name: recorded[f"{name}/best"]["epoch"] for name in recipe.names}
