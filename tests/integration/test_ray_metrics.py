@@ -19,7 +19,7 @@ from ray._private import state
 
 from kdcl_dist.config.recipe_file import parse_recipe
 from kdcl_dist.launch.ray import driver as on_ray
-from kdcl_dist.launch.ray.metrics import PROGRESS, TEST, TRAIN, RayMetrics
+from kdcl_dist.launch.ray.metrics import PROGRESS, TEST, TRAIN, VAL, RayMetrics
 from kdcl_dist.run.events import EpochEnded, Event, Note, Started, Stepped, Warned
 from kdcl_dist.run.prepare import prepare
 from kdcl_dist.run.record import read_record
@@ -232,4 +232,4 @@ def test_the_dashboard_asks_for_what_is_offered() -> None:
 
 def test_the_readme_names_every_metric() -> None:
     text = DASHBOARD.with_name("README.md").read_text()
-    assert set(re.findall(r"`(kdcl_\w+)`", text)) == {*TRAIN, *TEST, *PROGRESS}
+    assert set(re.findall(r"`(kdcl_\w+)`", text)) == {*TRAIN, *VAL, *TEST, *PROGRESS}

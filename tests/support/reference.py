@@ -76,7 +76,7 @@ def train(
         of_class = np.flatnonzero(data.labels == label)
         if recipe.data.val_fraction:
             order = permutation(len(of_class), recipe.seed, Purpose.VALIDATION, label)
-            val += of_class[order[: round(recipe.data.val_fraction * len(of_class))]].tolist()
+            val += of_class[order[: int(recipe.data.val_fraction * len(of_class) + 0.5)]].tolist()
             of_class = np.array([i for i in of_class if i not in val])
         order = permutation(len(of_class), recipe.seed, Purpose.HOLDOUT, label)
         held += of_class[order[: recipe.data.holdout_per_class]].tolist()

@@ -34,6 +34,7 @@ def test_purposes_are_frozen() -> None:
         "LOGIT_NOISE": 8,
         "STUDENT_WITH_OWN_SEED": 9,
         "TEST_NOISE": 10,
+        "VALIDATION": 11,
         "MIXING": 12,
         "PARTNER": 13,
     }
