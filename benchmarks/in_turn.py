@@ -30,9 +30,9 @@ class InTurn:
 
     def __init__(self, recipe: Recipe) -> None:
         self.recipe, self.training_data = recipe, TrainingData.open(recipe)
-        classes, channels = len(self.training_data.train.classes), self.training_data.train.channels
+        classes = len(self.training_data.train.classes)
         self.students = [
-            Student(recipe, index, classes=classes, channels=channels, device=torch.device("cpu"))
+            Student.of(self.training_data, index, device=torch.device("cpu"))
             for index in range(len(recipe.students))
         ]
         bank = make_bank(recipe, len(self.training_data.train), classes)
@@ -56,16 +56,25 @@ class InTurn:
     def step(self, step: int) -> float:
         """One step of all students, one after another; returns its seconds."""
         started = time.perf_counter()
+        for part in range(self.recipe.accumulate):
+            self._part(step, part)
+        return time.perf_counter() - started
+
+    def _part(self, step: int, part: int) -> None:
+        """One part of a step, of all students."""
         batches = [next(stream) for stream in self.streams]
         per_epoch = self.training_data.schedule.steps_per_epoch
         learns = [student.learns(step // per_epoch) for student in self.students]
         logits = [
-            student.forward(batch.images, step, learns=learning)
+            student.forward(batch.images, step, part, learns=learning)
             for student, batch, learning in zip(self.students, batches, learns, strict=True)
         ]
-        sent = [self._as_sent(s.contribution(z, step)) for s, z in zip(self.students, logits, strict=True)]
+        sent = [
+            self._as_sent(student.contribution(own, step, part))
+            for student, own in zip(self.students, logits, strict=True)
+        ]
         parts = [Contribution(b.ids, b.labels, z) for b, z in zip(batches, sent, strict=True)]
-        answer = self.coordinator.answer(parts, step, step // per_epoch)
+        answer = self.coordinator.answer(parts, step, step // per_epoch, part)
         for index, (student, batch) in enumerate(zip(self.students, batches, strict=True)):
             own = covered = None
             if answer.target is not None and len(answer.target.ids):
@@ -75,10 +84,9 @@ class InTurn:
                 row, _ = find_rows(batch.ids, answer.known.ids)
                 peers = [j for j in range(len(self.students)) if j != index]
                 own, covered = answer.known.logits[peers][:, row], None
-            loss = student.loss(logits[index], batch.labels, own, covered).total
+            loss = student.loss(logits[index], batch.loss_labels, own, covered).total
             if learns[index]:
-                student.learn(loss, student.lr(step, per_epoch))
-        return time.perf_counter() - started
+                student.learn(loss, student.lr(step, per_epoch), part)
 
     def _as_sent(self, values: Tensor) -> Tensor:
         """The values that arrive when these are sent with the recipe's precision."""

@@ -7,11 +7,13 @@ import threading
 from collections.abc import Callable
 
 import pytest
-from cohorts import Cohort, Inject, MakeRecipe
+from cohorts import ROOT, Cohort, Inject, MakeRecipe
 from equality import PAIR, VIEWS, check, check_replicas
 
+from kdcl_dist.config.recipe_file import load_recipe
 from kdcl_dist.errors import MethodError
 from kdcl_dist.launch import local
+from kdcl_dist.run.events import EpochEnded, Event
 from kdcl_dist.run.run import Run
 
 WEIGHTS = "class_weights={class 0: 2.0, class 1: 0.5, class 2: 1, class 3: 3.5}"
@@ -103,6 +105,26 @@ def test_stopped_and_resumed_it_equals_the_reference(
     assert stopped.finished["coordinator"] is False
     run = make_run(recipe, "r", resume=True)
     assert not Cohort(run).train().errors
+    check(run)
+
+
+def test_the_recipe_of_today_equals_the_reference(
+    make_run: Callable[..., Run], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On a part of the digits, stopped in the second epoch and resumed."""
+    pytest.importorskip("timm")
+    monkeypatch.chdir(ROOT)
+    short = [f"students.{name}.schedule.warmup_epochs=1" for name in ("vit", "resnet")]
+    recipe = load_recipe("examples/modern.yaml", ["epochs=2", "data.holdout_per_class=100", *short])
+    stop = threading.Event()
+
+    def stop_after_an_epoch(event: Event) -> None:
+        if isinstance(event, EpochEnded):
+            stop.set()
+
+    assert not local.launch(make_run(recipe, "r"), stop_after_an_epoch, stop)
+    run = make_run(recipe, "r", resume=True)
+    assert local.launch(run, lambda event: None, threading.Event())
     check(run)
 
 

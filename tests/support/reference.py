@@ -195,7 +195,7 @@ def train(
                 (losses[i] / k).backward()
                 if part == k - 1:
                     for group in optims[i].param_groups:
-                        now = rate(recipe.students[i], epoch * T_epoch + step, T_epoch * last[i])
+                        now = rate(recipe.students[i], epoch * T_epoch + step, T_epoch * last[i], T_epoch)
                         group["lr"] = now * group.get("factor", 1)
                     if limit := recipe.students[i].clip_grad_norm:
                         torch.nn.utils.clip_grad_norm_(nets[i].parameters(), limit)
@@ -342,12 +342,14 @@ def optimizer_of(o: Any, net: torch.nn.Module) -> torch.optim.Optimizer:
     return timm.optim.Lamb(parameters, o.lr, **betas, eps=o.eps)
 
 
-def rate(student: Any, step: int, steps: int) -> float:
+def rate(student: Any, step: int, steps: int, per_epoch: int) -> float:
     """The learning rate; the schedules have tests of their own."""
     schedule, lr = student.schedule, student.optimizer.lr
-    if schedule.name == "cosine" and not schedule.warmup_epochs:
-        low = schedule.min_lr
-        return low + (lr - low) * 0.5 * (1 + math.cos(math.pi * (step / steps)))
+    if schedule.name == "cosine":
+        low, warm = schedule.min_lr, schedule.warmup_epochs * per_epoch
+        if step < warm:
+            return schedule.warmup_lr + (lr - schedule.warmup_lr) * step / warm
+        return low + (lr - low) * 0.5 * (1 + math.cos(math.pi * ((step - warm) / (steps - warm))))
     if schedule.name == "nets:halving":
         return lr * 0.5 ** (step // schedule.every)
     assert schedule.name == "multistep"
