@@ -163,7 +163,8 @@ def _results(run: RunData) -> Table | None:
     results = run.results()
     if not results:
         return None
-    names = [*(name for name in run.cohort if name in results), *sorted(results.keys() - set(run.cohort))]
+    others = [name for name in results if name not in run.cohort]
+    names = [*(name for name in run.cohort if name in results), *others]
     when = f"after epoch {run.epochs} of {run.recipe.epochs}" if run.curves else "as recorded"
     caption = (
         f"Test results {when}. loss: mean cross-entropy in nats. ensemble: mean of the students' "
