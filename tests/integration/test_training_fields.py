@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import threading
+import time
 from collections.abc import Callable
 
 import pytest
@@ -13,7 +14,6 @@ from equality import PAIR, VIEWS, check, check_replicas
 from kdcl_dist.config.recipe_file import load_recipe
 from kdcl_dist.errors import MethodError
 from kdcl_dist.launch import local
-from kdcl_dist.run.events import EpochEnded, Event
 from kdcl_dist.run.run import Run
 
 WEIGHTS = "class_weights={class 0: 2.0, class 1: 0.5, class 2: 1, class 3: 3.5}"
@@ -109,21 +109,24 @@ def test_stopped_and_resumed_it_equals_the_reference(
 
 
 def test_the_recipe_of_today_equals_the_reference(
-    make_run: Callable[..., Run], monkeypatch: pytest.MonkeyPatch
+    make_run: Callable[..., Run], inject: Inject, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """On a part of the digits, stopped in the second epoch and resumed."""
     pytest.importorskip("timm")
     monkeypatch.chdir(ROOT)
     short = [f"students.{name}.schedule.warmup_epochs=1" for name in ("vit", "resnet")]
     recipe = load_recipe("examples/modern.yaml", ["epochs=2", "data.holdout_per_class=100", *short])
-    stop = threading.Event()
+    held, stop = inject("coordinator", "gather", 5, "hold", until="stop"), threading.Event()
 
-    def stop_after_an_epoch(event: Event) -> None:
-        if isinstance(event, EpochEnded):
-            stop.set()
+    def ask() -> None:
+        while not held.exists():
+            time.sleep(0.02)
+        stop.set()
 
-    assert not local.launch(make_run(recipe, "r"), stop_after_an_epoch, stop)
+    threading.Thread(target=ask, daemon=True).start()
+    assert not local.launch(make_run(recipe, "r"), lambda event: None, stop)
     run = make_run(recipe, "r", resume=True)
+    assert run.step == 6
     assert local.launch(run, lambda event: None, threading.Event())
     check(run)
 
