@@ -12,12 +12,14 @@ import pytest
 from cohorts import ROOT
 
 SCRIPT = ROOT / "cluster" / "slurm" / "kdcl.sbatch"
-#: Writes down how it was called; `srun` and a `kdcl` that is to be stopped then wait for a signal.
+#: Writes down how it was called; `srun` and a `kdcl` that is to be stopped then wait for a signal. A `kdcl`
+#: goes on when both `srun`, which run beside it, have written.
 PLAYED = """#!/bin/bash
 echo "$(basename "$0") $*" >> "$CALLS"
 [[ $(basename "$0") == srun ]] && exec sleep 60
 [[ $(basename "$0") != kdcl ]] && exit 0
 echo "RAY_ADDRESS=$RAY_ADDRESS token=$(stat -c %a "$RAY_AUTH_TOKEN_PATH")" >> "$CALLS"
+for _ in {1..1000}; do [[ $(grep -c ^srun "$CALLS") == 2 ]] && break; sleep 0.1; done
 [[ -n $STOPPED ]] || exit "$CODE"
 trap 'exit 130' TERM
 echo ready >> "$CALLS"
