@@ -48,7 +48,7 @@ class InTurn:
                 self.step(epoch * schedule.steps_per_epoch + step)
             if schedule.holdout_batches:
                 for batch in self.training_data.holdout_batches():
-                    logits = torch.stack([student.predict(batch.images) for student in self.students])
+                    logits = torch.stack([student.predict(batch.inputs) for student in self.students])
                     self.coordinator.add_holdout(Aligned(batch.ids, batch.labels, logits))
                 self.coordinator.update_weights()
         return self.test()
@@ -66,7 +66,7 @@ class InTurn:
         per_epoch = self.training_data.schedule.steps_per_epoch
         learns = [student.learns(step // per_epoch) for student in self.students]
         logits = [
-            student.forward(batch.images, step, part, learns=learning)
+            student.forward(batch.inputs, step, part, learns=learning)
             for student, batch, learning in zip(self.students, batches, learns, strict=True)
         ]
         sent = [
@@ -97,7 +97,7 @@ class InTurn:
         """Loss, top1 and top5 on the test samples, by student and for the ensemble."""
         scores = {name: Scores() for name in (*self.recipe.names, ENSEMBLE)}
         for batch in self.training_data.test_batches():
-            logits = torch.stack([student.predict(batch.images) for student in self.students])
+            logits = torch.stack([student.predict(batch.inputs) for student in self.students])
             for name, own in zip(self.recipe.names, logits, strict=True):
                 scores[name].add_logits(own, batch.labels)
             aligned = Aligned(batch.ids, batch.labels, logits)

@@ -122,7 +122,7 @@ def _alone(recipe: Recipe, index: int) -> None:
     classes, channels = len(training_data.train.classes), training_data.train.channels
     student = Student(recipe, index, classes=classes, channels=channels, device=torch.device("cpu"))
     for step, batch in enumerate(training_data.training_batches(index, 0)):
-        loss = student.loss(student.forward(batch.images, step), batch.labels, None).total
+        loss = student.loss(student.forward(batch.inputs, step), batch.labels, None).total
         student.learn(loss, student.spec.optimizer.lr)
 
 

@@ -86,7 +86,7 @@ def _alone(recipe: Recipe, index: int, kind: str, start: Any, found: Any, finish
     while finished.value < len(recipe.students):
         began = time.perf_counter()
         batch = next(batches)
-        loss = student.loss(student.forward(batch.images, len(seconds)), batch.labels, None).total
+        loss = student.loss(student.forward(batch.inputs, len(seconds)), batch.labels, None).total
         student.learn(loss, student.spec.optimizer.lr)
         float(loss.detach())
         seconds.append(time.perf_counter() - began)

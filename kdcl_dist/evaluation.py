@@ -146,7 +146,7 @@ class Trained:
         scores = {name: Scores() for name in self.names}
         for number, batch in enumerate(self.training_data.test_batches()):
             if noise is not None:
-                batch = batch._replace(images=noise.add(batch.images, number))
+                batch = batch._replace(inputs=noise.add(batch.inputs, number))
             answers = self._answers(batch)
             if self.training_data.recipe.averaged:
                 averaged = self._answers(batch, averaged=True)
@@ -165,7 +165,7 @@ class Trained:
     def _answers(self, batch: Batch, *, averaged: bool = False) -> dict[str, Tensor]:
         """The log-probabilities (B, C) of each student and of the ensemble."""
         logits_SBC = torch.stack(
-            [student.predict(batch.images, averaged=averaged).cpu() for student in self.students]
+            [student.predict(batch.inputs, averaged=averaged).cpu() for student in self.students]
         )
         answers = dict(zip(self.aggregator.names, F.log_softmax(logits_SBC, dim=2), strict=True))
         answers[ENSEMBLE] = self.aggregator.predict(Aligned(batch.ids, batch.labels, logits_SBC))

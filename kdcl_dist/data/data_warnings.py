@@ -28,13 +28,13 @@ def data_warnings(training_data: TrainingData) -> list[str]:
 
 
 def _of_views(training_data: TrainingData) -> list[str]:
-    tested = tuple(training_data.first_test_views(SEEN).images.shape[1:])
+    tested = tuple(training_data.first_test_views(SEEN).inputs.shape[1:])
     found = {}
     for index in range(len(training_data.recipe.students)):
         field = training_data.augment_field(index)
         if field in found:
             continue
-        images_BCHW = training_data.first_views(index, SEEN).images
+        images_BCHW = training_data.first_views(index, SEEN).inputs
         deviation, shape = float(images_BCHW.std()), tuple(images_BCHW.shape[1:])
         found[field] = [
             f"{field}: the first images have deviation {deviation:.3g} after normalisation, where 1 is "

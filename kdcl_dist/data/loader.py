@@ -32,14 +32,14 @@ CACHED_PIXELS = 1 << 16
 
 
 class Batch(NamedTuple):
-    """ids_B int64, labels_B int64, images_BCHW float32, normalised.
+    """ids_B int64, labels_B int64, and the inputs of the network: images_BCHW float32, normalised.
 
     `loss_labels` are what a loss takes: the labels, or class probabilities (B, C) where a run mixes samples.
     """
 
     ids: Tensor
     labels: Tensor
-    images: Tensor
+    inputs: Tensor
     loss_labels: Tensor
 
 

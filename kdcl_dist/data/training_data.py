@@ -224,7 +224,7 @@ class TrainingData:
             parts, views = batches_of(ids, self.recipe.part_size), self._test_views(dataset)
             for number in _spaced(len(parts), 4):
                 ends_B = np.unique(parts[number][[0, -1]])
-                images_BCHW = _checked_batch("data.test_view", views, ends_B).images
+                images_BCHW = _checked_batch("data.test_view", views, ends_B).inputs
                 shape = tuple(images_BCHW.shape[1:])
                 if shape in seen and number not in (0, len(parts) - 1):
                     continue

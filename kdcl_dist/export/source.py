@@ -177,7 +177,7 @@ class Source:
 def _probes(recipe: Recipe, training_data: TrainingData) -> Tensor:
     views = test_views(training_data.test, recipe.data.test_items, recipe.seed)
     ids_B = np.arange(PROBES) % len(training_data.test)
-    return next(batches(views, [(0, ids_B)])).images
+    return next(batches(views, [(0, ids_B)])).inputs
 
 
 def label_of(folder: Folder) -> str:

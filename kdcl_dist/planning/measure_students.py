@@ -124,7 +124,7 @@ def _step(student: Student, stream: Iterator[Batch], message: Message, step: int
     batch = next(stream)
     loaded = time.perf_counter()
     learns = student.learns(0)
-    logits_BC = student.forward(batch.images, step, learns=learns)
+    logits_BC = student.forward(batch.inputs, step, learns=learns)
     message.reset(Kind.TRAIN, step)
     message.write_rows(batch.ids, student.contribution(logits_BC, step), batch.labels)
     losses = random_loss(student, logits_BC, batch.loss_labels)

@@ -168,5 +168,5 @@ def _gradient_bytes(recipe: Recipe, index: int, shape: tuple[int, int]) -> int:
         return 0
     network = models.build(student.model, *shape)
     if has_lazy_layers(network):
-        initialise(network, str(student.model), TrainingData.open(recipe).first_views(index, 2).images)
+        initialise(network, str(student.model), TrainingData.open(recipe).first_views(index, 2).inputs)
     return sum(4 * parameter.numel() for parameter in network.parameters() if parameter.requires_grad)

@@ -52,13 +52,13 @@ def dry_run(student: Student, training_data: TrainingData, index: int) -> int:
     known = {path for path, _ in student.model.named_parameters()}
     with random_state_kept(), _unchanged(student.model):
         training_data.first_views(index, 2)
-        check_output(student, training_data.first_test_views(2).images)  # before a whole batch is loaded
+        check_output(student, training_data.first_test_views(2).inputs)  # before a whole batch is loaded
         first = training_data.first_batch(index, student.replica)
         for where, images_BCHW in training_data.probes(index):
             check_output(student, images_BCHW, where)
         if student.head is not None:
-            check_head(student, student.head, first.images)
-        try_step(student, first.images, first.loss_labels)
+            check_head(student, student.head, first.inputs)
+        try_step(student, first.inputs, first.loss_labels)
     _check_parameters(student, known)
     if student.device.type == "cuda":
         return torch.cuda.max_memory_allocated(student.device)

@@ -112,7 +112,7 @@ class StudentLoop:
         loaded_s = time.perf_counter()
         enter("forward")
         learns = student.learns(round.epoch)
-        logits_BC = student.forward(batch.images, round.step, round.part, learns=learns)
+        logits_BC = student.forward(batch.inputs, round.step, round.part, learns=learns)
         self._start_message(round)
         contribution_BC = student.contribution(logits_BC, round.step, round.part)
         self.exchange.outgoing.write_rows(batch.ids, contribution_BC, batch.labels)
@@ -195,7 +195,7 @@ class StudentLoop:
         self.exchange.monitor.heartbeat.enter("evaluation")
         self._start_message(round)
         averaged = self.schedule.test_batch(round)[0] == 1
-        logits_BC = self.student.predict(batch.images, averaged=averaged)
+        logits_BC = self.student.predict(batch.inputs, averaged=averaged)
         self.exchange.outgoing.write_rows(batch.ids, logits_BC, batch.labels)
         return self._round_trip(round, self._limit_s(round)).flags
 

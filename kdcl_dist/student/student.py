@@ -119,7 +119,7 @@ class Student:
             device=device,
             resumed=resumed,
             trains=trains,
-            example=lambda: training_data.first_views(index, 2).images,
+            example=lambda: training_data.first_views(index, 2).inputs,
         )
         if (weights_C := training_data.class_weights(index)) is not None:
             student.loss.class_weights_C = weights_C.to(device)

@@ -96,7 +96,7 @@ def _build(recipe: Recipe, index: int) -> str | None:
             raise
         return _build_without_data(recipe, index, error)
     data, example = training_data.train, partial(training_data.first_views, index, 2)
-    _build_student(recipe, index, len(data.classes), data.channels, lambda: example().images)
+    _build_student(recipe, index, len(data.classes), data.channels, lambda: example().inputs)
     return None
 
 

@@ -162,7 +162,7 @@ def test_a_student_sees_its_own_views_mixed(kind: str, workers: int, make_recipe
     ):
         mix = mix_of_round(recipe, step, own.ids.numpy())
         assert mix is not None
-        view = dict(zip(own.ids.tolist(), own.images, strict=True))
+        view = dict(zip(own.ids.tolist(), own.inputs, strict=True))
         label = dict(zip(own.ids.tolist(), own.labels.tolist(), strict=True))
         assert torch.equal(mixed.ids, own.ids)
         assert torch.equal(mixed.labels, own.labels)
@@ -173,7 +173,7 @@ def test_a_student_sees_its_own_views_mixed(kind: str, workers: int, make_recipe
                 top, bottom, left, right = (round(8 * edge) for edge in mix.box)
                 expected = view[id].clone()
                 expected[:, top:bottom, left:right] = view[partner][:, top:bottom, left:right]
-            assert torch.equal(mixed.images[row], expected)
+            assert torch.equal(mixed.inputs[row], expected)
             shares = [0.0] * 4
             shares[label[id]] += mix.share
             shares[label[partner]] += 1 - mix.share

@@ -43,7 +43,7 @@ def test_replicas_split_each_batch_of_their_student(replicas: int, make_recipe: 
     shares = [training_data.training_batches(0, 1, replica) for replica in range(replicas)]
     for batch, *parts in zip(whole.training_batches(0, 1), *shares, strict=True):
         assert torch.equal(batch.ids, torch.cat([part.ids for part in parts]))
-        assert torch.equal(batch.images, torch.cat([part.images for part in parts]))
+        assert torch.equal(batch.inputs, torch.cat([part.inputs for part in parts]))
         assert {len(part.ids) for part in parts} == {16 // replicas}
 
 
@@ -102,7 +102,7 @@ def test_validation_samples_are_not_trained_on(own: bool, make_recipe: MakeRecip
     source = training_data.val or training_data.train
     batch = found[Kind.VALIDATE][0]
     expected = torch.stack([source.image(int(id)) for id in batch.ids]).float() / 255
-    assert torch.allclose(batch.images, (expected - 0.5) / 0.25)
+    assert torch.allclose(batch.inputs, (expected - 0.5) / 0.25)
     assert set(training_data.fingerprints) == {"train", "test", *(["val"] if own else [])}
 
 

@@ -63,7 +63,7 @@ def test_it_equals_the_row_of_kdcl_evaluate(kind: str, exports: dict[str, Path],
     found = Export.read(exports[kind], ["nets"], "cpu")
     scores, data = Scores(), Trained.load(uneven.uri, warn=print, allow_imports=["nets"]).training_data
     for batch in data.test_batches():
-        scores.add_logits(found.logits(batch.images), batch.labels)
+        scores.add_logits(found.logits(batch.inputs), batch.labels)
     expected = evaluate(uneven.uri, device="cpu", warn=print, allow_imports=["nets"]).results
     assert scores.values() == pytest.approx(expected[ENSEMBLE], rel=1e-5)
     assert scores.values()["loss"] != pytest.approx(expected["a"]["loss"], rel=1e-3)

@@ -38,7 +38,7 @@ from kdcl_dist.student.student import Student
 def test_logits_are_those_of_an_evaluation(trained: Run, exports: dict[str, Path], pictures: Path) -> None:
     known = Trained.load(trained.folder.uri, device="cpu", warn=print, allow_imports=["nets"])
     expected = torch.cat(
-        [known.students[0].predict(batch.images) for batch in known.training_data.test_batches()]
+        [known.students[0].predict(batch.inputs) for batch in known.training_data.test_batches()]
     )
     files = sorted((pictures / "files").rglob("*.png"), key=lambda path: path.name)
     for kind, folder in exports.items():
@@ -52,7 +52,7 @@ def test_logits_are_those_of_an_evaluation(trained: Run, exports: dict[str, Path
 def test_predictions_of_a_folder(trained: Run, exports: dict[str, Path], pictures: Path) -> None:
     known = Trained.load(trained.folder.uri, device="cpu", warn=print, allow_imports=["nets"])
     logits = torch.cat(
-        [known.students[0].predict(batch.images) for batch in known.training_data.test_batches()]
+        [known.students[0].predict(batch.inputs) for batch in known.training_data.test_batches()]
     )
     shares = F.softmax(logits.double(), dim=1).numpy()
     for kind, folder in exports.items():

@@ -89,7 +89,7 @@ def test_a_probe_equals_a_linear_layer_on_fixed_features(make_recipe: MakeRecipe
     optimizer = torch.optim.SGD(head.parameters(), 0.1, momentum=0.9, weight_decay=5e-4)
     for batch in cohort.training_data.training_batches(0, 0):
         with torch.no_grad():
-            features: Tensor = network(batch.images)
+            features: Tensor = network(batch.inputs)
         optimizer.zero_grad()
         F.cross_entropy(head(features), batch.labels).backward()
         optimizer.step()
