@@ -18,9 +18,10 @@ from kdcl_dist.config.recipe import Recipe
 from kdcl_dist.config.stored_imports import check_recipe_imports
 from kdcl_dist.coordinator.aggregator import Aggregator
 from kdcl_dist.coordinator.aligned_logits import Aligned
+from kdcl_dist.data.dataset import ImageDataset
 from kdcl_dist.data.loader import Batch
 from kdcl_dist.data.training_data import TrainingData
-from kdcl_dist.errors import CheckpointError, RunFolderError, one_line
+from kdcl_dist.errors import CheckpointError, RunFolderError, UserError, one_line
 from kdcl_dist.membership.monitor import COORDINATOR
 from kdcl_dist.run.checkpoint import Manifest, latest, read_part
 from kdcl_dist.run.class_scores import ClassScores
@@ -137,7 +138,7 @@ class Trained:
         """Loss, top1 and top5 over all test samples, by `names`.
 
         Args:
-            noise: on the pixels. None: none.
+            noise: on the pixels of images. None: none.
             details: collects the results class by class, by `names`. None: not needed.
 
         Raises:
@@ -283,9 +284,17 @@ def evaluate_under_noise(
     """Test a run under pixel noise of several deviations, with `repeats` draws of each.
 
     Yields (deviation, repeat, results as in `Evaluation`). Other arguments and errors as `Trained.load`.
+
+    Raises:
+        UserError: the samples are no images.
     """
     trained = Trained.load(uri, device=device, warn=warn, allow_imports=allow_imports)
-    std = tuple(trained.training_data.test.std)
+    test = trained.training_data.test
+    if not isinstance(test, ImageDataset):
+        raise UserError(
+            f"--noise is on pixels, and the samples of {trained.training_data.recipe.data.test} are no images"
+        )
+    std = tuple(test.std)
     seed = trained.training_data.recipe.seed
     for deviation in deviations:
         for repeat in range(repeats):

@@ -36,7 +36,7 @@ from kdcl_dist.errors import DataError, of_user_code, one_line
 from kdcl_dist.utils.hidden import is_hidden
 from kdcl_dist.utils.import_strings import is_import_string, load_object
 
-__all__ = ["ArrowDataset", "ImageDataset", "Info", "fingerprint", "open_dataset"]
+__all__ = ["ArrowDataset", "ImageDataset", "Info", "channels_of", "fingerprint", "open_dataset"]
 
 FORMAT = 1
 KEY = b"kdcl"
@@ -223,6 +223,11 @@ def _checked(spec: str, dataset: Any) -> ImageDataset:
         raise DataError(f"data set {spec!r}: {type(dataset).__name__} lacks {', '.join(missing)}")
     _check_custom(spec, dataset)
     return dataset
+
+
+def channels_of(dataset: ImageDataset) -> int | None:
+    """Channels of a data set's images; None: its samples are no images."""
+    return dataset.channels if isinstance(dataset, ImageDataset) else None
 
 
 def fingerprint(dataset: ImageDataset) -> str:

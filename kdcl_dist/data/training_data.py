@@ -18,7 +18,7 @@ from torch import Tensor
 from kdcl_dist.config.recipe import Recipe
 from kdcl_dist.config.rounds import Kind, Round, RunSchedule, share_of
 from kdcl_dist.data.class_weights import class_weights
-from kdcl_dist.data.dataset import ImageDataset, fingerprint
+from kdcl_dist.data.dataset import ImageDataset, channels_of, fingerprint
 from kdcl_dist.data.first_images import check_views
 from kdcl_dist.data.loader import Batch, BatchSpec, batches, mixed_batches
 from kdcl_dist.data.mixing import mix_of_round
@@ -76,6 +76,11 @@ class TrainingData:
             with _naming_field(self.augment_field(index)):
                 Transforms(self.recipe.augment_of(student), self.train.mean)
             self.class_weights(index)
+
+    @property
+    def channels(self) -> int | None:
+        """Channels of the images; None: the samples are no images."""
+        return channels_of(self.train)
 
     def augment_field(self, index: int) -> str:
         """The field of the recipe that has a student's transforms."""

@@ -10,7 +10,7 @@ from __future__ import annotations
 from typing import cast
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 __all__ = ["compiled", "keep_graphs", "uncompiled"]
 
@@ -53,5 +53,17 @@ def compiled(network: nn.Module, threads: int) -> nn.Module:
     from torch._inductor import config as inductor
 
     inductor.compile_threads = threads
-    # In a module of torch.nn the network's hooks are compiled as well, which else are frames of their own.
-    return cast(nn.Module, torch.compile(nn.Sequential(network)))
+    return cast(nn.Module, torch.compile(_Whole(network)))
+
+
+class _Whole(nn.Module):
+    """A network in a module, so that its hooks are compiled as well, which else are frames of their own."""
+
+    def __init__(self, network: nn.Module) -> None:
+        super().__init__()
+        self.network = network
+
+    def forward(self, *inputs: Tensor, **named: Tensor) -> Tensor:
+        """What the network gives."""
+        logits: Tensor = self.network(*inputs, **named)
+        return logits

@@ -1,6 +1,6 @@
 """The ensemble of trained networks as one network.
 
-Shapes: S networks, B batch, C channels or classes, H W image.
+Shapes: S networks, B batch, C classes.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ class Ensemble(nn.Module):
     """The weighted mean of the probabilities of several networks (KDCL, Guo et al., CVPR 2020, eq. 8).
 
     Args:
-        networks: by name; each maps images (B, C, H, W) to logits (B, C).
+        networks: by name; each maps the same inputs to logits (B, C).
         weights: of the networks, with sum 1; None: equal ones. They are a part of the state.
 
     Attributes:
@@ -38,8 +38,8 @@ class Ensemble(nn.Module):
         equal = [1 / len(networks)] * len(networks)
         self.register_buffer("weights", torch.tensor(equal if weights is None else weights))
 
-    def forward(self, images_BCHW: Tensor) -> Tensor:
+    def forward(self, *inputs: Tensor, **named: Tensor) -> Tensor:
         """The logarithms (B, C) of the mean probabilities, which serve as logits; float32."""
-        logits = [network(images_BCHW).float() for network in self.students.values()]
+        logits = [network(*inputs, **named).float() for network in self.students.values()]
         log_p_SBC = F.log_softmax(torch.stack(logits), dim=2)
         return torch.logsumexp(log_p_SBC + self.weights.log()[:, None, None], dim=0)

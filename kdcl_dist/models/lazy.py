@@ -1,16 +1,14 @@
-"""Lazy layers, such as `torch.nn.LazyLinear`: their sizes are those of their first input.
-
-Shapes: B batch, C channels, H W image.
-"""
+"""Lazy layers, such as `torch.nn.LazyLinear`: their sizes are those of their first input."""
 
 from __future__ import annotations
 
 from itertools import chain
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 from torch.nn.parameter import is_lazy
 
+from kdcl_dist.data.samples import Inputs, described, forward
 from kdcl_dist.errors import ModelError, of_user_code
 
 __all__ = ["has_lazy_layers", "initialise"]
@@ -21,7 +19,7 @@ def has_lazy_layers(network: nn.Module) -> bool:
     return any(hasattr(module, "_initialize_hook") for module in network.modules())
 
 
-def initialise(network: nn.Module, name: str, images_BCHW: Tensor) -> None:
+def initialise(network: nn.Module, name: str, inputs: Inputs) -> None:
     """Give lazy layers their sizes, by passes in evaluation mode and, if some still wait, in training mode.
 
     Weights that have no values yet are drawn from torch's generator; the mode is the one before.
@@ -29,7 +27,7 @@ def initialise(network: nn.Module, name: str, images_BCHW: Tensor) -> None:
     Args:
         network: with or without lazy layers.
         name: the network's name in the recipe, for the error message.
-        images_BCHW: images as the network gets them.
+        inputs: a batch as the network gets it.
 
     Raises:
         ModelError: a pass fails, or leaves a layer without a size.
@@ -38,12 +36,11 @@ def initialise(network: nn.Module, name: str, images_BCHW: Tensor) -> None:
     for training in (False, True):
         if has_lazy_layers(network):
             network.train(training)
-            shape = tuple(images_BCHW.shape)
             with (
-                of_user_code(ModelError, f"model {name!r} fails on images of shape {shape}"),
+                of_user_code(ModelError, f"model {name!r} fails on {described(inputs)}"),
                 torch.no_grad(),
             ):
-                network(images_BCHW)
+                forward(network, inputs)
     network.train(before)
     unknown = [
         path for path, each in chain(network.named_parameters(), network.named_buffers()) if is_lazy(each)

@@ -1,6 +1,6 @@
 """The outputs of networks: a tensor of logits, an object with `logits`, or a dictionary with `logits`.
 
-Shapes: B batch, C channels or classes, H W image.
+Shapes: B batch, C classes.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from kdcl_dist.data.samples import Inputs, forward
 from kdcl_dist.errors import ModelError
 
 __all__ = ["accessor", "give_logits"]
@@ -41,9 +42,9 @@ def give_logits(network: nn.Module, name: str) -> None:
         network.register_forward_hook(logits)
 
 
-def accessor(network: nn.Module, images_BCHW: Tensor) -> str:
+def accessor(network: nn.Module, inputs: Inputs) -> str:
     """The Python behind a call of the bare network that gives logits: `["logits"]`, `.logits` or nothing."""
-    output = network.forward(images_BCHW)  # without the hook of `give_logits`
+    output = forward(network.forward, inputs)  # without the hook of `give_logits`
     if _has_entry(output):
         return '["logits"]'
     return "" if isinstance(output, Tensor) else ".logits"

@@ -36,15 +36,17 @@ def names() -> list[str]:
     return sorted(BUILT_IN)
 
 
-def build(model: str | Model, num_classes: int, in_channels: int = 3) -> nn.Module:
-    """A new network that maps images (B, in_channels, H, W) to logits (B, num_classes), not compiled.
+def build(model: str | Model, num_classes: int, in_channels: int | None = 3) -> nn.Module:
+    """A new network that maps images (B, in_channels, H, W), or other inputs, to logits (B, num_classes).
+
+    It is not compiled.
 
     Arguments and errors as `construct`.
     """
     return prepare(model, num_classes, in_channels)[0]
 
 
-def prepare(model: str | Model, num_classes: int, in_channels: int) -> tuple[nn.Module, bool]:
+def prepare(model: str | Model, num_classes: int, in_channels: int | None) -> tuple[nn.Module, bool]:
     """The network of `build`, and whether its factory compiled it; arguments and errors as `construct`."""
     network, compiles = uncompiled(construct(model, num_classes, in_channels))
     if Model.of(model).name not in BUILT_IN:
@@ -52,7 +54,7 @@ def prepare(model: str | Model, num_classes: int, in_channels: int) -> tuple[nn.
     return network, compiles
 
 
-def construct(model: str | Model, num_classes: int, in_channels: int) -> nn.Module:
+def construct(model: str | Model, num_classes: int, in_channels: int | None) -> nn.Module:
     """A new network as its factory gives it.
 
     Args:
@@ -60,14 +62,17 @@ def construct(model: str | Model, num_classes: int, in_channels: int) -> nn.Modu
             `package.module:factory`; with arguments or without. A call of a factory has the argument
             `num_classes`, and `in_channels` if the factory has such a parameter.
         num_classes: classes of the data.
-        in_channels: channels of the data.
+        in_channels: channels of the data's images; None: its samples are no images.
 
     Raises:
-        ModelError: the name or an argument is unknown, or the factory fails or returns no `nn.Module`.
+        ModelError: the network takes images alone, and the data has none; the name or an argument is unknown,
+            or the factory fails or returns no `nn.Module`.
     """
     model = Model.of(model)
     with of_user_code(ModelError, f"model {model!r} cannot be built"):
         factory = _factory(model)
+        if in_channels is None:
+            _check_takes_samples(model)
         _check_arguments(model, factory)
         module = factory(**_arguments(factory, num_classes, in_channels), **model.arguments)
     if not isinstance(module, nn.Module):
@@ -75,7 +80,7 @@ def construct(model: str | Model, num_classes: int, in_channels: int) -> nn.Modu
     return module
 
 
-def call_of(model: str | Model, num_classes: int, in_channels: int) -> str:
+def call_of(model: str | Model, num_classes: int, in_channels: int | None) -> str:
     """The call by which `build` calls the factory of an import string, as Python; errors as `load_object`."""
     model = Model.of(model)
     given = _arguments(load_object(model.name), num_classes, in_channels) | model.arguments
@@ -116,10 +121,24 @@ def _check_arguments(model: Model, factory: Callable[..., Any]) -> None:
             )
 
 
-def _arguments(factory: Callable[..., Any], num_classes: int, in_channels: int) -> dict[str, Any]:
+def _arguments(factory: Callable[..., Any], num_classes: int, in_channels: int | None) -> dict[str, Any]:
+    given = {"num_classes": num_classes}
     parameters = inspect.signature(factory).parameters.values()
-    takes = any(p.name == "in_channels" or p.kind is p.VAR_KEYWORD for p in parameters)
-    return {"num_classes": num_classes} | ({"in_channels": in_channels} if takes else {})
+    if in_channels is not None and any(
+        p.name == "in_channels" or p.kind is p.VAR_KEYWORD for p in parameters
+    ):
+        given["in_channels"] = in_channels
+    return given
+
+
+def _check_takes_samples(model: Model) -> None:
+    """Refuse a network that takes images alone, for samples that are none."""
+    library = library_of(model.name)
+    if model.name in BUILT_IN or library in ("torchvision", "timm"):
+        raise ModelError(
+            f"model {model.name!r} takes images, and the data's samples are none: give a factory of your "
+            "own, package.module:factory, or a classifier of transformers, hf:FOLDER"
+        )
 
 
 def _suggestion(name: str, known: Iterable[str]) -> str:

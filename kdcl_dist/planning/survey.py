@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 from kdcl_dist import models
 from kdcl_dist.config.recipe import Recipe
+from kdcl_dist.data.dataset import channels_of
 from kdcl_dist.data.subset import open_classes
 from kdcl_dist.data.training_data import TrainingData
 from kdcl_dist.errors import DataError
@@ -130,7 +131,7 @@ def _model(
     )
 
 
-def _shape(recipe: Recipe, *, needed: bool) -> tuple[int, int, list[str]]:
+def _shape(recipe: Recipe, *, needed: bool) -> tuple[int, int | None, list[str]]:
     """Classes, channels and notes; data that is missing on this machine is an error only if `needed`."""
     try:
         data = open_classes(recipe.data.train, recipe.data.classes)
@@ -139,7 +140,7 @@ def _shape(recipe: Recipe, *, needed: bool) -> tuple[int, int, list[str]]:
             raise
         classes, channels = DEFAULT_SHAPE
         return classes, channels, [f"data.train cannot be opened here: {classes} classes are assumed"]
-    return len(data.classes), data.channels, []
+    return len(data.classes), channels_of(data), []
 
 
 def _costs(
@@ -147,7 +148,7 @@ def _costs(
     index: int,
     most: int,
     given: Given,
-    shape: tuple[int, int],
+    shape: tuple[int, int | None],
     on_progress: OnProgress,
 ) -> StudentCosts:
     student, counts = recipe.students[index], divisors(recipe.part_size, most)
@@ -162,7 +163,7 @@ def _costs(
     return StudentCosts(costs, threads, _gradient_bytes(recipe, index, shape), counts)
 
 
-def _gradient_bytes(recipe: Recipe, index: int, shape: tuple[int, int]) -> int:
+def _gradient_bytes(recipe: Recipe, index: int, shape: tuple[int, int | None]) -> int:
     student = recipe.students[index]
     if recipe.is_teacher(student):
         return 0

@@ -2,7 +2,7 @@
 
 It takes the passes of a run on the student's own device and network, in the run's own sizes.
 
-Shapes: B batch, C classes, H W image, P peers.
+Shapes: B batch, C classes, P peers.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from kdcl_dist.data.samples import Inputs, described, forward, map_tensors, rows
 from kdcl_dist.data.training_data import TrainingData
 from kdcl_dist.distillation.losses import Losses
 from kdcl_dist.distillation.methods import Context
@@ -54,8 +55,8 @@ def dry_run(student: Student, training_data: TrainingData, index: int) -> int:
         training_data.first_views(index, 2)
         check_output(student, training_data.first_test_views(2).inputs)  # before a whole batch is loaded
         first = training_data.first_batch(index, student.replica)
-        for where, images_BCHW in training_data.probes(index):
-            check_output(student, images_BCHW, where)
+        for where, inputs in training_data.probes(index):
+            check_output(student, inputs, where)
         if student.head is not None:
             check_head(student, student.head, first.inputs)
         try_step(student, first.inputs, first.loss_labels)
@@ -75,23 +76,22 @@ def _check_parameters(student: Student, known: set[str]) -> None:
         )
 
 
-def check_output(student: Student, images_BCHW: Tensor, where: str = "") -> None:
-    """See that the network gives one row of logits for each image; the student's state does not change.
+def check_output(student: Student, inputs: Inputs, where: str = "") -> None:
+    """See that the network gives one row of logits for each sample; the student's state does not change.
 
     Args:
         student: of the run.
-        images_BCHW: the images.
-        where: from where they are, for the error message.
+        inputs: a batch.
+        where: from where it is, for the error message.
 
     Raises:
         ModelError: the network raises, or returns something else.
     """
-    name, shape = student.spec.model, tuple(images_BCHW.shape)
-    source = f" ({where})" if where else ""
-    fails = _fails(student, len(images_BCHW), f"model {name!r} fails on images of shape {shape}{source}")
+    name, source = student.spec.model, f" ({where})" if where else ""
+    fails = _fails(student, rows(inputs), f"model {name!r} fails on {described(inputs)}{source}")
     with fails, student.evaluating(), student.autocast():
-        logits = student.model(student.prepare_images(images_BCHW))
-    expected = (len(images_BCHW), student.classes)
+        logits = forward(student.model, student.prepare(inputs))
+    expected = (rows(inputs), student.classes)
     found = tuple(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
     if found != expected:
         raise ModelError(
@@ -101,26 +101,32 @@ def check_output(student: Student, images_BCHW: Tensor, where: str = "") -> None
         )
 
 
-def check_head(student: Student, head: str, images_BCHW: Tensor) -> None:
+def check_head(student: Student, head: str, inputs: Inputs) -> None:
     """See that every logit comes from the layer that starts afresh; the student's state does not change.
 
-    Without that layer's numbers the logits must be the same for all images: else another head gives them.
+    Without that layer's numbers the logits must be the same for all samples: else another head gives them.
 
     Args:
         student: of the run.
         head: the name of the layer.
-        images_BCHW: their shape counts; random images of it differ for certain.
+        inputs: a batch; random numbers take the place of those with fractions, and differ for certain.
 
     Raises:
         ModelError: another layer, which keeps the weights of the old task, gives a part of the logits.
     """
     generator = torch.Generator().manual_seed(0)
-    noise_BCHW = torch.randn((2, *images_BCHW.shape[1:]), generator=generator)
+
+    def two_rows(tensor: Tensor) -> Tensor:
+        """Noise; of whole numbers, which may be indices, the first and the last row."""
+        if not tensor.is_floating_point():
+            return tensor[[0, -1]]
+        return torch.randn((2, *tensor.shape[1:]), generator=generator)
+
     layer = student.model.get_submodule(head)
     with student.evaluating(), _unchanged(student.model):
         for parameter in layer.parameters():
             parameter.zero_()
-        logits_BC = student.model(student.prepare_images(noise_BCHW))
+        logits_BC = forward(student.model, student.prepare(map_tensors(inputs, two_rows)))
     if not torch.allclose(logits_BC[0], logits_BC[1], rtol=1e-4, atol=1e-5):
         others = [
             path
@@ -136,7 +142,7 @@ def check_head(student: Student, head: str, images_BCHW: Tensor) -> None:
         )
 
 
-def try_step(student: Student, images_BCHW: Tensor, labels_B: Tensor) -> None:
+def try_step(student: Student, inputs: Inputs, labels_B: Tensor) -> None:
     """Take a training step as in a run, optimiser and analysis included, alone and as the only replica.
 
     The student's state does not change, but its passes are compiled: that takes longer than a step may.
@@ -144,23 +150,23 @@ def try_step(student: Student, images_BCHW: Tensor, labels_B: Tensor) -> None:
     Raises:
         ModelError: the network fails in training mode, its loss has no gradient, or the compiler fails.
     """
-    spec, rows, passes = student.spec, len(images_BCHW), student.network
-    step, model = partial(_step, student, images_BCHW, labels_B), f"model {spec.model!r}"
-    share = f"{tuple(images_BCHW.shape)}{_hint(student, rows)}"
+    spec, count, passes = student.spec, rows(inputs), student.network
+    step, model = partial(_step, student, inputs, labels_B), f"model {spec.model!r}"
+    share = f"{described(inputs)}{_hint(student, count)}"
     with _rehearsing(student):
         student.network = student.training_network = student.model
         if not spec.sync_batchnorm or spec.replicas == 1:  # else one share alone may be too small
-            with _fails(student, rows, f"{model} cannot take a training step on images of shape {share}"):
+            with _fails(student, count, f"{model} cannot take a training step on {share}"):
                 step()
         if student.compiles:
             student.network = student.training_network = passes
             field = f"students.{spec.name}.compile: " if spec.compile else ""
             remedy = "set it to false" if spec.compile else "build it without torch.compile"
-            whole_B = torch.arange(student.recipe.part_size // spec.replicas) % rows  # no other shape is met
-            with _fails(student, rows, f"{field}torch.compile fails on {model}, {remedy}"):
-                _step(student, images_BCHW[whole_B], labels_B[whole_B])
+            whole_B = torch.arange(student.recipe.part_size // spec.replicas) % count  # no other shape is met
+            with _fails(student, count, f"{field}torch.compile fails on {model}, {remedy}"):
+                _step(student, map_tensors(inputs, lambda tensor: tensor[whole_B]), labels_B[whole_B])
         if spec.replicas > 1:
-            with _fails(student, rows, f"students.{spec.name}.replicas: {model} cannot learn as replicas"):
+            with _fails(student, count, f"students.{spec.name}.replicas: {model} cannot learn as replicas"):
                 student.join(Replicas.alone(student.device))
                 step()
 
@@ -191,10 +197,10 @@ def random_loss(student: Student, logits_BC: Tensor, labels_B: Tensor) -> Losses
     return student.loss(logits_BC, labels_B, target, context=context)
 
 
-def _step(student: Student, images_BCHW: Tensor, labels_B: Tensor) -> None:
+def _step(student: Student, inputs: Inputs, labels_B: Tensor) -> None:
     """The first and the last part of a step, in each mode that the student has in the run."""
     for part in sorted({0, student.recipe.accumulate - 1}) if student.learns(0) else ():
-        logits_BC = student.forward(images_BCHW, 0, part)
+        logits_BC = student.forward(inputs, 0, part)
         losses = random_loss(student, logits_BC, labels_B)
         if student.recipe.analysis.every_steps and losses.distillation.requires_grad:
             every = f"analysis.every_steps: {student.recipe.analysis.every_steps}"
@@ -203,7 +209,7 @@ def _step(student: Student, images_BCHW: Tensor, labels_B: Tensor) -> None:
                 student.conflict(losses)
         student.learn(losses.total, student.spec.optimizer.lr, part)
     if not student.learns(student.recipe.epochs - 1):
-        student.forward(images_BCHW, 0, learns=False)
+        student.forward(inputs, 0, learns=False)
 
 
 @contextmanager

@@ -1,6 +1,6 @@
 """One student: its network, optimiser, precision and random numbers. No process group, no Ray.
 
-Shapes: B batch, C classes, H W image, P peers.
+Shapes: B batch, C classes, P peers.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from kdcl_dist.config.model import Model
 from kdcl_dist.config.recipe import Recipe
+from kdcl_dist.data.samples import Inputs, forward, map_tensors, rows
 from kdcl_dist.data.sampling import student_seed
 from kdcl_dist.data.training_data import TrainingData
 from kdcl_dist.distillation.diagnostics import Conflict, conflict
@@ -48,11 +49,12 @@ class Student:
         recipe: the run.
         index: of the student in `recipe.students`.
         replica: index of this process among the student's workers.
-        classes, channels: of the data.
+        classes: of the data.
+        channels: of its images; None: its samples are no images.
         device: of the network.
         resumed: whether a state is loaded next, so that the recipe's initial weights are not needed.
         trains: whether the student needs an optimiser, which may be the user's own code.
-        example: gives a few images of the student's; a network with lazy layers needs it.
+        example: gives a few samples of the student's; a network with lazy layers needs it.
 
     Raises:
         ModelError: the network, its initial weights or its optimiser cannot be built.
@@ -65,11 +67,11 @@ class Student:
         *,
         replica: int = 0,
         classes: int,
-        channels: int,
+        channels: int | None,
         device: torch.device,
         resumed: bool = False,
         trains: bool = True,
-        example: Callable[[], Tensor] | None = None,
+        example: Callable[[], Inputs] | None = None,
     ) -> None:
         self.recipe, self.spec, self.device, self.classes = recipe, recipe.students[index], device, classes
         self.replica = replica
@@ -84,7 +86,7 @@ class Student:
             load_weights(self.model, self.spec.weights, fresh=self.head)
         if self.head is not None and self.spec.transfer == "probe":
             freeze_body(self.model, self.head)
-        self.memory_format = torch.channels_last if self.spec.channels_last else torch.preserve_format
+        self.memory_format = self._memory_format(channels)
         self.model.to(device).to(memory_format=self.memory_format)
         self.set_training(self.model, not self.frozen)
         self.average = AveragedWeights(self.spec.ema, self.model) if self.spec.ema else None
@@ -115,7 +117,7 @@ class Student:
             index,
             replica=replica,
             classes=len(training_data.train.classes),
-            channels=training_data.train.channels,
+            channels=training_data.channels,
             device=device,
             resumed=resumed,
             trains=trains,
@@ -125,20 +127,31 @@ class Student:
             student.loss.class_weights_C = weights_C.to(device)
         return student
 
-    def _initial_network(self, channels: int, example: Callable[[], Tensor] | None) -> tuple[nn.Module, bool]:
+    def _initial_network(
+        self, channels: int | None, example: Callable[[], Inputs] | None
+    ) -> tuple[nn.Module, bool]:
         """The network with its initial weights, and whether its training steps are compiled."""
         torch.manual_seed(derive(self.seed, Purpose.INITIAL_WEIGHTS))
         network, compiles = prepare(self.spec.model, self.classes, channels)
         if has_lazy_layers(network):
             if example is None:
                 raise ModelError(
-                    f"model {self.spec.model!r} has lazy layers, whose sizes the data's images give"
+                    f"model {self.spec.model!r} has lazy layers, whose sizes the data's samples give"
                 )
-            images_BCHW = example()  # which seeds torch's generator
+            inputs = example()  # which seeds torch's generator
             torch.manual_seed(derive(self.seed, Purpose.INITIAL_WEIGHTS, 1))
-            initialise(network, str(self.spec.model), images_BCHW)
+            initialise(network, str(self.spec.model), inputs)
         # torch.compile cannot follow the messages of synchronised batch norm.
         return network, self.spec.compile or (compiles and not self.spec.sync_batchnorm)
+
+    def _memory_format(self, channels: int | None) -> torch.memory_format:
+        if self.spec.channels_last and channels is None:
+            raise ModelError(
+                f"students.{self.spec.name}.channels_last: true is for images, and the data's samples are "
+                "none: set it to false",
+                student=self.spec.name,
+            )
+        return torch.channels_last if self.spec.channels_last else torch.preserve_format
 
     def _built_optimizer(self) -> torch.optim.Optimizer:
         chosen = self.spec.optimizer
@@ -172,7 +185,7 @@ class Student:
         """Whether the student learns in an epoch: a teacher never, others until their own last epoch."""
         return not self.frozen and epoch < self.recipe.epochs_of(self.spec)
 
-    def forward(self, images_BCHW: Tensor, step: int, part: int = 0, *, learns: bool = True) -> Tensor:
+    def forward(self, inputs: Inputs, step: int, part: int = 0, *, learns: bool = True) -> Tensor:
         """The logits (B, C) of a part of a training step, float32; with gradient if the student learns.
 
         A student that does not learn runs the step in evaluation mode, without gradient.
@@ -180,7 +193,7 @@ class Student:
         if self.model.training != learns:
             self.set_training(self.model, learns)
         torch.manual_seed(self._draw(Purpose.STEP, step, part))
-        images_BCHW = self.prepare_images(images_BCHW)
+        inputs = self.prepare(inputs)
         network = self.training_network if learns else self.network
         if learns and self.buffers and part == 0:
             torch._foreach_copy_(self.saved_buffers, self.buffers)
@@ -191,7 +204,7 @@ class Student:
             torch.set_grad_enabled(learns),
             self.autocast(),
         ):
-            logits_BC: Tensor = network(images_BCHW)
+            logits_BC: Tensor = forward(network, inputs)
         return logits_BC.float()
 
     def undo_forward(self) -> None:
@@ -248,16 +261,16 @@ class Student:
             epochs=self.recipe.epochs_of(self.spec),
         )
 
-    def predict(self, images_BCHW: Tensor, *, averaged: bool = False) -> Tensor:
+    def predict(self, inputs: Inputs, *, averaged: bool = False) -> Tensor:
         """The logits (B, C) in evaluation mode, float32, without gradient; B may be 0.
 
         With `averaged` they are those of the averaged weights, if the student has such.
         """
-        if not len(images_BCHW):
+        if not rows(inputs):
             return torch.empty(0, self.classes)
         average = self.average.applied(self.model) if averaged and self.average else nullcontext()
         with average, self.evaluating(), self.autocast():
-            logits_BC: Tensor = self.model(self.prepare_images(images_BCHW))
+            logits_BC: Tensor = forward(self.model, self.prepare(inputs))
         return logits_BC.float()
 
     @contextmanager
@@ -281,9 +294,11 @@ class Student:
         """The recipe's precision for a forward pass."""
         return nullcontext() if self.dtype is None else torch.autocast(self.device.type, dtype=self.dtype)
 
-    def prepare_images(self, images_BCHW: Tensor) -> Tensor:
-        """Images on the student's device, in the network's memory format."""
-        return to_device(images_BCHW, self.device).to(memory_format=self.memory_format)
+    def prepare(self, inputs: Inputs) -> Inputs:
+        """A batch on the student's device, images in the network's memory format."""
+        return map_tensors(
+            inputs, lambda tensor: to_device(tensor, self.device).to(memory_format=self.memory_format)
+        )
 
     def state_dict(self) -> dict[str, Any]:
         """The state that a resumed student needs; `model` loads strictly into the plain network."""

@@ -14,11 +14,11 @@ from functools import partial
 from pathlib import Path
 
 import torch
-from torch import Tensor
 
 from kdcl_dist.config.model import Model, library_of
 from kdcl_dist.config.recipe import Recipe
 from kdcl_dist.config.stored_imports import import_strings
+from kdcl_dist.data.samples import Inputs
 from kdcl_dist.data.training_data import TrainingData
 from kdcl_dist.data.views import Transforms
 from kdcl_dist.errors import KdclError, RecipeError, StartupTimeout, StudentLost, UserError, of_user_code
@@ -95,8 +95,8 @@ def _build(recipe: Recipe, index: int) -> str | None:
         if _has_data(recipe) or _cannot_import(error):
             raise
         return _build_without_data(recipe, index, error)
-    data, example = training_data.train, partial(training_data.first_views, index, 2)
-    _build_student(recipe, index, len(data.classes), data.channels, lambda: example().inputs)
+    classes, example = len(training_data.train.classes), partial(training_data.first_views, index, 2)
+    _build_student(recipe, index, classes, training_data.channels, lambda: example().inputs)
     return None
 
 
@@ -130,9 +130,13 @@ def _build_without_data(recipe: Recipe, index: int, error: UserError) -> str:
 
 
 def _build_student(
-    recipe: Recipe, index: int, classes: int, channels: int, example: Callable[[], Tensor] | None = None
+    recipe: Recipe,
+    index: int,
+    classes: int,
+    channels: int | None,
+    example: Callable[[], Inputs] | None = None,
 ) -> None:
-    """Build a student; `example` gives images, for networks whose layers take their sizes from these."""
+    """Build a student; `example` gives samples, for networks whose layers take their sizes from these."""
     spec = recipe.students[index]
     changes: dict[str, object] = {"compile": False, "precision": "fp32"}  # neither changes what is built
     if spec.weights is not None and not Path(spec.weights).exists():
