@@ -8,7 +8,7 @@ from typing import Any
 from kdcl_dist.config.model import Model
 from kdcl_dist.config.recipe_file import dump_recipe
 from kdcl_dist.data.dataset import ArrowDataset, ImageDataset
-from kdcl_dist.data.subset import ClassSubset
+from kdcl_dist.data.subset import Subset
 from kdcl_dist.export.preprocessing import Description
 from kdcl_dist.export.source import Source
 from kdcl_dist.export.standalone import call_of_own, call_without_package, module_without_package
@@ -199,7 +199,7 @@ def _data(source: Source) -> str:
 
 
 def _origin(dataset: ImageDataset) -> str:
-    whole = dataset.whole if isinstance(dataset, ClassSubset) else dataset
+    whole = dataset.whole if isinstance(dataset, Subset) else dataset
     if not isinstance(whole, ArrowDataset):
         return "; licence not known"
     origin = f"; {shown(whole.info.source)}" if whole.info.source else ""
