@@ -235,10 +235,10 @@ def _import_images(
 @reports_errors
 def inspect(path: str) -> None:
     """Describe the data set at PATH."""
-    from kdcl_dist.data.dataset import ArrowDataset
+    from kdcl_dist.data.arrow_samples import open_arrow
     from kdcl_dist.data.describe import describe
 
-    rows = describe(ArrowDataset(path))
+    rows = describe(open_arrow(path))
     width = max(len(name) for name, _ in rows)
     for name, value in rows:
         echo(f"{name:<{width}}  {value}")

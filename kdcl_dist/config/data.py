@@ -7,6 +7,7 @@ from typing import Annotated, Any
 from pydantic import ConfigDict, Field, NonNegativeInt, field_validator, model_validator
 
 from kdcl_dist.config.base import Strict
+from kdcl_dist.config.collate import CollateSpec
 from kdcl_dist.config.mixing import Mixing
 
 __all__ = ["Data", "Transform"]
@@ -35,7 +36,7 @@ class Transform(Strict):
 
 
 class Data(Strict):
-    """The data sets and the views of their images."""
+    """The data sets and the views of their samples."""
 
     train: str = Field(description="Training set: a path, or an import string `package.module:factory`.")
     test: str = Field(description="Test set, in the same form.")
@@ -67,6 +68,17 @@ class Data(Strict):
         default=None,
         description="A box of each training image is taken from another image (Yun et al., 2019). `null`: "
         "never.",
+    )
+    collate: CollateSpec | None = Field(
+        default=None,
+        description="How samples that are no images become a batch: padding, or a function of your own "
+        "`package.module:function` that gets a list of samples. `null`: they are stacked, and padded with 0 "
+        "to the longest where first axes differ.",
+    )
+    normalise: bool = Field(
+        default=False,
+        description="Samples that are no images: floating-point tensors get mean 0 and deviation 1, by each "
+        "feature of the last axis over the training set. Images are normalised always.",
     )
     loader_workers: NonNegativeInt = Field(
         default=0, description="Loader processes of each worker. `0`: the worker loads its own samples."

@@ -8,7 +8,7 @@ import re
 from collections.abc import Iterable, Iterator
 from typing import Any, NamedTuple
 
-from kdcl_dist.config import data, distillation, mixing, model, optim, schedules, sections, student
+from kdcl_dist.config import collate, data, distillation, mixing, model, optim, schedules, sections, student
 from kdcl_dist.config.base import Strict
 from kdcl_dist.config.differences import FREE_FIELDS, ROUNDING_FIELDS
 from kdcl_dist.config.recipe import Recipe
@@ -29,6 +29,7 @@ SECTIONS = (
     Section("## `data`", data.Data, "data.md"),
     Section("### Transforms", data.Transform),
     Section("### `data`: mixup and cutmix", mixing.Mixing, "mixing.md"),
+    Section("### `data.collate`: pad", collate.Pad),
     Section("## `distillation`", distillation.Distillation, "windows.md"),
     Section("### `distillation.method`: your own", distillation.OwnMethod),
     Section("### `distillation.bank`", distillation.Bank),

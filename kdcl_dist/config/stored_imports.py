@@ -100,6 +100,8 @@ def _fields(recipe: Recipe, built: Collection[str]) -> Iterator[tuple[str, str]]
             yield f"data.{name}", spec
     yield from transform_imports("data.augment", [transform.item() for transform in data.augment])
     yield from transform_imports("data.test_view", data.test_items)
+    if isinstance(data.collate, str):
+        yield "data.collate", data.collate
     for student in recipe.students:
         path = f"students.{student.name}"
         own = Model.of(student.model).import_string  # a library's network is known code with plain arguments

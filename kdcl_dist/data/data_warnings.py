@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+from torch import Tensor
+
+from kdcl_dist.data.dataset import ImageDataset
+from kdcl_dist.data.loader import Batch
+from kdcl_dist.data.samples import named
 from kdcl_dist.data.training_data import TrainingData
 from kdcl_dist.utils.random_state import random_state_kept
 
@@ -9,7 +14,7 @@ __all__ = ["data_warnings"]
 
 #: Samples whose views are looked at.
 SEEN = 16
-#: A usual deviation of normalised images lies between these.
+#: A usual deviation of normalised numbers lies between these.
 SMALL, LARGE = 0.05, 20.0
 
 
@@ -24,17 +29,15 @@ def data_warnings(training_data: TrainingData) -> list[str]:
     if isinstance(window, int) and window > max(1, steps):
         found.append(f"distillation.window: an epoch has {steps} steps, so {window} is as much as 'epoch'")
     with random_state_kept():
-        return found + _of_views(training_data)
+        of_images = isinstance(training_data.train, ImageDataset)
+        return found + (_of_views if of_images else _of_samples)(training_data)
 
 
 def _of_views(training_data: TrainingData) -> list[str]:
-    tested = tuple(training_data.first_test_views(SEEN).inputs.shape[1:])
+    tested = tuple(_images(training_data.first_test_views(SEEN)).shape[1:])
     found = {}
-    for index in range(len(training_data.recipe.students)):
-        field = training_data.augment_field(index)
-        if field in found:
-            continue
-        images_BCHW = training_data.first_views(index, SEEN).inputs
+    for index, field in _fields(training_data).items():
+        images_BCHW = _images(training_data.first_views(index, SEEN))
         deviation, shape = float(images_BCHW.std()), tuple(images_BCHW.shape[1:])
         found[field] = [
             f"{field}: the first images have deviation {deviation:.3g} after normalisation, where 1 is "
@@ -43,3 +46,31 @@ def _of_views(training_data: TrainingData) -> list[str]:
             f"{field} gives images of shape {shape}, data.test_view of shape {tested}"
         ] * (shape != tested)
     return [line for lines in found.values() for line in lines]
+
+
+def _of_samples(training_data: TrainingData) -> list[str]:
+    """Numbers of samples that are no images, far from those that networks usually learn from."""
+    training_data.first_test_views(SEEN)
+    lines = []
+    for index, field in _fields(training_data).items():
+        for name, tensor in named(training_data.first_views(index, SEEN).inputs).items():
+            deviation = float(tensor.double().std()) if tensor.is_floating_point() else 1.0
+            if not SMALL <= deviation <= LARGE:
+                lines.append(
+                    f"{field}: {name!r} of the first samples has deviation {deviation:.3g}, where 1 is "
+                    "usual: data.normalise: true gives that"
+                )
+    return lines
+
+
+def _fields(training_data: TrainingData) -> dict[int, str]:
+    """Each field that has transforms of training views, by the first student that has them."""
+    fields: dict[str, int] = {}
+    for index in range(len(training_data.recipe.students)):
+        fields.setdefault(training_data.augment_field(index), index)
+    return {index: field for field, index in fields.items()}
+
+
+def _images(batch: Batch) -> Tensor:
+    assert isinstance(batch.inputs, Tensor)
+    return batch.inputs

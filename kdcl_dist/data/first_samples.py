@@ -51,8 +51,10 @@ def check_samples(where: str, dataset: Any) -> Layout:
     return found
 
 
-def check_finite(where: str, sample: Sample) -> None:
-    """Raise `DataError` if a tensor of a sample or a batch has NaN or infinite numbers."""
+def check_finite(where: str, sample: Sample, student: str | None = None) -> None:
+    """Raise `DataError`, about a student, if a tensor of a sample or a batch has NaN or infinite numbers."""
     for name, tensor in named(sample).items():
         if not bool(torch.isfinite(tensor).all()):
-            raise DataError(f"{where} has NaN or infinite numbers in {name!r}: fill them or leave it out")
+            raise DataError(
+                f"{where} has NaN or infinite numbers in {name!r}: fill them or leave it out", student=student
+            )

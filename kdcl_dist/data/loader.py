@@ -17,10 +17,11 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, get_worker_info
 
-from kdcl_dist.data.dataset import ImageDataset
+from kdcl_dist.data.dataset import Dataset
 from kdcl_dist.data.mixing import Mix
+from kdcl_dist.data.sample_views import AnyViews, SampleViews
+from kdcl_dist.data.samples import Inputs
 from kdcl_dist.data.sampling import Ids
-from kdcl_dist.data.views import Views
 from kdcl_dist.errors import DataError, KdclError, one_line
 from kdcl_dist.utils.pickling import unpicklable_part
 from kdcl_dist.utils.process import end_with_parent, share_folder
@@ -32,14 +33,14 @@ CACHED_PIXELS = 1 << 16
 
 
 class Batch(NamedTuple):
-    """ids_B int64, labels_B int64, and the inputs of the network: images_BCHW float32, normalised.
+    """ids_B int64, labels_B int64, and the inputs of the network; images_BCHW are float32, normalised.
 
     `loss_labels` are what a loss takes: the labels, or class probabilities (B, C) where a run mixes samples.
     """
 
     ids: Tensor
     labels: Tensor
-    inputs: Tensor
+    inputs: Inputs
     loss_labels: Tensor
 
 
@@ -53,7 +54,7 @@ class BatchSpec(NamedTuple):
 
 
 def batches(
-    views: Views, schedule: Iterable[tuple[int, Ids]], *, workers: int = 0, timeout_s: float = 0
+    views: AnyViews, schedule: Iterable[tuple[int, Ids]], *, workers: int = 0, timeout_s: float = 0
 ) -> Iterator[Batch]:
     """One batch of `views` for each (epoch, ids_B) of the schedule; otherwise as `mixed_batches`."""
     specs = (BatchSpec(0, epoch, ids_B) for epoch, ids_B in schedule)
@@ -61,7 +62,7 @@ def batches(
 
 
 def mixed_batches(
-    views: Sequence[Views], schedule: Iterable[BatchSpec], *, workers: int = 0, timeout_s: float = 0
+    views: Sequence[AnyViews], schedule: Iterable[BatchSpec], *, workers: int = 0, timeout_s: float = 0
 ) -> Generator[Batch]:
     """One batch for each item of the schedule, in order, all loaded by the same workers.
 
@@ -72,7 +73,7 @@ def mixed_batches(
         timeout_s: seconds after which a worker's batch counts as stuck; 0 means no limit.
 
     Raises:
-        DataError: images of a batch differ in size, one cannot be read or transformed, or the workers cannot
+        DataError: samples of a batch differ in size, one cannot be read or transformed, or the workers cannot
             have a copy of the data set.
     """
     load = _BatchDataset(views)
@@ -80,8 +81,8 @@ def mixed_batches(
     for loaded in here if workers == 0 else _data_loader(load, schedule, workers, timeout_s):
         if isinstance(loaded, KdclError):
             raise loaded
-        spec, images_BCHW = loaded
-        yield _batch(views[spec.views].dataset, spec, images_BCHW)
+        spec, inputs = loaded
+        yield _batch(views[spec.views].dataset, spec, inputs)
 
 
 def _data_loader(
@@ -132,21 +133,23 @@ def _unchanged(loaded: Any) -> Any:
     return loaded
 
 
-#: What a worker sends: the spec and its normalised images_BCHW, or an error. An error that is raised in a
-#: worker would lose its fields.
-_Loaded = tuple[BatchSpec, Tensor] | KdclError
+#: What a worker sends: the spec and its inputs, or an error. An error that is raised in a worker would lose
+#: its fields.
+_Loaded = tuple[BatchSpec, Inputs] | KdclError
 
 
 class _BatchDataset:
     """The views as a data set whose samples are whole batches; an error is returned in place of a batch."""
 
-    def __init__(self, views: Sequence[Views]) -> None:
+    def __init__(self, views: Sequence[AnyViews]) -> None:
         self.views = views
 
     def __getitem__(self, spec: BatchSpec) -> _Loaded:
         views, mix = self.views[spec.views], spec.mix
         ids_N = spec.ids_B if mix is None else mix.needed(spec.ids_B)
         try:
+            if isinstance(views, SampleViews):
+                return spec, views.batch(spec.epoch, ids_N)
             views_NCHW = views.batch(spec.epoch, ids_N)
         except KdclError as error:
             return error
@@ -164,13 +167,13 @@ class _ScheduleSampler:
         return iter(self.schedule)
 
 
-def _batch(dataset: ImageDataset, spec: BatchSpec, images_BCHW: Tensor) -> Batch:
+def _batch(dataset: Dataset, spec: BatchSpec, inputs: Inputs) -> Batch:
     labels_N, mix = np.asarray(dataset.labels, np.int64), spec.mix
     labels_B = loss_labels = torch.from_numpy(labels_N[spec.ids_B])
     if mix is not None:
         partners_B = torch.from_numpy(labels_N[mix.partners])
         loss_labels = mix.labels(labels_B, partners_B, len(dataset.classes))
-    return Batch(torch.from_numpy(spec.ids_B), labels_B, images_BCHW, loss_labels)
+    return Batch(torch.from_numpy(spec.ids_B), labels_B, inputs, loss_labels)
 
 
 def normalise(images_BCHW: Tensor, mean: Sequence[float], std: Sequence[float]) -> Tensor:

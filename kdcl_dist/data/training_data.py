@@ -18,11 +18,16 @@ from torch import Tensor
 from kdcl_dist.config.recipe import Recipe
 from kdcl_dist.config.rounds import Kind, Round, RunSchedule, share_of
 from kdcl_dist.data.class_weights import class_weights
-from kdcl_dist.data.dataset import ImageDataset, channels_of, fingerprint
+from kdcl_dist.data.dataset import Dataset, ImageDataset, channels_of, fingerprint
 from kdcl_dist.data.first_images import check_views
+from kdcl_dist.data.first_samples import check_finite, check_samples
+from kdcl_dist.data.fit import check_fit
 from kdcl_dist.data.loader import Batch, BatchSpec, batches, mixed_batches
 from kdcl_dist.data.mixing import mix_of_round
+from kdcl_dist.data.sample_views import AnyViews, SampleViews, collate_of, transforms_of
+from kdcl_dist.data.samples import Inputs, map_tensors, named
 from kdcl_dist.data.sampling import Ids, batches_of, epoch_steps, own_steps, split_samples, student_seed
+from kdcl_dist.data.statistics import Scale, scale_of
 from kdcl_dist.data.subset import open_classes
 from kdcl_dist.data.views import Transforms, Views
 from kdcl_dist.errors import DataError, RecipeError, of_user_code
@@ -40,24 +45,18 @@ class TrainingData:
     """
 
     recipe: Recipe
-    train: ImageDataset
-    test: ImageDataset
-    val: ImageDataset | None = None
+    train: Dataset
+    test: Dataset
+    val: Dataset | None = None
 
     @classmethod
     def open(cls, recipe: Recipe) -> TrainingData:
         """Open all data sets; check them against the recipe and each other."""
-        found = {}
+        found: dict[str, Dataset] = {}
         for name, spec in recipe.data.sets.items():
             with _naming_field(f"data.{name}"):
                 found[name] = open_classes(spec, recipe.data.classes)
-        train = found["train"]
-        for name, other in found.items():
-            if tuple(train.classes) != tuple(other.classes) or train.channels != other.channels:
-                raise DataError(
-                    f"data.{name} has {len(other.classes)} classes and {other.channels} channels, data.train "
-                    f"{len(train.classes)} and {train.channels}: both must be the same, class names included"
-                )
+        check_fit(recipe, found)
         training_data = cls(recipe, **found)
         training_data.check()
         return training_data
@@ -71,10 +70,11 @@ class TrainingData:
             )
         _ = self.schedule
         with _naming_field("data.test_view"):
-            Transforms(self.recipe.data.test_items, self.test.mean)
+            transforms_of(self.test, self.recipe.data.test_items)
+        collate_of(self.recipe.data.collate)
         for index, student in enumerate(self.recipe.students):
             with _naming_field(self.augment_field(index)):
-                Transforms(self.recipe.augment_of(student), self.train.mean)
+                transforms_of(self.train, self.recipe.augment_of(student))
             self.class_weights(index)
 
     @property
@@ -99,7 +99,7 @@ class TrainingData:
         return self._split[:2]
 
     @property
-    def validation(self) -> tuple[ImageDataset, Ids]:
+    def validation(self) -> tuple[Dataset, Ids]:
         """The data set that has the validation samples, and their ids in it; none without such samples."""
         return (self.train, self._split[2]) if self.val is None else (self.val, np.arange(len(self.val)))
 
@@ -188,7 +188,7 @@ class TrainingData:
             DataError: a transform fails, or `check_views` refuses what it gives.
         """
         recipe, student = self.recipe, self.recipe.students[index]
-        views = Views(self.train, Transforms(recipe.augment_of(student), self.train.mean), recipe.seed)
+        views = self._made(self.train, recipe.augment_of(student), recipe.seed)
         return _checked_batch(self.augment_field(index), views, self.split[0][:count], student.name)
 
     def first_test_views(self, count: int) -> Batch:
@@ -209,8 +209,8 @@ class TrainingData:
         with of_user_code(DataError, "data.loader_workers: a loader process fails"), closing(loading):
             return next(loading)
 
-    def probes(self, index: int) -> Iterator[tuple[str, Tensor]]:
-        """Images of test and held-out batches, in each number that a worker of a student gets.
+    def probes(self, index: int) -> Iterator[tuple[str, Inputs]]:
+        """Samples of test and held-out batches, in each number that a worker of a student gets.
 
         They are the ends of the first and the last batch, and of others where the shape is a new one,
         repeated to the batch's size. Each comes with a text that says where it is from.
@@ -218,7 +218,7 @@ class TrainingData:
         Raises:
             DataError: as `first_views`.
         """
-        replicas, seen = self.recipe.students[index].replicas, set[tuple[int, ...]]()
+        replicas, seen = self.recipe.students[index].replicas, set[tuple[tuple[int, ...], ...]]()
         holdout_ids = self.split[1] if self.schedule.holdout_batches else self.split[1][:0]
         val_field = "data.val_fraction" if self.val is None else "data.val"
         for field, dataset, ids in (
@@ -229,14 +229,14 @@ class TrainingData:
             parts, views = batches_of(ids, self.recipe.part_size), self._test_views(dataset)
             for number in _spaced(len(parts), 4):
                 ends_B = np.unique(parts[number][[0, -1]])
-                images_BCHW = _checked_batch("data.test_view", views, ends_B).inputs
-                shape = tuple(images_BCHW.shape[1:])
-                if shape in seen and number not in (0, len(parts) - 1):
+                inputs = _checked_batch("data.test_view", views, ends_B).inputs
+                shapes = tuple(tuple(tensor.shape[1:]) for tensor in named(inputs).values())
+                if shapes in seen and number not in (0, len(parts) - 1):
                     continue
-                seen.add(shape)
+                seen.add(shapes)
                 where, rows = f"batch {number + 1} of {len(parts)} of {field}", len(parts[number])
                 for size in sorted({share_of(rows, replica, replicas) for replica in range(replicas)} - {0}):
-                    yield where, images_BCHW[torch.arange(size) % len(images_BCHW)]
+                    yield where, _repeated(inputs, size)
 
     def holdout_batches(self) -> Iterator[Batch]:
         """The held-out samples once, seen through the test view."""
@@ -249,19 +249,32 @@ class TrainingData:
     def _seed(self, index: int) -> int:
         return student_seed(self.recipe.seed, index, self.recipe.students[index].seed)
 
-    def _views(self, index: int) -> list[Views]:
+    def _views(self, index: int) -> list[AnyViews]:
         """The views of a student's training, held-out, validation and test samples."""
         sets = (self.train, self.validation[0], self.test)
         return [self._training_views(index), *map(self._test_views, sets)]
 
-    def _training_views(self, index: int) -> Views:
+    def _training_views(self, index: int) -> AnyViews:
         recipe = self.recipe
-        transforms = Transforms(recipe.augment_of(recipe.students[index]), self.train.mean)
         seed = self._seed(index) if recipe.distillation.invariant else recipe.seed
-        return Views(self.train, transforms, seed)
+        return self._made(self.train, recipe.augment_of(recipe.students[index]), seed)
 
-    def _test_views(self, dataset: ImageDataset) -> Views:
-        return test_views(dataset, self.recipe.data.test_items, self.recipe.seed)
+    def _test_views(self, dataset: Dataset) -> AnyViews:
+        return self._made(dataset, self.recipe.data.test_items, self.recipe.seed)
+
+    def _made(self, dataset: Dataset, items: Sequence[Mapping[str, Any]], seed: int) -> AnyViews:
+        transforms = transforms_of(dataset, items)
+        if isinstance(dataset, ImageDataset):
+            return Views(dataset, transforms, seed)
+        return SampleViews(dataset, transforms, seed, collate_of(self.recipe.data.collate), self._scale)
+
+    @cached_property
+    def _scale(self) -> Scale | None:
+        """What normalises samples that are no images; None: nothing does."""
+        if not self.recipe.data.normalise:
+            return None
+        with _naming_field("data.normalise"):
+            return scale_of(self.train, check_samples("data.train", self.train))
 
     def _training_specs(self, index: int, start: int, replica: int) -> Iterator[BatchSpec]:
         """One replica's share of each training round of a student, from the first of a global step on."""
@@ -287,11 +300,11 @@ class TrainingData:
             for ids_B in own_steps(parts_PB, width, seed, epoch, first):
                 yield epoch, ids_B
 
-    def _once(self, dataset: ImageDataset, ids: Ids) -> Iterator[Batch]:
+    def _once(self, dataset: Dataset, ids: Ids) -> Iterator[Batch]:
         specs = (BatchSpec(0, 0, ids_B) for ids_B in batches_of(ids, self.recipe.part_size))
         return self._load([self._test_views(dataset)], specs)
 
-    def _load(self, views: Sequence[Views], schedule: Iterator[BatchSpec]) -> Iterator[Batch]:
+    def _load(self, views: Sequence[AnyViews], schedule: Iterator[BatchSpec]) -> Iterator[Batch]:
         data, limits = self.recipe.data, self.recipe.limits
         return mixed_batches(views, schedule, workers=data.loader_workers, timeout_s=limits.step_s)
 
@@ -305,12 +318,21 @@ def _naming_field(field: str) -> Iterator[None]:
         raise type(error)(f"{field}: {error.message}", detail=error.detail) from error
 
 
-def _checked_batch(field: str, views: Views, ids_B: Ids, student: str | None = None) -> Batch:
-    """One batch of views that `check_views` has seen."""
+def _checked_batch(field: str, views: AnyViews, ids_B: Ids, student: str | None = None) -> Batch:
+    """One batch of views that `check_views` or `check_finite` has seen."""
     with _naming_field(field):
-        views_BCHW = views.batch(0, ids_B)
-    check_views(field, views_BCHW, views.dataset.channels, student)
+        inputs = views.batch(0, ids_B)
+    if isinstance(views, SampleViews):
+        check_finite(f"{field}: the first batch", inputs, student)
+    else:
+        assert isinstance(inputs, Tensor)
+        check_views(field, inputs, views.dataset.channels, student)
     return next(batches(views, [(0, ids_B)]))
+
+
+def _repeated(inputs: Inputs, size: int) -> Inputs:
+    """A batch of another size, of the same samples over and over."""
+    return map_tensors(inputs, lambda tensor: tensor[torch.arange(size) % len(tensor)])
 
 
 def test_views(dataset: ImageDataset, items: Sequence[Mapping[str, Any]], seed: int) -> Views:

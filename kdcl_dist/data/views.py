@@ -23,7 +23,7 @@ from kdcl_dist.data.view_size import Growth, check_arguments, check_size
 from kdcl_dist.errors import DataError, KdclError, RecipeError, one_line
 from kdcl_dist.utils.import_strings import is_import_string, load_object
 
-__all__ = ["Transforms", "Views"]
+__all__ = ["Transforms", "Views", "read_sample"]
 
 #: This package's own transforms, by the name in a recipe; called with the data set's mean and the arguments.
 BUILT_IN = {"Cutout": Cutout}
@@ -64,6 +64,24 @@ class Transforms:
             if self.any_layout and call is self.calls[0]:
                 view_CHW = view_CHW.contiguous()
         return view_CHW
+
+    def seeded(self, sample: Any, seed: int, sample_id: int, epoch: int) -> Any:
+        """What the transforms make of one sample, after the global generators were seeded.
+
+        Raises:
+            DataError: a transform fails.
+        """
+        torch.default_generator.manual_seed(seed)
+        if self.foreign:
+            random.seed(seed)
+            np.random.seed(seed % 2**32)
+        try:
+            return self(sample)
+        except (Exception, SystemExit) as error:  # a user's transform can raise anything
+            shape = f" of shape {tuple(sample.shape)}" if isinstance(sample, Tensor) else ""
+            raise DataError(
+                f"a transform fails on sample {sample_id}{shape}, epoch {epoch}: {one_line(error)}"
+            ) from error
 
     def __reduce__(self) -> tuple[type[Transforms], tuple[Any, ...]]:
         return Transforms, (self.items, self.mean_C)
@@ -117,14 +135,7 @@ class Views:
         image_CHW = self._image(sample_id)
         if not self.transforms.items:
             return image_CHW
-        self._seed(seed)
-        try:
-            view = self.transforms(image_CHW)
-        except (Exception, SystemExit) as error:  # a user's transform can raise anything
-            shape = tuple(image_CHW.shape)
-            raise DataError(
-                f"a transform fails on sample {sample_id} of shape {shape}, epoch {epoch}: {one_line(error)}"
-            ) from error
+        view = self.transforms.seeded(image_CHW, seed, sample_id, epoch)
         if not isinstance(view, Tensor):
             raise DataError(
                 f"the transforms give a {type(view).__name__} for sample {sample_id}, not a tensor"
@@ -132,19 +143,18 @@ class Views:
         return view
 
     def _image(self, sample_id: int) -> Tensor:
-        try:
-            image_CHW = self.dataset.image(sample_id)
-            return image_CHW if self.transforms.any_layout else image_CHW.contiguous()
-        except KdclError:
-            raise
-        except (Exception, SystemExit) as error:  # a user's data set can raise anything
-            raise DataError(f"the data set fails on sample {sample_id}: {one_line(error)}") from error
+        image_CHW: Tensor = read_sample(self.dataset.image, sample_id)
+        return image_CHW if self.transforms.any_layout else image_CHW.contiguous()
 
-    def _seed(self, seed: int) -> None:
-        torch.default_generator.manual_seed(seed)
-        if self.transforms.foreign:
-            random.seed(seed)
-            np.random.seed(seed % 2**32)
+
+def read_sample(read: Callable[[int], Any], sample_id: int) -> Any:
+    """One sample, as a data set's `image` or `sample` gives it; `DataError` if that fails."""
+    try:
+        return read(sample_id)
+    except KdclError:
+        raise
+    except (Exception, SystemExit) as error:  # a user's data set can raise anything
+        raise DataError(f"the data set fails on sample {sample_id}: {one_line(error)}") from error
 
 
 def _arguments(item: Mapping[str, Any]) -> dict[str, Any]:
