@@ -17,7 +17,7 @@ from kdcl_dist.launch.forkserver import start_server
 from kdcl_dist.launch.preflight.bank_memory import measure_bank_memory
 from kdcl_dist.launch.signals import stop_on_signals
 from kdcl_dist.run.creation import abandon
-from kdcl_dist.run.events import Event, Note, Warned
+from kdcl_dist.run.events import Ended, Event, Note, Warned
 from kdcl_dist.run.prepare import prepare
 from kdcl_dist.run.record import read_record, record_failure, record_interruption, scores_of, update_record
 from kdcl_dist.run.run import Run
@@ -88,10 +88,12 @@ def train(
     on_event(Note(f"run folder {displayed(run.folder.uri)}{begins}"))
     if (record := read_record(run.folder)).get("state") == "finished":
         on_event(Note("; ".join(filter(None, ["the run is finished already", record.get("stopped_early")]))))
+        on_event(Ended(finished=True))
         return Result(run.folder.uri, True, scores_of(record))
     samples = sum(len(ids) for ids in training_data.split)
     update_record(run.folder, classes=len(training_data.train.classes), samples=samples)
     finished = _launch(run, launcher, on_event, stop)
+    on_event(Ended(finished))
     return Result(run.folder.uri, finished, scores_of(read_record(run.folder)))
 
 

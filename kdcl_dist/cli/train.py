@@ -34,7 +34,7 @@ def train(
         start_server()  # it imports at the same time as this process does below
     from rich.console import Console
 
-    from kdcl_dist.cli.training_display import Display, results_table
+    from kdcl_dist.cli.training_display import display, results_table
     from kdcl_dist.config.differences import changes
     from kdcl_dist.run.events import Note
     from kdcl_dist.run.prepare import resumed_recipe
@@ -43,9 +43,9 @@ def train(
 
     console = Console()
     chosen = resumed_recipe(wanted, digest, overrides, storage, name) if resume else wanted
-    with Display(console) as display:
+    with display(console) as shown:
         if kept := changes(wanted, chosen):
-            display.handle(Note(f"as the run began: {'; '.join(kept)}"))
+            shown.handle(Note(f"as the run began: {'; '.join(kept)}"))
         result = run_training(
             chosen,
             launcher=launcher,  # type: ignore[arg-type]
@@ -53,7 +53,7 @@ def train(
             name=name,
             resume=resume,
             recipe_file=digest,
-            on_event=display.handle,
+            on_event=shown.handle,
         )
     if result.metrics:
         console.print(results_table(result.metrics, "test results"))

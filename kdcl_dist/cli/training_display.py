@@ -1,4 +1,4 @@
-"""A running cohort on the terminal: a bar, and a row for each student; without a terminal plain lines."""
+"""A running cohort on the terminal: a bar, and a row for each student."""
 
 from __future__ import annotations
 
@@ -12,14 +12,29 @@ from rich.table import Table
 from rich.text import Text
 
 from kdcl_dist.run.events import CheckpointSaved, EpochEnded, Event, Note, Started, Stepped, Values, Warned
+from kdcl_dist.run.lines import RunLines, placement_text
 from kdcl_dist.run.metrics import ENSEMBLE
 from kdcl_dist.utils.text import NAME, shown
 
-__all__ = ["Display", "noise_table", "results_table"]
+__all__ = ["Display", "display", "noise_table", "results_table"]
+
+
+def display(console: Console) -> Display | RunLines:
+    """A context manager that shows a run's events: lines where the console is no terminal.
+
+    `kdcl_dist.train` takes its `handle`.
+    """
+    return Display(console) if console.is_terminal else RunLines(lambda line: show(console, line))
+
+
+def show(console: Console, line: str) -> None:
+    """Print a line as it is, and at once: a log is read while it grows."""
+    console.print(line, highlight=False, markup=False, soft_wrap=True)
+    console.file.flush()
 
 
 class Display:
-    """A context manager that shows a run's events. `kdcl_dist.train` takes its `handle`."""
+    """Shows a run's events on a terminal."""
 
     def __init__(self, console: Console) -> None:
         self.console = console
@@ -40,15 +55,13 @@ class Display:
         self.live = Live(get_renderable=self._render, console=console, refresh_per_second=4)
 
     def __enter__(self) -> Display:
-        if self.console.is_terminal:
-            self.live.start()
+        self.live.start()
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        if self.console.is_terminal:
-            self.live.stop()
+        self.live.stop()
 
     def handle(self, event: Event) -> None:
         """Show an event."""
@@ -70,11 +83,7 @@ class Display:
         total = event.epochs * event.steps_per_epoch
         self.progress.reset(self.task, total=total, completed=event.step, description="epoch 1")
         for name, where in event.placement.items():
-            parameters = f"{where['parameters']:,} parameters"
-            place = f"{where['device']} of {where['host']}, process {where['pid']}"
-            peak = int(where.get("peak_memory", 0))
-            memory = f", up to {peak / 1e6:,.0f} MB of memory" if peak else ""
-            self._line(f"{name}: {parameters}, {place}{memory}")
+            self._line(placement_text(name, where))
 
     def _step(self, event: Stepped) -> None:
         assert self.started is not None
@@ -94,15 +103,9 @@ class Display:
             self.test, self.tested = (event.val, "validation") if event.val else (event.test, "test")
         assert self.started is not None
         self.progress.update(self.task, completed=(event.epoch + 1) * self.started.steps_per_epoch)
-        if not self.console.is_terminal:
-            passes = {"validation": event.val, "test": event.test}
-            shown = [
-                f"{name} top-1 % {_accuracies(values)}" for name, values in passes.items() if values
-            ] or [f"train top-1 % {_accuracies(event.train)}"]
-            self._line(f"epoch {event.epoch + 1} of {self.started.epochs}: {'; '.join(shown)}")
 
     def _line(self, text: str) -> None:
-        self.console.print(shown(text), highlight=False, markup=False, soft_wrap=True)
+        show(self.console, shown(text))
 
     def _render(self) -> Group:
         if self.started is None:
@@ -126,11 +129,6 @@ class Display:
             _number(step_s or None, 1000, 1),
             "" if share is None else f"{share:.0%}",
         ]
-
-
-def _accuracies(results: Values) -> str:
-    """The top-1 % of each student that has one."""
-    return ", ".join(f"{name} {100 * own['top1']:.2f}" for name, own in results.items() if "top1" in own)
 
 
 def _number(value: float | None, factor: float, digits: int) -> str:

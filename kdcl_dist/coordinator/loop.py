@@ -18,13 +18,13 @@ from kdcl_dist.errors import CheckpointError, KdclError, StorageError
 from kdcl_dist.exchange.group import Exchange
 from kdcl_dist.exchange.message import Flag, Message
 from kdcl_dist.run.checkpoint import latest, prune
-from kdcl_dist.run.events import CheckpointSaved, Event, Note, Stepped, Values, Warned
+from kdcl_dist.run.events import CheckpointSaved, Evaluating, Event, Note, Stepped, Values, Warned
 from kdcl_dist.run.record import check_owner, read_record, restore_deleted, update_record
 from kdcl_dist.run.run import Run
 
 __all__ = ["CoordinatorLoop"]
 
-#: Seconds between two `Stepped` events.
+#: Seconds between two `Stepped` or `Evaluating` events.
 EMIT_S = 0.2
 #: Seconds between two checks for returning students and for termination notices.
 POLL_S = 0.5
@@ -240,9 +240,16 @@ class CoordinatorLoop:
         if self.recipe.analysis.measures(round.step):
             self.metrics.analysis(round, self.step.answer, self.aggregator.weights_S)
         self.step = None
-        if self.schedule.ends_step(round) and time.monotonic() - self.last_emitted_s > EMIT_S:
-            self.last_emitted_s = time.monotonic()
-            self.emit(Stepped(round.step + 1, self.metrics.running()))
+        if self.schedule.ends_step(round) and self._may_emit():
+            self.emit(Stepped(round.step + 1, self.metrics.latest()))
+
+    def _may_emit(self) -> bool:
+        """Whether the last event of this kind was long enough ago; then one follows now."""
+        now_s = time.monotonic()
+        if now_s - self.last_emitted_s <= EMIT_S:
+            return False
+        self.last_emitted_s = now_s
+        return True
 
     def _holdout(self, round: Round, messages: Sequence[Message]) -> None:
         if round.part == 0:
@@ -256,6 +263,9 @@ class CoordinatorLoop:
         aligned = self.aggregator.align(messages)
         self.metrics.test(round, self.present, aligned, self.aggregator.predict(aligned))
         if not self.schedule.ends_test(round):
+            if self._may_emit():
+                batches = self.schedule.test_passes * self.schedule.batches(round.kind)
+                self.emit(Evaluating(round.step, round.part + 1, batches))
             return
         if round.kind is Kind.BEST:
             self.metrics.end_best(round, self.state.bests())

@@ -67,6 +67,7 @@ class MetricsCollector:
     Attributes:
         results: of the last test, by student and for "ensemble", and by "student/ema" and "ensemble/ema".
         tests: results of the tests that the unfinished epoch has had, by split.
+        rates: each student's learning rate in its last step.
     """
 
     def __init__(self, run: Run, schedule: RunSchedule) -> None:
@@ -74,6 +75,7 @@ class MetricsCollector:
         self.table = MetricsTable(run.folder)
         self.tensorboard = TensorBoard(run.folder, start=run.step - run.step % schedule.steps_per_epoch)
         self.losses = {name: RunningLoss() for name in run.recipe.names}
+        self.rates: dict[str, float] = {}
         self.parts: dict[tuple[str, str], list[Mapping[str, float]]] = defaultdict(list)
         self.scores: dict[str, Scores] = {}
         self.results: Values = {}
@@ -83,6 +85,13 @@ class MetricsCollector:
     def running(self) -> Values:
         """Means over the training steps of the current epoch."""
         return self.table.mean("train")
+
+    def latest(self) -> Values:
+        """As `running`, but with each student's latest learning rate."""
+        return {
+            name: values | ({"lr": self.rates[name]} if name in self.rates else {})
+            for name, values in self.running().items()
+        }
 
     def step_metrics(self, workers: Sequence[Worker], step_metrics: Sequence[StepMetrics]) -> list[str]:
         """Add the metrics of each worker's last training step; a student's are the mean of its replicas'.
@@ -104,6 +113,7 @@ class MetricsCollector:
                 self.table.add(name, epoch, step, "train", {"skipped": 1.0})
                 continue
             gradients = {key: values.pop(key) for key in GRADIENTS}
+            self.rates[name] = values["lr"]
             self.table.add(name, epoch, step, "train", values)
             if (mean := self.losses[name].explodes(values["task_loss"])) is not None:
                 loss = values["task_loss"]

@@ -13,6 +13,7 @@ from kdcl_dist.coordinator.checkpointing import CoordinatorState
 from kdcl_dist.coordinator.loop import CoordinatorLoop
 from kdcl_dist.coordinator.recovery_policy import Decision, decide, is_fatal, survivors_can_continue
 from kdcl_dist.coordinator.roster import Roster
+from kdcl_dist.coordinator.wait_report import WaitReport
 from kdcl_dist.errors import CoordinatorCutOff, CoordinatorLost, KdclError, StorageError, wrap
 from kdcl_dist.exchange.generation import open_exchange
 from kdcl_dist.exchange.message import Flag
@@ -125,7 +126,8 @@ class _CoordinatorRuntime:
         try:
             finished = recorded_end(self.run) if self.number > 0 else None
             if finished is None:
-                finished = self._run_generations()
+                with WaitReport(self.monitor, lambda: self.rendezvous.missing, self.emit):
+                    finished = self._run_generations()
             self.rendezvous.complete(finished)
             return finished
         except CoordinatorCutOff:

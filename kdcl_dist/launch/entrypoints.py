@@ -38,7 +38,7 @@ from kdcl_dist.membership.endpoint import Endpoint
 from kdcl_dist.membership.monitor import COORDINATOR
 from kdcl_dist.membership.rendezvous import RunFailed
 from kdcl_dist.membership.tcp_store import host_store
-from kdcl_dist.run.events import Event, Stepped
+from kdcl_dist.run.events import Evaluating, Event, Stepped, Waiting
 from kdcl_dist.run.run import Run
 from kdcl_dist.student.runtime import run_student
 from kdcl_dist.utils.devices import choose_device
@@ -87,8 +87,8 @@ class _MessageSender:
         self.thread.start()
 
     def emit(self, event: Event) -> None:
-        """Send an event; a step's event is dropped while many messages wait."""
-        if not isinstance(event, Stepped) or self.queue.qsize() < BACKLOG:
+        """Send an event; one that the next of its kind replaces is dropped while many messages wait."""
+        if not isinstance(event, Stepped | Evaluating | Waiting) or self.queue.qsize() < BACKLOG:
             self.queue.put(EventEmitted(event))
 
     def close(self) -> None:

@@ -109,11 +109,15 @@ class Rendezvous:
     Args:
         monitor: of the same process.
         is_started: tells the coordinator whether the launcher has started a process for a worker.
+
+    Attributes:
+        missing: the ranks for which `assemble` waits at present.
     """
 
     def __init__(self, monitor: Monitor, is_started: Callable[[str], bool] = lambda name: False) -> None:
         self.monitor, self.client = monitor, monitor.client
         self._arrivals = Arrivals(monitor, is_started)
+        self.missing = frozenset[int]()
         self._joins: dict[int, PendingJoin] = {}
         self._failures: list[KdclError] = []
         self._unread: set[int] = set()
@@ -180,14 +184,18 @@ class Rendezvous:
             KdclError: the first failure that a student reports meanwhile.
         """
         self._arrivals.clear()
-        while not set(ranks) <= set(ready := self.ready()):
+        while self._note_missing(ranks, ready := self.ready()):
             if self._failures:
                 raise self._failures.pop(0)
-            if (error := self._arrivals.failure(set(ranks) - set(ready), limit_s)) is not None:
+            if (error := self._arrivals.failure(self.missing, limit_s)) is not None:
                 raise error
             time.sleep(POLL_S)
         self._arrivals.clear()
         return dict(sorted(ready.items()))
+
+    def _note_missing(self, ranks: Collection[int], ready: Collection[int]) -> bool:
+        self.missing = frozenset(ranks) - frozenset(ready)
+        return bool(self.missing)
 
     def overdue(self, ranks: Collection[int], limit_s: float) -> KdclError | None:
         """The failure of workers that are away and will not come; None as long as they may come."""

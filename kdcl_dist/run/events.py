@@ -4,7 +4,19 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-__all__ = ["CheckpointSaved", "EpochEnded", "Event", "Note", "Started", "Stepped", "Values", "Warned"]
+__all__ = [
+    "CheckpointSaved",
+    "Ended",
+    "EpochEnded",
+    "Evaluating",
+    "Event",
+    "Note",
+    "Started",
+    "Stepped",
+    "Values",
+    "Waiting",
+    "Warned",
+]
 
 #: Values by name, by student; "ensemble" counts as one more student.
 Values = dict[str, dict[str, float]]
@@ -23,10 +35,36 @@ class Started:
 
 @dataclass(frozen=True)
 class Stepped:
-    """`step` training steps are done; `values` are running values of the epoch."""
+    """`step` training steps are done; `values` are means over the epoch so far, and the last step's `lr`."""
 
     step: int
     values: Values
+
+
+@dataclass(frozen=True)
+class Evaluating:
+    """`batch` of the `batches` of a test are done, after `step` training steps."""
+
+    step: int
+    batch: int
+    batches: int
+
+
+@dataclass(frozen=True)
+class Waiting:
+    """The coordinator has been in one phase for long.
+
+    Attributes:
+        phase: what it does: "start" while the cohort forms, "gather" while it awaits messages, ...
+        step: the step in which it does so.
+        seconds: for how long.
+        late: the workers, or the coordinator, for which the others wait; empty where that is not known.
+    """
+
+    phase: str
+    step: int
+    seconds: float
+    late: tuple[str, ...]
 
 
 @dataclass(frozen=True)
@@ -60,4 +98,11 @@ class Warned:
     text: str
 
 
-Event = Started | Stepped | EpochEnded | CheckpointSaved | Note | Warned
+@dataclass(frozen=True)
+class Ended:
+    """The run has ended without a failure: at its end, or stopped before it, after a checkpoint."""
+
+    finished: bool
+
+
+Event = Started | Stepped | Evaluating | Waiting | EpochEnded | CheckpointSaved | Note | Warned | Ended

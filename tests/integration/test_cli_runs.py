@@ -32,7 +32,7 @@ def recipe(make_recipe: MakeRecipe, tmp_path: Path) -> str:
 def test_a_whole_run(recipe: str, tmp_path: Path) -> None:
     result = train(recipe, tmp_path, "--name", "one", "--set", "students.a.optimizer.lr=0.05")
     assert result.exit_code == 0, result.output
-    assert "epoch 2 of 2" in result.output
+    assert " epoch epoch=2/2 " in result.output
     folder = Folder(str(tmp_path / "runs" / "one"))
     assert load_recipe(tmp_path / "runs/one/recipe.yaml").students[0].optimizer.lr == 0.05
     assert "# torch " in (tmp_path / "runs/one/recipe.yaml").read_text()

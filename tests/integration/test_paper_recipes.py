@@ -195,4 +195,4 @@ def test_the_command_line_finds_import_strings_below_the_working_directory(
     arguments = ["--launcher", "local", "--storage", str(tmp_path), "--set", "epochs=1"]
     result = CliRunner().invoke(kdcl, ["train", "examples/custom/recipe.yaml", *arguments])
     assert result.exit_code == 0, result.output
-    assert "epoch 1 of 1" in result.output
+    assert " epoch epoch=1/1 " in result.output

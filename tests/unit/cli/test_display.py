@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import io
 from collections.abc import Sequence
+from datetime import datetime
 
 from rich.console import Console
 
-from kdcl_dist.cli.training_display import Display, results_table
-from kdcl_dist.run.events import CheckpointSaved, EpochEnded, Event, Note, Started, Stepped
+from kdcl_dist.cli.training_display import Display, display, results_table
+from kdcl_dist.run.events import CheckpointSaved, Ended, EpochEnded, Event, Note, Started, Stepped
 
 PLACEMENT: dict[str, dict[str, str | int]] = {
     name: {"host": "10.0.0.7", "pid": 41, "device": "cpu", "parameters": 12345} for name in ("big", "small")
@@ -28,27 +29,39 @@ EVENTS: list[Event] = [
     EpochEnded(0, TRAIN, TEST),
     CheckpointSaved(10),
     Stepped(14, TRAIN),
+    Ended(finished=True),
 ]
 
 
 def show(*, terminal: bool, width: int = 110, events: Sequence[Event] = EVENTS) -> str:
     console = Console(file=io.StringIO(), force_terminal=terminal, width=width, color_system=None)
-    with Display(console) as display:
+    with display(console) as shown:
         for event in events:
-            display.handle(event)
-        if terminal:
-            display.live.refresh()
+            shown.handle(event)
+        if isinstance(shown, Display):
+            shown.live.refresh()
     assert isinstance(console.file, io.StringIO)
     return console.file.getvalue()
 
 
+def without_times(text: str) -> list[str]:
+    """The lines, each checked to begin with a time."""
+    lines = [line.partition(" ") for line in text.splitlines()]
+    assert all(datetime.fromisoformat(time).tzinfo for time, _, _ in lines)
+    return [line for _, _, line in lines]
+
+
 def test_plain_lines_where_there_is_no_terminal() -> None:
-    lines = show(terminal=False).splitlines()
-    assert lines == [
+    assert without_times(show(terminal=False)) == [
         "run folder [runs]/x",
         "big: 12,345 parameters, cpu of 10.0.0.7, process 41, up to 1,312 MB of memory",
         "small: 12,345 parameters, cpu of 10.0.0.7, process 41",
-        "epoch 1 of 2: test top-1 % big 75.00, small 75.00, ensemble 75.00",
+        "start epoch=1/2 step=0/20 students=big,small",
+        "epoch epoch=1/2 step=10/20 "
+        "big.train.loss=1.5 small.train.loss=2.5 ensemble.train.loss=1 "
+        "big.test.loss=1 big.test.top1=0.75 small.test.loss=1 small.test.top1=0.75 "
+        "ensemble.test.loss=1 ensemble.test.top1=0.75",
+        "end state=finished step=14 seconds=0",
     ]
 
 
@@ -77,26 +90,26 @@ def test_a_bar_and_a_row_a_student_on_a_terminal() -> None:
 
 def test_an_epoch_says_what_it_was_tested_on() -> None:
     val = {"big": {"loss": 1.0, "top1": 0.5}, "ensemble": {"loss": 1.0, "top1": 0.25}}
-    assert show(
+    lines = show(
         terminal=False, events=[STARTED, EpochEnded(0, TRAIN, {}, val), EpochEnded(1, TRAIN, TEST, val)]
-    ).splitlines()[-2:] == [
-        "epoch 1 of 2: validation top-1 % big 50.00, ensemble 25.00",
-        "epoch 2 of 2: validation top-1 % big 50.00, ensemble 25.00; "
-        "test top-1 % big 75.00, small 75.00, ensemble 75.00",
-    ]
-    (*_, last) = show(terminal=False, events=[STARTED, EpochEnded(0, TRAIN, {})]).splitlines()
-    assert last == "epoch 1 of 2: train top-1 % big 50.00, small 25.00, ensemble 62.50"
+    )
+    first, second = without_times(lines)[-3:-1]
+    assert first.endswith(" big.val.loss=1 big.val.top1=0.5 ensemble.val.loss=1 ensemble.val.top1=0.25")
+    assert "test" not in first
+    assert " ensemble.val.top1=0.25 big.test.loss=1 " in second
+    *_, last, _ = without_times(show(terminal=False, events=[STARTED, EpochEnded(0, TRAIN, {})]))
+    assert last.endswith(" ensemble.train.top1=0.625")
     text = show(terminal=True, events=[STARTED, EpochEnded(0, TRAIN, {}, val), EpochEnded(1, TRAIN, {})])
     assert "validation top-1 %" in text[text.rindex("steps") :]
 
 
 def test_a_resumed_run_shows_where_it_is() -> None:
     console = Console(file=io.StringIO(), force_terminal=True, width=100, color_system=None)
-    with Display(console) as display:
-        display.handle(Started(["big", "small"], PLACEMENT, epochs=4, steps_per_epoch=10, step=25))
-        assert display.progress.tasks[0].completed == 25
-        display.handle(Stepped(26, TRAIN))
-        assert display.progress.tasks[0].description == "epoch 3"
+    with Display(console) as shown:
+        shown.handle(Started(["big", "small"], PLACEMENT, epochs=4, steps_per_epoch=10, step=25))
+        assert shown.progress.tasks[0].completed == 25
+        shown.handle(Stepped(26, TRAIN))
+        assert shown.progress.tasks[0].description == "epoch 3"
 
 
 def test_the_final_table() -> None:
