@@ -24,6 +24,7 @@ LAYERS = [
         "models",
         "data",
         "run",
+        "tracking",
         "membership",
         "exchange",
     ),
