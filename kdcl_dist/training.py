@@ -22,6 +22,7 @@ from kdcl_dist.run.prepare import prepare
 from kdcl_dist.run.record import read_record, record_failure, record_interruption, scores_of, update_record
 from kdcl_dist.run.run import Run
 from kdcl_dist.run.uris import displayed
+from kdcl_dist.tracking.tracking import check_trackers
 
 __all__ = ["Launcher", "Result", "train"]
 
@@ -75,6 +76,7 @@ def train(
     """
     if launcher == "local":
         start_server()  # imports while this process prepares the run
+    check_trackers(recipe)
     training_data = _open_data(recipe, on_event)
     run = prepare(
         recipe,

@@ -16,6 +16,7 @@ FREE_FIELDS = (
     "checkpoint.every_epochs",
     "checkpoint.keep",
     "analysis",
+    "tracking",
     "failure",
     "limits",
     "data.loader_workers",

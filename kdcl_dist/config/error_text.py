@@ -10,6 +10,7 @@ from pydantic import BaseModel, ValidationError
 
 from kdcl_dist.config.base import OWN
 from kdcl_dist.config.model import TAGS
+from kdcl_dist.config.tracking import NAMED
 
 __all__ = ["describe_errors"]
 
@@ -19,6 +20,7 @@ UNION_BRANCHES = (
     *("constant", "multistep", "cosine", "poly", "onecycle"),
     OWN,
     *TAGS,
+    *(NAMED, "wandb", "mlflow"),
     *("constrained-int", "literal['epoch']"),
     *("constrained-float", "literal['auto']"),
 )

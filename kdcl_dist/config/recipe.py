@@ -16,6 +16,7 @@ from kdcl_dist.config.distillation import Distillation
 from kdcl_dist.config.schedules import Constant, MultiStep, Warmup
 from kdcl_dist.config.sections import Analysis, Checkpoint, EarlyStopping, Evaluate, Failure, Limits
 from kdcl_dist.config.student import Student, Worker
+from kdcl_dist.config.tracking import Tracker, name_of
 
 __all__ = ["Recipe"]
 
@@ -50,6 +51,9 @@ class Recipe(Strict):
     )
     checkpoint: Checkpoint = Field(default=Checkpoint(), description="Checkpoints.")
     analysis: Analysis = Field(default=Analysis(), description="Measurements during training.")
+    tracking: list[Tracker] = Field(
+        default=["tensorboard"], description="Trackers that get the metrics: names, or with fields."
+    )
     failure: Failure = Field(default=Failure(), description="Reaction to failures.")
     limits: Limits = Field(default=Limits(), description="Limits of waits.")
 
@@ -72,6 +76,11 @@ class Recipe(Strict):
             for index, student in enumerate(self.students)
             for replica in range(student.replicas)
         ]
+
+    @property
+    def trackers(self) -> list[str]:
+        """The names of the trackers."""
+        return [name_of(tracker) for tracker in self.tracking]
 
     @property
     def part_size(self) -> int:
@@ -133,6 +142,11 @@ def _names_differ(recipe: Recipe) -> None:
         raise ValueError(
             f"students: names must differ, also in lower case (more than once: {', '.join(twice)})"
         )
+
+
+def _trackers_differ(recipe: Recipe) -> None:
+    if twice := [name for name, count in Counter(recipe.trackers).items() if count > 1]:
+        raise ValueError(f"tracking: {twice[0]!r} is there more than once")
 
 
 def _teacher_exists(recipe: Recipe) -> None:
@@ -254,6 +268,7 @@ def _only_validation_decides(recipe: Recipe) -> None:
 
 CHECKS = (
     _names_differ,
+    _trackers_differ,
     _teacher_exists,
     _weights_have_holdout,
     _validation_has_samples,

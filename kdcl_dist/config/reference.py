@@ -8,7 +8,18 @@ import re
 from collections.abc import Iterable, Iterator
 from typing import Any, NamedTuple
 
-from kdcl_dist.config import collate, data, distillation, mixing, model, optim, schedules, sections, student
+from kdcl_dist.config import (
+    collate,
+    data,
+    distillation,
+    mixing,
+    model,
+    optim,
+    schedules,
+    sections,
+    student,
+    tracking,
+)
 from kdcl_dist.config.base import Strict
 from kdcl_dist.config.differences import FREE_FIELDS, ROUNDING_FIELDS
 from kdcl_dist.config.recipe import Recipe
@@ -55,6 +66,9 @@ SECTIONS = (
     Section("## `early_stopping`", sections.EarlyStopping, "best.md"),
     Section("## `checkpoint`", sections.Checkpoint, "storage.md"),
     Section("## `analysis`", sections.Analysis, "analysis.md"),
+    Section("## `tracking`: wandb", tracking.Wandb, "tracking.md"),
+    Section("### `tracking`: mlflow", tracking.MLflow, "tracking.md"),
+    Section("### `tracking`: your own", tracking.OwnTracker, "tracking.md"),
     Section("## `failure`", sections.Failure, "failures.md"),
     Section("## `limits`", sections.Limits, "failures.md"),
 )

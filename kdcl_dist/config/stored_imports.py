@@ -65,7 +65,8 @@ def check_stored_imports(fields: Mapping[str, str], where: str, allowed: Collect
 def import_strings(recipe: Recipe) -> set[str]:
     """All import strings of a recipe."""
     parts = [part.name for each in recipe.students for part in (each.optimizer, each.schedule)]
-    texts = [recipe.distillation.method_name, *parts, *(text for _, text in _fields(recipe, recipe.names))]
+    fields = [text for _, text in _fields(recipe, recipe.names)]
+    texts = [recipe.distillation.method_name, *recipe.trackers, *parts, *fields]
     return set(filter(is_import_string, texts))
 
 

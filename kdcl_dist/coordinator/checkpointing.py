@@ -17,6 +17,7 @@ from kdcl_dist.membership.monitor import COORDINATOR
 from kdcl_dist.run.checkpoint import Manifest, Part, commit, copy_part, read_part, write_part
 from kdcl_dist.run.run import Run
 from kdcl_dist.run.validation import Best, Validation
+from kdcl_dist.tracking.tracking import Tracking
 
 __all__ = ["CoordinatorState", "save_checkpoint", "student_parts"]
 
@@ -40,12 +41,14 @@ class CoordinatorState:
     saved: Manifest | None
 
     @classmethod
-    def of(cls, run: Run, schedule: RunSchedule, classes: int) -> CoordinatorState:
+    def of(
+        cls, run: Run, schedule: RunSchedule, classes: int, tracking: Tracking | None = None
+    ) -> CoordinatorState:
         """The state at the run's start: that of the checkpoint `run.start`, or a new one."""
         bank = make_bank(run.recipe, schedule.samples, classes)
         aggregator = Aggregator(run.recipe, bank, make_window_check(run.recipe, schedule))
         aggregator.load_method(classes)
-        metrics, position = MetricsCollector(run, schedule), schedule.first(run.step)
+        metrics, position = MetricsCollector(run, schedule, tracking), schedule.first(run.step)
         state = cls(aggregator, metrics, schedule, Validation(), position, run.start)
         if run.start is not None:
             saved = read_part(run.folder, run.start, COORDINATOR)

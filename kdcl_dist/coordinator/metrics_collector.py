@@ -27,8 +27,9 @@ from kdcl_dist.run.events import EpochEnded, Values
 from kdcl_dist.run.metrics import BEST, EMA, ENSEMBLE, MetricsTable, Scores
 from kdcl_dist.run.run import Run
 from kdcl_dist.run.step_figures import of_parts
-from kdcl_dist.run.tensorboard import TensorBoard
 from kdcl_dist.run.validation import Best
+from kdcl_dist.tracking.tensorboard import TensorBoard
+from kdcl_dist.tracking.tracking import Tracking
 
 __all__ = ["MetricsCollector"]
 
@@ -63,6 +64,7 @@ class MetricsCollector:
 
     Args:
         run, schedule: the run, and its schedule.
+        tracking: the run's other trackers; None: none.
 
     Attributes:
         results: of the last test, by student and for "ensemble", and by "student/ema" and "ensemble/ema".
@@ -70,10 +72,11 @@ class MetricsCollector:
         rates: each student's learning rate in its last step.
     """
 
-    def __init__(self, run: Run, schedule: RunSchedule) -> None:
-        self.recipe, self.schedule = run.recipe, schedule
-        self.table = MetricsTable(run.folder)
-        self.tensorboard = TensorBoard(run.folder, start=run.step - run.step % schedule.steps_per_epoch)
+    def __init__(self, run: Run, schedule: RunSchedule, tracking: Tracking | None = None) -> None:
+        self.recipe, self.schedule, self.tracking = run.recipe, schedule, tracking
+        self.table, self.recorded = MetricsTable(run.folder), 0
+        start = run.step - run.step % schedule.steps_per_epoch
+        self.tensorboard = TensorBoard(run.folder, start) if "tensorboard" in run.recipe.trackers else None
         self.losses = {name: RunningLoss() for name in run.recipe.names}
         self.rates: dict[str, float] = {}
         self.parts: dict[tuple[str, str], list[Mapping[str, float]]] = defaultdict(list)
@@ -216,7 +219,9 @@ class MetricsCollector:
         self.staleness.clear()
         train, tests = self.running(), self.tests
         self.tests = {}
-        self.tensorboard.write(self.table.end_epoch(epoch))
+        rows, self.recorded = self.table.end_epoch(epoch), epoch + 1
+        if self.tensorboard is not None:
+            self.tensorboard.write(rows)
         return EpochEnded(epoch, train, tests.get("test", {}), tests.get("val", {}))
 
     def flush(self, limit_s: float) -> StorageError | None:
@@ -229,14 +234,18 @@ class MetricsCollector:
         """
         try:
             self.table.flush(limit_s)
-            self.tensorboard.flush(limit_s)
+            if self.tracking is not None:
+                self.tracking.recorded_until(self.recorded)
+            if self.tensorboard is not None:
+                self.tensorboard.flush(limit_s)
         except StorageError as error:
             return error
         return None
 
     def close(self) -> None:
         """Close the open files."""
-        self.tensorboard.close()
+        if self.tensorboard is not None:
+            self.tensorboard.close()
 
     def state_dict(self) -> dict[str, Any]:
         """The unfinished epoch's rows and counts, and the last results."""

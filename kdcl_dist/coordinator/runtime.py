@@ -34,6 +34,8 @@ from kdcl_dist.run.record import (
     update_record,
 )
 from kdcl_dist.run.run import Run
+from kdcl_dist.tracking.tracker import Status
+from kdcl_dist.tracking.tracking import Tracking
 
 __all__ = ["Processes", "run_coordinator"]
 
@@ -120,17 +122,21 @@ class _CoordinatorRuntime:
         self.number = next_generation(run)
         self.state: CoordinatorState | None = None
         self.roster = Roster(run.recipe, read_record(run.folder).get("absences", ()))
+        self.tracking = Tracking(run, emit)
 
     def coordinate(self) -> bool:
         """Coordinate the run to its end; see `run_coordinator`."""
+        status: Status | None = "failed"
         try:
             finished = recorded_end(self.run) if self.number > 0 else None
             if finished is None:
                 with WaitReport(self.monitor, lambda: self.rendezvous.missing, self.emit):
                     finished = self._run_generations()
             self.rendezvous.complete(finished)
+            status = "finished" if finished else "interrupted"
             return finished
         except CoordinatorCutOff:
+            status = None
             raise
         except Exception as error:
             cause = wrap(error, student=None, step=None, phase="recovery")
@@ -140,6 +146,7 @@ class _CoordinatorRuntime:
             raise cause from error
         finally:
             self._discard_state()
+            self.tracking.close(status)
 
     def _run_generations(self) -> bool:
         """Run one generation after another; the result of `coordinate`."""
@@ -237,7 +244,8 @@ class _CoordinatorRuntime:
         """Set `state` to that of the generation's first round; returns the students to restore."""
         if self.state is None:
             self.roster.enter(present)
-            self.state = CoordinatorState.of(run, schedule, next(iter(joins.values())).info.classes)
+            classes = next(iter(joins.values())).info.classes
+            self.state = CoordinatorState.of(run, schedule, classes, self.tracking)
             self.roster.absences.rewind(run.start)
             return tuple(present)
         state, positions = self.state, {rank: join.position for rank, join in joins.items()}
@@ -265,6 +273,7 @@ class _CoordinatorRuntime:
             generation={"run": run.id, "number": self.number},
             absences=self.roster.absences.found,
         )
+        self.tracking.start()
         step = self.state.position.step
         self.emit(Started(self.recipe.names, placement, schedule.epochs, schedule.steps_per_epoch, step))
 

@@ -9,6 +9,7 @@ Shapes: B samples, C classes.
 
 from __future__ import annotations
 
+import re
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -36,7 +37,9 @@ __all__ = [
     "MetricsTable",
     "Scores",
     "averages_of",
+    "read_epoch",
     "read_metrics",
+    "recorded_epochs",
 ]
 
 SCHEMA = pa.schema(
@@ -130,7 +133,7 @@ class MetricsTable:
     def end_epoch(self, epoch: int) -> pa.Table:
         """Finish the epoch's file, which `flush` writes, and begin the next epoch; returns the rows."""
         table = _table(self.columns)
-        self.unwritten[f"metrics/epoch-{epoch:04d}.parquet"] = _to_parquet(table)
+        self.unwritten[_file_of(epoch)] = _to_parquet(table)
         self._reset()
         return table
 
@@ -178,6 +181,21 @@ def read_metrics(run: Folder) -> pa.Table:
     """
     names = [name for name in run.names("metrics") if name.endswith(".parquet")]
     return pa.concat_tables([SCHEMA.empty_table(), *(_read_file(run, f"metrics/{name}") for name in names)])
+
+
+def recorded_epochs(run: Folder) -> list[int]:
+    """The epochs, from 0 on, that have a file of recorded rows."""
+    found = (re.fullmatch(r"epoch-(\d+)\.parquet", name) for name in run.names("metrics"))
+    return sorted(int(match[1]) for match in found if match)
+
+
+def read_epoch(run: Folder, epoch: int) -> pa.Table:
+    """The recorded rows of an epoch, from 0 on; errors as `read_metrics`."""
+    return _read_file(run, _file_of(epoch))
+
+
+def _file_of(epoch: int) -> str:
+    return f"metrics/epoch-{epoch:04d}.parquet"
 
 
 def _read_file(run: Folder, name: str) -> pa.Table:

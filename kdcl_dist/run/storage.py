@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import time
 import uuid
 from collections.abc import Callable
 from pathlib import Path
@@ -143,6 +144,10 @@ class Folder:
         """A file's size in bytes; -1 when it is missing."""
         info = self._info(name)
         return int(info.size) if info.type == fs.FileType.File else -1
+
+    def time(self, name: str) -> float:
+        """When a file was written, in seconds since 1970 by the storage's clock; now, if it does not say."""
+        return float((self._info(name).mtime_ns or time.time_ns()) / 1e9)
 
     def delete_file(self, name: str) -> None:
         """Delete a file if it exists."""

@@ -24,6 +24,7 @@ LAYERS = [
         "data",
         "models",
         "run",
+        "tracking",
         "membership",
         "exchange",
     ),

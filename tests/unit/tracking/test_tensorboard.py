@@ -9,7 +9,7 @@ from pathlib import Path
 import pyarrow as pa
 
 from kdcl_dist.run.storage import Folder
-from kdcl_dist.run.tensorboard import TensorBoard
+from kdcl_dist.tracking.tensorboard import TensorBoard
 
 
 def rows(*steps: int, value: float) -> pa.Table:

@@ -1,0 +1,1 @@
+"""The trackers of a run: TensorBoard, a CSV file, Weights & Biases, MLflow, and those of the user's own."""
