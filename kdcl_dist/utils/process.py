@@ -75,7 +75,7 @@ def end_with_parent() -> None:
 
 
 def _ends(pid: int | None) -> bool:
-    """Whether a process ends within `DYING_S`: one that lives closes the sentinel of a child that it drops."""
+    """Whether a process ends within `DYING_S`; one that lives closes the sentinel of a child it drops."""
     deadline = time.monotonic() + DYING_S
     while pid is not None and not is_over(pid):
         if time.monotonic() > deadline:
