@@ -4,6 +4,8 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 # A file's tests stay in one process, with the clusters and runs that they share; the longest files begin.
+# Processes of the tests, of which many import this package, read its bytecode instead of compiling it.
+test-fast test: export PYTHONDONTWRITEBYTECODE :=
 PYTEST := $(BIN)/python -m pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder
 
 .PHONY: demo test-fast test guard lint bench clean

@@ -18,6 +18,7 @@ from hypothesis import HealthCheck, settings
 
 from kdcl_dist.config.recipe import Recipe
 from kdcl_dist.config.recipe_file import parse_recipe
+from kdcl_dist.launch.forkserver import start_server
 from kdcl_dist.run.prepare import prepare
 from kdcl_dist.run.run import Run
 
@@ -82,6 +83,16 @@ def faults(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
         for folder in (SUPPORT, SUPPORT / "inject"):
             patch.setenv("PYTHONPATH", str(folder), prepend=os.pathsep)
         yield path
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _server(faults: Path) -> None:
+    """The server of a run's processes comes first, with all their imports.
+
+    A process has one server. One that loaders started would lack imports, which then take seconds in each
+    process of each run.
+    """
+    start_server()
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -8,6 +8,7 @@ import multiprocessing.util
 import os
 import shutil
 import threading
+import time
 from multiprocessing.connection import wait
 from pathlib import Path
 from typing import Any
@@ -24,6 +25,8 @@ __all__ = [
 
 #: The key of the process that made the folder "tempdir", in what multiprocessing hands on.
 OWNER = "kdcl_tempdir_owner"
+#: Seconds in which a process is over whose files the kernel has closed.
+DYING_S = 2.0
 #: Parameters of mallopt, from glibc's malloc.h.
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3
 #: Larger than any tensor of a step, in bytes; fits mallopt's int.
@@ -63,11 +66,22 @@ def end_with_parent() -> None:
         # Nobody has time to remove the folder of sockets, this process's own or that of its parent. One that
         # was handed on from further above belongs to a process that lives.
         config = _config()
-        if (folder := config.get("tempdir")) and (folder != handed_on or config.get(OWNER) == parent.pid):
+        folder = config.get("tempdir")
+        if folder and (folder != handed_on or (config.get(OWNER) == parent.pid and _ends(parent.pid))):
             shutil.rmtree(folder, ignore_errors=True)
         os._exit(1)
 
     threading.Thread(target=watch, name="kdcl-parent", daemon=True).start()
+
+
+def _ends(pid: int | None) -> bool:
+    """Whether a process ends within `DYING_S`; one that lives closes the sentinel of a child it drops."""
+    deadline = time.monotonic() + DYING_S
+    while pid is not None and not is_over(pid):
+        if time.monotonic() > deadline:
+            return False
+        time.sleep(0.05)
+    return True
 
 
 def share_folder() -> None:

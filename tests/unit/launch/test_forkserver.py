@@ -25,6 +25,13 @@ from kdcl_dist.utils.process import is_over, state_of
 LIMIT_S = 120.0
 
 
+@pytest.fixture(scope="module", autouse=True)
+def _another_server() -> Iterator[None]:
+    """The files that follow find a server with all imports, as at the beginning."""
+    yield
+    start_server()
+
+
 @pytest.fixture(autouse=True)
 def started(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[Process]]:
     """The processes of a test; the server imports little."""

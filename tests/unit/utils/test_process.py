@@ -122,6 +122,41 @@ if __name__ == "__main__":
 """
 
 
+DROPPING = """
+import multiprocessing, time
+from pathlib import Path
+from kdcl_dist.utils.process import end_with_parent, share_folder
+
+def child(pipe):
+    end_with_parent()
+    pipe.send(multiprocessing.util.get_temp_dir())
+    time.sleep(60)
+
+if __name__ == "__main__":
+    context = multiprocessing.get_context("forkserver")
+    share_folder()
+    parent_end, child_end = context.Pipe()
+    process = context.Process(target=child, args=(child_end,))
+    process.start()
+    child_end.close()
+    folder = parent_end.recv()
+    process._popen.finalizer()  # as where the process object is deleted
+    try:
+        parent_end.recv()
+    except EOFError:
+        print(Path(folder).exists(), flush=True)
+"""
+
+
+def test_a_child_that_is_dropped_leaves_the_folder_to_its_parent(tmp_path: Path) -> None:
+    script = tmp_path / "dropping.py"
+    script.write_text(DROPPING)
+    shown = subprocess.run(
+        [sys.executable, str(script)], cwd=ROOT, capture_output=True, text=True, timeout=100, check=False
+    )
+    assert shown.stdout == "True\n", shown.stderr
+
+
 def test_a_folder_that_was_handed_on_stays_for_its_owner(tmp_path: Path) -> None:
     script = tmp_path / "handed_on.py"
     script.write_text(HANDED_ON)
