@@ -31,7 +31,7 @@ from kdcl_dist.data.decode import decode
 from kdcl_dist.data.shards import KEY, ArrowFiles, read_metadata
 from kdcl_dist.errors import DataError
 
-__all__ = ["ArrowDataset", "Info", "check_scale"]
+__all__ = ["FORMAT", "ArrowDataset", "Info", "check_scale"]
 
 FORMAT = 1
 #: Bytes that Arrow cannot hold in one value.
