@@ -153,7 +153,7 @@ class _Chunk:
     def __init__(self, chunk: pa.Array, column: Column) -> None:
         self.dtype = np.dtype(column.dtype)
         inner = [side or 1 for side in column.shape[1:]]
-        size = math.prod(inner)
+        self.size = size = math.prod(inner)
         if chunk.values.null_count:
             raise ValueError(f"column {column.name!r} has rows with a null in them")
         numbers = flat(chunk.values)
@@ -162,7 +162,7 @@ class _Chunk:
             offsets = np.frombuffer(chunk.buffers()[1], np.int32)[chunk.offset :][: len(chunk) + 1]
             if np.any(offsets % size):
                 raise ValueError(f"column {column.name!r} has rows that do not fill the shape {column.shape}")
-            self.offsets = offsets // size
+            self.offsets = offsets
             self.rows = numbers[: len(numbers) // size * size].reshape(-1, *inner)
         else:
             shape = [side or 1 for side in column.shape]
@@ -171,7 +171,9 @@ class _Chunk:
 
     def tensor(self, row: int) -> Tensor:
         """A copy of one row."""
-        where = row if self.offsets is None else slice(self.offsets[row], self.offsets[row + 1])
+        where: int | slice = row
+        if self.offsets is not None:  # in numbers; they stay as they are in the file, as the numbers do
+            where = slice(self.offsets[row] // self.size, self.offsets[row + 1] // self.size)
         return torch.from_numpy(np.array(self.rows[where], self.dtype))
 
 

@@ -67,13 +67,15 @@ class SampleWriter:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        with contextlib.ExitStack() as stack:
-            stack.callback(self._temporary.unlink, missing_ok=True)
+        try:
             if kind is None:
                 with self._naming_path():
                     self._finish()
             elif self._sink is not None:
                 self._sink.close()
+        finally:
+            with contextlib.suppress(OSError):  # the folder may be a file
+                self._temporary.unlink(missing_ok=True)
 
     def add(self, label: int | str, sample: Sample) -> None:
         """Add one sample.
@@ -91,7 +93,7 @@ class SampleWriter:
             raise DataError(f"{where}: label {label!r} is none of the {len(self.classes)} classes")
         try:
             layout = Layout.of(sample)
-            self._layout = layout.joined(self._layout or layout)
+            joined = layout.joined(self._layout or layout)
         except ValueError as error:
             raise DataError(f"{where} cannot stand beside those before: {error}") from error
         for column in layout.columns:
@@ -102,6 +104,7 @@ class SampleWriter:
                     "first is empty, and no tensor is named 'label'"
                 )
         check_finite(where, sample)
+        self._layout = joined
         self._samples.append(sample)
         self._labels.append(self.classes.index(label) if isinstance(label, str) else int(label))
         self._count += 1

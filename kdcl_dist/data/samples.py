@@ -100,9 +100,12 @@ class Collate:
         """The batch of at least one sample; all have the same names.
 
         Raises:
-            ValueError: tensors differ in another axis than the first, or in their type; one line of text.
+            ValueError: tensors differ in another axis than the first, or in their type; `values` names none of
+                them, or a number that is none of their type; one line of text.
         """
         columns = [named(sample) for sample in samples]
+        if unknown := self.values.keys() - columns[0].keys():
+            raise ValueError(f"values names {', '.join(map(repr, sorted(unknown)))}, have {', '.join(columns[0])}")
         return like(samples[0], {name: self._stacked(name, columns) for name in columns[0]})
 
     def _stacked(self, name: str, columns: Sequence[Mapping[str, Tensor]]) -> Tensor:
@@ -123,6 +126,8 @@ def _padded(tensors: Sequence[Tensor], length: int | None, value: float) -> Tens
     first = tensors[0]
     if not first.ndim:
         raise ValueError("a tensor without axes cannot be padded")
+    if not first.is_floating_point() and value != int(value):
+        raise ValueError(f"{value} cannot pad whole numbers")
     longest = max(map(len, tensors)) if length is None else length
     out = first.new_full((len(tensors), longest, *first.shape[1:]), value)
     for row, tensor in zip(out, tensors, strict=True):
