@@ -19,7 +19,7 @@ from kdcl_dist.utils.process import is_dead, this_process
 __all__ = ["abandon", "create", "new_id"]
 
 #: All that a run writes into its folder.
-CONTENT = ("recipe.yaml", "run.json", "metrics", "checkpoints", "tensorboard", "ray")
+CONTENT = ("recipe.yaml", "run.json", "metrics", "checkpoints", "tensorboard", "ray", "logs")
 #: States of a run that trains no more, in words.
 ENDED = {"failed": "failed", "interrupted": "was interrupted"}
 
