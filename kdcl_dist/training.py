@@ -11,14 +11,25 @@ from typing import Literal
 from kdcl_dist.config.recipe import Recipe
 from kdcl_dist.data.data_warnings import data_warnings
 from kdcl_dist.data.training_data import TrainingData
-from kdcl_dist.errors import PreflightError, RunFolderError, StorageError, UserError, wrap
+from kdcl_dist.errors import (
+    CoordinatorLost,
+    PreflightError,
+    RunFolderError,
+    StorageError,
+    StudentLost,
+    UserError,
+    wrap,
+)
 from kdcl_dist.launch.devices import ignored_accelerators
 from kdcl_dist.launch.forkserver import start_server
 from kdcl_dist.launch.preflight.bank_memory import measure_bank_memory
 from kdcl_dist.launch.signals import stop_on_signals
+from kdcl_dist.membership.monitor import COORDINATOR
 from kdcl_dist.run.creation import abandon
 from kdcl_dist.run.events import Ended, Event, Note, Warned
+from kdcl_dist.run.launcher_log import LauncherLog
 from kdcl_dist.run.prepare import prepare
+from kdcl_dist.run.process_log import last_lines, log_of
 from kdcl_dist.run.record import read_record, record_failure, record_interruption, scores_of, update_record
 from kdcl_dist.run.run import Run
 from kdcl_dist.run.uris import displayed
@@ -77,25 +88,25 @@ def train(
     if launcher == "local":
         start_server()  # imports while this process prepares the run
     check_trackers(recipe)
-    training_data = _open_data(recipe, on_event)
+    told = LauncherLog(on_event)
+    training_data = _open_data(recipe, told.handle)
     run = prepare(
         recipe,
         storage,
         name,
         resume=resume,
-        warn=lambda text: on_event(Warned(text)),
+        warn=lambda text: told.handle(Warned(text)),
         recipe_file=recipe_file,
     )
     begins = f", from step {run.step}" if run.start else ""
-    on_event(Note(f"run folder {displayed(run.folder.uri)}{begins}"))
+    told.handle(Note(f"run folder {displayed(run.folder.uri)}{begins}"))
     if (record := read_record(run.folder)).get("state") == "finished":
         on_event(Note("; ".join(filter(None, ["the run is finished already", record.get("stopped_early")]))))
         on_event(Ended(finished=True))
         return Result(run.folder.uri, True, scores_of(record))
     samples = sum(len(ids) for ids in training_data.split)
     update_record(run.folder, classes=len(training_data.train.classes), samples=samples)
-    finished = _launch(run, launcher, on_event, stop)
-    on_event(Ended(finished))
+    finished = _launch(run, launcher, told, stop)
     return Result(run.folder.uri, finished, scores_of(read_record(run.folder)))
 
 
@@ -112,26 +123,44 @@ def _open_data(recipe: Recipe, on_event: Callable[[Event], None]) -> TrainingDat
     return training_data
 
 
-def _launch(
-    run: Run, launcher: Launcher, on_event: Callable[[Event], None], stop: threading.Event | None
-) -> bool:
+def _launch(run: Run, launcher: Launcher, told: LauncherLog, stop: threading.Event | None) -> bool:
     """Train a run; record the failure that ends it."""
     try:
-        request = nullcontext(stop) if stop else stop_on_signals(lambda text: on_event(Note(text)))
-        with request as stop_requested:
-            # Each launcher is imported only where it is used: Ray takes seconds to import, and may be absent.
-            if launcher == "local":
-                from kdcl_dist.launch import local
-
-                for line in ignored_accelerators(run.recipe):
-                    on_event(Warned(line))
-                return local.launch(run, on_event, stop_requested)
-            from kdcl_dist.launch.ray import driver
-
-            return driver.launch(run, on_event, stop_requested)
+        with told.kept(run.folder):
+            finished = _train(run, launcher, told.handle, stop)
+            told.handle(Ended(finished))
+            return finished
     except BaseException as error:
+        _add_last_lines(run, error)
         _record_end(run, error)
         raise
+
+
+def _train(
+    run: Run, launcher: Launcher, on_event: Callable[[Event], None], stop: threading.Event | None
+) -> bool:
+    request = nullcontext(stop) if stop else stop_on_signals(lambda text: on_event(Note(text)))
+    with request as stop_requested:
+        # Each launcher is imported only where it is used: Ray takes seconds to import, and may be absent.
+        if launcher == "local":
+            from kdcl_dist.launch import local
+
+            for line in ignored_accelerators(run.recipe):
+                on_event(Warned(line))
+            return local.launch(run, on_event, stop_requested)
+        from kdcl_dist.launch.ray import driver
+
+        return driver.launch(run, on_event, stop_requested)
+
+
+def _add_last_lines(run: Run, error: BaseException) -> None:
+    """Add to the error of a process that is lost the last lines of its log, which may tell why."""
+    if not isinstance(error, StudentLost | CoordinatorLost):
+        return
+    name = error.student or COORDINATOR
+    if lines := last_lines(run.folder, name):
+        head = f"the last lines of {run.folder}/{log_of(name)}:"
+        error.detail = "\n".join(filter(None, [error.detail, head, *lines]))
 
 
 def _record_end(run: Run, error: BaseException) -> None:

@@ -16,6 +16,8 @@ def failure_of(process: Process, host: str | None = None) -> KdclError:
     if process.error is not None:
         return process.error
     message = f"the process of {process.name} died ({how_it_ended(process)})"
+    if process.output is not None:
+        message += f"; see {process.output.path} in the run folder"
     if process.name == COORDINATOR:
         return CoordinatorLost(message, host=host)
     return StudentLost(message, student=process.name, host=host)

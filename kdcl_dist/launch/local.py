@@ -10,9 +10,9 @@ from collections.abc import Callable
 
 from kdcl_dist.config.recipe import Recipe
 from kdcl_dist.coordinator.recovery_policy import is_fatal
-from kdcl_dist.errors import CoordinatorCutOff, CoordinatorLost, RecipeError, StartupTimeout
+from kdcl_dist.errors import CoordinatorCutOff, RecipeError, StartupTimeout
 from kdcl_dist.launch.devices import assign_devices, ignored_accelerators
-from kdcl_dist.launch.failures import first_cause
+from kdcl_dist.launch.failures import failure_of, first_cause
 from kdcl_dist.launch.forkserver import start_server
 from kdcl_dist.launch.gpu_remarks import remarks
 from kdcl_dist.launch.messages import (
@@ -39,6 +39,7 @@ from kdcl_dist.launch.processes import (
 from kdcl_dist.membership.endpoint import Endpoint
 from kdcl_dist.membership.monitor import COORDINATOR
 from kdcl_dist.run.events import Event, Note
+from kdcl_dist.run.process_log import ProcessLog, close_all
 from kdcl_dist.run.record import recorded_end
 from kdcl_dist.run.run import Run
 from kdcl_dist.run.storage import Folder
@@ -73,6 +74,7 @@ class _Cohort:
 
     Attributes:
         processes: the coordinator's, then one for each worker.
+        logs: theirs, by name.
         endpoint: of the coordinator's store; None while a coordinator starts.
         is_over: whether the run has ended, or is about to: then no process is replaced.
     """
@@ -87,6 +89,8 @@ class _Cohort:
         self.stop = self.context.Event()
         self.endpoint: Endpoint | None = None
         self.processes: list[Process] = []
+        names = [COORDINATOR, *(worker.name for worker in run.recipe.workers)]
+        self.logs = {name: ProcessLog(run.folder, name) for name in names}
         self.replacements = Counter[int]()
         self.is_over = False
 
@@ -101,6 +105,7 @@ class _Cohort:
         finally:
             for process in reversed(self.processes):  # the coordinator, which hosts the store, ends last
                 finish(process)
+            close_all(self.logs.values())
         finished = self.processes[0].finished
         if finished is None and self.processes[0].error is None:  # it died, maybe after all was recorded
             finished = recorded_end(self.run)
@@ -110,12 +115,15 @@ class _Cohort:
 
     def _start_coordinator(self) -> Process:
         entry = "kdcl_dist.launch.entrypoints:coordinate"
-        return start(self.context, COORDINATOR, entry, self.run, HOST, self.stop, limit_s=self.limit_s)
+        return self._start(COORDINATOR, entry, self.run, HOST, self.stop)
 
     def _start_student(self, rank: int) -> Process:
         entry, name = "kdcl_dist.launch.entrypoints:train", self.run.recipe.workers[rank].name
         arguments = self.run, rank, self.endpoint, HOST, self.devices[rank]
-        return start(self.context, name, entry, *arguments, limit_s=self.limit_s)
+        return self._start(name, entry, *arguments)
+
+    def _start(self, name: str, entry: str, *arguments: object) -> Process:
+        return start(self.context, name, entry, *arguments, limit_s=self.limit_s, log=self.logs[name])
 
     def _supervise(self) -> None:
         """Handle the processes' messages until all have ended, or for a while after the run's end."""
@@ -226,4 +234,4 @@ def _await_endpoint(coordinator: Process, limit_s: float) -> Endpoint:
             raise error
         case _:
             coordinator.handle.join(GRACE_S)
-            raise CoordinatorLost(f"the coordinator died at its start ({how_it_ended(coordinator)})")
+            raise failure_of(coordinator)

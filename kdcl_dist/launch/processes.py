@@ -12,12 +12,16 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from kdcl_dist.errors import KdclError, StartupTimeout
 from kdcl_dist.launch.forkserver import UNKNOWN_CODE, ServerDied, fork
 from kdcl_dist.launch.messages import Failed, Finished, Message, RunEndedByFailure
+from kdcl_dist.launch.output import Ends, Output, redirect
 from kdcl_dist.utils.import_strings import load_object
+
+if TYPE_CHECKING:
+    from kdcl_dist.run.process_log import ProcessLog
 
 __all__ = ["GRACE_S", "Process", "await_ready", "finish", "how_it_ended", "receive", "start"]
 
@@ -40,6 +44,7 @@ class Process:
         error: the failure that it reported.
         ended: whether it is dead, and all its messages are read.
         end_reason: why its launcher killed it, if it did.
+        output: what passes on its standard output and error; None where it has those of its launcher.
     """
 
     name: str
@@ -49,6 +54,7 @@ class Process:
     error: KdclError | None = None
     ended: bool = False
     end_reason: str | None = None
+    output: Output | None = None
 
     @property
     def failed(self) -> bool:
@@ -56,7 +62,9 @@ class Process:
         return self.error is not None or (self.ended and self.finished is None)
 
 
-def start(context: Any, name: str, entry: str, *arguments: Any, limit_s: float) -> Process:
+def start(
+    context: Any, name: str, entry: str, *arguments: Any, limit_s: float, log: ProcessLog | None = None
+) -> Process:
     """Start a process, by a new server where that of the context dies meanwhile.
 
     Args:
@@ -65,6 +73,7 @@ def start(context: Any, name: str, entry: str, *arguments: Any, limit_s: float) 
         entry: import string of the function that it runs; the function ends with this process.
         arguments: the function's arguments after the link.
         limit_s: seconds within which a server forks the process.
+        log: keeps what the process writes to its standard output and error, which is passed on as well.
 
     Raises:
         StartupTimeout: no server did.
@@ -72,16 +81,22 @@ def start(context: Any, name: str, entry: str, *arguments: Any, limit_s: float) 
     deadline = time.monotonic() + limit_s
     for _ in range(SERVERS):
         ours, theirs = context.Pipe()  # anew each time: a process may have been forked that is about to end
-        handle = context.Process(target=_enter, args=(entry, theirs, *arguments), name=f"kdcl-{name}")
+        output = None if log is None else Output(log)
+        ends = None if output is None else output.ends
+        handle = context.Process(target=_enter, args=(entry, ends, theirs, *arguments), name=f"kdcl-{name}")
         try:
             fork(handle, deadline)
-            return Process(name, handle, ours)
+            if log is not None:
+                log.head(f"process {handle.pid} starts")
+            return Process(name, handle, ours, output=output)
         except ServerDied:
             ours.close()
             if time.monotonic() > deadline:
                 break
         finally:
             theirs.close()
+            if output is not None:
+                output.begin()
     raise StartupTimeout(
         f"the process of {name} did not start within {limit_s:g} s (limits.startup_s): the server from which "
         "processes are forked died or did not answer; out of memory, or killed by hand?",
@@ -89,7 +104,9 @@ def start(context: Any, name: str, entry: str, *arguments: Any, limit_s: float) 
     )
 
 
-def _enter(entry: str, link: Connection, *arguments: Any) -> None:
+def _enter(entry: str, ends: Ends | None, link: Connection, *arguments: Any) -> None:
+    if ends is not None:
+        redirect(ends)
     load_object(entry)(link, *arguments)
 
 
@@ -133,6 +150,15 @@ def finish(process: Process) -> None:
         process.handle.kill()
         process.handle.join(GRACE_S)  # longer only where the kernel holds it, and then nothing helps
     process.link.close()
+    if process.output is not None:
+        process.output.close(None if process.finished is not None else _failure_text(process))
+
+
+def _failure_text(process: Process) -> str:
+    """How a process failed, with its traceback; the last thing in its log."""
+    if process.error is None:
+        return how_it_ended(process)
+    return "\n".join(filter(None, [process.error.detail, str(process.error)]))
 
 
 def how_it_ended(process: Process) -> str:

@@ -26,6 +26,7 @@ from kdcl_dist.membership.diagnosis import (
 from kdcl_dist.membership.heartbeat import STALE_S, HeartbeatWatch
 from kdcl_dist.membership.monitor import Monitor
 from kdcl_dist.membership.store import ANSWER_S, POLL_S
+from kdcl_dist.run.process_log import log_of
 
 __all__ = ["await_all", "diagnose", "timed_out"]
 
@@ -233,10 +234,11 @@ def _students_lost(monitor: Monitor, ranks: Sequence[int], how: str) -> KdclErro
         for rank, heartbeat in heartbeats.items()
         if heartbeat and not _is_replaced(monitor, rank, heartbeat)
     ]
-    names = ", ".join(monitor.names[rank] for rank in ranks)
+    names = [monitor.names[rank] for rank in ranks]
+    logs = " and ".join(log_of(name) for name in names)
     step, phase, seen = _whereabouts(monitor, heartbeats[ranks[0]])
     return StudentLost(
-        f"{names} {how}; see its log for the reason",
+        f"{', '.join(names)} {how}; see {logs} in the run folder",
         student=monitor.names[ranks[0]],
         step=step,
         phase=phase,

@@ -30,6 +30,7 @@ class Run:
         metrics/       see kdcl_dist.run.metrics
         checkpoints/   see kdcl_dist.run.checkpoint
         tensorboard/   the metrics for TensorBoard
+        logs/          see kdcl_dist.run.process_log
 
     Attributes:
         recipe: what to train, and how.

@@ -116,6 +116,27 @@ def test_a_failed_run_exits_with_1_and_its_cause(recipe: str, tmp_path: Path) ->
     assert (cause["student"], cause["step"], cause["error"]) == ("b", 3, "StudentFailed")
 
 
+def test_the_log_of_a_student_has_the_last_words_of_each_process(
+    recipe: str, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    more = ("--set", "students.b.model=nets:LastWords", "--set", "failure.max_failures=1")
+    result = train(recipe, tmp_path, "--name", "r", *more)
+    assert result.exit_code == 1
+    logs, words = tmp_path / "runs/r/logs", "terminate called after throwing an instance"
+    text = (logs / "b.log").read_text()
+    starts = [line for line in text.splitlines() if line.endswith(" starts ====")]
+    assert len(set(starts)) == 2
+    assert text.count(f"step 3\n{words}\nkilled by SIGABRT\n") == 2
+    assert capfd.readouterr().err.count(words) == 2  # as without a log
+    assert "see logs/b.log in the run folder" in result.output.splitlines()[-1]
+    assert f"the last lines of {logs}/b.log:\n" in result.output
+    assert f"\n{words}\nkilled by SIGABRT\n" in result.output
+    told = (logs / "launcher.log").read_text()
+    assert "a new one takes its place" in told
+    assert " end state=failed " in told.splitlines()[-1]
+    assert (logs / "coordinator.log").exists()
+
+
 def test_a_run_can_be_evaluated_from_anywhere_and_without_its_first_weights(
     make_recipe: MakeRecipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, data: dict[str, str]
 ) -> None:

@@ -320,4 +320,6 @@ def test_a_student_that_always_dies_uses_up_the_failures(make_recipe: MakeRecipe
         train(run)
     assert caught.value.student == "b"
     assert len(read_record(run.folder)["failures"]["causes"]) == 2
+    log = Path(str(run.folder)) / "logs/b.log"
+    assert log.read_text().count("killed by SIGKILL; out of memory, or killed by hand\n") == 3
     assert make_run(recipe, "r", resume=True).step == 3

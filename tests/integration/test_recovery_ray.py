@@ -101,6 +101,12 @@ def test_a_run_with_a_fault_ends_as_one_without(
     assert len(set(pids(events, "a"))) == 1, "a survivor's process was replaced"
     assert len(set(pids(events, "b"))) == (1 if who == "coordinator" else 2)
     assert_nothing_left(events)
+    logs = {
+        name: (Path(str(run.folder)) / f"logs/{name}.log").read_text() for name in ("a", "b", "coordinator")
+    }
+    starts = {name: text.count(" starts ====") for name, text in logs.items()}
+    assert starts == {"a": 1, "b": 1, "coordinator": 1} | {who: 2}
+    assert ("Traceback" in logs["b"]) == (how == "exception")
 
 
 def test_a_worker_of_ray_that_dies_is_replaced_by_ray(

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
+import subprocess
+import sys
 import time
 from multiprocessing.connection import Connection, Listener
 
@@ -22,3 +25,19 @@ def with_folder(link: Connection, *_: object) -> None:
     with Listener(family="AF_UNIX"):
         link.send(os.getpid())
         time.sleep(600)
+
+
+def write(link: Connection, *_: object) -> None:
+    """Print, write to the descriptors and by C's stdio, as asked; end as a C library does that gives up."""
+    end_with_parent()
+    libc = ctypes.CDLL(None)
+    print("printed", flush=False)
+    print("printed to stderr", file=sys.stderr, flush=False)
+    os.write(1, b"to descriptor 1\n")
+    os.write(2, b"to descriptor 2 \xff\n")
+    libc.printf(b"by printf\n")
+    link.send(os.getpid())
+    if link.recv() == "child":
+        subprocess.Popen(["sleep", "600"])
+    os.write(2, b"last words\n")
+    os.abort()

@@ -99,6 +99,17 @@ class Killed(Plain):
         return logits
 
 
+class LastWords(Plain):
+    """Prints its steps, and dies at step 3 as by a C library that writes why."""
+
+    def trouble(self, step: int, logits: Tensor) -> Tensor:
+        print(f"step {step}")
+        if step == 3:
+            os.write(2, b"terminate called after throwing an instance\n")
+            os.abort()
+        return logits
+
+
 class KilledInOne(Plain):
     """Dies without a word at step 3, where it is the second replica of student "a"."""
 

@@ -13,10 +13,12 @@ import ray
 
 from kdcl_dist.run.run import Run
 
-__all__ = ["POLL_S", "actor_name", "at_this_host", "end_process", "ping"]
+__all__ = ["END_S", "POLL_S", "actor_name", "at_this_host", "end_process", "ping"]
 
 #: Seconds between two polls.
 POLL_S = 0.2
+#: Seconds that the coordinator may take to answer, and to end after the students.
+END_S = 20.0
 
 
 def actor_name(run: Run) -> str:

@@ -19,18 +19,17 @@ from ray.exceptions import RayError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from kdcl_dist.errors import CoordinatorCutOff, wrap
-from kdcl_dist.launch.ray.common import POLL_S, actor_name, at_this_host, end_process, ping
+from kdcl_dist.launch.ray.common import END_S, POLL_S, actor_name, at_this_host, end_process, ping
+from kdcl_dist.launch.ray.coordinator_output import own_files
 from kdcl_dist.launch.ray.private import draining_nodes, set_title
 from kdcl_dist.membership.endpoint import Endpoint
 from kdcl_dist.run.events import Event
 from kdcl_dist.run.run import Run
 
-__all__ = ["END_S", "EventCursor", "start_coordinator"]
+__all__ = ["EventCursor", "start_coordinator"]
 
 #: Seconds between two polls of the draining nodes.
 DRAIN_POLL_S = 2.0
-#: Seconds that the coordinator may take to end after the students.
-END_S = 20.0
 #: Seconds within which a worker ends the process that it has started.
 KILL_S = 5.0
 
@@ -199,6 +198,10 @@ class CoordinatorActor:
     def _emit(self, event: Event) -> None:
         self.pending_events.append(event)
         self.metrics.handle(event)
+
+    def output_files(self) -> tuple[int, list[str]]:
+        """This process's id, and the files of this host to which it writes."""
+        return own_files()
 
     def index_of(self, rank: int) -> int:
         """The index in the cohort of the student, or replica, that the worker of this rank trains."""

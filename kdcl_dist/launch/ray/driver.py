@@ -29,8 +29,9 @@ from kdcl_dist.launch.failures import first_worker_failure
 from kdcl_dist.launch.gpu_remarks import remarks_on_ray, unusable_gpus
 from kdcl_dist.launch.preflight.checks import Check, require
 from kdcl_dist.launch.preflight.placement import Need, needs_of
-from kdcl_dist.launch.ray.common import POLL_S, actor_name
-from kdcl_dist.launch.ray.coordinator import END_S, EventCursor, start_coordinator
+from kdcl_dist.launch.ray.common import END_S, POLL_S, actor_name
+from kdcl_dist.launch.ray.coordinator import EventCursor, start_coordinator
+from kdcl_dist.launch.ray.coordinator_output import CoordinatorOutput
 from kdcl_dist.launch.ray.preflight import hosts, run_checks
 from kdcl_dist.launch.ray.private import address_of_cluster, spare_data_sets
 from kdcl_dist.launch.ray.worker import CohortConfig, train
@@ -179,15 +180,14 @@ class _TrainerThread:
         self.devices = devices_on_ray(run.recipe, needs[0].gpu)
         self.error: BaseException | None = None
         self.cursor, self.leave_at = EventCursor(), math.inf
+        self.output = CoordinatorOutput(run)
 
     def fit(self) -> bool:
         """Train; see `launch`."""
-        self._run_trainer()
-        for _ in range(self.run.recipe.failure.allowed):
-            if not isinstance(self.error, RayActorError) or recorded_end(self.run) is not None:
-                break
-            self.on_event(Note("the controller of Ray Train died; another starts the workers again"))
-            self._run_trainer()
+        try:
+            self._run_trainers()
+        finally:
+            self.output.close()
         failure = recorded_failure(self.run)
         if failure is None and self.error is not None:
             if (end := recorded_end(self.run)) is not None:
@@ -196,6 +196,15 @@ class _TrainerThread:
         if failure is not None:
             raise failure
         return self._outcome()
+
+    def _run_trainers(self) -> None:
+        """Run a trainer to its end, and another where its controller dies."""
+        self._run_trainer()
+        for _ in range(self.run.recipe.failure.allowed):
+            if not isinstance(self.error, RayActorError) or recorded_end(self.run) is not None:
+                break
+            self.on_event(Note("the controller of Ray Train died; another starts the workers again"))
+            self._run_trainer()
 
     def _run_trainer(self) -> None:
         """Run a trainer to its end, or for a while after that of the run."""
@@ -225,6 +234,7 @@ class _TrainerThread:
                     raise KeyboardInterrupt
             self.cursor, events = ray.get(actor.events.remote(self.cursor), timeout=END_S)
             is_over = ray.get(actor.is_over.remote(0.0), timeout=END_S)
+            self.output.follow(self.cursor.coordinator, actor)
         except (ValueError, RayError):
             return
         for event in events:

@@ -265,7 +265,7 @@ class _Inspection:
     def _note_silent(self, node: _Node, why: str) -> None:
         self.silent.append(
             f"host {node.host.address} cannot run a worker ({why}); see that kdcl_dist is installed there, "
-            "and Ray's logs of that host"
+            "and Ray's logs of that host (/tmp/ray/session_latest/logs by default)"
         )
 
 

@@ -30,6 +30,7 @@ from kdcl_dist.launch.processes import Process, await_ready, finish, receive, st
 from kdcl_dist.launch.ray.common import POLL_S, actor_name, at_this_host
 from kdcl_dist.launch.ray.private import set_title
 from kdcl_dist.membership.endpoint import Endpoint
+from kdcl_dist.run.process_log import ProcessLog
 from kdcl_dist.run.run import Run
 
 __all__ = ["CohortConfig", "train"]
@@ -72,9 +73,16 @@ class _Supervisor:
         rank = ray.train.get_context().get_world_rank()
         self.index: int = ray.get(self.actor.index_of.remote(rank), timeout=self.limit_s)
         self.worker, self.device = run.recipe.workers[self.index], devices[self.index]
+        self.log = ProcessLog(run.folder, self.worker.name)
 
     def train(self) -> None:
         """See `train` above."""
+        try:
+            self._train()
+        finally:
+            self.log.close()
+
+    def _train(self) -> None:
         for _ in range(1 + self.run.recipe.failure.allowed):
             process = self._start()
             try:
@@ -91,7 +99,7 @@ class _Supervisor:
     def _start(self) -> Process:
         entry, endpoint = "kdcl_dist.launch.entrypoints:train", self._find_endpoint(None)
         arguments = (self.run, self.index, endpoint, ray.util.get_node_ip_address(), self.device)
-        process = start(self.context, self.worker.name, entry, *arguments, limit_s=self.limit_s)
+        process = start(self.context, self.worker.name, entry, *arguments, limit_s=self.limit_s, log=self.log)
         self._register(process.handle.pid or 0)
         return process
 

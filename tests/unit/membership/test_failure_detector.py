@@ -45,7 +45,7 @@ def test_the_dead_student_is_named_where_it_was() -> None:
     report_broken(store, "closed", 0, 2)
     error = diagnose(monitor, CLOSED, limit_s=30)
     assert isinstance(error, StudentLost)
-    assert "b died; see its log for the reason" in str(error)
+    assert "b died; see logs/b.log in the run folder" in str(error)
     assert (error.student, error.step, error.phase, error.host) == ("b", 6, "forward", "host-1")
     assert (monitor.cause, monitor.lost) == (error, [("b", 101)])
 
