@@ -12,6 +12,7 @@ import threading
 import time
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 
 from kdcl_dist.errors import StorageError, one_line
 from kdcl_dist.run.events import Event, Note, Warned
@@ -43,6 +44,8 @@ class Channel:
         run: what the tracker is told.
         every_steps: steps from one point of the training to the next.
         emit: takes events from any thread.
+        buffers: whether points are lost that it has, if this process is killed; then the note counts an epoch
+            only once the tracker has finished, and another process passes it on again.
     """
 
     def __init__(
@@ -52,11 +55,12 @@ class Channel:
         run: TrackedRun,
         every_steps: int,
         emit: Callable[[Event], None],
+        buffers: bool = False,
     ) -> None:
         self.name, self.make, self.run, self.every_steps, self.emit = name, make, run, every_steps, emit
         self.file, self.folder = f"{NOTES}/{name.replace(':', '.')}.json", run.folder.with_limit(STORAGE_S)
         self.tracker: Tracker | None = None
-        self.started = self.warned = self.closing = False
+        self.buffers, self.started, self.warned, self.closing = buffers, False, False, False
         self.status: Status | None = None
         self.passed = self.recorded = 0
         self.busy_since: float | None = None
@@ -95,7 +99,7 @@ class Channel:
             self.news.wait()
             self.news.clear()
         if status is not None and self.started:
-            self._try(lambda: self._tracker.finish(status))
+            self._try(partial(self._finish, status))
 
     @property
     def _tracker(self) -> Tracker:
@@ -128,7 +132,8 @@ class Channel:
                 time_s = self.folder.time(f"metrics/epoch-{epoch:04d}.parquet")
                 self._tracker.log(points_of(read_epoch(self.folder, epoch), time_s, self.every_steps))
                 self.passed = epoch + 1
-                self._write_note()
+                if not self.buffers:
+                    self._write_note()
                 self.busy_since = time.monotonic()
 
     def _start(self) -> None:
@@ -137,6 +142,10 @@ class Channel:
         self.id = self._tracker.start(replace(self.run, id=id if isinstance(id, str) else None))
         self.passed = passed if isinstance(passed, int) else 0
         self.started = True
+        self._write_note()
+
+    def _finish(self, status: Status) -> None:
+        self._tracker.finish(status)
         self._write_note()
 
     def _read_note(self) -> dict[str, object]:

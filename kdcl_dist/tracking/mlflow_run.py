@@ -28,13 +28,19 @@ STATES: Mapping[Status, str] = {"finished": "FINISHED", "interrupted": "KILLED",
 
 
 class MLflowRun:
-    """Writes points as `split/name/student`."""
+    """Writes points as `split/name/student`.
+
+    Attributes:
+        id: of the run on the server.
+        steps: of a run that goes on, the last step of each metric that the server has.
+    """
 
     client: Any
 
     def __init__(self, spec: MLflow) -> None:
         self.spec = spec
         self.id: str | None = None
+        self.steps: dict[str, int] = {}
 
     def start(self, run: TrackedRun) -> str:
         """Begin a run, or go on with the run of an id if the server still has it."""
@@ -48,12 +54,13 @@ class MLflowRun:
 
     def log(self, points: Sequence[Point]) -> None:
         """Add the points. The server takes equal ones once, so that a call can be repeated."""
-        metric = load_extra("mlflow.entities").Metric
-        for part in _parts(points, MOST_METRICS):
-            metrics = [
-                metric(f"{p.split}/{p.name}/{p.student}", p.value, int(1000 * p.time), p.step) for p in part
-            ]
-            self.client.log_batch(self.id, metrics=metrics)
+        make = load_extra("mlflow.entities").Metric
+        metrics = [
+            make(f"{p.split}/{p.name}/{p.student}", p.value, int(1000 * p.time), p.step) for p in points
+        ]
+        new = [metric for metric in metrics if metric.step > self.steps.get(metric.key, -1)]
+        for part in _parts(new, MOST_METRICS):
+            self.client.log_batch(self.id, metrics=part)
 
     def finish(self, status: Status) -> None:
         """Set the run's state."""
@@ -63,14 +70,15 @@ class MLflowRun:
         """Whether the run of an id is there and not deleted; then it runs again."""
         exceptions = load_extra("mlflow.exceptions")
         try:
-            if self.client.get_run(id).info.lifecycle_stage == "deleted":
-                return False
+            run = self.client.get_run(id)
         except exceptions.MlflowException as error:
             if error.error_code != "RESOURCE_DOES_NOT_EXIST":
                 raise
             return False
+        if run.info.lifecycle_stage == "deleted":
+            return False
         self.client.update_run(id, status="RUNNING")
-        self.id = id
+        self.id, self.steps = id, {metric.key: metric.step for metric in run.data.to_proto().metrics}
         return True
 
     def _begin(self, run: TrackedRun) -> None:

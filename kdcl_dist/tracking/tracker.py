@@ -80,7 +80,10 @@ class Tracker(Protocol):
         """Begin a run, or go on with it; returns the tracker's own id of the run, if it has one."""
 
     def log(self, points: Sequence[Point]) -> None:
-        """Take the points of one epoch as they were recorded; after an exception they come again."""
+        """Take the points of one epoch as they were recorded; after an exception they come again.
+
+        They count as kept once the call returns.
+        """
 
     def finish(self, status: Status) -> None:
         """End this start of the run."""

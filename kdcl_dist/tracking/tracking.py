@@ -26,6 +26,8 @@ __all__ = ["FINISH_S", "Tracking", "check_trackers"]
 FINISH_S = 10.0
 #: Trackers in packages that may be absent; each has the name of its package and of its extra.
 PACKAGES = ("wandb", "mlflow")
+#: Trackers whose points wait in a process of their own, which ends with this one.
+BUFFERING = ("wandb",)
 #: The methods of a tracker.
 METHODS = ("start", "log", "finish")
 
@@ -47,7 +49,14 @@ class Tracking:
         if not self.channels:
             tracked = TrackedRun.of(self.run)
             self.channels = [
-                Channel(name_of(spec), partial(_make, spec), tracked, _every_steps(spec), self.emit)
+                Channel(
+                    name_of(spec),
+                    partial(_make, spec),
+                    tracked,
+                    _every_steps(spec),
+                    self.emit,
+                    name_of(spec) in BUFFERING,
+                )
                 for spec in self.run.recipe.tracking
                 if spec != "tensorboard"
             ]

@@ -19,6 +19,8 @@ NEVER = {
     "onnxruntime",
     "tensorboard",
     "matplotlib",
+    "wandb",
+    "mlflow",
     "pytest",
     "IPython",
 }

@@ -21,8 +21,10 @@ from kdcl_dist.config.recipe_file import parse_recipe
 from kdcl_dist.launch.ray import driver as on_ray
 from kdcl_dist.launch.ray.metrics import PROGRESS, TEST, TRAIN, VAL, RayMetrics
 from kdcl_dist.run.events import EpochEnded, Event, Note, Started, Stepped, Warned
+from kdcl_dist.run.metrics import read_metrics
 from kdcl_dist.run.prepare import prepare
 from kdcl_dist.run.record import read_record
+from kdcl_dist.run.storage import Folder
 
 DASHBOARD = ROOT / "cluster/grafana/kdcl.json"
 #: Seconds after a run within which the coordinator's last values must be offered.
@@ -39,6 +41,7 @@ class Watched:
     titles: set[str]
     actors: set[str]
     record: dict[str, Any]
+    folder: Path
 
 
 @pytest.fixture(scope="module")
@@ -52,6 +55,7 @@ def watched(tmp_path_factory: pytest.TempPathFactory) -> Watched:
         distillation: {{method: linear}}
         data: {{train: {train}, test: {test}}}
         students: [{{name: a, model: cnn_small}}, {{name: b, model: mlp}}]
+        tracking: [csv, {{name: "trackers:Environment", variable: KDCL_TEST_KEY}}]
     """)
     run = prepare(recipe, str(folder), "seen", resume=False, warn=print)
     events: list[Event] = []
@@ -64,6 +68,7 @@ def watched(tmp_path_factory: pytest.TempPathFactory) -> Watched:
     with pytest.MonkeyPatch.context() as patch:
         # A GPU that Ray believes in, and that PyTorch does not find.
         patch.setenv("CUDA_VISIBLE_DEVICES", "63")
+        patch.setenv("KDCL_TEST_KEY", "of the cluster")  # this process has it only now
         ray.init(address="local", num_cpus=2, num_gpus=1, include_dashboard=False, log_to_driver=False)
     scraper = Scraper(ray.nodes()[0]["MetricsExportPort"])
     scraper.start()
@@ -79,7 +84,7 @@ def watched(tmp_path_factory: pytest.TempPathFactory) -> Watched:
         scraper.join()
         collecting.join()
         ray.shutdown()
-    return Watched(events, metrics, titles, actors, read_record(run.folder))
+    return Watched(events, metrics, titles, actors, read_record(run.folder), folder / "seen")
 
 
 def test_students_share_the_gpu_or_say_that_pytorch_cannot_use_it(watched: Watched) -> None:
@@ -87,6 +92,14 @@ def test_students_share_the_gpu_or_say_that_pytorch_cannot_use_it(watched: Watch
     (warning,) = (event.text for event in watched.events if isinstance(event, Warned))
     assert warning == "a, b: on the CPU, since PyTorch cannot use the GPU that Ray reserves"
     assert {place["device"] for place in watched.record["placement"].values()} == {"cpu"}
+
+
+def test_trackers_have_the_environment_of_the_cluster(watched: Watched) -> None:
+    points = len(read_metrics(Folder(str(watched.folder))))
+    assert (watched.folder / "noted").read_text() == f"of the cluster finished {points}"
+    lines = (watched.folder / "metrics.csv").read_text().splitlines()
+    assert len(lines) == 1 + 2 * 3  # of epochs and students
+    assert not (watched.folder / "tensorboard").exists()
 
 
 def process_titles() -> set[str]:

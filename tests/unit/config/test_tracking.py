@@ -37,6 +37,7 @@ def test_names_and_fields(items: str, names: list[str], make_recipe: MakeRecipe)
 
 def test_tensorboard_is_the_default(make_recipe: MakeRecipe) -> None:
     assert make_recipe().trackers == ["tensorboard"]
+    assert "tracking:\n- tensorboard\n" in dump_recipe(make_recipe())
 
 
 @pytest.mark.parametrize(

@@ -29,10 +29,13 @@ class Line:
     tracker: trackers.Notes = field(default_factory=trackers.Notes)
     events: list[Event] = field(default_factory=list)
     every_steps: int = 1
+    buffers: bool = False
 
     def __post_init__(self) -> None:
         run = TrackedRun("r", "group", None, self.folder, "epochs: 3\n", {"epochs": 3})
-        self.channel = Channel("my:T", lambda: self.tracker, run, self.every_steps, self.events.append)
+        self.channel = Channel(
+            "my:T", lambda: self.tracker, run, self.every_steps, self.events.append, self.buffers
+        )
 
     def record(self, epoch: int, value: float = 1.0) -> None:
         """Record an epoch, from 0 on, of two steps."""
@@ -112,6 +115,21 @@ def test_a_rollback_and_a_resumed_run_repeat_nothing(open_line: Callable[..., Li
     assert again.tracker.calls == ["start", "log 3", "finished"]
     assert [run.id for run in (*line.tracker.runs, *again.tracker.runs)] == [None, "its own id"]
     assert max(point.value for point in line.tracker.points) < 9
+
+
+def test_what_a_tracker_buffers_comes_again_after_its_process_died(open_line: Callable[..., Line]) -> None:
+    line = open_line(buffers=True)
+    line.record(0)
+    line.await_calls(2)
+    line.end(None)  # as if the process was killed
+    again = open_line(buffers=True)
+    again.record(1)
+    again.end("interrupted")
+    last = open_line(buffers=True)
+    last.record(2)
+    last.end()
+    assert again.tracker.calls == ["start", "log 1", "log 2", "interrupted"]
+    assert last.tracker.calls == ["start", "log 3", "finished"]
 
 
 def test_a_tracker_that_comes_late_gets_all(open_line: Callable[..., Line]) -> None:
