@@ -71,8 +71,7 @@ class ProcessLog:
         self._waiting, self._lost = bytearray(), 0
         self._changed = threading.Condition()
         self._closed = False
-        self._thread = threading.Thread(target=self._run, name=f"kdcl-log-{name}", daemon=True)
-        self._thread.start()
+        self._thread: threading.Thread | None = None  # from the first bytes on
 
     @property
     def path(self) -> str:
@@ -87,6 +86,9 @@ class ProcessLog:
                 return
             self._waiting += data
             self._changed.notify()
+            if self._thread is None:
+                self._thread = threading.Thread(target=self._run, name=f"kdcl-log-{self.name}", daemon=True)
+                self._thread.start()
 
     def head(self, text: str) -> None:
         """Add a heading: a line with the time, where a process starts or ends."""
@@ -97,7 +99,8 @@ class ProcessLog:
         with self._changed:
             self._closed = True
             self._changed.notify()
-        self._thread.join(limit_s)
+        if self._thread is not None:
+            self._thread.join(limit_s)
 
     def _run(self) -> None:
         uploaded_at = -UPLOAD_S
