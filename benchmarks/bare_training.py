@@ -7,7 +7,7 @@ import torch.distributed as dist
 import torch.nn.functional as F
 
 from benchmarks import first_step
-from kdcl_dist.data.dataset import open_dataset
+from kdcl_dist.data.dataset import ArrowDataset
 
 __all__ = ["DATA", "MODELS", "train"]
 
@@ -19,7 +19,7 @@ BATCH = 64
 def train(rank: int, steps: int = 20) -> None:
     """Train this rank's network on the digits; the ranks exchange their logits at each step."""
     torch.set_num_threads(1)
-    data = open_dataset(DATA)
+    data = ArrowDataset(DATA)
     images_NCHW = torch.stack([data.image(number) for number in range(len(data))]).float() / 255
     labels_N = torch.from_numpy(data.labels)
     network = getattr(first_step, MODELS[rank])(num_classes=len(data.classes), in_channels=data.channels)

@@ -119,7 +119,7 @@ def _alone(recipe: Recipe, index: int) -> None:
     """Train one student for one epoch."""
     torch.set_num_threads(recipe.students[index].resources.cpu)
     training_data = TrainingData.open(recipe)
-    classes, channels = len(training_data.train.classes), training_data.train.channels
+    classes, channels = len(training_data.train.classes), training_data.channels
     student = Student(recipe, index, classes=classes, channels=channels, device=torch.device("cpu"))
     for step, batch in enumerate(training_data.training_batches(index, 0)):
         loss = student.loss(student.forward(batch.inputs, step), batch.labels, None).total

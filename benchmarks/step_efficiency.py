@@ -77,7 +77,7 @@ def _alone(recipe: Recipe, index: int, kind: str, start: Any, found: Any, finish
     torch.set_num_threads(recipe.students[index].resources.cpu)
     keep_freed_memory()
     training_data = TrainingData.open(recipe)
-    classes, channels = len(training_data.train.classes), training_data.train.channels
+    classes, channels = len(training_data.train.classes), training_data.channels
     student = Student(recipe, index, classes=classes, channels=channels, device=torch.device(kind))
     steps = training_data.schedule.steps_per_epoch * recipe.epochs
     batches = chain.from_iterable(training_data.training_batches(index, 0) for _ in count())

@@ -147,6 +147,7 @@ class Trained:
         scores = {name: Scores() for name in self.names}
         for number, batch in enumerate(self.training_data.test_batches()):
             if noise is not None:
+                assert isinstance(batch.inputs, Tensor)
                 batch = batch._replace(inputs=noise.add(batch.inputs, number))
             answers = self._answers(batch)
             if self.training_data.recipe.averaged:

@@ -65,6 +65,11 @@ class Scale:
         """The sample with its floating-point tensors scaled, in their own types."""
         return like(sample, {name: self._scaled(name, tensor) for name, tensor in named(sample).items()})
 
+    def numbers(self) -> dict[str, dict[str, list[float]]]:
+        """The arguments of the class, by their names."""
+        both = {"mean": self.mean, "std": self.std}
+        return {key: {name: each.tolist() for name, each in found.items()} for key, found in both.items()}
+
     def _scaled(self, name: str, tensor: Tensor) -> Tensor:
         if name not in self.mean:
             return tensor

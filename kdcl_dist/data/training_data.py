@@ -32,7 +32,7 @@ from kdcl_dist.data.subset import open_classes
 from kdcl_dist.data.views import Transforms, Views
 from kdcl_dist.errors import DataError, RecipeError, of_user_code
 
-__all__ = ["TrainingData", "test_views"]
+__all__ = ["TrainingData"]
 
 
 @dataclass(frozen=True)
@@ -193,9 +193,7 @@ class TrainingData:
 
     def first_test_views(self, count: int) -> Batch:
         """The first few test samples, as all students see them; errors as `first_views`."""
-        return _checked_batch(
-            "data.test_view", self._test_views(self.test), np.arange(len(self.test))[:count]
-        )
+        return _checked_batch("data.test_view", self.test_views(self.test), np.arange(len(self.test))[:count])
 
     def first_batch(self, index: int, replica: int = 0) -> Batch:
         """One replica's share of a student's first batch; one loader process makes it if the run has such.
@@ -226,7 +224,7 @@ class TrainingData:
             (val_field, *self.validation),
             ("data.holdout_per_class", self.train, holdout_ids),
         ):
-            parts, views = batches_of(ids, self.recipe.part_size), self._test_views(dataset)
+            parts, views = batches_of(ids, self.recipe.part_size), self.test_views(dataset)
             for number in _spaced(len(parts), 4):
                 ends_B = np.unique(parts[number][[0, -1]])
                 inputs = _checked_batch("data.test_view", views, ends_B).inputs
@@ -252,24 +250,25 @@ class TrainingData:
     def _views(self, index: int) -> list[AnyViews]:
         """The views of a student's training, held-out, validation and test samples."""
         sets = (self.train, self.validation[0], self.test)
-        return [self._training_views(index), *map(self._test_views, sets)]
+        return [self._training_views(index), *map(self.test_views, sets)]
 
     def _training_views(self, index: int) -> AnyViews:
         recipe = self.recipe
         seed = self._seed(index) if recipe.distillation.invariant else recipe.seed
         return self._made(self.train, recipe.augment_of(recipe.students[index]), seed)
 
-    def _test_views(self, dataset: Dataset) -> AnyViews:
+    def test_views(self, dataset: Dataset) -> AnyViews:
+        """The views of a data set's samples in tests; `batches` normalises those of images."""
         return self._made(dataset, self.recipe.data.test_items, self.recipe.seed)
 
     def _made(self, dataset: Dataset, items: Sequence[Mapping[str, Any]], seed: int) -> AnyViews:
         transforms = transforms_of(dataset, items)
         if isinstance(dataset, ImageDataset):
             return Views(dataset, transforms, seed)
-        return SampleViews(dataset, transforms, seed, collate_of(self.recipe.data.collate), self._scale)
+        return SampleViews(dataset, transforms, seed, collate_of(self.recipe.data.collate), self.scale)
 
     @cached_property
-    def _scale(self) -> Scale | None:
+    def scale(self) -> Scale | None:
         """What normalises samples that are no images; None: nothing does."""
         if not self.recipe.data.normalise:
             return None
@@ -302,7 +301,7 @@ class TrainingData:
 
     def _once(self, dataset: Dataset, ids: Ids) -> Iterator[Batch]:
         specs = (BatchSpec(0, 0, ids_B) for ids_B in batches_of(ids, self.recipe.part_size))
-        return self._load([self._test_views(dataset)], specs)
+        return self._load([self.test_views(dataset)], specs)
 
     def _load(self, views: Sequence[AnyViews], schedule: Iterator[BatchSpec]) -> Iterator[Batch]:
         data, limits = self.recipe.data, self.recipe.limits
@@ -333,11 +332,6 @@ def _checked_batch(field: str, views: AnyViews, ids_B: Ids, student: str | None 
 def _repeated(inputs: Inputs, size: int) -> Inputs:
     """A batch of another size, of the same samples over and over."""
     return map_tensors(inputs, lambda tensor: tensor[torch.arange(size) % len(tensor)])
-
-
-def test_views(dataset: ImageDataset, items: Sequence[Mapping[str, Any]], seed: int) -> Views:
-    """The views of test and held-out samples; `batches` normalises them."""
-    return Views(dataset, Transforms(items, dataset.mean), seed)
 
 
 def _spaced(count: int, wanted: int) -> list[int]:

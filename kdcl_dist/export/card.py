@@ -7,8 +7,10 @@ from typing import Any
 
 from kdcl_dist.config.model import Model
 from kdcl_dist.config.recipe_file import dump_recipe
-from kdcl_dist.data.dataset import ArrowDataset, ImageDataset
+from kdcl_dist.data.dataset import ArrowDataset, ArrowSamples, Dataset
+from kdcl_dist.data.layout import Layout
 from kdcl_dist.data.subset import Subset
+from kdcl_dist.export.example import names_of
 from kdcl_dist.export.preprocessing import Description
 from kdcl_dist.export.source import Source
 from kdcl_dist.export.standalone import call_of_own, call_without_package, module_without_package
@@ -83,7 +85,7 @@ def _what(source: Source, description: Description) -> str:
 
 
 def _figures(source: Source) -> str:
-    samples = len(source.training_data.test)
+    samples, what = len(source.training_data.test), _nouns(source.training_data.channels)
     if not source.results:
         return (
             "## Figures\n\nThe run recorded no test results for this checkpoint. "
@@ -92,8 +94,8 @@ def _figures(source: Source) -> str:
     lines = [
         "## Figures",
         "",
-        f"On the {samples:,} test images; in brackets Wilson's 95% score interval for this number of images.",
-        "The interval covers the choice of the images, not of the seed.",
+        f"On the {samples:,} test {what}; in brackets Wilson's 95% score interval for this number of {what}.",
+        f"The interval covers the choice of the {what}, not of the seed.",
         "",
         "| network | model | top-1 % | top-5 % | loss, nats |",
         "| --- | --- | ---: | ---: | ---: |",
@@ -131,8 +133,6 @@ def _over_seeds(seeds: Mapping[int, Mapping[str, Mapping[str, float]]], student:
 
 
 def _use(source: Source, description: Description, difference: float) -> str:
-    colours = "with channels of its own" if description.colours == "own" else description.colours
-    shape = "x".join(map(str, description.input_shape))
     lines = [
         "## Use",
         "",
@@ -140,14 +140,39 @@ def _use(source: Source, description: Description, difference: float) -> str:
         *_code(source, description),
         "```",
         "",
-        "`preprocessing.json` describes how an image becomes `images`: decode it to 8 bits, "
-        f"{colours}, channels first; {_view(description.test_view)}the shape is now {shape}; divide by 255, "
-        "subtract `mean`, divide by `std`. `kdcl predict FOLDER IMAGE...` of kdcl_dist does all of this.",
+        _of_images(description)
+        if description.inputs is None
+        else _of_samples(description, description.inputs),
         "",
-        "At the time of the export, the logits on test images differed from the trained network's by at most "
-        f"{difference:.1g}.",
+        f"At the time of the export, the logits on test {_nouns(description.channels)} differed from the "
+        f"trained network's by at most {difference:.1g}.",
     ]
     return "\n".join(lines)
+
+
+def _nouns(channels: int | None) -> str:
+    return "samples" if channels is None else "images"
+
+
+def _of_images(description: Description) -> str:
+    """How image files become the network's input."""
+    colours = "with channels of its own" if description.colours == "own" else description.colours
+    shape = "x".join(map(str, description.input_shape or ()))
+    return (
+        "`preprocessing.json` describes how an image becomes `images`: decode it to 8 bits, "
+        f"{colours}, channels first; {_view(description.test_view)}the shape is now {shape}; divide by 255, "
+        "subtract `mean`, divide by `std`. `kdcl predict FOLDER IMAGE...` of kdcl_dist does all of this."
+    )
+
+
+def _of_samples(description: Description, layout: Layout) -> str:
+    """How samples become the network's inputs."""
+    scaled = "subtract `mean`, divide by `std`, feature by feature; " if description.mean else ""
+    return (
+        f"A sample is a {layout}. `preprocessing.json` describes how samples become a batch: "
+        f"{_view(description.test_view)}{scaled}stack them, with `collate`. `kdcl predict FOLDER DATASET` of "
+        "kdcl_dist does all of this."
+    )
 
 
 def _view(items: Sequence[Mapping[str, Any]]) -> str:
@@ -157,24 +182,31 @@ def _view(items: Sequence[Mapping[str, Any]]) -> str:
         f"{item['name']}({', '.join(f'{key}={value!r}' for key, value in item.items() if key != 'name')})"
         for item in items
     )
-    return f"apply `{names}` of torchvision.transforms.v2; "
+    origin = "" if any(":" in item["name"] for item in items) else " of torchvision.transforms.v2"
+    return f"apply `{names}`{origin}; "
 
 
 def _code(source: Source, description: Description) -> list[str]:
-    kind, model = description.kind, Model.of(description.model)
+    kind, model, layout = description.kind, Model.of(description.model), description.inputs
+    names, types = (
+        names_of(layout),
+        "float32, (B, C, H, W)" if layout is None else "batches of the samples below",
+    )
+    fed = ", ".join(f'"{name}": {name}' for name in names)
+    given = ", ".join(f"{name}={name}" if layout and layout.kind == "dict" else name for name in names)
     read = READ[kind].format(file=description.weights)
     if kind == "onnx":
         return [
             "import onnxruntime",
             "",
             read,
-            '(logits,) = session.run(["logits"], {"images": images})  # float32, (B, C, H, W)',
+            f'(logits,) = session.run(["logits"], {{{fed}}})  # {types}',
         ]
-    run = "logits = network(images){}  # float32, (B, C, H, W)"
+    run = f"logits = network({given}){{}}  # {types}"
     if kind == "torch_export":
         return ["import torch", "", read, run.format("")]
     lines = ["import safetensors.torch" if kind == "safetensors" else "import torch"]
-    channels, classes = description.input_shape[0], len(description.classes)
+    channels, classes = description.channels, len(description.classes)
     if call := call_without_package(model, classes, channels):
         lines += [f"import {call.partition('.')[0]}", "", f"network = {call}"]
     elif description.students or module_without_package(model, classes, channels):
@@ -182,25 +214,25 @@ def _code(source: Source, description: Description) -> list[str]:
     else:
         statement, call = call_of_own(model, classes, channels)
         lines += [statement, "", f"network = {call}"]
-    return [*lines, read, "network.eval()", run.format(accessor(source.network, source.probes()))]
+    return [*lines, read, "network.eval()", run.format(accessor(source.network, source.example.inputs))]
 
 
 def _data(source: Source) -> str:
-    data = source.recipe.data
+    data, what = source.recipe.data, _nouns(source.training_data.channels)
     lines = ["## Data", ""]
     for part, path, dataset in (
         ("training", data.train, source.training_data.train),
         ("test", data.test, source.training_data.test),
     ):
-        lines.append(f"- {part}: `{path}`, {len(dataset):,} images{_origin(dataset)}")
+        lines.append(f"- {part}: `{path}`, {len(dataset):,} {what}{_origin(dataset)}")
     classes = source.training_data.test.classes
     first = ", ".join(shown(str(name), NAME) for name in classes[:20])
     return "\n".join([*lines, f"- classes: {first}{', ...' if len(classes) > 20 else ''}"])
 
 
-def _origin(dataset: ImageDataset) -> str:
+def _origin(dataset: Dataset) -> str:
     whole = dataset.whole if isinstance(dataset, Subset) else dataset
-    if not isinstance(whole, ArrowDataset):
+    if not isinstance(whole, ArrowDataset | ArrowSamples):
         return "; licence not known"
     origin = f"; {shown(whole.info.source)}" if whole.info.source else ""
     return f"{origin}; licence: {shown(whole.info.license) or 'not known'}"

@@ -28,13 +28,13 @@ def with_logits(network: nn.Module) -> nn.Module:
 '''
 
 
-def build_ensemble(students: Mapping[str, str | Model], classes: int, channels: int) -> Ensemble:
+def build_ensemble(students: Mapping[str, str | Model], classes: int, channels: int | None) -> Ensemble:
     """A new ensemble with equal weights.
 
     Args:
         students: the networks in recipes, by student.
         classes: classes of the data.
-        channels: channels of the data.
+        channels: channels of the data's images; None: its samples are no images.
 
     Raises:
         ModelError: as `models.build`.
@@ -43,7 +43,7 @@ def build_ensemble(students: Mapping[str, str | Model], classes: int, channels: 
 
 
 def ensemble_without_package(
-    students: Mapping[str, str | Model], classes: int, channels: int
+    students: Mapping[str, str | Model], classes: int, channels: int | None
 ) -> dict[str, str]:
     """Modules by file, of which `MODULE` has a `build()` that returns the ensemble; arguments as above.
 

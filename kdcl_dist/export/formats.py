@@ -1,6 +1,6 @@
 """The formats of an export: writing a network in each format, and reading it again.
 
-Shapes: B batch, C channels or classes, H W image.
+Shapes: B batch, C classes.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from torch.export.passes import move_to_device_pass
 
 from kdcl_dist.errors import ExportError, ModelError, UserError, one_line
+from kdcl_dist.export.example import Example, names_of
 from kdcl_dist.export.onnx_check import check_model
 from kdcl_dist.export.preprocessing import Kind
 from kdcl_dist.export.pt2_check import check_archive
@@ -33,8 +34,8 @@ __all__ = ["FORMATS", "Format", "Network", "read_network", "require", "write_net
 #: Where networks are exported.
 CPU = torch.device("cpu")
 _SILENCE_LOCK = threading.Lock()
-#: Images (B, C, H, W) to logits (B, C).
-Network = Callable[[Tensor], Tensor]
+#: Inputs of B samples, called as `forward` calls it, to logits (B, C).
+Network = Callable[..., Tensor]
 
 
 class Format(NamedTuple):
@@ -43,7 +44,8 @@ class Format(NamedTuple):
     Attributes:
         file: name of the file of weights.
         needs: modules of optional libraries that writing and reading need.
-        write: writes a network in evaluation mode; images (B, C, H, W) are an example input.
+        write: writes a network in evaluation mode, and returns by name the lengths of sequences of which the
+            file takes one length only.
         read: reads the file for a device; its second argument builds the plain network, for files with
             weights only.
         program: whether the file also holds the network's computation.
@@ -51,7 +53,7 @@ class Format(NamedTuple):
 
     file: str
     needs: tuple[str, ...]
-    write: Callable[[nn.Module, Tensor, Path], None]
+    write: Callable[[nn.Module, Example, Path], dict[str, int]]
     read: Callable[[Path, Callable[[], nn.Module], torch.device], Network]
     program: bool
 
@@ -69,8 +71,9 @@ def require(kind: Kind) -> None:
         )
 
 
-def _write_state_dict(network: nn.Module, _: Tensor, path: Path) -> None:
+def _write_state_dict(network: nn.Module, _: Example, path: Path) -> dict[str, int]:
     torch.save(network.state_dict(), path)
+    return {}
 
 
 def _read_state_dict(path: Path, build: Callable[[], nn.Module], device: torch.device) -> Network:
@@ -83,12 +86,13 @@ def _read_state_dict(path: Path, build: Callable[[], nn.Module], device: torch.d
     return _with_weights(build(), state, device)
 
 
-def _write_safetensors(network: nn.Module, _: Tensor, path: Path) -> None:
+def _write_safetensors(network: nn.Module, _: Example, path: Path) -> dict[str, int]:
     from safetensors.torch import save
 
     # Clones: the format does not allow two names for one tensor.
     tensors = {name: value.contiguous().clone() for name, value in network.state_dict().items()}
     path.write_bytes(save(tensors, metadata={"format": "pt"}))
+    return {}
 
 
 def _read_safetensors(path: Path, build: Callable[[], nn.Module], device: torch.device) -> Network:
@@ -105,10 +109,12 @@ def _with_weights(network: nn.Module, state: dict[str, Tensor], device: torch.de
     return network.to(device).eval()
 
 
-def _write_torch_export(network: nn.Module, images_BCHW: Tensor, path: Path) -> None:
-    program = _program(network, images_BCHW)
+def _write_torch_export(network: nn.Module, example: Example, path: Path) -> dict[str, int]:
+    program = example.program(network)
     program.example_inputs = None  # the file would hold them as a pickle
+    program._guards_code = []  # Python that the reader would evaluate
     torch.export.save(program, path)
+    return example.lengths(program)
 
 
 def _read_torch_export(path: Path, _: Callable[[], nn.Module], device: torch.device) -> Network:
@@ -120,10 +126,11 @@ def _read_torch_export(path: Path, _: Callable[[], nn.Module], device: torch.dev
         return program.module()
 
 
-def _write_onnx(network: nn.Module, images_BCHW: Tensor, path: Path) -> None:
-    program = _program(network, images_BCHW)
-    names: Any = {"input_names": ["images"], "output_names": ["logits"]}
+def _write_onnx(network: nn.Module, example: Example, path: Path) -> dict[str, int]:
+    program = example.program(network)
+    names: Any = {"input_names": names_of(example.layout), "output_names": ["logits"]}
     torch.onnx.export(program, (), path, dynamo=True, external_data=False, verbose=False, **names)
+    return example.lengths(program)
 
 
 def _read_onnx(path: Path, _: Callable[[], nn.Module], device: torch.device) -> Network:
@@ -134,17 +141,13 @@ def _read_onnx(path: Path, _: Callable[[], nn.Module], device: torch.device) -> 
     options.log_severity_level = 3  # errors are raised as exceptions
     session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
 
-    def run(images_BCHW: Tensor) -> Tensor:
+    def run(*inputs: Tensor, **named: Tensor) -> Tensor:
         """The logits of a batch."""
-        return torch.from_numpy(session.run(["logits"], {"images": images_BCHW.numpy()})[0])
+        by_position = zip((each.name for each in session.get_inputs()), inputs, strict=False)
+        fed = {name: tensor.numpy() for name, tensor in (dict(by_position) | named).items()}
+        return torch.from_numpy(session.run(["logits"], fed)[0])
 
     return run
-
-
-def _program(network: nn.Module, images_BCHW: Tensor) -> torch.export.ExportedProgram:
-    """The network's computation for any number of images."""
-    shapes = ({0: torch.export.Dim("batch")},)
-    return torch.export.export(network, (images_BCHW,), dynamic_shapes=shapes)
 
 
 FORMATS: dict[Kind, Format] = {
@@ -159,14 +162,17 @@ FORMATS: dict[Kind, Format] = {
 }
 
 
-def write_network(kind: Kind, network: nn.Module, images_BCHW: Tensor, path: Path) -> None:
+def write_network(kind: Kind, network: nn.Module, example: Example, path: Path) -> dict[str, int]:
     """Write a network.
 
     Args:
         kind: the format.
         network: in evaluation mode, on the CPU.
-        images_BCHW: an example input of at least two images.
+        example: of what the network takes.
         path: the file to write.
+
+    Returns:
+        Of the sequences of which the file takes one length only, that length by name.
 
     Raises:
         ModelError: the format cannot express the network's computation.
@@ -174,7 +180,7 @@ def write_network(kind: Kind, network: nn.Module, images_BCHW: Tensor, path: Pat
     """
     try:
         with _silenced():
-            FORMATS[kind].write(network, images_BCHW, path)
+            return FORMATS[kind].write(network, example, path)
     except OSError as error:
         raise ExportError(f"{path}: cannot be written: {one_line(error)}") from error
     except Exception as error:  # exporters and a user's network can raise anything
@@ -193,7 +199,7 @@ def read_network(
         kind: the format.
         path: the file.
         build: returns the network with other weights; for formats without a program.
-        device: where the network takes its images; for onnx the CPU.
+        device: where the network takes its inputs; for onnx the CPU.
 
     Raises:
         ExportError: the file is damaged, or does not fit the network that `build` returns.

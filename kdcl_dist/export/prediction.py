@@ -1,11 +1,10 @@
-"""Using an export: the most probable classes of image files.
+"""Using an export: the most probable classes of image files, or of a data set's samples.
 
-Shapes: B samples, C channels or classes, H W image.
+Shapes: B samples, C classes.
 """
 
 from __future__ import annotations
 
-import math
 import stat
 from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass
@@ -14,7 +13,6 @@ from itertools import islice
 from pathlib import Path
 from typing import NamedTuple
 
-import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -22,28 +20,29 @@ from torch import Tensor, nn
 from kdcl_dist import models
 from kdcl_dist.config.model import Model, library_of
 from kdcl_dist.config.stored_imports import check_stored_imports
-from kdcl_dist.data.decode import MAX_FILE_BYTES, decode
-from kdcl_dist.data.loader import normalise
-from kdcl_dist.data.training_data import test_views
-from kdcl_dist.errors import DataError, ExportError, RecipeError, UserError, one_line
+from kdcl_dist.data.dataset import Dataset, channels_of, open_dataset
+from kdcl_dist.data.samples import Inputs, described, forward, map_tensors
+from kdcl_dist.errors import DataError, ExportError, UserError, one_line
 from kdcl_dist.export.ensemble import build_ensemble
 from kdcl_dist.export.formats import FORMATS, Network, read_network, require
+from kdcl_dist.export.inputs import Images, preparation_of
 from kdcl_dist.export.preprocessing import Description, Kind, digest, read_description
 from kdcl_dist.utils.devices import choose_device, needs_memory
-from kdcl_dist.utils.files import read_regular
 from kdcl_dist.utils.hidden import is_hidden
+from kdcl_dist.utils.import_strings import is_import_string
 
-__all__ = ["Export", "RankedClass", "images_in"]
+__all__ = ["Export", "RankedClass", "dataset_in", "images_in"]
 
 SUFFIXES = (".jpeg", ".jpg", ".png")
-#: Images in a batch, and the numbers in all of them: fewer images that are large.
-BATCH, BATCH_NUMBERS = 64, 50_000_000
 
 
 class RankedClass(NamedTuple):
-    """One class of an image with its probability from 0 to 1; rank 1 is the most probable class."""
+    """One class of a sample with its probability from 0 to 1; rank 1 is the most probable class.
 
-    image: str
+    A sample is an image file's path, or a row of a data set.
+    """
+
+    sample: str
     rank: int
     name: str
     probability: float
@@ -88,8 +87,8 @@ class Export:
         network = read_network(kind, path, lambda: _built(description, path), chosen)
         return cls(folder, description, network, chosen)
 
-    def logits(self, images_BCHW: Tensor) -> Tensor:
-        """The logits (B, C) of preprocessed images.
+    def logits(self, inputs: Inputs) -> Tensor:
+        """The logits (B, C) of a preprocessed batch.
 
         Raises:
             UserError: the GPU has too little free memory.
@@ -97,14 +96,13 @@ class Export:
         """
         try:
             with torch.no_grad(), needs_memory():
-                return self.network(images_BCHW.to(self.device)).cpu()
+                on_device = map_tensors(inputs, lambda tensor: tensor.to(self.device))
+                logits_BC: Tensor = forward(self.network, on_device)
+                return logits_BC.cpu()
         except UserError:
             raise
         except Exception as error:  # a user's network, or a runtime, can raise anything
-            shape = tuple(images_BCHW.shape)
-            raise ExportError(
-                f"{self.folder}: fails on images of shape {shape}: {one_line(error)}"
-            ) from error
+            raise ExportError(f"{self.folder}: fails on {described(inputs)}: {one_line(error)}") from error
 
     def predict(self, paths: Sequence[Path], top: int) -> Iterator[RankedClass | DataError]:
         """The most probable classes of each image, in order; an error in place of an unusable image.
@@ -116,56 +114,50 @@ class Export:
         Raises:
             ExportError: the network takes no image files, or it fails.
         """
+        if self.description.channels is None:
+            raise ExportError(f"{self.folder}: takes samples that are no images: give a data set of such")
         if self.description.colours == "own":
-            channels = self.description.input_shape[0]
+            channels = self.description.channels
             raise ExportError(f"{self.folder}: takes images of {channels} channels, which no image file has")
-        seen = self.views(paths)
-        size = max(1, min(BATCH, BATCH_NUMBERS // math.prod(self.description.input_shape)))
-        for start in range(0, len(paths), size):
-            chunk = list(islice(seen, size))
-            views = [view for view in chunk if isinstance(view, Tensor)]
-            rows = iter(self.logits(self.normalised(torch.stack(views))) if views else ())
-            for path, view in zip(paths[start:], chunk, strict=False):
-                if isinstance(view, DataError):
-                    yield view
-                else:
-                    yield from self._ranked(path, next(rows), top)
+        return self._predict([str(path) for path in paths], Images(paths, self.description), top)
 
-    def normalised(self, views_BCHW: Tensor) -> Tensor:
-        """Views of `views` as the network takes them: normalised."""
-        return normalise(views_BCHW, self.description.mean, self.description.std)
+    def predict_set(self, dataset: Dataset, top: int) -> Iterator[RankedClass | DataError]:
+        """The most probable classes of each sample of a data set, otherwise as `predict`.
 
-    def views(self, paths: Sequence[Path]) -> Iterator[Tensor | DataError]:
-        """The test view of each image, (C, H, W), or an error where the image cannot be used."""
-        wanted = self.description.input_shape
-        files = _Files(paths, self.description)
-        try:
-            views = test_views(files, self.description.test_view, self.description.seed)
-        except RecipeError as error:
-            raise ExportError(f"{self.folder}: test_view: {error.message}; export it again") from error
-        for index, path in enumerate(paths):
-            try:
-                view = views[0, index]
-            except DataError as error:
-                yield DataError(f"{path}: {error.message}")
-                continue
-            if tuple(view.shape) == wanted:
-                yield view
-                continue
-            sizes = ["x".join(map(str, shape)) for shape in (view.shape, wanted)]
-            yield DataError(
-                f"{path}: {sizes[0]} after the test view, but the network takes {sizes[1]}: resize it, or "
-                "give the recipe a data.test_view that does"
+        Raises:
+            ExportError: the network takes no such samples, or it fails.
+        """
+        if channels_of(dataset) != self.description.channels:
+            found, wanted = (
+                "samples that are no images" if channels is None else f"images of {channels} channels"
+                for channels in (channels_of(dataset), self.description.channels)
             )
+            raise ExportError(f"{self.folder}: takes {wanted}, and the data set has {found}")
+        return self._predict(list(map(str, range(len(dataset)))), dataset, top, "row ")
 
-    def _ranked(self, path: Path, logits_C: Tensor, top: int) -> Iterator[RankedClass]:
+    def _predict(
+        self, names: Sequence[str], dataset: Dataset, top: int, prefix: str = ""
+    ) -> Iterator[RankedClass | DataError]:
+        prepared = preparation_of(self.folder, self.description)
+        seen = prepared.views(dataset)
+        for start in range(0, len(names), prepared.batch_size):
+            chunk = list(islice(seen, prepared.batch_size))
+            views = [view for view in chunk if not isinstance(view, DataError)]
+            rows = iter(self.logits(prepared.stacked(views)) if views else ())
+            for name, view in zip(names[start:], chunk, strict=False):
+                if isinstance(view, DataError):
+                    yield DataError(f"{prefix}{name}: {view.message}")
+                else:
+                    yield from self._ranked(name, next(rows), top)
+
+    def _ranked(self, sample: str, logits_C: Tensor, top: int) -> Iterator[RankedClass]:
         probabilities, classes = torch.sort(F.softmax(logits_C.double(), 0), descending=True, stable=True)
         for rank, (probability, label) in enumerate(
             zip(probabilities.tolist(), classes.tolist(), strict=True), 1
         ):
             if rank > top:
                 return
-            yield RankedClass(str(path), rank, self.description.classes[label], probability)
+            yield RankedClass(sample, rank, self.description.classes[label], probability)
 
 
 def _device_for(kind: Kind, device: str) -> torch.device:
@@ -184,7 +176,7 @@ def _built(description: Description, weights: Path) -> nn.Module:
         ExportError: a network would be larger than its file of weights.
         ModelError: a user's network cannot be built here.
     """
-    classes, channels, students = len(description.classes), description.input_shape[0], description.students
+    classes, channels, students = len(description.classes), description.channels, description.students
     model = description.model
     if library_of(Model.of(model).name) == "hf":  # config.json beside the weights describes it
         model = f"hf:{weights.parent}"
@@ -204,26 +196,32 @@ def _built(description: Description, weights: Path) -> nn.Module:
     return build()
 
 
-class _Files:
-    """Image files as a data set without labels."""
+def dataset_in(specs: Sequence[str], *, of_images: bool) -> Dataset | None:
+    """The data set that the arguments of a command name; None: they name image files and folders.
 
-    def __init__(self, paths: Sequence[Path], description: Description) -> None:
-        self.paths, self.classes = paths, description.classes
-        self.mean, self.std = description.mean, description.std
-        self.channels = description.input_shape[0]
-        self.labels = np.zeros(len(paths), np.int64)
+    Args:
+        specs: the arguments.
+        of_images: whether the network takes images.
 
-    def __len__(self) -> int:
-        return len(self.paths)
+    Raises:
+        DataError: it takes no images, and there is not one data set; or as `open_dataset`.
+    """
+    if of_images and not (len(specs) == 1 and _is_dataset(specs[0])):
+        return None
+    if len(specs) > 1:
+        raise DataError(f"the network takes samples that are no images: give one data set (got {len(specs)})")
+    return open_dataset(specs[0])
 
-    def image(self, index: int) -> Tensor:
-        """One image, uint8 (C, H, W)."""
-        try:
-            pixels_HWC = decode(read_regular(self.paths[index], MAX_FILE_BYTES), self.channels)
-        except (OSError, ValueError) as error:
-            text = str(error) if isinstance(error, ValueError) else one_line(error)
-            raise DataError(f"unreadable: {text}") from error
-        return torch.from_numpy(pixels_HWC).permute(2, 0, 1).contiguous()
+
+def _is_dataset(text: str) -> bool:
+    """Whether an argument names a data set, not images."""
+    path = Path(text)
+    try:
+        if path.is_dir():
+            return next(path.glob("*.arrow"), None) is not None
+        return path.suffix == ".arrow" or (is_import_string(text) and not path.exists())
+    except (OSError, ValueError):  # told where the path is read
+        return False
 
 
 def images_in(paths: Sequence[Path]) -> list[Path]:

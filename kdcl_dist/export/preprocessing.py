@@ -7,11 +7,15 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from pydantic import Field, PositiveInt, ValidationError, model_validator
+from torch import Tensor
 
 from kdcl_dist.config.base import Strict
+from kdcl_dist.config.collate import CollateSpec
 from kdcl_dist.config.error_text import describe_errors
 from kdcl_dist.config.model import Model, ModelSpec
 from kdcl_dist.config.stored_imports import transform_imports
+from kdcl_dist.data.dataset import ImageDataset
+from kdcl_dist.data.layout import Layout
 from kdcl_dist.errors import ExportError, one_line
 from kdcl_dist.export.source import Source, label_of
 from kdcl_dist.utils.files import open_regular, read_regular
@@ -29,16 +33,22 @@ Kind = Literal["state_dict", "safetensors", "torch_export", "onnx"]
 class Description(Strict):
     """The description of an export: all that its use needs.
 
-    The steps of preprocessing are: decode an image file to uint8 in `colours`, channels first; apply
+    The steps of preprocessing images are: decode an image file to uint8 in `colours`, channels first; apply
     `test_view`, transforms of torchvision.transforms.v2 (or import strings) with their arguments, whose
     result must have `input_shape`, (C, H, W); divide by 255, subtract `mean` and divide by `std`, channel by
     channel; stack images to float32 (B, C, H, W). The network returns logits (B, classes).
+
+    Other samples have format 2, and are of the layout `inputs`: in a shape, null stands for a first axis of
+    any length. The steps are: apply `test_view`; where there are `mean` and `std`, subtract and divide by
+    them, feature by feature of the last axis of the tensors that they name; stack, as the recipe's
+    `collate` says; pad the tensors that `lengths` names to these lengths, of which the file takes no other. A
+    dict's tensors are the network's keyword arguments, a tuple's its positional ones.
 
     `seed` seeds random transforms of the test view. `sha256` is the digest of the file `weights`. `students`
     are the networks of an ensemble by student; its logits are the logarithms of the mean probabilities.
     """
 
-    format: Literal[1] = 1
+    format: Literal[1, 2] = 1
     kdcl_dist: str = __version__
     run: str
     student: str
@@ -47,26 +57,37 @@ class Description(Strict):
     kind: Kind
     weights: str
     sha256: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
-    input_shape: tuple[PositiveInt, PositiveInt, PositiveInt]
-    layout: Literal["NCHW"] = "NCHW"
-    colours: Literal["grey", "RGB", "own"]
+    input_shape: tuple[PositiveInt, PositiveInt, PositiveInt] | None = None
+    layout: Literal["NCHW"] | None = None
+    colours: Literal["grey", "RGB", "own"] | None = None
+    inputs: Layout | None = None
+    collate: CollateSpec | None = None
+    lengths: dict[str, PositiveInt] | None = None
     test_view: list[dict[str, Any]]
-    mean: list[float]
-    std: list[float]
+    mean: list[float] | dict[str, list[float]] | None = None
+    std: list[float] | dict[str, list[float]] | None = None
     classes: Annotated[list[str], Field(min_length=1)]
     seed: int
     students: dict[str, ModelSpec] | None = None
 
     @model_validator(mode="after")
     def _fits_together(self) -> Description:
-        channels = self.input_shape[0]
-        if not len(self.mean) == len(self.std) == channels or not all(value > 0 for value in self.std):
-            raise ValueError(f"mean and std must have {channels} numbers, one a channel, and std above 0")
+        if (self.format == 1) != (self.inputs is None):
+            raise ValueError("format 2, and no other, has inputs")
+        if self.inputs is None:
+            _check_images(self.input_shape, self.colours, self.mean, self.std)
+        elif not all(isinstance(numbers, dict | None) for numbers in (self.mean, self.std)):
+            raise ValueError("mean and std must have numbers for tensors by their names")
         if not all(isinstance(item.get("name"), str) for item in self.test_view):
             raise ValueError("every transform of test_view must have a name")
         if Path(self.weights).name != self.weights:
             raise ValueError(f"weights must be a file beside it (got {self.weights!r})")
         return self
+
+    @property
+    def channels(self) -> int | None:
+        """Channels of the images; None: the samples are no images."""
+        return self.input_shape[0] if self.input_shape else None
 
     def import_strings(self, *, builds_network: bool) -> dict[str, str]:
         """The text of each field that is imported where it is an import string, by the field's path.
@@ -77,12 +98,20 @@ class Description(Strict):
         networks = {f"students.{name}": model for name, model in (self.students or {}).items()}
         used = (networks or {"model": self.model}) if builds_network else {}
         own = {path: text for path, model in used.items() if (text := Model.of(model).import_string)}
-        return own | dict(transform_imports("test_view", self.test_view))
+        collate = {"collate": self.collate} if isinstance(self.collate, str) else {}
+        return own | collate | dict(transform_imports("test_view", self.test_view))
 
     @classmethod
-    def of(cls, source: Source, kind: Kind, weights: Path, input_shape: tuple[int, int, int]) -> Description:
-        """The description of an export of `source` with the file `weights`."""
-        data, test = source.recipe.data, source.training_data.test
+    def of(cls, source: Source, kind: Kind, weights: Path, lengths: dict[str, int]) -> Description:
+        """The description of an export of `source` with the file `weights`.
+
+        Args:
+            source: what is exported.
+            kind: the format.
+            weights: the file.
+            lengths: of `write_network`.
+        """
+        test, of_images = source.training_data.test, source.training_data.channels is not None
         return cls(
             run=label_of(source.folder),
             student=source.student.name,
@@ -91,15 +120,48 @@ class Description(Strict):
             kind=kind,
             weights=weights.name,
             sha256=digest(weights),
-            input_shape=input_shape,
-            colours={1: "grey", 3: "RGB"}.get(test.channels, "own"),  # type: ignore[arg-type]
-            test_view=data.test_items,
-            mean=[float(value) for value in test.mean],
-            std=[float(value) for value in test.std],
+            test_view=source.recipe.data.test_items,
+            **(_of_images(source) if of_images else _of_samples(source, lengths)),
             classes=list(test.classes),
             seed=source.recipe.seed,
             students={each.name: each.model for each in source.members} or None,
         )
+
+
+def _of_images(source: Source) -> dict[str, Any]:
+    """The fields of an export that takes images."""
+    test, images_BCHW = source.training_data.test, source.example.inputs
+    assert isinstance(test, ImageDataset)
+    assert isinstance(images_BCHW, Tensor)
+    return {
+        "input_shape": tuple(images_BCHW.shape[1:]),
+        "layout": "NCHW",
+        "colours": {1: "grey", 3: "RGB"}.get(test.channels, "own"),
+        "mean": [float(value) for value in test.mean],
+        "std": [float(value) for value in test.std],
+    }
+
+
+def _of_samples(source: Source, lengths: dict[str, int]) -> dict[str, Any]:
+    """The fields of an export that takes other samples."""
+    scale, collate = source.training_data.scale, source.recipe.data.collate
+    return {
+        "format": 2,
+        "inputs": source.example.layout,
+        "collate": collate,
+        "lengths": lengths or None,
+        **(scale.numbers() if scale is not None else {}),
+    }
+
+
+def _check_images(shape: Any, colours: str | None, mean: Any, std: Any) -> None:
+    """Raise `ValueError` if the fields of an export that takes images do not fit together."""
+    if shape is None or colours is None:
+        raise ValueError("input_shape and colours are needed")
+    if not (isinstance(mean, list) and isinstance(std, list)) or not (
+        len(mean) == len(std) == shape[0] and all(value > 0 for value in std)
+    ):
+        raise ValueError(f"mean and std must have {shape[0]} numbers, one a channel, and std above 0")
 
 
 def read_description(folder: Path) -> Description:

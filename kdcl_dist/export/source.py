@@ -1,29 +1,36 @@
 """The source of an export: one student of a run, or the ensemble of all, at one checkpoint.
 
-Shapes: B samples, C channels, H W image.
+Shapes: B samples.
 """
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property, reduce
 from typing import Any, Literal
 
 import numpy as np
 import pyarrow.compute as pc
-from torch import Tensor, nn
+from torch import nn
 
 from kdcl_dist import models
 from kdcl_dist.config.differences import differences
 from kdcl_dist.config.recipe import Recipe
 from kdcl_dist.config.stored_imports import check_recipe_imports
 from kdcl_dist.config.student import Student
+from kdcl_dist.data.layout import Layout
 from kdcl_dist.data.loader import batches
-from kdcl_dist.data.training_data import TrainingData, test_views
-from kdcl_dist.errors import CheckpointError, ModelError, RunFolderError, StorageError, one_line
+from kdcl_dist.data.sample_views import AnyViews, SampleViews
+from kdcl_dist.data.samples import Inputs
+from kdcl_dist.data.sampling import Ids
+from kdcl_dist.data.training_data import TrainingData
+from kdcl_dist.errors import CheckpointError, ExportError, ModelError, RunFolderError, StorageError, one_line
 from kdcl_dist.evaluation import open_training_data
 from kdcl_dist.export.ensemble import build_ensemble
+from kdcl_dist.export.example import Example
 from kdcl_dist.membership.monitor import COORDINATOR
 from kdcl_dist.models.ensemble import Ensemble
 from kdcl_dist.models.lazy import initialise
@@ -36,8 +43,10 @@ from kdcl_dist.run.storage import Folder
 
 __all__ = ["Source", "label_of", "misfit"]
 
-#: Test images on which an export is compared with the student; at least two, since the batch size varies.
+#: Test samples on which an export is compared with the student; at least two, since the batch size varies.
 PROBES = 8
+#: Test samples that are no images, of which the largest are taken, at most.
+SEEN = 4096
 
 Results = Mapping[str, Mapping[str, float]]
 
@@ -124,7 +133,7 @@ class Source:
 
     def build(self) -> nn.Module:
         """The plain network with other weights."""
-        classes, channels = len(self.training_data.train.classes), self.training_data.train.channels
+        classes, channels = len(self.training_data.train.classes), self.training_data.channels
         if self.members:
             return build_ensemble({each.name: each.model for each in self.members}, classes, channels)
         return models.build(self.student.model, classes, channels)
@@ -146,9 +155,10 @@ class Source:
         text = f"epoch {epochs} of {self.recipe.epochs}"
         return f"{text} and {rest} steps" if rest else text
 
-    def probes(self) -> Tensor:
-        """A few test images, preprocessed as in a test, (B, C, H, W)."""
-        return _probes(self.recipe, self.training_data)
+    @cached_property
+    def example(self) -> Example:
+        """A few test samples, preprocessed as in a test."""
+        return _probes(self.training_data)
 
     def seeds(self) -> dict[int, Results]:
         """Final test results of all finished runs of this arm of a `kdcl compare` table, by seed.
@@ -174,10 +184,27 @@ class Source:
         return found
 
 
-def _probes(recipe: Recipe, training_data: TrainingData) -> Tensor:
-    views = test_views(training_data.test, recipe.data.test_items, recipe.seed)
-    ids_B = np.arange(PROBES) % len(training_data.test)
+def _probes(training_data: TrainingData) -> Example:
+    views, count = training_data.test_views(training_data.test), len(training_data.test)
+    if not isinstance(views, SampleViews):
+        return Example(_batch(views, np.arange(PROBES) % count))
+    seen = np.unique(np.linspace(0, count - 1, SEEN).astype(int)).tolist()
+    layouts = [Layout.of(views[0, index]) for index in seen]
+    longest = sorted(zip(map(_size, layouts), seen, strict=True), reverse=True)[:PROBES]
+    ids_B = np.resize([index for _, index in longest], PROBES)
+    try:
+        return Example(_batch(views, ids_B), reduce(Layout.joined, layouts))
+    except ValueError as error:
+        raise ExportError(f"data.test_view gives samples of several layouts: {error}") from error
+
+
+def _batch(views: AnyViews, ids_B: Ids) -> Inputs:
     return next(batches(views, [(0, ids_B)])).inputs
+
+
+def _size(layout: Layout) -> int:
+    """The numbers in a sample."""
+    return sum(math.prod(side or 0 for side in column.shape) for column in layout.columns)
 
 
 def label_of(folder: Folder) -> str:
@@ -238,7 +265,7 @@ def _checkpoints(
 def _load(
     folder: Folder, manifest: Manifest, student: Student, training_data: TrainingData, *, ema: bool
 ) -> nn.Module:
-    network = models.build(student.model, len(training_data.train.classes), training_data.train.channels)
+    network = models.build(student.model, len(training_data.train.classes), training_data.channels)
     try:
         part = read_part(folder, manifest, student.name)
         network.load_state_dict((part["ema"] if ema else part)["model"])
@@ -249,7 +276,7 @@ def _load(
         ) from None
     except CheckpointError as error:
         raise RunFolderError(error.message) from None
-    initialise(network, str(student.model), _probes(training_data.recipe, training_data))
+    initialise(network, str(student.model), _probes(training_data).inputs)
     return network.eval()
 
 

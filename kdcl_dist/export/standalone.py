@@ -19,7 +19,7 @@ MODULE = "model.py"
 CONFIG = "config.json"
 
 
-def call_without_package(model: str | Model, classes: int, channels: int) -> str | None:
+def call_without_package(model: str | Model, classes: int, channels: int | None) -> str | None:
     """A Python expression for another library's network, which begins with the library's name.
 
     None if the model is not exactly such a network. One of transformers is built from the export's
@@ -29,7 +29,8 @@ def call_without_package(model: str | Model, classes: int, channels: int) -> str
     library, network = library_of(name), name.partition(":")[2]
     if library == "hf":
         config = 'transformers.AutoConfig.from_pretrained(".")'
-        return f"transformers.AutoModelForImageClassification.from_config({config})"
+        task = "Sequence" if channels is None else "Image"
+        return f"transformers.AutoModelFor{task}Classification.from_config({config})"
     if library == "timm":
         given = _given({"num_classes": classes, "in_chans": channels} | arguments)
         return f"timm.create_model({network!r}, {given})"
@@ -44,7 +45,7 @@ def call_without_package(model: str | Model, classes: int, channels: int) -> str
     )
 
 
-def module_without_package(model: str | Model, classes: int, channels: int) -> str | None:
+def module_without_package(model: str | Model, classes: int, channels: int | None) -> str | None:
     """The source of a module whose `build()` returns the network; None for a network from elsewhere.
 
     It is the module of this package that makes the network, and imports only torch and torchvision.
@@ -67,7 +68,7 @@ def module_without_package(model: str | Model, classes: int, channels: int) -> s
     )
 
 
-def call_of_own(model: str | Model, classes: int, channels: int) -> tuple[str, str]:
+def call_of_own(model: str | Model, classes: int, channels: int | None) -> tuple[str, str]:
     """Of a user's network, the statement that imports its factory, and the expression that builds it."""
     module, _, name = Model.of(model).name.partition(":")
     call = call_of(model, classes, channels)

@@ -1,6 +1,6 @@
 """Writing an export: a folder that appears complete or not at all.
 
-Shapes: B samples, C channels or classes, H W image.
+Shapes: B samples, C classes.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from typing import Any, cast
 import torch
 
 from kdcl_dist.config.model import Model, library_of
+from kdcl_dist.data.samples import forward
 from kdcl_dist.errors import ExportError, one_line
 from kdcl_dist.export.card import CARD, card
 from kdcl_dist.export.ensemble import ensemble_without_package
@@ -71,13 +72,11 @@ def export(
 
 def write(source: Source, kind: Kind, folder: Path) -> None:
     """Write all files of an export into a folder, and check that the weights give the student's logits."""
-    form, images_BCHW = FORMATS[kind], source.probes()
-    path = folder / form.file
-    write_network(kind, source.network, images_BCHW, path)
+    form, path = FORMATS[kind], folder / FORMATS[kind].file
+    lengths = write_network(kind, source.network, source.example, path)
     difference = _difference(source, kind, path)
-    _, channels, height, width = images_BCHW.shape
-    description = Description.of(source, kind, path, (channels, height, width))
-    model, classes = source.student.model, len(description.classes)
+    description = Description.of(source, kind, path, lengths)
+    model, classes, channels = source.student.model, len(description.classes), description.channels
     files = {
         DESCRIPTION: description.model_dump_json(indent=1, exclude_none=True) + "\n",
         CARD: card(source, description, difference),
@@ -94,15 +93,15 @@ def write(source: Source, kind: Kind, folder: Path) -> None:
 
 
 def _difference(source: Source, kind: Kind, path: Path) -> float:
-    """The largest difference between the logits of the file and of the student on test images.
+    """The largest difference between the logits of the file and of the student on test samples.
 
     Raises:
         ExportError: the difference exceeds rounding errors.
     """
-    images_BCHW = source.probes()
+    inputs = source.example.inputs
     read = read_network(kind, path, source.build)
     with torch.no_grad():
-        expected_BC, found_BC = source.network(images_BCHW), read(images_BCHW)
+        expected_BC, found_BC = forward(source.network, inputs), forward(read, inputs)
     difference = float((found_BC - expected_BC).abs().max())
     if not difference <= TOLERANCE * max(1.0, float(expected_BC.abs().max())):  # also true for NaN
         raise ExportError(

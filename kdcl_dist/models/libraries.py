@@ -68,20 +68,25 @@ def _of_timm(network: str, /, num_classes: int, in_channels: int, **arguments: A
     return made
 
 
-def _of_transformers(network: str, /, num_classes: int, in_channels: int, **arguments: Any) -> nn.Module:
+def _of_transformers(
+    network: str, /, num_classes: int, in_channels: int | None = None, **arguments: Any
+) -> nn.Module:
+    """A classifier of images, or of text where the samples are no images."""
     transformers = load_extra("transformers")
+    task, what = ("Sequence", "text") if in_channels is None else ("Image", "image")
     values = _read_config(network) if Path(network).is_dir() else {"model_type": network}
     kind = values.pop("model_type", None)
-    known = {*transformers.models.auto.modeling_auto.MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING_NAMES}
+    mapping = f"MODEL_FOR_{task.upper()}_CLASSIFICATION_MAPPING_NAMES"
+    known = {*getattr(transformers.models.auto.modeling_auto, mapping)}
     known -= {"timm_wrapper"}  # whose name of timm's may stand for a download
-    _check_name(str(kind), known, "no folder with a config.json, and no image classifier of transformers:")
+    _check_name(str(kind), known, f"no folder with a config.json, and no {what} classifier of transformers:")
     make = transformers.CONFIG_MAPPING[kind]
     if unknown := [name for name in arguments if not hasattr(make(), name)]:
         raise TypeError(f"the config of {kind!r} has no {unknown[0]!r}")
     config = make.from_dict(values | arguments | {"num_labels": num_classes, "return_dict": True})
-    if hasattr(config, "num_channels"):
+    if in_channels is not None and hasattr(config, "num_channels"):
         config.num_channels = in_channels
-    build = transformers.AutoModelForImageClassification.from_config
+    build = getattr(transformers, f"AutoModelFor{task}Classification").from_config
     made: nn.Module = build(config, trust_remote_code=False, dtype="float32", attn_implementation=None)
     return made
 

@@ -60,7 +60,7 @@ def test_networks_from_elsewhere_live_as_the_built_in_ones(
         made = exporting.run("export", uri, "--student", student, *arguments)
         assert made.exit_code == 0, made.output
         source = Source.load(uri, student, warn=print, allow_imports=["nets"])
-        images = source.probes()
+        images = source.example.inputs
         with torch.no_grad():
             expected = source.network(images)
         assert torch.allclose(Export.read(folder, ["nets"]).logits(images), expected, atol=1e-5)

@@ -46,7 +46,7 @@ def test_a_network_without_sizes_lives_as_any_other(
     assert results["a"]["loss"] == pytest.approx(recorded["a"]["loss"], rel=1e-5)
 
     source = Source.load(uri, "a", warn=print, allow_imports=ALLOWED)
-    images = source.probes()
+    images = source.example.inputs
     with torch.no_grad():
         expected = source.network(images)
     kinds: tuple[Kind, ...] = ("state_dict", "torch_export")

@@ -27,7 +27,8 @@ from kdcl_dist import models
 from kdcl_dist.cli.export import KINDS
 from kdcl_dist.errors import UserError
 from kdcl_dist.evaluation import Trained
-from kdcl_dist.export import formats, prediction, writing
+from kdcl_dist.export import formats, inputs, writing
+from kdcl_dist.export.inputs import Images, preparation_of
 from kdcl_dist.export.prediction import Export, RankedClass, images_in
 from kdcl_dist.export.preprocessing import Kind, digest
 from kdcl_dist.run.record import read_record
@@ -43,7 +44,9 @@ def test_logits_are_those_of_an_evaluation(trained: Run, exports: dict[str, Path
     files = sorted((pictures / "files").rglob("*.png"), key=lambda path: path.name)
     for kind, folder in exports.items():
         export = Export.read(folder)
-        found = export.logits(export.normalised(torch.stack(list(export.views(files)))))  # type: ignore[arg-type]
+        prepared = preparation_of(folder, export.description)
+        views = prepared.views(Images(files, export.description))
+        found = export.logits(prepared.stacked(list(views)))
         assert torch.allclose(found, expected, rtol=0, atol=0 if kind in KINDS[:2] else 1e-5), kind
     losses = F.cross_entropy(expected, torch.from_numpy(np.asarray(known.training_data.test.labels)))
     assert float(losses) == pytest.approx(read_record(trained.folder)["results"]["a"]["loss"], rel=1e-6)
@@ -312,7 +315,7 @@ def test_large_images_come_in_small_batches(
         return logits(self, images_BCHW)
 
     monkeypatch.setattr(Export, "logits", counted)
-    monkeypatch.setattr(prediction, "BATCH_NUMBERS", 3 * 8 * 8 * 5 + 1)
+    monkeypatch.setattr(inputs, "BATCH_NUMBERS", 3 * 8 * 8 * 5 + 1)
     assert names(export) == expected
     assert sizes == [5, 5, 5, 5, 3]
 
