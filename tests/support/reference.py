@@ -18,7 +18,7 @@ from torch import Tensor
 
 from kdcl_dist import models
 from kdcl_dist.config.recipe import Recipe
-from kdcl_dist.data.dataset import ArrowDataset
+from kdcl_dist.data.dataset import ArrowDataset, ArrowSamples
 from kdcl_dist.data.views import Transforms
 from kdcl_dist.distillation.ensembles import linear
 from kdcl_dist.utils.seeding import Purpose, derive, permutation
@@ -69,7 +69,7 @@ def train(
 ) -> list[dict[str, Tensor]]:
     """Train all students; their final weights. `averages` and `passes` are filled."""
     S, method, T = len(recipe.students), recipe.distillation.method_name, recipe.distillation.temperature
-    data = ArrowDataset(recipe.data.train)
+    data = dataset_at(recipe.data.train)
     labels = torch.from_numpy(data.labels)
     held, val = [], []
     for label in range(len(data.classes)):
@@ -81,7 +81,7 @@ def train(
         order = permutation(len(of_class), recipe.seed, Purpose.HOLDOUT, label)
         held += of_class[order[: recipe.data.holdout_per_class]].tolist()
     train_ids = np.array([i for i in range(len(data)) if i not in held + val])
-    validation = (ArrowDataset(recipe.data.val), None) if recipe.data.val else (data, sorted(val))
+    validation = (dataset_at(recipe.data.val), None) if recipe.data.val else (data, sorted(val))
     passes = [] if passes is None else passes
     seeds, nets, optims = [], [], []
     for i, s in enumerate(recipe.students):
@@ -89,7 +89,7 @@ def train(
         given = derive(s.seed, Purpose.STUDENT_WITH_OWN_SEED) if own else 0
         seeds.append(given if own else derive(recipe.seed, Purpose.STUDENT, i))
         torch.manual_seed(derive(seeds[i], Purpose.INITIAL_WEIGHTS))
-        nets.append(network_of(s.model, len(data.classes), data.channels))
+        nets.append(network_of(s.model, len(data.classes), getattr(data, "channels", None)))
         if s.weights:
             nets[i].load_state_dict(torch.load(s.weights, weights_only=True))
         optims.append(optimizer_of(s.optimizer, nets[i]))
@@ -120,15 +120,14 @@ def train(
             logits = []
             for i, s in enumerate(recipe.students):
                 view_seed = seeds[i] if recipe.distillation.invariant else recipe.seed
-                x = images(data, mine[i], recipe.augment_of(s), view_seed, epoch)
+                x = inputs(recipe, data, mine[i], recipe.augment_of(s), view_seed, epoch)
                 if lam < 1:
                     others = np.array([partner[id] for id in mine[i].tolist()])
-                    x2 = images(data, others, recipe.augment_of(s), view_seed, epoch)
+                    x2 = inputs(recipe, data, others, recipe.augment_of(s), view_seed, epoch)
                     x = mixed_images(x, x2, lam, box)
                 torch.manual_seed(derive(seeds[i], Purpose.STEP, *keys))
                 nets[i].train(epoch < last[i])
-                out = nets[i](x)
-                logits.append(out["logits"] if isinstance(out, dict) else out)
+                logits.append(answer(nets[i], x))
             all_sent = []
             for i in range(S):
                 sent = logits[i].detach()
@@ -256,9 +255,7 @@ def mixed_images(x: Tensor, x2: Tensor, lam: float, box: Any) -> Tensor:
     return x
 
 
-def score_of(
-    recipe: Recipe, net: torch.nn.Module, data: ArrowDataset, ids: Any = None
-) -> tuple[float, float]:
+def score_of(recipe: Recipe, net: torch.nn.Module, data: Any, ids: Any = None) -> tuple[float, float]:
     """Top-1 and loss of a network on some samples, all if not given."""
     ids = range(len(data)) if ids is None else ids
     right, losses = 0, 0.0
@@ -267,7 +264,7 @@ def score_of(
         y = torch.from_numpy(np.asarray(data.labels, np.int64)[part])
         net.eval()
         with torch.no_grad():
-            z = net(images(data, part, [], 0, 0))
+            z = answer(net, inputs(recipe, data, part, [], 0, 0))
         right += int((z.argmax(dim=1) == y).sum())
         losses += float(F.cross_entropy(z, y, reduction="none").double().sum())
     return right / len(ids), losses / len(ids)
@@ -282,7 +279,7 @@ def waited(recipe: Recipe, passes: list[Pass]) -> int:
     return good[::-1].index(True)
 
 
-def network_of(model: Any, classes: int, channels: int) -> torch.nn.Module:
+def network_of(model: Any, classes: int, channels: Any) -> torch.nn.Module:
     """A network, by the call that its library or its module would be given."""
     name, more = (model, {}) if isinstance(model, str) else (model.name, model.model_extra)
     library, _, network = name.partition(":")
@@ -395,7 +392,7 @@ def windowed_targets(
     return found
 
 
-def held_out_weights(recipe: Recipe, data: ArrowDataset, nets: list, held: list[int]) -> Tensor:
+def held_out_weights(recipe: Recipe, data: Any, nets: list, held: list[int]) -> Tensor:
     """The weights of `general`, by its own function, from residuals taken here."""
     from kdcl_dist.distillation.ensembles import general_weights
 
@@ -403,12 +400,12 @@ def held_out_weights(recipe: Recipe, data: ArrowDataset, nets: list, held: list[
     B = recipe.batch_size // recipe.accumulate
     for start in range(0, len(held), B):
         ids = np.array(held[start : start + B])
-        x = images(data, ids, [], 0, 0)
+        x = inputs(recipe, data, ids, [], 0, 0)
         rows = []
         for net in nets:
             net.eval()
             with torch.no_grad():
-                p = F.softmax(net(x).double(), dim=1)
+                p = F.softmax(answer(net, x).double(), dim=1)
             rows.append(p[torch.arange(len(ids)), torch.from_numpy(data.labels[ids])] - 1)
         parts.append(torch.stack(rows))
     return general_weights(torch.cat(parts, dim=1))
@@ -424,3 +421,45 @@ def images(data: ArrowDataset, ids: np.ndarray, augment: list, seed: int, epoch:
     x = torch.stack(views).float() / 255
     mean, std = torch.tensor(data.mean), torch.tensor(data.std)
     return (x - mean[:, None, None]) / std[:, None, None]
+
+
+def dataset_at(path: str) -> Any:
+    """Images, or other samples, by the one column that only images have."""
+    import pyarrow as pa
+
+    with pa.memory_map(path) as file:
+        of_images = "image" in pa.ipc.open_file(file).schema.names
+    return ArrowDataset(path) if of_images else ArrowSamples(path)
+
+
+def answer(net: torch.nn.Module, x: Any) -> Tensor:
+    """The logits, by the call that a sample's kind stands for."""
+    out: Any = net(**x) if isinstance(x, dict) else net(*x) if isinstance(x, tuple) else net(x)
+    return out["logits"] if isinstance(out, dict) else out
+
+
+def inputs(recipe: Recipe, data: Any, ids: np.ndarray, augment: list, seed: int, epoch: int) -> Any:
+    """A batch as a student sees it, of images or of other samples: a dict of sequences, or a tensor each."""
+    if isinstance(data, ArrowDataset):
+        return images(data, ids, augment, seed, epoch)
+    samples = []
+    for i in ids:
+        torch.manual_seed(derive(seed, Purpose.VIEW, epoch, int(i)))
+        samples.append(Transforms(augment)(data.sample(int(i))))
+    if isinstance(samples[0], Tensor):
+        x = torch.stack(samples)
+        if recipe.data.normalise:
+            mean, std = (np.array(each["input"]) for each in (data.info.mean, data.info.std))
+            x = torch.from_numpy((x.double().numpy() - mean) / std).float()
+        return x
+    batch = {}
+    for name, first in samples[0].items():
+        pad = recipe.data.collate.values if recipe.data.collate else {}
+        longest = max(len(sample[name]) for sample in samples)
+        if name in pad and recipe.data.collate.length:
+            longest = recipe.data.collate.length
+        batch[name] = torch.full((len(ids), longest), pad.get(name, 0), dtype=first.dtype)
+        for row, sample in enumerate(samples):
+            for place, value in enumerate(sample[name][:longest]):
+                batch[name][row, place] = value
+    return batch
