@@ -9,8 +9,8 @@ from typing import Any
 
 import pytest
 import trackers
-from cohorts import MakeRecipe
-from commands import assert_one_line, run, train
+from cohorts import ROOT, MakeRecipe
+from commands import assert_one_line, fences, run, train
 
 from kdcl_dist.config.recipe_file import dump_recipe
 from kdcl_dist.errors import RecipeError
@@ -19,7 +19,7 @@ from kdcl_dist.tracking import tracking
 from kdcl_dist.tracking.csv_file import CsvFile
 from kdcl_dist.tracking.mlflow_run import MLflowRun
 from kdcl_dist.tracking.secrets import without_environment
-from kdcl_dist.tracking.tracker import TrackedRun
+from kdcl_dist.tracking.tracker import Point, TrackedRun
 from kdcl_dist.tracking.tracking import check_trackers
 from kdcl_dist.tracking.weights_and_biases import WandbRun
 
@@ -92,6 +92,18 @@ def test_a_tracker_is_told_the_recipe(make_recipe: MakeRecipe, make_run: Callabl
     assert all(
         isinstance(value, (str, int, float, list, dict, type(None))) for value in told.hparams.values()
     )
+
+
+def test_the_tracker_of_the_document(
+    tmp_path: Path, make_recipe: MakeRecipe, make_run: Callable[..., Run]
+) -> None:
+    code = next(block for block in fences((ROOT / "docs/tracking.md").read_text()) if "class Lines" in block)
+    exec(code, found := {})  # type: ignore[var-annotated]
+    tracker = found["Lines"](tmp_path / "lines.txt")
+    tracker.start(TrackedRun.of(make_run(make_recipe())))
+    tracker.log([Point("a", 1, 3, "train", "loss", 0.5, 0.0), Point("b", 1, 3, "test", "top1", 1.0, 0.0)])
+    tracker.finish("finished")
+    assert (tmp_path / "lines.txt").read_text() == "3 train/loss/a 0.5\n3 test/top1/b 1.0\n"
 
 
 def test_no_text_shows_a_secret_of_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
