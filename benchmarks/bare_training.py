@@ -7,7 +7,7 @@ import torch.distributed as dist
 import torch.nn.functional as F
 
 from benchmarks import first_step
-from kdcl_dist.data.dataset import open_dataset
+from kdcl_dist.data.sources.opening import open_dataset
 
 __all__ = ["DATA", "MODELS", "train"]
 

@@ -105,7 +105,9 @@ class Collate:
         """
         columns = [named(sample) for sample in samples]
         if unknown := self.values.keys() - columns[0].keys():
-            raise ValueError(f"values names {', '.join(map(repr, sorted(unknown)))}, have {', '.join(columns[0])}")
+            raise ValueError(
+                f"values names {', '.join(map(repr, sorted(unknown)))}, have {', '.join(columns[0])}"
+            )
         return like(samples[0], {name: self._stacked(name, columns) for name in columns[0]})
 
     def _stacked(self, name: str, columns: Sequence[Mapping[str, Tensor]]) -> Tensor:
