@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -32,6 +31,7 @@ from kdcl_dist.run.run import load_run
 from kdcl_dist.run.storage import Folder
 from kdcl_dist.run.uris import displayed
 from kdcl_dist.student.student import Student
+from kdcl_dist.utils.data_specs import moved
 from kdcl_dist.utils.devices import choose_device, needs_memory
 from kdcl_dist.utils.seeding import Purpose, derive
 
@@ -218,10 +218,7 @@ def open_training_data(recipe: Recipe, folder: Folder, test: str | None = None) 
         DataError: as `TrainingData.open`.
     """
     root = read_record(folder).get("root", ".")
-    found = {}
-    for name, path in recipe.data.sets.items():
-        if not Path(path).exists() and (Path(root) / path).exists():
-            found[name] = str(Path(root) / path)
+    found = {name: moved(spec, root) for name, spec in recipe.data.sets.items()}
     if test is not None:
         found["test"] = test
     return TrainingData.open(recipe.model_copy(update={"data": recipe.data.model_copy(update=found)}))

@@ -112,7 +112,7 @@ def train(
 
 def _open_data(recipe: Recipe, on_event: Callable[[Event], None]) -> TrainingData:
     """The training data, after the warnings about it and the recipe, and the check of the bank's memory."""
-    training_data = TrainingData.open(recipe)
+    training_data = TrainingData.open(recipe, lambda text: on_event(Note(text)))
     for warning in (*recipe.warnings(), *data_warnings(training_data)):
         on_event(Warned(warning))
     memory = measure_bank_memory(recipe, len(training_data.train), len(training_data.train.classes))

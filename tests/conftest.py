@@ -76,6 +76,8 @@ def faults(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     path = tmp_path_factory.mktemp("faults") / "faults.jsonl"
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("KDCL_TEST_FAULTS", str(path))
+        # What is found in data sets is not kept in the user's cache.
+        patch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
         # The same numbers on every machine: GPUs are hidden.
         patch.setenv("CUDA_VISIBLE_DEVICES", "")
         # Ray's workers give way to all other processes by default: beside busy ones they would hardly run.

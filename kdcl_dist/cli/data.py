@@ -12,6 +12,7 @@ import click
 from kdcl_dist.cli.group import echo, kdcl, reports_errors
 
 if TYPE_CHECKING:
+    from kdcl_dist.data.dataset import Dataset
     from kdcl_dist.data.importers.held_out import Labelled
 
 __all__ = ["data"]
@@ -156,15 +157,23 @@ def table(
     val_fraction: float | None,
     **options: Any,
 ) -> None:
-    """Images in Parquet or Arrow files.
+    """Images in Parquet or Arrow files; or numbers and lists, in CSV and JSON lines too.
 
-    SOURCE is a folder of them, or one file, the training set. An interrupted import goes on when it is
-    started again.
+    SOURCE is a folder of them, or one file, the training set. An interrupted import of images goes on when
+    it is started again. Without the column of images all columns but the label are numbers, which become one
+    vector, or lists of numbers.
     """
     from kdcl_dist.data.importers.table import Table
+    from kdcl_dist.data.sources.table_import import import_rows, tables_without_images
 
-    images = Table(source, image=image, label=label, train=train, test=test)
-    _import_images(images, folder, {"test": test_fraction, "val": val_fraction}, **options)
+    fractions = {"test": test_fraction, "val": val_fraction}
+    tables = tables_without_images(source, image, train, test)
+    if tables is None:
+        images = Table(source, image=image, label=label, train=train, test=test)
+        _import_images(images, folder, fractions, **options)
+        return
+    for path in import_rows(tables, folder, label, fractions, options["seed"]):
+        echo(str(path))
 
 
 @import_data.command()
@@ -231,14 +240,30 @@ def _import_images(
 
 
 @data.command()
+@click.argument("spec")
+@click.option("--label", help='Column of labels of a table. [default: "label", "target" or "class"]')
+@reports_errors
+def describe(spec: str, label: str | None) -> None:
+    """Describe what data.train may be: a path, a table, hf:FOLDER, or an import string."""
+    from kdcl_dist.data.sources.opening import open_dataset
+
+    _show(open_dataset(spec, label, lambda text: echo(f"{text}\n")))
+
+
+@data.command()
 @click.argument("path")
 @reports_errors
 def inspect(path: str) -> None:
     """Describe the data set at PATH."""
     from kdcl_dist.data.arrow_samples import open_arrow
+
+    _show(open_arrow(path))
+
+
+def _show(dataset: Dataset) -> None:
     from kdcl_dist.data.describe import describe
 
-    rows = describe(open_arrow(path))
+    rows = describe(dataset)
     width = max(len(name) for name, _ in rows)
     for name, value in rows:
         echo(f"{name:<{width}}  {value}")

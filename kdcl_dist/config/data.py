@@ -38,8 +38,16 @@ class Transform(Strict):
 class Data(Strict):
     """The data sets and the views of their samples."""
 
-    train: str = Field(description="Training set: a path, or an import string `package.module:factory`.")
+    train: str = Field(
+        description="Training set: a path, `hf:FOLDER`, or an import string `package.module:factory`; see "
+        "[what data.train may be](data.md#what-datatrain-may-be)."
+    )
     test: str = Field(description="Test set, in the same form.")
+    label: str | None = Field(
+        default=None,
+        description="Column of labels of a table or of `hf:FOLDER`. `null`: the one called `label`, "
+        "`target` or `class`.",
+    )
     classes: Annotated[list[str], Field(min_length=2)] | None = Field(
         default=None, description="Classes to learn, at least two, in the order of their labels. `null`: all."
     )

@@ -8,13 +8,13 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from functools import partial
-from pathlib import Path
 from types import BuiltinFunctionType, FunctionType, MethodType
 from typing import Any
 
 from kdcl_dist.config.model import Model
 from kdcl_dist.config.recipe import Recipe
 from kdcl_dist.errors import ImportRefused
+from kdcl_dist.utils.data_specs import data_import
 from kdcl_dist.utils.import_strings import is_import_string, load_object
 
 __all__ = ["check_recipe_imports", "check_stored_imports", "import_strings", "transform_imports"]
@@ -97,7 +97,7 @@ def _fields(recipe: Recipe, built: Collection[str]) -> Iterator[tuple[str, str]]
     """The path and the text of each field that an evaluation may import; optimisers only train."""
     data = recipe.data
     for name, spec in data.sets.items():
-        if not Path(spec).exists():  # a path with a colon is no import string
+        if data_import(spec) is not None:
             yield f"data.{name}", spec
     yield from transform_imports("data.augment", [transform.item() for transform in data.augment])
     yield from transform_imports("data.test_view", data.test_items)

@@ -1,4 +1,4 @@
-"""What training needs of a data set, and opening one: a path, or a user's own by its import string.
+"""What training needs of a data set.
 
 Shapes: N samples, C channels, H W image.
 """
@@ -8,7 +8,6 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
@@ -16,13 +15,12 @@ import numpy.typing as npt
 from torch import Tensor
 
 from kdcl_dist.data.arrow_images import ArrowDataset, Info, check_scale
-from kdcl_dist.data.arrow_samples import ArrowSamples, open_arrow
+from kdcl_dist.data.arrow_samples import ArrowSamples
 from kdcl_dist.data.first_images import check_images
 from kdcl_dist.data.first_samples import check_samples
 from kdcl_dist.data.samples import Sample
 from kdcl_dist.data.shards import check_range
-from kdcl_dist.errors import DataError, of_user_code
-from kdcl_dist.utils.import_strings import is_import_string, load_object
+from kdcl_dist.errors import DataError
 
 __all__ = [
     "ArrowDataset",
@@ -34,7 +32,6 @@ __all__ = [
     "channels_of",
     "checked",
     "fingerprint",
-    "open_dataset",
 ]
 
 
@@ -92,18 +89,6 @@ class SampleDataset(Protocol):
 
 
 Dataset = ImageDataset | SampleDataset
-
-
-def open_dataset(spec: str) -> Dataset:
-    """Open the data set at a path, or call the factory of an import string `package.module:factory`.
-
-    Raises:
-        DataError: as `open_arrow` and `checked`; or the factory fails.
-    """
-    if not is_import_string(spec) or Path(spec).exists():
-        return open_arrow(spec)
-    with of_user_code(DataError, f"data set {spec!r}"):
-        return checked(f"data set {spec!r}", load_object(spec)())
 
 
 def checked(where: str, dataset: Any) -> Dataset:

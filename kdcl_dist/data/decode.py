@@ -16,7 +16,7 @@ from PIL import Image
 
 from kdcl_dist.errors import one_line
 
-__all__ = ["MAX_FILE_BYTES", "MAX_PIXELS", "decode"]
+__all__ = ["MAX_FILE_BYTES", "MAX_PIXELS", "decode", "has_colour", "is_grey", "pixels"]
 
 #: The only decoders of Pillow that read a data set's bytes.
 FORMATS = ("JPEG", "PNG")
@@ -45,10 +45,26 @@ def decode(data: Any, channels: int) -> npt.NDArray[np.uint8]:
         with Image.open(io.BytesIO(data), formats=FORMATS) as image:
             if image.width * image.height > MAX_PIXELS:
                 raise Image.DecompressionBombError(f"({image.width * image.height} pixels)")
-            pixels = np.array(_eight_bit(image).convert("L" if channels == 1 else "RGB"))
+            return pixels(image, channels)
     except Exception as error:  # decoders raise many types of exception on damaged data
         raise ValueError(_reason(error)) from error
+
+
+def pixels(image: Image.Image, channels: int) -> npt.NDArray[np.uint8]:
+    """The pixels of an image of any colour mode as `decode` gives them; errors of Pillow pass."""
+    pixels = np.array(_eight_bit(image).convert("L" if channels == 1 else "RGB"))
     return pixels.reshape(*pixels.shape[:2], channels)
+
+
+def has_colour(image: Image.Image) -> bool:
+    """Whether an image has a colour mode other than shades of grey."""
+    return image.mode not in ("1", "L", "LA", "La", "F") and not image.mode.startswith("I")
+
+
+def is_grey(data: bytes) -> bool:
+    """Whether the header of a file that `decode` takes says that the image has no colours."""
+    with Image.open(io.BytesIO(data), formats=FORMATS) as image:
+        return not has_colour(image)
 
 
 def _eight_bit(image: Image.Image) -> Image.Image:

@@ -29,6 +29,8 @@ FILE_ROWS, GROUPS = 3, 4
 COLUMNS, GROUP_ROWS = 1, 3
 METADATA = 3
 PATH, VALUES, CHUNK_BYTES, FIRST_PAGE, DICTIONARY = 3, 5, 7, 9, 11
+#: Names in the path of a struct's field; that of a list's elements has more.
+LIST_PATH = 2
 #: Fields of PageHeader, DataPageHeader and DataPageHeaderV2.
 UNPACKED, PACKED, DATA, DATA_V2 = 2, 3, 5, 8
 COUNT, ENCODING, ENCODING_V2 = 1, 2, 4
@@ -91,15 +93,22 @@ def _name(chunk: Fields) -> str:
     return bytes(path[0]).decode()
 
 
+def _is_list(chunk: Fields) -> bool:
+    """Whether a column has lists: their path has the names of the list and of its elements too."""
+    return len(chunk[PATH]) > LIST_PATH
+
+
 def _unfolded(chunk: Fields, rows: int, data: memoryview) -> int:
     """The bytes of a column's pages when they are decompressed."""
-    if number(chunk, VALUES) != rows:
-        raise ValueError(f"a column has {number(chunk, VALUES):,} values in {rows:,} rows")
+    values = number(chunk, VALUES)
+    fits = rows <= values <= ROWS * len(data) + ROWS_BESIDE if _is_list(chunk) else values == rows
+    if not fits:
+        raise ValueError(f"a column has {values:,} values in {rows:,} rows")
     if not rows:  # Arrow reads none of its pages
         return 0
     start, dictionary = number(chunk, FIRST_PAGE), number({DICTIONARY: 0} | chunk, DICTIONARY)
     start = dictionary if 0 < dictionary < start else start
-    end, size, left = start + number(chunk, CHUNK_BYTES), 0, rows
+    end, size, left = start + number(chunk, CHUNK_BYTES), 0, values
     if not 0 <= start <= end <= len(data):
         raise ValueError("a column lies outside of the file")
     for header in _pages(data[:end], start):
@@ -109,7 +118,7 @@ def _unfolded(chunk: Fields, rows: int, data: memoryview) -> int:
             if page.get(ENCODING if DATA in header else ENCODING_V2) == DELTA_BYTE_ARRAY:
                 raise ValueError("a column has the encoding DELTA_BYTE_ARRAY, which is not read")
     if left:
-        raise ValueError(f"the pages of a column do not have its {rows:,} rows")
+        raise ValueError(f"the pages of a column do not have its {values:,} values")
     return size
 
 

@@ -17,7 +17,7 @@ from kdcl_dist.data.samples import Collate, Inputs, Sample, map_tensors, named
 from kdcl_dist.data.sampling import Ids, view_seed
 from kdcl_dist.data.statistics import Scale
 from kdcl_dist.data.view_seeds import view_seeds
-from kdcl_dist.data.views import Transforms, Views, read_sample
+from kdcl_dist.data.views import Transforms, Views, draws_when_read, read_sample
 from kdcl_dist.errors import DataError, RecipeError, one_line
 from kdcl_dist.utils.import_strings import is_import_string, load_object
 
@@ -47,6 +47,7 @@ class SampleViews:
     ) -> None:
         self.dataset, self.transforms, self.seed = dataset, transforms, seed
         self.collate, self.scale = collate, scale
+        self._draws = draws_when_read(dataset)
 
     def batch(self, epoch: int, ids_B: Ids) -> Inputs:
         """The views of several samples of an epoch as one batch; B may be 0.
@@ -79,7 +80,7 @@ class SampleViews:
         return self._view(epoch, sample_id, view_seed(self.seed, epoch, sample_id))
 
     def _view(self, epoch: int, sample_id: int, seed: int) -> Sample:
-        view = read_sample(self.dataset.sample, sample_id)
+        view = read_sample(self.dataset.sample, sample_id, seed if self._draws else None)
         if self.transforms.items:
             view = self.transforms.seeded(view, seed, sample_id, epoch)
         if not isinstance(view, (Tensor, tuple, dict)):

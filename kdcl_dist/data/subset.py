@@ -13,11 +13,11 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
-from kdcl_dist.data.dataset import Dataset, ImageDataset, fingerprint, open_dataset
+from kdcl_dist.data.dataset import Dataset, ImageDataset, fingerprint
 from kdcl_dist.data.samples import Sample
 from kdcl_dist.errors import DataError
 
-__all__ = ["ClassSubset", "SampleSubset", "Subset", "of_classes", "open_classes"]
+__all__ = ["ClassSubset", "SampleSubset", "Subset", "of_classes"]
 
 
 class Subset:
@@ -80,11 +80,6 @@ class SampleSubset(Subset):
         """One sample, as the whole data set gives it."""
         sample: Sample = self.whole.sample(int(self.ids[index]))
         return sample
-
-
-def open_classes(spec: str, names: Sequence[str] | None) -> Dataset:
-    """Open a data set as `open_dataset` does, with only the named classes unless `names` is None."""
-    return of_classes(open_dataset(spec), names)
 
 
 def of_classes(dataset: Dataset, names: Sequence[str] | None) -> Dataset:

@@ -27,8 +27,9 @@ from kdcl_dist.data.mixing import mix_of_round
 from kdcl_dist.data.sample_views import AnyViews, SampleViews, collate_of, transforms_of
 from kdcl_dist.data.samples import Inputs, map_tensors, named
 from kdcl_dist.data.sampling import Ids, batches_of, epoch_steps, own_steps, split_samples, student_seed
+from kdcl_dist.data.sources.opened import Tell
+from kdcl_dist.data.sources.opening import DataSets
 from kdcl_dist.data.statistics import Scale, scale_of
-from kdcl_dist.data.subset import open_classes
 from kdcl_dist.data.views import Views
 from kdcl_dist.errors import DataError, RecipeError, of_user_code
 
@@ -50,12 +51,16 @@ class TrainingData:
     val: Dataset | None = None
 
     @classmethod
-    def open(cls, recipe: Recipe) -> TrainingData:
-        """Open all data sets; check them against the recipe and each other."""
+    def open(cls, recipe: Recipe, tell: Tell = lambda text: None) -> TrainingData:
+        """Open all data sets; check them against the recipe and each other.
+
+        `tell` takes a line for each data set in which something was found.
+        """
         found: dict[str, Dataset] = {}
-        for name, spec in recipe.data.sets.items():
+        sets = DataSets(recipe.data, tell)
+        for name in recipe.data.sets:
             with _naming_field(f"data.{name}"):
-                found[name] = open_classes(spec, recipe.data.classes)
+                found[name] = sets.open(name)
         check_fit(recipe, found)
         training_data = cls(recipe, **found)
         training_data.check()

@@ -5,25 +5,25 @@ Shapes: B batch, C channels, H W image.
 
 from __future__ import annotations
 
-import random
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from kdcl_dist.data.crops import CropFlip, is_of_torchvision
 from kdcl_dist.data.cutout import Cutout
-from kdcl_dist.data.dataset import ArrowDataset, ImageDataset
+from kdcl_dist.data.dataset import ArrowDataset, ArrowSamples, ImageDataset
 from kdcl_dist.data.sampling import Ids, view_seed
 from kdcl_dist.data.view_seeds import view_seeds
 from kdcl_dist.data.view_size import Growth, check_arguments, check_size
 from kdcl_dist.errors import DataError, KdclError, RecipeError, one_line
 from kdcl_dist.utils.import_strings import is_import_string, load_object
+from kdcl_dist.utils.random_state import seed_generators
+from kdcl_dist.utils.seeding import Purpose, derive
 
-__all__ = ["Transforms", "Views", "read_sample"]
+__all__ = ["Transforms", "Views", "draws_when_read", "read_sample"]
 
 #: This package's own transforms, by the name in a recipe; called with the data set's mean and the arguments.
 BUILT_IN = {"Cutout": Cutout}
@@ -71,10 +71,10 @@ class Transforms:
         Raises:
             DataError: a transform fails.
         """
-        torch.default_generator.manual_seed(seed)
         if self.foreign:
-            random.seed(seed)
-            np.random.seed(seed % 2**32)
+            seed_generators(seed)
+        else:
+            torch.default_generator.manual_seed(seed)
         try:
             return self(sample)
         except (Exception, SystemExit) as error:  # a user's transform can raise anything
@@ -102,6 +102,7 @@ class Views:
     def __init__(self, dataset: ImageDataset, transforms: Transforms, seed: int) -> None:
         self.dataset, self.transforms, self.seed = dataset, transforms, seed
         raw = isinstance(dataset, ArrowDataset) and dataset.info.shape
+        self._draws = draws_when_read(dataset)
         self._crop_flip = CropFlip.of(transforms.calls, raw) if raw else None
 
     def __reduce__(self) -> tuple[type[Views], tuple[Any, ...]]:
@@ -132,7 +133,7 @@ class Views:
         return self._view(epoch, sample_id, view_seed(self.seed, epoch, sample_id))
 
     def _view(self, epoch: int, sample_id: int, seed: int) -> Tensor:
-        image_CHW = self._image(sample_id)
+        image_CHW = self._image(sample_id, seed)
         if not self.transforms.items:
             return image_CHW
         view = self.transforms.seeded(image_CHW, seed, sample_id, epoch)
@@ -142,13 +143,30 @@ class Views:
             )
         return view
 
-    def _image(self, sample_id: int) -> Tensor:
-        image_CHW: Tensor = read_sample(self.dataset.image, sample_id)
+    def _image(self, sample_id: int, seed: int) -> Tensor:
+        image_CHW: Tensor = read_sample(self.dataset.image, sample_id, seed if self._draws else None)
         return image_CHW if self.transforms.any_layout else image_CHW.contiguous()
 
 
-def read_sample(read: Callable[[int], Any], sample_id: int) -> Any:
-    """One sample, as a data set's `image` or `sample` gives it; `DataError` if that fails."""
+def draws_when_read(dataset: Any) -> bool:
+    """Whether a data set may draw random numbers when a sample is read: a user's own may, a file does not."""
+    return not isinstance(getattr(dataset, "whole", dataset), (ArrowDataset, ArrowSamples))
+
+
+def read_sample(read: Callable[[int], Any], sample_id: int, seed: int | None) -> Any:
+    """One sample, as a data set's `image` or `sample` gives it.
+
+    Args:
+        read: the method.
+        sample_id: of the sample.
+        seed: of the view, by which all global generators are seeded for draws of the data set's own. None:
+            it makes none.
+
+    Raises:
+        DataError: the data set fails.
+    """
+    if seed is not None:
+        seed_generators(derive(seed, Purpose.READING))
     try:
         return read(sample_id)
     except KdclError:

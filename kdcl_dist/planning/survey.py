@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from kdcl_dist import models
 from kdcl_dist.config.recipe import Recipe
 from kdcl_dist.data.dataset import channels_of
-from kdcl_dist.data.subset import open_classes
+from kdcl_dist.data.sources.opening import DataSets
 from kdcl_dist.data.training_data import TrainingData
 from kdcl_dist.errors import DataError
 from kdcl_dist.exchange.layout import DTYPES, answer_rows
@@ -134,7 +134,7 @@ def _model(
 def _shape(recipe: Recipe, *, needed: bool) -> tuple[int, int | None, list[str]]:
     """Classes, channels and notes; data that is missing on this machine is an error only if `needed`."""
     try:
-        data = open_classes(recipe.data.train, recipe.data.classes)
+        data = DataSets(recipe.data).open("train")
     except DataError:
         if needed:
             raise

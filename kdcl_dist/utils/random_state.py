@@ -9,7 +9,7 @@ from contextlib import contextmanager
 import numpy as np
 import torch
 
-__all__ = ["random_state_kept"]
+__all__ = ["random_state_kept", "seed_generators"]
 
 
 @contextmanager
@@ -22,3 +22,10 @@ def random_state_kept() -> Iterator[None]:
         finally:
             random.setstate(states[0])
             np.random.set_state(states[1])
+
+
+def seed_generators(seed: int) -> None:
+    """Seed the global generators of Python, NumPy and torch's CPU."""
+    torch.default_generator.manual_seed(seed)
+    random.seed(seed)
+    np.random.seed(seed % 2**32)

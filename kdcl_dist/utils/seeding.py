@@ -32,6 +32,7 @@ class Purpose(IntEnum):
     VALIDATION = 11
     MIXING = 12
     PARTNER = 13
+    READING = 14
 
 
 def derive(seed: int, purpose: Purpose, *keys: int) -> int:

@@ -24,7 +24,8 @@ from kdcl_dist.config.recipe import Recipe
 from kdcl_dist.config.recipe_file import load_recipe
 from kdcl_dist.config.schedules import MultiStep
 from kdcl_dist.config.student import Student
-from kdcl_dist.data.dataset import Info, open_dataset
+from kdcl_dist.data.dataset import Info
+from kdcl_dist.data.sources.opening import open_dataset
 from kdcl_dist.data.views import Transforms
 from kdcl_dist.data.writer import write_dataset
 

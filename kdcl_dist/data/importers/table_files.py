@@ -35,22 +35,22 @@ class OpenTable:
     content: pa.Buffer
     is_parquet: bool
 
-    def batches(self, columns: list[str]) -> Iterator[pa.RecordBatch]:
-        """The given columns, in the given order, at most `BATCH_ROWS` rows at a time.
+    def batches(self, columns: list[str], rows: int = BATCH_ROWS) -> Iterator[pa.RecordBatch]:
+        """The given columns, in the given order, at most `rows` rows at a time.
 
         Raises:
             ArrowException, OSError, ValueError, struct.error: the file is damaged, or unfolds to far
                 more than its size.
         """
-        for batch in self._parquet(columns) if self.is_parquet else self._arrow():
+        for batch in self._parquet(columns, rows) if self.is_parquet else self._arrow():
             chosen = batch.select(columns)
             chosen.validate(full=True)
-            for start in range(0, len(chosen), BATCH_ROWS):
-                yield chosen.slice(start, BATCH_ROWS)
+            for start in range(0, len(chosen), rows):
+                yield chosen.slice(start, rows)
 
-    def _parquet(self, columns: list[str]) -> Iterator[pa.RecordBatch]:
+    def _parquet(self, columns: list[str], rows: int) -> Iterator[pa.RecordBatch]:
         with open_parquet(self.content, columns) as reader:
-            yield from reader.iter_batches(batch_size=BATCH_ROWS, columns=columns, use_threads=False)
+            yield from reader.iter_batches(batch_size=rows, columns=columns, use_threads=False)
 
     def _arrow(self) -> Iterator[pa.RecordBatch]:
         stream = _stream(self.content)

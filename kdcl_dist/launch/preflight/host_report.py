@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 
 from kdcl_dist.config.recipe import Recipe
 from kdcl_dist.data.dataset import fingerprint
-from kdcl_dist.data.subset import open_classes
+from kdcl_dist.data.sources.opening import DataSets
 from kdcl_dist.errors import KdclError, one_line
 from kdcl_dist.launch.preflight.bank_memory import BankMemory, measure_bank_memory
 from kdcl_dist.run.run import versions
@@ -72,9 +72,10 @@ def inspect_host(
     data: dict[str, str] = {}
     problems: dict[str, str] = {}
     bank_memory: BankMemory | None = None
-    for name, spec in recipe.data.sets.items():
+    sets = DataSets(recipe.data)
+    for name in recipe.data.sets:
         try:
-            data[name] = fingerprint(dataset := open_classes(spec, recipe.data.classes))
+            data[name] = fingerprint(dataset := sets.open(name))
             if name == "train":
                 bank_memory = measure_bank_memory(recipe, len(dataset), len(dataset.classes))
         except KdclError as error:

@@ -26,6 +26,7 @@ from kdcl_dist.launch.preflight.own_process import run_apart
 from kdcl_dist.models.registry import BUILT_IN
 from kdcl_dist.run.process import use_root
 from kdcl_dist.student.student import Student
+from kdcl_dist.utils.data_specs import data_path
 from kdcl_dist.utils.import_strings import is_import_string, load_object
 
 __all__ = ["TrialBuild", "trial_build"]
@@ -109,7 +110,7 @@ def _import_all(recipe: Recipe) -> None:
 
 def _has_data(recipe: Recipe) -> bool:
     """Whether the data is here as it is on the hosts, so that an error of it is one there too."""
-    return all(Path(spec).exists() for spec in recipe.data.sets.values())
+    return all(Path(data_path(spec)).exists() for spec in recipe.data.sets.values())
 
 
 def _build_without_data(recipe: Recipe, index: int, error: UserError) -> str:

@@ -14,6 +14,7 @@ from kdcl_dist.config.student import Student
 from kdcl_dist.errors import PreflightError, UserError, one_line
 from kdcl_dist.launch.preflight.trial_build import trial_build
 from kdcl_dist.launch.ray.private import largest_package, packed_paths
+from kdcl_dist.utils.data_specs import data_path
 from kdcl_dist.utils.hidden import is_hidden
 from kdcl_dist.utils.import_strings import is_import_string
 
@@ -110,7 +111,7 @@ class _Upload:
     def lacks_of(self, recipe: Recipe, recipe_file: str) -> list[str]:
         """A line for each file that the recipe names by a relative path, and that would be missing there."""
         fields = {
-            **{f"data.{name}": spec for name, spec in recipe.data.sets.items()},
+            **{f"data.{name}": data_path(spec) for name, spec in recipe.data.sets.items()},
             "distillation.bank.folder": recipe.distillation.bank.folder,
             **{f"students.{student.name}.weights": student.weights for student in recipe.students},
             **{f"students.{student.name}.model": self._config_of(student) for student in recipe.students},

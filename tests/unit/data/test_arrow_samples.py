@@ -20,11 +20,12 @@ from sample_sets import sentence, write_sentences
 from sklearn.preprocessing import StandardScaler
 
 from kdcl_dist.data.arrow_samples import DTYPES, ArrowSamples, SampleInfo, open_arrow
-from kdcl_dist.data.dataset import ArrowDataset, open_dataset
+from kdcl_dist.data.dataset import ArrowDataset
 from kdcl_dist.data.describe import describe
 from kdcl_dist.data.layout import Column
 from kdcl_dist.data.sample_writer import BATCH_ROWS, SampleWriter
 from kdcl_dist.data.samples import Sample, named
+from kdcl_dist.data.sources.opening import open_dataset
 from kdcl_dist.data.statistics import Moments, Scale
 from kdcl_dist.errors import DataError
 

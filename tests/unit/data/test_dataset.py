@@ -14,9 +14,10 @@ from arrow_files import INFO, write_arrow
 from cohorts import ROOT, write_images
 from PIL import Image
 
-from kdcl_dist.data.dataset import ArrowDataset, Info, fingerprint, open_dataset
+from kdcl_dist.data.dataset import ArrowDataset, Info, fingerprint
 from kdcl_dist.data.describe import describe
 from kdcl_dist.data.importers.digits import import_digits
+from kdcl_dist.data.sources.opening import open_dataset
 from kdcl_dist.data.writer import write_dataset
 from kdcl_dist.errors import DataError
 

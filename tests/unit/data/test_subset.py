@@ -10,7 +10,8 @@ import torch
 from cohorts import write_images
 
 from kdcl_dist.data.dataset import ArrowDataset, fingerprint
-from kdcl_dist.data.subset import ClassSubset, open_classes
+from kdcl_dist.data.sources.opening import open_dataset
+from kdcl_dist.data.subset import ClassSubset, of_classes
 from kdcl_dist.errors import DataError
 
 
@@ -58,5 +59,5 @@ def test_unknown_and_empty_classes_are_named(whole: ArrowDataset) -> None:
 
 def test_without_names_the_whole_is_opened(tmp_path: Path) -> None:
     path = str(write_images(tmp_path / "d.arrow", 12))
-    assert isinstance(open_classes(path, None), ArrowDataset)
-    assert len(open_classes(path, ["class 2"])) == 3
+    assert isinstance(of_classes(open_dataset(path), None), ArrowDataset)
+    assert len(of_classes(open_dataset(path), ["class 2"])) == 3

@@ -112,7 +112,7 @@ def test_rows_that_cannot_be_decoded(tmp_path: Path) -> None:
         (columns([0, 1], [IMAGES[0], None]), "'image' has no image bytes in row 1"),
         (columns([0, 1], [IMAGES[0], None], struct=False), "'image' has no image bytes in row 1"),
         (columns([0.5]), "column 'label' is double; it must be whole numbers or strings"),
-        (columns([0]).drop(["image"]), "no column 'image'; it has 'label', 'other'"),
+        (columns([0]).drop(["image"]).set_column(1, "other", [["x"]]), "column 'other' is text (string)"),
         (columns([0]).rename_columns(["x", "image", "y"]), "no column 'label'; it has 'x', 'image', 'y'"),
         (columns([0]).drop(["image"]).rename_columns(["label", "image"]), "column 'image' is int64"),
         (columns([0]).slice(1), "the train files hold no rows"),

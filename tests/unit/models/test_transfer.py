@@ -18,8 +18,9 @@ from kdcl_dist import models
 from kdcl_dist.compare.experiment import jobs_of, load_table
 from kdcl_dist.config.recipe import Recipe
 from kdcl_dist.config.recipe_file import load_recipe
-from kdcl_dist.data.dataset import fingerprint, open_dataset
-from kdcl_dist.data.subset import open_classes
+from kdcl_dist.data.dataset import fingerprint
+from kdcl_dist.data.sources.opening import open_dataset
+from kdcl_dist.data.subset import of_classes
 from kdcl_dist.data.training_data import TrainingData
 from kdcl_dist.errors import DataError, ModelError, RecipeError
 from kdcl_dist.models.transfer import head_of
@@ -38,15 +39,15 @@ def other(tmp_path: Path) -> str:
 
 
 def test_some_classes_of_a_data_set(data: dict[str, str]) -> None:
-    whole, part = open_dataset(data["train"]), open_classes(data["train"], ["class 3", "class 1"])
+    whole, part = open_dataset(data["train"]), of_classes(open_dataset(data["train"]), ["class 3", "class 1"])
     expected = [i for i, label in enumerate(whole.labels) if label in (1, 3)]
     assert len(part) == len(expected)
     assert part.labels.tolist() == [{3: 0, 1: 1}[int(whole.labels[i])] for i in expected]
     for position, index in enumerate(expected):
         assert torch.equal(part.image(position), whole.image(index))
     assert (part.classes, part.mean, part.std) == (("class 3", "class 1"), whole.mean, whole.std)
-    prints = [fingerprint(open_classes(data["train"], n)) for n in (None, ["class 3", "class 1"])]
-    prints.append(fingerprint(open_classes(data["train"], ["class 1", "class 3"])))
+    prints = [fingerprint(of_classes(open_dataset(data["train"]), n)) for n in (None, ["class 3", "class 1"])]
+    prints.append(fingerprint(of_classes(open_dataset(data["train"]), ["class 1", "class 3"])))
     assert len(set(prints)) == 3
     assert prints[0] == fingerprint(whole)
 
@@ -162,7 +163,9 @@ def test_the_example_begins_where_its_first_table_ends() -> None:
                     assert (student.weights, student.transfer) == (None, None)
                     continue
                 first = source[job.name]  # the arm of the same name, and the same seed
-                labels = np.asarray(open_classes(str(ROOT / first.data.train), first.data.classes).labels)
+                labels = np.asarray(
+                    of_classes(open_dataset(str(ROOT / first.data.train)), first.data.classes).labels
+                )
                 step = first.epochs * (len(labels) // first.batch_size)
                 path = f"runs/transfer-source/{job.name}/checkpoints/step-{step:08d}/{student.name}.pt"
                 assert (student.weights, student.transfer) == (path, table)

@@ -37,6 +37,7 @@ def test_purposes_are_frozen() -> None:
         "VALIDATION": 11,
         "MIXING": 12,
         "PARTNER": 13,
+        "READING": 14,
     }
 
 

@@ -1,0 +1,32 @@
+"""What names a data set in a recipe: a path, `hf:FOLDER`, or an import string `package.module:object`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from kdcl_dist.utils.import_strings import is_import_string
+
+__all__ = ["HUGGING_FACE", "data_import", "data_path", "moved"]
+
+#: Before a folder in the on-disk format of Hugging Face's `datasets`.
+HUGGING_FACE = "hf:"
+
+
+def data_path(spec: str) -> str:
+    """The path in the name of a data set; of an import string, the text as it is."""
+    return spec.removeprefix(HUGGING_FACE)
+
+
+def data_import(spec: str) -> str | None:
+    """The import string that a name of a data set is; None for a path, even for one with a colon."""
+    is_path = spec.startswith(HUGGING_FACE) or not is_import_string(spec) or Path(spec).exists()
+    return None if is_path else spec
+
+
+def moved(spec: str, root: str) -> str:
+    """The name of a data set with a path that begins at `root`, where only that exists."""
+    path = data_path(spec)
+    elsewhere = Path(root) / path
+    if Path(path).exists() or not elsewhere.exists():
+        return spec
+    return spec[: len(spec) - len(path)] + str(elsewhere)
