@@ -20,8 +20,9 @@ from torch import Tensor, nn
 from kdcl_dist import models
 from kdcl_dist.config.model import Model, library_of
 from kdcl_dist.config.stored_imports import check_stored_imports
-from kdcl_dist.data.dataset import Dataset, channels_of, open_dataset
+from kdcl_dist.data.dataset import Dataset, channels_of
 from kdcl_dist.data.samples import Inputs, described, forward, map_tensors
+from kdcl_dist.data.sources.opening import open_dataset
 from kdcl_dist.errors import DataError, ExportError, UserError, one_line
 from kdcl_dist.export.ensemble import build_ensemble
 from kdcl_dist.export.formats import FORMATS, Network, read_network, require
