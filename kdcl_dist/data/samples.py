@@ -100,12 +100,14 @@ class Collate:
         """The batch of at least one sample; all have the same names.
 
         Raises:
-            ValueError: tensors differ in another axis than the first, or in their type; `values` names none of
-                them, or a number that is none of their type; one line of text.
+            ValueError: tensors differ in another axis than the first, or in their type; `values` names none
+                of them, or a number that is none of their type; one line of text.
         """
         columns = [named(sample) for sample in samples]
         if unknown := self.values.keys() - columns[0].keys():
-            raise ValueError(f"values names {', '.join(map(repr, sorted(unknown)))}, have {', '.join(columns[0])}")
+            raise ValueError(
+                f"values names {', '.join(map(repr, sorted(unknown)))}, have {', '.join(columns[0])}"
+            )
         return like(samples[0], {name: self._stacked(name, columns) for name in columns[0]})
 
     def _stacked(self, name: str, columns: Sequence[Mapping[str, Tensor]]) -> Tensor:

@@ -29,7 +29,7 @@ from kdcl_dist.data.samples import Inputs, map_tensors, named
 from kdcl_dist.data.sampling import Ids, batches_of, epoch_steps, own_steps, split_samples, student_seed
 from kdcl_dist.data.statistics import Scale, scale_of
 from kdcl_dist.data.subset import open_classes
-from kdcl_dist.data.views import Transforms, Views
+from kdcl_dist.data.views import Views
 from kdcl_dist.errors import DataError, RecipeError, of_user_code
 
 __all__ = ["TrainingData"]
