@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 
 from torch import nn
 from torch.export import Dim, ExportedProgram, ShapesCollection, export
+from torch.fx.experimental.symbolic_shapes import is_concrete_int
 
 from kdcl_dist.data.layout import Layout
 from kdcl_dist.data.samples import Inputs, named
@@ -60,4 +61,4 @@ class Example(NamedTuple):
         inputs = program.graph_signature.user_inputs
         shapes = {node.name: node.meta["val"].shape for node in program.graph.nodes if node.name in inputs}
         found = dict(zip(named(self.inputs), (shapes[str(name)] for name in inputs), strict=True))
-        return {name: found[name][1] for name in self.sequences if isinstance(found[name][1], int)}
+        return {name: int(found[name][1]) for name in self.sequences if is_concrete_int(found[name][1])}

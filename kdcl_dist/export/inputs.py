@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
@@ -142,25 +142,22 @@ class _OfSamples:
             yield view if isinstance(view, DataError) else self._checked(view)
 
     def _checked(self, view: Sample) -> Sample | DataError:
-        """The view, or an error that says why the network cannot take it."""
-        wanted = self.description.inputs
+        """The view, or an error that says why it is too long; `DataError` if it is of another layout."""
+        wanted, found = self.description.inputs, Layout.of(view)
         assert wanted is not None
-        try:
-            found = Layout.of(view)
-            if wanted.joined(found) != wanted:
-                raise ValueError(f"the network takes a {wanted}, and this is a {found}")
-            self._check_lengths(self.collate([view]))
-        except ValueError as error:
-            return DataError(str(error))
-        return view
+        with suppress(ValueError):
+            if wanted.joined(found) == wanted:
+                return self._too_long(self.collate([view])) or view
+        raise DataError(f"{self.folder}: the network takes a {wanted}, and the data set has a {found}")
 
-    def _check_lengths(self, inputs: Inputs) -> None:
+    def _too_long(self, inputs: Inputs) -> DataError | None:
         for name, length in self.lengths.items():
             if (found := named(inputs)[name].shape[1]) > length:
-                raise ValueError(
+                return DataError(
                     f"{name} is of {found}, and this file takes {length} at most: cut it, or export the "
                     "student as state_dict, which takes any length"
                 )
+        return None
 
     def stacked(self, views: Sequence[Any]) -> Inputs:
         """The collated batch; sequences of one length only are padded to it."""

@@ -74,16 +74,20 @@ class Bag(nn.Module):
 
 
 class Recurrent(nn.Module):
-    """A GRU over the tokens, which gives its logits as a dictionary."""
+    """A loop over the tokens, which no program unrolls for any length; its logits are in a dictionary."""
 
     def __init__(self, num_classes: int) -> None:
         super().__init__()
-        self.vectors, self.gru = nn.Embedding(TOKENS, 6), nn.GRU(6, 8, batch_first=True)
+        self.vectors, self.cell = nn.Embedding(TOKENS, 6), nn.GRUCell(6, 8)
         self.head = nn.Linear(8, num_classes)
 
     def forward(self, mask: Tensor, tokens: Tensor) -> dict[str, Tensor]:
         """Logits."""
-        return {"logits": self.head(masked_mean(self.gru(self.vectors(tokens))[0], mask))}
+        state, states = torch.zeros(tokens.shape[0], 8), []
+        for place in range(tokens.shape[1]):
+            state = self.cell(self.vectors(tokens[:, place]), state)
+            states.append(state)
+        return {"logits": self.head(masked_mean(torch.stack(states, dim=1), mask))}
 
 
 class Table(nn.Module):
