@@ -73,7 +73,7 @@ class Channel:
         self.recorded = epochs
         self.news.set()
         if (since := self.busy_since) is not None and (busy_s := time.monotonic() - since) > SLOW_S:
-            self._warn(f"has not answered for {busy_s:.0f} s")
+            self._warn(f"has not answered for {busy_s:.0f} s; training goes on")
 
     def close(self, status: Status | None) -> None:
         """Begin to end, without a wait; None: another process goes on with the run."""
@@ -84,7 +84,7 @@ class Channel:
         """Wait for the end, at most so many seconds, and say what the tracker lacks."""
         self.thread.join(limit_s)
         if self.thread.is_alive():
-            self._warn("has not ended in time")
+            self._warn("has not ended in time, and is left behind")
         if self.status is not None and self.passed < self.recorded:
             self.emit(Note(f"tracking: {self.name} has {self.passed} of {self.recorded} recorded epochs"))
 
@@ -113,15 +113,14 @@ class Channel:
         try:
             call()
         except (Exception, SystemExit) as error:  # of a library, or of a user's code
-            self._warn(f"fails ({one_line(error)})")
+            self._warn(f"fails ({one_line(error)}); training goes on, and each epoch's end tries it again")
         self.busy_since = None
 
     def _warn(self, what: str) -> None:
         """Warn once of all that goes wrong with the tracker."""
         if not self.warned:
             self.warned = True
-            text = f"tracking: {self.name} {what}; training goes on, and it gets later what it lacks"
-            self.emit(Warned(without_environment(text)))
+            self.emit(Warned(without_environment(f"tracking: {self.name} {what}")))
 
     def _deliver(self) -> None:
         """Pass on the epochs that the tracker does not have."""
