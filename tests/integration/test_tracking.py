@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import threading
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -86,7 +87,11 @@ def test_trackers_that_are_away_slow_or_broken_change_nothing(
 
 
 def test_all_trackers_over_a_killed_coordinator_and_a_resumption(
-    make_recipe: MakeRecipe, make_run: Callable[..., Run], inject: Inject, server: int
+    make_recipe: MakeRecipe,
+    make_run: Callable[..., Run],
+    inject: Inject,
+    server: int,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     url = f"http://127.0.0.1:{server}"
     items = f"tensorboard, csv, {{name: wandb, project: p}}, {{name: mlflow, uri: '{url}', experiment: e}}"
@@ -96,21 +101,26 @@ def test_all_trackers_over_a_killed_coordinator_and_a_resumption(
         "checkpoint.every_epochs=2",
         "limits.step_s=140",
     ]
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_TIMEOUT", "200")
     await_answer(f"{url}/health")
     first = make_run(make_recipe(*fields), "r")
-    inject("coordinator", "gather", 4, "hold", until=first.folder.local / "delivered")  # type: ignore[operator]
-    inject("coordinator", "gather", 5, "kill")  # in the second epoch; all go back to the beginning
-    watch = threading.Thread(target=await_first_epoch, args=[Path(str(first.folder.local))])
+    folder = Path(str(first.folder.local))
+    # Each coordinator goes on once its trackers have begun, and the first is killed when MLflow has an epoch:
+    # then all go back to the beginning.
+    begun = [folder / f"begun-{number}" for number in range(3)]
+    inject("coordinator", "gather", 4, "hold", until=begun[0])
+    killed = inject("coordinator", "gather", 5, "kill")
+    inject("coordinator", "gather", 4, "hold", until=begun[1], after=killed)
+    inject("coordinator", "gather", 7, "hold", until=begun[2])
+    watch = threading.Thread(target=watch_trackers, args=[folder, begun, killed])
     watch.start()
     events = train(first)
-    watch.join()
     recipe = make_recipe(*fields, "epochs=3")
     events += train(run := make_run(recipe, "r", resume=True))
+    watch.join()
     assert not [event for event in events if isinstance(event, Warned)]
     expected = {figure: recorded(run.folder, figure) for figure in FIGURES}
     assert [len(series) for series in expected.values()] == [9, 9, 3, 3, 1]
-    folder = run.folder.local
-    assert folder is not None
     check_mlflow(url, expected, recipe.students[0].optimizer.lr)
     check_wandb(folder, expected)
     check_tensorboard(folder / "tensorboard", expected)
@@ -119,11 +129,20 @@ def test_all_trackers_over_a_killed_coordinator_and_a_resumption(
         assert not file.is_file() or b"0123456789abcdef0123456789abcdef" not in file.read_bytes(), file
 
 
-def await_first_epoch(folder: Path) -> None:
-    """Make the file `delivered` once MLflow has the first epoch, and wandb its run."""
-    first, begun = [folder / "tracking" / f"{name}.json" for name in ("mlflow", "wandb")]
-    wait_for(lambda: begun.exists() and first.exists() and json.loads(first.read_text())["epochs"] == 1)
-    (folder / "delivered").touch()
+def watch_trackers(folder: Path, begun: list[Path], killed: Path) -> None:
+    """Make each of the files `begun` once the trackers of that coordinator have started."""
+    note, mark = folder / "tracking" / "mlflow.json", 0.0
+    wait_for(lambda: note.exists() and json.loads(note.read_text())["epochs"] == 1)
+    for number, file in enumerate(begun):
+        wait_for(lambda: len(list(folder.glob("wandb/offline-run-*/files/recipe.yaml"))) == number + 1)  # noqa: B023
+        wait_for(lambda: note.stat().st_mtime > mark)  # noqa: B023
+        file.touch()
+        if number == 0:
+            wait_for(killed.exists)
+            mark = killed.stat().st_mtime
+        elif number == 1:
+            wait_for(lambda: json.loads((folder / "tracking" / "wandb.json").read_text())["epochs"] == 2)
+            mark = time.time()
 
 
 def check_mlflow(url: str, expected: dict[str, Series], lr: float) -> None:
