@@ -52,6 +52,19 @@ def test_logits_are_those_of_an_evaluation(trained: Run, exports: dict[str, Path
     assert float(losses) == pytest.approx(read_record(trained.folder)["results"]["a"]["loss"], rel=1e-6)
 
 
+def test_a_data_set_of_images_has_the_predictions_of_its_files(
+    exports: dict[str, Path], pictures: Path
+) -> None:
+    by_file = run("predict", exports["onnx"], pictures / "files", "--csv").output.splitlines()
+    by_row = run("predict", exports["onnx"], pictures / "test.arrow", "--csv").output.splitlines()
+    assert by_row[0] == "row,rank,class,probability"
+    assert by_row[1].startswith("0,1,")
+    # All files are found by their names, those of the inner folder too.
+    numbers = [f"{int(Path(line.split(',')[0]).stem)},{line.split(',', 1)[1]}" for line in by_file[1:]]
+    assert sorted(numbers) == sorted(by_row[1:])
+    assert_one_line(run("predict", exports["onnx"], "nowhere:data"), "No module named 'nowhere'")
+
+
 def test_predictions_of_a_folder(trained: Run, exports: dict[str, Path], pictures: Path) -> None:
     known = Trained.load(trained.folder.uri, device="cpu", warn=print, allow_imports=["nets"])
     logits = torch.cat(
