@@ -33,7 +33,7 @@ from kdcl_dist.run.process_log import last_lines, log_of
 from kdcl_dist.run.record import read_record, record_failure, record_interruption, scores_of, update_record
 from kdcl_dist.run.run import Run
 from kdcl_dist.run.uris import displayed
-from kdcl_dist.tracking.tracking import check_trackers
+from kdcl_dist.tracking.tracking import catch_up, check_trackers
 
 __all__ = ["Launcher", "Result", "train"]
 
@@ -102,6 +102,7 @@ def train(
     told.handle(Note(f"run folder {displayed(run.folder.uri)}{begins}"))
     if (record := read_record(run.folder)).get("state") == "finished":
         on_event(Note("; ".join(filter(None, ["the run is finished already", record.get("stopped_early")]))))
+        catch_up(run, on_event)
         on_event(Ended(finished=True))
         return Result(run.folder.uri, True, scores_of(record))
     samples = sum(len(ids) for ids in training_data.split)

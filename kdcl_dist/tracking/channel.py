@@ -17,10 +17,11 @@ from functools import partial
 from kdcl_dist.errors import StorageError, one_line
 from kdcl_dist.run.events import Event, Note, Warned
 from kdcl_dist.run.metrics import read_epoch, recorded_epochs
+from kdcl_dist.run.storage import Folder
 from kdcl_dist.tracking.secrets import without_environment
 from kdcl_dist.tracking.tracker import Status, TrackedRun, Tracker, points_of
 
-__all__ = ["NOTES", "Channel"]
+__all__ = ["NOTES", "Channel", "has_epochs"]
 
 #: The folder within the run folder that has a note on each tracker.
 NOTES = "tracking"
@@ -58,7 +59,7 @@ class Channel:
         buffers: bool = False,
     ) -> None:
         self.name, self.make, self.run, self.every_steps, self.emit = name, make, run, every_steps, emit
-        self.file, self.folder = f"{NOTES}/{name.replace(':', '.')}.json", run.folder.with_limit(STORAGE_S)
+        self.folder = run.folder.with_limit(STORAGE_S)
         self.tracker: Tracker | None = None
         self.buffers, self.started, self.warned, self.closing = buffers, False, False, False
         self.status: Status | None = None
@@ -136,26 +137,40 @@ class Channel:
                 self.busy_since = time.monotonic()
 
     def _start(self) -> None:
-        note = self._read_note()
-        id, passed = note.get("id"), note.get("epochs", 0)
+        note = _read_note(self.folder, self.name)
+        id = note.get("id")
         self.id = self._tracker.start(replace(self.run, id=id if isinstance(id, str) else None))
-        self.passed = passed if isinstance(passed, int) else 0
-        self.started = True
+        self.passed, self.started = _epochs_in(note), True
         self._write_note()
 
     def _finish(self, status: Status) -> None:
         self._tracker.finish(status)
         self._write_note()
 
-    def _read_note(self) -> dict[str, object]:
-        """The note of an earlier start; empty if there is none that can be read."""
-        try:
-            note = json.loads(self.folder.read(self.file, NOTE_BYTES))
-            return note if isinstance(note, dict) else {}
-        except (FileNotFoundError, ValueError, RecursionError):
-            return {}
-
     def _write_note(self) -> None:
         note = {"id": self.id, "epochs": self.passed}
         with contextlib.suppress(StorageError):  # then a resumed run may pass on an epoch twice
-            self.folder.write(self.file, json.dumps(note).encode())
+            self.folder.write(_file_of(self.name), json.dumps(note).encode())
+
+
+def has_epochs(folder: Folder, name: str) -> int:
+    """How many epochs of a run a tracker has, as its note says."""
+    return _epochs_in(_read_note(folder, name))
+
+
+def _read_note(folder: Folder, name: str) -> dict[str, object]:
+    """The note of an earlier start; empty if there is none that can be read."""
+    try:
+        note = json.loads(folder.read(_file_of(name), NOTE_BYTES))
+        return note if isinstance(note, dict) else {}
+    except (FileNotFoundError, ValueError, RecursionError):
+        return {}
+
+
+def _epochs_in(note: dict[str, object]) -> int:
+    epochs = note.get("epochs")
+    return epochs if isinstance(epochs, int) else 0
+
+
+def _file_of(name: str) -> str:
+    return f"{NOTES}/{name.replace(':', '.')}.json"

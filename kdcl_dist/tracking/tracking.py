@@ -12,15 +12,16 @@ from kdcl_dist.config.tracking import MLflow, OwnTracker, Sampled, Wandb, name_o
 from kdcl_dist.config.tracking import Tracker as Spec
 from kdcl_dist.errors import RecipeError
 from kdcl_dist.run.events import Event
+from kdcl_dist.run.metrics import recorded_epochs
 from kdcl_dist.run.run import Run
-from kdcl_dist.tracking.channel import Channel
+from kdcl_dist.tracking.channel import Channel, has_epochs
 from kdcl_dist.tracking.csv_file import CsvFile
 from kdcl_dist.tracking.mlflow_run import MLflowRun
 from kdcl_dist.tracking.tracker import Status, TrackedRun, Tracker
 from kdcl_dist.tracking.weights_and_biases import WandbRun
 from kdcl_dist.utils.import_strings import load_object
 
-__all__ = ["FINISH_S", "Tracking", "check_trackers"]
+__all__ = ["FINISH_S", "Tracking", "catch_up", "check_trackers"]
 
 #: Seconds for which the end of a run waits for its trackers, all together.
 FINISH_S = 10.0
@@ -73,6 +74,22 @@ class Tracking:
         deadline = time.monotonic() + FINISH_S
         for channel in self.channels:
             channel.join(max(0.0, deadline - time.monotonic()))
+
+
+def catch_up(run: Run, emit: Callable[[Event], None]) -> None:
+    """Give the trackers of a finished run the epochs that they lack, within `FINISH_S`.
+
+    Args:
+        run: the run, which nobody trains.
+        emit: takes events from any thread.
+    """
+    epochs = 1 + max(recorded_epochs(run.folder), default=-1)
+    others = [name for name in run.recipe.trackers if name != "tensorboard"]
+    if any(has_epochs(run.folder, name) < epochs for name in others):
+        tracking = Tracking(run, emit)
+        tracking.start()
+        tracking.recorded_until(epochs)
+        tracking.close("finished")
 
 
 def check_trackers(recipe: Recipe) -> None:

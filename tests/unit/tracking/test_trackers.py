@@ -14,13 +14,14 @@ from commands import assert_one_line, fences, run, train
 
 from kdcl_dist.config.recipe_file import dump_recipe
 from kdcl_dist.errors import RecipeError
+from kdcl_dist.run.metrics import MetricsTable
 from kdcl_dist.run.run import Run
 from kdcl_dist.tracking import tracking
 from kdcl_dist.tracking.csv_file import CsvFile
 from kdcl_dist.tracking.mlflow_run import MLflowRun
 from kdcl_dist.tracking.secrets import without_environment
 from kdcl_dist.tracking.tracker import Point, TrackedRun
-from kdcl_dist.tracking.tracking import check_trackers
+from kdcl_dist.tracking.tracking import catch_up, check_trackers
 from kdcl_dist.tracking.weights_and_biases import WandbRun
 
 
@@ -104,6 +105,22 @@ def test_the_tracker_of_the_document(
     tracker.log([Point("a", 1, 3, "train", "loss", 0.5, 0.0), Point("b", 1, 3, "test", "top1", 1.0, 0.0)])
     tracker.finish("finished")
     assert (tmp_path / "lines.txt").read_text() == "3 train/loss/a 0.5\n3 test/top1/b 1.0\n"
+
+
+def test_a_finished_run_is_caught_up_with_once(make_recipe: MakeRecipe, make_run: Callable[..., Run]) -> None:
+    run, events = make_run(make_recipe("tracking=[tensorboard, csv]")), []  # type: ignore[var-annotated]
+    table = MetricsTable(run.folder)
+    for epoch in range(2):
+        table.add("a", epoch, epoch + 1, "test", {"top1": 0.5})
+        table.end_epoch(epoch)
+    table.flush(1)
+    for _ in range(2):
+        catch_up(run, events.append)
+        assert run.folder.read("metrics.csv") == b"epoch,step,student,test/top1\n1,1,a,0.5\n2,2,a,0.5\n"
+    written = run.folder.time("tracking/csv.json")
+    catch_up(run, events.append)
+    assert run.folder.time("tracking/csv.json") == written
+    assert events == []
 
 
 def test_no_text_shows_a_secret_of_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
