@@ -16,7 +16,7 @@ CLASSES = [f"class {number}" for number in range(4)]
 PADDING, TOKENS = 30, 31
 
 
-def sentence(label: int, random: torch.Generator) -> Sample:
+def sentence(label: int, random: torch.Generator) -> dict[str, Tensor]:
     """Tokens of which a class has some of its own, and their mask; 2 to 9 of them."""
     length = int(torch.randint(2, 10, (), generator=random))
     tokens = torch.randint(0, 30, (length,), generator=random)

@@ -92,6 +92,28 @@ def test_predictions_are_those_of_the_student(
         assert torch.allclose(probabilities(result.output), expected_of(made, index), atol=2e-6)
 
 
+def test_text_classifiers_of_transformers(tmp_path: Path) -> None:
+    transformers = pytest.importorskip("transformers", reason="the extra `transformers` is not installed")
+    small = {"num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 16}
+    transformers.BertConfig(**small, hidden_size=16, vocab_size=31).save_pretrained(tmp_path / "bert")
+
+    def tokens(label: int, random: torch.Generator) -> dict[str, torch.Tensor]:
+        sample = words.sentence(label, random)
+        return {"input_ids": sample["tokens"], "attention_mask": sample["mask"].long()}
+
+    students = "{{name: a, model: 'hf:{0}'}}, {{name: b, model: {{name: 'hf:bert', {1}}}}}"
+    sizes = (
+        "hidden_size: 8, num_hidden_layers: 1, num_attention_heads: 2, intermediate_size: 8, vocab_size: 31"
+    )
+    made = trained(tmp_path / "run", tokens, students.format(tmp_path / "bert", sizes))
+    for kind in KINDS:
+        folder = exported(made, "a", kind, tmp_path)
+        result = run("predict", folder, made.recipe.data.test, "--csv", "--top", 4)
+        assert torch.allclose(probabilities(result.output), expected_of(made, 0), atol=2e-6)
+        assert "lengths" not in description(folder)
+    assert "AutoModelForSequenceClassification" in (tmp_path / "state_dict" / "README.md").read_text()
+
+
 def test_an_ensemble_of_a_pair(others: dict[str, Run], tmp_path: Path) -> None:
     made = others["pair"]
     folder = exported(made, "ensemble", "torch_export", tmp_path)

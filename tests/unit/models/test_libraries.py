@@ -25,14 +25,14 @@ VIT = {
 }
 
 
-def build(name: str, channels: int = 3, **arguments: Any) -> nn.Module:
+def build(name: str, channels: int | None = 3, **arguments: Any) -> nn.Module:
     torch.manual_seed(0)
     return models.build(Model.model_validate({"name": name, **arguments}), 5, channels)
 
 
-def refusal(name: str, **arguments: Any) -> str:
+def refusal(name: str, channels: int | None = 3, **arguments: Any) -> str:
     with pytest.raises(ModelError) as caught:
-        build(name, **arguments)
+        build(name, channels, **arguments)
     assert "\n" not in caught.value.message
     return caught.value.message
 
@@ -118,6 +118,23 @@ def test_a_network_of_transformers(tmp_path: Path) -> None:
         assert torch.equal(ours.eval()(images), theirs.eval()(images).logits)
     deeper = build(f"hf:{tmp_path}", 3, num_hidden_layers=3)
     assert deeper(torch.rand(2, 3, 8, 8)).shape == (2, 5)
+
+
+BERT = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 32}
+
+
+def test_a_text_classifier_of_transformers(tmp_path: Path) -> None:
+    transformers = pytest.importorskip("transformers", reason="the extra `transformers` is not installed")
+    config = transformers.BertConfig(**BERT, vocab_size=50, num_labels=5)
+    config.save_pretrained(tmp_path)
+    torch.manual_seed(0)
+    theirs = transformers.AutoModelForSequenceClassification.from_config(config)
+    ids, mask = torch.randint(0, 50, (2, 7)), torch.ones(2, 7, dtype=torch.int64)
+    for ours in (build("hf:bert", None, **BERT, vocab_size=50), build(f"hf:{tmp_path}", None)):
+        assert_alike(ours, theirs)
+        logits = ours.eval()(input_ids=ids, attention_mask=mask)
+        assert torch.equal(logits, theirs.eval()(input_ids=ids, attention_mask=mask).logits)
+    assert "no text classifier of transformers: 'vit'" in refusal("hf:vit", channels=None)
 
 
 @pytest.mark.parametrize(
