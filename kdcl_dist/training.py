@@ -35,7 +35,7 @@ from kdcl_dist.run.run import Run
 from kdcl_dist.run.uris import displayed
 from kdcl_dist.tracking.tracking import catch_up, check_trackers
 
-__all__ = ["Launcher", "Result", "train"]
+__all__ = ["Launcher", "Result", "launch", "open_data", "train"]
 
 Launcher = Literal["ray", "local"]
 
@@ -89,7 +89,7 @@ def train(
         start_server()  # imports while this process prepares the run
     check_trackers(recipe)
     told = LauncherLog(on_event)
-    training_data = _open_data(recipe, told.handle)
+    training_data = open_data(recipe, told.handle)
     run = prepare(
         recipe,
         storage,
@@ -107,12 +107,16 @@ def train(
         return Result(run.folder.uri, True, scores_of(record))
     samples = sum(len(ids) for ids in training_data.split)
     update_record(run.folder, classes=len(training_data.train.classes), samples=samples)
-    finished = _launch(run, launcher, told, stop)
+    finished = launch(run, launcher, told, stop)
     return Result(run.folder.uri, finished, scores_of(read_record(run.folder)))
 
 
-def _open_data(recipe: Recipe, on_event: Callable[[Event], None]) -> TrainingData:
-    """The training data, after the warnings about it and the recipe, and the check of the bank's memory."""
+def open_data(recipe: Recipe, on_event: Callable[[Event], None]) -> TrainingData:
+    """The training data, after the warnings about it and the recipe, and the check of the bank's memory.
+
+    Raises:
+        UserError: the data cannot be used, or the bank has no room.
+    """
     training_data = TrainingData.open(recipe, lambda text: on_event(Note(text)))
     for warning in (*recipe.warnings(), *data_warnings(training_data)):
         on_event(Warned(warning))
@@ -124,8 +128,20 @@ def _open_data(recipe: Recipe, on_event: Callable[[Event], None]) -> TrainingDat
     return training_data
 
 
-def _launch(run: Run, launcher: Launcher, told: LauncherLog, stop: threading.Event | None) -> bool:
-    """Train a run; record the failure that ends it."""
+def launch(run: Run, launcher: Launcher, told: LauncherLog, stop: threading.Event | None) -> bool:
+    """Train a run, and keep what is told; record the failure that ends it.
+
+    Args:
+        run: the run, with its folder.
+        launcher, stop: as `train` takes them.
+        told: takes the events.
+
+    Returns:
+        True at the end of the run, False when it was stopped before, after a checkpoint.
+
+    Raises:
+        KdclError: the first cause of the failure.
+    """
     try:
         with told.kept(run.folder):
             finished = _train(run, launcher, told.handle, stop)

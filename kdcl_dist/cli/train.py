@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import json
 import sys
+from typing import TYPE_CHECKING
 
 import click
 
 from kdcl_dist.cli.group import echo, kdcl, reports_errors
+
+if TYPE_CHECKING:
+    from kdcl_dist.config.recipe import Recipe
 
 __all__ = ["train"]
 
@@ -20,11 +25,29 @@ __all__ = ["train"]
 @click.option(
     "--resume", is_flag=True, help="Continue from the latest checkpoint; without --name, of the latest run."
 )
+@click.option(
+    "--dry-run",
+    type=click.IntRange(min=1),
+    metavar="STEPS",
+    help="Take so many steps, tell memory, times and sizes, and leave nothing.",
+)
+@click.option("--json", "as_json", is_flag=True, help="What --dry-run tells as JSON.")
 @reports_errors
 def train(
-    recipe: str, overrides: tuple[str, ...], launcher: str, storage: str, name: str | None, resume: bool
+    recipe: str,
+    overrides: tuple[str, ...],
+    launcher: str,
+    storage: str,
+    name: str | None,
+    resume: bool,
+    dry_run: int | None,
+    as_json: bool,
 ) -> None:
     """Train the cohort of a RECIPE."""
+    if dry_run is not None and (name is not None or resume):
+        raise click.UsageError("--dry-run takes no --name and no --resume: it leaves no run")
+    if as_json and dry_run is None:
+        raise click.UsageError("--json goes with --dry-run only")
     from kdcl_dist.config.recipe_file import file_digest, load_recipe
 
     wanted, digest = load_recipe(recipe, overrides), file_digest(recipe)
@@ -32,6 +55,45 @@ def train(
         from kdcl_dist.launch.forkserver import start_server
 
         start_server()  # it imports at the same time as this process does below
+    if dry_run is None:
+        _train(wanted, digest, overrides, launcher, storage, name, resume)
+    else:
+        _try(wanted, dry_run, launcher, storage, as_json)
+
+
+def _try(recipe: Recipe, steps: int, launcher: str, storage: str, as_json: bool) -> None:
+    """Take some steps and tell what they show; with JSON all else goes to standard error."""
+    from rich.console import Console
+
+    from kdcl_dist.cli.training_display import display
+    from kdcl_dist.cli.trial_display import memory_table, trial_lines
+    from kdcl_dist.trial import try_run
+
+    with display(Console(stderr=as_json)) as shown:
+        found = try_run(
+            recipe,
+            steps,
+            launcher=launcher,  # type: ignore[arg-type]
+            storage=storage,
+            on_event=shown.handle,
+        )
+    if as_json:
+        click.echo(json.dumps(found.as_dict(), indent=2))
+        return
+    Console().print(memory_table(found))
+    for line in trial_lines(found):
+        echo(line)
+
+
+def _train(
+    wanted: Recipe,
+    digest: str,
+    overrides: tuple[str, ...],
+    launcher: str,
+    storage: str,
+    name: str | None,
+    resume: bool,
+) -> None:
     from rich.console import Console
 
     from kdcl_dist.cli.training_display import display, results_table

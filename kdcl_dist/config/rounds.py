@@ -78,6 +78,18 @@ class RunSchedule:
     test_passes: int = 1
     accumulate: int = 1
 
+    def shortened(self, steps: int) -> RunSchedule:
+        """Some of the first epoch's steps, one batch of each pass, and a checkpoint: what a dry run does."""
+        return replace(
+            self,
+            epochs=1,
+            steps_per_epoch=min(steps, self.steps_per_epoch),
+            holdout_batches=min(1, self.holdout_batches),
+            val_batches=min(1, self.val_batches),
+            test_batches=1,
+            best=False,
+        )
+
     def ends_step(self, round: Round) -> bool:
         """Whether a round of TRAIN is the last of its step."""
         return round.part + 1 == self.accumulate

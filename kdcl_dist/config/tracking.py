@@ -11,7 +11,7 @@ from pydantic import BeforeValidator, Discriminator, Field, PositiveInt, Tag, mo
 from kdcl_dist.config.base import NAME_REQUIRED, OWN, Own, Strict, kind_of, named
 from kdcl_dist.utils.import_strings import IMPORT_STRING
 
-__all__ = ["NAMED", "MLflow", "OwnTracker", "Sampled", "Tracker", "Wandb", "name_of"]
+__all__ = ["FILES", "NAMED", "MLflow", "OwnTracker", "Sampled", "Tracker", "Wandb", "name_of"]
 
 #: The form of a tracker without fields, as paths of errors name it.
 NAMED = "name of a tracker"

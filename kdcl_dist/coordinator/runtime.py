@@ -7,6 +7,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict, replace
 from typing import Protocol
 
+import torch
+
 from kdcl_dist.config.rounds import Kind, RunSchedule
 from kdcl_dist.coordinator.agreement import changed_devices, check_agreement, check_same_data
 from kdcl_dist.coordinator.checkpointing import CoordinatorState
@@ -17,7 +19,7 @@ from kdcl_dist.coordinator.wait_report import WaitReport
 from kdcl_dist.errors import CoordinatorCutOff, CoordinatorLost, KdclError, StorageError, wrap
 from kdcl_dist.exchange.generation import open_exchange
 from kdcl_dist.exchange.message import Flag
-from kdcl_dist.membership.monitor import Monitor
+from kdcl_dist.membership.monitor import COORDINATOR, Monitor
 from kdcl_dist.membership.rendezvous import GenerationSpec, PendingJoin, Rendezvous, WorkerInfo
 from kdcl_dist.membership.store import Store
 from kdcl_dist.membership.tcp_store import scoped
@@ -34,6 +36,7 @@ from kdcl_dist.run.record import (
     update_record,
 )
 from kdcl_dist.run.run import Run
+from kdcl_dist.run.usage import write_usage
 from kdcl_dist.tracking.tracker import Status
 from kdcl_dist.tracking.tracking import Tracking
 
@@ -91,7 +94,10 @@ def run_coordinator(
     monitor.start_heartbeat(host, slow_s=run.recipe.limits.step_s / 2)
     try:
         prepare_process(run, threads=1)
-        return _CoordinatorRuntime(run, monitor, host, stop, emit, processes).coordinate()
+        finished = _CoordinatorRuntime(run, monitor, host, stop, emit, processes).coordinate()
+        if run.dry_steps is not None:
+            write_usage(run.folder, COORDINATOR, host, torch.device("cpu"))
+        return finished
     finally:
         with contextlib.suppress(CoordinatorLost):
             monitor.await_departures(LINGER_S)

@@ -49,6 +49,7 @@ class TrainingData:
     train: Dataset
     test: Dataset
     val: Dataset | None = None
+    dry_steps: int | None = None
 
     @classmethod
     def open(cls, recipe: Recipe, tell: Tell = lambda text: None) -> TrainingData:
@@ -62,7 +63,7 @@ class TrainingData:
             with _naming_field(f"data.{name}"):
                 found[name] = sets.open(name)
         check_fit(recipe, found)
-        training_data = cls(recipe, **found)
+        training_data = cls(recipe, found["train"], found["test"], found.get("val"))
         training_data.check()
         return training_data
 
@@ -123,10 +124,10 @@ class TrainingData:
 
     @cached_property
     def schedule(self) -> RunSchedule:
-        """The schedule of all rounds of the run."""
+        """The schedule of all rounds of the run, or of its first `dry_steps` steps."""
         recipe, (train_ids, holdout_ids) = self.recipe, self.split
         has_weights = recipe.distillation.needs_holdout
-        return RunSchedule(
+        whole = RunSchedule(
             epochs=recipe.epochs,
             steps_per_epoch=len(epoch_steps(train_ids, recipe.batch_size, recipe.seed, 0)),
             holdout_batches=len(batches_of(holdout_ids, recipe.part_size)) if has_weights else 0,
@@ -139,6 +140,7 @@ class TrainingData:
             test_passes=2 if recipe.averaged else 1,
             accumulate=recipe.accumulate,
         )
+        return whole if self.dry_steps is None else whole.shortened(self.dry_steps)
 
     @property
     def fingerprints(self) -> dict[str, str]:

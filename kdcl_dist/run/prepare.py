@@ -20,7 +20,7 @@ from kdcl_dist.run.run import Run, load_run, write_recipe
 from kdcl_dist.run.storage import Folder
 from kdcl_dist.utils.process import this_process
 
-__all__ = ["NAME", "prepare", "resumed_recipe"]
+__all__ = ["NAME", "prepare", "resumed_recipe", "runs_folder"]
 
 #: What a run may be called: one folder, on any file system.
 NAME = r"[A-Za-z0-9][A-Za-z0-9_.-]{0,127}"
@@ -50,7 +50,7 @@ def prepare(
         RunFolderError: the name belongs to another run, the folder cannot be written, nothing is there to
             resume, or the folder is of another recipe.
     """
-    root = _storage(storage, recipe.limits.patience_s)
+    root = runs_folder(storage, recipe.limits.patience_s)
     if not _is_name(name):
         raise RunFolderError(
             f"--name {name!r}: a name has letters, digits, '.', '_' and '-', at most 128, and begins with "
@@ -94,7 +94,7 @@ def resumed_recipe(
     if not _is_name(name):  # `prepare` refuses it
         return wanted
     try:
-        root = _storage(storage, wanted.limits.patience_s)
+        root = runs_folder(storage, wanted.limits.patience_s)
         folder = root / (name or _latest_name(root, wanted.name))
         digest = read_record(folder).get("recipe_file")
         if digest not in (None, recipe_file):
@@ -127,7 +127,16 @@ def _is_name(name: str | None) -> bool:
     return name is None or re.fullmatch(NAME, name) is not None
 
 
-def _storage(uri: str, limit_s: float) -> Folder:
+def runs_folder(uri: str, limit_s: float) -> Folder:
+    """The folder of runs.
+
+    Args:
+        uri: as the user gives it.
+        limit_s: seconds for which a failing operation is retried.
+
+    Raises:
+        RunFolderError: it is empty, or cannot be understood.
+    """
     if not uri.strip():
         raise RunFolderError("--storage is empty; give the folder of runs as a path or URI")
     return Folder(uri if "://" in uri else str(Path(uri).expanduser()), limit_s)

@@ -39,6 +39,7 @@ class Run:
         start: the checkpoint to continue from, or None.
         root: the folder from which relative paths and import strings of the recipe are looked up.
         generation: number of the exchange group within the run.
+        dry_steps: of a dry run, how many steps it takes; None: the whole run is trained.
     """
 
     recipe: Recipe
@@ -47,6 +48,7 @@ class Run:
     start: Manifest | None
     root: str
     generation: int = 0
+    dry_steps: int | None = None
 
     @property
     def name(self) -> str:

@@ -149,13 +149,23 @@ class Folder:
         """When a file was written, in seconds since 1970 by the storage's clock; now, if it does not say."""
         return float((self._info(name).mtime_ns or time.time_ns()) / 1e9)
 
+    def total_bytes(self, name: str = "") -> int:
+        """The size of all files below a folder in bytes; 0 if the folder does not exist."""
+
+        def total(path: str) -> int:
+            """The sum of their sizes."""
+            files = self._fs.get_file_info(fs.FileSelector(path, recursive=True, allow_not_found=True))
+            return sum(file.size or 0 for file in files if file.type == fs.FileType.File)
+
+        return self._try("listed in", name, total)
+
     def delete_file(self, name: str) -> None:
         """Delete a file if it exists."""
         with contextlib.suppress(FileNotFoundError):
             self._try("deleted in", name, self._fs.delete_file)
 
-    def delete(self, name: str) -> None:
-        """Delete a folder with its content, if it exists."""
+    def delete(self, name: str = "") -> None:
+        """Delete a folder with its content, if it exists; without a name, the folder itself."""
         if self.exists(name):
             with contextlib.suppress(FileNotFoundError):
                 self._try("deleted in", name, self._fs.delete_dir)

@@ -24,6 +24,7 @@ from kdcl_dist.membership.tcp_store import connect_store, scoped
 from kdcl_dist.run.checkpoint import read_part
 from kdcl_dist.run.process import prepare_process
 from kdcl_dist.run.run import Run, versions
+from kdcl_dist.run.usage import write_usage
 from kdcl_dist.student.dry_run import dry_run
 from kdcl_dist.student.loop import StudentLoop
 from kdcl_dist.student.student import Student
@@ -68,7 +69,10 @@ def run_student(
     while True:
         endpoint = find(lost)
         try:
-            return _StudentRuntime(run, rank, endpoint, host, device, stop, last_loss).participate()
+            finished = _StudentRuntime(run, rank, endpoint, host, device, stop, last_loss).participate()
+            if run.dry_steps is not None:
+                write_usage(run.folder, run.recipe.workers[rank].name, host, device)
+            return finished
         except CoordinatorLost as error:
             error.at(host=endpoint.host)
             if not run.recipe.failure.allowed:
@@ -142,7 +146,7 @@ class _StudentRuntime:
         try:
             self.monitor.heartbeat.enter("start")
             self._claim_device()
-            self.training_data = TrainingData.open(self.run.recipe)
+            self.training_data = replace(TrainingData.open(self.run.recipe), dry_steps=self.run.dry_steps)
             self.student = _build(self.run, self.worker, self.device, self.training_data)
             self.peak_memory = dry_run(self.student, self.training_data, self.worker.student)
         except BaseException as error:  # a user's code may raise SystemExit as well

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -170,6 +171,42 @@ def test_warnings_about_what_is_hardly_meant(recipe: str, tmp_path: Path) -> Non
     assert "distillation.window: an epoch has 3 steps, so 500 is as much as 'epoch'" in result.output
 
 
+def check_dry_run(recipe: str, folder: Path, launcher: str) -> None:
+    """Two steps with held-out and validation samples, averaged weights and replicas; nothing is left."""
+    more = ("distillation.method=general", "data.val_fraction=0.2", "data.holdout_per_class=2")
+    more += ("checkpoint.best=top1", "early_stopping={patience: 1}", "students.a.ema={decay: 0.9}")
+    more += ("students.b.replicas=2", "tracking=[csv, {name: wandb}]")
+    settings = [word for item in more for word in ("--set", item)]
+    command = ["train", recipe, "--launcher", launcher, "--storage", str(folder / "new/runs")]
+    result = run(*command, *settings, "--dry-run", "2", "--json")
+    assert result.exit_code == 0, result.output
+    found = json.loads(result.stdout)
+    assert found["processes"].keys() == {"a", "b/0", "b/1", "coordinator"}
+    assert all(usage["memory"] > 1e7 for usage in found["processes"].values())
+    assert len(found["steps_s"]) == 2
+    assert (found["step_s"], found["epochs"]) == (found["steps_s"][1], 2)
+    assert found["checkpoint_bytes"] > 10_000
+    assert found["checkpoints"] == 5
+    assert found["run_bytes"] == 5 * found["checkpoint_bytes"] + found["metrics_bytes"]
+    assert " step=2/2 " in result.stderr
+    assert not (folder / "new").exists()
+
+
+def test_a_dry_run_leaves_nothing(recipe: str, tmp_path: Path) -> None:
+    check_dry_run(recipe, tmp_path, "local")
+
+
+def test_a_dry_run_that_fails_leaves_nothing(recipe: str, tmp_path: Path) -> None:
+    for more, code in (("nets:LastWords", 0), ("nets:WrongClasses", 2)):
+        wanted = ("--set", f"students.b.model={more}", "--dry-run", "1")
+        result = train(recipe, tmp_path, *wanted)
+        assert result.exit_code == code, result.output
+        assert not (tmp_path / "runs").exists()
+    refused = train(recipe, tmp_path, "--dry-run", "1", "--name", "r")
+    assert refused.exit_code == 2
+    assert "takes no --name" in refused.output
+
+
 def test_a_ray_of_another_program_is_left_alone(recipe: str, tmp_path: Path) -> None:
     """It would end with that program, and what is too much for it would wait for ever."""
     code = "import ray; ray.init(num_cpus=1, include_dashboard=False); print('there', flush=True); input()"
@@ -189,9 +226,14 @@ def test_a_ray_of_another_program_is_left_alone(recipe: str, tmp_path: Path) -> 
 @pytest.fixture(scope="module")
 def cluster() -> Iterator[None]:
     """A Ray that is connected already, so that each command does not start one."""
-    ray.init(address="local", num_cpus=2, include_dashboard=False, log_to_driver=False)
+    ray.init(address="local", num_cpus=3, include_dashboard=False, log_to_driver=False)
     yield
     ray.shutdown()
+
+
+@pytest.mark.usefixtures("cluster")
+def test_a_dry_run_on_ray_leaves_nothing(recipe: str, tmp_path: Path) -> None:
+    check_dry_run(recipe, tmp_path, "ray")
 
 
 @pytest.mark.usefixtures("cluster")

@@ -33,6 +33,7 @@ LAYERS = [
         "coordinator",
         "launch",
         "training",
+        "trial",
         "evaluation",
         "planning",
         "export",

@@ -117,3 +117,21 @@ def test_a_cast_can_go_on_at_every_turn(more) -> None:
         assert schedule.after(round) == whole[min(index + 1, len(whole) - 1)]
         assert round.rewound in whole
         assert (round.rewound.kind, round.rewound.part) == (round.kind, 0)
+
+
+def test_a_dry_run_has_some_steps_and_one_batch_of_each_pass() -> None:
+    whole = RunSchedule(
+        epochs=9,
+        steps_per_epoch=5,
+        holdout_batches=4,
+        test_batches=3,
+        checkpoint_epochs=2,
+        val_batches=2,
+        best=True,
+        test_passes=2,
+    )
+    dry = whole.shortened(2)
+    kinds = [round.kind for round in dry.rounds(dry.first(0))]
+    tests = [Kind.VALIDATE] * 2 + [Kind.EVALUATE] * 2
+    assert kinds == [Kind.TRAIN] * 2 + [Kind.HOLDOUT, *tests, Kind.CHECKPOINT, Kind.END]
+    assert whole.shortened(100).steps_per_epoch == 5
