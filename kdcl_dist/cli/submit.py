@@ -50,8 +50,8 @@ def submit(
     from kdcl_dist.launch.ray.upload import check_job
 
     environment = read_mapping(runtime_env) if runtime_env else RUNTIME_ENV
+    jobs = Jobs(address)  # tells of a wrong address or token at once, where a trial build takes seconds
     check_job(wanted, within, root, environment, lambda text: echo(f"warning: {text}", err=True))
-    jobs = Jobs(address)
     job = jobs.submit(command, working_dir, environment)
     echo(f"job {job}: {jobs.advice(job)}")
     if no_wait:
