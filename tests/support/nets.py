@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import multiprocessing
 import os
+import random
 import signal
 import threading
 import time
@@ -494,3 +495,38 @@ class Alternating(nn.Module):
         """Logits."""
         logits: Tensor = self.layers[int(x[:, :, -1, -1].sum() > 0)](x.flatten(1))
         return logits
+
+
+class Noisy(torch.utils.data.Dataset[Any]):
+    """A torch data set of small images with random transforms of its own."""
+
+    def __init__(self, count: int) -> None:
+        self.count = count
+
+    def __len__(self) -> int:
+        return self.count
+
+    def __getitem__(self, index: int) -> tuple[Tensor, int]:
+        image_CHW = (torch.rand(1, 8, 8) + np.random.random() + random.random()) / 6
+        image_CHW[:, index % 4] += 0.5
+        return image_CHW, index % 4
+
+
+def noisy_train() -> Noisy:
+    """A training set with random transforms."""
+    return Noisy(48)
+
+
+noisy_test = Noisy(16)
+
+
+class Vector(nn.Module):
+    """One layer for samples of any shape."""
+
+    def __init__(self, num_classes: int) -> None:
+        super().__init__()
+        self.layers = nn.Sequential(nn.Flatten(), nn.LazyLinear(num_classes))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Logits."""
+        return self.layers(x)

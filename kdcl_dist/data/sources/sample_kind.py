@@ -20,7 +20,7 @@ __all__ = ["RULE", "as_sample", "channels_of", "why_no_image"]
 
 RULE = (
     "images are PIL images, and tensors of 1 or 3 channels, height, width, of uint8 or of floating-point "
-    "numbers in [0, 1]; all else is a sample as it is, without normalisation"
+    "numbers in [0, 1]; all else is a sample as it is, normalised by data.normalise only"
 )
 
 

@@ -206,7 +206,7 @@ def _kept(path: Path, beside: Path) -> tuple[Dataset, _Kept] | None:
 def _text(table: Table, columns: Columns, classes: Sequence[str], count: int) -> str:
     names = ", ".join(shown(name, NAME) for name in classes[:5]) + (", ..." if len(classes) > 5 else "")
     ignored = f"; not used: {', '.join(map(repr, columns.ignored[:10]))}" if columns.ignored else ""
-    kind = "images" if columns.image else "samples, which are no images and are not normalised"
+    kind = "images" if columns.image else "samples, no images (normalised by data.normalise only)"
     return (
         f"{table.name}: {count:,} {kind}, of {columns}; {len(classes)} classes ({names}) in column "
         f"{columns.label!r}{ignored}"

@@ -184,6 +184,8 @@ def test_only_a_named_module_and_what_lies_below_it_is_allowed(
 def test_built_in_names_and_paths_need_no_word() -> None:
     recipe = parse_recipe(RECIPE, ["data.augment=[{name: RandomCrop, size: 8}, {name: Cutout, size: 2}]"])
     check_recipe_imports(recipe, "r", ())
+    for spec in ("hf:sets", "hf:sets/train", "rows.csv", "/data/rows.parquet"):
+        check_recipe_imports(parse_recipe(RECIPE, [f"data.train={spec}", f"data.test={spec}"]), "r", ())
     check_recipe_imports(parse_recipe(RECIPE, ["data.train=s3://bucket/train.arrow"]), "r", ())
 
 

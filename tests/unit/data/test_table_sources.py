@@ -198,7 +198,7 @@ def test_what_was_found_is_told_and_kept(tmp_path: Path, monkeypatch: pytest.Mon
     write(path, pa.table(NUMBERS | {"label": TEXTS, "": range(ROWS)}))
     first = opened()
     assert told[0].startswith(
-        "data.train: t.csv: 30 samples, which are no images and are not normalised, of 3 numbers"
+        "data.train: t.csv: 30 samples, no images (normalised by data.normalise only), of 3 numbers"
     )
     assert "3 classes (cat, horse, sheep) in column 'label'; not used: ''; found in " in told[0]
     with monkeypatch.context() as patch:
