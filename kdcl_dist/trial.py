@@ -107,7 +107,7 @@ def try_run(
 
 
 def _without_traces(recipe: Recipe) -> Recipe:
-    """The recipe without trackers that write outside the run folder, and without an end that one test decides."""
+    """The recipe without trackers outside the run folder, and without an end that one test decides."""
     trackers = [tracker for tracker in recipe.tracking if name_of(tracker) in FILES]
     return recipe.model_copy(update={"early_stopping": None, "tracking": trackers})
 
