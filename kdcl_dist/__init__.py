@@ -2,9 +2,10 @@
 
 Example:
 
-    from kdcl_dist import load_recipe, train
+    from kdcl_dist import train
 
-    result = train(load_recipe("examples/digits.yaml"))
+    run = train(students={"small": Small, "large": Large}, data=(train_set, test_set), epochs=10)
+    print(run.recipe, run.results)
 """
 
 from __future__ import annotations
@@ -14,18 +15,23 @@ from typing import TYPE_CHECKING, Any
 from kdcl_dist.version import __version__
 
 if TYPE_CHECKING:
+    from kdcl_dist.api.build import Student
+    from kdcl_dist.api.call import train
+    from kdcl_dist.api.run import Run
     from kdcl_dist.config.recipe import Recipe
     from kdcl_dist.config.recipe_file import load_recipe
-    from kdcl_dist.training import Result, train
+    from kdcl_dist.training import Result
 
-__all__ = ["Recipe", "Result", "__version__", "load_recipe", "train"]
+__all__ = ["Recipe", "Result", "Run", "Student", "__version__", "load_recipe", "train"]
 
 #: The module of each public name; none is imported before its first use.
 _HOMES = {
     "Recipe": "kdcl_dist.config.recipe",
     "Result": "kdcl_dist.training",
+    "Run": "kdcl_dist.api.run",
+    "Student": "kdcl_dist.api.build",
     "load_recipe": "kdcl_dist.config.recipe_file",
-    "train": "kdcl_dist.training",
+    "train": "kdcl_dist.api.call",
 }
 
 

@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+import multiprocessing
 import threading
 from collections.abc import Callable
 from contextlib import nullcontext, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 from kdcl_dist.config.recipe import Recipe
+from kdcl_dist.config.stored_imports import import_strings
 from kdcl_dist.data.data_warnings import data_warnings
 from kdcl_dist.data.training_data import TrainingData
 from kdcl_dist.errors import (
     CoordinatorLost,
     PreflightError,
+    RecipeError,
     RunFolderError,
     StorageError,
     StudentLost,
@@ -34,6 +37,8 @@ from kdcl_dist.run.record import read_record, record_failure, record_interruptio
 from kdcl_dist.run.run import Run
 from kdcl_dist.run.uris import displayed
 from kdcl_dist.tracking.tracking import catch_up, check_trackers
+from kdcl_dist.utils.import_strings import names_object
+from kdcl_dist.utils.objects import known, knows, not_passed
 
 __all__ = ["Launcher", "Result", "launch", "open_data", "train"]
 
@@ -67,8 +72,11 @@ def train(
     recipe_file: str | None = None,
     on_event: Callable[[Event], None] = lambda event: None,
     stop: threading.Event | None = None,
+    save: threading.Event | None = None,
 ) -> Result:
     """Train the cohort of a recipe.
+
+    The objects that its strings name are those of `kdcl_dist.utils.objects.carrying` around the call.
 
     Args:
         recipe: what to train.
@@ -80,11 +88,13 @@ def train(
         recipe_file: the digest of the recipe's file, kept in the run's record for `kdcl train --resume`.
         on_event: called with each event of the run.
         stop: set to ask for a checkpoint and an end after the step; by default Ctrl-C and SIGTERM ask.
+        save: set to ask for a checkpoint after the step; cleared when it is taken.
 
     Raises:
         UserError: the recipe, its data, models or the run folder cannot be used as they are.
         KdclError: the first cause of the run's failure; what was saved stays in the run folder.
     """
+    _check_call(recipe)
     if launcher == "local":
         start_server()  # imports while this process prepares the run
     check_trackers(recipe)
@@ -107,8 +117,21 @@ def train(
         return Result(run.folder.uri, True, scores_of(record))
     samples = sum(len(ids) for ids in training_data.split)
     update_record(run.folder, classes=len(training_data.train.classes), samples=samples)
-    finished = launch(run, launcher, told, stop)
+    run = replace(run, objects=known())
+    finished = launch(run, launcher, told, stop, save)
     return Result(run.folder.uri, finished, scores_of(read_record(run.folder)))
+
+
+def _check_call(recipe: Recipe) -> None:
+    """Check what no field says: that the objects are there, and that this is the script's own start."""
+    if getattr(multiprocessing.current_process(), "_inheriting", False):
+        raise UserError(
+            "train() is called while a process that your script has started imports the script again: put "
+            'the calls of the script below `if __name__ == "__main__":`'
+        )
+    for text in sorted(import_strings(recipe)):
+        if names_object(text) and not knows(text):
+            raise RecipeError(not_passed(text))
 
 
 def open_data(recipe: Recipe, on_event: Callable[[Event], None]) -> TrainingData:
@@ -128,12 +151,18 @@ def open_data(recipe: Recipe, on_event: Callable[[Event], None]) -> TrainingData
     return training_data
 
 
-def launch(run: Run, launcher: Launcher, told: LauncherLog, stop: threading.Event | None) -> bool:
+def launch(
+    run: Run,
+    launcher: Launcher,
+    told: LauncherLog,
+    stop: threading.Event | None,
+    save: threading.Event | None = None,
+) -> bool:
     """Train a run, and keep what is told; record the failure that ends it.
 
     Args:
         run: the run, with its folder.
-        launcher, stop: as `train` takes them.
+        launcher, stop, save: as `train` takes them.
         told: takes the events.
 
     Returns:
@@ -144,7 +173,7 @@ def launch(run: Run, launcher: Launcher, told: LauncherLog, stop: threading.Even
     """
     try:
         with told.kept(run.folder):
-            finished = _train(run, launcher, told.handle, stop)
+            finished = _train(run, launcher, told.handle, stop, save)
             told.handle(Ended(finished))
             return finished
     except BaseException as error:
@@ -154,7 +183,11 @@ def launch(run: Run, launcher: Launcher, told: LauncherLog, stop: threading.Even
 
 
 def _train(
-    run: Run, launcher: Launcher, on_event: Callable[[Event], None], stop: threading.Event | None
+    run: Run,
+    launcher: Launcher,
+    on_event: Callable[[Event], None],
+    stop: threading.Event | None,
+    save: threading.Event | None,
 ) -> bool:
     request = nullcontext(stop) if stop else stop_on_signals(lambda text: on_event(Note(text)))
     with request as stop_requested:
@@ -164,10 +197,10 @@ def _train(
 
             for line in ignored_accelerators(run.recipe):
                 on_event(Warned(line))
-            return local.launch(run, on_event, stop_requested)
+            return local.launch(run, on_event, stop_requested, save)
         from kdcl_dist.launch.ray import driver
 
-        return driver.launch(run, on_event, stop_requested)
+        return driver.launch(run, on_event, stop_requested, save)
 
 
 def _add_last_lines(run: Run, error: BaseException) -> None:

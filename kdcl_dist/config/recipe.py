@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections import Counter
 from typing import Any
 
+import yaml
 from pydantic import Field, PositiveInt, model_validator
 
 from kdcl_dist.config.base import Name, Seed, Strict
@@ -62,6 +63,11 @@ class Recipe(Strict):
         for check in CHECKS:
             check(self)
         return self
+
+    def __str__(self) -> str:
+        """The complete recipe as YAML, with all defaults."""
+        fields = self.model_dump(mode="json")
+        return str(yaml.safe_dump(fields, sort_keys=False, allow_unicode=True, width=110))
 
     @property
     def names(self) -> list[str]:

@@ -8,7 +8,6 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-import yaml
 from pydantic import ValidationError
 
 from kdcl_dist.config.error_text import describe_errors
@@ -63,7 +62,7 @@ def parse_recipe(text: str, overrides: Iterable[str] = (), source: str = "recipe
 
 def dump_recipe(recipe: Recipe) -> str:
     """The complete recipe as YAML, with all defaults; `parse_recipe` is the inverse."""
-    return str(yaml.safe_dump(recipe.model_dump(mode="json"), sort_keys=False, allow_unicode=True, width=110))
+    return str(recipe)
 
 
 def _read(path: str | Path) -> str:

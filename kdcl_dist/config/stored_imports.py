@@ -15,7 +15,8 @@ from kdcl_dist.config.model import Model
 from kdcl_dist.config.recipe import Recipe
 from kdcl_dist.errors import ImportRefused
 from kdcl_dist.utils.data_specs import data_import
-from kdcl_dist.utils.import_strings import is_import_string, load_object
+from kdcl_dist.utils.import_strings import is_import_string, load_object, names_object
+from kdcl_dist.utils.objects import knows, not_passed
 
 __all__ = ["check_recipe_imports", "check_stored_imports", "import_strings", "transform_imports"]
 
@@ -46,11 +47,13 @@ def check_stored_imports(fields: Mapping[str, str], where: str, allowed: Collect
         allowed: names of modules; what lies below an allowed package is allowed too.
 
     Raises:
-        ImportRefused: a field names a module outside `allowed`.
+        ImportRefused: a field names a module outside `allowed`, or an object that the caller has not passed.
     """
     for path, text in fields.items():
-        if not is_import_string(text):
+        if not is_import_string(text) or knows(text):
             continue
+        if names_object(text):
+            raise ImportRefused(f"{where}: {path}: {not_passed(text)}")
         # An allowed module can reach others: `my_nets:torch.os.system` is code of os, not of my_nets.
         module = text.partition(":")[0]
         if _is_allowed(module, allowed):

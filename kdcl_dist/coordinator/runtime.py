@@ -40,10 +40,12 @@ from kdcl_dist.run.usage import write_usage
 from kdcl_dist.tracking.tracker import Status
 from kdcl_dist.tracking.tracking import Tracking
 
-__all__ = ["Processes", "run_coordinator"]
+__all__ = ["SAVE_ASKED", "Processes", "run_coordinator"]
 
 #: Seconds for which the store stays open after a failure, so that all can read its cause.
 LINGER_S = 10.0
+#: The notice where a callback of the caller's asks for a checkpoint.
+SAVE_ASKED = "a callback asks for it"
 
 
 class Processes(Protocol):
@@ -59,7 +61,7 @@ class Processes(Protocol):
         """End a worker's process that does not answer, so that it is replaced; None: the one it has now."""
 
     def notice(self) -> str | None:
-        """A notice that a worker's host will soon be taken away, once for each notice; else None."""
+        """Once for each: why a checkpoint is wanted now, as when a worker's host is to go; else None."""
 
 
 def run_coordinator(

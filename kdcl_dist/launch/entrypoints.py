@@ -21,7 +21,7 @@ from typing import Any
 
 import torch
 
-from kdcl_dist.coordinator.runtime import run_coordinator
+from kdcl_dist.coordinator.runtime import SAVE_ASKED, run_coordinator
 from kdcl_dist.errors import CoordinatorLost, wrap
 from kdcl_dist.launch.messages import (
     CoordinatorUnreachable,
@@ -52,7 +52,7 @@ PR_SET_NAME = 15
 BACKLOG = 100
 
 
-def coordinate(link: Connection, run: Run, host: str, stop: Any) -> None:
+def coordinate(link: Connection, run: Run, host: str, stop: Any, save: Any) -> None:
     """Host the store of a run, and coordinate the run.
 
     Args:
@@ -60,6 +60,7 @@ def coordinate(link: Connection, run: Run, host: str, stop: Any) -> None:
         run: the run.
         host: this host's address.
         stop: the launcher's event; set, it asks for a checkpoint and an end after the current step.
+        save: the launcher's event; set, it asks for a checkpoint after the current step.
     """
 
     def work() -> bool:
@@ -69,7 +70,7 @@ def coordinate(link: Connection, run: Run, host: str, stop: Any) -> None:
         sender = _MessageSender(link)
         try:
             return run_coordinator(
-                run, store, host=host, stop=stop.is_set, emit=sender.emit, processes=_Processes(sender)
+                run, store, host=host, stop=stop.is_set, emit=sender.emit, processes=_Processes(sender, save)
             )
         finally:
             sender.close()
@@ -108,6 +109,7 @@ class _Processes:
     """See `kdcl_dist.coordinator.runtime.Processes`."""
 
     sender: _MessageSender
+    save: Any
 
     def is_gone(self, name: str, pid: int) -> bool:
         """Whether the process is dead."""
@@ -122,8 +124,11 @@ class _Processes:
         self.sender.queue.put(EndProcess(name, pid))
 
     def notice(self) -> str | None:
-        """None: nothing tells whether this machine will be taken away."""
-        return None
+        """Once for each request of the launcher: that a checkpoint is asked for."""
+        if not self.save.is_set():
+            return None
+        self.save.clear()
+        return SAVE_ASKED
 
 
 def train(link: Connection, run: Run, rank: int, endpoint: Endpoint, host: str, device: str) -> None:

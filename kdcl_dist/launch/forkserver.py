@@ -15,7 +15,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Iterator
-from multiprocessing import context, forkserver, popen_forkserver, util
+from multiprocessing import context, forkserver, popen_forkserver, spawn, util
 from multiprocessing.connection import wait
 from multiprocessing.process import BaseProcess
 from pathlib import Path
@@ -35,6 +35,8 @@ ANSWER_S = 1.0
 STOPPED_S, POLL_S = 3.0, 0.1
 #: One thread at a time starts the server.
 _starting = threading.Lock()
+#: One thread at a time starts a process.
+_forking = threading.Lock()
 
 
 class ServerDied(Exception):
@@ -53,7 +55,8 @@ class _Popen(popen_forkserver.Popen):
 
     def _launch(self, process_obj: Any) -> None:
         try:
-            super()._launch(process_obj)  # type: ignore[misc]
+            with _forking, _without_main():
+                super()._launch(process_obj)  # type: ignore[misc]
         except BaseException:
             if self.finalizer is not None:  # a process that was forked all the same ends with this pipe
                 self.finalizer()
@@ -72,6 +75,27 @@ class _Popen(popen_forkserver.Popen):
                 if wait([self.status], ANSWER_S):
                     self.returncode = forkserver.read_signed(self.status)
         return self.returncode
+
+
+@contextlib.contextmanager
+def _without_main() -> Iterator[None]:
+    """Processes that are started in the block do not run the user's script again.
+
+    Nothing of it is needed: its classes and functions travel as objects (`kdcl_dist.utils.objects`). So a
+    script needs no `if __name__ == "__main__":`.
+    """
+    original: Any = spawn.get_preparation_data
+
+    def prepared(name: str) -> dict[str, Any]:
+        """What a process needs of its parent, without the parent's main module."""
+        found: dict[str, Any] = original(name)
+        return {key: value for key, value in found.items() if not key.startswith("init_main_")}
+
+    spawn.get_preparation_data = prepared
+    try:
+        yield
+    finally:
+        spawn.get_preparation_data = original
 
 
 class _Process(context.ForkServerProcess):

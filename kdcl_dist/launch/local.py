@@ -52,13 +52,19 @@ HOST = "127.0.0.1"
 POLL_S = 0.2
 
 
-def launch(run: Run, on_event: Callable[[Event], None], stop_requested: threading.Event) -> bool:
+def launch(
+    run: Run,
+    on_event: Callable[[Event], None],
+    stop_requested: threading.Event,
+    save_requested: threading.Event | None = None,
+) -> bool:
     """Train a run in processes of this machine.
 
     Args:
         run: the run.
         on_event: called with each event of the run.
         stop_requested: set to ask for a checkpoint and an end after the current step.
+        save_requested: set to ask for a checkpoint after the current step; cleared here.
 
     Returns:
         True at the end of the run, False when it was stopped before, after a checkpoint.
@@ -66,7 +72,7 @@ def launch(run: Run, on_event: Callable[[Event], None], stop_requested: threadin
     Raises:
         KdclError: the failure that ended the run.
     """
-    return _Cohort(run, on_event, stop_requested).train()
+    return _Cohort(run, on_event, stop_requested, save_requested).train()
 
 
 class _Cohort:
@@ -79,14 +85,21 @@ class _Cohort:
         is_over: whether the run has ended, or is about to: then no process is replaced.
     """
 
-    def __init__(self, run: Run, on_event: Callable[[Event], None], stop_requested: threading.Event) -> None:
-        self.run, self.on_event, self.stop_requested = run, on_event, stop_requested
+    def __init__(
+        self,
+        run: Run,
+        on_event: Callable[[Event], None],
+        stop_requested: threading.Event,
+        save_requested: threading.Event | None = None,
+    ) -> None:
+        self.run, self.on_event = run, on_event
+        self.stop_requested, self.save_requested = stop_requested, save_requested or threading.Event()
         gpus = usable_gpus()
         self.devices = assign_devices(run.recipe, gpus)
         for remark in remarks(run.recipe, self.devices, gpus):
             on_event(remark)
         self.context, self.limit_s = start_server(), run.recipe.limits.startup_s
-        self.stop = self.context.Event()
+        self.stop, self.save = self.context.Event(), self.context.Event()
         self.endpoint: Endpoint | None = None
         self.processes: list[Process] = []
         names = [COORDINATOR, *(worker.name for worker in run.recipe.workers)]
@@ -115,7 +128,7 @@ class _Cohort:
 
     def _start_coordinator(self) -> Process:
         entry = "kdcl_dist.launch.entrypoints:coordinate"
-        return self._start(COORDINATOR, entry, self.run, HOST, self.stop)
+        return self._start(COORDINATOR, entry, self.run.for_coordinator(), HOST, self.stop, self.save)
 
     def _start_student(self, rank: int) -> Process:
         entry, name = "kdcl_dist.launch.entrypoints:train", self.run.recipe.workers[rank].name
@@ -133,6 +146,9 @@ class _Cohort:
         while active := [process for process in self.processes if not process.ended]:
             if self.stop_requested.is_set():
                 self.stop.set()
+            if self.save_requested.is_set():
+                self.save_requested.clear()
+                self.save.set()
             for process in await_ready(active, POLL_S):
                 self._handle(process, receive(process))
             self._replace_failed()

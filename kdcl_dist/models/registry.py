@@ -59,8 +59,8 @@ def construct(model: str | Model, num_classes: int, in_channels: int | None) -> 
 
     Args:
         model: a built-in name, a library's network such as `timm:resnet18`, or an import string
-            `package.module:factory`; with arguments or without. A call of a factory has the argument
-            `num_classes`, and `in_channels` if the factory has such a parameter.
+            `package.module:factory`; with arguments or without. A call of a factory has the arguments
+            `num_classes` and `in_channels` if the factory has such parameters.
         num_classes: classes of the data.
         in_channels: channels of the data's images; None: its samples are no images.
 
@@ -124,11 +124,11 @@ def _check_arguments(model: Model, factory: Callable[..., Any]) -> None:
 def _arguments(factory: Callable[..., Any], num_classes: int, in_channels: int | None) -> dict[str, Any]:
     given = {"num_classes": num_classes}
     parameters = inspect.signature(factory).parameters.values()
-    if in_channels is not None and any(
-        p.name == "in_channels" or p.kind is p.VAR_KEYWORD for p in parameters
-    ):
+    if in_channels is not None:
         given["in_channels"] = in_channels
-    return given
+    if any(each.kind is each.VAR_KEYWORD for each in parameters):
+        return given
+    return {name: value for name, value in given.items() if name in [each.name for each in parameters]}
 
 
 def _check_takes_samples(model: Model) -> None:

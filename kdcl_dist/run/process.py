@@ -9,17 +9,19 @@ from pathlib import Path
 import torch
 
 from kdcl_dist.run.run import Run
+from kdcl_dist.utils.objects import carry
 from kdcl_dist.utils.process import keep_freed_memory
 
 __all__ = ["prepare_process", "set_determinism", "use_root"]
 
 
 def prepare_process(run: Run, threads: int) -> None:
-    """Set this process's threads, memory and determinism, and the root of paths and import strings."""
+    """Set threads, memory and determinism, the root of paths and import strings, and the run's objects."""
     torch.set_num_threads(threads)
     keep_freed_memory()
     set_determinism(run.recipe.deterministic)
     use_root(run.root)
+    carry(run.objects)
 
 
 def set_determinism(deterministic: bool) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import platform
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from importlib.metadata import version
 
 from kdcl_dist.config.recipe import Recipe
@@ -14,6 +14,7 @@ from kdcl_dist.errors import RunFolderError, StorageError, one_line
 from kdcl_dist.run.checkpoint import Manifest
 from kdcl_dist.run.storage import Folder
 from kdcl_dist.run.uris import displayed
+from kdcl_dist.utils.objects import Objects
 from kdcl_dist.version import __version__
 
 __all__ = ["Run", "load_run", "versions", "write_recipe"]
@@ -40,6 +41,7 @@ class Run:
         root: the folder from which relative paths and import strings of the recipe are looked up.
         generation: number of the exchange group within the run.
         dry_steps: of a dry run, how many steps it takes; None: the whole run is trained.
+        objects: what the caller has passed in Python; no part of the folder.
     """
 
     recipe: Recipe
@@ -49,6 +51,7 @@ class Run:
     root: str
     generation: int = 0
     dry_steps: int | None = None
+    objects: Objects = field(default_factory=Objects, compare=False, repr=False)
 
     @property
     def name(self) -> str:
@@ -64,6 +67,10 @@ class Run:
     def step(self) -> int:
         """Training steps that were done before this start."""
         return self.start.step if self.start else 0
+
+    def for_coordinator(self) -> Run:
+        """The run without the objects that the coordinator does not need: networks and data sets."""
+        return replace(self, objects=self.objects.only(self.recipe.distillation.method_name))
 
     def remove_partial(self) -> None:
         """Delete the partial files of a coordinator that died in a write; the next one has begun."""

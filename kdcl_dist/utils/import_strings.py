@@ -1,4 +1,7 @@
-"""Import strings: `package.module:attribute` names an object outside this package."""
+"""Import strings: `package.module:attribute` names an object outside this package.
+
+Those of the module `object`, as `object:small`, name objects of a call in Python (`kdcl_dist.utils.objects`).
+"""
 
 from __future__ import annotations
 
@@ -8,8 +11,9 @@ import signal
 from typing import Any
 
 from kdcl_dist.errors import one_line
+from kdcl_dist.utils.objects import MODULE, find_object, knows
 
-__all__ = ["IMPORT_STRING", "is_import_string", "load_object"]
+__all__ = ["IMPORT_STRING", "is_import_string", "load_object", "names_object"]
 
 #: The regular expression of an import string.
 IMPORT_STRING = r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*:[A-Za-z_]\w*(\.[A-Za-z_]\w*)*"
@@ -20,15 +24,22 @@ def is_import_string(text: str) -> bool:
     return re.fullmatch(IMPORT_STRING, text) is not None
 
 
+def names_object(text: str) -> bool:
+    """Whether an import string names an object of a call in Python, known here or not."""
+    return text.startswith(f"{MODULE}:")
+
+
 def load_object(text: str) -> Any:
     """The object that an import string names.
 
     Raises:
-        ImportError: the form is wrong, the module cannot be imported or the attribute is missing; the
-            message is one line.
+        ImportError: the form is wrong, the module cannot be imported, the attribute is missing, or the object
+            of a call is not known here; the message is one line.
     """
     if not is_import_string(text):
         raise ImportError(f"{text!r} is not of the form package.module:attribute")
+    if names_object(text) or knows(text):
+        return find_object(text)
     module_name, _, attribute = text.partition(":")
     try:
         found: Any = importlib.import_module(module_name)

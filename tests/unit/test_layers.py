@@ -40,7 +40,7 @@ LAYERS = [
         "compare",
         "report",
     ),
-    *("cli", "ensembles", "losses", "__main__", "__init__"),
+    *("cli", "api", "ensembles", "losses", "__main__", "__init__"),
 ]
 FILES = sorted((ROOT / "kdcl_dist").rglob("*.py"))
 

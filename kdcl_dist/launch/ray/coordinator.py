@@ -43,7 +43,7 @@ def start_coordinator(run: Run) -> Any:
         max_concurrency=8 + len(run.recipe.workers),
         max_restarts=run.recipe.failure.allowed,
         scheduling_strategy=here,
-    ).remote(run)
+    ).remote(run.for_coordinator())
 
 
 @dataclass(frozen=True)
@@ -76,6 +76,7 @@ class _Processes:
         pings: the unanswered pings, by the id of the process whose worker was asked.
         draining: ids of all nodes that drain at present.
         announced: ids of the nodes whose notice was given.
+        save_requested: whether the driver asks for a checkpoint.
     """
 
     def __init__(self) -> None:
@@ -84,6 +85,7 @@ class _Processes:
         self.pings: dict[int, Any] = {}
         self.draining: set[str] = set()
         self.announced: set[str] = set()
+        self.save_requested = False
 
     def is_gone(self, name: str, pid: int) -> bool:
         """Whether the process is known to be dead: its worker says so, or is dead itself.
@@ -117,7 +119,12 @@ class _Processes:
             ray.kill(known.worker)
 
     def notice(self) -> str | None:
-        """Once for each host of the cohort that drains: a line that names its worker."""
+        """Once for each draining host: a line that names its worker; or the driver's request."""
+        if self.save_requested:
+            from kdcl_dist.coordinator.runtime import SAVE_ASKED  # imported by now; its import takes seconds
+
+            self.save_requested = False
+            return SAVE_ASKED
         new = self.draining & set(self.names) - self.announced
         self.announced |= new
         return f"the host of {', '.join(self.names[node] for node in sorted(new))} is to go" if new else None
@@ -236,6 +243,10 @@ class CoordinatorActor:
         """Ask for a checkpoint and an end after the current step; False if the workers are not there yet."""
         self.stop_requested.set()
         return self.begun.is_set()
+
+    def save(self) -> None:
+        """Ask for a checkpoint after the current step."""
+        self.processes.save_requested = True
 
     def events(self, cursor: EventCursor) -> tuple[EventCursor, list[Event]]:
         """The events after the cursor, with the next cursor; the events before it are discarded."""

@@ -50,7 +50,12 @@ LEAVE_S = 180.0
 WORKER_FAILURES = 4
 
 
-def launch(run: Run, on_event: Callable[[Event], None], stop_requested: threading.Event) -> bool:
+def launch(
+    run: Run,
+    on_event: Callable[[Event], None],
+    stop_requested: threading.Event,
+    save_requested: threading.Event | None = None,
+) -> bool:
     """Train a run on the Ray cluster of RAY_ADDRESS, or of `ray start` on this machine, or on one of its own.
 
     Args, returns, raises: as `kdcl_dist.launch.local.launch`.
@@ -64,7 +69,8 @@ def launch(run: Run, on_event: Callable[[Event], None], stop_requested: threadin
             needs = needs_of(run.recipe, offered)
             for remark in remarks_on_ray(run.recipe, needs[0].gpu, offered):
                 on_event(remark)
-            return _TrainerThread(run, needs, on_event, stop_requested).fit()
+            requests = stop_requested, save_requested or threading.Event()
+            return _TrainerThread(run, needs, on_event, *requests).fit()
         finally:
             ray.kill(coordinator)
 
@@ -175,8 +181,10 @@ class _TrainerThread:
         needs: Sequence[Need],
         on_event: Callable[[Event], None],
         stop_requested: threading.Event,
+        save_requested: threading.Event,
     ) -> None:
-        self.run, self.needs, self.on_event, self.stop_requested = run, needs, on_event, stop_requested
+        self.run, self.needs, self.on_event = run, needs, on_event
+        self.stop_requested, self.save_requested = stop_requested, save_requested
         self.devices = devices_on_ray(run.recipe, needs[0].gpu)
         self.error: BaseException | None = None
         self.cursor, self.leave_at = EventCursor(), math.inf
@@ -228,10 +236,7 @@ class _TrainerThread:
         """Pass on the coordinator's new events, if the actor lives."""
         try:
             actor = ray.get_actor(actor_name(self.run))
-            if self.stop_requested.is_set():  # repeated, since Ray may have restarted the actor
-                has_begun = ray.get(actor.stop.remote(), timeout=END_S)
-                if not has_begun:  # nothing is trained, and the workers may wait for resources for long
-                    raise KeyboardInterrupt
+            self._forward_requests(actor)
             self.cursor, events = ray.get(actor.events.remote(self.cursor), timeout=END_S)
             is_over = ray.get(actor.is_over.remote(0.0), timeout=END_S)
             self.output.follow(self.cursor.coordinator, actor)
@@ -244,6 +249,15 @@ class _TrainerThread:
                     self.on_event(warning)
         if is_over:
             self.leave_at = min(self.leave_at, time.monotonic() + LEAVE_S)
+
+    def _forward_requests(self, actor: Any) -> None:
+        if self.stop_requested.is_set():  # repeated, since Ray may have restarted the actor
+            has_begun = ray.get(actor.stop.remote(), timeout=END_S)
+            if not has_begun:  # nothing is trained, and the workers may wait for resources for long
+                raise KeyboardInterrupt
+        if self.save_requested.is_set():
+            ray.get(actor.save.remote(), timeout=END_S)
+            self.save_requested.clear()
 
     def _outcome(self) -> bool:
         """How the run ended: the coordinator's answer, since the storage may not have taken the record."""
@@ -266,7 +280,7 @@ def _trainer(run: Run, needs: Sequence[Need], devices: Sequence[str]) -> TorchTr
     return TorchTrainer(
         train,
         train_loop_config={"run": run, "devices": devices},
-        torch_config=CohortConfig(run),
+        torch_config=CohortConfig(run.for_coordinator()),
         scaling_config=ScalingConfig(
             num_workers=len(needs),
             use_gpu=needs[0].gpu > 0,

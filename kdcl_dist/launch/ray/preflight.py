@@ -40,6 +40,7 @@ from kdcl_dist.launch.preflight.rehearsal import opens_data, rehearsal
 from kdcl_dist.launch.ray.rehearsal import rehearse_on
 from kdcl_dist.run.process import use_root
 from kdcl_dist.run.storage import Folder
+from kdcl_dist.utils.objects import Objects, carry, known
 
 __all__ = ["hosts", "run_checks"]
 
@@ -174,7 +175,7 @@ class _Inspection:
         self.actors = {
             node.id: _Inspector.options(  # type: ignore[attr-defined]
                 num_cpus=0, scheduling_strategy=NodeAffinitySchedulingStrategy(node.id, soft=False)
-            ).remote(str(Path.cwd()))
+            ).remote(str(Path.cwd()), known())
             for node in nodes
         }
 
@@ -273,8 +274,9 @@ class _Inspection:
 class _Inspector:
     """Inspects one host."""
 
-    def __init__(self, root: str) -> None:
+    def __init__(self, root: str, objects: Objects) -> None:
         use_root(root)
+        carry(objects)
 
     def inspect(
         self, recipe: Recipe, folder: Folder, probe: str, address: str

@@ -1,0 +1,1 @@
+"""Training and looking at runs from Python and notebooks: `train`, `Student`, `Run`."""
