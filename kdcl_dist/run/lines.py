@@ -64,6 +64,8 @@ class RunLines:
         self._stop.set()
         self._thread.join(POLL_S)  # longer only where a line cannot be written
         state, why = self._state, list[tuple[str, object]]()
+        if error is not None and self._started is None:
+            return  # the command's own line says it all
         if error is not None:
             state = "failed" if isinstance(error, Exception) else "interrupted"
             why = [("error", repr(shown(str(error) or type(error).__name__)))]

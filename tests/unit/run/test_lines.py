@@ -6,7 +6,7 @@ from datetime import datetime, timezone
 
 import pytest
 
-from kdcl_dist.errors import StudentLost
+from kdcl_dist.errors import StudentLost, UserError
 from kdcl_dist.run.events import Ended, EpochEnded, Evaluating, Note, Started, Stepped, Waiting, Warned
 from kdcl_dist.run.lines import PERIOD_S, RunLines, stamped
 
@@ -139,8 +139,16 @@ def test_the_end_and_its_error(run: Run) -> None:
 )
 def test_an_error_ends_the_lines(run: Run, error: BaseException, end: str) -> None:
     with pytest.raises(type(error)), run.lines:
+        run.lines.handle(STARTED)
+        run.new()
         raise error
     assert run.new() == [end]
+
+
+def test_a_mistake_found_before_the_start_has_the_line_of_the_command_alone(run: Run) -> None:
+    with pytest.raises(UserError), run.lines:
+        raise UserError("a mistake")
+    assert run.new() == []
 
 
 def test_a_line_comes_without_any_event(monkeypatch: pytest.MonkeyPatch) -> None:
