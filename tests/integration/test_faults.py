@@ -206,7 +206,7 @@ def commands(make_recipe: MakeRecipe, tmp_path: Path) -> Iterator[Commands]:
 def until_held(process: subprocess.Popen[str], held: Path) -> None:
     """Wait until a run has shown its first epoch and is held in its fourth."""
     assert process.stdout is not None
-    assert any(line.startswith("epoch 1 ") for line in process.stdout)
+    assert any(" epoch epoch=1/" in line for line in process.stdout)
     deadline = time.monotonic() + 100
     while not held.exists():
         assert time.monotonic() < deadline
