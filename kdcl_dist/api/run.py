@@ -138,8 +138,8 @@ class Run:
 
         Args:
             inputs: a batch as the network takes it, a tensor, or a tuple or dict of tensors; nothing is done
-                to it. Only images of whole numbers, uint8 (B, C, H, W), are normalised as in training. No test
-                view is applied.
+                to it. Only images of whole numbers, uint8 (B, C, H, W), are normalised as in training. No
+                test view is applied.
             student, epoch: as of `student`.
 
         Raises:

@@ -85,7 +85,7 @@ def test_commands_say_that_objects_are_passed_in_python(runs: Path, monkeypatch:
     ):
         answer = CliRunner().invoke(kdcl, arguments)
         assert answer.exit_code == 2, arguments
-        lines = answer.output.strip().splitlines()
+        lines = answer.stderr.strip().splitlines()
         assert len(lines) == 1, arguments
         assert "pass it in Python again, as in kdcl_dist.Run(path, students=..., data=...)" in lines[0]
     assert not (runs / "third").exists()
