@@ -130,7 +130,11 @@ def test_a_run_opened_anew(data: dict[str, str], tmp_path: Path) -> None:
     assert opened.classes == [f"class {number}" for number in range(4)]
     with pytest.raises(RunFolderError, match="no such student"):
         opened.student("c")
-    assert opened.export("b", to=tmp_path / "export").joinpath("model.pt").exists()
+    card = opened.export("a", to=tmp_path / "export").joinpath("README.md").read_text()
+    assert (
+        "# object:a: the network that train() was given in Python, built here as there\n\nnetwork = ..."
+        in card
+    )
 
     longer = opened.resume(4, launcher="local", on_event=nothing)
     assert longer.recipe.epochs == 4
