@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import multiprocessing
 import os
 import subprocess
 import sys
@@ -184,6 +185,21 @@ def test_callbacks_save_and_stop_and_their_mistakes_lose_nothing(
     ):
         train(name="y", on_event=nothing, callbacks=[StopsAfter(fails=True)], **common)
     assert Run(tmp_path / "y", objects={"object:a": Paced}).student("a").steps >= 30
+
+
+def test_a_process_that_imports_the_script_again_trains_nothing(
+    data: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(multiprocessing.current_process(), "_inheriting", True, raising=False)
+    with pytest.raises(UserError, match=r'below `if __name__ == "__main__":`'):
+        train(
+            students={"a": "mlp"},
+            data=(data["train"], data["test"]),
+            launcher="local",
+            storage=str(tmp_path / "runs"),
+            on_event=nothing,
+        )
+    assert not (tmp_path / "runs").exists()
 
 
 def test_what_is_no_run_or_no_call(data: dict[str, str], tmp_path: Path) -> None:
