@@ -9,6 +9,7 @@ from typing import Any
 from kdcl_dist.config.model import Model, library_of
 from kdcl_dist.models import cifar, imagenet, small
 from kdcl_dist.models.registry import call_of, construct
+from kdcl_dist.utils.import_strings import names_object
 from kdcl_dist.version import __version__
 
 __all__ = ["CONFIG", "MODULE", "call_of_own", "call_without_package", "module_without_package"]
@@ -69,8 +70,13 @@ def module_without_package(model: str | Model, classes: int, channels: int | Non
 
 
 def call_of_own(model: str | Model, classes: int, channels: int | None) -> tuple[str, str]:
-    """Of a user's network, the statement that imports its factory, and the expression that builds it."""
-    module, _, name = Model.of(model).name.partition(":")
+    """Of a user's network, the statement that imports its factory, and the expression that builds it.
+
+    An object of a call in Python has no place to be imported from: the reader fills in its expression.
+    """
+    if names_object(text := Model.of(model).name):
+        return f"# {text}: the network that train() was given in Python, built here as there", "..."
+    module, _, name = text.partition(":")
     call = call_of(model, classes, channels)
     if hasattr(construct(model, classes, channels), "_orig_mod"):  # what torch.compile wrapped
         call += "._orig_mod"

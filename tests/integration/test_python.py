@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import multiprocessing
 import os
 import subprocess
 import sys
@@ -85,7 +86,7 @@ def test_commands_say_that_objects_are_passed_in_python(runs: Path, monkeypatch:
     ):
         answer = CliRunner().invoke(kdcl, arguments)
         assert answer.exit_code == 2, arguments
-        lines = answer.output.strip().splitlines()
+        lines = answer.stderr.strip().splitlines()
         assert len(lines) == 1, arguments
         assert "pass it in Python again, as in kdcl_dist.Run(path, students=..., data=...)" in lines[0]
     assert not (runs / "third").exists()
@@ -130,7 +131,11 @@ def test_a_run_opened_anew(data: dict[str, str], tmp_path: Path) -> None:
     assert opened.classes == [f"class {number}" for number in range(4)]
     with pytest.raises(RunFolderError, match="no such student"):
         opened.student("c")
-    assert opened.export("b", to=tmp_path / "export").joinpath("model.pt").exists()
+    card = opened.export("a", to=tmp_path / "export").joinpath("README.md").read_text()
+    assert (
+        "# object:a: the network that train() was given in Python, built here as there\n\nnetwork = ..."
+        in card
+    )
 
     longer = opened.resume(4, launcher="local", on_event=nothing)
     assert longer.recipe.epochs == 4
@@ -180,6 +185,21 @@ def test_callbacks_save_and_stop_and_their_mistakes_lose_nothing(
     ):
         train(name="y", on_event=nothing, callbacks=[StopsAfter(fails=True)], **common)
     assert Run(tmp_path / "y", objects={"object:a": Paced}).student("a").steps >= 30
+
+
+def test_a_process_that_imports_the_script_again_trains_nothing(
+    data: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(multiprocessing.current_process(), "_inheriting", True, raising=False)
+    with pytest.raises(UserError, match=r'below `if __name__ == "__main__":`'):
+        train(
+            students={"a": "mlp"},
+            data=(data["train"], data["test"]),
+            launcher="local",
+            storage=str(tmp_path / "runs"),
+            on_event=nothing,
+        )
+    assert not (tmp_path / "runs").exists()
 
 
 def test_what_is_no_run_or_no_call(data: dict[str, str], tmp_path: Path) -> None:

@@ -69,8 +69,7 @@ def launch(
             needs = needs_of(run.recipe, offered)
             for remark in remarks_on_ray(run.recipe, needs[0].gpu, offered):
                 on_event(remark)
-            requests = stop_requested, save_requested or threading.Event()
-            return _TrainerThread(run, needs, on_event, *requests).fit()
+            return _TrainerThread(run, needs, on_event, stop_requested, save_requested).fit()
         finally:
             ray.kill(coordinator)
 
@@ -181,10 +180,10 @@ class _TrainerThread:
         needs: Sequence[Need],
         on_event: Callable[[Event], None],
         stop_requested: threading.Event,
-        save_requested: threading.Event,
+        save_requested: threading.Event | None = None,
     ) -> None:
         self.run, self.needs, self.on_event = run, needs, on_event
-        self.stop_requested, self.save_requested = stop_requested, save_requested
+        self.stop_requested, self.save_requested = stop_requested, save_requested or threading.Event()
         self.devices = devices_on_ray(run.recipe, needs[0].gpu)
         self.error: BaseException | None = None
         self.cursor, self.leave_at = EventCursor(), math.inf
