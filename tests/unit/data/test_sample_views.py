@@ -125,6 +125,7 @@ def test_a_view_is_a_function_of_seed_epoch_student_and_sample(path: Path) -> No
     random.seed(2), np.random.seed(2), torch.manual_seed(2)
     alone = again._training_views(0)[0, 5]
     assert torch.equal(first["weight"][1], alone["weight"])
+    assert torch.equal(views.batch(1, np.array([5]))["weight"][0], views[1, 5]["weight"])
     assert not torch.equal(alone["weight"], views[1, 5]["weight"]), "another epoch"
     assert not torch.equal(alone["weight"], others[0, 5]["weight"]), "another student"
     assert not torch.equal(first["weight"][0] - first["weight"][1], torch.tensor([-1.0, 0.0])), (
