@@ -44,6 +44,8 @@ DTYPES: dict[str, pa.DataType] = {
     **{"bool": pa.uint8(), "uint8": pa.uint8(), "int8": pa.int8(), "int16": pa.int16(), "int32": pa.int32()},
     **{"int64": pa.int64(), "float16": pa.float16(), "float32": pa.float32(), "float64": pa.float64()},
 }
+#: NumPy's type of each.
+NUMPY = {kind: np.dtype(name) for name, kind in DTYPES.items() if name != "bool"}
 #: Numbers of one sample that Arrow's offsets of 32 bits can address.
 LARGEST = 2**31
 MOST_AXES = 8
@@ -199,7 +201,7 @@ def _arrow_type(column: Column) -> pa.DataType:
 
 def flat(values: pa.Array) -> npt.NDArray[Any]:
     """The numbers of an array, without copying."""
-    dtype = values.type.to_pandas_dtype()
+    dtype = NUMPY[values.type]  # Arrow's own answer would import pandas into every process
     if not len(values):
         return np.empty(0, dtype)
     return np.frombuffer(values.buffers()[1], dtype)[values.offset :][: len(values)]

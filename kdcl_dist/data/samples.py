@@ -22,6 +22,7 @@ __all__ = [
     "like",
     "map_tensors",
     "named",
+    "repeated",
     "rows",
 ]
 
@@ -64,6 +65,11 @@ def map_tensors(inputs: Inputs, function: Callable[[Tensor], Tensor]) -> Inputs:
 def rows(inputs: Inputs) -> int:
     """Number of samples B of a batch."""
     return len(inputs) if isinstance(inputs, Tensor) else len(next(iter(named(inputs).values())))
+
+
+def repeated(inputs: Inputs, size: int) -> Inputs:
+    """A batch of another size, of the same samples over and over."""
+    return map_tensors(inputs, lambda tensor: tensor[torch.arange(size) % len(tensor)])
 
 
 def forward(network: Callable[..., Any], inputs: Inputs) -> Any:

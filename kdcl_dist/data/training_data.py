@@ -12,7 +12,6 @@ from functools import cached_property
 from typing import Any
 
 import numpy as np
-import torch
 from torch import Tensor
 
 from kdcl_dist.config.recipe import Recipe
@@ -25,7 +24,7 @@ from kdcl_dist.data.fit import check_fit
 from kdcl_dist.data.loader import Batch, BatchSpec, batches, mixed_batches
 from kdcl_dist.data.mixing import mix_of_round
 from kdcl_dist.data.sample_views import AnyViews, SampleViews, collate_of, transforms_of
-from kdcl_dist.data.samples import Inputs, map_tensors, named
+from kdcl_dist.data.samples import Inputs, named, repeated
 from kdcl_dist.data.sampling import Ids, batches_of, epoch_steps, own_steps, split_samples, student_seed
 from kdcl_dist.data.sources.opened import Tell
 from kdcl_dist.data.sources.opening import DataSets
@@ -241,7 +240,7 @@ class TrainingData:
                 seen.add(shapes)
                 where, rows = f"batch {number + 1} of {len(parts)} of {field}", len(parts[number])
                 for size in sorted({share_of(rows, replica, replicas) for replica in range(replicas)} - {0}):
-                    yield where, _repeated(inputs, size)
+                    yield where, repeated(inputs, size)
 
     def holdout_batches(self) -> Iterator[Batch]:
         """The held-out samples once, seen through the test view."""
@@ -334,11 +333,6 @@ def _checked_batch(field: str, views: AnyViews, ids_B: Ids, student: str | None 
         assert isinstance(inputs, Tensor)
         check_views(field, inputs, views.dataset.channels, student)
     return next(batches(views, [(0, ids_B)]))
-
-
-def _repeated(inputs: Inputs, size: int) -> Inputs:
-    """A batch of another size, of the same samples over and over."""
-    return map_tensors(inputs, lambda tensor: tensor[torch.arange(size) % len(tensor)])
 
 
 def _spaced(count: int, wanted: int) -> list[int]:

@@ -42,3 +42,8 @@ class Sentences:
 
     def sample(self, index: int) -> Sample:
         return sentence(index)
+
+
+def more() -> Sentences:
+    """As many as a test's training set has."""
+    return Sentences(48)

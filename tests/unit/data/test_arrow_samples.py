@@ -56,6 +56,7 @@ for number in range(count):
         opened += 1
     except DataError as error:
         assert chr(10) not in str(error)
+assert "pandas" not in sys.modules
 print(opened, count)
 """
 FIXED = SampleInfo(("x", "y"), "dict", (Column("t", "float32", (2, 2)),))
