@@ -6,9 +6,10 @@ import that, so this module imports nothing heavy and takes the function of a pr
 
 from __future__ import annotations
 
+import os
 import signal
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
@@ -83,7 +84,8 @@ def start(
         ours, theirs = context.Pipe()  # anew each time: a process may have been forked that is about to end
         output = None if log is None else Output(log)
         ends = None if output is None else output.ends
-        handle = context.Process(target=_enter, args=(entry, ends, theirs, *arguments), name=f"kdcl-{name}")
+        given = (dict(os.environ), entry, ends, theirs, *arguments)
+        handle = context.Process(target=_enter, args=given, name=f"kdcl-{name}")
         try:
             fork(handle, deadline)
             if log is not None:
@@ -104,7 +106,11 @@ def start(
     )
 
 
-def _enter(entry: str, ends: Ends | None, link: Connection, *arguments: Any) -> None:
+def _enter(
+    environment: Mapping[str, str], entry: str, ends: Ends | None, link: Connection, *arguments: Any
+) -> None:
+    os.environ.clear()  # the server's is of its own start: keys may have been set since
+    os.environ.update(environment)
     if ends is not None:
         redirect(ends)
     load_object(entry)(link, *arguments)

@@ -41,3 +41,8 @@ def write(link: Connection, *_: object) -> None:
         subprocess.Popen(["sleep", "600"])
     os.write(2, b"last words\n")
     os.abort()
+
+
+def tell_environment(link: Connection, name: str) -> None:
+    """Send the value of a variable of this process's environment."""
+    link.send(os.environ.get(name))

@@ -138,10 +138,14 @@ def test_the_end_and_its_error(run: Run) -> None:
     ],
 )
 def test_an_error_ends_the_lines(run: Run, error: BaseException, end: str) -> None:
-    with pytest.raises(type(error)), run.lines:
-        run.lines.handle(STARTED)
-        run.new()
-        raise error
+    def fails() -> None:
+        with run.lines:
+            run.lines.handle(STARTED)
+            run.new()
+            raise error
+
+    with pytest.raises(type(error)):
+        fails()
     assert run.new() == [end]
 
 
