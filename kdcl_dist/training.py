@@ -100,26 +100,25 @@ def train(
     check_trackers(recipe)
     told = LauncherLog(on_event)
     training_data = open_data(recipe, told.handle)
-    run = prepare(
-        recipe,
-        storage,
-        name,
-        resume=resume,
-        warn=lambda text: told.handle(Warned(text)),
-        recipe_file=recipe_file,
-    )
+    run = prepare(recipe, storage, name, resume=resume, warn=told.warn, recipe_file=recipe_file)
     begins = f", from step {run.step}" if run.start else ""
     told.handle(Note(f"run folder {displayed(run.folder.uri)}{begins}"))
-    if (record := read_record(run.folder)).get("state") == "finished":
-        on_event(Note("; ".join(filter(None, ["the run is finished already", record.get("stopped_early")]))))
-        catch_up(run, on_event)
-        on_event(Ended(finished=True))
-        return Result(run.folder.uri, True, scores_of(record))
-    samples = sum(len(ids) for ids in training_data.split)
-    update_record(run.folder, classes=len(training_data.train.classes), samples=samples)
-    run = replace(run, objects=known())
-    finished = launch(run, launcher, told, stop, save)
+    if read_record(run.folder).get("state") == "finished":
+        finished = _tell_finished(run, on_event)
+    else:
+        samples = sum(len(ids) for ids in training_data.split)
+        update_record(run.folder, classes=len(training_data.train.classes), samples=samples)
+        finished = launch(replace(run, objects=known()), launcher, told, stop, save)
     return Result(run.folder.uri, finished, scores_of(read_record(run.folder)))
+
+
+def _tell_finished(run: Run, on_event: Callable[[Event], None]) -> bool:
+    """Say that a run was finished before, and pass on what its trackers lack."""
+    early = read_record(run.folder).get("stopped_early")
+    on_event(Note("; ".join(filter(None, ["the run is finished already", early]))))
+    catch_up(run, on_event)
+    on_event(Ended(finished=True))
+    return True
 
 
 def _check_call(recipe: Recipe) -> None:

@@ -99,17 +99,7 @@ def train(  # noqa: PLR0913 - what is no field of a recipe
     """
     chosen, objects = _recipe_of(recipe, students, data, fields)
     carried = pickled(objects)
-    result = run_session(
-        chosen,
-        carried,
-        launcher=launcher,
-        storage=storage,
-        name=name,
-        resume=resume,
-        on_event=on_event,
-        callbacks=callbacks,
-        stop=stop,
-    )
+    result = run_session(chosen, carried, launcher, storage, name, resume, on_event, callbacks, stop)
     return result if recipe is not None else Run(result.path, objects=objects)
 
 

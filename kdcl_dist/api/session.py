@@ -20,10 +20,9 @@ from kdcl_dist.utils.objects import Objects, carrying
 __all__ = ["run_session"]
 
 
-def run_session(
+def run_session(  # noqa: PLR0917 - those of `train`
     recipe: Recipe,
     objects: Objects,
-    *,
     launcher: Launcher,
     storage: str,
     name: str | None,

@@ -6,7 +6,7 @@ import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
-from kdcl_dist.run.events import Event
+from kdcl_dist.run.events import Event, Warned
 from kdcl_dist.run.lines import RunLines
 from kdcl_dist.run.process_log import LAUNCHER, ProcessLog
 from kdcl_dist.run.storage import Folder
@@ -30,6 +30,10 @@ class LauncherLog:
         """Keep an event, and pass it on."""
         self._lines.handle(event)
         self._on_event(event)
+
+    def warn(self, text: str) -> None:
+        """Keep a warning, and pass it on."""
+        self.handle(Warned(text))
 
     @contextmanager
     def kept(self, run: Folder) -> Iterator[None]:

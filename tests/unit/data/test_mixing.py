@@ -7,8 +7,6 @@ import pytest
 import torch
 from cohorts import MakeRecipe
 from scipy import stats
-from timm.data.mixup import mixup_target
-from timm.loss import SoftTargetCrossEntropy
 from torchvision.transforms import v2
 
 from kdcl_dist.data.mixing import Box, Mix, mix_of_round
@@ -136,6 +134,9 @@ def test_cutmix_equals_torchvisions(box: Box, monkeypatch: pytest.MonkeyPatch) -
 @pytest.mark.parametrize("smoothing", [0.0, 0.1])
 @pytest.mark.parametrize("share", [0.0, 0.4, 0.9])
 def test_losses_equal_timms(share: float, smoothing: float) -> None:
+    from timm.data.mixup import mixup_target  # not at the top: it takes seconds
+    from timm.loss import SoftTargetCrossEntropy
+
     generator = torch.Generator().manual_seed(1)
     logits, labels = 3 * torch.randn(8, 5, generator=generator), torch.randint(5, (8,), generator=generator)
     expected = SoftTargetCrossEntropy()(logits, mixup_target(labels, 5, share, smoothing))
