@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass
 
@@ -126,7 +127,7 @@ def is_image(kind: pa.DataType) -> bool:
 def _check_names(schema: pa.Schema, where: str) -> None:
     if len(schema.names) > MAX_COLUMNS:
         raise DataError(f"{where}: {len(schema.names):,} columns, where {MAX_COLUMNS:,} are the most")
-    if twice := sorted({name for name in schema.names if schema.names.count(name) > 1}):
+    if twice := sorted(name for name, times in Counter(schema.names).items() if times > 1):
         raise DataError(f"{where}: column {twice[0]!r} is there more than once")
 
 
@@ -143,6 +144,8 @@ def _label(schema: pa.Schema, where: str, given: str | None) -> str:
             f"{where}: columns {_named(found)} may both be the label: name one in data.label, or with --label"
         )
     kind = schema.field(found[0]).type
+    if pa.types.is_null(kind):
+        raise DataError(f"{where}: column {found[0]!r} has no value: the table has no rows, or no labels")
     if not is_label(kind):
         raise DataError(
             f"{where}: column {found[0]!r} is {kind}; a label must be a whole number, text or a bool"

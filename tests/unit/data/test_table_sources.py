@@ -285,7 +285,7 @@ def test_tables_that_are_no_data_set(tmp_path: Path, columns: dict[str, Any], wo
         ("t.csv", b"a,a,label\n1,2,3\n", "column 'a' is there more than once"),
         ("t.csv", b"," * 200_000 + b"\n", "names more than 10,000 columns"),
         ("t.csv", b"x" * 3_000_000, "names more than 10,000 columns"),
-        ("t.csv", b"a,label\n", "column 'label' is null; a label must be"),
+        ("t.csv", b"a,label\n", "column 'label' has no value: the table has no rows"),
         ("t.jsonl", b"", "it has no lines"),
         ("t.jsonl", b'{"x": 1, "label": 0}\n{"x": ', "line 2 is not JSON"),
         ("t.jsonl", b'[{"x": 1, "label": 0}]\n', "line 1 is no object: write one a line"),
