@@ -42,6 +42,15 @@ class Moments:
         self.mean_F += shift_F * (len(values_NF) / total)
         self.count = total
 
+    def pooled(self) -> Moments:
+        """The moments of the numbers of all features together, as of one feature."""
+        pooled = Moments(1)
+        pooled.count = self.count * len(self.mean_F)
+        pooled.mean_F = self.mean_F.mean(keepdims=True)
+        spread = self.count * ((self.mean_F - pooled.mean_F) ** 2).sum()
+        pooled._squares_F = np.array([self._squares_F.sum() + spread])
+        return pooled
+
     @property
     def std_F(self) -> npt.NDArray[np.float64]:
         """The deviation of all rows, not of a sample of them."""

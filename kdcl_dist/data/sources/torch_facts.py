@@ -180,9 +180,11 @@ class _Gathered:
                 f"{where} differs from those before: {error}: all must have the same names, types and "
                 "shapes, of which the first axis alone may differ"
             ) from error
-        for column in filter(lambda each: each.is_floating, layout.columns):
-            values = named(sample)[column.name].detach().cpu().double().numpy()
-            self._moments.setdefault(column.name, Moments(column.features)).add(values)
+        for column in filter(lambda each: each.is_floating, self.layout.columns):
+            moments = self._moments.setdefault(column.name, Moments(column.features))
+            if len(moments.mean_F) != column.features:  # numbers of which there are not as many as before
+                moments = self._moments[column.name] = moments.pooled()
+            moments.add(named(sample)[column.name].detach().cpu().double().numpy())
 
     def _add_image(self, where: str, sample: Sample) -> None:
         if (reason := why_no_image(sample)) or channels_of(sample) != self.channels:

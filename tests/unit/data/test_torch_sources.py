@@ -135,6 +135,13 @@ def test_statistics_of_samples_are_those_of_what_training_sees() -> None:
     assert found.std == {"a": pytest.approx((numbers.std(), 0))}
 
 
+def test_statistics_of_signals_of_any_length() -> None:
+    signals = [torch.arange(3 + index % 4, dtype=torch.float64) * index for index in range(12)]
+    found, numbers = opened(Pairs(lambda index: signals[index], 12)), torch.cat(signals)
+    assert found.mean == {"input": pytest.approx((float(numbers.mean()),))}
+    assert found.std == {"input": pytest.approx((float(numbers.std(correction=0)),))}
+
+
 def test_class_names() -> None:
     data = Pairs(sequence)
     data.classes = ["cat", "dog", "cow"]
