@@ -36,10 +36,15 @@ def test_an_example_is_a_student(text: str, tmp_path: Path) -> None:
     package = {"timm": "timm", "hf": "transformers"}.get(library_of(Model.of(spec.model).name) or "")
     if package:
         pytest.importorskip(package, reason=f"the extra `{package}` is not installed")
-    network = models.build(spec.model, 5, 3)
+    of_words = "vocab_size" in text
+    network = models.build(spec.model, 5, None if of_words else 3)
     if spec.weights is not None:  # such as those of ImageNet
         safetensors = pytest.importorskip("safetensors.torch")
         safetensors.save_model(models.build(spec.model, 1000, 3), str(tmp_path / spec.weights))
         load_weights(network, str(tmp_path / spec.weights), fresh=head_of(network, str(spec.model), 5))
-    assert network.eval()(torch.rand(2, 3, 32, 32)).shape == (2, 5)
+    if of_words:
+        logits = network.eval()(input_ids=torch.ones(2, 7, dtype=torch.int64), attention_mask=torch.ones(2, 7))
+    else:
+        logits = network.eval()(torch.rand(2, 3, 32, 32))
+    assert logits.shape == (2, 5)
     build_optimizer(spec.optimizer, network)
