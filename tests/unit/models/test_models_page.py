@@ -43,7 +43,8 @@ def test_an_example_is_a_student(text: str, tmp_path: Path) -> None:
         safetensors.save_model(models.build(spec.model, 1000, 3), str(tmp_path / spec.weights))
         load_weights(network, str(tmp_path / spec.weights), fresh=head_of(network, str(spec.model), 5))
     if of_words:
-        logits = network.eval()(input_ids=torch.ones(2, 7, dtype=torch.int64), attention_mask=torch.ones(2, 7))
+        words = torch.ones(2, 7, dtype=torch.int64)
+        logits = network.eval()(input_ids=words, attention_mask=words)
     else:
         logits = network.eval()(torch.rand(2, 3, 32, 32))
     assert logits.shape == (2, 5)
