@@ -6,7 +6,7 @@ import threading
 import uuid
 from collections import defaultdict
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from statistics import median
@@ -16,6 +16,7 @@ from kdcl_dist.config.recipe import Recipe
 from kdcl_dist.config.rounds import RunSchedule
 from kdcl_dist.config.tracking import FILES, name_of
 from kdcl_dist.errors import CheckpointError, StorageError
+from kdcl_dist.launch.signals import stop_on_signals
 from kdcl_dist.membership.monitor import COORDINATOR
 from kdcl_dist.run.checkpoint import latest
 from kdcl_dist.run.creation import create
@@ -98,10 +99,12 @@ def try_run(
     check_trackers(recipe)
     told = LauncherLog(on_event)
     schedule = open_data(recipe, told.handle).schedule
-    with _temporary_run(_without_traces(recipe), storage, told.handle) as made:
+    request = nullcontext(stop) if stop else stop_on_signals(lambda text: told.handle(Note(text)))
+    # Around the folder's whole life: a SIGTERM that ended this process would leave the folder.
+    with request as requested, _temporary_run(_without_traces(recipe), storage, told.handle) as made:
         run = replace(made, dry_steps=steps)
         told.handle(Note(f"dry run of {steps} steps in {run.folder}, which is deleted at the end"))
-        if not launch(run, launcher, told, stop):
+        if not launch(run, launcher, told, requested):
             raise KeyboardInterrupt
         return _measure(run, schedule)
 

@@ -38,13 +38,12 @@ def compare(table: Path, launcher: str, storage: str, at_once: int | None) -> No
     The same command skips finished runs and resumes stopped ones. The results lie in the folder of the
     table's name below the storage.
     """
-    from rich.console import Console
-
+    from kdcl_dist.cli.lasting_output import lasting_console
     from kdcl_dist.compare.experiment import jobs_of, load_table
     from kdcl_dist.compare.summary import write_summary
     from kdcl_dist.run.storage import Folder
 
-    console = Console()
+    console = lasting_console()
     wanted = load_table(table)
     jobs = jobs_of(wanted, table.parent)
     folder = Folder(storage) / wanted.name

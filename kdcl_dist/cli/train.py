@@ -63,13 +63,12 @@ def train(
 
 def _try(recipe: Recipe, steps: int, launcher: str, storage: str, as_json: bool) -> None:
     """Take some steps and tell what they show; with JSON all else goes to standard error."""
-    from rich.console import Console
-
+    from kdcl_dist.cli.lasting_output import lasting_console
     from kdcl_dist.cli.training_display import display
     from kdcl_dist.cli.trial_display import memory_table, trial_lines
     from kdcl_dist.trial import try_run
 
-    with display(Console(stderr=as_json)) as shown:
+    with display(lasting_console(stderr=as_json)) as shown:
         found = try_run(
             recipe,
             steps,
@@ -80,7 +79,7 @@ def _try(recipe: Recipe, steps: int, launcher: str, storage: str, as_json: bool)
     if as_json:
         click.echo(json.dumps(found.as_dict(), indent=2))
         return
-    Console().print(memory_table(found))
+    lasting_console().print(memory_table(found))
     for line in trial_lines(found):
         echo(line)
 
@@ -94,8 +93,7 @@ def _train(
     name: str | None,
     resume: bool,
 ) -> None:
-    from rich.console import Console
-
+    from kdcl_dist.cli.lasting_output import lasting_console
     from kdcl_dist.cli.training_display import display, results_table
     from kdcl_dist.config.differences import changes
     from kdcl_dist.run.events import Note
@@ -103,7 +101,7 @@ def _train(
     from kdcl_dist.run.uris import displayed
     from kdcl_dist.training import train as run_training
 
-    console = Console()
+    console = lasting_console()
     chosen = resumed_recipe(wanted, digest, overrides, storage, name) if resume else wanted
     with display(console) as shown:
         if kept := changes(wanted, chosen):

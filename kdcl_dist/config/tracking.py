@@ -17,6 +17,8 @@ __all__ = ["FILES", "NAMED", "MLflow", "OwnTracker", "Sampled", "Tracker", "Wand
 NAMED = "name of a tracker"
 #: Trackers that write into the run folder; they have no fields.
 FILES = ("tensorboard", "csv")
+#: Credentials of a URI: before an "@" of the server, or after a ":" without a port; they may have a "/".
+CREDENTIALS = r"://([^/]*@|[^/\[]*:(?!\d*(/|$)).*@)"
 #: Parameters of a URI that are no business of a recipe.
 SECRET = r"[?&][^=&]*(password|passwd|secret|token|key)[^=&]*="
 
@@ -62,11 +64,15 @@ class MLflow(Sampled):
     @model_validator(mode="after")  # an error of the field itself would show its value
     def _uri_has_no_secret(self) -> MLflow:
         uri = self.uri or ""
-        if "@" in urlsplit(uri).netloc or re.search(SECRET, uri, re.IGNORECASE):
+        if re.search(CREDENTIALS, uri) or re.search(SECRET, uri, re.IGNORECASE):
             raise ValueError(
                 "uri: holds a user, password or token, which no recipe shall hold: give the URI without it, "
                 "and MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD in the environment"
             )
+        try:
+            urlsplit(uri)  # last: its errors quote a password
+        except ValueError as error:
+            raise ValueError(f"uri: {error}") from None
         return self
 
 

@@ -22,6 +22,7 @@ from kdcl_dist.errors import RecipeError
         ("[{name: csv}, {name: wandb, project: p, every_steps: 50}]", ["csv", "wandb"]),
         ("['my:T', {name: 'my.own:U', to: [1, x]}]", ["my:T", "my.own:U"]),
         ("[{name: mlflow, uri: 'http://h:5000/path@x'}]", ["mlflow"]),
+        ("[{name: mlflow, uri: 'http://[::1]:5000/path@x'}]", ["mlflow"]),
         ("[{name: mlflow, uri: 'sqlite:////tmp/a@b.db'}]", ["mlflow"]),
     ],
 )
@@ -54,6 +55,7 @@ def test_tensorboard_is_the_default(make_recipe: MakeRecipe) -> None:
             "tracking.0.every_steps: Input should be greater than 0 (got 0)",
         ),
         ("[{project: p}]", "tracking.0: must be the name of a tracker"),
+        ("[{name: mlflow, uri: 'http://[::1/'}]", "tracking.0: uri: Invalid IPv6 URL"),
         ("[5]", "tracking.0: must be the name of a tracker"),
         ("csv", "tracking: Input should be a valid list (got 'csv')"),
         ("[csv, {name: csv}]", "tracking: 'csv' is there more than once"),
@@ -69,7 +71,20 @@ def test_mistakes_are_one_line(items: str, words: str, make_recipe: MakeRecipe) 
 
 @pytest.mark.parametrize(
     "uri",
-    ["http://me:hidden@h:1", "http://hidden@h", "https://h/?api_key=hidden", "https://h/?x=1&Token=hidden"],
+    [
+        *(
+            "http://me:hidden@h:1",
+            "http://hidden@h",
+            "https://h/?api_key=hidden",
+            "https://h/?x=1&Token=hidden",
+        ),
+        *(
+            "http://me:hid/hidden@h:1",
+            "http://me:a@b/hidden@h",
+            "http://me:hidden\u2100x@h",
+            "http://[x:hidden@h",
+        ),
+    ],
 )
 def test_a_uri_with_a_secret_is_refused_unseen(uri: str, make_recipe: MakeRecipe) -> None:
     with pytest.raises(RecipeError, match=r"tracking\.0: uri: holds a user, password or token") as found:
