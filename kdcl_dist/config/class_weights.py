@@ -1,4 +1,4 @@
-"""The weights of classes in a recipe."""
+"""Weights by name in a recipe: of classes, and of teachers."""
 
 from __future__ import annotations
 
@@ -6,9 +6,21 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field
 
-__all__ = ["ClassWeights"]
+__all__ = ["ClassWeights", "Weights", "check_weights"]
 
 LARGEST = 1e6
+Weights = dict[str, Annotated[float, Field(gt=0, le=LARGEST)]]
+
+
+def check_weights(value: dict[str, Any]) -> None:
+    """See that each weight is one.
+
+    Raises:
+        ValueError: one is not.
+    """
+    for name, weight in value.items():
+        if isinstance(weight, bool) or not (isinstance(weight, (int, float)) and 0 < weight <= LARGEST):
+            raise ValueError(f"the weight of {name!r} must be a number above 0, 1e6 at most (got {weight!r})")
 
 
 def _check(value: Any) -> Any:
@@ -20,13 +32,9 @@ def _check(value: Any) -> Any:
             "must be 'balanced', or a weight for each class by its name, as {cat: 1, dog: 2.5}; a name that "
             "is a number needs quotes"
         )
-    for name, weight in value.items():
-        if isinstance(weight, bool) or not (isinstance(weight, (int, float)) and 0 < weight <= LARGEST):
-            raise ValueError(f"the weight of {name!r} must be a number above 0, 1e6 at most (got {weight!r})")
+    check_weights(value)
     return value
 
 
 #: "balanced", or a weight for each class by its name; None: all weights are 1.
-ClassWeights = Annotated[
-    Literal["balanced"] | dict[str, Annotated[float, Field(gt=0, le=LARGEST)]] | None, BeforeValidator(_check)
-]
+ClassWeights = Annotated[Literal["balanced"] | Weights | None, BeforeValidator(_check)]

@@ -2,11 +2,20 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt, model_validator
+from pydantic import (
+    BeforeValidator,
+    Field,
+    NonNegativeFloat,
+    NonNegativeInt,
+    PositiveFloat,
+    PositiveInt,
+    model_validator,
+)
 
 from kdcl_dist.config.base import Name, Own, Precision, Strict, named
+from kdcl_dist.config.class_weights import Weights, check_weights
 from kdcl_dist.distillation.methods import METHODS
 from kdcl_dist.utils.import_strings import IMPORT_STRING, is_import_string
 
@@ -17,6 +26,17 @@ if TYPE_CHECKING:
 else:
     Method = Literal[tuple(METHODS)]
 ImportString = Annotated[str, Field(pattern=rf"^{IMPORT_STRING}$")]
+
+
+def _check_teacher(value: Any) -> Any:
+    """See that the value is one of both forms; a union would tell an error of each."""
+    if isinstance(value, dict) and all(isinstance(name, str) for name in value):
+        check_weights(value)
+    elif not isinstance(value, str | None):
+        raise ValueError(
+            "must be a student's name, or a weight for each of several by its name, as {a: 1, b: 2}"
+        )
+    return value
 
 
 class OwnMethod(Own):
@@ -94,9 +114,16 @@ class Distillation(Strict):
         description="Number format of logits and soft targets in messages. 16 bits halve the traffic and "
         "round the values.",
     )
-    teacher: Name | None = Field(
-        default=None, description="Name of the student that does not learn, for method `teacher` only."
+    teacher: Annotated[Name | Weights | None, BeforeValidator(_check_teacher)] = Field(
+        default=None,
+        description="Name of the frozen student that teaches, or weights of several by their names, such as "
+        "`{old: 2, large: 1}`; for method `teacher` only.",
     )
+
+    @property
+    def teachers(self) -> dict[str, float]:
+        """The weights of the frozen students that teach alone, by name."""
+        return {self.teacher: 1.0} if isinstance(self.teacher, str) else dict(self.teacher or {})
 
     @property
     def own_method(self) -> OwnMethod | None:
@@ -149,7 +176,7 @@ class Distillation(Strict):
     @model_validator(mode="after")
     def _teacher_goes_with_its_method(self) -> Distillation:
         taught = [name for name, method in METHODS.items() if method.teacher]
-        if (self.method in taught) != (self.teacher is not None):
+        if (self.method in taught) != bool(self.teachers) or self.teacher == {}:
             raise ValueError(
                 f"method {' or '.join(map(repr, taught))} and the field teacher go together "
                 f"(method is {self.method!r}, teacher is {self.teacher!r})"

@@ -110,16 +110,16 @@ class Recipe(Strict):
     def ends_schedule(self, student: Student) -> bool:
         """Whether a student's learning rate depends on the run's epochs."""
         independent = isinstance(student.schedule, (Constant, MultiStep)) or student.epochs is not None
-        return not independent and not self.is_teacher(student)
+        return not independent and not self.is_frozen(student)
 
     def augment_of(self, student: Student) -> list[dict[str, Any]]:
         """The training transforms of a student, as `kdcl_dist.data.views.Transforms` takes them."""
         chosen = self.data.augment if student.augment is None else student.augment
         return [transform.item() for transform in chosen]
 
-    def is_teacher(self, student: Student) -> bool:
-        """Whether the student is the frozen teacher of the cohort."""
-        return student.name == self.distillation.teacher
+    def is_frozen(self, student: Student) -> bool:
+        """Whether the student never learns: a frozen one, or a teacher of method `teacher`."""
+        return student.frozen or student.name in self.distillation.teachers
 
     def warnings(self) -> list[str]:
         """Settings that are allowed but hardly intended, one line each."""
@@ -155,28 +155,31 @@ def _trackers_differ(recipe: Recipe) -> None:
         raise ValueError(f"tracking: {twice[0]!r} is there more than once")
 
 
-def _teacher_exists(recipe: Recipe) -> None:
-    teacher = recipe.distillation.teacher
-    if teacher is None:
-        return
-    found = [student for student in recipe.students if student.name == teacher]
-    if not found:
+def _teachers_exist(recipe: Recipe) -> None:
+    for name in recipe.distillation.teachers:
+        if name not in recipe.names:
+            raise ValueError(
+                f"distillation.teacher: no student is named {name!r} (have {', '.join(recipe.names)})"
+            )
+
+
+def _frozen_students_only_teach(recipe: Recipe) -> None:
+    frozen = [student for student in recipe.students if recipe.is_frozen(student)]
+    for student in frozen:
+        who = "the teacher" if student.name in recipe.distillation.teachers else "the student"
+        for field, value, why in (
+            ("weights", student.weights is None, "so its weights must be given (got null)"),
+            ("transfer", student.transfer, f"so it cannot learn a new head (got {student.transfer!r})"),
+            ("ema", student.ema, "so its weights have no average"),
+            ("epochs", student.epochs, f"so it has no epochs in which it learns (got {student.epochs})"),
+        ):
+            if value:
+                raise ValueError(f"students.{student.name}.{field}: {who} is frozen, {why}")
+    if len(frozen) == len(recipe.students):
         raise ValueError(
-            f"distillation.teacher: no student is named {teacher!r} (have {', '.join(recipe.names)})"
+            f"students: a cohort needs at least one student that learns, besides the frozen "
+            f"{', '.join(student.name for student in frozen)}"
         )
-    if found[0].weights is None:
-        raise ValueError(
-            f"students.{teacher}.weights: the teacher is frozen, so its weights must be given (got null)"
-        )
-    if found[0].transfer is not None:
-        raise ValueError(
-            f"students.{teacher}.transfer: the teacher is frozen, so it cannot learn a new head "
-            f"(got {found[0].transfer!r})"
-        )
-    if found[0].ema is not None:
-        raise ValueError(f"students.{teacher}.ema: the teacher is frozen, so its weights have no average")
-    if len(recipe.students) < 2:
-        raise ValueError("students: a teacher needs at least one student besides itself (got 1)")
 
 
 def _weights_have_holdout(recipe: Recipe) -> None:
@@ -248,7 +251,7 @@ def _last_epoch_has_a_learner(recipe: Recipe) -> None:
                 f"students.{student.name}.epochs: {student.epochs} is more than the run has: epochs is "
                 f"{recipe.epochs}"
             )
-    learners = [student for student in recipe.students if not recipe.is_teacher(student)]
+    learners = [student for student in recipe.students if not recipe.is_frozen(student)]
     if all(recipe.epochs_of(student) < recipe.epochs for student in learners):
         raise ValueError(f"epochs: {recipe.epochs} is more than any student learns for; lower it")
 
@@ -275,7 +278,8 @@ def _only_validation_decides(recipe: Recipe) -> None:
 CHECKS = (
     _names_differ,
     _trackers_differ,
-    _teacher_exists,
+    _teachers_exist,
+    _frozen_students_only_teach,
     _weights_have_holdout,
     _validation_has_samples,
     _only_validation_decides,

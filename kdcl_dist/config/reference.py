@@ -134,7 +134,7 @@ TAIL = """\
 Of `resources.gpu` the warning comes with the start, if a student's device is of another kind than before.
 Every other change makes another run and is an error. With a larger `epochs` a finished run goes on too.
 They cannot grow where a student's learning rate depends on them: with every schedule but `constant` and
-`multistep`, unless the student has `epochs` of its own or is the frozen teacher. Then start a new run with
+`multistep`, unless the student has `epochs` of its own or is frozen. Then start a new run with
 the `weights` of its students. `--resume` without `--name` takes the latest run of the
 recipe's name that has a checkpoint.
 

@@ -67,7 +67,9 @@ class Student(Strict):
     `transfer` is for `weights` of another task: the last linear layer starts afresh. With `probe` only that
     layer learns, with `finetune` all layers do.
 
-    A student with fewer `epochs` than the run ends its schedule there, and goes on teaching as it is.
+    A student with fewer `epochs` than the run ends its schedule there, and goes on teaching as it is. A
+    `frozen` student only teaches, from its `weights`: it runs in evaluation mode, without a backward pass and
+    without an optimiser. `precision`, `compile`, `replicas` and `resources` are those of its forward passes.
 
     `channels_last` and `compile` make the training steps faster on many GPUs, and change last bits of the
     results.
@@ -87,6 +89,11 @@ class Student(Strict):
         default=None,
         description="Initial weights: a file of `torch.save(model.state_dict())`, or the student's part of a "
         "checkpoint. `null`: random.",
+    )
+    frozen: bool = Field(
+        default=False,
+        description="Whether the student never learns. It needs `weights`; the teachers of method `teacher` "
+        "are frozen anyway.",
     )
     transfer: Literal["probe", "finetune"] | None = Field(
         default=None,

@@ -76,8 +76,7 @@ class Aggregator:
         self.recipe, self.bank, self.window_check = recipe, bank, window_check
         self.names = recipe.names
         count = len(self.names)
-        teacher = recipe.distillation.teacher
-        self.teacher = None if teacher is None else self.names.index(teacher)
+        self.teachers = [self.names.index(name) for name in recipe.distillation.teachers]
         self.present = list(range(count))
         self.weights_S = torch.full((count,), 1 / count, dtype=torch.float64)
         self.method: str | TargetMethod = recipe.distillation.method_name
@@ -134,7 +133,7 @@ class Aggregator:
             parts = with_largest_classes(parts, known)
         else:
             known = recall(self.bank, parts, self.present, self.names, step)
-            covered = known.covered(self.teacher)
+            covered = known.covered(self.teachers)
         target_BC = self.soft_target(covered, step, epoch)
         target = None if target_BC is None else Target(covered.ids, largest_class(covered.labels), target_BC)
         return Answer(parts, known, target, known.bad)
@@ -146,14 +145,14 @@ class Aggregator:
         students have their peers' logits from the gather.
 
         Raises:
-            NonFiniteLogits: the teacher's logits are not finite.
+            NonFiniteLogits: no teacher's logits are finite.
             MethodError: a method of the user's own fails, or gives no log-probabilities.
         """
         distillation = self.recipe.distillation
         if not distillation.sends_target:
             return None
-        if self.teacher is not None and self.teacher in aligned.bad:
-            raise self._not_finite(self.teacher)
+        if self.teachers and set(self.teachers) <= {*aligned.bad}:
+            raise self._not_finite(self.teachers[0])
         return log_soft_target(
             self.method,
             aligned.logits,

@@ -44,17 +44,17 @@ class Aligned(NamedTuple):
         """The samples of which all students have logits."""
         return self if self.age is None else self.at((self.age >= 0).all(dim=0))
 
-    def covered(self, teacher: int | None) -> Aligned:
+    def covered(self, teachers: Sequence[int]) -> Aligned:
         """The samples that can have a soft target.
 
         Args:
-            teacher: the index of the student that alone gives the target; None: at least two students must
+            teachers: indices of the students that alone give the target. Without: at least two students must
                 have logits of a sample, so that each has a peer's.
         """
         if self.age is None:
             return self
         present_SB = self.age >= 0
-        return self.at(present_SB.sum(dim=0) > 1 if teacher is None else present_SB[teacher])
+        return self.at(present_SB[list(teachers)].any(dim=0) if teachers else present_SB.sum(dim=0) > 1)
 
 
 def align(parts: Sequence[Contribution], present: Sequence[int], names: Sequence[str]) -> Aligned:

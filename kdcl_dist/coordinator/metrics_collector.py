@@ -276,5 +276,5 @@ class MetricsCollector:
 def _sources(recipe: Recipe) -> list[list[int]]:
     """For each student the peers whose logits form its soft target."""
     students = range(len(recipe.students))
-    sources = [i for i in students if recipe.is_teacher(recipe.students[i])] or list(students)
+    sources = [recipe.names.index(name) for name in recipe.distillation.teachers] or list(students)
     return [[source for source in sources if source != index] for index in students]

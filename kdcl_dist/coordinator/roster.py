@@ -45,10 +45,11 @@ class Roster:
 
     def has_quorum(self) -> bool:
         """Whether the students that are not away suffice for a generation."""
-        failure, teacher = self.recipe.failure, self.recipe.distillation.teacher
+        failure = self.recipe.failure
         least = 1 if failure.policy == "stop" else min(failure.min_students, len(self.students))
         remaining = self._remaining()
-        return len(remaining) >= least and (teacher is None or self.recipe.names.index(teacher) in remaining)
+        teachers = {self.recipe.names.index(name) for name in self.recipe.distillation.teachers}
+        return len(remaining) >= least and (not teachers or not teachers.isdisjoint(remaining))
 
     def named(self, names: Collection[str | None]) -> set[int]:
         """The students that are named, themselves or by one of their workers."""

@@ -8,6 +8,7 @@ Shapes: S students, P peers, B batch, C classes.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -30,7 +31,7 @@ class Context:
             None with peers.
         state: the method's own, kept from step to step. Checkpoints hold it, so its values are tensors,
             numbers, texts, and lists and dicts of them. Not with peers.
-        teacher: the name of the frozen teacher, if there is one.
+        teacher: the name of the frozen teacher, or the weights of several by their names; None: none.
         student: with peers, the name of the student that learns.
     """
 
@@ -39,7 +40,7 @@ class Context:
     students: tuple[str, ...] = ()
     weights_S: Tensor | None = None
     state: dict[str, Any] = field(default_factory=dict)
-    teacher: str | None = None
+    teacher: str | Mapping[str, float] | None = None
     student: str | None = None
 
     def of(self, there_S: Tensor) -> Context:
@@ -85,7 +86,7 @@ class Method:
         target: of a method with one soft target for all students.
         peer_loss: of a method that teaches student by student. Neither: students learn alone.
         holdout: whether the students' weights on held-out samples are needed.
-        teacher: whether a frozen teacher is needed.
+        teacher: whether frozen teachers are needed.
         one_class: whether a sample must have one true class, which a mixed one has not.
     """
 
@@ -138,9 +139,19 @@ def _dml(
 
 
 def _teacher(logits_SBC: Tensor, labels_B: Tensor, temperature: float, context: Context) -> Tensor:
-    if context.teacher not in context.students:
+    import torch
+
+    from kdcl_dist.distillation import ensembles
+
+    weights = context.teacher if isinstance(context.teacher, Mapping) else {context.teacher: 1.0}
+    places = [place for place, name in enumerate(context.students) if name in weights]
+    if not places:
         raise ValueError(f"teacher: {context.teacher!r} is none of {', '.join(context.students) or 'nobody'}")
-    return (logits_SBC[context.students.index(context.teacher)] / temperature).log_softmax(dim=1)
+    if len(places) == 1:
+        return (logits_SBC[places[0]] / temperature).log_softmax(dim=1)
+    given = [weights[context.students[place]] for place in places]
+    weights_N = torch.tensor(given, dtype=torch.float64) / sum(given)
+    return ensembles.general_log(logits_SBC[places], weights_N, temperature)
 
 
 #: The methods by name, in the order of the recipe's reference. To add one, add its entry and its function.
@@ -159,7 +170,9 @@ METHODS: dict[str, Method] = {
     "mean": Method("the mean of the students' logits.", _mean),
     "dml": Method("the probabilities of each peer (deep mutual learning).", peer_loss=_dml),
     "teacher": Method(
-        "the probabilities of one frozen student with given `weights`.", _teacher, teacher=True
+        "the probabilities of a frozen student with given `weights`, or their mean over several.",
+        _teacher,
+        teacher=True,
     ),
 }
 

@@ -72,7 +72,7 @@ class StudentCosts:
     Attributes:
         costs: cost of a step by the number of samples of one worker; at least one, all with samples.
         threads: CPU cores that one worker keeps busy; 0 if it computes on a GPU.
-        gradient_bytes: size of the gradients that its replicas average; 0 for a frozen teacher.
+        gradient_bytes: size of the gradients that its replicas average; 0 for a frozen student.
         counts: numbers of replicas that may be proposed; each divides the batch size.
     """
 

@@ -165,7 +165,7 @@ def _costs(
 
 def _gradient_bytes(recipe: Recipe, index: int, shape: tuple[int, int | None]) -> int:
     student = recipe.students[index]
-    if recipe.is_teacher(student):
+    if recipe.is_frozen(student):
         return 0
     network = models.build(student.model, *shape)
     if has_lazy_layers(network):

@@ -236,7 +236,8 @@ def _rehearsing(student: Student) -> Iterator[None]:
         averages = student.average.tensors.values() if student.average else ()
         with _unchanged(student.model, averages):
             student.average = copy.copy(student.average)
-            student.optimizer = build_optimizer(student.spec.optimizer, student.model)
+            if not student.frozen:
+                student.optimizer = build_optimizer(student.spec.optimizer, student.model)
             student.scaler = torch.amp.GradScaler(student.device.type, enabled=student.scaler.is_enabled())
             yield
     finally:

@@ -53,7 +53,7 @@ class Student:
         channels: of its images; None: its samples are no images.
         device: of the network.
         resumed: whether a state is loaded next, so that the recipe's initial weights are not needed.
-        trains: whether the student needs an optimiser, which may be the user's own code.
+        trains: whether a student that is not frozen gets its optimiser, which may be the user's own code.
         example: gives a few samples of the student's; a network with lazy layers needs it.
 
     Raises:
@@ -78,7 +78,7 @@ class Student:
         self.replicas: Replicas | None = None
         self.loss = StudentLoss(recipe.distillation, self.spec, device)
         self.seed = student_seed(recipe.seed, index, self.spec.seed)
-        self.frozen = recipe.is_teacher(self.spec)
+        self.frozen = recipe.is_frozen(self.spec)
         keep_graphs()
         self.model, self.compiles = self._initial_network(channels, example)
         self.head = head_of(self.model, str(self.spec.model), classes) if self.spec.transfer else None
@@ -95,7 +95,7 @@ class Student:
         self.training_network = self.network
         self.buffers = list(self.model.buffers())
         self.saved_buffers = [buffer.clone() for buffer in self.buffers]
-        if trains:
+        if trains and not self.frozen:
             self.optimizer = self._built_optimizer()
         self.scaler = torch.amp.GradScaler(device.type, enabled=self.spec.precision == "fp16")
         self.dtype = AUTOCAST.get(self.spec.precision)
@@ -182,7 +182,7 @@ class Student:
         return sum(parameter.numel() for parameter in self.model.parameters())
 
     def learns(self, epoch: int) -> bool:
-        """Whether the student learns in an epoch: a teacher never, others until their own last epoch."""
+        """Whether the student learns in an epoch: a frozen one never, others until their own last epoch."""
         return not self.frozen and epoch < self.recipe.epochs_of(self.spec)
 
     def forward(self, inputs: Inputs, step: int, part: int = 0, *, learns: bool = True) -> Tensor:
@@ -302,13 +302,12 @@ class Student:
 
     def state_dict(self) -> dict[str, Any]:
         """The state that a resumed student needs; `model` loads strictly into the plain network."""
-        average = {"ema": self.average.state_dict(self.model)} if self.average else {}
-        return {
-            "model": self.model.state_dict(),
-            "optimizer": self.optimizer.state_dict(),
-            "scaler": self.scaler.state_dict(),
-            **average,
-        }
+        state: dict[str, Any] = {"model": self.model.state_dict()}
+        if not self.frozen:
+            state |= {"optimizer": self.optimizer.state_dict(), "scaler": self.scaler.state_dict()}
+        if self.average is not None:
+            state["ema"] = self.average.state_dict(self.model)
+        return state
 
     def load_weights(self, state: dict[str, Any]) -> None:
         """Load what a test needs of the state of `state_dict`."""
@@ -319,8 +318,9 @@ class Student:
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Load the state of `state_dict`."""
         self.load_weights(state)
-        load_optimizer(self.optimizer, state["optimizer"])
-        self.scaler.load_state_dict(state["scaler"])
+        if not self.frozen:
+            load_optimizer(self.optimizer, state["optimizer"])
+            self.scaler.load_state_dict(state["scaler"])
 
     def _draw(self, purpose: Purpose, step: int, part: int) -> int:
         """The seed of the random numbers of a part of a step.

@@ -27,12 +27,17 @@ from kdcl_dist.utils.seeding import Purpose, derive, permutation
 NO_TARGET = ("none", "dml", "examples.custom.right:loss")
 
 
-def soft_target(method: str, logits: list[Tensor], y: Tensor, T: float, w: Tensor, teacher: int) -> Tensor:
+def soft_target(
+    method: str, logits: list[Tensor], y: Tensor, T: float, w: Tensor, teachers: dict[int, float]
+) -> Tensor:
     """log p at temperature T."""
     z = torch.stack(logits)
     rows = torch.arange(len(y))
+    if method == "teacher" and len(teachers) == 1:
+        return F.log_softmax(logits[next(iter(teachers))] / T, dim=1)
     if method == "teacher":
-        return F.log_softmax(logits[teacher] / T, dim=1)
+        w = torch.tensor(list(teachers.values()), dtype=torch.float64)
+        z, w, method = z[list(teachers)], w / w.sum(), "general"
     if method in ("mean", "nets:sharpened"):
         return F.log_softmax(z.mean(dim=0) / T, dim=1)
     if method == "naive":
@@ -93,9 +98,12 @@ def train(
         if s.weights:
             nets[i].load_state_dict(torch.load(s.weights, weights_only=True))
         optims.append(optimizer_of(s.optimizer, nets[i]))
-    teacher = recipe.names.index(recipe.distillation.teacher) if recipe.distillation.teacher else -1
+    given = recipe.distillation.teacher or {}
+    given = {given: 1.0} if isinstance(given, str) else given
+    teachers = {i: given[name] for i, name in enumerate(recipe.names) if name in given}
     w = torch.full((S,), 1 / S, dtype=torch.float64)
-    last = [0 if i == teacher else s.epochs or recipe.epochs for i, s in enumerate(recipe.students)]
+    students = enumerate(recipe.students)
+    last = [0 if s.frozen or i in teachers else s.epochs or recipe.epochs for i, s in students]
     T_epoch, k = len(train_ids) // recipe.batch_size, recipe.accumulate
     B = recipe.batch_size // k
     W = T_epoch if recipe.distillation.window == "epoch" else recipe.distillation.window
@@ -139,7 +147,7 @@ def train(
             target: dict[int, Tensor] = {}
             if W > 1 and method != "none":
                 target = windowed_targets(
-                    recipe, bank, all_sent, mine, labels, epoch * T_epoch + step, w, teacher
+                    recipe, bank, all_sent, mine, labels, epoch * T_epoch + step, w, teachers
                 )
             elif method not in NO_TARGET:
                 aligned = [all_sent[i][np.argsort(mine[i])] for i in range(S)]
@@ -149,7 +157,7 @@ def train(
                     )
                     aligned = [z]
                 sorted_y = torch.stack([y[id] for id in np.sort(ids).tolist()])
-                rows = soft_target(method, aligned, sorted_y, T, w, teacher)
+                rows = soft_target(method, aligned, sorted_y, T, w, teachers)
                 target = dict(zip(np.sort(ids).tolist(), rows, strict=True))
             target = {id: on_the_wire(recipe, row) for id, row in target.items()}
             losses = []
@@ -370,7 +378,7 @@ def windowed_targets(
     labels: Tensor,
     step: int,
     w: Tensor,
-    teacher: int,
+    teachers: dict[int, float],
 ) -> dict[int, Tensor]:
     """log p of the samples of a step that have one: all logits are kept first, then samples taken singly."""
     S, oldest = len(sent), recipe.distillation.max_staleness
@@ -382,13 +390,13 @@ def windowed_targets(
         there = [
             i for i in range(S) if (i, id) in bank and (oldest is None or step - bank[i, id][0] <= oldest)
         ]
-        if (teacher not in there) if teacher >= 0 else len(there) < 2:
+        if not set(teachers) & set(there) if teachers else len(there) < 2:
             continue
         z = [fresh.get((i, id), bank[i, id][1].float())[None] for i in there]
         share = w[there] if len(there) == S or w[there].sum() == 0 else w[there] / w[there].sum()
-        place = there.index(teacher) if teacher >= 0 else -1
+        places = {there.index(i): share for i, share in teachers.items() if i in there}
         T = recipe.distillation.temperature
-        found[id] = soft_target(recipe.distillation.method, z, labels[[id]], T, share, place)[0]
+        found[id] = soft_target(recipe.distillation.method, z, labels[[id]], T, share, places)[0]
     return found
 
 

@@ -77,6 +77,16 @@ def test_shipped_recipes_load(path: Path) -> None:
         ("distillation.method=teacher", ["teacher"]),
         ("distillation={method: teacher, teacher: three}", ["three"]),
         ("distillation={method: teacher, teacher: one}", ["students.one.weights"]),
+        (
+            "distillation={method: teacher, teacher: {one: 0}}",
+            ["distillation.teacher: the weight of 'one'", "0"],
+        ),
+        ("distillation={method: teacher, teacher: {}}", ["teacher is {}"]),
+        ("distillation.teacher={}", ["teacher is {}"]),
+        ("distillation.teacher=[one]", ["distillation.teacher: must be a student's name, or a weight"]),
+        ("distillation={method: teacher, teacher: {three: 1}}", ["distillation.teacher", "three"]),
+        ("students.one.frozen=true", ["students.one.weights: the student is frozen"]),
+        ("students.one.frozen=1", ["students.0.frozen", "1"]),
         ("distillation.method=general", ["data.holdout_per_class"]),
         ("students=[]", ["students"]),
         ("students.1.name=one", ["one", "differ"]),
@@ -212,6 +222,22 @@ def test_a_frozen_teacher_has_no_average() -> None:
     parse_recipe(MINIMAL, [*teacher, "students.two.ema={}"])
     with pytest.raises(RecipeError, match=r"students\.one\.ema: the teacher is frozen"):
         parse_recipe(MINIMAL, [*teacher, "students.one.ema={}"])
+
+
+@pytest.mark.parametrize(
+    ("field", "words"),
+    [
+        ("students.one.transfer=probe", "students.one.transfer: the student is frozen, so it cannot"),
+        ("students.one.epochs=2", "students.one.epochs: the student is frozen, so it has no epochs"),
+        ("students.two={name: two, model: mlp, weights: w.pt, frozen: true}", "besides the frozen one, two"),
+    ],
+)
+def test_what_a_frozen_student_excludes(field: str, words: str) -> None:
+    frozen = ["students.one.weights=one.pt", "students.one.frozen=true"]
+    parse_recipe(MINIMAL, frozen)
+    with pytest.raises(RecipeError) as caught:
+        parse_recipe(MINIMAL, [*frozen, field])
+    assert words in str(caught.value)
 
 
 def test_students_that_start_identical_give_a_warning() -> None:

@@ -93,6 +93,17 @@ def test_no_generation_without_the_teacher() -> None:
     assert found.awaited() == [0, 1, 2, 3]
 
 
+def test_one_of_two_teachers_suffices() -> None:
+    cohort = COHORT.replace("{name: a, model: mlp}", "{name: a, model: mlp, weights: w}")
+    cohort = cohort.replace("{name: c, model: mlp}", "{name: c, model: mlp, weights: w}")
+    method = "distillation={method: teacher, teacher: {a: 1, c: 2}}"
+    found = roster(method, "failure.min_students=1", cohort=cohort)
+    found.remove([0])
+    assert found.has_quorum()
+    found.remove([2])
+    assert not found.has_quorum()
+
+
 def test_students_leave_and_come_back() -> None:
     found = roster("failure.min_students=1")
     found.remove([0, 1])

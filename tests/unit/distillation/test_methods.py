@@ -39,5 +39,10 @@ def test_the_teacher_alone_gives_the_target() -> None:
     for present in (None, present_SB):
         found_BC = log_soft_target("teacher", logits_SBC, labels_B, 3.0, None, present, context)
         assert torch.equal(found_BC, torch.log_softmax(logits_SBC[1] / 3.0, dim=1))
+    both = Context(students=("a", "b", "c"), teacher={"a": 1.0, "b": 3.0})
+    p_SBC = torch.softmax(logits_SBC / 3.0, dim=2)
+    found_BC = log_soft_target("teacher", logits_SBC, labels_B, 3.0, None, present_SB, both)
+    assert torch.allclose(found_BC[:2].exp(), (p_SBC[0] + 3 * p_SBC[1])[:2] / 4, atol=1e-6)
+    assert torch.equal(found_BC[2:], torch.log_softmax(logits_SBC[1, 2:] / 3.0, dim=1))
     with pytest.raises(ValueError, match="teacher: None is none of nobody"):
         log_soft_target("teacher", logits_SBC, labels_B, 3.0)
