@@ -34,7 +34,7 @@ def _check_teacher(value: Any) -> Any:
         check_weights(value)
     elif not isinstance(value, str | None):
         raise ValueError(
-            "must be a student's name, or a weight for each of several by its name, as {a: 1, b: 2}"
+            "must be a student's name, or a weight for each of several by its name, as {old: 1, large: 2}"
         )
     return value
 
