@@ -1,239 +1,143 @@
-"""Settings that make a step fast on a GPU, measured with CUDA events.
+"""All measurements for docs/gpu.md on a machine with one GPU, in one command of at most eight minutes.
 
     python -m benchmarks.gpu --out docs/results/gpu.md
 
-Four tables, each relative to a baseline that alternates with its cases: a student's step by precision,
-layout, compiler and optimiser; copies between host and GPU, pinned or not; a step of two students on one GPU
-with kdcl relative to the slower one without kdcl; the exchange's bytes over NCCL and gloo, if there are two
-GPUs. Without a GPU the command ends with exit code 2; `--device cpu` runs the same lines on the processor.
+Each part is a table that a process of its own measures, row by row, with a limit of its time. A part that
+fails or takes too long keeps the rows that it has, and the next part begins. After each part the page is
+written, with all figures beside it as JSON. A machine without a GPU ends the command with exit code 2;
+`--device cpu --quick` runs the same lines there on small networks: its figures mean nothing.
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
+import json
 import os
+import signal
+import subprocess
 import sys
-from collections.abc import Callable, Mapping
-from functools import partial
+import tempfile
+import time
+from collections.abc import Mapping
 from pathlib import Path
-from statistics import median
 from typing import Any, NamedTuple
 
 import torch
-import torch.distributed as dist
-from torch import Tensor
 
-from benchmarks.device_timer import alternate, milliseconds
-from benchmarks.figures import Figure
-from benchmarks.gpu_cohort import cohort_and_alone
-from kdcl_dist.config.recipe_file import parse_recipe
-from kdcl_dist.student.dry_run import try_step
-from kdcl_dist.student.optimizer import build_optimizer
-from kdcl_dist.student.student import Student
+from benchmarks.gpu_mps import Mps, MpsError
+from benchmarks.gpu_page import page
+from kdcl_dist.utils.devices import usable_gpus
 
-__all__ = ["figures", "main"]
-
-#: torch's annotations lack its functions that start processes.
-multiprocessing: Any = torch.multiprocessing
+__all__ = ["PARTS", "main"]
 
 
-class Net(NamedTuple):
-    """A network with its usual image size, classes and batch."""
+class Part(NamedTuple):
+    """A table of the page.
 
-    name: str
-    side: int
-    classes: int
-    batch: int
-
-
-NETS = (Net("resnet18", 224, 1000, 128), Net("resnet50", 224, 1000, 128), Net("wrn_16_2", 32, 100, 128))
-QUICK = (Net("cnn_small", 8, 10, 16),)
-#: The first variant is the baseline of the others.
-VARIANTS: dict[str, dict[str, Any]] = {
-    "fp32": {"precision": "fp32"},
-    "fp32, foreach optimiser": {"precision": "fp32", "fused": False},
-    "fp32, channels_last": {"precision": "fp32", "channels_last": True},
-    "fp32, compile": {"precision": "fp32", "compile": True},
-    "bf16": {"precision": "bf16"},
-    "bf16, channels_last": {"precision": "bf16", "channels_last": True},
-    "bf16, channels_last, compile": {"precision": "bf16", "channels_last": True, "compile": True},
-    "fp16": {"precision": "fp16"},
-    "fp16, foreach optimiser": {"precision": "fp16", "fused": False},
-    "fp16, channels_last": {"precision": "fp16", "channels_last": True},
-}
-
-
-def step_of(net: Net, device: torch.device, variant: Mapping[str, Any]) -> Callable[[], None]:
-    """One training step of one student on a fixed batch, with a soft target, without an exchange."""
-    fields = {key: value for key, value in variant.items() if key != "fused"}
-    recipe = parse_recipe(
-        f"batch_size: {net.batch}\ndata: {{train: none, test: none}}\n"
-        f"students: [{{name: one, model: {net.name}, resources: {{cpu: {torch.get_num_threads()}}}}}]",
-        [f"students.one.{key}={str(value).lower()}" for key, value in fields.items()],
-    )
-    student = Student(recipe, 0, classes=net.classes, channels=3, device=device)
-    student.optimizer = build_optimizer(student.spec.optimizer, student.model, variant.get("fused"))
-    images, labels = (
-        torch.randn(net.batch, 3, net.side, net.side),
-        torch.randint(net.classes, (net.batch,)),
-    )
-    target = torch.randn(net.batch, net.classes).log_softmax(dim=1)
-    try_step(student, images, labels)
-    images = images.to(device)  # another table measures copies
-
-    def step() -> None:
-        losses = student.loss(student.forward(images, 0), labels, target)
-        student.learn(losses.total, 0.01)
-
-    return step
-
-
-def steps(nets: tuple[Net, ...], device: torch.device, rounds: int, compiler: bool) -> dict[str, list[float]]:
-    """Milliseconds of each variant, by network."""
-    found: dict[str, list[float]] = {}
-    names = [name for name, variant in VARIANTS.items() if compiler or not variant.get("compile")]
-    for net in nets:
-        built = [step_of(net, device, VARIANTS[name]) for name in names]
-        for name, value in zip(names, alternate(built, device, rounds), strict=True):
-            found.setdefault(name, []).append(value)
-    return found
-
-
-def copies(device: torch.device, rounds: int) -> dict[str, tuple[float, float]]:
-    """Milliseconds of copies between host and device: from and to plain memory, and pinned memory.
-
-    The figures contain the host's wait for the end of a copy. They leave out another gain of a pinned copy:
-    the host need not wait for earlier work on the device.
+    Attributes:
+        rows: the module and generator function that gives its rows.
+        limit_s: for all rows.
+        mps: whether it runs under NVIDIA's MPS.
     """
-    shapes = {
-        "logits to the host, 128 x 100": (128, 100),
-        "logits to the host, 256 x 1000": (256, 1000),
-        "images to the device, 128 x 3 x 224 x 224": (128, 3, 224, 224),
-    }
-    cuda = device.type == "cuda"
-    found = {}
-    for name, shape in shapes.items():
-        on_device = torch.randn(shape, device=device)
-        plain, pinned = torch.randn(shape), torch.randn(shape, pin_memory=cuda)
-        if "to the host" in name:
-            pairs = [partial(_copy, plain, on_device), partial(_copy, pinned, on_device)]
-        else:
-            pairs = [partial(_copy, on_device, plain), partial(_copy, on_device, pinned)]
-        first, second = alternate(pairs, device, rounds, repeats=20)
-        found[name] = first, second
-    return found
+
+    rows: str
+    limit_s: float
+    mps: bool = False
 
 
-def _copy(to: Tensor, source: Tensor) -> None:
-    to.copy_(source, non_blocking=True)
+#: In the order in which they are measured: the first are worth most.
+PARTS: Mapping[str, Part] = {
+    "equality": Part("benchmarks.gpu_equality:rows", 90),
+    "own device": Part("benchmarks.gpu_cohort:own_device", 150),
+    "shared device": Part("benchmarks.gpu_cohort:shared_device", 100),
+    "shared device, MPS": Part("benchmarks.gpu_cohort:shared_device", 100, mps=True),
+    "copies": Part("benchmarks.gpu_step:copies", 40),
+    "settings": Part("benchmarks.gpu_step:plain_settings", 90),
+    "compile": Part("benchmarks.gpu_step:compiled_settings", 150),
+    "collectives": Part("benchmarks.gpu_step:collectives", 60),
+}
+#: Seconds below which no further part begins.
+LEAST_S = 10.0
 
 
-def backends(device: torch.device, rounds: int) -> dict[str, float]:
-    """Milliseconds of all_gather and broadcast of 128 x 100 logits among devices, by backend."""
-    devices = torch.cuda.device_count() if device.type == "cuda" else 2
-    if devices < 2:
-        return {}
-    found = {}
-    for name in ("gloo", "nccl") if device.type == "cuda" else ("gloo",):
-        queue = multiprocessing.get_context("spawn").SimpleQueue()
-        port = 29_500 + os.getpid() % 1000
-        multiprocessing.spawn(_collectives, (devices, name, device.type, port, rounds, queue), nprocs=devices)
-        found[name] = queue.get()
-    return found
+def measure(name: str, limit_s: float, device: str, quick: bool) -> dict[str, Any]:
+    """A part's rows, each a dictionary, its seconds, and why there are no more, if it broke off."""
+    part, began = PARTS[name], time.monotonic()
+    with tempfile.TemporaryDirectory() as folder:
+        file = Path(folder, "rows.jsonl")
+        try:
+            with Mps() if part.mps and device == "cuda" else contextlib.nullcontext({}) as environment:
+                command = [sys.executable, "-m", "benchmarks.gpu_part", part.rows, str(file), device]
+                failed = _run([*command, *(["quick"] if quick else [])], folder, environment, limit_s)
+        except MpsError as error:
+            failed = str(error)
+        lines = file.read_text().splitlines() if file.exists() else []
+        rows = [json.loads(line) for line in lines]
+    return {"rows": rows, "seconds": time.monotonic() - began, "failed": failed}
 
 
-def _collectives(rank: int, size: int, backend: str, kind: str, port: int, rounds: int, queue: Any) -> None:
-    """One rank: logits start and end on the device; gloo moves them through pinned memory of the host."""
-    torch.set_num_threads(1)
-    device = torch.device("cpu") if kind == "cpu" else torch.device("cuda", rank)
-    dist.init_process_group(backend, init_method=f"tcp://127.0.0.1:{port}", rank=rank, world_size=size)
-    logits = torch.randn(128, 100, device=device)
-    where = device if backend == "nccl" else torch.device("cpu")
-    pinned = kind == "cuda" and backend == "gloo"
-    buffer = torch.empty(128, 100, device=where, pin_memory=pinned)
-    parts = [torch.empty_like(buffer) for _ in range(size)]
-
-    def round_trip() -> None:
-        buffer.copy_(logits)
-        dist.all_gather(parts, buffer)
-        dist.broadcast(buffer, src=size - 1)
-        logits.copy_(buffer, non_blocking=True)
-
-    seconds = [milliseconds(round_trip, device, repeats=20) for _ in range(rounds + 1)]
-    if rank == 0:
-        queue.put(median(seconds[1:]))
-    dist.destroy_process_group()
+def _run(command: list[str], folder: str, more: dict[str, str], limit_s: float) -> str | None:
+    """Run a part's process with all that it starts; why it failed."""
+    environment = os.environ | {"TMPDIR": folder} | more
+    with Path(folder, "output").open("w+b") as output:
+        process = subprocess.Popen(
+            command, env=environment, stdout=output, stderr=subprocess.STDOUT, start_new_session=True
+        )
+        try:
+            code = process.wait(limit_s)
+        except subprocess.TimeoutExpired:
+            return f"took longer than its {limit_s:.0f} s"
+        finally:
+            with contextlib.suppress(ProcessLookupError):  # the session is this process's and its children's
+                os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
+        output.seek(0)
+        last = output.read().decode(errors="replace").strip().splitlines()[-12:]
+    return None if code == 0 else "\n".join([f"exit code {code}", *last])
 
 
-def page(device: torch.device, rounds: int, quick: bool, compiler: bool) -> str:
-    """All tables with their conditions, as Markdown."""
-    nets = QUICK if quick else NETS
-    name = torch.cuda.get_device_name(device) if device.type == "cuda" else "no GPU, on the processor"
-    lines = [
-        "# On a GPU",
-        "",
-        f"{name}, {os.cpu_count()} cores, PyTorch {torch.__version__}; {rounds} alternating rounds, medians;",
-        f"load average at the start {os.getloadavg()[0]:.1f}. Made by `python -m benchmarks.gpu`.",
-        "",
-        "| a step, ms | "
-        + " | ".join(f"{net.name}, {net.side} px, batch {net.batch}" for net in nets)
-        + " |",
-        "| --- |" + " ---: |" * len(nets),
-    ]
-    found = steps(nets, device, rounds, compiler)
-    first = next(iter(found.values()))
-    for variant, values in found.items():
-        cells = (f"{value:.2f} ({value / base:.2f})" for value, base in zip(values, first, strict=True))
-        lines.append(f"| {variant} | {' | '.join(cells)} |")
-    lines += ["", "In brackets: ratio to fp32.", "", "| a copy | plain ms | pinned ms | ratio |"]
-    lines += ["| --- | ---: | ---: | ---: |"]
-    for what, (plain, pinned) in copies(device, rounds).items():
-        lines.append(f"| {what} | {plain:.3f} | {pinned:.3f} | {pinned / plain:.2f} |")
-    alone, cohort = cohort_and_alone(device, rounds, quick)
-    lines += [
-        "",
-        f"Two students on one device: a step takes {alone:.2f} ms for the slower one without kdcl, and",
-    ]
-    lines += [f"{cohort:.2f} ms with kdcl, ratio {cohort / alone:.2f}.", ""]
-    exchanged = ", ".join(f"{backend} {value:.3f} ms" for backend, value in backends(device, rounds).items())
-    lines += [f"all_gather and broadcast of 128 x 100 logits: {exchanged or 'needs two devices'}."]
-    return "\n".join(lines) + "\n"
-
-
-def figures(quick: bool = False) -> list[Figure]:
-    """Lines of the speed table; none without a GPU."""
-    if not torch.cuda.is_available():
-        return []
-    device, net = torch.device("cuda"), QUICK[0] if quick else NETS[0]
-    names = ("fp32", "bf16", "bf16, channels_last")
-    times = alternate([step_of(net, device, VARIANTS[name]) for name in names], device, 3)
-    what = f"{net.name}, batch {net.batch}, step relative to fp32"
-    return [
-        Figure("gpu", f"{name}: {what}", value / times[0], 1.0)
-        for name, value in zip(names[1:], times[1:], strict=True)
-    ]
+def conditions(device: str, quick: bool) -> dict[str, Any]:
+    """The machine and the versions."""
+    found: dict[str, Any] = {"device": "CPU", "cores": os.cpu_count(), "torch": torch.__version__}
+    if device == "cuda":
+        cudnn = torch.backends.cudnn.version()  # type: ignore[no-untyped-call]
+        found |= {"device": torch.cuda.get_device_name(0), "cuda": torch.version.cuda, "cudnn": cudnn}
+    return found | {"load": round(os.getloadavg()[0], 1), "quick": quick, "began": time.strftime("%Y-%m-%d")}
 
 
 def main() -> None:
-    """Measure, print the page, and write it to --out."""
+    """Measure all parts; write the page and the JSON to --out after each."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("--device", default="cuda", choices=["cuda", "cpu"])
-    parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--quick", action="store_true", help="one small network")
-    parser.add_argument("--no-compile", action="store_true", help="skip the variants with the compiler")
-    parser.add_argument("--out", type=Path)
+    parser.add_argument(
+        "--quick", action="store_true", help="small networks and few steps: a test of the lines"
+    )
+    parser.add_argument("--minutes", type=float, default=8.0, help="limit of the whole (default 8)")
+    parser.add_argument("--only", choices=PARTS, action="append", help="measure only this part")
+    parser.add_argument("--out", type=Path, help="the page; the JSON has its name and the ending .json")
     arguments = parser.parse_args()
-    if arguments.device == "cuda" and not torch.cuda.is_available():
+    if arguments.device == "cuda" and not usable_gpus():
         print("benchmarks.gpu: this machine has no GPU that PyTorch can use (--device cpu)", file=sys.stderr)
         raise SystemExit(2)
-    device = torch.device(arguments.device)
-    if device.type == "cpu":
-        torch.set_num_threads(1)  # a check that every line runs; its times mean nothing
-    text = page(device, arguments.rounds, arguments.quick, not arguments.no_compile)
-    print(text)
-    if arguments.out:
-        arguments.out.parent.mkdir(parents=True, exist_ok=True)
-        arguments.out.write_text(text)
+    deadline = time.monotonic() + 60 * arguments.minutes
+    found: dict[str, Any] = {"conditions": conditions(arguments.device, arguments.quick), "parts": {}}
+    for name in arguments.only or PARTS:
+        limit_s = min(PARTS[name].limit_s * (10 if arguments.quick else 1), deadline - time.monotonic())
+        if limit_s < LEAST_S:
+            found["parts"][name] = {"rows": [], "seconds": 0.0, "failed": "no time was left"}
+            continue
+        found["parts"][name] = done = measure(name, limit_s, arguments.device, arguments.quick)
+        text = page(found)
+        if arguments.out:
+            arguments.out.parent.mkdir(parents=True, exist_ok=True)
+            arguments.out.write_text(text)
+            arguments.out.with_suffix(".json").write_text(json.dumps(found, indent=1) + "\n")
+        end = f": {done['failed']}" if done["failed"] else ""
+        print(
+            f"{name}: {len(done['rows'])} rows in {done['seconds']:.0f} s{end}", file=sys.stderr, flush=True
+        )
+    print(page(found))
 
 
 if __name__ == "__main__":

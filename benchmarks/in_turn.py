@@ -26,13 +26,13 @@ __all__ = ["InTurn"]
 
 
 class InTurn:
-    """All students of a recipe in this process."""
+    """All students of a recipe in this process, and on one device."""
 
-    def __init__(self, recipe: Recipe) -> None:
+    def __init__(self, recipe: Recipe, device: torch.device | str = "cpu") -> None:
         self.recipe, self.training_data = recipe, TrainingData.open(recipe)
         classes = len(self.training_data.train.classes)
         self.students = [
-            Student.of(self.training_data, index, device=torch.device("cpu"))
+            Student.of(self.training_data, index, device=torch.device(device))
             for index in range(len(recipe.students))
         ]
         bank = make_bank(recipe, len(self.training_data.train), classes)
@@ -48,7 +48,7 @@ class InTurn:
                 self.step(epoch * schedule.steps_per_epoch + step)
             if schedule.holdout_batches:
                 for batch in self.training_data.holdout_batches():
-                    logits = torch.stack([student.predict(batch.inputs) for student in self.students])
+                    logits = torch.stack([student.predict(batch.inputs).cpu() for student in self.students])
                     self.coordinator.add_holdout(Aligned(batch.ids, batch.labels, logits))
                 self.coordinator.update_weights()
         return self.test()
@@ -70,7 +70,7 @@ class InTurn:
             for student, batch, learning in zip(self.students, batches, learns, strict=True)
         ]
         sent = [
-            self._as_sent(student.contribution(own, step, part))
+            self._as_sent(student.contribution(own, step, part).cpu())
             for student, own in zip(self.students, logits, strict=True)
         ]
         parts = [Contribution(b.ids, b.labels, z) for b, z in zip(batches, sent, strict=True)]
@@ -97,7 +97,7 @@ class InTurn:
         """Loss, top1 and top5 on the test samples, by student and for the ensemble."""
         scores = {name: Scores() for name in (*self.recipe.names, ENSEMBLE)}
         for batch in self.training_data.test_batches():
-            logits = torch.stack([student.predict(batch.inputs) for student in self.students])
+            logits = torch.stack([student.predict(batch.inputs).cpu() for student in self.students])
             for name, own in zip(self.recipe.names, logits, strict=True):
                 scores[name].add_logits(own, batch.labels)
             aligned = Aligned(batch.ids, batch.labels, logits)

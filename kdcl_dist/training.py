@@ -7,6 +7,7 @@ import threading
 from collections.abc import Callable
 from contextlib import nullcontext, suppress
 from dataclasses import dataclass, replace
+from importlib import import_module
 from typing import Literal
 
 from kdcl_dist.config.recipe import Recipe
@@ -97,6 +98,8 @@ def train(
     _check_call(recipe)
     if launcher == "local":
         start_server()  # imports while this process prepares the run
+    else:
+        import_module("kdcl_dist.launch.ray")  # says at once that Ray is missing
     check_trackers(recipe)
     told = LauncherLog(on_event)
     training_data = open_data(recipe, told.handle)
