@@ -100,7 +100,7 @@ def _per_image(load: Callable[[], Iterable[Any]]) -> float:
     stream = iter(load())
     next(stream)
     started = time.perf_counter()
-    images = sum(len(batch[-1]) for batch in stream)
+    images = sum(len(batch[0]) for batch in stream)
     return (time.perf_counter() - started) / images
 
 

@@ -20,6 +20,7 @@ from kdcl_dist.launch.signals import stop_on_signals
 from kdcl_dist.membership.monitor import COORDINATOR
 from kdcl_dist.run.checkpoint import latest
 from kdcl_dist.run.creation import create
+from kdcl_dist.run.data_wait import read_data_wait
 from kdcl_dist.run.events import Event, Note, Warned
 from kdcl_dist.run.launcher_log import LauncherLog
 from kdcl_dist.run.metrics import read_metrics
@@ -44,6 +45,7 @@ class Trial:
         checkpoint_bytes: size of a checkpoint.
         checkpoints: how many the run keeps at most, while it writes one.
         metrics_bytes: size of the run's metrics, TensorBoard's included, in proportion to its steps.
+        data_wait: the students whose data hold up the steps, and the remedy; None: no student's do.
     """
 
     processes: dict[str, Usage]
@@ -53,6 +55,7 @@ class Trial:
     checkpoint_bytes: int
     checkpoints: int
     metrics_bytes: int
+    data_wait: str | None
 
     @property
     def step_s(self) -> float:
@@ -157,6 +160,7 @@ def _measure(run: Run, schedule: RunSchedule) -> Trial:
         checkpoint_bytes=sum(part.bytes for part in manifest.parts.values()),
         checkpoints=recipe.checkpoint.keep + 1 + best,
         metrics_bytes=round(written * schedule.epochs * schedule.steps_per_epoch / len(steps_s)),
+        data_wait=read_data_wait(folder.uri),
     )
 
 

@@ -96,6 +96,7 @@ def _train(
     from kdcl_dist.cli.lasting_output import lasting_console
     from kdcl_dist.cli.training_display import display, results_table
     from kdcl_dist.config.differences import changes
+    from kdcl_dist.run.data_wait import read_data_wait
     from kdcl_dist.run.events import Note
     from kdcl_dist.run.prepare import resumed_recipe
     from kdcl_dist.run.uris import displayed
@@ -117,6 +118,8 @@ def _train(
         )
     if result.metrics:
         console.print(results_table(result.metrics, "test results"))
+    if waits := read_data_wait(result.path):
+        echo(waits)
     echo(f"run folder: {displayed(result.path)}")
     if not result.finished:
         echo("stopped after a checkpoint; continue with --resume", err=True)

@@ -37,6 +37,7 @@ def trial_lines(trial: Trial) -> list[str]:
         "without tests and checkpoints",
         f"a checkpoint: {_bytes(trial.checkpoint_bytes)}",
         f"the run: at most about {_bytes(trial.run_bytes)} ({sizes}), and its logs",
+        *filter(None, [trial.data_wait]),
     ]
 
 

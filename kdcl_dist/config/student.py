@@ -23,7 +23,7 @@ __all__ = ["Ema", "Resources", "Student", "Worker"]
 
 
 #: Names of other parts of a run folder; files of a student with such a name would overwrite them.
-RESERVED_NAMES = ("coordinator", "ensemble", "manifest")
+RESERVED_NAMES = ("coordinator", "ensemble", "launcher", "manifest")
 
 
 class Resources(Strict):

@@ -271,7 +271,7 @@ class _CoordinatorRuntime:
 
     def _record_start(self, run: Run, schedule: RunSchedule, workers: Sequence[WorkerInfo]) -> None:
         assert self.state is not None
-        fields = ("host", "pid", "device", "parameters", "peak_memory")
+        fields = ("host", "pid", "device", "parameters", "peak_memory", "cores")
         placement = {worker.name: {field: asdict(worker)[field] for field in fields} for worker in workers}
         update_record(
             run.folder,

@@ -14,6 +14,7 @@ from kdcl_dist.data.dataset import (
     SampleDataset,
     fingerprint,
 )
+from kdcl_dist.data.decode import decoders
 from kdcl_dist.data.first_samples import check_samples
 from kdcl_dist.utils.text import NAME, shown
 
@@ -53,16 +54,18 @@ def _of_origin(dataset: Dataset) -> list[tuple[str, str]]:
 
 
 def _of_images(dataset: ImageDataset) -> list[tuple[str, str]]:
+    decoder = []
     if not isinstance(dataset, ArrowDataset):
         image = f"the first is {_shape(dataset.image(0).shape)} {dataset.image(0).dtype}"
     elif dataset.info.shape:
         image = f"{_shape(dataset.info.shape)} raw uint8"
     else:
-        image = "JPEG or PNG"
+        image, decoder = "JPEG or PNG", [("decoder", decoders())]
     return [
         ("images", f"{image}, channels: {dataset.channels}"),
         ("mean", _numbers(dataset.mean)),
         ("std", _numbers(dataset.std)),
+        *decoder,
     ]
 
 

@@ -9,6 +9,7 @@ import gc
 import math
 import multiprocessing
 import sys
+import time
 import warnings
 from collections.abc import Generator, Iterable, Iterator, Sequence
 from typing import Any, NamedTuple
@@ -37,12 +38,14 @@ class Batch(NamedTuple):
     """ids_B int64, labels_B int64, and the inputs of the network; images_BCHW are float32, normalised.
 
     `loss_labels` are what a loss takes: the labels, or class probabilities (B, C) where a run mixes samples.
+    `load_s` is how long the process that made the inputs took, in seconds.
     """
 
     ids: Tensor
     labels: Tensor
     inputs: Inputs
     loss_labels: Tensor
+    load_s: float
 
 
 class BatchSpec(NamedTuple):
@@ -82,8 +85,8 @@ def mixed_batches(
     for loaded in here if workers == 0 else _data_loader(load, schedule, workers, timeout_s):
         if isinstance(loaded, KdclError):
             raise loaded
-        spec, inputs = loaded
-        yield _batch(views[spec.views].dataset, spec, inputs)
+        spec, inputs, load_s = loaded
+        yield _batch(views[spec.views].dataset, spec, inputs, load_s)
 
 
 def _data_loader(
@@ -138,9 +141,9 @@ def _unchanged(loaded: Any) -> Any:
     return loaded
 
 
-#: What a worker sends: the spec and its inputs, or an error. An error that is raised in a worker would lose
-#: its fields.
-_Loaded = tuple[BatchSpec, Inputs] | KdclError
+#: What a worker sends: the spec, its inputs and the seconds that they took, or an error. An error that is
+#: raised in a worker would lose its fields.
+_Loaded = tuple[BatchSpec, Inputs, float] | KdclError
 
 
 class _BatchDataset:
@@ -150,16 +153,20 @@ class _BatchDataset:
         self.views = views
 
     def __getitem__(self, spec: BatchSpec) -> _Loaded:
-        views, mix = self.views[spec.views], spec.mix
-        ids_N = spec.ids_B if mix is None else mix.needed(spec.ids_B)
+        started_s = time.perf_counter()
         try:
-            if isinstance(views, SampleViews):
-                return spec, views.batch(spec.epoch, ids_N)
-            views_NCHW = views.batch(spec.epoch, ids_N)
+            inputs = self._inputs(spec)
         except KdclError as error:
             return error
-        images_NCHW = normalise(views_NCHW, views.dataset.mean, views.dataset.std)
-        return spec, images_NCHW if mix is None else mix.images(ids_N, images_NCHW)
+        return spec, inputs, time.perf_counter() - started_s
+
+    def _inputs(self, spec: BatchSpec) -> Inputs:
+        views, mix = self.views[spec.views], spec.mix
+        ids_N = spec.ids_B if mix is None else mix.needed(spec.ids_B)
+        if isinstance(views, SampleViews):
+            return views.batch(spec.epoch, ids_N)
+        images_NCHW = normalise(views.batch(spec.epoch, ids_N), views.dataset.mean, views.dataset.std)
+        return images_NCHW if mix is None else mix.images(ids_N, images_NCHW)
 
 
 class _ScheduleSampler:
@@ -172,13 +179,13 @@ class _ScheduleSampler:
         return iter(self.schedule)
 
 
-def _batch(dataset: Dataset, spec: BatchSpec, inputs: Inputs) -> Batch:
+def _batch(dataset: Dataset, spec: BatchSpec, inputs: Inputs, load_s: float) -> Batch:
     labels_N, mix = np.asarray(dataset.labels, np.int64), spec.mix
     labels_B = loss_labels = torch.from_numpy(labels_N[spec.ids_B])
     if mix is not None:
         partners_B = torch.from_numpy(labels_N[mix.partners])
         loss_labels = mix.labels(labels_B, partners_B, len(dataset.classes))
-    return Batch(torch.from_numpy(spec.ids_B), labels_B, inputs, loss_labels)
+    return Batch(torch.from_numpy(spec.ids_B), labels_B, inputs, loss_labels, load_s)
 
 
 def normalise(images_BCHW: Tensor, mean: Sequence[float], std: Sequence[float]) -> Tensor:

@@ -9,6 +9,7 @@ objects of a damaged footer can end the process.
 from __future__ import annotations
 
 from collections.abc import Collection, Iterator
+from functools import lru_cache
 from typing import Any
 
 import pyarrow as pa
@@ -60,12 +61,16 @@ def open_parquet(
     footer = int.from_bytes(data[-TAIL:-4], "little")
     if len(data) < footer + TAIL:
         raise ValueError("it has no footer of Parquet")
-    metadata, _ = read_struct(data[-TAIL - footer : -TAIL], 0)
-    _check(metadata, data, columns)
+    _check(_metadata(bytes(data[-TAIL - footer : -TAIL])), data, columns)
     limit = max(1, footer)  # a list in the footer has at most as many items as bytes
     return pq.ParquetFile(
         pa.BufferReader(content), thrift_string_size_limit=limit, thrift_container_size_limit=limit, **options
     )
+
+
+@lru_cache(maxsize=1)  # a table is opened for its columns, its labels and each pass over its rows
+def _metadata(footer: bytes) -> Fields:
+    return read_struct(memoryview(footer), 0)[0]
 
 
 def _check(metadata: Fields, data: memoryview, columns: Collection[str] | None) -> None:

@@ -36,7 +36,7 @@ __all__ = [
 ]
 
 MAGIC = 0x4B44434C
-PROTOCOL = 4
+PROTOCOL = 5
 #: The most students of one cohort; each has a bit in the header of the coordinator's answer.
 MAX_STUDENTS = 256
 
@@ -60,6 +60,7 @@ class Flag(IntFlag):
 class StepMetrics(NamedTuple):
     """A student's figures of one training step, which its next message carries. Seconds end in _s.
 
+    `data_s` is how long the student waited for its batch, `load_s` how long some process took to make it.
     `skipped` is 1 if the student skipped its update, since the gradient was not finite. The last two are of
     `kdcl_dist.distillation.diagnostics.Conflict`, and NaN where they were not measured.
     """
@@ -75,6 +76,7 @@ class StepMetrics(NamedTuple):
     exchange_s: float = 0.0
     backward_s: float = 0.0
     step_s: float = 0.0
+    load_s: float = 0.0
     skipped: float = 0.0
     gradient_cosine: float = math.nan
     gradient_ratio: float = math.nan

@@ -1,7 +1,8 @@
 """What a process writes to its standard output and error, C libraries included: passed on, and kept in a log.
 
 The process writes to two pipes, which a thread of its launcher reads: so the last words of a process that is
-killed arrive, and no disk that is full or slow holds the process up.
+killed arrive, and no disk that is full or slow holds the process up. Whole lines are passed on, with the
+process's name before each, so that none can be taken for one of the run itself.
 """
 
 from __future__ import annotations
@@ -16,6 +17,8 @@ import threading
 from multiprocessing import connection
 from multiprocessing.connection import Connection
 from typing import TYPE_CHECKING
+
+from kdcl_dist.launch.output_lines import Lines
 
 if TYPE_CHECKING:
     from kdcl_dist.run.process_log import ProcessLog
@@ -71,11 +74,11 @@ class Output:
         self._over.close()
         self._thread.join(CLOSE_S)  # longer only where this process's own output is held up
         if failure is not None:
-            self.log.write(f"{failure}\n".encode(errors="replace"))
+            self.log.lines(Lines().take(f"{failure}\n".encode(errors="replace")))
 
     def _pass_on(self) -> None:
         """Read until no process holds an end, or until the process is over and all is read."""
-        is_over = False
+        is_over, lines = False, {target: Lines() for target in STANDARD}
         with selectors.DefaultSelector() as selector:
             for reader, target in zip(self._readers, STANDARD, strict=True):
                 selector.register(reader, selectors.EVENT_READ, target)
@@ -85,13 +88,19 @@ class Output:
                     break
                 for key, _ in ready:
                     if key.data is not None and (data := os.read(key.fd, BLOCK_BYTES)):
-                        self.log.write(data)
-                        _write_all(key.data, data)
+                        self._put(key.data, lines[key.data].take(data))
                     else:
                         is_over |= key.data is None
                         selector.unregister(key.fileobj)
+        for target in STANDARD:
+            self._put(target, lines[target].end())
         for reader in (*self._readers, self._is_over):
             reader.close()
+
+    def _put(self, target: int, lines: list[str]) -> None:
+        if lines:
+            self.log.lines(lines)
+            _write_all(target, "".join(f"{self.log.name} | {line}\n" for line in lines).encode())
 
 
 def _write_all(target: int, data: bytes) -> None:

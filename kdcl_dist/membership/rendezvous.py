@@ -31,7 +31,8 @@ REQUESTS, GENERATION, COMPLETED, FAILED = "requests", "generation", "completed",
 class WorkerInfo:
     """What one student's worker reports to the cohort before its first step.
 
-    `peak_memory` is that of its rehearsal, in bytes; see `kdcl_dist.student.dry_run`.
+    `peak_memory` is that of its rehearsal, in bytes; see `kdcl_dist.student.dry_run`. `cores` counts those
+    of its host on which it may run.
     """
 
     name: str
@@ -44,6 +45,7 @@ class WorkerInfo:
     data: dict[str, str]
     versions: dict[str, str]
     peak_memory: int = 0
+    cores: int = 0
 
 
 @dataclass(frozen=True)

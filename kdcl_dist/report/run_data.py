@@ -13,6 +13,7 @@ import pyarrow.compute as pc
 
 from kdcl_dist.config.recipe import Recipe
 from kdcl_dist.errors import RunFolderError
+from kdcl_dist.run.data_wait import data_wait, last_times
 from kdcl_dist.run.metrics import BEST, ENSEMBLE, averages_of, read_metrics
 from kdcl_dist.run.record import read_record, scores_of
 from kdcl_dist.run.run import load_run
@@ -64,6 +65,7 @@ class RunData:
         record: the content of run.json.
         curves: means over each epoch of every recorded quantity.
         not_finite: number of recorded values that are NaN or infinite; no mean includes them.
+        data_wait: of `kdcl_dist.run.data_wait`; empty where it has nothing to say.
     """
 
     uri: str
@@ -71,6 +73,7 @@ class RunData:
     record: Mapping[str, Any]
     curves: Mapping[Key, Curve] = field(default_factory=dict)
     not_finite: int = 0
+    data_wait: str = ""
 
     @property
     def label(self) -> str:
@@ -146,8 +149,8 @@ def load(uri: str) -> RunData:
         raise RunFolderError(
             f"{displayed(uri)!r} has no metrics yet (state: {state}): the first come after an epoch"
         )
-    curves, not_finite = aggregate(table)
-    return RunData(folder.uri, recipe, record, curves, not_finite)
+    waits = data_wait(recipe, record.get("placement") or {}, last_times(table))
+    return RunData(folder.uri, recipe, record, *aggregate(table), waits or "")
 
 
 def aggregate(table: pa.Table) -> tuple[dict[Key, Curve], int]:

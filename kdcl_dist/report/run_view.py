@@ -50,6 +50,7 @@ class RunView:
         targets_table: the five soft targets in numbers.
         times: bars of the phases of a step.
         times_table: the phases in numbers.
+        data_wait: the students whose data hold up the steps, and the remedy; empty where no student's do.
         placement: host, device and process of each student.
     """
 
@@ -69,6 +70,7 @@ class RunView:
     targets_table: Table | None
     times: Figure | None
     times_table: Table | None
+    data_wait: str
     placement: Table | None
 
 
@@ -93,6 +95,7 @@ def run_view(run: RunData, prefix: str = "") -> RunView:
         targets_table=targets_table(run),
         times=times,
         times_table=times_table,
+        data_wait=run.data_wait,
         placement=_placement(run),
     )
 

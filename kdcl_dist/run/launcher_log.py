@@ -52,4 +52,4 @@ class LauncherLog:
         if self._log is None:
             self._early.append(line)
         else:
-            self._log.write(f"{line}\n".encode(errors="replace"))
+            self._log.lines([line])

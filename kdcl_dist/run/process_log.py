@@ -6,9 +6,10 @@ left out, and the log says how much.
 
 from __future__ import annotations
 
+import os
 import threading
 import time
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Iterable
 from pathlib import Path
 from typing import Protocol
 
@@ -90,6 +91,11 @@ class ProcessLog:
                 self._thread = threading.Thread(target=self._run, name=f"kdcl-log-{self.name}", daemon=True)
                 self._thread.start()
 
+    def lines(self, lines: Iterable[str]) -> None:
+        """Add whole lines."""
+        if data := "".join(f"{line}\n" for line in lines).encode(errors="replace"):
+            self.write(data)
+
     def head(self, text: str) -> None:
         """Add a heading: a line with the time, where a process starts or ends."""
         self.write(f"==== {stamped(f'{self.name}: {text}', self._clock())} ====\n".encode())
@@ -153,15 +159,20 @@ class _LocalFile:
     def append(self, data: bytes) -> None:
         """Add to the file, which is opened anew: it may have been deleted."""
         self._path.parent.mkdir(parents=True, exist_ok=True)
-        with self._path.open("ab") as file:
+        with open(self._path, "ab", opener=_open_own) as file:
             size = file.tell()
             if size and size + len(data) > FILE_BYTES:
                 self._path.replace(f"{self._path}.1")
-        with self._path.open("ab") as file:
+        with open(self._path, "ab", opener=_open_own) as file:
             file.write(data)
 
     def upload(self) -> None:
         """Nothing is left to do."""
+
+
+def _open_own(path: str, flags: int) -> int:
+    """Open a file of the run folder; a link is no such file, and a FIFO could wait for ever."""
+    return os.open(path, flags | os.O_NOFOLLOW | os.O_NONBLOCK, 0o666)
 
 
 class _StoredFile:

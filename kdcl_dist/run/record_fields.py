@@ -76,6 +76,7 @@ class _Place(TypedDict, total=False):
     device: str
     parameters: int
     peak_memory: int
+    cores: int
 
 
 @with_config(ConfigDict(extra="allow"))

@@ -137,6 +137,7 @@ class StudentLoop:
             exchange_s=idle_s - wait_s,
             backward_s=ended_s - self.answer_received_s,
             step_s=ended_s - started_s,
+            load_s=batch.load_s,
         )
         if part is not None:
             self.parts.append(part.timed(times))

@@ -178,6 +178,7 @@ class _StudentRuntime:
             data=self.training_data.fingerprints,
             versions=versions(),
             peak_memory=self.peak_memory,
+            cores=len(os.sched_getaffinity(0)),
         )
 
     def _run_generation(self, spec: GenerationSpec) -> Flag:

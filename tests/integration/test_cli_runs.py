@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -18,6 +19,7 @@ from commands import assert_one_line, run, train
 
 from kdcl_dist import models
 from kdcl_dist.config.recipe_file import dump_recipe, load_recipe
+from kdcl_dist.run import data_wait
 from kdcl_dist.run.metrics import SCHEMA, read_metrics
 from kdcl_dist.run.record import read_record
 from kdcl_dist.run.storage import Folder
@@ -30,7 +32,7 @@ def recipe(make_recipe: MakeRecipe, tmp_path: Path) -> str:
     return str(path)
 
 
-def test_a_whole_run(recipe: str, tmp_path: Path) -> None:
+def test_a_whole_run(recipe: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     result = train(recipe, tmp_path, "--name", "one", "--set", "students.a.optimizer.lr=0.05")
     assert result.exit_code == 0, result.output
     assert " epoch epoch=2/2 " in result.output
@@ -40,6 +42,7 @@ def test_a_whole_run(recipe: str, tmp_path: Path) -> None:
     record = read_record(folder)
     assert record["state"] == "finished"
     assert record["placement"].keys() == {"a", "b"}
+    assert record["placement"]["a"]["cores"] == len(os.sched_getaffinity(0))
     assert record["versions"].keys() >= {"kdcl_dist", "torch", "python"}
     check_metrics(folder, record["results"])
     check_tensorboard(tmp_path / "runs" / "one" / "tensorboard")
@@ -50,10 +53,12 @@ def test_a_whole_run(recipe: str, tmp_path: Path) -> None:
         assert f"{100 * record['results'][name]['top1']:.2f}" in evaluated.output
         assert f"{record['results'][name]['loss']:.4f}" in evaluated.output
 
+    monkeypatch.setattr(data_wait, "WORTH", -1.0)  # any wait is worth a line
     for more, told in (((), True), (("--set", "students.a.optimizer.lr=0.05"), False)):
         again = train(recipe, tmp_path, "--name", "one", "--resume", *more)
         assert again.exit_code == 0
         assert "finished already" in again.output
+        assert "waiting for data: a " in again.output
         assert ("as the run began: students.0.optimizer.lr" in again.output) == told
     refused = train(recipe, tmp_path, "--name", "one", "--resume", "--set", "epochs=1")
     assert_one_line(refused, "differs in epochs: 2 -> 1")
@@ -74,6 +79,7 @@ def check_metrics(folder: Folder, results: dict) -> None:
         "top5",
         "data_s",
         "forward_s",
+        "load_s",
     }
     assert values.keys() >= {"wait_s", "exchange_s", "backward_s", "step_s"}
     assert all(len(rows) == 6 for rows in values.values())
@@ -178,7 +184,9 @@ def check_dry_run(recipe: str, folder: Path, launcher: str) -> None:
     more += ("students.b.replicas=2", "tracking=[csv, {name: wandb}]")
     settings = [word for item in more for word in ("--set", item)]
     command = ["train", recipe, "--launcher", launcher, "--storage", str(folder / "new/runs")]
-    result = run(*command, *settings, "--dry-run", "2", "--json")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(data_wait, "WORTH", -1.0)  # any wait is worth a line
+        result = run(*command, *settings, "--dry-run", "2", "--json")
     assert result.exit_code == 0, result.output
     found = json.loads(result.stdout)
     assert found["processes"].keys() == {"a", "b/0", "b/1", "coordinator"}
@@ -187,6 +195,7 @@ def check_dry_run(recipe: str, folder: Path, launcher: str) -> None:
     assert (found["step_s"], found["epochs"]) == (found["steps_s"][1], 2)
     assert found["checkpoint_bytes"] > 10_000
     assert found["checkpoints"] == 5
+    assert found["data_wait"].startswith("waiting for data: a ")
     assert found["run_bytes"] == 5 * found["checkpoint_bytes"] + found["metrics_bytes"]
     assert " step=2/2 " in result.stderr
     assert not (folder / "new").exists()

@@ -31,7 +31,7 @@ from kdcl_dist.run.storage import Folder
 
 MakeRun = Callable[..., Run]
 #: Figures that are measured and not computed.
-MEASURED = ["data_s", "forward_s", "wait_s", "exchange_s", "backward_s", "step_s", "ensemble_s"]
+MEASURED = ["data_s", "forward_s", "wait_s", "exchange_s", "backward_s", "step_s", "load_s", "ensemble_s"]
 
 
 @pytest.fixture(scope="module")

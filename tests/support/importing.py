@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import io
+import itertools
 import os
 import socket
 import struct
@@ -23,6 +24,21 @@ def encoded(kind: str = "JPEG", mode: str = "RGB", size: tuple[int, int] = (20, 
     buffer = io.BytesIO()
     Image.fromarray(pixels).convert(mode).save(buffer, kind)
     return buffer.getvalue()
+
+
+def jpegs(*modes: str) -> list[bytes]:
+    """JPEGs of several sizes and subsamplings, progressive or not; every other one with EXIF and restarts."""
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    found = []
+    for number, (mode, subsampling, progressive, size) in enumerate(
+        itertools.product(modes or ("L", "RGB"), (0, 1, 2), (False, True), ((1, 1), (17, 33), (64, 48)))
+    ):
+        more = {"exif": exif, "restart_marker_rows": 1} if number % 2 else {}
+        image, buffer = Image.open(io.BytesIO(encoded("PNG", mode, (9, 7), number))), io.BytesIO()
+        image.resize(size).save(buffer, "JPEG", subsampling=subsampling, progressive=progressive, **more)
+        found.append(buffer.getvalue())
+    return found
 
 
 def png16(value: int, channels: int = 1) -> bytes:

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import contextlib
 import os
+from collections import defaultdict
 from pathlib import Path
 from typing import Any
 
 import ray
 from ray.exceptions import RayError
 
+from kdcl_dist.launch.output_lines import Lines
 from kdcl_dist.launch.ray.common import END_S
 from kdcl_dist.membership.monitor import COORDINATOR
 from kdcl_dist.run.process_log import ProcessLog
@@ -33,6 +35,7 @@ class CoordinatorOutput:
         self._log = ProcessLog(run.folder, COORDINATOR)
         self._coordinator = ""
         self._read: dict[str, int] = {}
+        self._lines: dict[str, Lines] = defaultdict(Lines)
 
     def follow(self, coordinator: str, actor: Any) -> None:
         """Copy what is new; the files of another coordinator are taken up.
@@ -43,6 +46,7 @@ class CoordinatorOutput:
         """
         if coordinator != self._coordinator:
             self.copy()
+            self._end_lines()
             with contextlib.suppress(RayError):
                 pid, files = ray.get(actor.output_files.remote(), timeout=END_S)
                 self._log.head(f"process {pid} starts")
@@ -55,10 +59,15 @@ class CoordinatorOutput:
             with contextlib.suppress(OSError), Path(path).open("rb") as file:  # of another host, or deleted
                 file.seek(start)
                 while data := file.read(BLOCK_BYTES):
-                    self._log.write(data)
+                    self._log.lines(self._lines[path].take(data))
                 self._read[path] = file.tell()
 
     def close(self) -> None:
         """Copy the last output, and complete the log."""
         self.copy()
+        self._end_lines()
         self._log.close()
+
+    def _end_lines(self) -> None:
+        for lines in self._lines.values():
+            self._log.lines(lines.end())

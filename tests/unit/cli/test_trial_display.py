@@ -23,6 +23,7 @@ TRIAL = Trial(
     checkpoint_bytes=440_000,
     checkpoints=3,
     metrics_bytes=20_000_000,
+    data_wait=None,
 )
 
 
@@ -42,6 +43,7 @@ def test_times_and_sizes() -> None:
         "a checkpoint: 0.44 MB",
         "the run: at most about 21 MB (3 checkpoints and the metrics of 90 epochs), and its logs",
     ]
+    assert trial_lines(replace(TRIAL, data_wait="a waits"))[-1] == "a waits"
 
 
 def test_a_single_step_has_the_warm_up() -> None:

@@ -46,7 +46,7 @@ def text_of(**changes: object) -> str:
         ),
         (
             {"students": [{"name": "coordinator", "model": "mlp"}]},
-            "students.0.name: coordinator, ensemble, manifest are names of other parts of a run "
+            "students.0.name: coordinator, ensemble, launcher, manifest are names of other parts of a run "
             "(got 'coordinator')",
         ),
         (

@@ -40,7 +40,20 @@ def test_workers_do_not_change_a_batch(workers: int, images: ArrowDataset) -> No
     loaded = list(batches(views, schedule, workers=workers, timeout_s=60))
     assert len(inline) == len(loaded) == 8
     for left, right in zip(inline, loaded, strict=True):
-        assert all(torch.equal(a, b) for a, b in zip(left, right, strict=True))
+        assert all(torch.equal(a, b) for a, b in zip(left[:-1], right[:-1], strict=True))
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_a_batch_says_how_long_its_making_took(
+    workers: int, images: ArrowDataset, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    (tmp_path / "slow_views.py").write_text(
+        "import time\n\ndef slow(): return lambda image: time.sleep(0.01) or image\n"
+    )
+    monkeypatch.syspath_prepend(str(tmp_path))
+    views = Views(images, Transforms([{"name": "slow_views:slow"}]), seed=3)
+    (batch,) = batches(views, [(0, np.arange(5))], workers=workers, timeout_s=60)
+    assert 0.05 <= batch.load_s < 60
 
 
 class Locked:

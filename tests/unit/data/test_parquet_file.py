@@ -15,7 +15,9 @@ import pytest
 from cohorts import ROOT
 from importing import encoded, imported, refused
 
+from kdcl_dist.data import parquet_file
 from kdcl_dist.data.dataset import ArrowDataset
+from kdcl_dist.data.sources.opening import open_dataset
 from kdcl_dist.errors import RunFolderError
 from kdcl_dist.run.metrics import SCHEMA, read_metrics
 from kdcl_dist.run.storage import Folder
@@ -234,3 +236,21 @@ def test_compressed_arrow_tables_are_refused(codec: str, tmp_path: Path) -> None
         with pa.ipc.new_stream(str(tmp_path / "t.arrow"), table.schema, options=options) as writer:
             writer.write_table(table)
         refused("table", tmp_path / "t.arrow", "compressed")
+
+
+def test_a_footer_is_read_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Opening a table reads its file five times. Parsing a footer of 10,000 columns takes half a second."""
+    footers, read_struct = [], parquet_file.read_struct
+
+    def counted(data: memoryview, position: int) -> Any:
+        found = read_struct(data, position)
+        footers.extend([1] if position == 0 and parquet_file.GROUPS in found[0] else [])
+        return found
+
+    monkeypatch.setattr(parquet_file, "read_struct", counted)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    for number in range(2):
+        columns = {f"c{i}": [float(number), 1.0, 2.0] for i in range(5)} | {"label": [0, 1, 1]}
+        pq.write_table(pa.table(columns), tmp_path / f"{number}.parquet")
+        assert len(open_dataset(str(tmp_path / f"{number}.parquet"))) == 3
+    assert len(footers) == 2

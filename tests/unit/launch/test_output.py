@@ -56,13 +56,13 @@ def test_all_that_a_process_writes(
     pid = process.handle.pid
     assert lines[0].endswith(b" a: process %d starts ====" % pid)
     outs = [b"printed", b"to descriptor 1", b"by printf"]
-    errors = [b"printed to stderr", b"to descriptor 2 \xff", b"last words"]
+    errors = [b"printed to stderr", rb"to descriptor 2 \xff", b"last words"]
     assert [line for line in lines if line in outs] == outs
     assert [line for line in lines if line in errors] == errors
     assert lines[-1] == b"killed by SIGABRT"
     assert capfdbinary.readouterr() == (
-        b"".join(b"%s\n" % x for x in outs),
-        b"".join(b"%s\n" % x for x in errors),
+        b"".join(b"a | %s\n" % x for x in outs),
+        b"".join(b"a | %s\n" % x for x in errors),
     )
     assert failure_of(process).message == (
         "the process of a died (killed by SIGABRT); see logs/a.log in the run folder"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import threading
 from pathlib import Path
 from typing import Any
@@ -69,6 +70,22 @@ def test_a_restart_is_appended_below_a_heading(tmp_path: Path) -> None:
     assert first.startswith("==== 1970-01-01T")
     assert first.endswith(" a/0: process 7 starts ====")
     assert (one, two) == ("one", "two")
+
+
+@pytest.mark.parametrize("kind", ["link", "FIFO"])
+def test_only_a_file_of_the_run_folder_is_written(tmp_path: Path, kind: str) -> None:
+    """A link could lead to a file of somebody else's; a FIFO would hold the thread."""
+    (tmp_path / "logs").mkdir()
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.write_bytes(b"kept")
+    log = tmp_path / "logs/a.log"
+    log.symlink_to(elsewhere) if kind == "link" else os.mkfifo(log)
+    made = ProcessLog(Folder(str(tmp_path)), "a")
+    made.write(b"lost")
+    made.close()
+    assert made._thread is not None
+    assert not made._thread.is_alive()
+    assert elsewhere.read_bytes() == b"kept"
 
 
 def test_rotation_keeps_the_newest_two_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
