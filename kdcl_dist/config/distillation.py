@@ -16,6 +16,8 @@ from pydantic import (
 
 from kdcl_dist.config.base import Name, Own, Precision, Strict, named
 from kdcl_dist.config.class_weights import Weights, check_weights
+from kdcl_dist.config.losses import KL, Loss
+from kdcl_dist.distillation.divergences import LOSSES
 from kdcl_dist.distillation.methods import METHODS
 from kdcl_dist.utils.import_strings import IMPORT_STRING, is_import_string
 
@@ -81,6 +83,11 @@ class Distillation(Strict):
     METHODS
     - an import string: the soft target or the loss that a function of your own forms.
 
+    The losses, by what they measure between that and the student; with `dml` between two students:
+
+    LOSSES
+    - an import string: what a function of your own computes.
+
     With a `window` of more than one step, each student takes the samples of the window in its own order and
     learns from the others' last logits of a sample. `max_staleness` and `bank` have an effect only then.
     """
@@ -92,6 +99,7 @@ class Distillation(Strict):
     weight: NonNegativeFloat = Field(
         default=1.0, description="Lambda of equation 2: the weight of the distillation loss."
     )
+    loss: Loss = Field(default=KL(), description="What the distillation loss measures.")
     invariant: bool = Field(
         default=True,
         description="Every student draws its own view of a sample (section 3.2). `false`: one view for all.",
@@ -160,9 +168,17 @@ class Distillation(Strict):
         return self.own_method is None and METHODS[self.method_name].holdout
 
     @property
-    def needs_one_class(self) -> bool:
-        """Whether a sample must have one true class."""
-        return self.own_method is None and METHODS[self.method_name].one_class
+    def one_class_reason(self) -> str | None:
+        """Why a sample must have one true class, and what else to choose; None: it may be mixed."""
+        one_class = "the one true class, which a mixed sample has not; use"
+        if self.own_method is None and METHODS[self.method_name].one_class:
+            return (
+                f"method {self.method_name!r} takes logits relative to {one_class} 'linear', 'naive' or "
+                "another method"
+            )
+        if self.loss.name in LOSSES and LOSSES[self.loss.name].one_class:
+            return f"loss {self.loss.name!r} separates the others from {one_class} 'kl' or another loss"
+        return None
 
     @model_validator(mode="after")
     def _peers_need_window_1(self) -> Distillation:
@@ -184,6 +200,12 @@ class Distillation(Strict):
         return self
 
 
-Distillation.__doc__ = (Distillation.__doc__ or "").replace(
-    "METHODS", "\n    ".join(f"- `{name}`: {method.source}" for name, method in METHODS.items())
+def _items(descriptions: dict[str, str]) -> str:
+    return "\n    ".join(f"- `{name}`: {text}" for name, text in descriptions.items())
+
+
+Distillation.__doc__ = (
+    (Distillation.__doc__ or "")
+    .replace("METHODS", _items({name: method.source for name, method in METHODS.items()}))
+    .replace("LOSSES", _items({name: loss.measure for name, loss in LOSSES.items()}))
 )

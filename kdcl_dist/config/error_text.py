@@ -11,6 +11,7 @@ from pydantic import BaseModel, ValidationError
 from kdcl_dist.config.base import OWN
 from kdcl_dist.config.model import TAGS
 from kdcl_dist.config.tracking import NAMED
+from kdcl_dist.distillation.divergences import LOSSES
 
 __all__ = ["describe_errors"]
 
@@ -18,6 +19,7 @@ __all__ = ["describe_errors"]
 UNION_BRANCHES = (
     *("sgd", "rmsprop", "adam", "adamw", "nadamw", "lamb", "lion"),
     *("constant", "multistep", "cosine", "poly", "onecycle"),
+    *LOSSES,
     OWN,
     *TAGS,
     *(NAMED, "wandb", "mlflow"),

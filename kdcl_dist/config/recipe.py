@@ -227,11 +227,8 @@ def _mixed_samples_can_be_learned(recipe: Recipe) -> None:
     if not recipe.data.mixes:
         return
     field = "data.mixup" if recipe.data.mixup else "data.cutmix"
-    if recipe.distillation.needs_one_class:
-        raise ValueError(
-            f"{field}: method {recipe.distillation.method_name!r} takes logits relative to the one true "
-            "class, which a mixed sample has not; use 'linear', 'naive' or another method"
-        )
+    if (reason := recipe.distillation.one_class_reason) is not None:
+        raise ValueError(f"{field}: {reason}")
     if recipe.distillation.window != 1:
         raise ValueError(
             f"{field}: a sample's partner is of the same step, and students share a step's samples with "

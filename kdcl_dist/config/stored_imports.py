@@ -69,7 +69,13 @@ def import_strings(recipe: Recipe) -> set[str]:
     """All import strings of a recipe."""
     parts = [part.name for each in recipe.students for part in (each.optimizer, each.schedule)]
     fields = [text for _, text in _fields(recipe, recipe.names)]
-    texts = [recipe.distillation.method_name, *recipe.trackers, *parts, *fields]
+    texts = [
+        recipe.distillation.method_name,
+        recipe.distillation.loss.name,
+        *recipe.trackers,
+        *parts,
+        *fields,
+    ]
     return set(filter(is_import_string, texts))
 
 

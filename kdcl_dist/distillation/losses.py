@@ -11,6 +11,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from kdcl_dist.distillation.divergences import Divergence, kl
+
 __all__ = ["Losses", "distillation_loss", "dml_loss", "kdcl_loss", "mutual_loss", "task_loss"]
 
 
@@ -57,9 +59,15 @@ def task_loss(
 
 
 def distillation_loss(
-    logits_BC: Tensor, log_target_BC: Tensor, temperature: float, covered_K: Tensor | None = None
+    logits_BC: Tensor,
+    log_target_BC: Tensor,
+    temperature: float,
+    covered_K: Tensor | None = None,
+    *,
+    divergence: Divergence = kl,
+    labels_B: Tensor | None = None,
 ) -> Tensor:
-    """T^2 * KL(p || softmax(z / T)), summed over classes and averaged over the batch, in nats.
+    """T^2 * KL(p || softmax(z / T)), or another divergence, averaged over the batch, in nats.
 
     T^2 keeps the gradient's size independent of T (Hinton et al., 2015). The target is a constant. The paper
     does not say so, but a gradient through the target would let students move it towards themselves.
@@ -71,12 +79,14 @@ def distillation_loss(
         covered_K: indices of the samples with a soft target, None for all. The other samples add nothing to
             the sum over the batch. The divisor is B nevertheless, so that a sample has the same weight in
             every batch.
+        divergence: a function of `kdcl_dist.distillation.divergences.LOSSES`, or one like theirs.
+        labels_B: the classes, or class probabilities (B, C), for a divergence that needs them.
     """
     log_q_BC = F.log_softmax(_widened(logits_BC) / temperature, dim=1)
-    if covered_K is None:
-        return temperature**2 * _divergence(log_target_BC, log_q_BC)
-    log_q_KC, log_p_KC = log_q_BC[covered_K], log_target_BC[covered_K].detach().to(log_q_BC)
-    total = F.kl_div(log_q_KC, log_p_KC, reduction="sum", log_target=True)
+    if covered_K is not None:
+        labels_B = None if labels_B is None else labels_B[covered_K]
+        log_q_BC, log_target_BC = log_q_BC[covered_K], log_target_BC[covered_K]
+    total = divergence(log_q_BC, log_target_BC.detach().to(log_q_BC), labels_B, temperature)
     return temperature**2 * (total / len(logits_BC))
 
 
@@ -88,6 +98,7 @@ def kdcl_loss(
     weight: float,
     covered_K: Tensor | None = None,
     *,
+    divergence: Divergence = kl,
     label_smoothing: float = 0.0,
     class_weights_C: Tensor | None = None,
 ) -> Losses:
@@ -96,7 +107,9 @@ def kdcl_loss(
     Cross-entropy keeps weight 1; `weight` is lambda. Other arguments as `task_loss` and `distillation_loss`.
     """
     task = task_loss(logits_BC, labels_B, label_smoothing=label_smoothing, class_weights_C=class_weights_C)
-    distillation = distillation_loss(logits_BC, log_target_BC, temperature, covered_K)
+    distillation = distillation_loss(
+        logits_BC, log_target_BC, temperature, covered_K, divergence=divergence, labels_B=labels_B
+    )
     return Losses(task + weight * distillation, task, distillation)
 
 
@@ -124,15 +137,21 @@ def dml_loss(
     return Losses(task + weight * distillation, task, distillation)
 
 
-def mutual_loss(logits_BC: Tensor, peer_log_probabilities_PBC: Tensor) -> Tensor:
-    """Mean over the peers j, at least one, of KL(p_j || softmax(z)) at T = 1 (Zhang et al., 2018, eq. 8)."""
+def mutual_loss(
+    logits_BC: Tensor,
+    peer_log_probabilities_PBC: Tensor,
+    *,
+    divergence: Divergence = kl,
+    labels_B: Tensor | None = None,
+) -> Tensor:
+    """Mean over the peers j, at least one, of KL(p_j || softmax(z)) at T = 1 (Zhang et al., 2018, eq. 8).
+
+    Other arguments as `distillation_loss`.
+    """
     log_q_BC = F.log_softmax(_widened(logits_BC), dim=1)
-    return torch.stack([_divergence(log_p_BC, log_q_BC) for log_p_BC in peer_log_probabilities_PBC]).mean()
-
-
-def _divergence(log_p_BC: Tensor, log_q_BC: Tensor) -> Tensor:
-    """KL(p || q), summed over classes, averaged over the batch; p is a constant."""
-    return F.kl_div(log_q_BC, log_p_BC.detach().to(log_q_BC), reduction="batchmean", log_target=True)
+    peers_PBC = peer_log_probabilities_PBC.detach().to(log_q_BC)
+    totals = [divergence(log_q_BC, log_p_BC, labels_B, 1.0) for log_p_BC in peers_PBC]
+    return torch.stack([total / len(logits_BC) for total in totals]).mean()
 
 
 def _widened(logits_BC: Tensor) -> Tensor:

@@ -12,6 +12,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Protocol
 
+from kdcl_dist.distillation.divergences import Divergence, kl
+
 if TYPE_CHECKING:
     from torch import Tensor
 
@@ -33,6 +35,7 @@ class Context:
             numbers, texts, and lists and dicts of them. Not with peers.
         teacher: the name of the frozen teacher, or the weights of several by their names; None: none.
         student: with peers, the name of the student that learns.
+        divergence: with peers, the recipe's loss.
     """
 
     step: int = 0
@@ -42,6 +45,7 @@ class Context:
     state: dict[str, Any] = field(default_factory=dict)
     teacher: str | Mapping[str, float] | None = None
     student: str | None = None
+    divergence: Divergence = kl
 
     def of(self, there_S: Tensor) -> Context:
         """The context of some of the students."""
@@ -135,7 +139,8 @@ def _dml(
 ) -> Tensor:
     from kdcl_dist.distillation.losses import mutual_loss
 
-    return mutual_loss(logits_BC, peers_PBC.log_softmax(dim=2))
+    peers_PBC = peers_PBC.log_softmax(dim=2)
+    return mutual_loss(logits_BC, peers_PBC, divergence=context.divergence, labels_B=labels_B)
 
 
 def _teacher(logits_SBC: Tensor, labels_B: Tensor, temperature: float, context: Context) -> Tensor:

@@ -5,6 +5,7 @@ Shapes: B batch, C classes, P peers.
 
 from __future__ import annotations
 
+from dataclasses import replace
 from functools import cached_property
 from typing import Any
 
@@ -13,9 +14,10 @@ from torch import Tensor
 
 from kdcl_dist.config.distillation import Distillation
 from kdcl_dist.config.student import Student
+from kdcl_dist.distillation.divergences import Divergence
 from kdcl_dist.distillation.losses import Losses, kdcl_loss, task_loss
 from kdcl_dist.distillation.methods import Context, PeerLoss
-from kdcl_dist.student.peer_loss import load_peer_loss
+from kdcl_dist.student.own_loss import load_divergence, load_peer_loss
 from kdcl_dist.utils.devices import to_device
 
 __all__ = ["StudentLoss"]
@@ -41,6 +43,11 @@ class StudentLoss:
         """The loss of a method with peers; one of the user's own is loaded when the student needs it."""
         return load_peer_loss(self.distillation)
 
+    @cached_property
+    def divergence(self) -> Divergence:
+        """The recipe's loss; one of the user's own is loaded when the student needs it."""
+        return load_divergence(self.distillation)
+
     def __call__(
         self,
         logits_BC: Tensor,
@@ -60,7 +67,7 @@ class StudentLoss:
             context: what a method with peers may know. None: nothing.
 
         Raises:
-            MethodError: a loss of the user's own cannot be loaded, or fails.
+            MethodError: a method or a loss of the user's own cannot be loaded, or fails.
         """
         labels_B = to_device(labels_B, self.device)
         options: Any = {
@@ -74,8 +81,10 @@ class StudentLoss:
         temperature, weight = self.distillation.temperature, self.distillation.weight
         if self.peer_loss is not None:
             task = task_loss(logits_BC, labels_B, **options)
-            loss = self.peer_loss(logits_BC, target, labels_B, temperature, context or Context())
+            context = replace(context or Context(), divergence=self.divergence)
+            loss = self.peer_loss(logits_BC, target, labels_B, temperature, context)
             return Losses(task + weight * loss, task, loss)
         # Row numbers, computed on the CPU: with a mask on the GPU the host would wait for the GPU.
         covered_K = None if covered_B is None else to_device(covered_B.nonzero()[:, 0], self.device)
+        options["divergence"] = self.divergence
         return kdcl_loss(logits_BC, labels_B, target, temperature, weight, covered_K, **options)

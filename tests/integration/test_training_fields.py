@@ -59,6 +59,22 @@ FIELDS = {
         "distillation.method=dml",
         f"students.b.{WEIGHTS}",
     ],
+    "loss dkd in windows": [
+        "distillation.loss={name: dkd, alpha: 0.5, beta: 2.0}",
+        "distillation.window=3",
+        "distillation.wire_precision=fp16",
+    ],
+    "loss bdkd and mixup": [
+        "distillation.loss=bdkd",
+        "data.mixup={}",
+        "accumulate=2",
+        f"students.b.{WEIGHTS}",
+    ],
+    "loss standardised and dml": [
+        "distillation.loss=standardised",
+        "distillation.method=dml",
+        "students.a.label_smoothing=0.1",
+    ],
     "lamb, own": [
         "students.a.optimizer={name: lamb, decay_norm_and_bias: false}",
         "students.b.optimizer={name: 'torch.optim:Adagrad', lr: 0.05, lr_decay: 0.01}",

@@ -447,6 +447,25 @@ def remembers(
     return logits_BC.mean()
 
 
+def hard(
+    log_q_BC: Tensor, log_p_BC: Tensor, labels_B: Tensor, temperature: float, power: float = 1.0
+) -> Tensor:
+    """A loss: more weight for samples that the target finds hard; at T = 1 NaN."""
+    hardness_B = (1 - log_p_BC.exp().amax(dim=1)) ** power
+    loss = (hardness_B * (log_p_BC.exp() * (log_p_BC - log_q_BC)).sum(dim=1)).sum()
+    return loss * torch.nan if temperature == 1 else loss
+
+
+def loss_rows(log_q_BC: Tensor, log_p_BC: Tensor, labels_B: Tensor, temperature: float) -> Tensor:
+    """A loss of each sample."""
+    return -log_q_BC[:, 0]
+
+
+def loss_without_gradient(log_q_BC: Tensor, log_p_BC: Tensor, labels_B: Tensor, temperature: float) -> Tensor:
+    """A loss of the target alone."""
+    return log_p_BC.sum()
+
+
 def nan_loss_later(
     logits_BC: Tensor, peers_PBC: Tensor, labels_B: Tensor, temperature: float, context: Context
 ) -> Tensor:

@@ -53,6 +53,34 @@ def soft_target(
     return torch.from_numpy(np.log(p.numpy()))
 
 
+def divergence(recipe: Recipe, q: Tensor, p: Tensor, y: Tensor, T: float) -> Tensor:
+    """The loss of log-probabilities q from the target's p, both at T, summed over the samples."""
+    loss = recipe.distillation.loss
+    if loss.name == "standardised":
+        scores = []
+        for x in (q, p):
+            x = x - x.detach().max(dim=1, keepdim=True).values
+            spread = x.std(dim=1, correction=0, keepdim=True)
+            scores.append(F.log_softmax((x - x.mean(dim=1, keepdim=True)) / spread / T, dim=1))
+        q, p = scores
+    if loss.name == "dkd":
+        binary, others = [], []
+        for x in (q, p):
+            rest = [torch.cat([row[:t], row[t + 1 :]]) for row, t in zip(x, y.tolist(), strict=True)]
+            total = torch.logsumexp(torch.stack(rest), dim=1)
+            binary.append(torch.stack([x[torch.arange(len(y)), y], total], dim=1))
+            others.append(torch.stack(rest) - total[:, None])
+        parts = [F.kl_div(a, b, reduction="sum", log_target=True) for a, b in (binary, others)]
+        return loss.alpha * parts[0] + loss.beta * parts[1]
+    if loss.name == "bdkd":
+        P, Q = p.exp(), q.exp()
+        forward, reverse = (P * (p - q)).sum(dim=1), (Q * (q - p)).sum(dim=1)
+        wide = -(Q * q).sum(dim=1) > -(P * p).sum(dim=1)
+        favoured, other = torch.where(wide, reverse, forward), torch.where(wide, forward, reverse)
+        return (loss.larger * favoured + loss.smaller * other).sum()
+    return F.kl_div(q, p, reduction="sum", log_target=True)
+
+
 class Pass(NamedTuple):
     """After an epoch, from 0: each student's top-1 and loss on the validation samples, by its average if it
     has one; its weights, and that average."""
@@ -175,7 +203,7 @@ def train(
                     there = [row for row, sample in enumerate(mine[i].tolist()) if sample in target]
                     q = F.log_softmax(logits[i] / T, dim=1)[there]
                     p = torch.stack([target[int(mine[i][row])] for row in there]) if there else q.detach()
-                    kl = F.kl_div(q, p, reduction="sum", log_target=True) / len(mine[i])
+                    kl = divergence(recipe, q, p, own_y[there], T) / len(mine[i])
                     loss = loss + recipe.distillation.weight * (T**2 * kl)
                 if method in ("dml", "examples.custom.right:loss"):
                     row = np.searchsorted(np.sort(ids), mine[i])
@@ -191,7 +219,7 @@ def train(
                 if method == "dml":
                     q = F.log_softmax(logits[i], dim=1)
                     peers = [F.log_softmax(each, dim=1) for each in sent_j]
-                    kls = [F.kl_div(q, p, reduction="batchmean", log_target=True) for p in peers]
+                    kls = [divergence(recipe, q, p, own_y, 1.0) / len(q) for p in peers]
                     loss = loss + recipe.distillation.weight * torch.stack(kls).mean()
                 losses.append(loss)
             for i in range(S):

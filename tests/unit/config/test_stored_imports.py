@@ -200,3 +200,9 @@ def test_networks_of_libraries_need_no_permission(name: str) -> None:
         recipe = parse_recipe(RECIPE, [f"data.test_view=[{{name: '{name}'}}]"])
         with pytest.raises(ImportRefused):
             check_recipe_imports(recipe, "run", [])
+
+
+def test_a_method_and_a_loss_of_ones_own_are_import_strings() -> None:
+    own = ["distillation.method={name: 'mine:method', peers: true}", "distillation.loss='mine:loss'"]
+    assert import_strings(parse_recipe(RECIPE, own)) == {"mine:method", "mine:loss"}
+    assert not import_strings(parse_recipe(RECIPE, ["distillation.loss=dkd"]))

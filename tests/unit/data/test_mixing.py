@@ -232,6 +232,7 @@ def test_tests_and_held_out_samples_are_never_mixed(field: str, make_recipe: Mak
         (["data.mixup=0.2"], "data.mixup: .*0.2"),
         (["data.mixup={}", "data.cutmix={}"], r"data: mixup.probability \(1.0\) and cutmix.* sum above 1"),
         (["data.mixup={}", "distillation.method=min_logit"], "data.mixup: method 'min_logit' .*use 'linear'"),
+        (["data.mixup={}", "distillation.loss=dkd"], "data.mixup: loss 'dkd' .*true class.*use 'kl'"),
         (["data.cutmix={}", "distillation.window=4"], "data.cutmix: .*distillation.window 1 only .got 4"),
         (["data.mixup={}", "batch_size=1"], r"data.mixup: .*batch_size is 1, accumulate 1"),
         (["data.mixup={}", "accumulate=16"], r"data.mixup: .*batch_size is 16, accumulate 16"),

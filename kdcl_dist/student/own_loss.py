@@ -1,4 +1,4 @@
-"""The loss of a method that teaches student by student; one of the user's own is checked at every call.
+"""The losses of a recipe, as a student calls them; those of the user's own are checked at every call.
 
 Shapes: P peers, B batch, C classes.
 """
@@ -11,10 +11,26 @@ import torch
 from torch import Tensor
 
 from kdcl_dist.config.distillation import Distillation
+from kdcl_dist.config.losses import OwnLoss
+from kdcl_dist.distillation.divergences import LOSSES, Divergence
 from kdcl_dist.distillation.methods import METHODS, Context, PeerLoss
 from kdcl_dist.errors import MethodError, of_user_code
 
-__all__ = ["load_peer_loss"]
+__all__ = ["load_divergence", "load_peer_loss"]
+
+
+def load_divergence(distillation: Distillation) -> Divergence:
+    """The recipe's loss; one of the user's own raises MethodError for whatever is wrong with it.
+
+    Raises:
+        MethodError: the import string names nothing that can be called.
+    """
+    loss = distillation.loss
+    if not isinstance(loss, OwnLoss):
+        return partial(LOSSES[loss.name].function, **loss.model_dump(exclude={"name"}))
+    with of_user_code(MethodError, f"distillation.loss {loss.name!r} cannot be loaded"):
+        function = loss.load()
+    return partial(_divergence, loss.name, function)
 
 
 def load_peer_loss(distillation: Distillation) -> PeerLoss | None:
@@ -35,6 +51,20 @@ def load_peer_loss(distillation: Distillation) -> PeerLoss | None:
     return partial(_loss, own.name, function)
 
 
+def _divergence(
+    name: str,
+    function: Divergence,
+    log_q_BC: Tensor,
+    log_p_BC: Tensor,
+    labels_B: Tensor | None,
+    temperature: float,
+) -> Tensor:
+    with of_user_code(MethodError, f"distillation.loss {name!r}"):
+        loss = function(log_q_BC, log_p_BC, labels_B, temperature)
+        _check(loss, log_q_BC.requires_grad, "log_q_BC", "take its sum")
+    return loss.float()
+
+
 def _loss(
     name: str,
     function: PeerLoss,
@@ -46,20 +76,20 @@ def _loss(
 ) -> Tensor:
     with of_user_code(MethodError, f"distillation.method {name!r}, step {context.step}"):
         loss = function(logits_BC, peers_PBC, labels_B, temperature, context)
-        _check(loss, logits_BC.requires_grad)
+        _check(loss, logits_BC.requires_grad, "logits_BC", "take its mean")
         if context.state:
             raise ValueError("context.state is not kept with peers: the function runs in every student")
     return loss.float()
 
 
-def _check(loss: object, learns: bool) -> None:
+def _check(loss: object, learns: bool, source: str, remedy: str) -> None:
     """See that it is a finite scalar, which a student that learns can learn from."""
     if not isinstance(loss, Tensor):
         raise TypeError(f"a loss is needed, a tensor of shape () (got {type(loss).__name__})")
     if not loss.is_floating_point() or loss.shape != ():
         got = f"{loss.dtype} {tuple(loss.shape)}"
-        raise ValueError(f"a loss is needed, a floating-point tensor of shape () (got {got}): take its mean")
+        raise ValueError(f"a loss is needed, a floating-point tensor of shape () (got {got}): {remedy}")
     if not bool(torch.isfinite(loss)):
         raise ValueError(f"the loss is {float(loss.detach())}")
     if learns and not loss.requires_grad:
-        raise ValueError("the loss has no gradient: compute it from logits_BC, with torch's operations")
+        raise ValueError(f"the loss has no gradient: compute it from {source}, with torch's operations")
