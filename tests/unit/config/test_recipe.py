@@ -32,6 +32,7 @@ def test_defaults_are_complete_and_survive_writing() -> None:
         "method": "linear",
         "temperature": 2.0,
         "weight": 1.0,
+        "loss": {"name": "kl"},
         "invariant": True,
         "window": 1,
         "max_staleness": None,
