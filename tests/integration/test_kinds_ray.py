@@ -1,4 +1,4 @@
-"""A cohort on Ray whose students ask for different amounts, on two hosts with a GPU that only Ray believes in."""
+"""A cohort on Ray whose students ask for different amounts, on hosts with GPUs that only Ray believes in."""
 
 from __future__ import annotations
 
@@ -58,6 +58,14 @@ def free_gpus() -> float:
     return float(ray.available_resources().get("GPU", 0.0))
 
 
+def await_free_gpus(least: float, most: float) -> None:
+    """Ray's own figure is late by a moment."""
+    deadline = time.monotonic() + 60
+    while not least <= free_gpus() <= most:
+        assert time.monotonic() < deadline, free_gpus()
+        time.sleep(0.1)
+
+
 def pids(events: list[Event], name: str) -> list[Any]:
     return list(dict.fromkeys(event.placement[name]["pid"] for event in events if isinstance(event, Started)))
 
@@ -78,12 +86,12 @@ def test_each_kind_trains_on_its_own_share_and_a_dead_worker_of_each_is_replaced
     held = ""
     for step, path in killed.items():
         held = str(inject("coordinator", "gather", step + 1, "hold", until=path, after=held))
-    run, events, free = make_run(recipe), list[Event](), list[float]()
+    run, events = make_run(recipe), list[Event]()
 
     def on_event(event: Event) -> None:
         events.append(event)
         if isinstance(event, Started):
-            free.append(free_gpus())
+            await_free_gpus(0, 0.01)
         if isinstance(event, CheckpointSaved) and event.step in killed and not killed[event.step].exists():
             os.kill(worker_of(pids(events, killed[event.step].name)[-1]), signal.SIGKILL)
             killed[event.step].touch()
@@ -102,13 +110,9 @@ def test_each_kind_trains_on_its_own_share_and_a_dead_worker_of_each_is_replaced
         "z": 1,
         "large": 2,
     }
-    assert all(share < 0.01 for share in free), "both GPUs are taken, and no third is needed"
     record = read_record(run.folder)
     assert [cause["student"] for cause in record["failures"]["causes"]] == ["large", "y"]
-    deadline = time.monotonic() + 60
-    while free_gpus() < 2:
-        assert time.monotonic() < deadline, "a reservation was left behind"
-        time.sleep(0.1)
+    await_free_gpus(2, 2)
 
 
 def test_a_cohort_that_waits_for_room_holds_none(recipe: Recipe, make_run: MakeRun) -> None:
@@ -135,9 +139,8 @@ def test_a_cohort_that_waits_for_room_holds_none(recipe: Recipe, make_run: MakeR
     def refuse() -> None:
         raise TimeoutError
 
-    with room.turn(refuse):  # it is free again
-        with pytest.raises(TimeoutError), room.turn(refuse):
-            raise AssertionError("two have their turn")
+    with room.turn(refuse), pytest.raises(TimeoutError), room.turn(refuse):
+        raise AssertionError("two have their turn")
 
 
 def test_as_many_runs_at_once_as_there_is_room_for(recipe: Recipe, make_recipe: MakeRecipe) -> None:

@@ -101,10 +101,10 @@ def kinds_of(needs: Sequence[Need]) -> list[list[int]]:
     kinds: dict[tuple[float, float], list[int]] = {}
     for index, need in enumerate(needs):
         kinds.setdefault((need.cpu, need.gpu), []).append(index)
-    return sorted(kinds.values(), key=lambda kind: min(_turn(needs[index]) for index in kind))
+    return sorted(kinds.values(), key=lambda kind: min(_precedence(needs[index]) for index in kind))
 
 
-def _turn(need: Need) -> tuple[bool, float, float]:
+def _precedence(need: Need) -> tuple[bool, float, float]:
     """The place in the order in which needs choose hosts: the hardest to place first."""
     return need.accelerator is None, -need.gpu, -need.cpu
 
@@ -118,14 +118,16 @@ def assign(needs: Sequence[Need], hosts: Sequence[Host]) -> list[Slot | None]:
     in_order = _assign(needs, hosts, lambda need: need.accelerator is None)
     if None not in in_order:
         return in_order
-    hardest_first = _assign(needs, hosts, _turn)
+    hardest_first = _assign(needs, hosts, _precedence)
     return in_order if None in hardest_first else hardest_first
 
 
-def _assign(needs: Sequence[Need], hosts: Sequence[Host], turn: Callable[[Need], Any]) -> list[Slot | None]:
+def _assign(
+    needs: Sequence[Need], hosts: Sequence[Host], precedence: Callable[[Need], Any]
+) -> list[Slot | None]:
     free = [_FreeCapacity(host) for host in hosts]
     slots: list[Slot | None] = [None] * len(needs)
-    for index in sorted(range(len(needs)), key=lambda index: turn(needs[index])):
+    for index in sorted(range(len(needs)), key=lambda index: precedence(needs[index])):
         for number, capacity in enumerate(free):
             if capacity.fits(needs[index]):
                 slots[index] = Slot(number, capacity.take(needs[index]))

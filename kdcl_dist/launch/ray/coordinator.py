@@ -202,7 +202,7 @@ class CoordinatorActor:
             self.begun.set()
 
     def _absent(self) -> list[str]:
-        here = {index for indices in self.assignment.values() for index in indices}
+        here = {index for indices in list(self.assignment.values()) for index in indices}
         return [worker.name for index, worker in enumerate(self.run.recipe.workers) if index not in here]
 
     def _coordinate(self) -> None:

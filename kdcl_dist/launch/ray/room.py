@@ -16,7 +16,7 @@ from ray.exceptions import RayError
 from ray.util.placement_group import placement_group, remove_placement_group
 
 from kdcl_dist.launch.preflight.placement import Need
-from kdcl_dist.launch.ray.common import END_S, POLL_S
+from kdcl_dist.launch.ray.common import POLL_S
 
 __all__ = ["await_room", "turn"]
 
@@ -31,7 +31,7 @@ def turn(wait: Callable[[], None]) -> Iterator[None]:
     Args:
         wait: called again and again while it is another's turn; may raise to give up.
     """
-    while (holder := _take()) is None:
+    while (holder := _take(wait)) is None:
         wait()
     try:
         yield
@@ -39,18 +39,16 @@ def turn(wait: Callable[[], None]) -> Iterator[None]:
         ray.kill(holder)
 
 
-def _take() -> Any:
+def _take(wait: Callable[[], None]) -> Any:
     """The actor that holds the turn by its name; None while another has the name."""
-    holder = None
     try:
-        holder = _Holder.options(  # type: ignore[attr-defined]
-            name=NAME, namespace=NAMESPACE, num_cpus=0
-        ).remote()
-        ray.get(holder.holds.remote(), timeout=END_S)  # two that ask at the same moment both get an actor
+        holder = _Holder.options(name=NAME, namespace=NAMESPACE, num_cpus=0).remote()  # type: ignore[attr-defined]
+        answer = holder.holds.remote()
+        while not ray.wait([answer], timeout=POLL_S)[0]:
+            wait()
+        ray.get(answer)  # of two that ask at the same moment, one has no name and fails
         return holder
-    except (RayError, TimeoutError):
-        if holder is not None:
-            ray.kill(holder)
+    except RayError:
         return None
 
 
