@@ -143,7 +143,7 @@ def _recipe(case: Case, steps: int, folder: Path, notes: Path) -> Recipe:
     model = f"{{name: 'benchmarks.waiting:Waiting', milliseconds: {case.milliseconds}, notes: '{notes}'}}"
     students = ", ".join(f"{{name: s{index}, model: {model}}}" for index in range(case.students))
     return parse_recipe(
-        f"data: {{train: '{train}', test: '{test}'}}\nstudents: [{students}]\n"
+        f"data: {{train: '{train}', test: '{test}', holdout_per_class: 1}}\nstudents: [{students}]\n"
         f"batch_size: {case.batch}\nepochs: 1\ndistillation: {{method: {case.method}}}"
     )
 
@@ -209,7 +209,8 @@ def main() -> None:
         "",
         "Networks that only wait, so that the cores have nothing else to do than kdcl's own work.",
         "Milliseconds of a step: with kdcl; alone, in a plain loop over a batch that lies ready; and by",
-        "part, as the run records it. The exchange contains the ensemble. `rest` is what no part accounts for.",
+        "part, as the run records it. The exchange contains the ensemble. `rest` is what no part accounts",
+        "for.",
         "",
         *conditions("own_devices", how),
         "",

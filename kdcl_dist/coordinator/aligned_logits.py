@@ -5,9 +5,12 @@ Shapes: S students, B samples, C classes.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import NamedTuple
 
+import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 
@@ -17,6 +20,8 @@ from kdcl_dist.exchange.alignment import find_rows, rows_of
 from kdcl_dist.exchange.message import Contribution
 
 __all__ = ["Aligned", "align", "non_finite", "recall"]
+
+Ids = npt.NDArray[np.int64]
 
 
 class Aligned(NamedTuple):
@@ -69,12 +74,12 @@ def align(parts: Sequence[Contribution], present: Sequence[int], names: Sequence
         MisalignedIds, LabelMismatch: a student has other samples or labels than most.
     """
     ids_B, rows = _agreed_rows(parts, present, names)
-    labels = [parts[index].labels[rows[index]] for index in present]
-    labels_B = _agreed_labels(ids_B, labels, [names[index] for index in present])
+    labels_SB = np.stack([parts[index].labels.numpy()[rows[index]] for index in present])
+    labels_B = _agreed_labels(ids_B, labels_SB, [names[index] for index in present])
     logits_SBC = torch.zeros(len(parts), len(ids_B), parts[present[0]].logits.shape[1])
     for index in present:
         logits_BC = parts[index].logits.float()
-        torch.index_select(logits_BC, 0, rows[index], out=logits_SBC[index])
+        torch.index_select(logits_BC, 0, torch.from_numpy(rows[index]), out=logits_SBC[index])
     bad = non_finite(parts)
     if not bad and len(present) == len(parts):
         return Aligned(ids_B, labels_B, logits_SBC)
@@ -120,37 +125,37 @@ def recall(
 def non_finite(parts: Sequence[Contribution]) -> tuple[int, ...]:
     """The students whose logits are not all finite."""
     # A sum is finite unless a logit is not, or finite logits overflow: most steps need no second pass.
-    sums = [part.logits.sum(dtype=torch.float32) for part in parts]
-    suspects = [index for index, total in enumerate(sums) if not bool(torch.isfinite(total))]
+    sums = [float(part.logits.sum(dtype=torch.float32)) for part in parts]
+    suspects = [index for index, total in enumerate(sums) if not math.isfinite(total)]
     return tuple(index for index in suspects if not bool(torch.isfinite(parts[index].logits).all()))
 
 
 def _agreed_rows(
     parts: Sequence[Contribution], present: Sequence[int], names: Sequence[str]
-) -> tuple[Tensor, dict[int, Tensor]]:
+) -> tuple[Tensor, dict[int, Ids]]:
     """The ids in ascending order, and the row of each in each student's message."""
-    sorts = {index: torch.sort(parts[index].ids) for index in present}
-    ids_B = sorts[present[0]].values
-    if all(torch.equal(found.values, ids_B) for found in sorts.values()) and _distinct(ids_B):
-        return ids_B, {index: found.indices for index, found in sorts.items()}
-    ids_B = _most_common([found.values for found in sorts.values()])
+    ids = {index: parts[index].ids.numpy() for index in present}
+    rows = {index: own.argsort() for index, own in ids.items()}
+    found = [own[rows[index]] for index, own in ids.items()]
+    if all(np.array_equal(own, found[0]) for own in found) and (found[0][1:] != found[0][:-1]).all():
+        return torch.from_numpy(found[0]), rows
+    ids_B = torch.from_numpy(_most_common(found))
     return ids_B, {index: _rows(parts[index], ids_B, names[index]) for index in present}
 
 
-def _rows(part: Contribution, ids_B: Tensor, name: str) -> Tensor:
+def _rows(part: Contribution, ids_B: Tensor, name: str) -> Ids:
     try:
-        return rows_of(ids_B, part.ids)
+        return rows_of(ids_B, part.ids).numpy()
     except MisalignedIds as error:
         error.message = f"sends other samples than the rest of the cohort: {error.message}"
         raise error.at(student=name) from None
 
 
-def _agreed_labels(ids_B: Tensor, labels: Sequence[Tensor], names: Sequence[str]) -> Tensor:
-    if all(torch.equal(each, labels[0]) for each in labels):
-        return labels[0]
-    labels_SB = torch.stack(list(labels))
-    labels_B = torch.mode(labels_SB, dim=0).values
-    student, row = (labels_SB != labels_B).nonzero()[0].tolist()
+def _agreed_labels(ids_B: Tensor, labels_SB: Ids, names: Sequence[str]) -> Tensor:
+    if (labels_SB == labels_SB[0]).all():
+        return torch.from_numpy(labels_SB[0])
+    labels_B = torch.mode(torch.from_numpy(labels_SB), dim=0).values
+    student, row = (torch.from_numpy(labels_SB) != labels_B).nonzero()[0].tolist()
     raise LabelMismatch(
         f"has label {int(labels_SB[student, row])} for sample {int(ids_B[row])}, where the "
         f"rest of the cohort has {int(labels_B[row])}: do all read the same data?",
@@ -177,11 +182,7 @@ def _check_rows(bank: LogitBank, part: Contribution, name: str) -> None:
         )
 
 
-def _distinct(ascending_B: Tensor) -> bool:
-    return not bool((ascending_B[1:] == ascending_B[:-1]).any())
-
-
-def _most_common(sorted_ids: Sequence[Tensor]) -> Tensor:
+def _most_common(sorted_ids: Sequence[Ids]) -> Ids:
     """The ids that most students send, so that an error names the odd student."""
-    agreement = [sum(torch.equal(ids, other) for other in sorted_ids) for ids in sorted_ids]
+    agreement = [sum(np.array_equal(ids, other) for other in sorted_ids) for ids in sorted_ids]
     return sorted_ids[agreement.index(max(agreement))]

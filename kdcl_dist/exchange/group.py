@@ -31,7 +31,7 @@ from torch import Tensor
 from kdcl_dist.errors import ForeignMessage, KdclError
 from kdcl_dist.exchange.gloo import form_gloo
 from kdcl_dist.exchange.layout import ExchangeLayout
-from kdcl_dist.exchange.message import HEADER, MAGIC, PROTOCOL, Flag, Message
+from kdcl_dist.exchange.message import HEADER, Flag, Message
 from kdcl_dist.membership import failure_detector
 from kdcl_dist.membership.monitor import Monitor
 from kdcl_dist.membership.tcp_store import RunStore, scoped
@@ -255,11 +255,9 @@ class Exchange:
         )
 
     def _check_answer(self) -> None:
-        header = self.answer.header
         names = ("magic", "protocol", "run", "generation", "step", "part")
-        sent = self.outgoing.header
-        found = tuple(int(header[name]) for name in names)
-        expected = (MAGIC, PROTOCOL, self.run, self.generation, int(sent["step"]), int(sent["part"]))
+        answered, sent = self.answer.identity, self.outgoing.identity
+        found, expected = (tuple(fields[name] for name in names) for fields in (answered, sent))
         if found != expected:
             raise ForeignMessage(f"the coordinator's answer has ({', '.join(names)}) {found}, not {expected}")
 
