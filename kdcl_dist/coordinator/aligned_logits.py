@@ -19,7 +19,7 @@ from kdcl_dist.errors import LabelMismatch, MisalignedIds
 from kdcl_dist.exchange.alignment import find_rows, rows_of
 from kdcl_dist.exchange.message import Contribution
 
-__all__ = ["Aligned", "align", "non_finite", "recall"]
+__all__ = ["Aligned", "Arrivals", "align", "non_finite", "recall"]
 
 Ids = npt.NDArray[np.int64]
 
@@ -62,25 +62,73 @@ class Aligned(NamedTuple):
         return self.at(present_SB.sum(dim=0) > 1 if teacher is None else present_SB[teacher])
 
 
-def align(parts: Sequence[Contribution], present: Sequence[int], names: Sequence[str]) -> Aligned:
+class _Sorted(NamedTuple):
+    """One student's ids and labels in ascending order of the ids, and whether its logits are finite."""
+
+    ids: Ids
+    labels: Ids
+    finite: bool
+
+
+class Arrivals:
+    """The rows of one round in ascending order of ids, brought into it while other messages are awaited.
+
+    Args:
+        students: S, of the cohort.
+    """
+
+    def __init__(self, students: int) -> None:
+        self.students = students
+        self.sorted: dict[int, _Sorted] = {}
+        self.logits_SBC = torch.empty(0)
+
+    def add(self, index: int, part: Contribution) -> None:
+        """Add a student's rows; those that are not as many as the first student's have no logits here."""
+        ids_B = part.ids.numpy()
+        rows_B = ids_B.argsort()
+        if not self.sorted:
+            self.logits_SBC = torch.zeros(self.students, *part.logits.shape)
+        if self.logits_SBC.shape[1:] == part.logits.shape:
+            out_BC = self.logits_SBC[index]
+            torch.index_select(part.logits.float(), 0, torch.from_numpy(rows_B), out=out_BC)
+        self.sorted[index] = _Sorted(ids_B[rows_B], part.labels.numpy()[rows_B], _is_finite(part))
+
+    def agree(self) -> bool:
+        """Whether all students have the same samples, each once."""
+        first, *others = (own.ids for own in self.sorted.values())
+        return all(np.array_equal(first, ids) for ids in others) and bool((first[1:] != first[:-1]).all())
+
+
+def align(
+    parts: Sequence[Contribution],
+    present: Sequence[int],
+    names: Sequence[str],
+    arrivals: Arrivals | None = None,
+) -> Aligned:
     """Bring one step's rows into one order, that of ascending sample ids.
 
     Args:
         parts: each student's rows.
         present: indices of the students that take part.
         names: the students, as an error names them.
+        arrivals: of some of these rows; None: of none. All are added.
 
     Raises:
         MisalignedIds, LabelMismatch: a student has other samples or labels than most.
     """
-    ids_B, rows = _agreed_rows(parts, present, names)
-    labels_SB = np.stack([parts[index].labels.numpy()[rows[index]] for index in present])
-    labels_B = _agreed_labels(ids_B, labels_SB, [names[index] for index in present])
-    logits_SBC = torch.zeros(len(parts), len(ids_B), parts[present[0]].logits.shape[1])
+    arrivals = arrivals or Arrivals(len(parts))
     for index in present:
-        logits_BC = parts[index].logits.float()
-        torch.index_select(logits_BC, 0, torch.from_numpy(rows[index]), out=logits_SBC[index])
-    bad = non_finite(parts)
+        if index not in arrivals.sorted:
+            arrivals.add(index, parts[index])
+    found = [arrivals.sorted[index] for index in present]
+    if not arrivals.agree():
+        ids_B = torch.from_numpy(_most_common([own.ids for own in found]))
+        return align(
+            [_at(part, ids_B, name) for part, name in zip(parts, names, strict=True)], present, names
+        )
+    ids_B, logits_SBC = torch.from_numpy(found[0].ids), arrivals.logits_SBC
+    labels_B = _agreed_labels(ids_B, [own.labels for own in found], [names[index] for index in present])
+    bad = tuple(index for index in present if not arrivals.sorted[index].finite)
     if not bad and len(present) == len(parts):
         return Aligned(ids_B, labels_B, logits_SBC)
     # Rows that are not finite count as no opinion for every reader.
@@ -124,38 +172,33 @@ def recall(
 
 def non_finite(parts: Sequence[Contribution]) -> tuple[int, ...]:
     """The students whose logits are not all finite."""
+    return tuple(index for index, part in enumerate(parts) if not _is_finite(part))
+
+
+def _is_finite(part: Contribution) -> bool:
     # A sum is finite unless a logit is not, or finite logits overflow: most steps need no second pass.
-    sums = [float(part.logits.sum(dtype=torch.float32)) for part in parts]
-    suspects = [index for index, total in enumerate(sums) if not math.isfinite(total)]
-    return tuple(index for index in suspects if not bool(torch.isfinite(parts[index].logits).all()))
+    total = float(part.logits.sum(dtype=torch.float32))
+    return math.isfinite(total) or bool(torch.isfinite(part.logits).all())
 
 
-def _agreed_rows(
-    parts: Sequence[Contribution], present: Sequence[int], names: Sequence[str]
-) -> tuple[Tensor, dict[int, Ids]]:
-    """The ids in ascending order, and the row of each in each student's message."""
-    ids = {index: parts[index].ids.numpy() for index in present}
-    rows = {index: own.argsort() for index, own in ids.items()}
-    found = [own[rows[index]] for index, own in ids.items()]
-    if all(np.array_equal(own, found[0]) for own in found) and (found[0][1:] != found[0][:-1]).all():
-        return torch.from_numpy(found[0]), rows
-    ids_B = torch.from_numpy(_most_common(found))
-    return ids_B, {index: _rows(parts[index], ids_B, names[index]) for index in present}
-
-
-def _rows(part: Contribution, ids_B: Tensor, name: str) -> Ids:
+def _at(part: Contribution, ids_B: Tensor, name: str) -> Contribution:
+    """A student's rows of these samples; no rows for an absent student."""
+    if not len(part.ids):
+        return part
     try:
-        return rows_of(ids_B, part.ids).numpy()
+        rows_B = rows_of(ids_B, part.ids)
     except MisalignedIds as error:
         error.message = f"sends other samples than the rest of the cohort: {error.message}"
         raise error.at(student=name) from None
+    return Contribution(*(column[rows_B] for column in part))
 
 
-def _agreed_labels(ids_B: Tensor, labels_SB: Ids, names: Sequence[str]) -> Tensor:
-    if (labels_SB == labels_SB[0]).all():
-        return torch.from_numpy(labels_SB[0])
-    labels_B = torch.mode(torch.from_numpy(labels_SB), dim=0).values
-    student, row = (torch.from_numpy(labels_SB) != labels_B).nonzero()[0].tolist()
+def _agreed_labels(ids_B: Tensor, labels: Sequence[Ids], names: Sequence[str]) -> Tensor:
+    if all(np.array_equal(own, labels[0]) for own in labels):
+        return torch.from_numpy(labels[0])
+    labels_SB = torch.from_numpy(np.stack(labels))
+    labels_B = torch.mode(labels_SB, dim=0).values
+    student, row = (labels_SB != labels_B).nonzero()[0].tolist()
     raise LabelMismatch(
         f"has label {int(labels_SB[student, row])} for sample {int(ids_B[row])}, where the "
         f"rest of the cohort has {int(labels_B[row])}: do all read the same data?",

@@ -12,6 +12,7 @@ import torch
 
 from kdcl_dist.config.rounds import Kind, Round, RunSchedule
 from kdcl_dist.coordinator.aggregator import Answer
+from kdcl_dist.coordinator.aligned_logits import Arrivals
 from kdcl_dist.coordinator.checkpointing import CoordinatorState, save_checkpoint, student_parts
 from kdcl_dist.coordinator.validation import check_messages
 from kdcl_dist.errors import CheckpointError, KdclError, StorageError
@@ -74,6 +75,7 @@ class CoordinatorLoop:
         self.brief_folder = run.folder.with_limit(BRIEF_S)
         self.record = read_record(run.folder)
         self.restored = False
+        self.arrivals = Arrivals(0)
         self.step: _Step | None = None
         self.stopping = False
         self.skipped: set[int] = set()
@@ -106,10 +108,7 @@ class CoordinatorLoop:
     def _run_round(self, round: Round) -> Flag:
         """Gather, check and answer; then record the step while the students learn from it."""
         exchange, heartbeat = self.exchange, self.exchange.monitor.heartbeat
-        heartbeat.enter("gather", round.step)
-        exchange.outgoing.reset(round.kind, round.step, round.part)
-        limits = self.recipe.limits
-        messages = exchange.gather(limits.startup_s if round.uses_checkpoints else None)
+        messages = self._gather(round)
         exchange.answer.reset(round.kind, round.step, round.part)  # the answer before has left by now
         exchange.answer.header["busy_s"] = max(float(message.header["busy_s"]) for message in messages)
         heartbeat.enter("ensemble")
@@ -134,6 +133,19 @@ class CoordinatorLoop:
         heartbeat.enter("record")
         self._record_step(round)
         return flags
+
+    def _gather(self, round: Round) -> Sequence[Message]:
+        self.exchange.monitor.heartbeat.enter("gather", round.step)
+        self.exchange.outgoing.reset(round.kind, round.step, round.part)
+        self.arrivals = Arrivals(len(self.recipe.students))
+        limit_s = self.recipe.limits.startup_s if round.uses_checkpoints else None
+        return self.exchange.gather(limit_s, self._arrived if round.kind is Kind.TRAIN else None)
+
+    def _arrived(self, number: int) -> None:
+        """Begin with a worker's rows, still unchecked, if they are all of its student's and of one step."""
+        student = self.workers[number].student
+        if self.recipe.distillation.window == 1 and self.recipe.students[student].replicas == 1:
+            self.arrivals.add(student, self.exchange.messages[number].contribution())
 
     def _broadcast(self, round: Round, with_rows: bool) -> Flag:
         """Send the answer to all students; returns its flags.
@@ -206,7 +218,8 @@ class CoordinatorLoop:
 
     def _train(self, round: Round, messages: Sequence[Message]) -> None:
         started_s = time.perf_counter()
-        answer = self.aggregator.answer(self.aggregator.parts(messages), round.step, round.epoch, round.part)
+        parts = self.aggregator.parts(messages)
+        answer = self.aggregator.answer(parts, round.step, round.epoch, round.part, self.arrivals)
         self._exclude(answer.bad, round)
         if answer.target is not None:
             message = self.exchange.answer

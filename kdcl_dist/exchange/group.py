@@ -100,7 +100,9 @@ class Exchange:
             lambda: form_gloo(self._store, self.rank, self.size, host=host, limit=limit)
         )
 
-    def gather(self, limit_s: float | None = None) -> list[Message]:
+    def gather(
+        self, limit_s: float | None = None, arrived: Callable[[int], object] | None = None
+    ) -> list[Message]:
         """Send `outgoing` to its readers; returns the students' messages, in the order of the cohort.
 
         In a star only the coordinator has messages; `outgoing` is in use until the student has the answer.
@@ -108,11 +110,16 @@ class Exchange:
 
         Args:
             limit_s: seconds of `limits.startup_s`, where a phase may take longer than a step.
+            arrived: called with the number of each message that the coordinator of a star has, while it
+                waits for those after it. Nothing is checked by then.
 
         Raises:
             KdclError: the first failure of the generation: a process failed, died or did not answer.
         """
-        self._run(self._all_gather if self.all_to_all else self._to_coordinator, limit_s)
+        if self.all_to_all:
+            self._run(self._all_gather, limit_s)
+        else:
+            self._run(lambda group, limit: self._to_coordinator(group, limit, arrived), limit_s)
         return self.messages
 
     def post_receive(self, with_rows: bool) -> None:
@@ -185,10 +192,11 @@ class Exchange:
             raise RuntimeError("the exchange is closed")
         return self._group
 
-    def _to_coordinator(self, group: Any, limit: timedelta) -> None:
+    def _to_coordinator(self, group: Any, limit: timedelta, arrived: Callable[[int], object] | None) -> None:
         if self.rank == self.root:
             buffers = [message.buffer for message in self.messages]
-            _await_each([group.recv([buffer], rank, MESSAGE) for rank, buffer in enumerate(buffers)], limit)
+            works = [group.recv([buffer], rank, MESSAGE) for rank, buffer in enumerate(buffers)]
+            _await_each(works, limit, arrived)
             self._await_sent(group, limit)
         else:
             self._sent = [group.send([self.outgoing.buffer], self.root, MESSAGE)]
@@ -275,8 +283,8 @@ class _Unfinished(RuntimeError):
         self.indices = indices
 
 
-def _await_each(works: Sequence[Any], limit: timedelta) -> None:
-    """Wait for the transfers with ranks 0, 1, ...; the limit is that of all together.
+def _await_each(works: Sequence[Any], limit: timedelta, done: Callable[[int], object] | None = None) -> None:
+    """Wait for the transfers with ranks 0, 1, ..., and call `done` after each; the limit is that of all.
 
     When it ends, gloo closes the connections of the group. What was transferred by then is kept.
     """
@@ -289,5 +297,8 @@ def _await_each(works: Sequence[Any], limit: timedelta) -> None:
                 raise
             indices.append(index)
             message = message or str(error)
+            continue
+        if done is not None:
+            done(index)
     if indices:
         raise _Unfinished(indices, message)
