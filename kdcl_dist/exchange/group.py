@@ -1,11 +1,11 @@
 """The exchange group: it gathers the students' messages and sends the coordinator's answer back.
 
-Where students learn from each other's own logits (`dml`), an exchange is gloo's all-gather, a ring, and its
-broadcast. Elsewhere only the coordinator reads what a student sends, and a star is several times as fast:
-each student sends to the coordinator, which sends the answer to each. Point-to-point transfers also spare
-the switch to gloo's own thread. `python -m benchmarks.exchange` measures both.
+Each student sends to the coordinator, which sends the answer to each: a star. Where students learn from each
+other's own logits (`dml`), each also sends to each other student. All transfers are point to point, several
+times as fast as gloo's collectives: those hand a message on from rank to rank, on a thread of gloo's own.
+`python -m benchmarks.exchange` measures both.
 
-In the star a rank waits only for what it receives, which shows that the other side has its message. When a
+A rank waits only for what it receives, which shows that the other side has its message. When a
 connection breaks, gloo forgets a message that it is about to send, and its sender would wait until the
 limit. Gloo does notify a rank that waits to receive, unless a part of the message has arrived.
 
@@ -24,8 +24,6 @@ from collections.abc import Callable, Sequence
 from datetime import timedelta
 from typing import Any
 
-import torch
-import torch.distributed as dist
 from torch import Tensor
 
 from kdcl_dist.errors import ForeignMessage, KdclError
@@ -85,15 +83,18 @@ class Exchange:
         self.root = self.size - 1
         reads = layout.all_to_all or self.rank == self.root
         self.messages = [Message(layout.message) for _ in ranks[:-1]] if reads else []
-        self._unread = torch.empty(layout.message.nbytes if layout.all_to_all else 0, dtype=torch.uint8)
-        self.outgoing = Message(layout.message, pinned=pinned)
-        self.outgoing.set_identity(run=run, generation=generation, sender=self.rank)
+        self.outgoing, self._other = (Message(layout.message, pinned=pinned) for _ in range(2))
+        for message in (self.outgoing, self._other):
+            message.set_identity(run=run, generation=generation, sender=self.rank)
         self.answer = Message(layout.answer, pinned=pinned)
         self.answer.set_identity(run=run, generation=generation, sender=self.root)
         limit = timedelta(seconds=max(step_s, FORM_S))
         self._group: Any | None = None
         self._posted: Any | None = None
         self._sent: list[Any] = []
+        self._sent_before: list[Any] = []
+        self._expected: list[Any] = []
+        self._arrived: Callable[[int], object] | None = None
         self._limit = "limits.step_s"
         self._store = scoped(store, "gloo")  # torch may use it for as long as the group lives
         self._group = self._guard(
@@ -105,21 +106,19 @@ class Exchange:
     ) -> list[Message]:
         """Send `outgoing` to its readers; returns the students' messages, in the order of the cohort.
 
-        In a star only the coordinator has messages; `outgoing` is in use until the student has the answer.
-        The next `gather` overwrites the messages.
+        The coordinator has them at once, and students that read them with the answer. `outgoing` is in use
+        until the student has the answer. The next `gather` overwrites the messages.
 
         Args:
             limit_s: seconds of `limits.startup_s`, where a phase may take longer than a step.
-            arrived: called with the number of each message that the coordinator of a star has, while it
-                waits for those after it. Nothing is checked by then.
+            arrived: called with the number of each message that the coordinator has, while it waits for
+                those after it. Nothing is checked by then.
 
         Raises:
             KdclError: the first failure of the generation: a process failed, died or did not answer.
         """
-        if self.all_to_all:
-            self._run(self._all_gather, limit_s)
-        else:
-            self._run(lambda group, limit: self._to_coordinator(group, limit, arrived), limit_s)
+        self._arrived = arrived
+        self._run(self._to_coordinator, limit_s)
         return self.messages
 
     def post_receive(self, with_rows: bool) -> None:
@@ -133,8 +132,6 @@ class Exchange:
         Raises:
             KdclError: as of `gather`.
         """
-        if self.all_to_all:
-            return
         part = self._part(with_rows)
         self._posted = self._guard(lambda: self._open_group().recv([part], self.root, ANSWER))
 
@@ -152,19 +149,21 @@ class Exchange:
             ForeignMessage: the answer is not of this run, generation or step.
         """
         buffer = self._part(with_rows)
-        action = self._broadcast if self.all_to_all else self._from_coordinator
-        self._run(lambda group, limit: action(group, limit, buffer), limit_s)
+        self._run(lambda group, limit: self._from_coordinator(group, limit, buffer), limit_s)
         self._check_answer()
         if Flag.REFUSED in self.answer.flags:
             self.monitor.raise_failure()
+        if self._expected:  # the message may still be on its way to a peer
+            self.messages[self.rank], self.outgoing, self._other = self.outgoing, self._other, self.outgoing
         return self.answer
 
     def flush(self) -> None:
-        """Wait until the last answer has left; for the coordinator, before it closes a working group.
+        """Wait until all that this process sent has left, before it closes a working group.
 
         Raises:
             KdclError: as of `gather`.
         """
+        self._sent, self._sent_before = self._sent + self._sent_before, []
         if self._sent:
             self._run(self._await_sent, None)
 
@@ -174,7 +173,8 @@ class Exchange:
         Gloo closes its sockets when the last reference to the group is dropped, and not before (neither
         `shutdown` nor `abort` closes them). So no other object may hold the group.
         """
-        self._posted, self._sent = None, []  # transfers hold the group too
+        # Transfers hold the group too.
+        self._posted, self._sent, self._sent_before, self._expected = None, [], [], []
         self._group = None
 
     def _part(self, with_rows: bool) -> Tensor:
@@ -192,23 +192,32 @@ class Exchange:
             raise RuntimeError("the exchange is closed")
         return self._group
 
-    def _to_coordinator(self, group: Any, limit: timedelta, arrived: Callable[[int], object] | None) -> None:
+    def _to_coordinator(self, group: Any, limit: timedelta) -> None:
         if self.rank == self.root:
             buffers = [message.buffer for message in self.messages]
             works = [group.recv([buffer], rank, MESSAGE) for rank, buffer in enumerate(buffers)]
-            _await_each(works, limit, arrived)
+            _await_each(works, limit, self._arrived)
             self._await_sent(group, limit)
         else:
-            self._sent = [group.send([self.outgoing.buffer], self.root, MESSAGE)]
+            peers = [rank for rank in range(self.root) if self.all_to_all and rank != self.rank]
+            self._expected = [group.recv([self.messages[rank].buffer], rank, MESSAGE) for rank in peers]
+            readers = [self.root, *peers]
+            self._sent = [group.send([self.outgoing.buffer], rank, MESSAGE) for rank in readers]
 
     def _from_coordinator(self, group: Any, limit: timedelta, buffer: Tensor) -> None:
         if self.rank == self.root:
             self._answer_all(group, buffer)
-        else:
-            posted, self._posted = self._posted, None
-            posted = posted or group.recv([buffer], self.root, ANSWER)
-            posted.wait(limit + timedelta(seconds=PATIENCE_S))
-            self._await_sent(group, limit)
+            return
+        posted, self._posted = self._posted, None
+        posted = posted or group.recv([buffer], self.root, ANSWER)
+        posted.wait(limit + timedelta(seconds=PATIENCE_S))
+        for expected in self._expected:  # the coordinator has these messages by now
+            expected.wait(limit)
+        if self.all_to_all:
+            # A peer that is lost does not take this message, and a wait for it would end with the limit only.
+            # The message before has left: since they took it, all peers have sent another.
+            self._sent, self._sent_before = self._sent_before, self._sent
+        self._await_sent(group, limit)
 
     def _answer_all(self, group: Any, buffer: Tensor) -> None:
         """Send the answer to every student that can be reached, then raise if one cannot."""
@@ -227,19 +236,6 @@ class Exchange:
         """Wait until the last messages have left, as they have once they are answered."""
         sent, self._sent = self._sent, []
         _await_each(sent, limit)
-
-    def _all_gather(self, group: Any, limit: timedelta) -> None:
-        # The group's limit, which has no public setter: after `wait(limit)` gave up, the collective's thread
-        # would keep waiting, and hold the connections open.
-        group._set_default_timeout(limit)
-        parts = [*(message.buffer for message in self.messages), self._unread]
-        work: Any = dist.all_gather(parts, self.outgoing.buffer, group=group, async_op=True)
-        work.wait()
-
-    def _broadcast(self, group: Any, limit: timedelta, buffer: Tensor) -> None:
-        group._set_default_timeout(limit)
-        work: Any = dist.broadcast(buffer, group_src=self.root, group=group, async_op=True)
-        work.wait()
 
     def _guard(self, action: Callable[[], Any]) -> Any:
         """Run a blocking action; raise the first failure of the generation for what breaks it.
