@@ -6,7 +6,6 @@ import contextlib
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from typing import NamedTuple
 
 import torch
 
@@ -33,13 +32,6 @@ POLL_S = 0.5
 BRIEF_S = 3.0
 
 
-class _Step(NamedTuple):
-    """A training step that was answered."""
-
-    answer: Answer
-    ensemble_s: float
-
-
 class CoordinatorLoop:
     """The coordinator's rounds in one generation of the exchange group.
 
@@ -52,6 +44,10 @@ class CoordinatorLoop:
         has_returned: asked now and then whether an absent student is ready to join again.
         notice: asked now and then for a reason to take a checkpoint before the next of the schedule.
         emit: called with each event.
+
+    Attributes:
+        arrivals: the rows of the round's messages that have arrived.
+        step: the answer of the training step that is not recorded yet, and the seconds that it took.
     """
 
     def __init__(
@@ -76,7 +72,7 @@ class CoordinatorLoop:
         self.record = read_record(run.folder)
         self.restored = False
         self.arrivals = Arrivals(0)
-        self.step: _Step | None = None
+        self.step: tuple[Answer, float] | None = None
         self.stopping = False
         self.skipped: set[int] = set()
         self.bad: set[int] = set()
@@ -226,7 +222,7 @@ class CoordinatorLoop:
             # In half precision a tiny probability's logarithm would be infinite.
             lowest = torch.finfo(message.layout.dtype).min
             message.write_rows(answer.target.ids, answer.target.log_probabilities.clamp(min=lowest))
-        self.step = _Step(answer, time.perf_counter() - started_s)
+        self.step = answer, time.perf_counter() - started_s
 
     def _exclude(self, bad: Sequence[int], round: Round) -> None:
         """Exclude the students whose logits of this part are not finite; too many such steps are an error."""
@@ -251,7 +247,7 @@ class CoordinatorLoop:
             return
         self.metrics.step(round, *self.step)
         if self.recipe.analysis.measures(round.step):
-            self.metrics.analysis(round, self.step.answer, self.aggregator.weights_S)
+            self.metrics.analysis(round, self.step[0], self.aggregator.weights_S)
         self.step = None
         if self.schedule.ends_step(round) and self._may_emit():
             self.emit(Stepped(round.step + 1, self.metrics.latest()))
