@@ -48,8 +48,6 @@ WAYS: dict[str, tuple[Callable[[int, int], Traffic], Callable[[int, int], Traffi
 }
 #: Steps of each way in one round; short steps need more of them to stand out from noise.
 STEPS = {"star": 10, "ring + tree": 2, "gather + tree": 10}
-#: The ways of kdcl's exchange, and whether its students read each other's messages.
-ALL_TO_ALL = {"star": False, "ring + tree": True}
 #: Ranks of the groups; most ranks of a fitted point; fewest ranks of a point of kdcl's own exchange.
 RANKS, MOST_FITTED, FEWEST_REAL = (3, 5, 9, 17, 33, 65), 17, 5
 #: Rows and classes of a message and of the answer: (64, 10), (128, 100) and (256, 250).
@@ -127,7 +125,7 @@ def points(ranks: Sequence[int], most_fitted: int) -> list[Point]:
             known = number <= most_fitted
             found += [Point(way, number, size, size, fitted=known) for size in (SMALL, LARGE)[: 1 + known]]
             found += [Point(way, number, *sizes) for sizes in ((MEDIUM, MEDIUM), (SMALL, LARGE))]
-            if way in ALL_TO_ALL and number >= FEWEST_REAL:
+            if way == "star" and number >= FEWEST_REAL:
                 found.append(Point(way, number, MEDIUM, MEDIUM, real=True))
     return found
 
@@ -171,10 +169,10 @@ def measure_from(
 
 def _exchange(store: Any, host: str, process: int, ranks: int, case: Point | None = None) -> Exchange:
     """An exchange of `ranks` ranks; without a case the caller uses only its group."""
-    way, message, answer = (case.way, case.message, case.answer) if case else ("star", SMALL, SMALL)
-    part = scoped(store, f"{ranks}/{way}" if case else str(ranks))
+    message, answer = (case.message, case.answer) if case else (SMALL, SMALL)
+    part = scoped(store, f"{ranks}/real" if case else str(ranks))
     monitor = Monitor(part, [str(student) for student in range(ranks - 1)], ranks - 1 - process)
-    layout = ExchangeLayout(message, answer, all_to_all=ALL_TO_ALL[way])
+    layout = ExchangeLayout(message, answer)
     return Exchange(monitor, part, host=host, layout=layout, run=0, generation=0, step_s=LIMIT_S)
 
 

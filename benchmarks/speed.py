@@ -20,6 +20,7 @@ from benchmarks import (
     ensembles,
     exchange,
     memory,
+    own_devices,
     scale,
     startup,
     step_efficiency,
@@ -32,6 +33,7 @@ __all__ = ["MODULES"]
 #: The modules that measure the lines of the table, in order.
 MODULES: Mapping[str, Callable[[bool], list[Figure]]] = {
     "step_efficiency": step_efficiency.figures,
+    "own_devices": own_devices.figures,
     "analysis_cost": analysis_cost.figures,
     "exchange": exchange.figures,
     "ensembles": ensembles.figures,

@@ -18,7 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from kdcl_dist.config.recipe import Recipe
-from kdcl_dist.coordinator.aligned_logits import Aligned, align, non_finite, recall
+from kdcl_dist.coordinator.aligned_logits import Aligned, Arrivals, align, non_finite, recall
 from kdcl_dist.coordinator.logit_bank import LogitBank
 from kdcl_dist.coordinator.mixed_labels import with_largest_classes, with_mixed_labels
 from kdcl_dist.coordinator.own_method import load_method, try_method
@@ -107,7 +107,14 @@ class Aggregator:
         workers = [each.student for each in self.recipe.workers if each.student in self.present]
         return by_student(messages, workers, len(self.names))
 
-    def answer(self, parts: Sequence[Contribution], step: int, epoch: int = 0, part: int = 0) -> Answer:
+    def answer(
+        self,
+        parts: Sequence[Contribution],
+        step: int,
+        epoch: int = 0,
+        part: int = 0,
+        arrivals: Arrivals | None = None,
+    ) -> Answer:
         """Answer a training step, or a part of one.
 
         With a bank, all students' logits of the step are stored first. The soft target of each of their
@@ -118,6 +125,7 @@ class Aggregator:
         Args:
             parts: each student's rows.
             step: the global step; epoch: its epoch; part: of the step, from 0.
+            arrivals: of some of the rows; see `align`.
 
         Raises:
             ContributionError: as `align`; where the recipe's window lets students send different samples
@@ -128,7 +136,7 @@ class Aggregator:
         if self.bank is None and self.recipe.distillation.window != 1:
             return Answer(parts, None, None, non_finite(parts))
         if self.bank is None:
-            aligned = align(parts, self.present, self.names)
+            aligned = align(parts, self.present, self.names, arrivals)
             known = covered = with_mixed_labels(self.recipe, aligned, step * self.recipe.accumulate + part)
             parts = with_largest_classes(parts, known)
         else:

@@ -5,9 +5,12 @@ Shapes: S students, B samples, C classes.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import NamedTuple
 
+import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 
@@ -16,7 +19,9 @@ from kdcl_dist.errors import LabelMismatch, MisalignedIds
 from kdcl_dist.exchange.alignment import find_rows, rows_of
 from kdcl_dist.exchange.message import Contribution
 
-__all__ = ["Aligned", "align", "non_finite", "recall"]
+__all__ = ["Aligned", "Arrivals", "align", "non_finite", "recall"]
+
+Ids = npt.NDArray[np.int64]
 
 
 class Aligned(NamedTuple):
@@ -57,25 +62,73 @@ class Aligned(NamedTuple):
         return self.at(present_SB[list(teachers)].any(dim=0) if teachers else present_SB.sum(dim=0) > 1)
 
 
-def align(parts: Sequence[Contribution], present: Sequence[int], names: Sequence[str]) -> Aligned:
+class _Sorted(NamedTuple):
+    """One student's ids and labels in ascending order of the ids, and whether its logits are finite."""
+
+    ids: Ids
+    labels: Ids
+    finite: bool
+
+
+class Arrivals:
+    """The rows of one round in ascending order of ids, brought into it while other messages are awaited.
+
+    Args:
+        students: S, of the cohort.
+    """
+
+    def __init__(self, students: int) -> None:
+        self.students = students
+        self.sorted: dict[int, _Sorted] = {}
+        self.logits_SBC = torch.empty(0)
+
+    def add(self, index: int, part: Contribution) -> None:
+        """Add a student's rows; those that are not as many as the first student's have no logits here."""
+        ids_B = part.ids.numpy()
+        rows_B = ids_B.argsort()
+        if not self.sorted:
+            self.logits_SBC = torch.zeros(self.students, *part.logits.shape)
+        if self.logits_SBC.shape[1:] == part.logits.shape:
+            out_BC = self.logits_SBC[index]
+            torch.index_select(part.logits.float(), 0, torch.from_numpy(rows_B), out=out_BC)
+        self.sorted[index] = _Sorted(ids_B[rows_B], part.labels.numpy()[rows_B], _is_finite(part))
+
+    def agree(self) -> bool:
+        """Whether all students have the same samples, each once."""
+        first, *others = (own.ids for own in self.sorted.values())
+        return all(np.array_equal(first, ids) for ids in others) and bool((first[1:] != first[:-1]).all())
+
+
+def align(
+    parts: Sequence[Contribution],
+    present: Sequence[int],
+    names: Sequence[str],
+    arrivals: Arrivals | None = None,
+) -> Aligned:
     """Bring one step's rows into one order, that of ascending sample ids.
 
     Args:
         parts: each student's rows.
         present: indices of the students that take part.
         names: the students, as an error names them.
+        arrivals: of some of these rows; None: of none. All are added.
 
     Raises:
         MisalignedIds, LabelMismatch: a student has other samples or labels than most.
     """
-    ids_B, rows = _agreed_rows(parts, present, names)
-    labels = [parts[index].labels[rows[index]] for index in present]
-    labels_B = _agreed_labels(ids_B, labels, [names[index] for index in present])
-    logits_SBC = torch.zeros(len(parts), len(ids_B), parts[present[0]].logits.shape[1])
+    arrivals = arrivals or Arrivals(len(parts))
     for index in present:
-        logits_BC = parts[index].logits.float()
-        torch.index_select(logits_BC, 0, rows[index], out=logits_SBC[index])
-    bad = non_finite(parts)
+        if index not in arrivals.sorted:
+            arrivals.add(index, parts[index])
+    found = [arrivals.sorted[index] for index in present]
+    if not arrivals.agree():
+        ids_B = torch.from_numpy(_most_common([own.ids for own in found]))
+        return align(
+            [_at(part, ids_B, name) for part, name in zip(parts, names, strict=True)], present, names
+        )
+    ids_B, logits_SBC = torch.from_numpy(found[0].ids), arrivals.logits_SBC
+    labels_B = _agreed_labels(ids_B, [own.labels for own in found], [names[index] for index in present])
+    bad = tuple(index for index in present if not arrivals.sorted[index].finite)
     if not bad and len(present) == len(parts):
         return Aligned(ids_B, labels_B, logits_SBC)
     # Rows that are not finite count as no opinion for every reader.
@@ -119,36 +172,31 @@ def recall(
 
 def non_finite(parts: Sequence[Contribution]) -> tuple[int, ...]:
     """The students whose logits are not all finite."""
+    return tuple(index for index, part in enumerate(parts) if not _is_finite(part))
+
+
+def _is_finite(part: Contribution) -> bool:
     # A sum is finite unless a logit is not, or finite logits overflow: most steps need no second pass.
-    sums = [part.logits.sum(dtype=torch.float32) for part in parts]
-    suspects = [index for index, total in enumerate(sums) if not bool(torch.isfinite(total))]
-    return tuple(index for index in suspects if not bool(torch.isfinite(parts[index].logits).all()))
+    total = float(part.logits.sum(dtype=torch.float32))
+    return math.isfinite(total) or bool(torch.isfinite(part.logits).all())
 
 
-def _agreed_rows(
-    parts: Sequence[Contribution], present: Sequence[int], names: Sequence[str]
-) -> tuple[Tensor, dict[int, Tensor]]:
-    """The ids in ascending order, and the row of each in each student's message."""
-    sorts = {index: torch.sort(parts[index].ids) for index in present}
-    ids_B = sorts[present[0]].values
-    if all(torch.equal(found.values, ids_B) for found in sorts.values()) and _distinct(ids_B):
-        return ids_B, {index: found.indices for index, found in sorts.items()}
-    ids_B = _most_common([found.values for found in sorts.values()])
-    return ids_B, {index: _rows(parts[index], ids_B, names[index]) for index in present}
-
-
-def _rows(part: Contribution, ids_B: Tensor, name: str) -> Tensor:
+def _at(part: Contribution, ids_B: Tensor, name: str) -> Contribution:
+    """A student's rows of these samples; no rows for an absent student."""
+    if not len(part.ids):
+        return part
     try:
-        return rows_of(ids_B, part.ids)
+        rows_B = rows_of(ids_B, part.ids)
     except MisalignedIds as error:
         error.message = f"sends other samples than the rest of the cohort: {error.message}"
         raise error.at(student=name) from None
+    return Contribution(*(column[rows_B] for column in part))
 
 
-def _agreed_labels(ids_B: Tensor, labels: Sequence[Tensor], names: Sequence[str]) -> Tensor:
-    if all(torch.equal(each, labels[0]) for each in labels):
-        return labels[0]
-    labels_SB = torch.stack(list(labels))
+def _agreed_labels(ids_B: Tensor, labels: Sequence[Ids], names: Sequence[str]) -> Tensor:
+    if all(np.array_equal(own, labels[0]) for own in labels):
+        return torch.from_numpy(labels[0])
+    labels_SB = torch.from_numpy(np.stack(labels))
     labels_B = torch.mode(labels_SB, dim=0).values
     student, row = (labels_SB != labels_B).nonzero()[0].tolist()
     raise LabelMismatch(
@@ -177,11 +225,7 @@ def _check_rows(bank: LogitBank, part: Contribution, name: str) -> None:
         )
 
 
-def _distinct(ascending_B: Tensor) -> bool:
-    return not bool((ascending_B[1:] == ascending_B[:-1]).any())
-
-
-def _most_common(sorted_ids: Sequence[Tensor]) -> Tensor:
+def _most_common(sorted_ids: Sequence[Ids]) -> Ids:
     """The ids that most students send, so that an error names the odd student."""
-    agreement = [sum(torch.equal(ids, other) for other in sorted_ids) for ids in sorted_ids]
+    agreement = [sum(np.array_equal(ids, other) for other in sorted_ids) for ids in sorted_ids]
     return sorted_ids[agreement.index(max(agreement))]

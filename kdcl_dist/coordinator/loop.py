@@ -6,12 +6,12 @@ import contextlib
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from typing import NamedTuple
 
 import torch
 
 from kdcl_dist.config.rounds import Kind, Round, RunSchedule
 from kdcl_dist.coordinator.aggregator import Answer
+from kdcl_dist.coordinator.aligned_logits import Arrivals
 from kdcl_dist.coordinator.checkpointing import CoordinatorState, save_checkpoint, student_parts
 from kdcl_dist.coordinator.validation import check_messages
 from kdcl_dist.errors import CheckpointError, KdclError, StorageError
@@ -32,13 +32,6 @@ POLL_S = 0.5
 BRIEF_S = 3.0
 
 
-class _Step(NamedTuple):
-    """A training step that was answered."""
-
-    answer: Answer
-    ensemble_s: float
-
-
 class CoordinatorLoop:
     """The coordinator's rounds in one generation of the exchange group.
 
@@ -51,6 +44,10 @@ class CoordinatorLoop:
         has_returned: asked now and then whether an absent student is ready to join again.
         notice: asked now and then for a reason to take a checkpoint before the next of the schedule.
         emit: called with each event.
+
+    Attributes:
+        arrivals: the rows of the round's messages that have arrived.
+        step: the answer of the training step that is not recorded yet, and the seconds that it took.
     """
 
     def __init__(
@@ -74,7 +71,8 @@ class CoordinatorLoop:
         self.brief_folder = run.folder.with_limit(BRIEF_S)
         self.record = read_record(run.folder)
         self.restored = False
-        self.step: _Step | None = None
+        self.arrivals = Arrivals(0)
+        self.step: tuple[Answer, float] | None = None
         self.stopping = False
         self.skipped: set[int] = set()
         self.bad: set[int] = set()
@@ -106,10 +104,7 @@ class CoordinatorLoop:
     def _run_round(self, round: Round) -> Flag:
         """Gather, check and answer; then record the step while the students learn from it."""
         exchange, heartbeat = self.exchange, self.exchange.monitor.heartbeat
-        heartbeat.enter("gather", round.step)
-        exchange.outgoing.reset(round.kind, round.step, round.part)
-        limits = self.recipe.limits
-        messages = exchange.gather(limits.startup_s if round.uses_checkpoints else None)
+        messages = self._gather(round)
         exchange.answer.reset(round.kind, round.step, round.part)  # the answer before has left by now
         exchange.answer.header["busy_s"] = max(float(message.header["busy_s"]) for message in messages)
         heartbeat.enter("ensemble")
@@ -134,6 +129,19 @@ class CoordinatorLoop:
         heartbeat.enter("record")
         self._record_step(round)
         return flags
+
+    def _gather(self, round: Round) -> Sequence[Message]:
+        self.exchange.monitor.heartbeat.enter("gather", round.step)
+        self.exchange.outgoing.reset(round.kind, round.step, round.part)
+        self.arrivals = Arrivals(len(self.recipe.students))
+        limit_s = self.recipe.limits.startup_s if round.uses_checkpoints else None
+        return self.exchange.gather(limit_s, self._arrived if round.kind is Kind.TRAIN else None)
+
+    def _arrived(self, number: int) -> None:
+        """Begin with a worker's rows, still unchecked, if they are all of its student's and of one step."""
+        student = self.workers[number].student
+        if self.recipe.distillation.window == 1 and self.recipe.students[student].replicas == 1:
+            self.arrivals.add(student, self.exchange.messages[number].contribution())
 
     def _broadcast(self, round: Round, with_rows: bool) -> Flag:
         """Send the answer to all students; returns its flags.
@@ -206,14 +214,15 @@ class CoordinatorLoop:
 
     def _train(self, round: Round, messages: Sequence[Message]) -> None:
         started_s = time.perf_counter()
-        answer = self.aggregator.answer(self.aggregator.parts(messages), round.step, round.epoch, round.part)
+        parts = self.aggregator.parts(messages)
+        answer = self.aggregator.answer(parts, round.step, round.epoch, round.part, self.arrivals)
         self._exclude(answer.bad, round)
         if answer.target is not None:
             message = self.exchange.answer
             # In half precision a tiny probability's logarithm would be infinite.
             lowest = torch.finfo(message.layout.dtype).min
             message.write_rows(answer.target.ids, answer.target.log_probabilities.clamp(min=lowest))
-        self.step = _Step(answer, time.perf_counter() - started_s)
+        self.step = answer, time.perf_counter() - started_s
 
     def _exclude(self, bad: Sequence[int], round: Round) -> None:
         """Exclude the students whose logits of this part are not finite; too many such steps are an error."""
@@ -238,7 +247,7 @@ class CoordinatorLoop:
             return
         self.metrics.step(round, *self.step)
         if self.recipe.analysis.measures(round.step):
-            self.metrics.analysis(round, self.step.answer, self.aggregator.weights_S)
+            self.metrics.analysis(round, self.step[0], self.aggregator.weights_S)
         self.step = None
         if self.schedule.ends_step(round) and self._may_emit():
             self.emit(Stepped(round.step + 1, self.metrics.latest()))

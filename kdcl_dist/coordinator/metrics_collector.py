@@ -107,7 +107,8 @@ class MetricsCollector:
         lines = []
         for student, replicas in own.items():
             name = self.recipe.names[student]
-            values = StepMetrics(*map(fmean, zip(*replicas, strict=True)))._asdict()
+            mean = StepMetrics(*map(fmean, zip(*replicas, strict=True))) if len(replicas) > 1 else replicas[0]
+            values = mean._asdict()
             step = int(values.pop("step"))
             if step < 0:
                 continue
@@ -118,9 +119,11 @@ class MetricsCollector:
             gradients = {key: values.pop(key) for key in GRADIENTS}
             self.rates[name] = values["lr"]
             self.table.add(name, epoch, step, "train", values)
-            if (mean := self.losses[name].explodes(values["task_loss"])) is not None:
+            if (before := self.losses[name].explodes(values["task_loss"])) is not None:
                 loss = values["task_loss"]
-                lines.append(f"{name}: the loss explodes, {loss:.3g} at step {step} after {mean:.3g} before")
+                lines.append(
+                    f"{name}: the loss explodes, {loss:.3g} at step {step} after {before:.3g} before"
+                )
             if math.isfinite(sum(gradients.values())):
                 self.table.add(name, epoch, step, "analysis", gradients)
         return lines

@@ -29,30 +29,19 @@ def check_messages(
         StaleContribution: a message is of another round.
         ShapeMismatch: a student has another number of rows than most, or other classes.
     """
-    expected_rows = _expected_rows(messages, workers)
-    for index, message in enumerate(messages):
-        identity = {
-            "magic": MAGIC,
-            "protocol": PROTOCOL,
-            "run": run,
-            "generation": generation,
-            "sender": index,
-        }
-        position = {"kind": round.kind, "step": round.step, "part": round.part}
-        size = {"classes": message.layout.classes, "rows": expected_rows[index]}
+    common = {"magic": MAGIC, "protocol": PROTOCOL, "run": run, "generation": generation}
+    position = {"kind": int(round.kind), "step": round.step, "part": round.part}
+    for index, (message, rows) in enumerate(zip(messages, _expected_rows(messages, workers), strict=True)):
+        found = message.identity
         for error, expected in (
-            (ForeignMessage, identity),
+            (ForeignMessage, common | {"sender": index}),
             (StaleContribution, position),
-            (ShapeMismatch, size),
+            (ShapeMismatch, {"classes": message.layout.classes, "rows": rows}),
         ):
-            found = {field: int(message.header[field]) for field in expected}
-            if found != expected:
-                wrong = ", ".join(
-                    f"{field} {found[field]} instead of {int(value)}"
-                    for field, value in expected.items()
-                    if found[field] != value
-                )
-                raise error(f"sends {wrong}", student=workers[index].name, step=round.step)
+            wrong = [field for field, value in expected.items() if found[field] != value]
+            if wrong:
+                named = ", ".join(f"{field} {found[field]} instead of {expected[field]}" for field in wrong)
+                raise error(f"sends {named}", student=workers[index].name, step=round.step)
 
 
 def _expected_rows(messages: Sequence[Message], workers: Sequence[Worker]) -> list[int]:

@@ -125,6 +125,15 @@ class ArrowDataset(ArrowFiles[Info]):
         image_CHW: npt.NDArray[np.uint8] = self._raw[chunk][row]
         return image_CHW
 
+    def stacked(self, indices_B: npt.NDArray[np.int64]) -> npt.NDArray[np.uint8]:
+        """Raw images (B, C, H, W), a copy; for data sets with raw pixels."""
+        if len(self._raw) == 1:
+            return self._raw[0][indices_B]
+        images_BCHW = np.empty((len(indices_B), *self._raw[0].shape[1:]), np.uint8)
+        for image_CHW, index in zip(images_BCHW, indices_B.tolist(), strict=True):
+            image_CHW[:] = self.pixels(index)
+        return images_BCHW
+
     def image(self, index: int) -> Tensor:
         """One image as uint8 (C, H, W), a copy that the caller may change; `DataError` if it is unreadable.
 

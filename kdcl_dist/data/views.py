@@ -103,6 +103,7 @@ class Views:
         self.dataset, self.transforms, self.seed = dataset, transforms, seed
         raw = isinstance(dataset, ArrowDataset) and dataset.info.shape
         self._draws = draws_when_read(dataset)
+        self._stored = bool(raw) and not transforms.items
         self._crop_flip = CropFlip.of(transforms.calls, raw) if raw else None
 
     def __reduce__(self) -> tuple[type[Views], tuple[Any, ...]]:
@@ -114,6 +115,9 @@ class Views:
         Raises:
             DataError: the views differ in size, or one cannot be read or transformed.
         """
+        if self._stored:
+            assert isinstance(self.dataset, ArrowDataset)
+            return torch.from_numpy(self.dataset.stacked(ids_B))
         seeds_B = view_seeds(self.seed, epoch, ids_B)
         if self._crop_flip is not None:
             assert isinstance(self.dataset, ArrowDataset)

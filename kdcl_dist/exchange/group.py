@@ -1,11 +1,11 @@
 """The exchange group: it gathers the students' messages and sends the coordinator's answer back.
 
-Where students learn from each other's own logits (`dml`), an exchange is gloo's all-gather, a ring, and its
-broadcast. Elsewhere only the coordinator reads what a student sends, and a star is several times as fast:
-each student sends to the coordinator, which sends the answer to each. Point-to-point transfers also spare
-the switch to gloo's own thread. `python -m benchmarks.exchange` measures both.
+Each student sends to the coordinator, which sends the answer to each: a star. Where students learn from each
+other's own logits (`dml`), each also sends to each other student. All transfers are point to point, several
+times as fast as gloo's collectives: those hand a message on from rank to rank, on a thread of gloo's own.
+`python -m benchmarks.exchange` measures both.
 
-In the star a rank waits only for what it receives, which shows that the other side has its message. When a
+A rank waits only for what it receives, which shows that the other side has its message. When a
 connection breaks, gloo forgets a message that it is about to send, and its sender would wait until the
 limit. Gloo does notify a rank that waits to receive, unless a part of the message has arrived.
 
@@ -24,14 +24,12 @@ from collections.abc import Callable, Sequence
 from datetime import timedelta
 from typing import Any
 
-import torch
-import torch.distributed as dist
 from torch import Tensor
 
 from kdcl_dist.errors import ForeignMessage, KdclError
 from kdcl_dist.exchange.gloo import form_gloo
 from kdcl_dist.exchange.layout import ExchangeLayout
-from kdcl_dist.exchange.message import HEADER, MAGIC, PROTOCOL, Flag, Message
+from kdcl_dist.exchange.message import HEADER, Flag, Message
 from kdcl_dist.membership import failure_detector
 from kdcl_dist.membership.monitor import Monitor
 from kdcl_dist.membership.tcp_store import RunStore, scoped
@@ -85,34 +83,42 @@ class Exchange:
         self.root = self.size - 1
         reads = layout.all_to_all or self.rank == self.root
         self.messages = [Message(layout.message) for _ in ranks[:-1]] if reads else []
-        self._unread = torch.empty(layout.message.nbytes if layout.all_to_all else 0, dtype=torch.uint8)
-        self.outgoing = Message(layout.message, pinned=pinned)
-        self.outgoing.set_identity(run=run, generation=generation, sender=self.rank)
+        self.outgoing, self._other = (Message(layout.message, pinned=pinned) for _ in range(2))
+        for message in (self.outgoing, self._other):
+            message.set_identity(run=run, generation=generation, sender=self.rank)
         self.answer = Message(layout.answer, pinned=pinned)
         self.answer.set_identity(run=run, generation=generation, sender=self.root)
         limit = timedelta(seconds=max(step_s, FORM_S))
         self._group: Any | None = None
         self._posted: Any | None = None
         self._sent: list[Any] = []
+        self._sent_before: list[Any] = []
+        self._expected: list[Any] = []
+        self._arrived: Callable[[int], object] | None = None
         self._limit = "limits.step_s"
         self._store = scoped(store, "gloo")  # torch may use it for as long as the group lives
         self._group = self._guard(
             lambda: form_gloo(self._store, self.rank, self.size, host=host, limit=limit)
         )
 
-    def gather(self, limit_s: float | None = None) -> list[Message]:
+    def gather(
+        self, limit_s: float | None = None, arrived: Callable[[int], object] | None = None
+    ) -> list[Message]:
         """Send `outgoing` to its readers; returns the students' messages, in the order of the cohort.
 
-        In a star only the coordinator has messages; `outgoing` is in use until the student has the answer.
-        The next `gather` overwrites the messages.
+        The coordinator has them at once, and students that read them with the answer. `outgoing` is in use
+        until the student has the answer. The next `gather` overwrites the messages.
 
         Args:
             limit_s: seconds of `limits.startup_s`, where a phase may take longer than a step.
+            arrived: called with the number of each message that the coordinator has, while it waits for
+                those after it. Nothing is checked by then.
 
         Raises:
             KdclError: the first failure of the generation: a process failed, died or did not answer.
         """
-        self._run(self._all_gather if self.all_to_all else self._to_coordinator, limit_s)
+        self._arrived = arrived
+        self._run(self._to_coordinator, limit_s)
         return self.messages
 
     def post_receive(self, with_rows: bool) -> None:
@@ -126,8 +132,6 @@ class Exchange:
         Raises:
             KdclError: as of `gather`.
         """
-        if self.all_to_all:
-            return
         part = self._part(with_rows)
         self._posted = self._guard(lambda: self._open_group().recv([part], self.root, ANSWER))
 
@@ -145,19 +149,21 @@ class Exchange:
             ForeignMessage: the answer is not of this run, generation or step.
         """
         buffer = self._part(with_rows)
-        action = self._broadcast if self.all_to_all else self._from_coordinator
-        self._run(lambda group, limit: action(group, limit, buffer), limit_s)
+        self._run(lambda group, limit: self._from_coordinator(group, limit, buffer), limit_s)
         self._check_answer()
         if Flag.REFUSED in self.answer.flags:
             self.monitor.raise_failure()
+        if self._expected:  # the message may still be on its way to a peer
+            self.messages[self.rank], self.outgoing, self._other = self.outgoing, self._other, self.outgoing
         return self.answer
 
     def flush(self) -> None:
-        """Wait until the last answer has left; for the coordinator, before it closes a working group.
+        """Wait until all that this process sent has left, before it closes a working group.
 
         Raises:
             KdclError: as of `gather`.
         """
+        self._sent, self._sent_before = self._sent + self._sent_before, []
         if self._sent:
             self._run(self._await_sent, None)
 
@@ -167,7 +173,8 @@ class Exchange:
         Gloo closes its sockets when the last reference to the group is dropped, and not before (neither
         `shutdown` nor `abort` closes them). So no other object may hold the group.
         """
-        self._posted, self._sent = None, []  # transfers hold the group too
+        # Transfers hold the group too.
+        self._posted, self._sent, self._sent_before, self._expected = None, [], [], []
         self._group = None
 
     def _part(self, with_rows: bool) -> Tensor:
@@ -188,19 +195,29 @@ class Exchange:
     def _to_coordinator(self, group: Any, limit: timedelta) -> None:
         if self.rank == self.root:
             buffers = [message.buffer for message in self.messages]
-            _await_each([group.recv([buffer], rank, MESSAGE) for rank, buffer in enumerate(buffers)], limit)
+            works = [group.recv([buffer], rank, MESSAGE) for rank, buffer in enumerate(buffers)]
+            _await_each(works, limit, self._arrived)
             self._await_sent(group, limit)
         else:
-            self._sent = [group.send([self.outgoing.buffer], self.root, MESSAGE)]
+            peers = [rank for rank in range(self.root) if self.all_to_all and rank != self.rank]
+            self._expected = [group.recv([self.messages[rank].buffer], rank, MESSAGE) for rank in peers]
+            readers = [self.root, *peers]
+            self._sent = [group.send([self.outgoing.buffer], rank, MESSAGE) for rank in readers]
 
     def _from_coordinator(self, group: Any, limit: timedelta, buffer: Tensor) -> None:
         if self.rank == self.root:
             self._answer_all(group, buffer)
-        else:
-            posted, self._posted = self._posted, None
-            posted = posted or group.recv([buffer], self.root, ANSWER)
-            posted.wait(limit + timedelta(seconds=PATIENCE_S))
-            self._await_sent(group, limit)
+            return
+        posted, self._posted = self._posted, None
+        posted = posted or group.recv([buffer], self.root, ANSWER)
+        posted.wait(limit + timedelta(seconds=PATIENCE_S))
+        for expected in self._expected:  # the coordinator has these messages by now
+            expected.wait(limit)
+        if self.all_to_all:
+            # A peer that is lost does not take this message, and a wait for it would end with the limit only.
+            # The message before has left: since they took it, all peers have sent another.
+            self._sent, self._sent_before = self._sent_before, self._sent
+        self._await_sent(group, limit)
 
     def _answer_all(self, group: Any, buffer: Tensor) -> None:
         """Send the answer to every student that can be reached, then raise if one cannot."""
@@ -219,19 +236,6 @@ class Exchange:
         """Wait until the last messages have left, as they have once they are answered."""
         sent, self._sent = self._sent, []
         _await_each(sent, limit)
-
-    def _all_gather(self, group: Any, limit: timedelta) -> None:
-        # The group's limit, which has no public setter: after `wait(limit)` gave up, the collective's thread
-        # would keep waiting, and hold the connections open.
-        group._set_default_timeout(limit)
-        parts = [*(message.buffer for message in self.messages), self._unread]
-        work: Any = dist.all_gather(parts, self.outgoing.buffer, group=group, async_op=True)
-        work.wait()
-
-    def _broadcast(self, group: Any, limit: timedelta, buffer: Tensor) -> None:
-        group._set_default_timeout(limit)
-        work: Any = dist.broadcast(buffer, group_src=self.root, group=group, async_op=True)
-        work.wait()
 
     def _guard(self, action: Callable[[], Any]) -> Any:
         """Run a blocking action; raise the first failure of the generation for what breaks it.
@@ -255,11 +259,9 @@ class Exchange:
         )
 
     def _check_answer(self) -> None:
-        header = self.answer.header
         names = ("magic", "protocol", "run", "generation", "step", "part")
-        sent = self.outgoing.header
-        found = tuple(int(header[name]) for name in names)
-        expected = (MAGIC, PROTOCOL, self.run, self.generation, int(sent["step"]), int(sent["part"]))
+        answered, sent = self.answer.identity, self.outgoing.identity
+        found, expected = (tuple(fields[name] for name in names) for fields in (answered, sent))
         if found != expected:
             raise ForeignMessage(f"the coordinator's answer has ({', '.join(names)}) {found}, not {expected}")
 
@@ -277,8 +279,8 @@ class _Unfinished(RuntimeError):
         self.indices = indices
 
 
-def _await_each(works: Sequence[Any], limit: timedelta) -> None:
-    """Wait for the transfers with ranks 0, 1, ...; the limit is that of all together.
+def _await_each(works: Sequence[Any], limit: timedelta, done: Callable[[int], object] | None = None) -> None:
+    """Wait for the transfers with ranks 0, 1, ..., and call `done` after each; the limit is that of all.
 
     When it ends, gloo closes the connections of the group. What was transferred by then is kept.
     """
@@ -291,5 +293,8 @@ def _await_each(works: Sequence[Any], limit: timedelta) -> None:
                 raise
             indices.append(index)
             message = message or str(error)
+            continue
+        if done is not None:
+            done(index)
     if indices:
         raise _Unfinished(indices, message)

@@ -103,6 +103,9 @@ HEADER = np.dtype(
     ]
 )
 
+#: The fields that say to what a message belongs, and its size.
+IDENTITY = ["magic", "protocol", "run", "generation", "sender", "kind", "step", "part", "rows", "classes"]
+
 
 class Contribution(NamedTuple):
     """The used rows of a message.
@@ -176,6 +179,7 @@ class Message:
         self.buffer = buffer
         rows, start = layout.rows, HEADER.itemsize
         self.header: Any = self.buffer[:start].numpy().view(HEADER).reshape(())
+        self._identity: Any = self.header[IDENTITY]
         self.ids = self.buffer[start : start + rows * 8].view(torch.int64)
         self.labels = self.buffer[start + rows * 8 : start + rows * 16].view(torch.int64)
         end = start + rows * 16 + rows * layout.classes * layout.dtype.itemsize
@@ -227,6 +231,11 @@ class Message:
     def excludes(self, student: int) -> bool:
         """Whether the step leaves out a student's logits."""
         return bool(np.unpackbits(self.header["excluded"])[student])
+
+    @property
+    def identity(self) -> dict[str, int]:
+        """The fields of `IDENTITY`, all read at once."""
+        return dict(zip(IDENTITY, self._identity.item(), strict=True))
 
     @property
     def kind(self) -> int:

@@ -112,15 +112,14 @@ class MetricsTable:
     def add(self, student: str, epoch: int, step: int, split: str, values: Mapping[str, float]) -> None:
         """Add one row for each value."""
         for name, value in values.items():
-            for column, item in zip(SCHEMA.names, (student, epoch, step, split, name, value), strict=True):
-                self.columns[column].append(item)
+            self.rows.append((student, epoch, step, split, name, value))
             total, count = self._sums.get((student, split, name), (0.0, 0))
             self._sums[student, split, name] = total + value, count + 1
 
     @property
     def epoch(self) -> int | None:
         """The epoch of the rows that are not finished; None without such."""
-        return self.columns["epoch"][0] if self.columns["epoch"] else None
+        return self.rows[0][1] if self.rows else None
 
     def mean(self, split: str) -> dict[str, dict[str, float]]:
         """Mean of each value over the current epoch's rows of one split: {student: {name: mean}}."""
@@ -132,7 +131,7 @@ class MetricsTable:
 
     def end_epoch(self, epoch: int) -> pa.Table:
         """Finish the epoch's file, which `flush` writes, and begin the next epoch; returns the rows."""
-        table = _table(self.columns)
+        table = _table(self.rows)
         self.unwritten[_file_of(epoch)] = _to_parquet(table)
         self._reset()
         return table
@@ -152,7 +151,7 @@ class MetricsTable:
 
     def state_dict(self) -> dict[str, Any]:
         """The rows of an unfinished epoch, and unwritten files by name; all as bytes in uint8 tensors."""
-        rows = _to_parquet(_table(self.columns))
+        rows = _to_parquet(_table(self.rows))
         return {"rows": _to_tensor(rows), "unwritten": {k: _to_tensor(v) for k, v in self.unwritten.items()}}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
@@ -164,7 +163,7 @@ class MetricsTable:
             self.add(row["student"], row["epoch"], row["step"], row["split"], {row["name"]: row["value"]})
 
     def _reset(self) -> None:
-        self.columns: dict[str, list[Any]] = {name: [] for name in SCHEMA.names}
+        self.rows: list[tuple[str, int, int, str, str, float]] = []
         self._sums: dict[tuple[str, str, str], tuple[float, int]] = {}
 
 
@@ -228,9 +227,11 @@ def _read_checked(data: bytes) -> pa.Table:
     return table
 
 
-def _table(columns: Mapping[str, Sequence[Any]]) -> pa.Table:
-    """The columns as a table. `pa.table` does the same, but imports pandas in the middle of a run."""
-    return pa.Table.from_arrays([_array(field.type, columns[field.name]) for field in SCHEMA], schema=SCHEMA)
+def _table(rows: Sequence[tuple[Any, ...]]) -> pa.Table:
+    """The rows as a table. `pa.table` does the same, but imports pandas in the middle of a run."""
+    columns = list(zip(*rows, strict=True)) or [()] * len(SCHEMA)
+    arrays = [_array(field.type, column) for field, column in zip(SCHEMA, columns, strict=True)]
+    return pa.Table.from_arrays(arrays, schema=SCHEMA)
 
 
 def _array(kind: pa.DataType, values: Sequence[Any]) -> pa.Array:

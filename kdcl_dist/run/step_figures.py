@@ -14,6 +14,8 @@ def of_parts(parts: Sequence[Mapping[str, float]]) -> dict[str, float]:
     Args:
         parts: the figures of each part; a figure may be missing in some.
     """
+    if len(parts) == 1:
+        return dict(parts[0])
     found: dict[str, list[float]] = {}
     for part in parts:
         for name, value in part.items():

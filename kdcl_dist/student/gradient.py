@@ -11,8 +11,8 @@ __all__ = ["apply_gradient", "is_bad"]
 def is_bad(model: nn.Module) -> Tensor:
     """1 if the gradient is not finite, else 0; replicas have the same gradient, and so agree."""
     gradients = [each.grad for each in model.parameters() if each.grad is not None]
-    norm = torch.stack(torch._foreach_norm(gradients)).sum()
-    return (~torch.isfinite(norm)).float()
+    norm = torch.stack(torch._foreach_norm(gradients)).sum().float()
+    return torch.nan_to_num(norm * 0, nan=1.0)  # fewer operations than `isfinite` takes
 
 
 def apply_gradient(

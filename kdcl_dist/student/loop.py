@@ -270,7 +270,7 @@ class StudentLoop:
             return None, None
         ids_R, _, target_RC = answer.contribution()
         if not distillation.keeps_logits:
-            return target_RC[rows_of(ids_B, ids_R)], None
+            return target_RC.index_select(0, rows_of(ids_B, ids_R)), None
         row_B, covered_B = find_rows(ids_B, ids_R)
         return answer.logits[row_B], covered_B
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
-from contextlib import closing
+from contextlib import closing, suppress
 from dataclasses import asdict, replace
 
 import torch
@@ -203,9 +203,12 @@ class _StudentRuntime:
         with exchange_group as exchange:
             loop = StudentLoop(run, self.worker, self.student, self.training_data, exchange, spec, self.stop)
             try:
-                return loop.run_rounds()
+                flags = loop.run_rounds()
             finally:
                 self.position = loop.position
+            with suppress(KdclError):  # the next generation, if there is one, misses a peer that is lost now
+                exchange.flush()
+            return flags
 
     def _restore(self, spec: GenerationSpec) -> None:
         """Give the student the state with which the generation begins: its own, or that of a checkpoint."""

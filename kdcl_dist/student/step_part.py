@@ -39,7 +39,7 @@ class StepPart(NamedTuple):
 
 def metrics_of(parts: Sequence[StepPart]) -> StepMetrics:
     """The figures of a step from all its parts; the host waits for the device."""
-    computed = torch.stack([part.on_device for part in parts]).tolist()
-    pairs = zip(parts, computed, strict=True)
-    figures = [part.metrics._asdict() | dict(zip(ON_DEVICE, own, strict=True)) for part, own in pairs]
+    figures = [
+        part.metrics._asdict() | dict(zip(ON_DEVICE, part.on_device.tolist(), strict=True)) for part in parts
+    ]
     return StepMetrics(**of_parts(figures))

@@ -32,6 +32,7 @@ from kdcl_dist.student.learning_rate import learning_rate
 from kdcl_dist.student.optimizer import build_optimizer, load_optimizer
 from kdcl_dist.student.student_loss import StudentLoss
 from kdcl_dist.utils.devices import to_device
+from kdcl_dist.utils.random_state import seed_torch
 from kdcl_dist.utils.seeding import Purpose, derive
 
 __all__ = ["Student"]
@@ -192,7 +193,9 @@ class Student:
         """
         if self.model.training != learns:
             self.set_training(self.model, learns)
-        torch.manual_seed(self._draw(Purpose.STEP, step, part))
+        if learns and part == 0:
+            self.optimizer.zero_grad(set_to_none=True)
+        seed_torch(self._draw(Purpose.STEP, step, part), self.device)
         inputs = self.prepare(inputs)
         network = self.training_network if learns else self.network
         if learns and self.buffers and part == 0:
@@ -235,9 +238,9 @@ class Student:
         Returns 1 if the step was skipped, else 0. A skip by the loss scale, which is too large now and then,
         counts as 0.
         """
-        if part == 0:
-            self.optimizer.zero_grad(set_to_none=True)
-        torch.autograd.backward(self.scaler.scale(loss / self.recipe.accumulate))
+        if self.recipe.accumulate > 1:
+            loss = loss / self.recipe.accumulate
+        torch.autograd.backward(self.scaler.scale(loss))
         return self._step(lr) if part + 1 == self.recipe.accumulate else torch.zeros_like(loss)
 
     def _step(self, lr: float) -> Tensor:

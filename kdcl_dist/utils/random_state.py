@@ -9,7 +9,7 @@ from contextlib import contextmanager
 import numpy as np
 import torch
 
-__all__ = ["random_state_kept", "seed_generators"]
+__all__ = ["random_state_kept", "seed_generators", "seed_torch"]
 
 
 @contextmanager
@@ -29,3 +29,15 @@ def seed_generators(seed: int) -> None:
     torch.default_generator.manual_seed(seed)
     random.seed(seed)
     np.random.seed(seed % 2**32)
+
+
+def seed_torch(seed: int, device: torch.device) -> None:
+    """Seed torch's generators: the CPU's, and those of accelerators if the device is one.
+
+    `torch.manual_seed` notes the call's stack for each accelerator that this process does not use, which
+    takes 0.6 ms.
+    """
+    if device.type == "cpu":
+        torch.default_generator.manual_seed(seed)
+    else:
+        torch.manual_seed(seed)

@@ -178,3 +178,15 @@ def test_foreign_transforms_are_seeded_too(
 def test_transforms_that_cannot_be_built(item: dict, words: str) -> None:
     with pytest.raises(RecipeError, match=words):
         Transforms([item])
+
+
+@pytest.mark.parametrize("rows", [30, 2500])  # one record batch, and several
+def test_images_without_transforms_are_those_that_are_stored(rows: int, tmp_path: Path) -> None:
+    images = ArrowDataset(str(write_images(tmp_path / "i.arrow", rows)))
+    views = Views(images, Transforms([]), seed=1)
+    ids_B = np.array([rows - 1, 0, 7, rows // 2, 7])
+    found = views.batch(0, ids_B)
+    assert torch.equal(found, torch.stack([images.image(i) for i in ids_B.tolist()]))
+    assert views.batch(0, ids_B[:0]).shape == (0, 1, 8, 8)
+    found.zero_()  # a copy
+    assert images.image(7).any()

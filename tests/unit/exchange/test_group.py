@@ -89,3 +89,46 @@ def test_an_answer_of_another_step_is_refused(together: Together) -> None:
         exchange.broadcast(with_rows=False)
 
     assert all(isinstance(result, ForeignMessage) for result in together(work))
+
+
+def test_peers_read_the_logits_of_the_step(together: Together) -> None:
+    """A message may still be on its way to a peer when the next is written."""
+
+    def work(exchange: Exchange) -> list[list[float]]:
+        found = []
+        for step in range(30):
+            exchange.outgoing.reset(Kind.TRAIN, step)
+            if not exchange.monitor.is_coordinator:
+                value = 100.0 * step + exchange.rank
+                exchange.outgoing.write_rows(torch.tensor([step]), torch.full((1, 3), value))
+            messages = exchange.gather()
+            exchange.answer.reset(Kind.TRAIN, step)
+            exchange.broadcast(with_rows=False)
+            found.append([float(message.contribution().logits[0, 0]) for message in messages])
+        return found
+
+    expected = [[100.0 * step + rank for rank in range(3)] for step in range(30)]
+    *students, coordinator = together(work)
+    assert coordinator == expected
+    assert all(student in (expected, [[]] * 30) for student in students)
+
+
+def test_the_coordinator_works_on_a_message_while_others_are_awaited(together: Together) -> None:
+    seen, go = [], threading.Event()
+
+    def work(exchange: Exchange) -> None:
+        exchange.outgoing.reset(Kind.TRAIN, 0)
+        exchange.answer.reset(Kind.TRAIN, 0)
+        if exchange.rank == 2:
+            assert go.wait(30), "nothing happens before the last message is there"
+
+        def arrived(number: int) -> None:
+            seen.append(number)
+            if len(seen) == 2:
+                go.set()
+
+        exchange.gather(arrived=arrived)
+        exchange.broadcast(with_rows=False)
+
+    assert together(work, step_s=20) == [None] * 4
+    assert seen == [0, 1, 2]
