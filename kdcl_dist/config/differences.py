@@ -21,6 +21,7 @@ FREE_FIELDS = (
     "limits",
     "data.loader_workers",
     "distillation.bank.folder",
+    "distillation.threads",
 )
 
 #: Fields that may change as well, but change the order of sums: results differ in the last bits.

@@ -112,6 +112,11 @@ class Distillation(Strict):
         default=None, description="Greatest age in steps of logits in a soft target. `null`: no limit."
     )
     bank: Bank = Field(default=Bank(), description="Store of the last logits.")
+    threads: PositiveInt | None = Field(
+        default=None,
+        description="Threads of the coordinator that solve `linear`; no result depends on them. `null`: one "
+        "for each of its cores, at most 4.",
+    )
     logit_noise: NonNegativeFloat = Field(
         default=0.0,
         description="Standard deviation of Gaussian noise on the logits that a student sends. "

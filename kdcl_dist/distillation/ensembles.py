@@ -28,6 +28,7 @@ from torch import Tensor
 from kdcl_dist.distillation.labels import check_labels, is_mixed, logit_of_label
 from kdcl_dist.distillation.quadratic import minimise_quadratic
 from kdcl_dist.distillation.simplex import minimise_logsumexp
+from kdcl_dist.distillation.solving import solve_linear
 
 __all__ = [
     "checked",
@@ -66,6 +67,8 @@ def linear(logits_SBC: Tensor, labels_B: Tensor) -> Tensor:
     The paper names no solver; see `linear_weights`. Raises as `naive`.
     """
     logits_SBC = checked(logits_SBC, labels_B)
+    if logits_SBC.is_cpu:
+        return solve_linear(logits_SBC, labels_B)[0]
     return _combine(logits_SBC, labels_B, _linear_weights(logits_SBC, labels_B))
 
 
@@ -79,6 +82,8 @@ def linear_weights(logits_SBC: Tensor, labels_B: Tensor) -> Tensor:
 
 
 def _linear_weights(logits_SBC: Tensor, labels_B: Tensor) -> Tensor:
+    if logits_SBC.is_cpu:
+        return solve_linear(logits_SBC, labels_B)[1]
     # The logits relative to <p, z_i>: CE(sum_i a_i z_i, p) is the log-sum-exp of their convex combination.
     true_SB1 = logit_of_label(logits_SBC, labels_B).double()
     logits_BSC = logits_SBC.transpose(0, 1).to(

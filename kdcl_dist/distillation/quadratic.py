@@ -9,32 +9,17 @@ Shapes: B problems, S dimension (students), T = S + 1, F faces.
 from __future__ import annotations
 
 from functools import cache
-from typing import Any, TypeAlias
 
-import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-__all__ = ["Array", "device_of", "minimise_quadratic", "module_of", "quadratic_minimum"]
+__all__ = ["minimise_quadratic", "quadratic_minimum"]
 
 #: Largest number of students whose programmes are solved on all 2^S - 1 faces.
 MOST_BY_FACES = 4
 #: Number of passes of each programme without a look at the result, on an accelerator.
 BLIND_PASSES = 4
-#: NumPy's array on a CPU, where its operations on few numbers take a third of PyTorch's time, else PyTorch's
-#: tensor. The functions on arrays use only what both modules have in common.
-Array: TypeAlias = Any
-
-
-def module_of(array: Array) -> Any:
-    """The module of an array's functions: `numpy` or `torch`."""
-    return np if isinstance(array, np.ndarray) else torch
-
-
-def device_of(array: Array) -> torch.device | None:
-    """The device of a tensor; None for a NumPy array."""
-    return array.device if isinstance(array, Tensor) else None
 
 
 def minimise_quadratic(
@@ -51,54 +36,49 @@ def minimise_quadratic(
     """
     if start_BS.shape[1] > MOST_BY_FACES:
         return _by_active_sets(hessian_BSS, gradient_BS, start_BS, early_exit)
-    x_SB: Tensor = _best_of_faces(hessian_BSS.permute(1, 2, 0), gradient_BS.T, start_BS.T)
-    return x_SB.T
+    return _best_of_faces(hessian_BSS.permute(1, 2, 0), gradient_BS.T, start_BS.T).T
 
 
-def quadratic_minimum(hessian_SSB: Array, gradient_SB: Array, start_SB: Array) -> Array:
-    """`minimise_quadratic` for arrays of either module, with the problems along the last axis."""
+def quadratic_minimum(hessian_SSB: Tensor, gradient_SB: Tensor, start_SB: Tensor) -> Tensor:
+    """`minimise_quadratic` without an early exit, with the problems along the last axis."""
     if len(start_SB) <= MOST_BY_FACES:
         return _best_of_faces(hessian_SSB, gradient_SB, start_SB)
-    if isinstance(start_SB, Tensor):
-        return _by_active_sets(hessian_SSB.permute(2, 0, 1), gradient_SB.T, start_SB.T, early_exit=False).T
-    hessian_BSS, gradient_BS, start_BS = (torch.from_numpy(a.T) for a in (hessian_SSB, gradient_SB, start_SB))
-    return _by_active_sets(hessian_BSS, gradient_BS, start_BS, early_exit=True).numpy().T
+    return _by_active_sets(hessian_SSB.permute(2, 0, 1), gradient_SB.T, start_SB.T, early_exit=False).T
 
 
-def _best_of_faces(hessian_SSB: Array, gradient_SB: Array, start_SB: Array) -> Array:
+def _best_of_faces(hessian_SSB: Tensor, gradient_SB: Tensor, start_SB: Tensor) -> Tensor:
     """`minimise_quadratic` by the stationary points of all faces: the one that meets its conditions best.
 
     Gauss-Jordan elimination solves H x + level = multipliers - g for all faces at once. Each coordinate
     doubles the faces so far: one copy with the coordinate 0, and one with the coordinate eliminated.
     """
-    xp = module_of(start_SB)
     size = len(start_SB)
     right_S1B = ((hessian_SSB * start_SB).sum(1) - gradient_SB)[:, None]
-    table_FSKB = xp.concatenate([hessian_SSB, right_S1B, xp.ones_like(right_S1B)], 1)[None]
+    table_FSKB = torch.concatenate([hessian_SSB, right_S1B, torch.ones_like(right_S1B)], 1)[None]
     for i in range(size):
         # A column is needed only until its coordinate is eliminated.
         column_FS1B, without_FSKB = table_FSKB[:, :, :1], table_FSKB[:, :, 1:]
         row_FKB = without_FSKB[:, i] / column_FS1B[:, i]
         with_FSKB = without_FSKB - column_FS1B * row_FKB[:, None]
         with_FSKB[:, i] = row_FKB
-        table_FSKB = xp.concatenate([without_FSKB, with_FSKB], 0)
+        table_FSKB = torch.concatenate([without_FSKB, with_FSKB], 0)
     at_zero_FSB, by_level_FSB = table_FSKB[1:, :, 0], table_FSKB[1:, :, 1]  # all but the empty face
-    inside_FS1 = _faces(size, device_of(start_SB))
+    inside_FS1 = _faces(size, start_SB.device)
     # The level at which the weights have the sum 1.
     level_FB = ((at_zero_FSB * inside_FS1).sum(1) - 1) / (by_level_FSB * inside_FS1).sum(1)
     # Weights inside a face, negated multipliers outside: at the minimum none has the wrong sign.
     found_FSB = at_zero_FSB - by_level_FSB * level_FB[:, None]
-    worst_FB = xp.amin(xp.where(inside_FS1, found_FSB, -found_FSB), 1)
-    best_FB = worst_FB == xp.amax(worst_FB, 0)
-    x_SB = xp.where(best_FB[:, None] & inside_FS1, xp.clip(found_FSB, 0.0, None), 0.0).sum(0)
+    worst_FB = torch.amin(torch.where(inside_FS1, found_FSB, -found_FSB), 1)
+    best_FB = worst_FB == torch.amax(worst_FB, 0)
+    x_SB = torch.where(best_FB[:, None] & inside_FS1, torch.clip(found_FSB, 0.0, None), 0.0).sum(0)
     return x_SB / x_SB.sum(0)
 
 
 @cache
-def _faces(size: int, device: torch.device | None) -> Array:
-    """Whether a coordinate spans a face, in the order of `_best_of_faces`, (F, S, 1); NumPy's for None."""
-    inside_FS1 = (np.arange(1, 2**size)[:, None] >> np.arange(size) & 1 > 0)[:, :, None]
-    return inside_FS1 if device is None else torch.from_numpy(inside_FS1).to(device)
+def _faces(size: int, device: torch.device) -> Tensor:
+    """Whether a coordinate spans a face, in the order of `_best_of_faces`, (F, S, 1)."""
+    faces_F1 = torch.arange(1, 2**size, device=device)[:, None]
+    return ((faces_F1 >> torch.arange(size, device=device)) & 1 > 0)[:, :, None]
 
 
 def _by_active_sets(hessian_BSS: Tensor, gradient_BS: Tensor, start_BS: Tensor, early_exit: bool) -> Tensor:

@@ -11,6 +11,7 @@ from kdcl_dist.config.recipe import Recipe
 from kdcl_dist.config.rounds import Kind
 from kdcl_dist.coordinator.aggregator import Aggregator
 from kdcl_dist.coordinator.logit_bank import LogitBank
+from kdcl_dist.distillation.solving import set_threads
 from kdcl_dist.exchange.group import Exchange
 from kdcl_dist.exchange.layout import ExchangeLayout
 from kdcl_dist.exchange.message import Contribution, Message, MessageLayout
@@ -84,6 +85,7 @@ def _round_trip(exchange: Exchange, step: int) -> float:
 def _ensemble(recipe: Recipe, classes: int) -> float:
     torch.set_num_threads(1)
     distillation, students, rows = recipe.distillation, len(recipe.students), recipe.part_size
+    set_threads(distillation.threads)
     bank = None
     if distillation.keeps_logits:  # a small one: its time does not depend on the number of samples
         bank = LogitBank(students, 2 * rows, classes, top_k=distillation.bank.top_k)

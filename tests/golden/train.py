@@ -20,11 +20,12 @@ from typing import Any
 
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parent.parent
-#: Makes PyTorch, MKL and oneDNN choose the kernels that every x86-64 machine has, and hides its GPUs.
+#: Makes PyTorch, MKL, oneDNN and numba choose the kernels that every x86-64 machine has, and hides its GPUs.
 PORTABLE = {
     "ATEN_CPU_CAPABILITY": "default",
     "CUDA_VISIBLE_DEVICES": "",
     "MKL_CBWR": "COMPATIBLE",
+    "NUMBA_CPU_NAME": "generic",
     "ONEDNN_MAX_CPU_ISA": "SSE41",
 }
 CASES = {

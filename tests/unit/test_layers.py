@@ -106,10 +106,10 @@ def test_ray_and_process_groups_stay_where_they_belong(path: Path) -> None:
     assert ("torch.distributed" in imports(path)) <= uses_groups
 
 
-def test_the_method_imports_torch_and_numpy_only() -> None:
+def test_the_method_imports_torch_numpy_and_numba_only() -> None:
     for path in (ROOT / "kdcl_dist/distillation").glob("*.py"):
         tops = {name.split(".")[0] for name in imports(path)} - set(sys.stdlib_module_names)
-        assert tops <= {"torch", "numpy", "kdcl_dist"}
+        assert tops <= {"torch", "numpy", "numba", "llvmlite", "kdcl_dist"}
         assert all(name.startswith("kdcl_dist.distillation") for name in internal(path))
 
 

@@ -1,0 +1,76 @@
+"""Compiles the solver of `linear` with numba, and keeps the machine code in a folder of the user's.
+
+The first start on a machine compiles for seconds; later ones read the code. Numba looks at changes of one
+file only, and its index of code is no place for several processors that share a folder. So the folder's name
+depends on all that the code depends on: the files, numba's version, the processor and the logits' type.
+Files in it appear whole, so several processes may compile at the same time.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import shutil
+from collections.abc import Callable
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import numba
+import torch
+from llvmlite import binding
+
+from kdcl_dist.distillation.linear import solve
+
+__all__ = ["cache_folder", "solver_of"]
+
+#: What the machine code is made of.
+SOURCES = ("active_set.py", "kernels.py", "linear.py", "newton.py", "newton_of_two.py")
+NUMBERS = {torch.float32: numba.float32, torch.float64: numba.float64}
+
+
+@cache
+def solver_of(kind: torch.dtype) -> Callable[..., None]:
+    """The compiled `solve` for logits of float32 or float64; other threads run beside it."""
+    number, real = NUMBERS[kind], numba.float64
+    kinds = number[:, :, ::1], numba.int64[::1], real[:, ::1], number[:, ::1], real[:, ::1]
+    signature = numba.void(*kinds, numba.int64, numba.int64)
+    folder, before = cache_folder(kind), numba.config.CACHE_DIR
+    options: dict[str, Any] = {"nogil": True, "error_model": "numpy"}
+    if folder is not None:
+        try:
+            numba.config.CACHE_DIR = str(folder)
+            found: Callable[..., None] = numba.njit(signature, cache=True, **options)(solve)
+            return found
+        except Exception:  # a full disk, or a damaged file; the next start writes it anew
+            shutil.rmtree(folder, ignore_errors=True)
+        finally:
+            numba.config.CACHE_DIR = before
+    in_memory: Callable[..., None] = numba.njit(signature, **options)(solve)
+    return in_memory
+
+
+def cache_folder(kind: torch.dtype) -> Path | None:
+    """The folder of the machine code, made if it is missing; None where this user cannot have one.
+
+    It is below `NUMBA_CACHE_DIR`, else below `XDG_CACHE_HOME/kdcl` or `~/.cache/kdcl`.
+    """
+    cpu, features = numba.config.CPU_NAME, numba.config.CPU_FEATURES  # of NUMBA_CPU_NAME, mostly None
+    host = binding.get_host_cpu_name(), binding.get_host_cpu_features().flatten()
+    code = hashlib.sha256(f"{numba.__version__} {cpu} {features} {host} {kind}".encode())
+    for name in SOURCES:
+        code.update((Path(__file__).parent / name).read_bytes())
+    try:
+        folder = _root() / f"linear-{code.hexdigest()[:24]}"
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        # The code is read with pickle, so a folder of somebody else's is not used.
+        return folder if folder.stat().st_uid == os.getuid() and os.access(folder, os.W_OK) else None
+    except (OSError, RuntimeError):
+        return None
+
+
+def _root() -> Path:
+    if numba.config.CACHE_DIR:
+        return Path(numba.config.CACHE_DIR)
+    root = os.environ.get("XDG_CACHE_HOME", "")
+    return (Path(root) if Path(root).is_absolute() else Path("~/.cache").expanduser()) / "kdcl"
