@@ -123,7 +123,7 @@ def _face_step(programme: Programme, size: int) -> float:
     _solve_backward(programme, inner)
     for p in range(inner):
         step_K[last] -= step_K[inner_K[p]]
-    level = programme.slope_K[last]
+    level: float = programme.slope_K[last]
     for j in range(size):
         level += programme.hessian_KK[last, j] * step_K[j]
     return level

@@ -138,7 +138,7 @@ def add(out_C: Vector, factor: float, x_C: Vector) -> None:
 @fused
 def largest(x_C: Vector) -> float:
     """The largest element."""
-    found = x_C[0]
+    found: float = x_C[0]
     for c in range(len(x_C)):
         found = larger(found, x_C[c])
     return found
@@ -147,7 +147,7 @@ def largest(x_C: Vector) -> float:
 @fused
 def smallest(x_C: Vector) -> float:
     """The smallest element."""
-    found = -x_C[0]
+    found: float = -x_C[0]
     for c in range(len(x_C)):
         found = larger(found, -x_C[c])
     return -found
