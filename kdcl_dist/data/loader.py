@@ -101,6 +101,9 @@ def _data_loader(
         multiprocessing_context=_context(),
         worker_init_fn=_initialise_worker,
         timeout=timeout_s,
+        # In a process that computes on a GPU a thread takes the batches and copies them to where the GPU
+        # reads them; else a student does both in the middle of its step.
+        pin_memory=torch.cuda.is_initialized(),
     )
     try:
         with warnings.catch_warnings():

@@ -12,7 +12,7 @@ import torch
 from cohorts import write_images
 from PIL import Image
 
-from kdcl_dist.data import sampling
+from kdcl_dist.data import loader, sampling
 from kdcl_dist.data.dataset import ArrowDataset, Info
 from kdcl_dist.data.loader import batches, normalise
 from kdcl_dist.data.views import Transforms, Views
@@ -54,6 +54,18 @@ def test_a_batch_says_how_long_its_making_took(
     views = Views(images, Transforms([{"name": "slow_views:slow"}]), seed=3)
     (batch,) = batches(views, [(0, np.arange(5))], workers=workers, timeout_s=60)
     assert 0.05 <= batch.load_s < 60
+
+
+@pytest.mark.parametrize("on_gpu", [False, True])
+def test_batches_are_pinned_ahead_where_this_process_uses_a_gpu(
+    on_gpu: bool, images: ArrowDataset, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """PyTorch pins where there is a GPU, and warns where there is none."""
+    monkeypatch.setattr(torch.cuda, "is_initialized", lambda: on_gpu)
+    made: list[bool] = []
+    monkeypatch.setattr(loader, "DataLoader", lambda *_, pin_memory, **__: made.append(pin_memory) or ())
+    assert list(batches(Views(images, Transforms([]), seed=3), [], workers=1)) == []
+    assert made == [on_gpu]
 
 
 class Locked:
