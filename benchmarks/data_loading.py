@@ -16,6 +16,7 @@ import platform
 import tempfile
 import time
 from collections.abc import Callable, Iterable
+from functools import partial
 from pathlib import Path
 from statistics import median
 from typing import Any, NamedTuple
@@ -32,6 +33,7 @@ from benchmarks.private_memory import growth, write_raw
 from kdcl_dist.config.recipe_file import load_recipe
 from kdcl_dist.config.rounds import Kind, Round
 from kdcl_dist.data.dataset import ArrowDataset
+from kdcl_dist.data.decode import decoders
 from kdcl_dist.data.loader import batches
 from kdcl_dist.data.sampling import batches_of
 from kdcl_dist.data.training_data import TrainingData
@@ -44,10 +46,13 @@ IMAGENET: list[dict[str, Any]] = [
     {"name": "RandomPhotometricDistort"},
     {"name": "RandomHorizontalFlip"},
 ]
+WITHOUT_COLOURS = [IMAGENET[0], IMAGENET[2]]
 CIFAR: list[dict[str, Any]] = [
     {"name": "RandomCrop", "size": 32, "padding": 4},
     {"name": "RandomHorizontalFlip"},
 ]
+#: At least so many times torchvision's rate.
+JPEG_GOAL, RAW_GOAL = 1.15, 1.0
 #: Seconds of a step's computation in the measurement of an epoch's first step.
 COMPUTE_S = 0.02
 
@@ -88,10 +93,10 @@ def speed(theirs: Dataset[Any], ours: Views, workers: int, rounds: int) -> Speed
     def torchvision() -> Iterable[Any]:
         return DataLoader(theirs, batch_size=BATCH, num_workers=workers)
 
-    def kdcl() -> Iterable[Any]:
-        return batches(ours, [(0, ids_B) for ids_B in schedule], workers=workers, timeout_s=120)
+    def kdcl(epoch: int) -> Iterable[Any]:  # each with draws of its own, as torchvision's rounds have them
+        return batches(ours, [(epoch, ids_B) for ids_B in schedule], workers=workers, timeout_s=120)
 
-    found = [(_per_image(torchvision), _per_image(kdcl)) for _ in range(rounds)]
+    found = [(_per_image(torchvision), _per_image(partial(kdcl, epoch))) for epoch in range(rounds)]
     return Speed(*(median(column) for column in zip(*found, strict=True)))
 
 
@@ -104,20 +109,24 @@ def _per_image(load: Callable[[], Iterable[Any]]) -> float:
     return (time.perf_counter() - started) / images
 
 
-def jpeg_pair(folder: Path, count: int) -> tuple[Dataset[Any], Views]:
-    """The ImageNet training view of the same JPEGs, read by torchvision and by kdcl."""
-    root, path = jpegs(folder, count)
-    ours = ArrowDataset(path)
-    return ImageFolder(str(root), _torchvision(IMAGENET, ours)), Views(ours, Transforms(IMAGENET), 0)
+Pair = tuple[Dataset[Any], Views]
 
 
-def raw_pair(folder: Path, rows: int) -> tuple[Dataset[Any], Views]:
-    """The CIFAR training view of the same images, read by torchvision and by kdcl."""
-    root, path = cifar(folder, rows)
-    ours = ArrowDataset(path)
-    return TorchvisionCIFAR10(str(root), transform=_torchvision(CIFAR, ours)), Views(
-        ours, Transforms(CIFAR), 0
-    )
+def pairs(folder: Path, sizes: Sizes) -> dict[str, Pair]:
+    """The training views of ImageNet's and CIFAR's images, read by torchvision and by kdcl."""
+    root, path = jpegs(folder / "jpeg", sizes.jpegs)
+    cifar_root, cifar_path = cifar(folder / "raw", sizes.raw)
+    files, raw = ArrowDataset(path), ArrowDataset(cifar_path)
+
+    def images(items: list[dict[str, Any]]) -> Pair:
+        return ImageFolder(str(root), _torchvision(items, files)), Views(files, Transforms(items), 0)
+
+    theirs = TorchvisionCIFAR10(str(cifar_root), transform=_torchvision(CIFAR, raw))
+    return {
+        "JPEG, crop and flip": images(WITHOUT_COLOURS),
+        "JPEG, ImageNet's view": images(IMAGENET),
+        "raw, CIFAR's view": (theirs, Views(raw, Transforms(CIFAR), 0)),
+    }
 
 
 def _torchvision(items: list[dict[str, Any]], ours: ArrowDataset) -> v2.Compose:
@@ -163,10 +172,9 @@ def _timed(call: Callable[[], Any]) -> float:
 
 
 class Measured(NamedTuple):
-    """All figures of the page; speeds and memory by number of workers."""
+    """All figures of the page: speeds by kind of images and workers, memory by number of workers."""
 
-    jpeg: dict[int, Speed]
-    raw: dict[int, Speed]
+    speeds: dict[str, dict[int, Speed]]
     memory: dict[int, float]
     start: Start
 
@@ -178,13 +186,15 @@ def measure(sizes: Sizes, workers: tuple[int, ...] = WORKERS) -> Measured:
     try:
         with tempfile.TemporaryDirectory() as name:
             folder = Path(name)
-            pairs = jpeg_pair(folder / "jpeg", sizes.jpegs), raw_pair(folder / "raw", sizes.raw)
-            jpeg, raw = ({w: speed(*pair, w, sizes.rounds) for w in workers} for pair in pairs)
+            made = pairs(folder, sizes)
+            speeds = {
+                kind: {w: speed(*pair, w, sizes.rounds) for w in workers} for kind, pair in made.items()
+            }
             large, small = (
                 write_raw(folder / f"{n}.arrow", n) for n in (sizes.memory_images, sizes.memory_images // 20)
             )
             memory = {w: growth(large, small, w) for w in sorted({workers[0], workers[-1]})}
-            return Measured(jpeg, raw, memory, epoch_start(sizes.epochs))
+            return Measured(speeds, memory, epoch_start(sizes.epochs))
     finally:
         torch.set_num_threads(threads)
 
@@ -193,10 +203,11 @@ def figures(quick: bool = False) -> list[Figure]:
     """Lines of the speed table; `quick` measures without workers only."""
     found = measure(QUICK if quick else FULL, (0,) if quick else WORKERS)
     lines = []
-    for kind, speeds in (("JPEG, ImageNet's view", found.jpeg), ("raw, CIFAR's view", found.raw)):
+    for kind, speeds in found.speeds.items():
         for workers, (theirs_s, ours_s) in speeds.items():
             what = f"{kind}, loader processes: {workers}; torchvision's seconds for an image over kdcl's"
-            lines.append(Figure("data", what, theirs_s / ours_s, 1.0, at_least=True))
+            goal = JPEG_GOAL if kind.startswith("JPEG") else RAW_GOAL
+            lines.append(Figure("data", what, theirs_s / ours_s, goal, at_least=True))
     for workers, share in found.memory.items():
         what = f"private memory a student, share of the data set, loader processes: {workers}"
         lines.append(Figure("data", what, share, 0.05))
@@ -215,14 +226,14 @@ def report(found: Measured, sizes: Sizes) -> str:
         f"PyTorch {torch.__version__}; {sizes.rounds} alternating rounds, medians, batch {BATCH}, one thread",
         "for each process. Made by `python -m benchmarks.data_loading`.",
         "",
-        f"{sizes.jpegs} JPEGs of 500x375 with crop to 224, photometric distortion and flip;",
-        f"{5 * sizes.raw} raw images of 32x32 with pad, crop and flip. torchvision: ImageFolder or CIFAR10,",
-        "v2 transforms, DataLoader.",
+        f"{sizes.jpegs} JPEGs of 500x375 with crop to 224 and flip, in ImageNet's view with photometric",
+        f"distortion; {5 * sizes.raw} raw images of 32x32 with pad, crop and flip. torchvision: ImageFolder or",
+        f"CIFAR10, v2 transforms, DataLoader. kdcl decodes by {decoders()}.",
         "",
         "| images | loader processes | torchvision, images/s | kdcl, images/s | kdcl / torchvision |",
         "| --- | ---: | ---: | ---: | ---: |",
     ]
-    for kind, speeds in (("JPEG", found.jpeg), ("raw", found.raw)):
+    for kind, speeds in found.speeds.items():
         for workers, (theirs_s, ours_s) in speeds.items():
             rates = f"{1 / theirs_s:,.0f} | {1 / ours_s:,.0f}"
             lines.append(f"| {kind} | {workers} | {rates} | {theirs_s / ours_s:.2f} |")

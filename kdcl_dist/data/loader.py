@@ -103,7 +103,7 @@ def _data_loader(
         timeout=timeout_s,
         # In a process that computes on a GPU a thread takes the batches and copies them to where the GPU
         # reads them; else a student does both in the middle of its step.
-        pin_memory=torch.cuda.is_initialized(),
+        pin_memory=torch.cuda.is_initialized(),  # type: ignore[no-untyped-call]
     )
     try:
         with warnings.catch_warnings():
