@@ -168,6 +168,11 @@ class Distillation(Strict):
         return METHODS[self.method_name].peer_loss is not None if own is None else own.peers
 
     @property
+    def pauses(self) -> bool:
+        """Whether a student may learn nothing from a step."""
+        return self.own_method is None and METHODS[self.method_name].pauses
+
+    @property
     def needs_holdout(self) -> bool:
         """Whether the students are weighed by held-out samples."""
         return self.own_method is None and METHODS[self.method_name].holdout

@@ -107,6 +107,10 @@ class Recipe(Strict):
         """Number of epochs in which a student learns."""
         return student.epochs or self.epochs
 
+    def learns(self, student: Student, epoch: int) -> bool:
+        """Whether a student learns in an epoch: a frozen one never, others until their own last epoch."""
+        return not self.is_frozen(student) and epoch < self.epochs_of(student)
+
     def ends_schedule(self, student: Student) -> bool:
         """Whether a student's learning rate depends on the run's epochs."""
         independent = isinstance(student.schedule, (Constant, MultiStep)) or student.epochs is not None

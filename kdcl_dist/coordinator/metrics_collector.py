@@ -117,6 +117,8 @@ class MetricsCollector:
                 self.table.add(name, epoch, step, "train", {"skipped": 1.0})
                 continue
             gradients = {key: values.pop(key) for key in GRADIENTS}
+            if math.isnan(values["paused"]):
+                del values["paused"]
             self.rates[name] = values["lr"]
             self.table.add(name, epoch, step, "train", values)
             if (before := self.losses[name].explodes(values["task_loss"])) is not None:

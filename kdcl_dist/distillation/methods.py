@@ -8,7 +8,7 @@ Shapes: S students, P peers, B batch, C classes.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -36,6 +36,9 @@ class Context:
         teacher: the name of the frozen teacher, or the weights of several by their names; None: none.
         student: with peers, the name of the student that learns.
         divergence: with peers, the recipe's loss.
+        fixed: with peers, the names of those that do not learn in this epoch, or never.
+        average: with peers, replaces tensors by their mean over the student's replicas, each of which calls
+            it; None: there is one.
     """
 
     step: int = 0
@@ -46,6 +49,8 @@ class Context:
     teacher: str | Mapping[str, float] | None = None
     student: str | None = None
     divergence: Divergence = kl
+    fixed: tuple[str, ...] = ()
+    average: Callable[[list[Tensor]], None] | None = None
 
     def of(self, there_S: Tensor) -> Context:
         """The context of some of the students."""
@@ -77,8 +82,11 @@ class PeerLoss(Protocol):
         temperature: float,
         context: Context,
         /,
-    ) -> Tensor:
-        """The loss, a scalar with a gradient to the student's own logits. P is 1 or more."""
+    ) -> Tensor | None:
+        """The loss, a scalar with a gradient to the student's own logits. P is 1 or more.
+
+        None, of a built-in method that `pauses`: the student learns nothing from this step.
+        """
 
 
 @dataclass(frozen=True)
@@ -92,6 +100,7 @@ class Method:
         holdout: whether the students' weights on held-out samples are needed.
         teacher: whether frozen teachers are needed.
         one_class: whether a sample must have one true class, which a mixed one has not.
+        pauses: whether a student may learn nothing from a step.
     """
 
     source: str
@@ -100,6 +109,7 @@ class Method:
     holdout: bool = False
     teacher: bool = False
     one_class: bool = False
+    pauses: bool = False
 
 
 def _naive(logits_SBC: Tensor, labels_B: Tensor, temperature: float, context: Context) -> Tensor:
@@ -143,6 +153,22 @@ def _dml(
     return mutual_loss(logits_BC, peers_PBC, divergence=context.divergence, labels_B=labels_B)
 
 
+def _switokd(
+    logits_BC: Tensor, peers_PBC: Tensor, labels_B: Tensor, temperature: float, context: Context
+) -> Tensor | None:
+    from kdcl_dist.distillation.switching import switched_loss
+
+    return switched_loss(
+        logits_BC,
+        peers_PBC,
+        labels_B,
+        temperature,
+        divergence=context.divergence,
+        learn_P=[name not in context.fixed for name in context.students],
+        average=context.average,
+    )
+
+
 def _teacher(logits_SBC: Tensor, labels_B: Tensor, temperature: float, context: Context) -> Tensor:
     import torch
 
@@ -174,6 +200,11 @@ METHODS: dict[str, Method] = {
     ),
     "mean": Method("the mean of the students' logits.", _mean),
     "dml": Method("the probabilities of each peer (deep mutual learning).", peer_loss=_dml),
+    "switokd": Method(
+        "the probabilities of each peer, while students that are too far ahead pause (SwitOKD).",
+        peer_loss=_switokd,
+        pauses=True,
+    ),
     "teacher": Method(
         "the probabilities of a frozen student with given `weights`, or their mean over several.",
         _teacher,

@@ -61,7 +61,8 @@ class StepMetrics(NamedTuple):
     """A student's figures of one training step, which its next message carries. Seconds end in _s.
 
     `data_s` is how long the student waited for its batch, `load_s` how long some process took to make it.
-    `skipped` is 1 if the student skipped its update, since the gradient was not finite. The last two are of
+    `skipped` is 1 if the student skipped its update, since the gradient was not finite. `paused` is 1 if its
+    method let it learn nothing, and NaN with methods that never do. The last two are of
     `kdcl_dist.distillation.diagnostics.Conflict`, and NaN where they were not measured.
     """
 
@@ -78,6 +79,7 @@ class StepMetrics(NamedTuple):
     step_s: float = 0.0
     load_s: float = 0.0
     skipped: float = 0.0
+    paused: float = math.nan
     gradient_cosine: float = math.nan
     gradient_ratio: float = math.nan
 

@@ -38,6 +38,7 @@ class StudentLoop:
         prefetched: the next step's batch, if it is loaded already; prefetch_s: seconds that the loading took.
         parts: what the current training step has come to; its end is sent with the next message.
         left_out: whether the student skips the current step.
+        paused: whether its method lets it learn nothing from the current step.
         answer_received_s: when the last answer arrived, by `time.perf_counter`.
     """
 
@@ -57,7 +58,7 @@ class StudentLoop:
         self.position = generation.at
         self.batches = self._batches()
         self.parts: list[StepPart] = []
-        self.left_out = False
+        self.left_out = self.paused = False
         self.answer_received_s = time.perf_counter()
         self.prefetched: Batch | None = None
         self.prefetch_s = 0.0
@@ -163,28 +164,46 @@ class StudentLoop:
     def _learn(self, round: Round, logits_BC: Tensor, batch: Batch, answer: Message) -> StepPart | None:
         """Learn from a part if the student learns in this epoch; None if it skips the step.
 
-        A student whose logits of one part are left out skips all of the step.
+        A student whose logits of one part are left out skips all of the step; one that pauses in a part does
+        not learn from the step.
         """
         student = self.student
         if round.part == 0:
-            self.parts, self.left_out = [], False
+            self.parts, self.left_out, self.paused = [], False, False
         self.left_out |= answer.excludes(self.worker.student)
         if self.left_out:
             student.undo_forward()
             return None
         peers = [peer for peer in self.present if peer != self.worker.student and not answer.excludes(peer)]
-        names = tuple(student.recipe.names[peer] for peer in peers)
-        context = Context(round.step, round.epoch, names, student=student.spec.name)
         target, covered_B = self._target(batch.ids, answer, peers)
-        losses = student.loss(logits_BC, batch.loss_labels, target, covered_B, context)
+        losses = student.loss(logits_BC, batch.loss_labels, target, covered_B, self._context(round, peers))
         if not student.learns(round.epoch):
             return StepPart.of(StepMetrics(step=round.step), losses)
         lr = student.lr(round.step, self.schedule.steps_per_epoch)
         metrics = StepMetrics(step=round.step, lr=lr)
+        if student.recipe.distillation.pauses:
+            self.paused |= student.loss.paused
+            metrics = metrics._replace(paused=float(self.paused))
+        if self.paused:
+            student.undo_forward()
+            return StepPart.of(metrics, losses)
         if student.recipe.analysis.measures(round.step) and losses.distillation.requires_grad:
             found = student.conflict(losses)
             metrics = metrics._replace(gradient_cosine=found.cosine, gradient_ratio=found.ratio)
         return StepPart.of(metrics, losses, student.learn(losses.total, lr, round.part))
+
+    def _context(self, round: Round, peers: Sequence[int]) -> Context:
+        """What a method with peers may know."""
+        recipe, student = self.student.recipe, self.student
+        present = [recipe.students[peer] for peer in peers]
+        return Context(
+            round.step,
+            round.epoch,
+            tuple(peer.name for peer in present),
+            student=student.spec.name,
+            fixed=tuple(peer.name for peer in present if not recipe.learns(peer, round.epoch)),
+            average=None if student.replicas is None else student.replicas.average,
+        )
 
     def _predict(self, round: Round) -> Flag:
         """One batch of a pass over held-out, validation or test samples, in evaluation mode."""

@@ -61,8 +61,7 @@ def _divergence(
 ) -> Tensor:
     with of_user_code(MethodError, f"distillation.loss {name!r}"):
         loss = function(log_q_BC, log_p_BC, labels_B, temperature)
-        _check(loss, log_q_BC.requires_grad, "log_q_BC", "take its sum")
-    return loss.float()
+        return _checked(loss, log_q_BC.requires_grad, "log_q_BC", "take its sum")
 
 
 def _loss(
@@ -76,14 +75,13 @@ def _loss(
 ) -> Tensor:
     with of_user_code(MethodError, f"distillation.method {name!r}, step {context.step}"):
         loss = function(logits_BC, peers_PBC, labels_B, temperature, context)
-        _check(loss, logits_BC.requires_grad, "logits_BC", "take its mean")
         if context.state:
             raise ValueError("context.state is not kept with peers: the function runs in every student")
-    return loss.float()
+        return _checked(loss, logits_BC.requires_grad, "logits_BC", "take its mean")
 
 
-def _check(loss: object, learns: bool, source: str, remedy: str) -> None:
-    """See that it is a finite scalar, which a student that learns can learn from."""
+def _checked(loss: object, learns: bool, source: str, remedy: str) -> Tensor:
+    """A finite scalar in float32, which a student that learns can learn from."""
     if not isinstance(loss, Tensor):
         raise TypeError(f"a loss is needed, a tensor of shape () (got {type(loss).__name__})")
     if not loss.is_floating_point() or loss.shape != ():
@@ -93,3 +91,4 @@ def _check(loss: object, learns: bool, source: str, remedy: str) -> None:
         raise ValueError(f"the loss is {float(loss.detach())}")
     if learns and not loss.requires_grad:
         raise ValueError(f"the loss has no gradient: compute it from {source}, with torch's operations")
+    return loss.float()

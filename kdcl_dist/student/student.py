@@ -183,8 +183,8 @@ class Student:
         return sum(parameter.numel() for parameter in self.model.parameters())
 
     def learns(self, epoch: int) -> bool:
-        """Whether the student learns in an epoch: a frozen one never, others until their own last epoch."""
-        return not self.frozen and epoch < self.recipe.epochs_of(self.spec)
+        """Whether the student learns in an epoch."""
+        return self.recipe.learns(self.spec, epoch)
 
     def forward(self, inputs: Inputs, step: int, part: int = 0, *, learns: bool = True) -> Tensor:
         """The logits (B, C) of a part of a training step, float32; with gradient if the student learns.

@@ -32,11 +32,13 @@ class StudentLoss:
 
     Attributes:
         class_weights_C: factors of the classes in the cross-entropy, float32; None: all are 1.
+        paused: whether the method lets the student learn nothing from the logits of the last call.
     """
 
     def __init__(self, distillation: Distillation, spec: Student, device: torch.device) -> None:
         self.distillation, self.spec, self.device = distillation, spec, device
         self.class_weights_C: Tensor | None = None
+        self.paused = False
 
     @cached_property
     def peer_loss(self) -> PeerLoss | None:
@@ -74,6 +76,7 @@ class StudentLoss:
             "label_smoothing": self.spec.label_smoothing,
             "class_weights_C": self.class_weights_C,
         }
+        self.paused = False
         if target is None:
             task = task_loss(logits_BC, labels_B, **options)
             return Losses(task, task, torch.zeros_like(task))
@@ -83,6 +86,8 @@ class StudentLoss:
             task = task_loss(logits_BC, labels_B, **options)
             context = replace(context or Context(), divergence=self.divergence)
             loss = self.peer_loss(logits_BC, target, labels_B, temperature, context)
+            self.paused = loss is None
+            loss = torch.zeros_like(task) if loss is None else loss
             return Losses(task + weight * loss, task, loss)
         # Row numbers, computed on the CPU: with a mask on the GPU the host would wait for the GPU.
         covered_K = None if covered_B is None else to_device(covered_B.nonzero()[:, 0], self.device)

@@ -20,7 +20,7 @@ from kdcl_dist.launch.ray import driver as on_ray
 from kdcl_dist.run.record import read_record
 from kdcl_dist.run.run import Run
 
-METHODS = ("none", "naive", "linear", "min_logit", "general", "mean", "dml", "teacher")
+METHODS = ("none", "naive", "linear", "min_logit", "general", "mean", "dml", "switokd", "teacher")
 #: A run on Ray costs many times that of plain processes, whose members run the same code. These differ in
 #: what is moved: one answer for all, all logits to all.
 ON_RAY = ("linear", "dml")

@@ -34,6 +34,17 @@ def test_unequal_replicas_give_the_result_of_whole_batches(
     assert read_record(run.folder)["placement"].keys() == {"a/0", "a/1", "b"}
 
 
+def test_replicas_pause_together(make_recipe: MakeRecipe, make_run: MakeRun) -> None:
+    """A larger learning rate would let rounding change a decision."""
+    method = "distillation={method: switokd, temperature: 0.1}"
+    run = make_run(make_recipe(PAIR, method, "students.a.optimizer.lr=0.05", "batch_size=8"))
+    assert not Cohort(run).train().errors
+    rows = [row for row in read_metrics(run.folder).to_pylist() if row["name"] == "paused"]
+    for name in ("a", "b"):
+        assert {row["value"] for row in rows if row["student"] == name} == {0.0, 1.0}
+    check_replicas(run, atol=1e-6, step=rows[-1]["step"] + 1)
+
+
 def test_batch_norm_over_all_replicas(make_recipe: MakeRecipe, make_run: MakeRun) -> None:
     cohort = (
         "students=[{name: a, model: cnn_small, replicas: 2, sync_batchnorm: true}, {name: b, model: mlp}]"

@@ -8,12 +8,14 @@ import time
 from collections.abc import Callable
 
 import pytest
+import reference
 from cohorts import ROOT, Cohort, Inject, MakeRecipe
 from equality import PAIR, VIEWS, check, check_replicas
 
 from kdcl_dist.config.recipe_file import load_recipe
 from kdcl_dist.errors import MethodError
 from kdcl_dist.launch import local
+from kdcl_dist.run.metrics import read_metrics
 from kdcl_dist.run.run import Run
 
 WEIGHTS = "class_weights={class 0: 2.0, class 1: 0.5, class 2: 1, class 3: 3.5}"
@@ -82,6 +84,18 @@ FIELDS = {
     ],
 }
 
+#: A cohort in which both students pause now and then, one with running statistics.
+SWITCHING = [
+    "distillation={method: switokd, temperature: 0.3, loss: bdkd}",
+    "students.a.model=nets:Tiny",
+    "students.a.optimizer={name: adam, lr: 0.02}",
+    "students.a.ema={decay: 0.5}",
+    "students.b.optimizer.lr=0.02",
+    "accumulate=2",
+    "data.mixup={probability: 0.5}",
+    "batch_size=8",
+]
+
 #: All kinds of fields at once, but for the method.
 ALL = [
     "accumulate=2",
@@ -122,6 +136,26 @@ def test_stopped_and_resumed_it_equals_the_reference(
     run = make_run(recipe, "r", resume=True)
     assert not Cohort(run).train().errors
     check(run)
+
+
+def test_pauses_equal_those_of_the_reference(make_recipe: MakeRecipe, make_run: Callable[..., Run]) -> None:
+    recipe, asked = make_recipe(*SWITCHING), itertools.count()
+    assert not Cohort(make_run(recipe, "r")).train(stop=lambda: next(asked) + 1 >= 9).errors
+    run = make_run(recipe, "r", resume=True)
+    assert not Cohort(run).train().errors
+    check(run)
+    expected: dict[str, list[int]] = {}
+    reference.train(recipe, pauses=expected)
+    rows = [row for row in read_metrics(run.folder).to_pylist() if row["name"] == "paused"]
+    steps = {name: [row["step"] for row in rows if row["student"] == name] for name in ("a", "b")}
+    run = make_run(recipe, "r", resume=True)
+    assert steps == {name: list(range(run.step)) for name in ("a", "b")}
+    paused = {
+        name: [row["step"] for row in rows if row["student"] == name and row["value"]] for name in steps
+    }
+    assert paused == expected
+    assert min(map(len, paused.values())) > 0
+    assert max(map(len, paused.values())) < run.step
 
 
 def test_the_recipe_of_today_equals_the_reference(

@@ -24,7 +24,7 @@ from kdcl_dist.distillation.ensembles import linear
 from kdcl_dist.utils.seeding import Purpose, derive, permutation
 
 #: The methods without a common soft target.
-NO_TARGET = ("none", "dml", "examples.custom.right:loss")
+NO_TARGET = ("none", "dml", "switokd", "examples.custom.right:loss")
 
 
 def soft_target(
@@ -81,6 +81,24 @@ def divergence(recipe: Recipe, q: Tensor, p: Tensor, y: Tensor, T: float) -> Ten
     return F.kl_div(q, p, reduction="sum", log_target=True)
 
 
+def too_far(own: Tensor, peers: list[Tensor], y: Tensor, T: float, fixed: list[bool]) -> list[int]:
+    """How far a student is ahead of each peer: 0 not at all, 1 not too far, 2 too far (SwitOKD)."""
+    y = y if y.ndim == 2 else torch.eye(own.shape[1])[y]
+
+    def apart(a: Tensor, b: Tensor) -> float:
+        return float((a - b).abs().sum(dim=1).mean())
+
+    p, found = F.softmax(own.detach() / T, dim=1), []
+    for z, rests in zip(peers, fixed, strict=True):
+        other = F.softmax(z / T, dim=1)
+        d, e = apart(p, y), apart(other, y)
+        if rests or not d < e:
+            found.append(0)
+        else:
+            found.append(2 if apart(p, other) > e - math.exp(-d / (d + e)) * d else 1)
+    return found
+
+
 class Pass(NamedTuple):
     """After an epoch, from 0: each student's top-1 and loss on the validation samples, by its average if it
     has one; its weights, and that average."""
@@ -98,9 +116,12 @@ def best(passes: list[Pass], metric: str, student: int) -> Pass:
 
 
 def train(
-    recipe: Recipe, averages: dict[str, dict[str, Tensor]] | None = None, passes: list[Pass] | None = None
+    recipe: Recipe,
+    averages: dict[str, dict[str, Tensor]] | None = None,
+    passes: list[Pass] | None = None,
+    pauses: dict[str, list[int]] | None = None,
 ) -> list[dict[str, Tensor]]:
-    """Train all students; their final weights. `averages` and `passes` are filled."""
+    """Train all students; their final weights. `averages`, `passes` and `pauses`, steps, are filled."""
     S, method, T = len(recipe.students), recipe.distillation.method_name, recipe.distillation.temperature
     data = dataset_at(recipe.data.train)
     labels = torch.from_numpy(data.labels)
@@ -136,6 +157,8 @@ def train(
     B = recipe.batch_size // k
     W = T_epoch if recipe.distillation.window == "epoch" else recipe.distillation.window
     bank: dict[tuple[int, int], tuple[int, Tensor]] = {}
+    paused, taken = [False] * S, [0] * S
+    before: list[list[Tensor]] = []
     means: list[dict[str, Tensor]] = [net.state_dict() for net in nets]
     for epoch in range(recipe.epochs):
         order = train_ids[permutation(len(train_ids), recipe.seed, Purpose.EPOCH_ORDER, epoch)]
@@ -153,6 +176,8 @@ def train(
             if recipe.data.mixup or recipe.data.cutmix:
                 one_hot = torch.eye(len(data.classes))[labels]
                 y = {id: lam * one_hot[id] + (1 - lam) * one_hot[partner[id]] for id in y}
+            if part == 0:
+                before, paused = [[b.clone() for b in net.buffers()] for net in nets], [False] * S
             logits = []
             for i, s in enumerate(recipe.students):
                 view_seed = seeds[i] if recipe.distillation.invariant else recipe.seed
@@ -205,7 +230,7 @@ def train(
                     p = torch.stack([target[int(mine[i][row])] for row in there]) if there else q.detach()
                     kl = divergence(recipe, q, p, own_y[there], T) / len(mine[i])
                     loss = loss + recipe.distillation.weight * (T**2 * kl)
-                if method in ("dml", "examples.custom.right:loss"):
+                if method in ("dml", "switokd", "examples.custom.right:loss"):
                     row = np.searchsorted(np.sort(ids), mine[i])
                     sent_j = [all_sent[j][np.argsort(mine[j])][row] for j in range(S) if j != i]
                 if method == "examples.custom.right:loss":
@@ -216,6 +241,20 @@ def train(
                         p = F.log_softmax(z / T, dim=1)
                         parts.append((p.exp() * (p - q)).sum(dim=1) * (z.argmax(dim=1) == largest))
                     loss = loss + recipe.distillation.weight * (T**2 * torch.stack(parts).mean())
+                if method == "switokd":
+                    rest = [epoch >= last[j] for j in range(S) if j != i]
+                    ahead = too_far(logits[i], sent_j, own_y, T, rest)
+                    if max(ahead) == 2 and 1 not in ahead:
+                        paused[i] = True
+                    else:
+                        q = F.log_softmax(logits[i] / T, dim=1)
+                        kept = [
+                            divergence(recipe, q, F.log_softmax(z / T, dim=1), own_y, T)
+                            for z, a in zip(sent_j, ahead, strict=True)
+                            if a < 2
+                        ]
+                        kl = torch.stack(kept).sum() / (len(sent_j) * len(q))
+                        loss = loss + recipe.distillation.weight * (T**2 * kl)
                 if method == "dml":
                     q = F.log_softmax(logits[i], dim=1)
                     peers = [F.log_softmax(each, dim=1) for each in sent_j]
@@ -227,6 +266,12 @@ def train(
                     continue
                 if part == 0:
                     optims[i].zero_grad()
+                if paused[i]:
+                    for buffer, value in zip(nets[i].buffers(), before[i], strict=True):
+                        buffer.copy_(value)
+                    if pauses is not None and part == k - 1:
+                        pauses.setdefault(recipe.students[i].name, []).append(epoch * T_epoch + step)
+                    continue
                 (losses[i] / k).backward()
                 if part == k - 1:
                     for group in optims[i].param_groups:
@@ -235,8 +280,9 @@ def train(
                     if limit := recipe.students[i].clip_grad_norm:
                         torch.nn.utils.clip_grad_norm_(nets[i].parameters(), limit)
                     optims[i].step()
+                    taken[i] += 1
                     if (ema := recipe.students[i].ema) is not None:
-                        means[i] = moved(ema, means[i], nets[i].state_dict(), epoch * T_epoch + step + 1)
+                        means[i] = moved(ema, means[i], nets[i].state_dict(), taken[i])
         if method == "general":
             w = held_out_weights(recipe, data, nets, sorted(held))
         last_epoch, every = epoch + 1 == recipe.epochs, recipe.evaluate.every_epochs
