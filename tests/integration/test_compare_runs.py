@@ -49,6 +49,22 @@ def test_runs_are_made_once_and_damaged_ones_again(table: Path) -> None:
     assert (folder / "plain-seed0/run.json").stat().st_mtime_ns == untouched
     assert read_record(Folder(str(folder / "naive-seed0")))["state"] == "finished"
     assert list(csv.DictReader((folder / "values-top1.csv").open())) == values
+    assert "[4 of 4] naive-seed0: " in second.output
+    assert "3 of 4 runs are finished, 1 to train, 1 at once: about " in second.output
+    assert (folder / "readme-top1.md").read_text().count("\n| ") == 3
+
+    third = compare(write_table(table, seeds=[0, 1, 5]), "--only", "naive")
+    assert third.exit_code == 0, third.output
+    assert "2 of 3 runs are finished, 1 to train" in third.output
+    assert (folder / "plain-seed0/run.json").stat().st_mtime_ns == untouched
+    rows = list(csv.DictReader((folder / "values-top1.csv").open()))
+    assert {(row["arm"], row["seed"]) for row in rows} == {
+        *((arm, seed) for arm in ("plain", "naive") for seed in "01"),
+        ("naive", "5"),
+    }
+    assert [row for row in rows if row["seed"] != "5"] == values
+    again = compare(table, "--only", "naive")
+    assert "all 3 runs are finished" in again.output
 
 
 def test_a_failed_arm_is_named_and_the_rest_goes_on(table: Path) -> None:
