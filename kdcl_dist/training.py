@@ -123,7 +123,7 @@ def _tell_finished(run: Run, on_event: Callable[[Event], None]) -> bool:
 
 
 def _check_call(recipe: Recipe, launcher: Launcher) -> None:
-    """Check what no field says: that Ray and the objects are there, and that this is the script's own start."""
+    """Check what no field says: Ray and the objects are there, and this is the script's own start."""
     if launcher == "ray":
         import_module("kdcl_dist.launch.ray")  # raises if Ray is missing
     if getattr(multiprocessing.current_process(), "_inheriting", False):

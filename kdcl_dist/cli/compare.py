@@ -32,8 +32,21 @@ __all__ = ["compare"]
     help="Runs at the same time. [default: all that fit the cluster; 1 locally]",
 )
 @click.option("--only", multiple=True, metavar="ARM", help="Train only the runs of this arm; repeatable.")
+@click.option(
+    "--dry-run",
+    type=click.IntRange(min=1),
+    metavar="STEPS",
+    help="Take so many steps of each arm, tell how long the table takes, and leave nothing.",
+)
 @reports_errors
-def compare(table: Path, launcher: str, storage: str, at_once: int | None, only: tuple[str, ...]) -> None:
+def compare(
+    table: Path,
+    launcher: str,
+    storage: str,
+    at_once: int | None,
+    only: tuple[str, ...],
+    dry_run: int | None,
+) -> None:
     """Train the arms and seeds of a TABLE, and write the test results of each arm.
 
     The same command skips finished runs and resumes stopped ones; with more seeds in the table it trains the
@@ -42,20 +55,19 @@ def compare(table: Path, launcher: str, storage: str, at_once: int | None, only:
     from kdcl_dist.cli.lasting_output import lasting_console
     from kdcl_dist.compare.experiment import jobs_of, load_table, only_arms
     from kdcl_dist.compare.runs import finished_before
-    from kdcl_dist.compare.summary import write_summary
     from kdcl_dist.run.storage import Folder
 
-    console = lasting_console()
     wanted = load_table(table)
     jobs = jobs_of(wanted, table.parent)
     chosen, folder = only_arms(wanted, jobs, only), Folder(storage) / wanted.name
     done = finished_before(jobs, folder.uri)
-    ended, stopped = _run(wanted, chosen, done, folder.uri, launcher, at_once, console)
+    if dry_run is not None:
+        before = {outcome.job.name for outcome in done}
+        _try([job for job in chosen if job.name not in before], dry_run, folder.uri, launcher, at_once)
+        return
+    ended, stopped = _run(wanted, chosen, done, folder.uri, launcher, at_once, lasting_console())
     found = {outcome.job.name: outcome for outcome in [*done, *ended]}
-    outcomes = [found[job.name] for job in jobs if job.name in found]
-    page = write_summary(wanted, [outcome for outcome in outcomes if outcome.results], folder)
-    click.echo(f"\n{page}\nwritten to {folder}/table-{wanted.metric}.md, .csv and .parquet")
-    _report(wanted, outcomes, folder)
+    _write(wanted, [found[job.name] for job in jobs if job.name in found], folder)
     if stopped:
         echo("stopped; the same command continues", err=True)
         sys.exit(130)
@@ -63,6 +75,37 @@ def compare(table: Path, launcher: str, storage: str, at_once: int | None, only:
         names = ", ".join(outcome.job.name for outcome in failed)
         echo(f"kdcl: {len(failed)} of {len(chosen)} runs failed: {names}", err=True)
         sys.exit(1)
+
+
+def _try(jobs: list[Job], steps: int, storage: str, launcher: str, at_once: int | None) -> None:
+    """Tell how long each arm and the table take, by some steps of one run of each arm."""
+    from kdcl_dist.compare.forecast import duration
+    from kdcl_dist.compare.trial import try_arms
+
+    if not jobs:
+        echo("all runs are finished")
+        return
+    left_s: list[float] = []
+    with _free_capacity(jobs, launcher) as capacity:
+        for found in try_arms(jobs, steps, launcher=launcher, storage=storage):  # type: ignore[arg-type]
+            trial = found.trial
+            made_of = f"a start of {duration(found.start_s)} and {trial.epochs} epochs of "
+            made_of += f"{trial.steps_per_epoch:,} steps of {trial.step_s:.3g} s"
+            runs = f"{found.runs} run{'s' * (found.runs > 1)} of about {duration(found.run_s)}"
+            echo(f"{found.arm}: {runs} ({made_of})")
+            left_s += [found.run_s] * found.runs
+    share = at_once or capacity
+    total = duration(max(sum(left_s) / share, max(left_s, default=0.0)))
+    echo(f"{len(left_s)} to train, {share} at once: about {total}, without tests and checkpoints")
+
+
+def _write(table: Table, outcomes: list[Outcome], folder: Folder) -> None:
+    """Write and print the table, and write the page."""
+    from kdcl_dist.compare.summary import write_summary
+
+    page = write_summary(table, [outcome for outcome in outcomes if outcome.results], folder)
+    click.echo(f"\n{page}\nwritten to {folder}/table-{table.metric}.md, .csv and .parquet")
+    _report(table, outcomes, folder)
 
 
 def _report(table: Table, outcomes: list[Outcome], folder: Folder) -> None:
@@ -97,7 +140,7 @@ def _run(
     # A finished run whose trackers may lack something is started again: it only tells them.
     rest = [job for job in jobs if job.name not in before or set(job.recipe.trackers) - {"tensorboard"}]
     if not rest:
-        console.print(f"all {len(jobs)} runs are finished")
+        console.print("all runs are finished")
         return [], False
     with _free_capacity(rest, launcher) as capacity:
         progress = Progress(table, rest, at_once or capacity, console, done, len(jobs) - len(rest))

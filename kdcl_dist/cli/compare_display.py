@@ -113,7 +113,7 @@ class Progress:
     def _begin(self, job: Job, step: int, steps: int, now: float) -> None:
         """The steps of a job begin, for the first time or after a failure."""
         self.steps[job.name] = steps
-        self.forecast.begin(job, step / steps, now)
+        self.forecast.begin(job, step / steps, now, now - self.began[job.name])
         if job.name in self.tasks:
             self.bars.update(self.tasks[job.name], completed=step)
         else:

@@ -36,10 +36,13 @@ class Forecast:
         for outcome in done:
             self._learn(outcome)
 
-    def begin(self, job: Job, share: float, now: float) -> None:
-        """A job begins to train, or begins anew, with a share of its steps done; `now` is in seconds."""
+    def begin(self, job: Job, share: float, now: float, start_s: float = 0.0) -> None:
+        """A job begins to train, or begins anew, with a share of its steps done, after the time of its start.
+
+        `now` is in seconds, by a clock that all calls share.
+        """
         self.waiting.pop(job.name, None)
-        self.current[job.name] = _Current(job, share, now)
+        self.current[job.name] = _Current(job, share, now, start_s)
 
     def step(self, job: Job, share: float, now: float) -> None:
         """A share of the steps of a job that has begun is done."""
@@ -58,7 +61,7 @@ class Forecast:
         paces = {arm: fmean(seconds) for arm, seconds in self.ended_s.items()}
         for run in self.current.values():
             if run.whole_s is not None:
-                paces.setdefault(run.job.arm, run.whole_s)
+                paces.setdefault(run.job.arm, run.start_s + run.whole_s)
         if not paces:
             return None
         epoch_s = fmean(seconds / self.epochs[arm] for arm, seconds in paces.items())
@@ -75,12 +78,13 @@ class Forecast:
 class _Current:
     """A run that trains: its job, the share of its steps at its start and now, and when these were."""
 
-    def __init__(self, job: Job, share: float, now: float) -> None:
+    def __init__(self, job: Job, share: float, now: float, start_s: float) -> None:
         self.job, self.first, self.share, self.began, self.now = job, share, share, now, now
+        self.start_s = start_s
 
     @property
     def whole_s(self) -> float | None:
-        """The seconds of such a run from its first step on, by its pace; None while that is not known."""
+        """The seconds of all steps of such a run, by its pace; None while that is not known."""
         done = self.share - self.first
         return (self.now - self.began) / done if done >= LEAST_SHARE else None
 

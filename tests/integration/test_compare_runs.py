@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import re
 import threading
 from pathlib import Path
 
@@ -64,7 +65,17 @@ def test_runs_are_made_once_and_damaged_ones_again(table: Path) -> None:
     }
     assert [row for row in rows if row["seed"] != "5"] == values
     again = compare(table, "--only", "naive")
-    assert "all 3 runs are finished" in again.output
+    assert "all runs are finished\n" in again.output
+    assert compare(table, "--only", "naive", "--dry-run", "2").output == "all runs are finished\n"
+
+
+def test_a_dry_run_tells_the_time_and_leaves_nothing(table: Path) -> None:
+    found = compare(table, "--dry-run", "2", "--only", "naive")
+    assert found.exit_code == 0, found.output
+    first, last = found.output.splitlines()
+    assert re.fullmatch(r"naive: 2 runs of about .+ \(a start of .+ and 1 epochs of 3 steps of .+ s\)", first)
+    assert re.fullmatch(r"2 to train, 1 at once: about .+, without tests and checkpoints", last)
+    assert not (table.parent / "runs").exists()
 
 
 def test_a_failed_arm_is_named_and_the_rest_goes_on(table: Path) -> None:

@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 from cohorts import MakeRecipe
 from experiments import make_table, write_table
 
+from kdcl_dist.compare import trial
 from kdcl_dist.compare.experiment import Job, jobs_of, load_table
 from kdcl_dist.compare.forecast import Forecast, duration
 from kdcl_dist.compare.runs import Outcome
+from kdcl_dist.config.recipe import Recipe
 from kdcl_dist.errors import StudentFailed
+from kdcl_dist.trial import Trial
 
 
 @pytest.fixture
@@ -28,12 +33,12 @@ def jobs(make_recipe: MakeRecipe, tmp_path: Path) -> list[Job]:
 def test_nothing_is_said_before_it_is_known(jobs: list[Job]) -> None:
     forecast = Forecast(jobs, 1)
     assert forecast.left_s(0) is None
-    forecast.begin(jobs[0], 0.0, 10)
+    forecast.begin(jobs[0], 0.0, 10, start_s=2)
     forecast.step(jobs[0], 0.04, 11)
     assert forecast.left_s(11) is None
-    forecast.step(jobs[0], 0.25, 15)  # 5 s a quarter: 20 s a run of an epoch, 40 s of two
-    assert forecast.left_s(15) == pytest.approx(15 + 20 + 2 * 40)
-    assert forecast.left_s(17) == pytest.approx(13 + 20 + 2 * 40)
+    forecast.step(jobs[0], 0.25, 15)  # 5 s a quarter: 22 s a run of an epoch, with its start
+    assert forecast.left_s(15) == pytest.approx(15 + 22 + 2 * 44)
+    assert forecast.left_s(17) == pytest.approx(13 + 22 + 2 * 44)
 
 
 def test_ended_runs_of_an_arm_count_more_than_a_pace(jobs: list[Job]) -> None:
@@ -83,3 +88,19 @@ def test_a_resumed_run_has_the_pace_of_its_rest(jobs: list[Job]) -> None:
 )
 def test_durations_in_words(seconds: float, words: str) -> None:
     assert duration(seconds) == words
+
+
+def test_a_dry_run_of_each_arm(jobs: list[Job], monkeypatch: pytest.MonkeyPatch) -> None:
+    clock, tried = [0.0], []
+
+    def try_run(recipe: Recipe, steps: int, **_: Any) -> Trial:
+        clock[0] += 9.0
+        tried.append(recipe.epochs)
+        return Trial({}, [1.0, 0.5, 0.5], 100, recipe.epochs, 0, 0, 0)
+
+    monkeypatch.setattr(trial, "time", SimpleNamespace(monotonic=lambda: clock[0]))
+    monkeypatch.setattr(trial, "try_run", try_run)
+    found = list(trial.try_arms(jobs[1:], 3, launcher="local", storage="none"))
+    assert tried == [2, 1]
+    assert [(each.arm, each.runs, each.start_s) for each in found] == [("long", 2, 7.0), ("plain", 1, 7.0)]
+    assert [each.run_s for each in found] == [7 + 2 * 50, 7 + 50]
