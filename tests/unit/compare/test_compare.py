@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
+import importlib
+import io
 import math
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 from cohorts import MakeRecipe
 from experiments import compare, make_table, write_table
+from rich.console import Console
 from scipy import stats
 
-from kdcl_dist.compare.experiment import jobs_of, load_table, only_arms
+from kdcl_dist.compare.experiment import Job, jobs_of, load_table, only_arms
 from kdcl_dist.compare.runs import Outcome
 from kdcl_dist.compare.summary import markdown, short_markdown, summarise
 from kdcl_dist.errors import RecipeError
+from kdcl_dist.run.storage import Folder
 
 
 @pytest.fixture
@@ -95,6 +100,46 @@ def test_only_some_arms(table: Path) -> None:
     assert found.exit_code == 2
     assert found.output == "kdcl: error: --only: no arm is named 'nobody' (have plain, naive)\n"
     assert not (table.parent / "runs").exists()
+
+
+@pytest.fixture
+def command() -> Any:
+    """The module of the command, whose name in its package is the command itself."""
+    return importlib.import_module("kdcl_dist.cli.compare")
+
+
+def test_the_page_compares_all_arms_with_the_baseline(
+    table: Path, command: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shown: list[str] = []
+    monkeypatch.setattr("kdcl_dist.report.writing.write_report", lambda runs, out: shown.extend(runs))
+    wanted = load_table(write_table(table, baseline="naive"))
+    jobs = jobs_of(wanted, table.parent)
+    outcomes = [Outcome(job, {"a": {"top1": 0.5}}) for job in jobs[:3]]
+    command._report(wanted, [*outcomes, Outcome(jobs[3], error=RecipeError("failed"))], Folder("runs"))
+    names = [uri.rpartition("/")[2] for uri in shown]
+    assert names == ["naive-seed0", "plain-seed0", "plain-seed1"]
+
+
+def test_finished_runs_train_only_to_tell_their_trackers(
+    table: Path, command: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[str] = []
+
+    def run_jobs(jobs: list[Job], *_: Any, **__: Any) -> list[Outcome]:
+        asked.extend(job.name for job in jobs)
+        return []
+
+    monkeypatch.setattr("kdcl_dist.compare.runs.run_jobs", run_jobs)
+    arms = [
+        {"name": "plain", "recipe": "tiny.yaml"},
+        {"name": "naive", "recipe": "tiny.yaml", "set": ["tracking=[tensorboard, csv]"]},
+    ]
+    wanted = load_table(write_table(table, arms=arms))
+    jobs = jobs_of(wanted, table.parent)
+    done = [Outcome(job, {"a": {"top1": 0.5}}) for job in jobs[:2]]
+    command._run(wanted, jobs, done, "runs", "local", None, Console(file=io.StringIO()))
+    assert asked == ["naive-seed0", "plain-seed1", "naive-seed1"]
 
 
 def test_the_median_and_the_loss(table: Path) -> None:
