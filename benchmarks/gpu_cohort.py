@@ -62,7 +62,7 @@ PAIRS = (
         "precision: bf16, channels_last: true, ",
     ),
 )
-QUICK = (Pair(("cnn_medium", "cnn_small"), (1, 8, 8), 10, 16, 12, 0, "fp32"),)
+QUICK = (Pair(("cnn_medium", "cnn_small"), (1, 8, 8), 10, 16, 12, 1, "fp32"),)
 #: The first steps are slower, of a cohort and of a plain loop.
 WARMUP_STEPS = 5
 #: Plain steps are timed in blocks, so that the host queues steps ahead of the GPU.

@@ -95,11 +95,9 @@ def train(
         UserError: the recipe, its data, models or the run folder cannot be used as they are.
         KdclError: the first cause of the run's failure; what was saved stays in the run folder.
     """
-    _check_call(recipe)
+    _check_call(recipe, launcher)
     if launcher == "local":
         start_server()  # imports while this process prepares the run
-    else:
-        import_module("kdcl_dist.launch.ray")  # says at once that Ray is missing
     check_trackers(recipe)
     told = LauncherLog(on_event)
     training_data = open_data(recipe, told.handle)
@@ -124,8 +122,10 @@ def _tell_finished(run: Run, on_event: Callable[[Event], None]) -> bool:
     return True
 
 
-def _check_call(recipe: Recipe) -> None:
-    """Check what no field says: that the objects are there, and that this is the script's own start."""
+def _check_call(recipe: Recipe, launcher: Launcher) -> None:
+    """Check what no field says: Ray and the objects are there, and this is the script's own start."""
+    if launcher == "ray":
+        import_module("kdcl_dist.launch.ray")  # raises if Ray is missing
     if getattr(multiprocessing.current_process(), "_inheriting", False):
         raise UserError(
             "train() is called while a process that your script has started imports the script again: put "

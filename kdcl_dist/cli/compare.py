@@ -31,67 +31,130 @@ __all__ = ["compare"]
     type=click.IntRange(1),
     help="Runs at the same time. [default: all that fit the cluster; 1 locally]",
 )
+@click.option("--only", multiple=True, metavar="ARM", help="Train only the runs of this arm; repeatable.")
+@click.option(
+    "--dry-run",
+    type=click.IntRange(min=1),
+    metavar="STEPS",
+    help="Take so many steps of each arm, tell how long the table takes, and leave nothing.",
+)
 @reports_errors
-def compare(table: Path, launcher: str, storage: str, at_once: int | None) -> None:
+def compare(
+    table: Path,
+    launcher: str,
+    storage: str,
+    at_once: int | None,
+    only: tuple[str, ...],
+    dry_run: int | None,
+) -> None:
     """Train the arms and seeds of a TABLE, and write the test results of each arm.
 
-    The same command skips finished runs and resumes stopped ones. The results lie in the folder of the
-    table's name below the storage.
+    The same command skips finished runs and resumes stopped ones; with more seeds in the table it trains the
+    new runs. The results lie in the folder of the table's name below the storage.
     """
     from kdcl_dist.cli.lasting_output import lasting_console
-    from kdcl_dist.compare.experiment import jobs_of, load_table
-    from kdcl_dist.compare.summary import write_summary
+    from kdcl_dist.compare.experiment import jobs_of, load_table, only_arms
+    from kdcl_dist.compare.runs import finished_before
     from kdcl_dist.run.storage import Folder
 
-    console = lasting_console()
     wanted = load_table(table)
     jobs = jobs_of(wanted, table.parent)
-    folder = Folder(storage) / wanted.name
-    outcomes, stopped = _run(wanted, jobs, folder.uri, launcher, at_once, console)
-    page = write_summary(wanted, [outcome for outcome in outcomes if outcome.results], folder)
-    click.echo(f"\n{page}\nwritten to {folder}/table-{wanted.metric}.md, .csv and .parquet")
-    _report(outcomes, folder)
+    chosen, folder = only_arms(wanted, jobs, only), Folder(storage) / wanted.name
+    done = finished_before(jobs, folder.uri)
+    if dry_run is not None:
+        before = {outcome.job.name for outcome in done}
+        _try([job for job in chosen if job.name not in before], dry_run, folder.uri, launcher, at_once)
+        return
+    ended, stopped = _run(wanted, chosen, done, folder.uri, launcher, at_once, lasting_console())
+    found = {outcome.job.name: outcome for outcome in [*done, *ended]}
+    _write(wanted, [found[job.name] for job in jobs if job.name in found], folder)
     if stopped:
         echo("stopped; the same command continues", err=True)
         sys.exit(130)
-    if failed := [outcome for outcome in outcomes if outcome.error]:
+    if failed := [outcome for outcome in ended if outcome.error]:
         names = ", ".join(outcome.job.name for outcome in failed)
-        echo(f"kdcl: {len(failed)} of {len(jobs)} runs failed: {names}", err=True)
+        echo(f"kdcl: {len(failed)} of {len(chosen)} runs failed: {names}", err=True)
         sys.exit(1)
 
 
-def _report(outcomes: list[Outcome], folder: Folder) -> None:
-    """Write the HTML report on all finished runs, last of all: every other result is on disk by then."""
+def _try(jobs: list[Job], steps: int, storage: str, launcher: str, at_once: int | None) -> None:
+    """Tell how long each arm and the table take, by some steps of one run of each arm."""
+    from kdcl_dist.compare.forecast import duration
+    from kdcl_dist.compare.trial import try_arms
+
+    if not jobs:
+        echo("all runs are finished")
+        return
+    left_s: list[float] = []
+    with _free_capacity(jobs, launcher) as capacity:
+        for found in try_arms(jobs, steps, launcher=launcher, storage=storage):  # type: ignore[arg-type]
+            trial = found.trial
+            made_of = f"a start of {duration(found.start_s)} and {trial.epochs} epochs of "
+            made_of += f"{trial.steps_per_epoch:,} steps of {trial.step_s:.3g} s"
+            runs = f"{found.runs} run{'s' * (found.runs > 1)} of about {duration(found.run_s)}"
+            echo(f"{found.arm}: {runs} ({made_of})")
+            left_s += [found.run_s] * found.runs
+    share = at_once or capacity
+    total = duration(max(sum(left_s) / share, max(left_s, default=0.0)))
+    echo(f"{len(left_s)} to train, {share} at once: about {total}, without tests and checkpoints")
+
+
+def _write(table: Table, outcomes: list[Outcome], folder: Folder) -> None:
+    """Write and print the table, and write the page."""
+    from kdcl_dist.compare.summary import write_summary
+
+    page = write_summary(table, [outcome for outcome in outcomes if outcome.results], folder)
+    click.echo(f"\n{page}\nwritten to {folder}/table-{table.metric}.md, .csv and .parquet")
+    _report(table, outcomes, folder)
+
+
+def _report(table: Table, outcomes: list[Outcome], folder: Folder) -> None:
+    """Write the HTML report on all finished runs, last of all: every other result is on disk by then.
+
+    The page compares all arms with its first, which is the table's baseline.
+    """
     from kdcl_dist.report.writing import write_report
 
-    runs = [(folder / outcome.job.name).uri for outcome in outcomes if outcome.results]
+    finished = [outcome.job for outcome in outcomes if outcome.results]
+    ordered = sorted(finished, key=lambda job: job.arm != table.baseline)
+    runs = [(folder / job.name).uri for job in ordered]
     if runs and folder.local is not None:
         echo(f"report: {write_report(runs, folder.local / 'report.html')}")
 
 
 def _run(
-    table: Table, jobs: list[Job], storage: str, launcher: str, at_once: int | None, console: Console
+    table: Table,
+    jobs: list[Job],
+    done: list[Outcome],
+    storage: str,
+    launcher: str,
+    at_once: int | None,
+    console: Console,
 ) -> tuple[list[Outcome], bool]:
-    """Train all jobs; their outcomes, and whether a signal stopped them before their end."""
+    """Train the jobs that are not done; their outcomes, and whether a signal stopped them before that."""
     from kdcl_dist.cli.compare_display import Progress
     from kdcl_dist.compare.runs import run_jobs
     from kdcl_dist.launch.signals import stop_on_signals
 
-    with (
-        Progress(table, len(jobs), console) as progress,
-        stop_on_signals(progress.print) as stop,
-        _free_capacity(jobs, launcher) as capacity,
-    ):
-        outcomes = run_jobs(
-            jobs,
-            storage,
-            launcher=launcher,  # type: ignore[arg-type]
-            max_concurrent_runs=at_once or capacity,
-            stop=stop,
-            on_event=progress.handle,
-            on_outcome=progress.handle_outcome,
-        )
-    return outcomes, stop.is_set() and len(outcomes) < len(jobs)
+    before = {outcome.job.name for outcome in done}
+    # A finished run whose trackers may lack something is started again: it only tells them.
+    rest = [job for job in jobs if job.name not in before or set(job.recipe.trackers) - {"tensorboard"}]
+    if not rest:
+        console.print("all runs are finished")
+        return [], False
+    with _free_capacity(rest, launcher) as capacity:
+        progress = Progress(table, rest, at_once or capacity, console, done, len(jobs) - len(rest))
+        with progress, stop_on_signals(progress.print) as stop:
+            outcomes = run_jobs(
+                rest,
+                storage,
+                launcher=launcher,  # type: ignore[arg-type]
+                max_concurrent_runs=at_once or capacity,
+                stop=stop,
+                on_event=progress.handle,
+                on_outcome=progress.handle_outcome,
+            )
+    return outcomes, stop.is_set() and len(outcomes) < len(rest)
 
 
 @contextmanager

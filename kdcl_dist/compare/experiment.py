@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Literal
@@ -15,7 +16,7 @@ from kdcl_dist.config.recipe import Recipe
 from kdcl_dist.config.recipe_file import load_recipe, read_mapping
 from kdcl_dist.errors import RecipeError
 
-__all__ = ["Arm", "Job", "Table", "jobs_of", "load_table"]
+__all__ = ["Arm", "Job", "Table", "jobs_of", "load_table", "only_arms"]
 
 
 class Arm(Strict):
@@ -109,3 +110,15 @@ def jobs_of(table: Table, folder: Path) -> list[Job]:
                 raise RecipeError(f"arms.{arm.name}.published: no student is named {names}")
             jobs.append(Job(arm.name, seed, recipe))
     return jobs
+
+
+def only_arms(table: Table, jobs: list[Job], names: Collection[str]) -> list[Job]:
+    """The jobs of some arms; of all arms if none is named.
+
+    Raises:
+        RecipeError: the table has no such arm.
+    """
+    have = [arm.name for arm in table.arms]
+    if unknown := [name for name in names if name not in have]:
+        raise RecipeError(f"--only: no arm is named {unknown[0]!r} (have {', '.join(have)})")
+    return [job for job in jobs if not names or job.arm in names]

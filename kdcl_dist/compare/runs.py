@@ -2,22 +2,24 @@
 
 from __future__ import annotations
 
+import contextlib
 import threading
+import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, as_completed
 from dataclasses import dataclass
 
 from kdcl_dist.compare.experiment import Job
 from kdcl_dist.config.differences import differences
-from kdcl_dist.errors import KdclError, RunFolderError
+from kdcl_dist.errors import KdclError, RunFolderError, StorageError
 from kdcl_dist.run.checkpoint import latest
 from kdcl_dist.run.events import Event, Values
-from kdcl_dist.run.record import read_record
+from kdcl_dist.run.record import read_record, scores_of, update_record
 from kdcl_dist.run.run import load_run
 from kdcl_dist.run.storage import Folder
 from kdcl_dist.training import Launcher, train
 
-__all__ = ["OnEvent", "Outcome", "run_jobs"]
+__all__ = ["OnEvent", "Outcome", "finished_before", "run_jobs"]
 
 #: Handles an event of a job.
 OnEvent = Callable[[Job, Event], None]
@@ -25,11 +27,36 @@ OnEvent = Callable[[Job, Event], None]
 
 @dataclass(frozen=True)
 class Outcome:
-    """The end of a job: its test results by student, or the error that ended it."""
+    """The end of a job: its test results by student, or the error that ended it.
+
+    Attributes:
+        job: the run.
+        results: None if it failed.
+        error: None if it finished.
+        seconds: that it took, of all its starts by `kdcl compare`; None where they are not known.
+    """
 
     job: Job
     results: Values | None = None
     error: KdclError | None = None
+    seconds: float | None = None
+
+
+def finished_before(jobs: Sequence[Job], storage: str) -> list[Outcome]:
+    """The outcomes of the jobs whose folders hold finished runs of the same recipe, in the order of the jobs.
+
+    Args:
+        jobs: the runs of a table.
+        storage: path or URI of the folder of the runs.
+    """
+    found = []
+    for job in jobs:
+        folder = Folder(storage) / job.name
+        with contextlib.suppress(KdclError):  # of a damaged folder the run itself will tell
+            record = read_record(folder) if folder.exists("recipe.yaml") else {}
+            if record.get("state") == "finished" and not differences(load_run(folder.uri)[0], job.recipe):
+                found.append(Outcome(job, scores_of(record), seconds=record.get("seconds")))
+    return found
 
 
 def run_jobs(
@@ -79,19 +106,25 @@ def _run(
     job: Job, storage: str, launcher: Launcher, stop: threading.Event, on_event: OnEvent
 ) -> Outcome | None:
     """Train one job; None when it was stopped before its end."""
+    folder = Folder(storage) / job.name
     try:
+        resumes = _can_resume(job, folder)
+        before_s, began = read_record(folder).get("seconds", 0.0) if resumes else 0.0, time.monotonic()
         result = train(
             job.recipe,
             launcher=launcher,
             storage=storage,
             name=job.name,
-            resume=_can_resume(job, Folder(storage) / job.name),
+            resume=resumes,
             on_event=lambda event: on_event(job, event),
             stop=stop,
         )
     except KdclError as error:
         return Outcome(job, error=error)
-    return Outcome(job, results=result.metrics) if result.finished else None
+    seconds = before_s + time.monotonic() - began
+    with contextlib.suppress(StorageError):  # the run's results count more than its time
+        update_record(folder, seconds=round(seconds, 1))
+    return Outcome(job, result.metrics, seconds=seconds) if result.finished else None
 
 
 def _can_resume(job: Job, folder: Folder) -> bool:

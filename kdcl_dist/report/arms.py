@@ -49,6 +49,23 @@ class Arm:
         finite = [value for value in found if math.isfinite(value)]
         return (mean_interval(finite) if finite else NO_INTERVAL), len(finite)
 
+    def gain(self, base: Arm, student: str, name: str, factor: float = 1.0) -> tuple[Interval, int]:
+        """The mean difference from another arm, paired by seed, with its 95% interval, and how many pairs.
+
+        The interval's value is NaN when no seed has a finite result in both arms.
+        """
+        own, other = (arm._by_seed(student, name, factor) for arm in (self, base))
+        gains = [own[seed] - other[seed] for seed in own if seed in other]
+        return (mean_interval(gains) if gains else NO_INTERVAL), len(gains)
+
+    def _by_seed(self, student: str, name: str, factor: float) -> dict[int, float]:
+        """The finite results of the finished runs; of runs with the same seed the last."""
+        found = {
+            run.recipe.seed: factor * run.results().get(student, {}).get(name, math.nan)
+            for run in self.finished
+        }
+        return {seed: value for seed, value in found.items() if math.isfinite(value)}
+
     def curve(
         self, student: str, name: str, factor: float = 1.0, split: str = "test"
     ) -> list[tuple[float, float, float, float]]:

@@ -11,6 +11,7 @@ from kdcl_dist.report.arms import Arm
 from kdcl_dist.report.axis import number
 from kdcl_dist.report.blocks import Figure, Table
 from kdcl_dist.report.lines import Line, line_chart
+from kdcl_dist.report.points import Point, point_chart
 from kdcl_dist.report.run_data import ENSEMBLE, RunData
 from kdcl_dist.run.metrics import BEST, averages_of
 from kdcl_dist.utils.intervals import Interval
@@ -41,6 +42,7 @@ class ComparisonView:
         arms: the arms.
         arms_table: the runs, seeds and changes of each arm.
         results: for each metric, the final test results of each arm.
+        intervals: for each metric and student, the arms' results as points with intervals, and their gains.
         curves: for each metric and student, the arms' validation and test results over the epochs.
         runs: a row for each run.
     """
@@ -48,6 +50,7 @@ class ComparisonView:
     arms: Sequence[Arm]
     arms_table: Table
     results: list[Table]
+    intervals: list[Figure]
     curves: list[Figure]
     runs: Table
 
@@ -59,6 +62,13 @@ def comparison_view(arms: Sequence[Arm]) -> ComparisonView:
         arms=arms,
         arms_table=_arms_table(arms),
         results=[_results(arms, students, metric) for metric in METRICS],
+        intervals=[
+            figure
+            for metric in METRICS
+            for drawn in (_means, _gains)
+            for student in students
+            if (figure := drawn(arms, student, metric)) is not None
+        ],
         curves=[
             figure
             for split in SPLITS
@@ -103,6 +113,34 @@ def _results(arms: Sequence[Arm], students: Sequence[str], metric: Metric) -> Ta
         "where only n results are finite."
     )
     return Table(caption, ["arm", "runs", *students], rows)
+
+
+def _means(arms: Sequence[Arm], student: str, metric: Metric) -> Figure | None:
+    """The arms' results of a student; None where fewer than two arms have one."""
+    found = [(arm, arm.interval(student, metric.name, metric.factor)) for arm in arms]
+    points = [Point(arm.label, arms.index(arm), interval) for arm, (interval, count) in found if count]
+    title = f"{student}: test {metric.title}"
+    caption = "Mean over the finished runs of each arm, with its 95 % interval."
+    return _points(f"mean-{metric.name}-{student}", title, metric, points, caption)
+
+
+def _gains(arms: Sequence[Arm], student: str, metric: Metric) -> Figure | None:
+    """The gains of a student over the first arm; None where no arm has one."""
+    base, *others = arms
+    found = [(arm, arm.gain(base, student, metric.name, metric.factor)) for arm in others]
+    points = [Point(arm.label, arms.index(arm), interval) for arm, (interval, count) in found if count]
+    title = f"{student}: {metric.title} against {base.label}"
+    caption = f"Mean difference from {base.label}, paired by seed, with its 95 % interval."
+    return _points(f"gain-{metric.name}-{student}", title, metric, points, caption, zero=True)
+
+
+def _points(
+    ident: str, title: str, metric: Metric, points: list[Point], caption: str, *, zero: bool = False
+) -> Figure | None:
+    if len(points) < (1 if zero else 2):
+        return None
+    chart = point_chart(f"{ident}-svg", title, metric.unit, points, metric.digits, zero=zero)
+    return Figure(ident, title, chart, caption)
 
 
 def _interval(found: Interval, count: int, runs: int, digits: int) -> str:

@@ -99,6 +99,7 @@ class _Record(TypedDict, total=False):
     placement: dict[str, _Place]
     classes: int
     samples: int
+    seconds: float
 
 
 _RECORD = TypeAdapter(_Record)

@@ -7,7 +7,15 @@ from collections.abc import Sequence
 from statistics import NormalDist, fmean, median, stdev
 from typing import NamedTuple
 
-__all__ = ["NO_INTERVAL", "Interval", "mean_interval", "median_interval", "share_interval", "t_quantile"]
+__all__ = [
+    "NO_INTERVAL",
+    "Interval",
+    "mean_interval",
+    "median_interval",
+    "share_interval",
+    "t_quantile",
+    "t_within",
+]
 
 
 class Interval(NamedTuple):
@@ -101,16 +109,21 @@ def t_quantile(probability: float, freedom: int) -> float:
         freedom: degrees of freedom, at least 1.
     """
     low, high = 0.0, 1.0
-    while _t_within(high, freedom) < 2 * probability - 1:
+    while t_within(high, freedom) < 2 * probability - 1:
         high *= 2
     for _ in range(80):
         middle = (low + high) / 2
-        low, high = (middle, high) if _t_within(middle, freedom) < 2 * probability - 1 else (low, middle)
+        low, high = (middle, high) if t_within(middle, freedom) < 2 * probability - 1 else (low, middle)
     return high
 
 
-def _t_within(t: float, freedom: int) -> float:
-    """P(|T| < t) as a finite sum (Abramowitz and Stegun, 26.7.3 and 26.7.4)."""
+def t_within(t: float, freedom: int) -> float:
+    """P(|T| < t) of Student's t as a finite sum (Abramowitz and Stegun, 26.7.3 and 26.7.4).
+
+    Args:
+        t: at least 0.
+        freedom: degrees of freedom, at least 1.
+    """
     angle = math.atan(t / math.sqrt(freedom))
     cosine = math.cos(angle)
     if freedom % 2:

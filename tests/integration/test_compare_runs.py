@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import re
 import threading
 from pathlib import Path
 
@@ -49,6 +50,32 @@ def test_runs_are_made_once_and_damaged_ones_again(table: Path) -> None:
     assert (folder / "plain-seed0/run.json").stat().st_mtime_ns == untouched
     assert read_record(Folder(str(folder / "naive-seed0")))["state"] == "finished"
     assert list(csv.DictReader((folder / "values-top1.csv").open())) == values
+    assert "[4 of 4] naive-seed0: " in second.output
+    assert "3 of 4 runs are finished, 1 to train, 1 at once: about " in second.output
+    assert (folder / "readme-top1.md").read_text().count("\n| ") == 3
+
+    third = compare(write_table(table, seeds=[0, 1, 5]), "--only", "naive")
+    assert third.exit_code == 0, third.output
+    assert "2 of 3 runs are finished, 1 to train" in third.output
+    assert (folder / "plain-seed0/run.json").stat().st_mtime_ns == untouched
+    rows = list(csv.DictReader((folder / "values-top1.csv").open()))
+    assert {(row["arm"], row["seed"]) for row in rows} == {
+        *((arm, seed) for arm in ("plain", "naive") for seed in "01"),
+        ("naive", "5"),
+    }
+    assert [row for row in rows if row["seed"] != "5"] == values
+    again = compare(table, "--only", "naive")
+    assert "all runs are finished\n" in again.output
+    assert compare(table, "--only", "naive", "--dry-run", "2").output == "all runs are finished\n"
+
+
+def test_a_dry_run_tells_the_time_and_leaves_nothing(table: Path) -> None:
+    found = compare(table, "--dry-run", "2", "--only", "naive")
+    assert found.exit_code == 0, found.output
+    first, last = found.output.splitlines()
+    assert re.fullmatch(r"naive: 2 runs of about .+ \(a start of .+ and 1 epochs of 3 steps of .+ s\)", first)
+    assert re.fullmatch(r"2 to train, 1 at once: about .+, without tests and checkpoints", last)
+    assert not (table.parent / "runs").exists()
 
 
 def test_a_failed_arm_is_named_and_the_rest_goes_on(table: Path) -> None:

@@ -6,6 +6,7 @@ import threading
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -14,11 +15,11 @@ from experiments import make_table
 
 from kdcl_dist.compare import runs
 from kdcl_dist.compare.experiment import Job, jobs_of, load_table
-from kdcl_dist.compare.runs import Outcome, run_jobs
+from kdcl_dist.compare.runs import Outcome, finished_before, run_jobs
 from kdcl_dist.config.recipe_file import dump_recipe
 from kdcl_dist.errors import RunFolderError, StudentFailed
 from kdcl_dist.run.events import CheckpointSaved
-from kdcl_dist.run.record import update_record
+from kdcl_dist.run.record import read_record, update_record
 from kdcl_dist.run.storage import Folder
 
 
@@ -154,6 +155,38 @@ def test_finished_runs_are_resumed_and_others_without_a_checkpoint_begin_anew(
     assert not runs._can_resume(jobs[1], running)
     assert running.exists("recipe.yaml")  # it may be another process's
     assert not runs._can_resume(jobs[2], Folder(str(tmp_path / "none")))
+
+
+def test_a_finished_run_is_known_with_its_time(jobs: list[Job], tmp_path: Path) -> None:
+    scores = {"loss": 0.5, "top1": 0.75, "top5": 1.0}
+    make_folder(jobs[0], tmp_path, state="finished", results={"a": scores}, seconds=41.5)
+    make_folder(jobs[1], tmp_path, state="finished", results={"a": scores})  # of an earlier version
+    make_folder(jobs[2], tmp_path, state="running", results={"a": scores})
+    other = make_folder(jobs[0], tmp_path, state="finished").uri
+    Path(other).rename(tmp_path / jobs[3].name)
+    make_folder(jobs[0], tmp_path, state="finished", results={"a": scores}, seconds=41.5)
+    found = finished_before(jobs, str(tmp_path))
+    assert [(each.job.name, each.seconds) for each in found] == [(jobs[0].name, 41.5), (jobs[1].name, None)]
+    assert [each.results for each in found] == [{"a": scores}] * 2
+
+
+def test_the_time_of_all_starts_is_kept(
+    jobs: list[Job], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clock = [0.0]
+    monkeypatch.setattr(runs, "time", SimpleNamespace(monotonic=lambda: clock[0]))
+    monkeypatch.setattr(runs, "latest", lambda *_: "a checkpoint")
+    folder = tmp_path / "runs" / jobs[0].name
+
+    def train(recipe: Any, **_: Any) -> Result:
+        clock[0] += 20
+        make_folder(jobs[0], tmp_path / "runs", state="running")
+        return Result({}, finished=clock[0] > 20)
+
+    assert run_with(monkeypatch, train, jobs[:1], tmp_path) == []
+    assert read_record(Folder(str(folder)))["seconds"] == 20
+    (second,) = run_with(monkeypatch, train, jobs[:1], tmp_path)
+    assert second.seconds == 40
 
 
 def test_a_folder_of_another_recipe_is_refused_and_kept(jobs: list[Job], tmp_path: Path) -> None:

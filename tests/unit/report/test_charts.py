@@ -12,7 +12,9 @@ import pytest
 from kdcl_dist.report.axis import choose_scale, number
 from kdcl_dist.report.bars import heat_map, stacked_bars
 from kdcl_dist.report.lines import Line, line_chart
+from kdcl_dist.report.points import Point, point_chart
 from kdcl_dist.report.svg import STYLES, WIDTH, marker, shorten, spread, style, text
+from kdcl_dist.utils.intervals import Interval
 
 
 def test_a_line_says_every_value() -> None:
@@ -120,6 +122,39 @@ def test_a_heat_map_says_every_cell() -> None:
     assert "a: <1> 10.0, 2 0.0; b: <1> –, 2 5.0." in svg
     shades = [float(shade) for shade in re.findall(r'fill-opacity="([\d.]+)"', svg)]
     assert shades == [0.7, 0.04, 0, 0.37]
+
+
+def test_points_with_intervals() -> None:
+    points = [
+        Point("<a>", 0, Interval(2.0, 1.0, 3.0, 0.95)),
+        Point("b", 1, Interval(4.0, 3.5, 4.5, 0.95)),
+        Point("one run", 2, Interval(3.0, math.nan, math.nan, math.nan)),
+    ]
+    svg = point_chart("x", "title", "%", points, 1)
+    said = "Points with intervals, in %: <a> 2.0 (from 1.0 to 3.0), b 4.0 (from 3.5 to 4.5), one run 3.0."
+    assert said in unescape(svg)
+    places = [float(x) for x in re.findall(r'class="m" transform="translate\(([\d.]+) ', svg)]
+    lines = [
+        [float(x) for x in found] for found in re.findall(r'class="w" d="M([\d.]+) [\d.]+H([\d.]+)', svg)
+    ]
+    assert len(lines) == 2
+    unit = (places[1] - places[0]) / 2
+    assert lines[0] == pytest.approx([places[0] - unit, places[0] + unit], abs=0.2)
+    assert lines[1] == pytest.approx([places[1] - unit / 2, places[1] + unit / 2], abs=0.2)
+    assert places[2] == pytest.approx(places[0] + unit, abs=0.2)
+    assert "zero" not in svg
+
+
+def test_the_frame_cuts_off_the_interval_of_few_runs() -> None:
+    points = [Point(name, i, Interval(2.0 + i, 1.9 + i, 2.1 + i, 0.95)) for i, name in enumerate("abc")]
+    points.append(Point("d", 3, Interval(2.5, -90.0, 95.0, 0.95)))
+    svg = point_chart("x", "title", "%", points, 1, zero=True)
+    places = [float(x) for x in re.findall(r'class="m" transform="translate\(([\d.]+) ', svg)]
+    ends = [float(x) for found in re.findall(r'class="w" d="M([\d.]+) [\d.]+H([\d.]+)', svg) for x in found]
+    assert places[2] - places[0] > 100
+    assert 0 < min(ends) < max(ends) < WIDTH
+    assert svg.count('class="zero"') == 1
+    assert "+2.0" in svg
 
 
 def test_a_band_ends_at_the_frame() -> None:

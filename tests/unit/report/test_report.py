@@ -243,9 +243,29 @@ def test_seeds_are_averaged_with_intervals(tmp_path: Path) -> None:
     epoch, mean, low, high = arms[0].curve("big", "top1", 100.0)[-1]
     assert (epoch, mean, low, high) == pytest.approx((8, top1.mean(), top1.mean() - half, top1.mean() + half))
     expected = {f"arms-{name}-{who}" for name in ("top1", "loss") for who in ("big", "small", "ensemble")}
+    expected |= {f"mean-{name}-{who}" for name in ("top1", "loss") for who in ("big", "small", "ensemble")}
+    expected |= {f"gain-{name}-{who}" for name in ("top1", "loss") for who in ("big", "small", "ensemble")}
     expected |= {f"run{i}-{name}" for i in range(1, 6) for name in FIGURES}
     assert Page(html).figures == expected
     assert html.count('<details class="run">') == 5
+
+
+def test_gains_are_paired_by_seed() -> None:
+    naive = "distillation.method=naive"
+    arms = group(
+        [in_memory(make_recipe(f"seed={seed}")) for seed in (0, 1, 2, 3)]
+        + [in_memory(make_recipe(naive, f"seed={seed}")) for seed in (3, 1, 7)]
+    )
+    base, other = ({run.recipe.seed: 100 * run.results()["big"]["top1"] for run in arm.runs} for arm in arms)
+    gains = [other[seed] - base[seed] for seed in (1, 3)]
+    half = stats.t.ppf(0.975, 1) * np.std(gains, ddof=1) / math.sqrt(2)
+    found, count = arms[1].gain(arms[0], "big", "top1", 100.0)
+    assert count == 2
+    assert found[:3] == pytest.approx((np.mean(gains), np.mean(gains) - half, np.mean(gains) + half))
+    assert arms[1].gain(arms[0], "nobody", "top1")[1] == 0
+    value = f"{found.value:.2f}".replace("-", "−")
+    html = page([run for arm in arms for run in arm.runs])
+    assert f"Points with intervals, in top-1 %: {arms[1].label} {value} (from" in html
 
 
 def test_arms_of_one_name_and_repeated_seeds_are_told_apart() -> None:
