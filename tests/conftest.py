@@ -47,6 +47,7 @@ SLOW_FILES = (
     "test_continue.py",
     "test_paper_recipes.py",
     "test_replicas.py",
+    "test_kinds_ray.py",
     "test_spot.py",
     "test_ray_metrics.py",
     "test_compile.py",

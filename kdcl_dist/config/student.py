@@ -33,9 +33,8 @@ class Resources(Strict):
     workers; without GPUs it trains on the CPU. Each start of the run chooses anew, also `--resume` on another
     machine. Workers with a number choose first.
 
-    On Ray every worker reserves the same: the largest `cpu` and the largest `gpu` of the cohort. A student
-    with `gpu: 0` trains on the CPU; beside a student with `gpu: 1` its worker keeps a GPU idle. The local
-    launcher gives each student its own amounts.
+    On both launchers each worker takes what its own student asks for. On Ray the cohort starts some seconds
+    later for each further combination of `cpu` and `gpu` in it.
     """
 
     cpu: PositiveInt = Field(default=1, description="CPU cores, and threads of the worker.")

@@ -57,17 +57,16 @@ def _spread(workers: int, free: Sequence[float]) -> list[int]:
     return chosen
 
 
-def devices_on_ray(recipe: Recipe, gpu: float) -> list[str]:
+def devices_on_ray(recipe: Recipe, needs: Sequence[Need]) -> list[str]:
     """A device for each worker on Ray: "cpu", "cuda", or "auto" for CUDA where PyTorch can use it.
 
     Args:
         recipe: the run.
-        gpu: share of a GPU that Ray reserves for each worker; see `needs_of`.
+        needs: what Ray reserves for each worker; see `needs_of`.
     """
     students = [recipe.students[worker.student] for worker in recipe.workers]
-    shares = [student.resources.gpu_share(auto=gpu) for student in students]
     kinds = ["auto" if student.resources.gpu == "auto" else "cuda" for student in students]
-    return [kind if share > 0 else "cpu" for kind, share in zip(kinds, shares, strict=True)]
+    return [kind if need.gpu else "cpu" for kind, need in zip(kinds, needs, strict=True)]
 
 
 def ignored_accelerators(recipe: Recipe) -> list[str]:

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from kdcl_dist.config.recipe import Recipe
 from kdcl_dist.launch.devices import devices_on_ray
-from kdcl_dist.launch.preflight.placement import Host
+from kdcl_dist.launch.preflight.placement import Host, Need
 from kdcl_dist.run.events import Event, Note, Started, Warned
 from kdcl_dist.utils.gpu_names import gpu_name
 
@@ -32,20 +32,21 @@ def remarks(recipe: Recipe, devices: Sequence[str], count: int) -> list[Event]:
     return found + _idle(recipe, devices, count, len(set(devices) - {"cpu"}))
 
 
-def remarks_on_ray(recipe: Recipe, gpu: float, hosts: Sequence[Host]) -> list[Event]:
+def remarks_on_ray(recipe: Recipe, needs: Sequence[Need], hosts: Sequence[Host]) -> list[Event]:
     """What a run says of the cluster's GPUs at its start; nothing if there is none.
 
     Args:
         recipe: the run.
-        gpu: share of a GPU that Ray reserves for each worker.
+        needs: what Ray reserves for each worker.
         hosts: of the cluster.
     """
-    devices, count = devices_on_ray(recipe, gpu), sum(int(host.gpu) for host in hosts)
+    devices, count = devices_on_ray(recipe, needs), sum(int(host.gpu) for host in hosts)
     found: list[Event] = []
     if names := _names(recipe, devices, "auto"):
+        gpu = needs[devices.index("auto")].gpu
         takes = "a GPU" if gpu == 1 else f"{gpu:g} of a GPU"
         found.append(Note(f"resources.gpu auto: {takes} each for {', '.join(names)}"))
-    return found + _idle(recipe, devices, count, gpu * sum(device != "cpu" for device in devices))
+    return found + _idle(recipe, devices, count, sum(need.gpu for need in needs))
 
 
 def unusable_gpus(recipe: Recipe, devices: Sequence[str], started: Started) -> list[Event]:
@@ -73,6 +74,8 @@ def _idle(recipe: Recipe, devices: Sequence[str], count: int, taken: float) -> l
     if not names or count - taken < 1:
         return []
     why = "resources.gpu is 0; auto takes a GPU"
-    if not taken and any(student.resources.gpu == "auto" for student in recipe.students):
+    students = [recipe.students[worker.student] for worker in recipe.workers]
+    takers = {student.resources.gpu for student, own in zip(students, devices, strict=True) if own == "cpu"}
+    if "auto" in takers:
         why = f"resources.gpu is auto, but the hosts with GPUs have no room for all {len(devices)} workers"
     return [Warned(f"{names}: on the CPU, while the run uses {taken:g} of {count} GPUs ({why})")]

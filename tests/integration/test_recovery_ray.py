@@ -186,7 +186,7 @@ def test_events_that_the_driver_has_received_are_forgotten() -> None:
     kind = coordinator.CoordinatorActor.__ray_metadata__.modified_class  # type: ignore[attr-defined]
     actor = kind.__new__(kind)
     actor.own_endpoint, actor.pending_events = Endpoint("h", 1), deque()
-    actor.discarded = actor.delivered = 0
+    actor.discarded = 0
     cursor, received = EventCursor(), list[int]()
     for step in range(10):
         actor.pending_events += [Stepped(2 * step, {}), Stepped(2 * step + 1, {})]
@@ -196,7 +196,7 @@ def test_events_that_the_driver_has_received_are_forgotten() -> None:
         received += [event.step for event in events]
         assert len(actor.pending_events) == 2
     assert received == list(range(20))
-    assert actor.delivered == 20
+    assert cursor.count == 20
     assert [e.step for e in actor.events(EventCursor("another", 7))[1]] == [18, 19]
 
 

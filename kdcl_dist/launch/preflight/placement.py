@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 from kdcl_dist.config.recipe import Recipe
 from kdcl_dist.config.student import Student
 
-__all__ = ["ACCELERATOR", "Host", "Need", "Slot", "assign", "lacks", "needs_of"]
+__all__ = ["ACCELERATOR", "Host", "Need", "Slot", "assign", "kinds_of", "lacks", "needs_of"]
 
 #: Ray's label of a host's type of accelerator.
 ACCELERATOR = "ray.io/accelerator-type"
@@ -69,34 +70,64 @@ class Slot:
 
 
 def needs_of(recipe: Recipe, hosts: Sequence[Host] = ()) -> list[Need]:
-    """The needs of the cohort's workers. Ray Train gives each the same resources: the largest student's.
+    """The needs of the cohort's workers: each takes what its own student asks for.
 
-    With a student of `gpu: auto` each takes the largest of the shares 1, 1/2, 1/3, ... of a GPU with which
-    all workers find a place on the hosts; none if there is no such share.
+    Students of `gpu: auto` take the largest of the shares 1, 1/2, 1/3, ... of a GPU with which all workers of
+    the cohort find a place on the hosts; none if there is no such share.
     """
     students = [recipe.students[worker.student] for worker in recipe.workers]
-    stated = max(student.resources.gpu_share(auto=0.0) for student in students)
     if any(student.resources.gpu == "auto" for student in students):
         for sharing in range(1, len(students) + 1):
-            gpu = RAY_UNITS // sharing / RAY_UNITS
-            if gpu > stated and not lacks(needs := _alike(students, gpu), hosts):
+            needs = _needs(students, auto=RAY_UNITS // sharing / RAY_UNITS)
+            if not lacks(needs, hosts):
                 return needs
-    return _alike(students, stated)
+    return _needs(students, auto=0.0)
 
 
-def _alike(students: Sequence[Student], gpu: float) -> list[Need]:
-    cpu = max(student.resources.cpu for student in students)
-    return [Need(student.name, cpu, gpu, student.accelerator) for student in students]
+def _needs(students: Sequence[Student], auto: float) -> list[Need]:
+    return [
+        Need(
+            student.name,
+            student.resources.cpu,
+            student.resources.gpu_share(auto),
+            student.accelerator,
+        )
+        for student in students
+    ]
+
+
+def kinds_of(needs: Sequence[Need]) -> list[list[int]]:
+    """The indices of the needs with the same CPU cores and GPUs, in the order in which they choose hosts."""
+    kinds: dict[tuple[float, float], list[int]] = {}
+    for index, need in enumerate(needs):
+        kinds.setdefault((need.cpu, need.gpu), []).append(index)
+    return sorted(kinds.values(), key=lambda kind: min(_precedence(needs[index]) for index in kind))
+
+
+def _precedence(need: Need) -> tuple[bool, float, float]:
+    """The place in the order in which needs choose hosts: the hardest to place first."""
+    return need.accelerator is None, -need.gpu, -need.cpu
 
 
 def assign(needs: Sequence[Need], hosts: Sequence[Host]) -> list[Slot | None]:
     """A slot for each need, on the first host with free capacity; None where there is none.
 
-    Needs of an accelerator type choose first. A share of a GPU is taken of one device.
+    Needs of an accelerator type choose first. Where that leaves a need without a slot, those of more of a GPU
+    and of more cores choose first too. A share of a GPU is taken of one device.
     """
+    in_order = _assign(needs, hosts, lambda need: need.accelerator is None)
+    if None not in in_order:
+        return in_order
+    hardest_first = _assign(needs, hosts, _precedence)
+    return in_order if None in hardest_first else hardest_first
+
+
+def _assign(
+    needs: Sequence[Need], hosts: Sequence[Host], precedence: Callable[[Need], Any]
+) -> list[Slot | None]:
     free = [_FreeCapacity(host) for host in hosts]
     slots: list[Slot | None] = [None] * len(needs)
-    for index in sorted(range(len(needs)), key=lambda index: needs[index].accelerator is None):
+    for index in sorted(range(len(needs)), key=lambda index: precedence(needs[index])):
         for number, capacity in enumerate(free):
             if capacity.fits(needs[index]):
                 slots[index] = Slot(number, capacity.take(needs[index]))

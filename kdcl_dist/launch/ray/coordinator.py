@@ -18,15 +18,15 @@ import ray
 from ray.exceptions import RayError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from kdcl_dist.errors import CoordinatorCutOff, wrap
-from kdcl_dist.launch.ray.common import END_S, POLL_S, actor_name, at_this_host, end_process, ping
+from kdcl_dist.errors import CoordinatorCutOff, StartupTimeout, wrap
+from kdcl_dist.launch.ray.common import END_S, actor_name, at_this_host, end_process, ping
 from kdcl_dist.launch.ray.coordinator_output import own_files
 from kdcl_dist.launch.ray.private import draining_nodes, set_title
 from kdcl_dist.membership.endpoint import Endpoint
 from kdcl_dist.run.events import Event
 from kdcl_dist.run.run import Run
 
-__all__ = ["EventCursor", "start_coordinator"]
+__all__ = ["EventCursor", "Progress", "start_coordinator"]
 
 #: Seconds between two polls of the draining nodes.
 DRAIN_POLL_S = 2.0
@@ -57,6 +57,21 @@ class EventCursor:
 
     coordinator: str = ""
     count: int = 0
+
+
+@dataclass(frozen=True)
+class Progress:
+    """How far a run is.
+
+    Attributes:
+        kinds: the kinds whose workers are there.
+        has_begun: whether the coordination has begun, since the workers of all kinds are there.
+        is_over: whether the run has ended.
+    """
+
+    kinds: frozenset[int] = frozenset()
+    has_begun: bool = False
+    is_over: bool = False
 
 
 @dataclass(frozen=True)
@@ -149,10 +164,10 @@ class CoordinatorActor:
     once, from the run's record.
 
     Attributes:
-        assignment: for each rank of Ray Train, the index of the worker in the cohort.
+        assignment: for each kind of workers that is there, and each rank of its trainer, the index of the
+            worker in the cohort.
         pending_events: the events that the driver has not acknowledged.
         discarded: how many events were dropped after the driver acknowledged them.
-        delivered: how many events were sent to the driver at least once.
         outcome: True at the end of the run, False when it was stopped before, or its error; None until then.
     """
 
@@ -163,32 +178,38 @@ class CoordinatorActor:
         self.run = at_this_host(run)
         self.host = ray.util.get_node_ip_address()
         self.store, self.own_endpoint = host_store(self.host)
-        self.assignment: list[int] = []
+        self.assignment: dict[int, list[int]] = {}
         self.processes = _Processes()
         threading.Thread(target=self.processes.watch_draining, name="kdcl-drains", daemon=True).start()
         self.stop_requested = threading.Event()
         self.pending_events: deque[Event] = deque()
-        self.discarded = self.delivered = 0
+        self.discarded = 0
         self.outcome: bool | dict[str, Any] | None = None
         self.metrics = RayMetrics(run.name)
         set_title(f"{run.name}/coordinator")
-        self.begun = threading.Event()
+        self.some_are_here, self.begun = threading.Event(), threading.Event()
         if ray.get_runtime_context().was_current_actor_reconstructed:
+            self.some_are_here.set()
             self.begun.set()
         self.thread = threading.Thread(target=self._coordinate, name="kdcl-coordinator", daemon=True)
         self.thread.start()
 
-    def begin(self, assignment: list[int]) -> None:
-        """Begin to coordinate, if not yet, with this assignment of ranks."""
-        self.assignment = assignment
-        self.begun.set()
+    def begin(self, kind: int, assignment: list[int]) -> None:
+        """The workers of a kind are there, with this assignment of ranks; begin with the last kind."""
+        self.assignment[kind] = assignment
+        self.some_are_here.set()
+        if not self._absent():
+            self.begun.set()
+
+    def _absent(self) -> list[str]:
+        here = {index for indices in list(self.assignment.values()) for index in indices}
+        return [worker.name for index, worker in enumerate(self.run.recipe.workers) if index not in here]
 
     def _coordinate(self) -> None:
         from kdcl_dist.coordinator.runtime import run_coordinator
 
-        # Without a limit: the run waits for capacity that other jobs occupy. The actor ends with its driver.
-        self.begun.wait()
         try:
+            self._await_workers()
             self.outcome = run_coordinator(
                 self.run,
                 self.store,
@@ -202,6 +223,26 @@ class CoordinatorActor:
         except Exception as error:  # the run's record has it, if the storage takes it
             self.outcome = wrap(error, student=None, step=None, phase="start").to_dict()
 
+    def _await_workers(self) -> None:
+        """Wait until the workers of all kinds are there.
+
+        Without a limit for the first kind: the run waits for capacity that other jobs occupy. The actor ends
+        with its driver.
+
+        Raises:
+            StartupTimeout: some hold their places, and others find none.
+        """
+        self.some_are_here.wait()
+        limit_s = self.run.recipe.limits.startup_s
+        if not self.begun.wait(limit_s):
+            names = ", ".join(self._absent())
+            raise StartupTimeout(
+                f"{names}: no place on the cluster within {limit_s:g} s (limits.startup_s) of the others; "
+                "another job took the room, or it lies in parts on several hosts: "
+                "start the run again with --resume, or ask for less in resources",
+                phase="start",
+            )
+
     def _emit(self, event: Event) -> None:
         self.pending_events.append(event)
         self.metrics.handle(event)
@@ -210,9 +251,14 @@ class CoordinatorActor:
         """This process's id, and the files of this host to which it writes."""
         return own_files()
 
-    def index_of(self, rank: int) -> int:
-        """The index in the cohort of the student, or replica, that the worker of this rank trains."""
-        return self.assignment[rank]
+    def index_of(self, kind: int, rank: int) -> int | None:
+        """The index in the cohort of the student, or replica, that a kind's worker of this rank trains.
+
+        Waits for the workers of all kinds; None where they are not there in time, and the run is over.
+        """
+        if not self.begun.wait(self.run.recipe.limits.startup_s):
+            return None
+        return self.assignment[kind][rank]
 
     def register_process(self, name: str, pid: int, node: str, worker: Any) -> None:
         """Note which process, 0 for none, a worker on a node has started to train."""
@@ -234,9 +280,14 @@ class CoordinatorActor:
         self.thread.join(timeout=wait_s)
         return not self.thread.is_alive()
 
+    def progress(self) -> Progress:
+        """How far the run is."""
+        return Progress(frozenset(self.assignment), self.begun.is_set(), not self.thread.is_alive())
+
     def await_outcome(self) -> bool | dict[str, Any] | None:
-        """The outcome; None if the coordination does not end in time."""
-        self.thread.join(timeout=END_S / 2)
+        """The outcome; None if the coordination does not end in time, or has not begun."""
+        if self.begun.is_set():
+            self.thread.join(timeout=END_S / 2)
         return self.outcome
 
     def stop(self) -> bool:
@@ -255,14 +306,4 @@ class CoordinatorActor:
             self.pending_events.popleft()
             self.discarded += 1
         events = list(self.pending_events)
-        self.delivered = self.discarded + len(events)
-        return EventCursor(self.own_endpoint.id, self.delivered), events
-
-    def await_delivery(self) -> None:
-        """Return when all events are delivered to the driver, or when it has not polled for a while."""
-        if not self.begun.is_set():
-            return
-        self.thread.join(timeout=END_S / 4)  # the thread goes on where all workers are about to be replaced
-        deadline = time.monotonic() + 5 * POLL_S
-        while self.delivered < self.discarded + len(self.pending_events) and time.monotonic() < deadline:
-            time.sleep(POLL_S / 4)
+        return EventCursor(self.own_endpoint.id, self.discarded + len(events)), events

@@ -8,35 +8,26 @@ to start it, to stop it, and for its events.
 from __future__ import annotations
 
 import logging
-import math
 import os
 import signal
 import threading
-import time
+from bisect import bisect_left
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from typing import Any
 
 import ray
-from ray.exceptions import RayActorError, RayError
-from ray.train import FailureConfig, LoggingConfig, RunConfig, ScalingConfig
-from ray.train.torch import TorchTrainer
 
 from kdcl_dist.config.recipe import Recipe
-from kdcl_dist.errors import CoordinatorLost, KdclError, RunFolderError, from_dict, one_line
-from kdcl_dist.launch.devices import devices_on_ray
-from kdcl_dist.launch.failures import first_worker_failure
-from kdcl_dist.launch.gpu_remarks import remarks_on_ray, unusable_gpus
+from kdcl_dist.errors import KdclError, RunFolderError
+from kdcl_dist.launch.gpu_remarks import remarks_on_ray
 from kdcl_dist.launch.preflight.checks import Check, require
-from kdcl_dist.launch.preflight.placement import Need, needs_of
-from kdcl_dist.launch.ray.common import END_S, POLL_S, actor_name
-from kdcl_dist.launch.ray.coordinator import EventCursor, start_coordinator
-from kdcl_dist.launch.ray.coordinator_output import CoordinatorOutput
+from kdcl_dist.launch.preflight.placement import assign, needs_of
+from kdcl_dist.launch.ray.coordinator import start_coordinator
 from kdcl_dist.launch.ray.preflight import hosts, run_checks
-from kdcl_dist.launch.ray.private import address_of_cluster, spare_data_sets
-from kdcl_dist.launch.ray.worker import CohortConfig, train
-from kdcl_dist.run.events import Event, Note, Started, Warned
-from kdcl_dist.run.record import recorded_end, recorded_failure
+from kdcl_dist.launch.ray.private import address_of_cluster
+from kdcl_dist.launch.ray.trainers import Trainers
+from kdcl_dist.run.events import Event, Note, Warned
 from kdcl_dist.run.run import Run
 from kdcl_dist.run.storage import Folder
 
@@ -44,10 +35,6 @@ __all__ = ["check", "cluster", "launch", "max_concurrent_runs"]
 
 #: Ray sets this variable for the command of a job.
 JOB_VARIABLE = "RAY_JOB_CONFIG_JSON_ENV_VAR"
-#: Seconds that Ray Train may take to end after the run; its controller may hang.
-LEAVE_S = 180.0
-#: Failures of workers that Ray Train allows for each failure that the recipe allows.
-WORKER_FAILURES = 4
 
 
 def launch(
@@ -67,9 +54,9 @@ def launch(
             require(_checks(run.recipe, run.folder, on_event), lambda text: on_event(Warned(text)))
             offered = hosts()
             needs = needs_of(run.recipe, offered)
-            for remark in remarks_on_ray(run.recipe, needs[0].gpu, offered):
+            for remark in remarks_on_ray(run.recipe, needs, offered):
                 on_event(remark)
-            return _TrainerThread(run, needs, on_event, stop_requested, save_requested).fit()
+            return Trainers(run, needs, on_event, stop_requested, save_requested).fit()
         finally:
             ray.kill(coordinator)
 
@@ -126,10 +113,12 @@ def cluster(recipes: Sequence[Recipe], on_event: Callable[[Event], None]) -> Ite
 
 
 def max_concurrent_runs(recipe: Recipe) -> int:
-    """For how many runs of a recipe the connected cluster has CPUs and GPUs; at least 1."""
-    offered, needs = ray.cluster_resources(), needs_of(recipe, hosts())
-    needed = {name: len(needs) * count for name, count in needs[0].resources.items()}
-    return max(1, min(int(offered.get(name, 0) // count) for name, count in needed.items()))
+    """For how many runs of a recipe the hosts of the connected cluster have room; at least 1."""
+    offered = hosts()
+    needs = needs_of(recipe, offered)
+    most = int(sum(host.cpu for host in offered) / sum(need.cpu for need in needs))
+    runs = range(1, most + 1)
+    return max(1, bisect_left(runs, True, key=lambda count: None in assign(needs * count, offered)))
 
 
 def _connect(recipes: Sequence[Recipe], on_event: Callable[[Event], None]) -> None:
@@ -164,145 +153,3 @@ def _init(**options: Any) -> None:
         ray.init(**options)
     finally:
         signal.signal(signal.SIGTERM, handler)
-
-
-class _TrainerThread:
-    """Runs Ray Train's trainer in a thread, and meanwhile passes on the events and a request to stop.
-
-    Attributes:
-        error: that of the trainer.
-        leave_at: from when on, by the monotonic clock, the trainer is not waited for, since the run is over.
-    """
-
-    def __init__(
-        self,
-        run: Run,
-        needs: Sequence[Need],
-        on_event: Callable[[Event], None],
-        stop_requested: threading.Event,
-        save_requested: threading.Event | None = None,
-    ) -> None:
-        self.run, self.needs, self.on_event = run, needs, on_event
-        self.stop_requested, self.save_requested = stop_requested, save_requested or threading.Event()
-        self.devices = devices_on_ray(run.recipe, needs[0].gpu)
-        self.error: BaseException | None = None
-        self.cursor, self.leave_at = EventCursor(), math.inf
-        self.output = CoordinatorOutput(run)
-
-    def fit(self) -> bool:
-        """Train; see `launch`."""
-        try:
-            self._run_trainers()
-        finally:
-            self.output.close()
-        failure = recorded_failure(self.run)
-        if failure is None and self.error is not None:
-            if (end := recorded_end(self.run)) is not None:
-                return end  # what failed came after it
-            failure = _trainer_failure(self.error)
-        if failure is not None:
-            raise failure
-        return self._outcome()
-
-    def _run_trainers(self) -> None:
-        """Run a trainer to its end, and another where its controller dies."""
-        self._run_trainer()
-        for _ in range(self.run.recipe.failure.allowed):
-            if not isinstance(self.error, RayActorError) or recorded_end(self.run) is not None:
-                break
-            self.on_event(Note("the controller of Ray Train died; another starts the workers again"))
-            self._run_trainer()
-
-    def _run_trainer(self) -> None:
-        """Run a trainer to its end, or for a while after that of the run."""
-        self.error = None
-        thread = threading.Thread(target=self._fit, name="kdcl-trainer", daemon=True)
-        thread.start()
-        while thread.is_alive() and time.monotonic() < self.leave_at:
-            self._poll()
-            thread.join(POLL_S)
-        self._poll()
-
-    def _fit(self) -> None:
-        try:
-            trainer = _trainer(self.run, self.needs, self.devices)
-            spare_data_sets(trainer)
-            trainer.fit()
-        except BaseException as error:  # handed to the main thread, which raises it
-            self.error = error
-
-    def _poll(self) -> None:
-        """Pass on the coordinator's new events, if the actor lives."""
-        try:
-            actor = ray.get_actor(actor_name(self.run))
-            self._forward_requests(actor)
-            self.cursor, events = ray.get(actor.events.remote(self.cursor), timeout=END_S)
-            is_over = ray.get(actor.is_over.remote(0.0), timeout=END_S)
-            self.output.follow(self.cursor.coordinator, actor)
-        except (ValueError, RayError):
-            return
-        for event in events:
-            self.on_event(event)
-            if isinstance(event, Started):
-                for warning in unusable_gpus(self.run.recipe, self.devices, event):
-                    self.on_event(warning)
-        if is_over:
-            self.leave_at = min(self.leave_at, time.monotonic() + LEAVE_S)
-
-    def _forward_requests(self, actor: Any) -> None:
-        if self.stop_requested.is_set():  # repeated, since Ray may have restarted the actor
-            has_begun = ray.get(actor.stop.remote(), timeout=END_S)
-            if not has_begun:  # nothing is trained, and the workers may wait for resources for long
-                raise KeyboardInterrupt
-        if self.save_requested.is_set():
-            ray.get(actor.save.remote(), timeout=END_S)
-            self.save_requested.clear()
-
-    def _outcome(self) -> bool:
-        """How the run ended: the coordinator's answer, since the storage may not have taken the record."""
-        found = None
-        with suppress(ValueError, RayError, TimeoutError):
-            found = ray.get(ray.get_actor(actor_name(self.run)).await_outcome.remote(), timeout=END_S)
-        if isinstance(found, dict):
-            raise from_dict(found)
-        end = recorded_end(self.run) if found is None else bool(found)
-        if end is None:
-            raise CoordinatorLost(
-                "all workers have ended, and the coordinator does not say how; use --resume"
-            )
-        return end
-
-
-def _trainer(run: Run, needs: Sequence[Need], devices: Sequence[str]) -> TorchTrainer:
-    """Ray Train's trainer for a run, with the needs and the device of each of the cohort's workers."""
-    selectors = [need.label_selector for need in needs]
-    return TorchTrainer(
-        train,
-        train_loop_config={"run": run, "devices": devices},
-        torch_config=CohortConfig(run.for_coordinator()),
-        scaling_config=ScalingConfig(
-            num_workers=len(needs),
-            use_gpu=needs[0].gpu > 0,
-            resources_per_worker=needs[0].resources,
-            label_selector=selectors if any(selectors) else None,
-        ),
-        run_config=RunConfig(
-            name="ray",
-            storage_path=run.folder.uri,
-            # The coordinator decides when a run ends. Ray counts every worker of a failure, and each failed
-            # start of a new worker. Ray's limit is for failures that the coordinator cannot see.
-            failure_config=FailureConfig(max_failures=WORKER_FAILURES * run.recipe.failure.max_failures),
-            logging_config=LoggingConfig(log_level="ERROR"),
-        ),
-    )
-
-
-def _trainer_failure(error: BaseException) -> KdclError:
-    """The failure behind an error of Ray Train: one of the workers', else the error itself."""
-    if isinstance(error, RayActorError):
-        return KdclError(
-            "the controller of Ray Train died; out of memory, or killed by hand? --resume goes on",
-            detail=str(error),
-        )
-    failure = first_worker_failure(getattr(error, "worker_failures", {}))
-    return failure or KdclError(f"Ray Train failed: {one_line(error)}", detail=str(error))

@@ -51,11 +51,10 @@ def rehearse_on(recipe: Recipe, needs: Sequence[Need], hosts: Mapping[str, Host]
 def _by_device(recipe: Recipe, needs: Sequence[Need], host: Host) -> dict[tuple[float, str], list[int]]:
     """The indices of the students that the host may hold, by the share of a GPU and the device."""
     found: dict[tuple[float, str], list[int]] = {}
-    devices = devices_on_ray(recipe, needs[0].gpu)
+    devices = devices_on_ray(recipe, needs)
     for worker, need, device in zip(recipe.workers, needs, devices, strict=True):
         if worker.replica == 0 and host.suits(need):
-            share = 0.0 if device == "cpu" else need.gpu
-            found.setdefault((share, device), []).append(worker.student)
+            found.setdefault((need.gpu, device), []).append(worker.student)
     return found
 
 

@@ -25,7 +25,7 @@ from kdcl_dist.launch.devices import assign_accelerators
 from kdcl_dist.launch.failures import failure_of
 from kdcl_dist.launch.forkserver import start_server
 from kdcl_dist.launch.messages import CoordinatorUnreachable, Failed, Finished, RunEndedByFailure
-from kdcl_dist.launch.preflight.placement import ACCELERATOR, needs_of
+from kdcl_dist.launch.preflight.placement import ACCELERATOR, Need
 from kdcl_dist.launch.processes import Process, await_ready, finish, receive, start
 from kdcl_dist.launch.ray.common import POLL_S, actor_name, at_this_host
 from kdcl_dist.launch.ray.private import set_title
@@ -39,22 +39,28 @@ __all__ = ["CohortConfig", "train"]
 ANSWER_S = 10.0
 #: Seconds in which the coordinator learns of a failure and decides.
 DECIDE_S = 1.0
-#: Seconds in which the coordinator finishes its record, and the driver receives the last events.
-END_S = 20.0
 
 
 def train(config: dict[str, Any]) -> None:
     """What a worker runs: train one student, or one of its replicas, to the run's end.
 
     Args:
-        config: the run, under "run", and the device of each of the cohort's workers, under "devices".
+        config: the run, under "run", the device of each of the cohort's workers, under "devices", and the
+            number of this worker's kind, under "kind".
 
     Raises:
         KdclError: the student's failure, where the coordinator did not end the run with it.
     """
     # The process that trains must not import the file that Ray runs as the main module of its workers.
     vars(sys.modules["__main__"]).pop("__file__", None)
-    _Supervisor(at_this_host(config["run"]), config["devices"]).train()
+    run, devices = at_this_host(config["run"]), config["devices"]
+    context = start_server()  # imports while this process waits for the coordinator
+    actor = ray.get_actor(actor_name(run))
+    rank = ray.train.get_context().get_world_rank()
+    waits_s = run.recipe.limits.startup_s + ANSWER_S
+    index: int | None = ray.get(actor.index_of.remote(config["kind"], rank), timeout=waits_s)
+    if index is not None:
+        _Supervisor(run, index, devices[index], context, actor).train()
 
 
 class _Supervisor:
@@ -64,15 +70,14 @@ class _Supervisor:
         index: of the worker in the cohort.
         worker: the student, or replica, that is trained here.
         device: "cpu", "cuda" or "auto".
+        context: of the server that forks the process.
+        actor: the coordinator's.
     """
 
-    def __init__(self, run: Run, devices: Sequence[str]) -> None:
+    def __init__(self, run: Run, index: int, device: str, context: Any, actor: Any) -> None:
         self.run, self.limit_s = run, run.recipe.limits.startup_s
-        self.context = start_server()  # imports while this process waits for the coordinator
-        self.actor = ray.get_actor(actor_name(run))
-        rank = ray.train.get_context().get_world_rank()
-        self.index: int = ray.get(self.actor.index_of.remote(rank), timeout=self.limit_s)
-        self.worker, self.device = run.recipe.workers[self.index], devices[self.index]
+        self.index, self.device, self.context, self.actor = index, device, context, actor
+        self.worker = run.recipe.workers[index]
         self.log = ProcessLog(run.folder, self.worker.name)
 
     def train(self) -> None:
@@ -177,14 +182,20 @@ class _Supervisor:
 
 @dataclass
 class CohortConfig(BackendConfig):  # type: ignore[misc]
-    """Lets Ray Train form the cohort instead of a default process group.
+    """Lets Ray Train form the cohort, or the workers of one kind, instead of a default process group.
 
     Attributes:
         run: the run.
+        kind: the number of the kind.
+        workers: the indices in the cohort of the workers of this kind.
+        needs: of the cohort's workers.
         backend: the name of a process group's backend, which TorchTrainer asks for; no such group is formed.
     """
 
     run: Run
+    kind: int
+    workers: Sequence[int]
+    needs: Sequence[Need]
     backend: str = "gloo"
 
     @property
@@ -194,7 +205,7 @@ class CohortConfig(BackendConfig):  # type: ignore[misc]
 
 
 class CohortBackend(Backend):  # type: ignore[misc]
-    """Assigns students to workers, lets the coordinator begin, and lets it end after the workers.
+    """Assigns students to workers, and lets the coordinator begin with the last kind of workers.
 
     With replica groups, of one worker each, Ray Train replaces a worker that died and leaves the others.
     """
@@ -202,35 +213,30 @@ class CohortBackend(Backend):  # type: ignore[misc]
     has_replica_groups = True
 
     def on_start(self, worker_group: Any, backend_config: CohortConfig) -> None:
-        """Let the coordinator begin, now that workers are there, and name their processes."""
-        run = backend_config.run
+        """Tell the coordinator that the workers are there, and name their processes."""
+        run, kind, workers = backend_config.run, backend_config.kind, backend_config.workers
         ranks = [worker.distributed_context.world_rank for worker in worker_group.get_workers()]
-        if len(ranks) == len(run.recipe.workers):
-            self.assignment = assign_accelerators(needs_of(run.recipe), worker_group.execute(_accelerator))
+        if len(ranks) == len(workers):
+            needs = [backend_config.needs[index] for index in workers]
+            offered = worker_group.execute(_accelerator)
+            self.assignment = [workers[position] for position in assign_accelerators(needs, offered)]
             self.actor = ray.get_actor(actor_name(run))
-        self._begin(run.recipe.limits.startup_s)
+        self._begin(kind, run.recipe.limits.startup_s)
         for position, rank in enumerate(ranks):
             name = run.recipe.workers[self.assignment[rank]].name
             worker_group.execute_single_async(position, set_title, f"{run.name}/{name}")
 
-    def _begin(self, limit_s: float) -> None:
+    def _begin(self, kind: int, limit_s: float) -> None:
         """Let the coordinator begin; one that has died meanwhile is awaited until Ray has restarted it."""
         deadline = time.monotonic() + limit_s
         while True:
             try:
-                ray.get(self.actor.begin.remote(self.assignment), timeout=limit_s)
+                ray.get(self.actor.begin.remote(kind, self.assignment), timeout=limit_s)
                 return
             except ActorUnavailableError:
                 if time.monotonic() > deadline:
                     raise
                 time.sleep(POLL_S)
-
-    def on_shutdown(self, worker_group: Any, backend_config: CohortConfig) -> None:
-        """Let the coordinator finish its record, and the driver receive the last events."""
-        if len(worker_group) < len(backend_config.run.recipe.workers):
-            return  # one worker is replaced
-        with contextlib.suppress(RayError, TimeoutError):
-            ray.get(self.actor.await_delivery.remote(), timeout=END_S)
 
 
 def _accelerator() -> str | None:

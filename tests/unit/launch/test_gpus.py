@@ -73,7 +73,7 @@ def test_workers_spread_over_the_gpus(workers: int, count: int, devices: list[in
 
 def test_without_a_gpu_all_are_on_the_cpu() -> None:
     assert assign_devices(autos(1, 2), 0) == ["cpu"] * 3
-    assert devices_on_ray(autos(1, 2), needs_of(autos(1, 2), [Host("h", 8)])[0].gpu) == ["cpu"] * 3
+    assert devices_on_ray(autos(1, 2), needs_of(autos(1, 2), [Host("h", 8)])) == ["cpu"] * 3
 
 
 def test_replicas_get_gpus_of_their_own_where_there_are_as_many() -> None:
@@ -128,15 +128,19 @@ def test_what_ray_reserves_finds_a_place(students: list[tuple[Gpu, int]], hosts:
     recipe = cohort(*students)
     needs = needs_of(recipe, hosts)
     assert needs == needs_of(recipe, hosts)
-    (gpu,) = {need.gpu for need in needs}
-    stated = max((share for share in shares(recipe) if not isinstance(share, str)), default=0)
-    if "auto" not in shares(recipe):
+    asked = list(zip(shares(recipe), needs, strict=True))
+    assert all(need.gpu == gpu for gpu, need in asked if gpu != "auto"), "a number means what it says"
+    automatic = {need.gpu for gpu, need in asked if gpu == "auto"}
+    if not any(automatic):
         assert needs == needs_of(recipe)
-    if gpu == stated:
         return
+    assert len(automatic) == 1
     assert lacks(needs, hosts) == []
-    used = Counter((slot.host, slot.gpu) for slot in assign(needs, hosts) if slot is not None)
-    assert all(count * round(gpu * RAY_UNITS) <= RAY_UNITS for count in used.values())
+    used = Counter[tuple[int, int | None]]()
+    for slot, need in zip(assign(needs, hosts), needs, strict=True):
+        if slot is not None and need.gpu:
+            used[slot.host, slot.gpu] += round(need.gpu * RAY_UNITS)
+    assert all(units <= RAY_UNITS for units in used.values())
 
 
 @settings(max_examples=60)
@@ -172,12 +176,17 @@ def test_accelerator_types_count() -> None:
     assert needs_of(cohort(("auto", 1), ("auto", 1), accelerator=["A100", "T4"]), [a100, t4])[0].gpu == 1
 
 
-def test_on_ray_a_number_counts_for_all() -> None:
+def test_on_ray_a_number_counts_for_its_student() -> None:
     recipe = cohort(("auto", 1), (0.5, 1), (0, 1))
-    assert needs_of(recipe, [Host("h", 8, 3)])[0].gpu == 1
-    assert needs_of(recipe, [Host("h", 8, 2)])[0].gpu == 0.5
-    assert needs_of(recipe, [Host("h", 8)])[0].gpu == 0.5, "the checks then name the student that lacks it"
-    assert devices_on_ray(recipe, 0.5) == ["auto", "cuda", "cpu"]
+
+    def reserved(*hosts: Host) -> list[float]:
+        return [need.gpu for need in needs_of(recipe, hosts)]
+
+    assert reserved(Host("h", 8, 3)) == [1, 0.5, 0]
+    assert reserved(Host("h", 8, 1)) == [0.5, 0.5, 0]
+    assert reserved(Host("h", 8)) == [0, 0.5, 0], "the checks then name the student that lacks it"
+    assert devices_on_ray(recipe, needs_of(recipe, [Host("h", 8, 1)])) == ["auto", "cuda", "cpu"]
+    assert devices_on_ray(recipe, needs_of(recipe, [Host("h", 8)])) == ["cpu", "cuda", "cpu"]
 
 
 def test_the_run_says_which_student_has_which_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -187,24 +196,30 @@ def test_the_run_says_which_student_has_which_gpu(monkeypatch: pytest.MonkeyPatc
         Note("resources.gpu auto: GPU 4: s0/0, s1; GPU 6: s0/1; CPU: s2")
     ]
     assert remarks(recipe, ["cpu"] * 4, 0) == []
-    (text,) = texts(remarks_on_ray(recipe, 0.3333, [Host("h", 8, 2)]), Note)
-    assert text == "resources.gpu auto: 0.3333 of a GPU each for s0/0, s0/1, s1"
-    assert texts(remarks_on_ray(recipe, 1, [Host("h", 8, 4)]), Note)[0].startswith(
-        "resources.gpu auto: a GPU"
+    assert on_ray(cohort(("auto", 2), ("auto", 1), (0.3, 1)), Host("h", 8, 2))[0] == Note(
+        "resources.gpu auto: 0.5 of a GPU each for s0/0, s0/1, s1"
     )
-    assert remarks_on_ray(recipe, 0, [Host("h", 8)]) == []
+    assert on_ray(recipe, Host("h", 8, 4))[0] == Note("resources.gpu auto: a GPU each for s0/0, s0/1, s1")
+    assert on_ray(recipe, Host("h", 8)) == []
+
+
+def on_ray(recipe: Recipe, *hosts: Host) -> list[Event]:
+    return remarks_on_ray(recipe, needs_of(recipe, hosts), hosts)
 
 
 def test_idle_gpus_are_warned_about() -> None:
     recipe = cohort((0, 1), (0, 1))
     (line,) = texts(remarks(recipe, assign_devices(recipe, 2), 2), Warned)
     assert line == "s0, s1: on the CPU, while the run uses 0 of 2 GPUs (resources.gpu is 0; auto takes a GPU)"
-    assert texts(remarks_on_ray(recipe, 0, [Host("x", 8, 1), Host("y", 8, 1)]), Warned) == [line]
+    assert texts(on_ray(recipe, Host("x", 8, 1), Host("y", 8, 1)), Warned) == [line]
     mixed = cohort((1, 1), (0, 1))
     assert remarks(mixed, assign_devices(mixed, 1), 1) == [], "the one GPU is taken"
     assert len(remarks(mixed, assign_devices(mixed, 2), 2)) == 1
-    (line,) = texts(remarks_on_ray(autos(1, 1, 1), 0, [Host("x", 2, 4), Host("y", 8)]), Warned)
-    assert "no room for all 3 workers" in line
+    assert on_ray(mixed, Host("x", 8, 1)) == []
+    for beside in ([], [(1, 1)]):
+        automatic = cohort(*[("auto", 1)] * 3, *beside)
+        (line,) = texts(on_ray(automatic, Host("x", 2, 4), Host("y", 8)), Warned)
+        assert f"no room for all {3 + len(beside)} workers" in line
 
 
 def test_a_gpu_that_pytorch_cannot_use_is_warned_about() -> None:

@@ -6,7 +6,16 @@ import pytest
 from cohorts import MakeRecipe
 
 from kdcl_dist.launch.preflight.checks import placement
-from kdcl_dist.launch.preflight.placement import ACCELERATOR, Host, Need, Slot, assign, lacks, needs_of
+from kdcl_dist.launch.preflight.placement import (
+    ACCELERATOR,
+    Host,
+    Need,
+    Slot,
+    assign,
+    kinds_of,
+    lacks,
+    needs_of,
+)
 
 
 def test_a_cohort_that_fits() -> None:
@@ -41,11 +50,32 @@ def test_each_lack_is_one_line(need: Need, words: list[str]) -> None:
     assert all(word in line for word in words), line
 
 
-def test_every_worker_takes_what_the_largest_does(make_recipe: MakeRecipe) -> None:
+def test_every_worker_takes_what_its_student_asks_for(make_recipe: MakeRecipe) -> None:
     recipe = make_recipe("students.a.resources.cpu=3", "students.b.accelerator=T4")
-    assert needs_of(recipe) == [Need("a", 3), Need("b", 3, 0, "T4")]
+    assert needs_of(recipe) == [Need("a", 3), Need("b", 1, 0, "T4")]
     assert "nowhere" not in placement(needs_of(recipe), []).figure
     assert len(placement(needs_of(recipe), []).failures) == 2
+
+
+def test_a_large_network_and_three_small_ones_fit_two_gpus() -> None:
+    needs = [Need(name, 1, 0.3333) for name in "abc"] + [Need("large", 1, 1)]
+    assert lacks(needs, [Host("x", 4, 2)]) == []
+    assert lacks(needs, [Host("x", 1, 1), Host("y", 3, 1)]) == []
+    (line,) = lacks(needs, [Host("x", 4, 1)])
+    assert line.startswith("student 'large': no capacity left for CPU 1, GPU 1 beside the 3 other")
+
+
+def test_what_is_hard_to_place_chooses_first() -> None:
+    assert lacks([Need("a", 1), Need("b", 1), Need("c", 3), Need("d", 3)], [Host("x", 4), Host("y", 4)]) == []
+    shares = [Need(f"s{number}", 1, share) for number, share in enumerate((0.4, 0.5, 0.5, 0.6))]
+    assert lacks(shares, [Host("x", 4, 2)]) == []
+
+
+def test_workers_of_one_kind_take_the_same() -> None:
+    small, large, typed = Need("s", 1, 0.5), Need("l", 2, 1), Need("t", 1, 0, "T4")
+    assert kinds_of([small, large, small, Need("c", 1)]) == [[1], [0, 2], [3]]
+    assert kinds_of([large, small, typed]) == [[2], [0], [1]], "of an accelerator type first"
+    assert kinds_of([Need("c", 1), typed]) == [[0, 1]], "a label makes no kind"
 
 
 def test_slots_name_host_and_device() -> None:
@@ -69,6 +99,6 @@ def test_needs_in_the_words_of_ray(make_recipe: MakeRecipe) -> None:
     recipe = make_recipe("students.a.resources.gpu=0.5", "students.a.replicas=2", "students.b.accelerator=T4")
     needs = needs_of(recipe)
     assert [need.student for need in needs] == ["a", "a", "b"], "in the order of the cohort's workers"
-    assert [need.resources for need in needs] == [{"CPU": 1, "GPU": 0.5}] * 3
+    assert [need.resources for need in needs] == [{"CPU": 1, "GPU": 0.5}] * 2 + [{"CPU": 1}]
     assert [need.label_selector for need in needs] == [{}, {}, {ACCELERATOR: "T4"}]
     assert needs_of(make_recipe())[0].resources == {"CPU": 1}, "no student needs a GPU"

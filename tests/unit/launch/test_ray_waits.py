@@ -5,16 +5,22 @@ from __future__ import annotations
 import multiprocessing
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import nullcontext
+from dataclasses import replace
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 from cohorts import MakeRecipe
 from ray.exceptions import RayActorError
+from ray.train import WorkerGroupError
 
-from kdcl_dist.errors import CoordinatorLost, KdclError
-from kdcl_dist.launch.preflight.placement import needs_of
-from kdcl_dist.launch.ray import driver, worker
+from kdcl_dist.errors import CoordinatorLost, KdclError, StartupTimeout, StudentFailed, from_dict
+from kdcl_dist.launch.preflight.placement import Need, needs_of
+from kdcl_dist.launch.ray import coordinator, worker
+from kdcl_dist.launch.ray import trainers as trainers_module
+from kdcl_dist.launch.ray.coordinator import Progress
 from kdcl_dist.run.events import Event, Note
 from kdcl_dist.run.record import update_record
 from kdcl_dist.run.run import Run
@@ -27,30 +33,37 @@ class Trainers:
     """Trainers that do in turn what a test says.
 
     Attributes:
+        turns: what each start does; it is told the kind of its workers.
+        progress: of the run, as the coordinator tells.
+        outcome: as the coordinator tells.
         hang: ends one that hangs.
-        stop: asks the run to stop; the workers are not there before the run is over.
-        is_over: whether the coordinator says that the run is over.
+        stop: asks the run to stop.
     """
 
     def __init__(self, patch: pytest.MonkeyPatch, run: Run) -> None:
-        self.run, self.turns, self.events = run, list[Callable[[], object]](), list[Event]()
-        self.hang, self.stop, self.is_over = threading.Event(), threading.Event(), False
-        patch.setattr(driver, "LEAVE_S", 0.1)
-        patch.setattr(driver, "_trainer", lambda *arguments: self)
-        patch.setattr(driver._TrainerThread, "_outcome", lambda thread: True)
+        self.run, self.turns, self.events = run, list[Callable[[int], object]](), list[Event]()
+        self.hang, self.stop = threading.Event(), threading.Event()
+        self.progress = Progress(frozenset({0}), has_begun=True)
+        self.outcome: bool | dict[str, object] = True
+        patch.setattr(trainers_module, "LEAVE_S", 0.1)
+        patch.setattr(trainers_module, "_trainer", self.make)
+        patch.setattr(trainers_module, "turn", lambda wait: nullcontext())
+        patch.setattr(trainers_module, "await_room", lambda needs, wait: None)
         actor = SimpleNamespace(
             events=SimpleNamespace(remote=lambda cursor: (cursor, [])),
-            stop=SimpleNamespace(remote=lambda: self.is_over),
-            is_over=SimpleNamespace(remote=lambda wait_s: self.is_over),
+            stop=SimpleNamespace(remote=lambda: self.progress.has_begun),
+            progress=SimpleNamespace(remote=lambda: self.progress),
+            await_outcome=SimpleNamespace(remote=lambda: self.outcome),
         )
-        patch.setattr(driver.ray, "get_actor", lambda name: actor)
-        patch.setattr(driver.ray, "get", lambda answer, timeout: answer)
+        patch.setattr(trainers_module.ray, "get_actor", lambda name: actor)
+        patch.setattr(trainers_module.ray, "get", lambda answer, timeout: answer)
 
-    def fit(self) -> None:
-        self.turns.pop(0)()
+    def make(self, run: Run, needs: Sequence[Need], devices: Sequence[str], kind: int) -> SimpleNamespace:
+        return SimpleNamespace(fit=lambda: self.turns.pop(0)(kind))
 
     def train(self) -> bool:
-        return driver._TrainerThread(self.run, needs_of(self.run.recipe), self.events.append, self.stop).fit()
+        needs = needs_of(self.run.recipe)
+        return trainers_module.Trainers(self.run, needs, self.events.append, self.stop).fit()
 
 
 @pytest.fixture
@@ -65,12 +78,12 @@ def trainers(
             thread.join(60)
 
 
-def dies() -> None:
+def dies(kind: int) -> None:
     raise RayActorError
 
 
 def test_a_controller_that_dies_is_made_again(trainers: Trainers) -> None:
-    trainers.turns = [dies, dies, lambda: None]
+    trainers.turns = [dies, dies, lambda kind: None]
     assert trainers.train()
     notes = [event.text for event in trainers.events if isinstance(event, Note)]
     assert notes == [f"{DIED}; another starts the workers again"] * 2
@@ -94,18 +107,131 @@ def test_a_failure_after_the_end_is_recorded_ends_nothing(
 
 
 def test_a_controller_that_hangs_after_the_end_is_left(trainers: Trainers) -> None:
-    trainers.turns = [lambda: trainers.hang.wait(300)]
-    trainers.is_over = True
+    trainers.turns = [lambda kind: trainers.hang.wait(300)]
+    trainers.progress = Progress(has_begun=True, is_over=True)
     began = time.monotonic()
     assert trainers.train()
     assert time.monotonic() - began < 200
 
 
 def test_a_request_to_stop_ends_a_run_that_waits_for_its_workers(trainers: Trainers) -> None:
-    trainers.turns = [lambda: trainers.hang.wait(300)]
+    trainers.turns = [lambda kind: trainers.hang.wait(300)]
+    trainers.progress = Progress()
     trainers.stop.set()
     with pytest.raises(KeyboardInterrupt):
         trainers.train()
+
+
+@pytest.fixture
+def two_kinds(trainers: Trainers, make_recipe: MakeRecipe) -> Trainers:
+    """Student "a" takes two cores, so its trainer is the first."""
+    trainers.run = replace(
+        trainers.run, recipe=make_recipe("failure.max_failures=2", "students.a.resources.cpu=2")
+    )
+    trainers.progress = Progress()
+    return trainers
+
+
+def test_a_kind_takes_its_places_when_the_one_before_has_them(two_kinds: Trainers) -> None:
+    seen: list[tuple[int, frozenset[int]]] = []
+
+    def trains(kind: int) -> None:
+        seen.append((kind, two_kinds.progress.kinds))
+        time.sleep(0.5)  # the next kind must not start meanwhile
+        two_kinds.progress = Progress(frozenset({*range(kind + 1)}), has_begun=kind == 1)
+        two_kinds.hang.wait(0.1)
+
+    two_kinds.turns = [trains, trains]
+    assert two_kinds.train()
+    assert seen == [(0, frozenset()), (1, frozenset({0}))]
+    assert two_kinds.events == [Note("on Ray, as soon as there is room for all: CPU 2 for a; CPU 1 for b")]
+
+
+def test_a_kind_that_fails_before_all_are_there_ends_the_run_at_once(two_kinds: Trainers) -> None:
+    def fails(kind: int) -> None:
+        raise ValueError("no such label")
+
+    def waits(kind: int) -> None:
+        two_kinds.progress = Progress(frozenset({0}))
+        two_kinds.hang.wait(300)
+
+    two_kinds.turns = [waits, fails]
+    with pytest.raises(KdclError, match=r"^Ray Train failed: ValueError: no such label$"):
+        two_kinds.train()
+
+
+def test_a_kind_that_finds_no_place_in_time_ends_the_run_at_once(two_kinds: Trainers) -> None:
+    def hangs(kind: int) -> None:
+        two_kinds.progress = Progress(frozenset({0}), is_over=kind == 1)
+        two_kinds.hang.wait(300)
+
+    two_kinds.turns, two_kinds.outcome = [hangs, hangs], StartupTimeout("b: no place").to_dict()
+    with pytest.raises(StartupTimeout, match="b: no place"):
+        two_kinds.train()
+
+
+def test_the_controller_of_one_kind_is_made_again_while_the_other_works(two_kinds: Trainers) -> None:
+    two_kinds.progress, started = Progress(frozenset({0, 1}), has_begun=True), list[int]()
+
+    def dies_once(kind: int) -> None:
+        started.append(kind)
+        if len(started) == 2:
+            raise RayActorError
+        if len(started) == 3:
+            two_kinds.hang.set()
+        two_kinds.hang.wait(300)
+
+    two_kinds.turns = [dies_once] * 3
+    assert two_kinds.train()
+    assert started == [0, 1, 1]
+
+
+def test_the_first_cause_of_several_trainers_is_told(two_kinds: Trainers) -> None:
+    def fails(kind: int) -> None:
+        failure = StudentFailed("its own", student="b") if kind else CoordinatorLost("follows from it")
+        raise WorkerGroupError("failed", {0: failure})
+
+    two_kinds.progress, two_kinds.turns = Progress(frozenset({0, 1}), has_begun=True), [fails, fails]
+    with pytest.raises(StudentFailed, match="its own"):
+        two_kinds.train()
+
+
+def actor_of(run: Run) -> Any:
+    """The coordinator's actor before its workers are there, as an object of this process."""
+    kind = coordinator.CoordinatorActor.__ray_metadata__.modified_class  # type: ignore[attr-defined]
+    actor = kind.__new__(kind)
+    actor.run, actor.assignment, actor.outcome = run, {}, None
+    actor.some_are_here, actor.begun = threading.Event(), threading.Event()
+    actor.thread = threading.Thread(target=actor._coordinate, daemon=True)
+    return actor
+
+
+def test_the_coordination_begins_with_the_last_kind(two_kinds: Trainers) -> None:
+    actor = actor_of(two_kinds.run)
+    actor.begin(1, [1])
+    assert actor.progress() == Progress(frozenset({1}), has_begun=False, is_over=True)
+    actor.begin(1, [1])  # a worker was replaced
+    assert not actor.begun.is_set()
+    actor.begin(0, [0])
+    assert actor.progress().has_begun
+    assert (actor.index_of(0, 0), actor.index_of(1, 0)) == (0, 1)
+
+
+def test_the_wait_for_the_rest_of_the_cohort_has_a_limit(
+    two_kinds: Trainers, make_recipe: MakeRecipe
+) -> None:
+    short = make_recipe("students.a.resources.cpu=2", "limits.startup_s=0.1")
+    actor = actor_of(replace(two_kinds.run, recipe=short))
+    actor.thread.start()
+    actor.thread.join(0.3)
+    assert not actor.progress().is_over, "without a limit for the first kind"
+    actor.begin(0, [0])
+    assert actor.index_of(0, 0) is None
+    actor.thread.join(60)
+    assert actor.progress() == Progress(frozenset({0}), has_begun=False, is_over=True)
+    error = from_dict(actor.await_outcome())
+    assert isinstance(error, StartupTimeout)
+    assert error.message.startswith("b: no place on the cluster within 0.1 s (limits.startup_s)")
 
 
 @pytest.mark.parametrize("answers", [True, False])
