@@ -14,6 +14,7 @@ from kdcl_dist.config.rounds import Kind, RunSchedule
 from kdcl_dist.coordinator.agreement import changed_devices, check_agreement, check_same_data
 from kdcl_dist.coordinator.checkpointing import CoordinatorState
 from kdcl_dist.coordinator.loop import CoordinatorLoop
+from kdcl_dist.coordinator.preparation import prepare_coordinator
 from kdcl_dist.coordinator.recovery_policy import Decision, decide, is_fatal, survivors_can_continue
 from kdcl_dist.coordinator.roster import Roster
 from kdcl_dist.coordinator.wait_report import WaitReport
@@ -27,7 +28,6 @@ from kdcl_dist.membership.store import Store
 from kdcl_dist.membership.tcp_store import scoped
 from kdcl_dist.run.checkpoint import Manifest, latest
 from kdcl_dist.run.events import Event, Note, Started, Warned
-from kdcl_dist.run.process import prepare_process
 from kdcl_dist.run.record import (
     next_generation,
     past_failures,
@@ -97,7 +97,7 @@ def run_coordinator(
     monitor = Monitor(scoped(store, run.id), names, len(names), is_gone=is_gone)
     monitor.start_heartbeat(host, slow_s=run.recipe.limits.step_s / 2)
     try:
-        prepare_process(run, threads=1)
+        prepare_coordinator(run)
         set_threads(run.recipe.distillation.threads)
         finished = _CoordinatorRuntime(run, monitor, host, stop, emit, processes).coordinate()
         if run.dry_steps is not None:
