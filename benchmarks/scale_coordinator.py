@@ -19,6 +19,7 @@ import torch
 from benchmarks.conditions import conditions
 from kdcl_dist.config.recipe_file import parse_recipe
 from kdcl_dist.coordinator.aggregator import Aggregator
+from kdcl_dist.distillation.solving import set_threads
 from kdcl_dist.exchange.message import Contribution
 from kdcl_dist.planning.processes import run_in_processes
 
@@ -38,6 +39,7 @@ def measure(method: str, students: int, classes: int) -> tuple[float, float]:
 
 def _answer(text: str, students: int, classes: int) -> tuple[float, float]:
     torch.set_num_threads(1)
+    set_threads(1)
     coordinator = Aggregator(parse_recipe(text))
     labels_B = torch.randint(classes, (BATCH,))
     parts = []

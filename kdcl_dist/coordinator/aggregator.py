@@ -28,6 +28,7 @@ from kdcl_dist.distillation.labels import largest_class
 from kdcl_dist.distillation.methods import Context
 from kdcl_dist.distillation.methods import Target as TargetMethod
 from kdcl_dist.distillation.soft_target import log_soft_target
+from kdcl_dist.distillation.solving import prepare_solver
 from kdcl_dist.errors import NonFiniteLogits
 from kdcl_dist.exchange.message import Contribution, Message, by_student
 
@@ -85,11 +86,12 @@ class Aggregator:
         self.bad_steps: dict[int, int] = {}
 
     def load_method(self, classes: int) -> None:
-        """Load and try a soft target of the user's own, which only a training needs.
+        """Have the solver compiled, and load and try a soft target of one's own: only a training needs them.
 
         Raises:
             MethodError: it cannot be loaded, or fails on random logits of so many classes.
         """
+        prepare_solver()
         if (own := self.recipe.distillation.own_method) is not None and not own.peers:
             self.method = load_method(own)
             try_method(self.method, tuple(self.names), classes, mixed=self.recipe.data.mixes)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import threading
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, replace
 from typing import Protocol
@@ -14,10 +13,10 @@ from kdcl_dist.config.rounds import Kind, RunSchedule
 from kdcl_dist.coordinator.agreement import changed_devices, check_agreement, check_same_data
 from kdcl_dist.coordinator.checkpointing import CoordinatorState
 from kdcl_dist.coordinator.loop import CoordinatorLoop
+from kdcl_dist.coordinator.preparation import prepare_coordinator
 from kdcl_dist.coordinator.recovery_policy import Decision, decide, is_fatal, survivors_can_continue
 from kdcl_dist.coordinator.roster import Roster
 from kdcl_dist.coordinator.wait_report import WaitReport
-from kdcl_dist.distillation.solving import prepare_solver, set_threads
 from kdcl_dist.errors import CoordinatorCutOff, CoordinatorLost, KdclError, StorageError, wrap
 from kdcl_dist.exchange.generation import open_exchange
 from kdcl_dist.exchange.message import Flag
@@ -27,7 +26,6 @@ from kdcl_dist.membership.store import Store
 from kdcl_dist.membership.tcp_store import scoped
 from kdcl_dist.run.checkpoint import Manifest, latest
 from kdcl_dist.run.events import Event, Note, Started, Warned
-from kdcl_dist.run.process import prepare_process
 from kdcl_dist.run.record import (
     next_generation,
     past_failures,
@@ -97,8 +95,7 @@ def run_coordinator(
     monitor = Monitor(scoped(store, run.id), names, len(names), is_gone=is_gone)
     monitor.start_heartbeat(host, slow_s=run.recipe.limits.step_s / 2)
     try:
-        prepare_process(run, threads=1)
-        set_threads(run.recipe.distillation.threads)
+        prepare_coordinator(run)
         finished = _CoordinatorRuntime(run, monitor, host, stop, emit, processes).coordinate()
         if run.dry_steps is not None:
             write_usage(run.folder, COORDINATOR, host, torch.device("cpu"))
@@ -114,7 +111,6 @@ class _CoordinatorRuntime:
 
     Attributes:
         state: the coordinator's state; None where the latest checkpoint has it.
-        preparation: compiles the solver while the students start; the first start on a host takes seconds.
         past: the failures that the run has survived.
     """
 
@@ -135,8 +131,6 @@ class _CoordinatorRuntime:
         self.state: CoordinatorState | None = None
         self.roster = Roster(run.recipe, read_record(run.folder).get("absences", ()))
         self.tracking = Tracking(run, emit)
-        self.preparation = threading.Thread(target=prepare_solver, name="solver-preparation", daemon=True)
-        self.preparation.start()
 
     def coordinate(self) -> bool:
         """Coordinate the run to its end; see `run_coordinator`."""
@@ -182,7 +176,6 @@ class _CoordinatorRuntime:
         monitor = self.monitor
         monitor.enter(self.number, step=self.state.position.step if self.state else None)
         joins = self.rendezvous.assemble(self.roster.awaited(), self.recipe.limits.startup_s)
-        self.preparation.join(self.recipe.limits.startup_s)
         self._complete_last_failure([join.lost for join in joins.values() if join.lost is not None])
         present = self.roster.complete(joins)
         joins = {rank: joins[rank] for rank in self.roster.ranks(present)}

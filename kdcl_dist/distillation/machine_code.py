@@ -11,6 +11,7 @@ from __future__ import annotations
 import hashlib
 import os
 import shutil
+import threading
 from collections.abc import Callable
 from functools import cache
 from pathlib import Path
@@ -27,11 +28,18 @@ __all__ = ["cache_folder", "solver_of"]
 #: What the machine code is made of.
 SOURCES = ("active_set.py", "kernels.py", "linear.py", "newton.py", "newton_of_two.py")
 NUMBERS = {torch.float32: numba.float32, torch.float64: numba.float64}
+#: One thread at a time compiles; others that need the same code wait for it.
+_compiling = threading.Lock()
+
+
+def solver_of(kind: torch.dtype) -> Callable[..., None]:
+    """The compiled `solve` for logits of float32 or float64; other threads run beside it."""
+    with _compiling:
+        return _compiled(kind)
 
 
 @cache
-def solver_of(kind: torch.dtype) -> Callable[..., None]:
-    """The compiled `solve` for logits of float32 or float64; other threads run beside it."""
+def _compiled(kind: torch.dtype) -> Callable[..., None]:
     number, real = NUMBERS[kind], numba.float64
     kinds = number[:, :, ::1], numba.int64[::1], real[:, ::1], number[:, ::1], real[:, ::1]
     signature = numba.void(*kinds, numba.int64, numba.int64)

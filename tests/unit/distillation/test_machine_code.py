@@ -26,7 +26,7 @@ def compiled(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(numba.config, "CACHE_DIR", "")
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     monkeypatch.setattr(machine_code, "solve", tiny)
-    yield machine_code.solver_of.__wrapped__
+    yield machine_code._compiled.__wrapped__
     assert numba.config.CACHE_DIR == ""
 
 
