@@ -40,6 +40,13 @@ def _answered(way: str, members: int, message: int, answer: int) -> Traffic:
     return gathered(members + 1, message) + answers(members + 1, answer)
 
 
+def _shared(members: int, rows: int, coordinators: int) -> Traffic:
+    """The star with several coordinators, each with its share of the samples."""
+    ranks, shares = members + coordinators, (each // coordinators for each in (rows, BATCH))
+    sizes = [MessageLayout(share, CLASSES).nbytes for share in shares]
+    return star(ranks, sizes[0], coordinators) + star(ranks, sizes[1], coordinators)
+
+
 def _cases(students: int, replicas: int) -> list[Case]:
     """The exchange as built, and alternatives."""
     members, rows = students * replicas, BATCH // replicas
@@ -49,13 +56,12 @@ def _cases(students: int, replicas: int) -> list[Case]:
     # A row has its id, its label, K logits and classes of 16 bits each, and the sum of the other classes.
     sparse = [HEADER.itemsize + each * (16 + 4 * TOP_K + 2) for each in (rows, BATCH)]
     wide = MessageLayout(students * BATCH, CLASSES).nbytes
-    shards = 8
     found = [(way, _answered(way, members, message, answer)) for way in WAYS]
     found += [
         ("star, 16-bit logits", _answered("star", members, *half)),
         (f"star, the {TOP_K} largest logits", _answered("star", members, *sparse)),
         ("star, each its own rows back", star(members + 1, message) + star(members + 1, own)),
-        (f"star, {shards} coordinators", _answered("star", members, message // shards, answer // shards)),
+        *((f"star, {count} coordinators", _shared(members, rows, count)) for count in (2, 4, 8)),
         ("tree both ways, sums on the way", tree(members + 1, message) + tree(members + 1, answer)),
         ("star, window: epoch", _answered("star", members, message, wide)),
     ]

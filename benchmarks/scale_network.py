@@ -22,6 +22,8 @@ from kdcl_dist.membership.endpoint import Endpoint
 from kdcl_dist.membership.tcp_store import host_store
 from kdcl_dist.planning.processes import run_in_processes
 
+__all__ = ["MBIT", "PAYLOAD", "SWITCH", "make_host", "make_switch"]
+
 RANKS, ROUNDS = (3, 5, 9), 3
 MBIT = 200
 SWITCH = "10.9.0.254"
@@ -34,7 +36,7 @@ def _run(command: str) -> None:
     subprocess.run(command.split(), check=True)
 
 
-def _switch() -> None:
+def make_switch() -> None:
     """Make a switch of this process's network namespace."""
     if [line for line in Path("/proc/net/dev").read_text().splitlines()[2:] if "lo:" not in line]:
         sys.exit("this changes the network: run it in a network of its own, by `unshare --net`")
@@ -47,7 +49,7 @@ def _switch() -> None:
         _run(command)
 
 
-def _host(process: int, hub: int) -> str:
+def make_host(process: int, hub: int) -> str:
     """Give this process a network namespace with a shaped link to the switch; returns its address."""
     libc = ctypes.CDLL(None, use_errno=True)
     if libc.unshare(CLONE_NEWNET):
@@ -68,7 +70,7 @@ def _host(process: int, hub: int) -> str:
 
 
 def _measure(endpoint: Endpoint, process: int, cases: list[Point], hub: int) -> list[float]:
-    return measure_from(endpoint, process, cases, ROUNDS, host=_host(process, hub))
+    return measure_from(endpoint, process, cases, ROUNDS, host=make_host(process, hub))
 
 
 def main() -> None:
@@ -76,7 +78,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("--out", type=Path)
     arguments = parser.parse_args()
-    _switch()
+    make_switch()
     cases = [Point(way, ranks, size, size) for way in WAYS for ranks in RANKS for size in (MEDIUM, LARGE)]
     store, endpoint = host_store(SWITCH)
     measured = run_in_processes(

@@ -39,6 +39,7 @@ from contextlib import contextmanager
 from typing import Any, ClassVar
 
 __all__ = [
+    "ASSISTANT",
     "CheckpointError",
     "ContributionError",
     "CoordinatorCutOff",
@@ -71,13 +72,16 @@ __all__ = [
     "wrap",
 ]
 
+#: How the names of the coordinator's assistants begin, where an error names a student.
+ASSISTANT = "coordinator/"
+
 
 class KdclError(Exception):
     """Base of all errors of this package.
 
     Args:
         message: one sentence that names the value at fault and the field to change.
-        student: name of the student concerned.
+        student: name of the student concerned, or of an assistant of the coordinator.
         step: global step, counted from 0 over the whole run.
         phase: phase of the step ("data", "forward", "gather", ...).
         host: address of the host.
@@ -107,8 +111,9 @@ class KdclError(Exception):
     @property
     def where(self) -> str:
         """The known parts of the location, such as "student 'a', step 7, phase forward, host 10.0.0.1"."""
+        is_assistant = self.student is not None and self.student.startswith(ASSISTANT)
         parts = (
-            ("student", repr(self.student) if self.student is not None else None),
+            ("process" if is_assistant else "student", None if self.student is None else repr(self.student)),
             ("step", self.step),
             ("phase", self.phase),
             ("host", self.host),

@@ -146,7 +146,7 @@ def _delete(folder: Folder, made: list[Path], on_event: Callable[[Event], None])
 
 def _measure(run: Run, schedule: RunSchedule) -> Trial:
     recipe, folder = run.recipe, run.folder
-    names = [*(worker.name for worker in recipe.workers), COORDINATOR]
+    names = [*recipe.members, COORDINATOR]
     steps_s, manifest = _steps_s(folder), latest(folder, lambda text: None)
     if manifest is None:
         raise CheckpointError(f"the checkpoint of the dry run was deleted from {folder}")

@@ -13,6 +13,7 @@ __all__ = ["FREE_FIELDS", "ROUNDING_FIELDS", "changes", "differences", "forbidde
 #: Fields that may change between a run and its resumption, because no result depends on them.
 FREE_FIELDS = (
     "name",
+    "coordinators",
     "checkpoint.every_epochs",
     "checkpoint.keep",
     "analysis",

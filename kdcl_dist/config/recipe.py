@@ -18,6 +18,7 @@ from kdcl_dist.config.schedules import Constant, MultiStep, Warmup
 from kdcl_dist.config.sections import Analysis, Checkpoint, EarlyStopping, Evaluate, Failure, Limits
 from kdcl_dist.config.student import Student, Worker
 from kdcl_dist.config.tracking import Tracker, name_of
+from kdcl_dist.errors import ASSISTANT
 
 __all__ = ["Recipe"]
 
@@ -38,6 +39,11 @@ class Recipe(Strict):
         default=1,
         description="Parts in which the samples of a step go through, which saves memory. Each part is "
         "exchanged, and the optimisers step once, after the last.",
+    )
+    coordinators: PositiveInt = Field(
+        default=1,
+        description="Processes that form the soft targets of a step, each of its share of the samples. More "
+        "than 1 divide the ensemble's time and the traffic of the busiest host.",
     )
     deterministic: bool = Field(
         default=False,
@@ -82,6 +88,16 @@ class Recipe(Strict):
             for index, student in enumerate(self.students)
             for replica in range(student.replicas)
         ]
+
+    @property
+    def assistants(self) -> list[str]:
+        """The names of the coordinator's assistants: "coordinator/1" and so on."""
+        return [f"{ASSISTANT}{number}" for number in range(1, self.coordinators)]
+
+    @property
+    def members(self) -> list[str]:
+        """The names of all processes of the cohort but the coordinator, by rank: workers, then assistants."""
+        return [*(worker.name for worker in self.workers), *self.assistants]
 
     @property
     def trackers(self) -> list[str]:
@@ -227,6 +243,40 @@ def _replicas_share_evenly(recipe: Recipe) -> None:
             )
 
 
+def _coordinators_can_share(recipe: Recipe) -> None:
+    if recipe.coordinators == 1:
+        return
+    field, method = f"coordinators: {recipe.coordinators}", recipe.distillation.method_name
+    if not recipe.distillation.sends_target:
+        raise ValueError(f"{field} share the forming of soft targets, and method {method!r} has none; set 1")
+    if recipe.distillation.own_method is not None:
+        raise ValueError(
+            f"{field} see a share of a step's samples each, and method {method!r} of your own may need all; "
+            "set 1"
+        )
+    if recipe.distillation.window != 1:
+        raise ValueError(
+            f"{field} share the samples of a step, which are the same for all students with "
+            f"distillation.window 1 only (got {recipe.distillation.window!r})"
+        )
+    if recipe.data.mixes:
+        mixing = "data.mixup" if recipe.data.mixup else "data.cutmix"
+        raise ValueError(
+            f"{field} see a share of a step's samples each, and with {mixing} a sample's label depends on "
+            "another; set 1"
+        )
+    if replicated := [student.name for student in recipe.students if student.replicas > 1]:
+        raise ValueError(
+            f"{field} need the samples of a step in one message of each student, and {replicated[0]!r} has "
+            "replicas, which share them; set 1"
+        )
+    if recipe.coordinators > recipe.part_size:
+        raise ValueError(
+            f"{field} cannot share {recipe.part_size} samples (batch_size is {recipe.batch_size}, accumulate "
+            f"{recipe.accumulate})"
+        )
+
+
 def _mixed_samples_can_be_learned(recipe: Recipe) -> None:
     if not recipe.data.mixes:
         return
@@ -287,6 +337,7 @@ CHECKS = (
     _same_view_has_same_augment,
     _parts_are_even,
     _replicas_share_evenly,
+    _coordinators_can_share,
     _mixed_samples_can_be_learned,
     _last_epoch_has_a_learner,
 )

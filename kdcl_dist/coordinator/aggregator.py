@@ -30,7 +30,7 @@ from kdcl_dist.distillation.methods import Target as TargetMethod
 from kdcl_dist.distillation.soft_target import log_soft_target
 from kdcl_dist.distillation.solving import prepare_solver
 from kdcl_dist.errors import NonFiniteLogits
-from kdcl_dist.exchange.message import Contribution, Message, by_student
+from kdcl_dist.exchange.message import Contribution, Flag, Message, by_student
 
 __all__ = ["Aggregator", "Answer", "Target"]
 
@@ -108,6 +108,12 @@ class Aggregator:
         """Each student's rows of the messages of the present workers."""
         workers = [each.student for each in self.recipe.workers if each.student in self.present]
         return by_student(messages, workers, len(self.names))
+
+    def flagged(self, messages: Sequence[Message]) -> set[int]:
+        """The students of whose logits some that other coordinators have are not finite."""
+        workers = [each.student for each in self.recipe.workers if each.student in self.present]
+        pairs = zip(workers, messages, strict=True)
+        return {student for student, message in pairs if Flag.NOT_FINITE in message.flags}
 
     def answer(
         self,

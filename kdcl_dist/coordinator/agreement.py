@@ -20,18 +20,19 @@ __all__ = ["changed_devices", "check_agreement", "check_same_data"]
 NUMBER = re.compile(r" \((GPU|MIG)[^()]*\)$")
 
 
-def check_agreement(workers: Sequence[WorkerInfo]) -> None:
-    """See that all workers agree on versions, data and schedule.
+def check_agreement(workers: Sequence[WorkerInfo], assistants: Sequence[WorkerInfo] = ()) -> None:
+    """See that all workers agree on versions, data and schedule, and the assistants on versions.
 
     Args:
         workers: what each worker reports of itself; errors compare each with the first.
+        assistants: what the coordinator's assistants report of themselves; they read no data.
 
     Raises:
         DataError: a worker reads other data.
         KdclError: a worker runs other versions.
     """
     first = workers[0]
-    for worker in workers[1:]:
+    for worker in [*workers[1:], *assistants]:
         for name in sorted(first.versions):
             if worker.versions.get(name) != first.versions[name]:
                 raise KdclError(
@@ -40,6 +41,7 @@ def check_agreement(workers: Sequence[WorkerInfo]) -> None:
                     student=worker.name,
                     host=worker.host,
                 )
+    for worker in workers[1:]:
         if (worker.data, worker.schedule, worker.classes) != (first.data, first.schedule, first.classes):
             raise DataError(
                 f"reads other data than {first.name!r} on {first.host}: the fingerprints or sizes differ "

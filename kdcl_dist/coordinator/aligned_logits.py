@@ -5,8 +5,7 @@ Shapes: S students, B samples, C classes.
 
 from __future__ import annotations
 
-import math
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -75,10 +74,11 @@ class Arrivals:
 
     Args:
         students: S, of the cohort.
+        bad: students of whose logits some that are not among these rows are not finite.
     """
 
-    def __init__(self, students: int) -> None:
-        self.students = students
+    def __init__(self, students: int, bad: Collection[int] = ()) -> None:
+        self.students, self.bad = students, set(bad)
         self.sorted: dict[int, _Sorted] = {}
         self.logits_SBC = torch.empty(0)
 
@@ -91,7 +91,7 @@ class Arrivals:
         if self.logits_SBC.shape[1:] == part.logits.shape:
             out_BC = self.logits_SBC[index]
             torch.index_select(part.logits.float(), 0, torch.from_numpy(rows_B), out=out_BC)
-        self.sorted[index] = _Sorted(ids_B[rows_B], part.labels.numpy()[rows_B], _is_finite(part))
+        self.sorted[index] = _Sorted(ids_B[rows_B], part.labels.numpy()[rows_B], part.is_finite)
 
     def agree(self) -> bool:
         """Whether all students have the same samples, each once."""
@@ -123,12 +123,11 @@ def align(
     found = [arrivals.sorted[index] for index in present]
     if not arrivals.agree():
         ids_B = torch.from_numpy(_most_common([own.ids for own in found]))
-        return align(
-            [_at(part, ids_B, name) for part, name in zip(parts, names, strict=True)], present, names
-        )
+        parts = [_at(part, ids_B, name) for part, name in zip(parts, names, strict=True)]
+        return align(parts, present, names, Arrivals(len(parts), arrivals.bad))
     ids_B, logits_SBC = torch.from_numpy(found[0].ids), arrivals.logits_SBC
     labels_B = _agreed_labels(ids_B, [own.labels for own in found], [names[index] for index in present])
-    bad = tuple(index for index in present if not arrivals.sorted[index].finite)
+    bad = tuple(i for i in present if i in arrivals.bad or not arrivals.sorted[i].finite)
     if not bad and len(present) == len(parts):
         return Aligned(ids_B, labels_B, logits_SBC)
     # Rows that are not finite count as no opinion for every reader.
@@ -172,13 +171,7 @@ def recall(
 
 def non_finite(parts: Sequence[Contribution]) -> tuple[int, ...]:
     """The students whose logits are not all finite."""
-    return tuple(index for index, part in enumerate(parts) if not _is_finite(part))
-
-
-def _is_finite(part: Contribution) -> bool:
-    # A sum is finite unless a logit is not, or finite logits overflow: most steps need no second pass.
-    total = float(part.logits.sum(dtype=torch.float32))
-    return math.isfinite(total) or bool(torch.isfinite(part.logits).all())
+    return tuple(index for index, part in enumerate(parts) if not part.is_finite)
 
 
 def _at(part: Contribution, ids_B: Tensor, name: str) -> Contribution:

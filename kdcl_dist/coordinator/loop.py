@@ -7,12 +7,13 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 
-import torch
-
 from kdcl_dist.config.rounds import Kind, Round, RunSchedule
 from kdcl_dist.coordinator.aggregator import Answer
 from kdcl_dist.coordinator.aligned_logits import Arrivals
+from kdcl_dist.coordinator.answering import answer_round, gather_rows
+from kdcl_dist.coordinator.assistants import Assistants
 from kdcl_dist.coordinator.checkpointing import CoordinatorState, save_checkpoint, student_parts
+from kdcl_dist.coordinator.step_sums import StepSums
 from kdcl_dist.coordinator.validation import check_messages
 from kdcl_dist.errors import CheckpointError, KdclError, StorageError
 from kdcl_dist.exchange.group import Exchange
@@ -68,12 +69,12 @@ class CoordinatorLoop:
         self.workers = [worker for worker in run.recipe.workers if worker.student in present]
         self.present = state.aggregator.present = list(present)
         self.aggregator, self.metrics = state.aggregator, state.metrics
+        self.assistants = Assistants(exchange)
         self.brief_folder = run.folder.with_limit(BRIEF_S)
         self.record = read_record(run.folder)
-        self.restored = False
         self.arrivals = Arrivals(0)
         self.step: tuple[Answer, float] | None = None
-        self.stopping = False
+        self.restored = self.stopping = False
         self.skipped: set[int] = set()
         self.bad: set[int] = set()
         self.last_emitted_s = self.last_polled_s = 0.0
@@ -85,6 +86,11 @@ class CoordinatorLoop:
 
     def run_rounds(self) -> Flag:
         """Run the rounds to the run's end, or to the first that stops the run or ends the generation."""
+        flags = self._run_rounds()
+        self.assistants.dismiss(self.state.position, self.aggregator.weights_S, flags)
+        return flags
+
+    def _run_rounds(self) -> Flag:
         while True:
             round = self.state.position
             flags = self._run_round(round)
@@ -117,8 +123,7 @@ class CoordinatorLoop:
             exchange.broadcast(with_rows)
             raise
         if round.kind is not Kind.TRAIN and round == self.state.position:
-            # It is done even if the answer does not reach all. A checkpoint that is not in the schedule is at
-            # no position.
+            # Done even if the answer does not reach all. A checkpoint outside the schedule is at no position.
             self.state.position = self.schedule.after(round)
         if self._can_stop(round) and (self.stop() or any(Flag.STOP in m.flags for m in messages)):
             exchange.answer.header["flags"] = Flag.STOP
@@ -133,15 +138,11 @@ class CoordinatorLoop:
     def _gather(self, round: Round) -> Sequence[Message]:
         self.exchange.monitor.heartbeat.enter("gather", round.step)
         self.exchange.outgoing.reset(round.kind, round.step, round.part)
-        self.arrivals = Arrivals(len(self.recipe.students))
-        limit_s = self.recipe.limits.startup_s if round.uses_checkpoints else None
-        return self.exchange.gather(limit_s, self._arrived if round.kind is Kind.TRAIN else None)
-
-    def _arrived(self, number: int) -> None:
-        """Begin with a worker's rows, still unchecked, if they are all of its student's and of one step."""
-        student = self.workers[number].student
-        if self.recipe.distillation.window == 1 and self.recipe.students[student].replicas == 1:
-            self.arrivals.add(student, self.exchange.messages[number].contribution())
+        self.assistants.order(round, self.aggregator.weights_S)
+        if round.kind is not Kind.TRAIN:
+            return self.exchange.gather(self.recipe.limits.startup_s if round.uses_checkpoints else None)
+        messages, self.arrivals = gather_rows(self.exchange, self.recipe, self.workers)
+        return messages
 
     def _broadcast(self, round: Round, with_rows: bool) -> Flag:
         """Send the answer to all students; returns its flags.
@@ -159,7 +160,8 @@ class CoordinatorLoop:
         return exchange.broadcast(with_rows).flags
 
     def _process(self, round: Round, messages: Sequence[Message]) -> None:
-        check_messages(messages, self.workers, round, run=self.run.number, generation=self.run.generation)
+        identity, rows = (self.run.number, self.run.generation), self.assistants.share_rows(round)
+        check_messages(messages, self.workers, round, identity, rows)
         self._collect_step_metrics(messages)
         if self.metrics.awaits_end(round):
             self._end_epoch()
@@ -214,14 +216,8 @@ class CoordinatorLoop:
 
     def _train(self, round: Round, messages: Sequence[Message]) -> None:
         started_s = time.perf_counter()
-        parts = self.aggregator.parts(messages)
-        answer = self.aggregator.answer(parts, round.step, round.epoch, round.part, self.arrivals)
+        answer = answer_round(self.aggregator, messages, round, self.exchange.answer, self.arrivals)
         self._exclude(answer.bad, round)
-        if answer.target is not None:
-            message = self.exchange.answer
-            # In half precision a tiny probability's logarithm would be infinite.
-            lowest = torch.finfo(message.layout.dtype).min
-            message.write_rows(answer.target.ids, answer.target.log_probabilities.clamp(min=lowest))
         self.step = answer, time.perf_counter() - started_s
 
     def _exclude(self, bad: Sequence[int], round: Round) -> None:
@@ -245,10 +241,10 @@ class CoordinatorLoop:
     def _record_step(self, round: Round) -> None:
         if self.step is None:
             return
-        self.metrics.step(round, *self.step)
-        if self.recipe.analysis.measures(round.step):
-            self.metrics.analysis(round, self.step[0], self.aggregator.weights_S)
-        self.step = None
+        (answer, ensemble_s), self.step = self.step, None
+        sums = StepSums.of(self.recipe, answer, self.aggregator.weights_S, ensemble_s, round.step)
+        self.assistants.add_reports(sums)
+        self.metrics.step(round, answer.bad, sums)
         if self.schedule.ends_step(round) and self._may_emit():
             self.emit(Stepped(round.step + 1, self.metrics.latest()))
 

@@ -7,20 +7,18 @@ from __future__ import annotations
 
 import math
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from statistics import fmean
 from typing import Any
 
 from torch import Tensor
 
-from kdcl_dist.config.recipe import Recipe
 from kdcl_dist.config.rounds import Kind, Round, RunSchedule
 from kdcl_dist.config.student import Worker
-from kdcl_dist.coordinator.aggregator import Answer
 from kdcl_dist.coordinator.aligned_logits import Aligned
-from kdcl_dist.coordinator.staleness import Staleness
-from kdcl_dist.distillation.diagnostics import measure
+from kdcl_dist.coordinator.staleness import Staleness, sources_of
+from kdcl_dist.coordinator.step_sums import StepSums
 from kdcl_dist.errors import StorageError
 from kdcl_dist.exchange.message import StepMetrics
 from kdcl_dist.run.events import EpochEnded, Values
@@ -83,7 +81,7 @@ class MetricsCollector:
         self.scores: dict[str, Scores] = {}
         self.results: Values = {}
         self.tests: dict[str, Values] = {}
-        self.staleness = Staleness(_sources(run.recipe))
+        self.staleness = Staleness(sources_of(run.recipe))
 
     def running(self) -> Values:
         """Means over the training steps of the current epoch."""
@@ -130,35 +128,28 @@ class MetricsCollector:
                 self.table.add(name, epoch, step, "analysis", gradients)
         return lines
 
-    def step(self, round: Round, answer: Answer, ensemble_s: float) -> None:
-        """Add a part of a training step: the accuracy of each student, and of the soft target if any."""
+    def step(self, round: Round, bad: Collection[int], sums: StepSums) -> None:
+        """Add a part of a training step: the accuracy of each student, and of the soft target if any.
+
+        Args:
+            round: the part.
+            bad: students whose logits are not finite.
+            sums: over all samples of the part.
+        """
         if round.part == 0:
             self.parts.clear()
-        for index, (name, part) in enumerate(zip(self.recipe.names, answer.parts, strict=True)):
-            if index in answer.bad:
+        for index, (name, scores) in enumerate(zip(self.recipe.names, sums.scores, strict=False)):
+            if index in bad:
                 self._add_part(name, round, "train", {"skipped": 1.0})
-                continue
-            if not len(part.ids):  # absent
-                continue
-            (scores := Scores()).add_logits(part.logits, part.labels)
-            values = scores.values()
-            self._add_part(name, round, "train", {"top1": values["top1"], "top5": values["top5"]})
-        target_scores: dict[str, float] = {}
-        if answer.target is not None and len(answer.target.ids):
-            (scores := Scores()).add(answer.target.log_probabilities, answer.target.labels)
-            target_scores = scores.values()
-        self._add_part(ENSEMBLE, round, "train", target_scores | {"ensemble_s": ensemble_s})
-        if answer.known is not None and answer.known.age is not None:
-            self.staleness.add(answer.parts, answer.known)
-
-    def analysis(self, round: Round, answer: Answer, weights_S: Tensor) -> None:
-        """Add the diagnostics of the samples of which all students have logits."""
-        if answer.known is None or not len((aligned := answer.known.complete()).ids):
-            return
-        temperature = self.recipe.distillation.temperature
-        figures = measure(self.recipe.names, aligned.logits, aligned.labels, temperature, weights_S)
-        for name, values in {ENSEMBLE: figures.ensembles, **figures.students}.items():
-            self._add_part(name, round, "analysis", values)
+            elif scores.samples:  # else absent
+                values = scores.values()
+                self._add_part(name, round, "train", {"top1": values["top1"], "top5": values["top5"]})
+        target_scores = sums.scores[-1].values() if sums.scores[-1].samples else {}
+        self._add_part(ENSEMBLE, round, "train", target_scores | {"ensemble_s": sums.ensemble_s})
+        if sums.staleness is not None:
+            self.staleness.add_vector(sums.staleness.vector())
+        for name, figures in sums.mean_figures().items():
+            self._add_part(name, round, "analysis", figures)
 
     def weights(self, round: Round, weights_S: Tensor) -> None:
         """Add the new weights of `general`."""
@@ -276,10 +267,3 @@ class MetricsCollector:
 
     def _add(self, name: str, round: Round, split: str, values: Mapping[str, float]) -> None:
         self.table.add(name, round.epoch, round.step, split, values)
-
-
-def _sources(recipe: Recipe) -> list[list[int]]:
-    """For each student the peers whose logits form its soft target."""
-    students = range(len(recipe.students))
-    sources = [recipe.names.index(name) for name in recipe.distillation.teachers] or list(students)
-    return [[source for source in sources if source != index] for index in students]

@@ -23,10 +23,12 @@ class Roster:
         away: students that the next generation does not wait for.
         failed: students whose state counts as lost since a failure, until they join a generation.
         absences: the log of absences.
+        assistants: the ranks of the coordinator's assistants, which no generation goes without.
     """
 
     def __init__(self, recipe: Recipe, absences: Sequence[dict[str, Any]] = ()) -> None:
         self.recipe, self.students = recipe, range(len(recipe.students))
+        self.assistants = range(len(recipe.workers), len(recipe.members))
         self.away: set[int] = set()
         self.failed: set[int] = set()
         self.absences = Absences(recipe.names, absences)
@@ -60,6 +62,15 @@ class Roster:
         """Students are lost: the next generation neither waits for them nor trusts their state."""
         self.away |= set(students)
         self.failed |= set(students)
+
+    def consequence(self, lost: Collection[int]) -> str:
+        """What follows the loss of some students, or of an assistant of the coordinator, in a few words."""
+        if not lost:
+            return "the students keep their state and wait for the next one"
+        if self.has_quorum():
+            return "the others go on"
+        least = self.recipe.failure.min_students
+        return f"fewer than {least} are left (failure.min_students): they wait for it"
 
     def enter(self, present: Collection[int]) -> None:
         """A generation begins with some students."""

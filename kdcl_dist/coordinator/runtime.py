@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, replace
-from typing import Protocol
 
 import torch
 
@@ -14,11 +13,13 @@ from kdcl_dist.coordinator.agreement import changed_devices, check_agreement, ch
 from kdcl_dist.coordinator.checkpointing import CoordinatorState
 from kdcl_dist.coordinator.loop import CoordinatorLoop
 from kdcl_dist.coordinator.preparation import prepare_coordinator
+from kdcl_dist.coordinator.processes import Processes
 from kdcl_dist.coordinator.recovery_policy import Decision, decide, is_fatal, survivors_can_continue
 from kdcl_dist.coordinator.roster import Roster
 from kdcl_dist.coordinator.wait_report import WaitReport
 from kdcl_dist.errors import CoordinatorCutOff, CoordinatorLost, KdclError, StorageError, wrap
 from kdcl_dist.exchange.generation import open_exchange
+from kdcl_dist.exchange.group import Exchange
 from kdcl_dist.exchange.message import Flag
 from kdcl_dist.membership.monitor import COORDINATOR, Monitor
 from kdcl_dist.membership.rendezvous import GenerationSpec, PendingJoin, Rendezvous, WorkerInfo
@@ -40,28 +41,10 @@ from kdcl_dist.run.usage import write_usage
 from kdcl_dist.tracking.tracker import Status
 from kdcl_dist.tracking.tracking import Tracking
 
-__all__ = ["SAVE_ASKED", "Processes", "run_coordinator"]
+__all__ = ["run_coordinator"]
 
 #: Seconds for which the store stays open after a failure, so that all can read its cause.
 LINGER_S = 10.0
-#: The notice where a callback of the caller's asks for a checkpoint.
-SAVE_ASKED = "a callback asks for it"
-
-
-class Processes(Protocol):
-    """The launcher's view of the cohort's processes."""
-
-    def is_gone(self, name: str, pid: int) -> bool:
-        """Whether a worker's process is known to be dead."""
-
-    def has(self, name: str) -> bool:
-        """Whether a process was started for a worker, which may have died since."""
-
-    def end(self, name: str, pid: int | None) -> None:
-        """End a worker's process that does not answer, so that it is replaced; None: the one it has now."""
-
-    def notice(self) -> str | None:
-        """Once for each: why a checkpoint is wanted now, as when a worker's host is to go; else None."""
 
 
 def run_coordinator(
@@ -90,7 +73,7 @@ def run_coordinator(
         CoordinatorCutOff: this process cannot reach the store; another coordinator can continue.
         KdclError: the failure that ended the run.
     """
-    names = [worker.name for worker in run.recipe.workers]
+    names = run.recipe.members
     is_gone = None if processes is None else processes.is_gone
     monitor = Monitor(scoped(store, run.id), names, len(names), is_gone=is_gone)
     monitor.start_heartbeat(host, slow_s=run.recipe.limits.step_s / 2)
@@ -171,47 +154,60 @@ class _CoordinatorRuntime:
                     return Flag.STOP not in flags
             self.number += 1
 
-    def _run_generation(self, stop: Callable[[], bool]) -> Flag:
-        """Coordinate one generation: to the run's end, to the next generation, or to the first failure."""
+    def _run_generation(self, stop: Callable[[], bool], *, alone: bool = False) -> Flag:
+        """Coordinate one generation: to the run's end, to the next generation, or to the first failure.
+
+        `stop` is as of `run_coordinator`; `alone`: without assistants.
+        """
         monitor = self.monitor
         monitor.enter(self.number, step=self.state.position.step if self.state else None)
-        joins = self.rendezvous.assemble(self.roster.awaited(), self.recipe.limits.startup_s)
+        assistants = [] if alone else self.roster.assistants
+        awaited = [*self.roster.awaited(), *assistants]
+        joins = self.rendezvous.assemble(awaited, self.recipe.limits.startup_s)
         self._complete_last_failure([join.lost for join in joins.values() if join.lost is not None])
         present = self.roster.complete(joins)
+        assisting = {rank: joins[rank] for rank in assistants}
         joins = {rank: joins[rank] for rank in self.roster.ranks(present)}
         workers = [join.info for join in joins.values()]
         run = replace(self.run, start=self._start(), generation=self.number)
-        check_agreement(workers)
+        check_agreement(workers, [join.info for join in assisting.values()])
         check_same_data(run, workers[0])
         if changed := changed_devices(run, workers):
             self.emit(Warned(f"results may differ in the last bits: {'; '.join(changed)} (another device)"))
         schedule = RunSchedule(**workers[0].schedule)
         restored = self._resume_state(run, schedule, joins, present)
         assert self.state is not None
-        state = self.state
+        state, joins, classes = self.state, joins | assisting, workers[0].classes
+        at, epochs, students = state.position, state.schedule.epochs, tuple(present)
         self.rendezvous.announce(
             GenerationSpec(
-                self.number, run.start, state.position, tuple(present), restored, state.schedule.epochs
+                self.number, run.start, at, students, restored, epochs, classes, tuple(assistants)
             ),
             list(joins),
         )
         processes = {rank: (join.info.host, join.info.pid) for rank, join in joins.items()}
         monitor.enter(self.number, list(joins), processes, state.position.step)
-        with open_exchange(run, monitor, host=self.host, classes=workers[0].classes) as exchange:
+        with open_exchange(run, monitor, host=self.host, classes=classes) as exchange:
             self._record_start(run, schedule, workers)
-            loop = CoordinatorLoop(
-                run,
-                state,
-                present,
-                exchange,
-                stop=stop,
-                has_returned=self._has_returned,
-                notice=(lambda: None) if self.processes is None else self.processes.notice,
-                emit=self.emit,
-            )
-            flags = loop.run_rounds()
-            exchange.flush()
-            return flags
+            return self._run_rounds(run, present, exchange, stop)
+
+    def _run_rounds(
+        self, run: Run, present: Sequence[int], exchange: Exchange, stop: Callable[[], bool]
+    ) -> Flag:
+        assert self.state is not None
+        loop = CoordinatorLoop(
+            run,
+            self.state,
+            present,
+            exchange,
+            stop=stop,
+            has_returned=self._has_returned,
+            notice=(lambda: None) if self.processes is None else self.processes.notice,
+            emit=self.emit,
+        )
+        flags = loop.run_rounds()
+        exchange.flush()
+        return flags
 
     def _complete_last_failure(self, reports: Sequence[KdclError]) -> None:
         """Add to the record of a coordinator that died, once, what the students report of its death."""
@@ -300,11 +296,7 @@ class _CoordinatorRuntime:
             raise cause
         if decision is Decision.CONTINUE:
             self.roster.remove(lost)
-            consequence = (
-                "the others go on"
-                if self.roster.has_quorum()
-                else f"fewer than {failure.min_students} are left (failure.min_students): they wait for it"
-            )
+            consequence = self.roster.consequence(lost)
         else:
             self._discard_state()
             consequence = "all go back to the latest checkpoint"
@@ -336,7 +328,7 @@ class _CoordinatorRuntime:
             return
         self.number += 1
         try:
-            self._run_generation(lambda: True)
+            self._run_generation(lambda: True, alone=True)
             step = None if self.state.saved is None else self.state.saved.step
             self.emit(Note(f"the state of the others at step {step} is saved: --resume goes on from there"))
         except Exception as error:

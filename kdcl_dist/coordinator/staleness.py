@@ -11,11 +11,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from kdcl_dist.config.recipe import Recipe
 from kdcl_dist.coordinator.aligned_logits import Aligned
 from kdcl_dist.exchange.message import Contribution
 from kdcl_dist.run.metrics import BINS
 
-__all__ = ["Staleness"]
+__all__ = ["Staleness", "sources_of"]
 
 #: The largest age in steps of each bin of the histogram but the last.
 ENDS = torch.tensor([0, 3, 15, 63, 255, 1023, 4095])
@@ -55,6 +56,16 @@ class Staleness:
             self.sums_S3[student] += torch.tensor([len(part.ids), covered, int(ages.sum())])
             self.histogram_SK[student] += torch.bincount(torch.bucketize(ages, ENDS), minlength=len(BINS))
 
+    def vector(self) -> Tensor:
+        """All counts, int64."""
+        return torch.cat([self.sums_S3.flatten(), self.histogram_SK.flatten()])
+
+    def add_vector(self, counts: Tensor) -> None:
+        """Add counts that are given as `vector`."""
+        first = self.sums_S3.numel()
+        self.sums_S3 += counts[:first].view_as(self.sums_S3)
+        self.histogram_SK += counts[first:].view_as(self.histogram_SK)
+
     def values(self, student: int) -> dict[str, float]:
         """The metrics of one student; none for a student without samples or sources.
 
@@ -78,3 +89,10 @@ class Staleness:
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Load the state of `state_dict`."""
         self.sums_S3, self.histogram_SK = state["sums"], state["histogram"]
+
+
+def sources_of(recipe: Recipe) -> list[list[int]]:
+    """For each student the peers whose logits form its soft target."""
+    students = range(len(recipe.students))
+    sources = [recipe.names.index(name) for name in recipe.distillation.teachers] or list(students)
+    return [[source for source in sources if source != index] for index in students]

@@ -14,7 +14,11 @@ __all__ = ["check_messages"]
 
 
 def check_messages(
-    messages: Sequence[Message], workers: Sequence[Worker], round: Round, *, run: int, generation: int
+    messages: Sequence[Message],
+    workers: Sequence[Worker],
+    round: Round,
+    run: tuple[int, int],
+    rows: int | None = None,
 ) -> None:
     """See that every message is of this run and this round, and that all students have as many rows.
 
@@ -22,21 +26,23 @@ def check_messages(
         messages: one of each worker, in the order of `workers`.
         workers: the workers that take part.
         round: that the coordinator is at.
-        run, generation: 64-bit number of the run, and the generation.
+        run: its 64-bit number, and the generation.
+        rows: of each worker. None: as many for each student as most have, in even shares of its replicas.
 
     Raises:
         ForeignMessage: a message is of another run, generation or sender.
         StaleContribution: a message is of another round.
         ShapeMismatch: a student has another number of rows than most, or other classes.
     """
-    common = {"magic": MAGIC, "protocol": PROTOCOL, "run": run, "generation": generation}
+    counts = _expected_rows(messages, workers) if rows is None else [rows] * len(workers)
+    common = {"magic": MAGIC, "protocol": PROTOCOL, "run": run[0], "generation": run[1]}
     position = {"kind": int(round.kind), "step": round.step, "part": round.part}
-    for index, (message, rows) in enumerate(zip(messages, _expected_rows(messages, workers), strict=True)):
+    for index, (message, count) in enumerate(zip(messages, counts, strict=True)):
         found = message.identity
         for error, expected in (
             (ForeignMessage, common | {"sender": index}),
             (StaleContribution, position),
-            (ShapeMismatch, {"classes": message.layout.classes, "rows": rows}),
+            (ShapeMismatch, {"classes": message.layout.classes, "rows": count}),
         ):
             wrong = [field for field, value in expected.items() if found[field] != value]
             if wrong:

@@ -141,10 +141,10 @@ def _figures(name: str, sharp_BC: Tensor, soft_BC: Tensor, labels_B: Tensor) -> 
     entropy_B = -(soft_BC.exp() * soft_BC.clamp_min(torch.finfo(soft_BC.dtype).min)).sum(dim=1)
     return {
         f"{name}_loss": loss_of(sharp_BC, labels_B),
-        f"{name}_entropy": float(entropy_B.mean()),
+        f"{name}_entropy": float(entropy_B.mean(dtype=torch.float64)),
         f"{name}_wrong": _share(sharp_BC.argmax(dim=1) != largest_class(labels_B)),
     }
 
 
 def _share(hits_B: Tensor) -> float:
-    return float(hits_B.float().mean())
+    return float(hits_B.double().mean())

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, ExitStack, closing, contextmanager
+from typing import Any
 
 from kdcl_dist.errors import wrap
 from kdcl_dist.exchange.group import Exchange
 from kdcl_dist.exchange.layout import ExchangeLayout
+from kdcl_dist.exchange.shared import SharedExchange
 from kdcl_dist.membership.failure_detector import await_all
 from kdcl_dist.membership.monitor import Monitor
 from kdcl_dist.membership.tcp_store import scoped
@@ -60,13 +62,15 @@ def open_exchange(
 
 
 def _form(run: Run, monitor: Monitor, host: str, layout: ExchangeLayout, pinned: bool) -> Exchange:
-    return Exchange(
-        monitor,
-        scoped(monitor.store, str(run.generation)),
-        host=host,
-        layout=layout,
-        run=run.number,
-        generation=run.generation,
-        step_s=run.recipe.limits.step_s,
-        pinned=pinned,
-    )
+    store = scoped(monitor.store, str(run.generation))
+    options: dict[str, Any] = {
+        "host": host,
+        "layout": layout,
+        "run": run.number,
+        "generation": run.generation,
+        "step_s": run.recipe.limits.step_s,
+        "pinned": pinned,
+    }
+    if assistants := sum(rank >= len(run.recipe.workers) for rank in monitor.present):
+        return SharedExchange(monitor, store, recipe=run.recipe, assistants=assistants, **options)
+    return Exchange(monitor, store, **options)

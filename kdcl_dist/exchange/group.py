@@ -34,7 +34,7 @@ from kdcl_dist.membership import failure_detector
 from kdcl_dist.membership.monitor import Monitor
 from kdcl_dist.membership.tcp_store import RunStore, scoped
 
-__all__ = ["Exchange"]
+__all__ = ["ANSWER", "MESSAGE", "PATIENCE_S", "Exchange", "await_each"]
 
 #: Seconds that forming the group may take at least, since many connections are made at once.
 FORM_S = 30.0
@@ -58,8 +58,10 @@ class Exchange:
         generation: of the group; messages of another run or generation are refused.
         step_s: limit of one transfer.
         pinned: whether `outgoing` and `answer` lie in pinned memory, which a GPU reads and writes directly.
+        assistants: of the coordinator, the last ranks before its own; see `kdcl_dist.exchange.shared`.
 
     Attributes:
+        workers: number of ranks that send messages and are answered, the first ones.
         outgoing: the message that this student sends next.
         answer: the coordinator's answer: written by the coordinator, received by the students.
     """
@@ -75,14 +77,16 @@ class Exchange:
         generation: int,
         step_s: float,
         pinned: bool = False,
+        assistants: int = 0,
     ) -> None:
         self.monitor, self.run, self.generation, self.all_to_all = monitor, run, generation, layout.all_to_all
         ranks = [*monitor.present, monitor.coordinator_rank]
         self.size, self.rank = len(ranks), ranks.index(monitor.rank)
         self.step_s = step_s
         self.root = self.size - 1
+        self.workers = self.root - assistants
         reads = layout.all_to_all or self.rank == self.root
-        self.messages = [Message(layout.message) for _ in ranks[:-1]] if reads else []
+        self.messages = [Message(layout.message) for _ in range(self.workers)] if reads else []
         self.outgoing, self._other = (Message(layout.message, pinned=pinned) for _ in range(2))
         for message in (self.outgoing, self._other):
             message.set_identity(run=run, generation=generation, sender=self.rank)
@@ -150,7 +154,7 @@ class Exchange:
         """
         buffer = self._part(with_rows)
         self._run(lambda group, limit: self._from_coordinator(group, limit, buffer), limit_s)
-        self._check_answer()
+        self._check(self.answer)
         if Flag.REFUSED in self.answer.flags:
             self.monitor.raise_failure()
         if self._expected:  # the message may still be on its way to a peer
@@ -193,10 +197,10 @@ class Exchange:
         return self._group
 
     def _to_coordinator(self, group: Any, limit: timedelta) -> None:
-        if self.rank == self.root:
+        if self.rank >= self.workers:
             buffers = [message.buffer for message in self.messages]
             works = [group.recv([buffer], rank, MESSAGE) for rank, buffer in enumerate(buffers)]
-            _await_each(works, limit, self._arrived)
+            await_each(works, limit, self._arrived)
             self._await_sent(group, limit)
         else:
             peers = [rank for rank in range(self.root) if self.all_to_all and rank != self.rank]
@@ -205,7 +209,7 @@ class Exchange:
             self._sent = [group.send([self.outgoing.buffer], rank, MESSAGE) for rank in readers]
 
     def _from_coordinator(self, group: Any, limit: timedelta, buffer: Tensor) -> None:
-        if self.rank == self.root:
+        if self.rank >= self.workers:
             self._answer_all(group, buffer)
             return
         posted, self._posted = self._posted, None
@@ -222,7 +226,7 @@ class Exchange:
     def _answer_all(self, group: Any, buffer: Tensor) -> None:
         """Send the answer to every student that can be reached, then raise if one cannot."""
         broken: RuntimeError | None = None
-        for rank in range(self.root):
+        for rank in range(self.workers):
             try:
                 self._sent.append(group.send([buffer], rank, ANSWER))
             except RuntimeError as error:
@@ -235,7 +239,7 @@ class Exchange:
     def _await_sent(self, group: Any, limit: timedelta) -> None:
         """Wait until the last messages have left, as they have once they are answered."""
         sent, self._sent = self._sent, []
-        _await_each(sent, limit)
+        await_each(sent, limit)
 
     def _guard(self, action: Callable[[], Any]) -> Any:
         """Run a blocking action; raise the first failure of the generation for what breaks it.
@@ -258,9 +262,10 @@ class Exchange:
             self.monitor, cause, limit_s=self.step_s, limit_name=self._limit, unfinished=unfinished
         )
 
-    def _check_answer(self) -> None:
+    def _check(self, answer: Message) -> None:
+        """See that an answer is of this run, generation and part of a step."""
         names = ("magic", "protocol", "run", "generation", "step", "part")
-        answered, sent = self.answer.identity, self.outgoing.identity
+        answered, sent = answer.identity, self.outgoing.identity
         found, expected = (tuple(fields[name] for name in names) for fields in (answered, sent))
         if found != expected:
             raise ForeignMessage(f"the coordinator's answer has ({', '.join(names)}) {found}, not {expected}")
@@ -279,8 +284,16 @@ class _Unfinished(RuntimeError):
         self.indices = indices
 
 
-def _await_each(works: Sequence[Any], limit: timedelta, done: Callable[[int], object] | None = None) -> None:
-    """Wait for the transfers with ranks 0, 1, ..., and call `done` after each; the limit is that of all.
+def await_each(
+    works: Sequence[Any],
+    limit: timedelta,
+    done: Callable[[int], object] | None = None,
+    *,
+    first: int = 0,
+) -> None:
+    """Wait for the transfers with ranks `first`, `first` + 1, ..., and call `done` after each.
+
+    The limit is that of all.
 
     When it ends, gloo closes the connections of the group. What was transferred by then is kept.
     """
@@ -291,7 +304,7 @@ def _await_each(works: Sequence[Any], limit: timedelta, done: Callable[[int], ob
         except RuntimeError as error:
             if not indices and not failure_detector.timed_out(error):
                 raise
-            indices.append(index)
+            indices.append(first + index)
             message = message or str(error)
             continue
         if done is not None:

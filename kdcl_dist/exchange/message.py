@@ -55,6 +55,8 @@ class Flag(IntFlag):
     SAVE = 8
     #: In the coordinator's answer: this epoch is the last of the run.
     LAST = 16
+    #: A student's logits are not all finite; among several coordinators, some may have none of those.
+    NOT_FINITE = 32
 
 
 class StepMetrics(NamedTuple):
@@ -121,6 +123,13 @@ class Contribution(NamedTuple):
     ids: Tensor
     labels: Tensor
     logits: Tensor
+
+    @property
+    def is_finite(self) -> bool:
+        """Whether all logits are finite."""
+        # A sum is finite unless a logit is not, or finite logits overflow: most steps need no second pass.
+        total = float(self.logits.sum(dtype=torch.float32))
+        return math.isfinite(total) or bool(torch.isfinite(self.logits).all())
 
 
 def by_student(messages: Sequence[Message], students: Sequence[int], count: int) -> list[Contribution]:

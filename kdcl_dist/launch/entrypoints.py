@@ -21,8 +21,11 @@ from typing import Any
 
 import torch
 
-from kdcl_dist.coordinator.runtime import SAVE_ASKED, run_coordinator
+from kdcl_dist.coordinator.assistant import run_assistant
+from kdcl_dist.coordinator.processes import SAVE_ASKED
+from kdcl_dist.coordinator.runtime import run_coordinator
 from kdcl_dist.errors import CoordinatorLost, wrap
+from kdcl_dist.exchange.member import Find
 from kdcl_dist.launch.messages import (
     CoordinatorUnreachable,
     EndpointOpened,
@@ -44,7 +47,7 @@ from kdcl_dist.student.runtime import run_student
 from kdcl_dist.utils.devices import choose_device
 from kdcl_dist.utils.process import end_with_parent, is_over
 
-__all__ = ["coordinate", "train"]
+__all__ = ["assist", "coordinate", "train"]
 
 #: A constant of Linux's prctl; the kernel keeps 15 bytes of the name.
 PR_SET_NAME = 15
@@ -106,7 +109,7 @@ class _MessageSender:
 
 @dataclass(frozen=True)
 class _Processes:
-    """See `kdcl_dist.coordinator.runtime.Processes`."""
+    """See `kdcl_dist.coordinator.processes.Processes`."""
 
     sender: _MessageSender
     save: Any
@@ -144,10 +147,7 @@ def train(link: Connection, run: Run, rank: int, endpoint: Endpoint, host: str, 
     """
     stop_requested = threading.Event()
     signal.signal(signal.SIGTERM, lambda *_: stop_requested.set())
-
-    def find_endpoint(lost: Endpoint | None) -> Endpoint:
-        """The first endpoint, or the one after a lost coordinator's."""
-        return endpoint if lost is None else _await_next(link, lost, run.recipe.limits.startup_s)
+    find_endpoint = _finder(link, endpoint, run)
 
     def work() -> bool:
         """Train the student."""
@@ -156,6 +156,28 @@ def train(link: Connection, run: Run, rank: int, endpoint: Endpoint, host: str, 
 
     _name_process(run.recipe.workers[rank].name)
     _report(link, work, student=run.recipe.workers[rank].name)
+
+
+def assist(link: Connection, run: Run, rank: int, endpoint: Endpoint, host: str) -> None:
+    """Assist the coordinator as the process of one rank.
+
+    Args:
+        link: the pipe to the launcher.
+        run: the run.
+        rank: index in `run.recipe.members`.
+        endpoint: where the coordinator's store listens.
+        host: this host's address.
+    """
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)  # students ask for a stop; the coordinator decides
+    name = run.recipe.members[rank]
+    _name_process(name)
+    _report(link, lambda: run_assistant(run, rank, _finder(link, endpoint, run), host=host), student=name)
+
+
+def _finder(link: Connection, endpoint: Endpoint, run: Run) -> Find:
+    """Finds the first endpoint, or the one after a lost coordinator's."""
+    limit_s = run.recipe.limits.startup_s
+    return lambda lost: endpoint if lost is None else _await_next(link, lost, limit_s)
 
 
 def _name_process(name: str) -> None:

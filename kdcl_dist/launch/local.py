@@ -102,7 +102,7 @@ class _Cohort:
         self.stop, self.save = self.context.Event(), self.context.Event()
         self.endpoint: Endpoint | None = None
         self.processes: list[Process] = []
-        names = [COORDINATOR, *(worker.name for worker in run.recipe.workers)]
+        names = [COORDINATOR, *run.recipe.members]
         self.logs = {name: ProcessLog(run.folder, name) for name in names}
         self.replacements = Counter[int]()
         self.is_over = False
@@ -112,8 +112,8 @@ class _Cohort:
         try:
             self.processes.append(self._start_coordinator())
             self.endpoint = _await_endpoint(self.processes[0], self.limit_s)
-            for rank in range(len(self.run.recipe.workers)):
-                self.processes.append(self._start_student(rank))
+            for rank in range(len(self.run.recipe.members)):
+                self.processes.append(self._start_member(rank))
             self._supervise()
         finally:
             for process in reversed(self.processes):  # the coordinator, which hosts the store, ends last
@@ -130,10 +130,14 @@ class _Cohort:
         entry = "kdcl_dist.launch.entrypoints:coordinate"
         return self._start(COORDINATOR, entry, self.run.for_coordinator(), HOST, self.stop, self.save)
 
-    def _start_student(self, rank: int) -> Process:
-        entry, name = "kdcl_dist.launch.entrypoints:train", self.run.recipe.workers[rank].name
-        arguments = self.run, rank, self.endpoint, HOST, self.devices[rank]
-        return self._start(name, entry, *arguments)
+    def _start_member(self, rank: int) -> Process:
+        """Start a worker, or an assistant of the coordinator."""
+        recipe = self.run.recipe
+        name, entry = recipe.members[rank], "kdcl_dist.launch.entrypoints:"
+        if rank < len(recipe.workers):
+            arguments = self.run, rank, self.endpoint, HOST, self.devices[rank]
+            return self._start(name, f"{entry}train", *arguments)
+        return self._start(name, f"{entry}assist", self.run.for_coordinator(), rank, self.endpoint, HOST)
 
     def _start(self, name: str, entry: str, *arguments: object) -> Process:
         return start(self.context, name, entry, *arguments, limit_s=self.limit_s, log=self.logs[name])
@@ -200,7 +204,7 @@ class _Cohort:
                 self.endpoint = None
                 self.processes[0] = self._start_coordinator()
             else:
-                self.processes[index] = self._start_student(index - 1)
+                self.processes[index] = self._start_member(index - 1)
 
     def _kill_silent(self, name: str, pid: int | None) -> None:
         for process in self.processes:

@@ -60,6 +60,8 @@ class GenerationSpec:
         restored: indices of those that load their state from `start`, or begin anew without one; the others
             keep the state that they have.
         epochs: of the run; fewer than the recipe's once it ends by early stopping.
+        classes: of the data.
+        assistants: ranks of the coordinator's assistants that take part.
     """
 
     number: int
@@ -68,6 +70,8 @@ class GenerationSpec:
     students: tuple[int, ...]
     restored: tuple[int, ...]
     epochs: int
+    classes: int
+    assistants: tuple[int, ...] = ()
 
 
 @dataclass
@@ -268,6 +272,8 @@ def _generation_spec(data: dict[str, Any]) -> GenerationSpec:
         tuple(data["students"]),
         tuple(data["restored"]),
         data["epochs"],
+        data["classes"],
+        tuple(data["assistants"]),
     )
 
 

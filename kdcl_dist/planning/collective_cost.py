@@ -48,10 +48,14 @@ def ring(ranks: int, nbytes: int) -> Traffic:
     return Traffic(others, 2 * others, others * nbytes, 2 * ranks * others, ranks * others * nbytes)
 
 
-def star(ranks: int, nbytes: int) -> Traffic:
-    """Gather or scatter: the root receives `nbytes` from every other rank, or sends them to every other."""
-    others = ranks - 1
-    return Traffic(1, others, others * nbytes, others, others * nbytes)
+def star(ranks: int, nbytes: int, roots: int = 1) -> Traffic:
+    """Gather or scatter: each root receives `nbytes` from every other rank, or sends them to every other.
+
+    Roots exchange nothing with each other; more than one are several coordinators, each with its share.
+    """
+    others = ranks - roots
+    busiest, messages = max(others, roots), others * roots
+    return Traffic(1, busiest, busiest * nbytes, messages, messages * nbytes)
 
 
 def tree(ranks: int, nbytes: int) -> Traffic:

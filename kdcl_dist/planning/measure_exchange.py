@@ -43,7 +43,10 @@ def measure_link(recipe: Recipe) -> Link:
 
 
 def measure_ensemble(recipe: Recipe, classes: int) -> float:
-    """Seconds in which the coordinator aligns a step's logits (here random) and forms the ensemble."""
+    """Seconds in which the coordinator aligns a step's logits (here random) and forms the ensemble.
+
+    Of several coordinators that share a step's samples, the seconds of one.
+    """
     return run_in_processes(_ensemble, [(recipe, classes)])[0]
 
 
@@ -84,7 +87,8 @@ def _round_trip(exchange: Exchange, step: int) -> float:
 
 def _ensemble(recipe: Recipe, classes: int) -> float:
     torch.set_num_threads(1)
-    distillation, students, rows = recipe.distillation, len(recipe.students), recipe.part_size
+    distillation, students = recipe.distillation, len(recipe.students)
+    rows = -(-recipe.part_size // recipe.coordinators)
     set_threads(distillation.threads)
     bank = None
     if distillation.keeps_logits:  # a small one: its time does not depend on the number of samples

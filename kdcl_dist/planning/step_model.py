@@ -37,9 +37,9 @@ class Link:
     latency_s: float
     bandwidth: float
 
-    def exchange_s(self, workers: int, message_bytes: int, answer_bytes: int) -> float:
-        """Seconds in which the coordinator receives a message from each worker and answers it."""
-        rounds, volume = exchange_volume(workers, message_bytes, answer_bytes)
+    def exchange_s(self, workers: int, message_bytes: int, answer_bytes: int, coordinators: int = 1) -> float:
+        """Seconds in which each coordinator receives a message from each worker and answers it."""
+        rounds, volume = exchange_volume(workers, message_bytes, answer_bytes, coordinators)
         return rounds * self.latency_s + volume / self.bandwidth
 
     def average_s(self, replicas: int, gradient_bytes: int) -> float:
@@ -48,9 +48,15 @@ class Link:
         return rounds * (self.latency_s + gradient_bytes / replicas / self.bandwidth)
 
 
-def exchange_volume(workers: int, message_bytes: int, answer_bytes: int) -> tuple[int, int]:
-    """Messages and bytes that pass the coordinator in sequence: for each worker one in and one out."""
-    traffic = star(workers + 1, message_bytes) + star(workers + 1, answer_bytes)
+def exchange_volume(
+    workers: int, message_bytes: int, answer_bytes: int, coordinators: int = 1
+) -> tuple[int, int]:
+    """Messages and bytes that pass a coordinator in sequence: for each worker one in and one out.
+
+    Where there are more coordinators than workers, they are those that pass a worker.
+    """
+    ranks = workers + coordinators
+    traffic = star(ranks, message_bytes, coordinators) + star(ranks, answer_bytes, coordinators)
     return traffic.passages, traffic.volume
 
 
@@ -133,10 +139,11 @@ class StepModel:
         classes: number of classes of the data.
         students: costs of each student, in the order of the cohort.
         link: cost of messages between all processes.
-        ensemble_s: seconds from the end of the gather to the start of the broadcast.
+        ensemble_s: seconds from the end of the gather to the start of the broadcast, of one coordinator.
         answer_rows: from `kdcl_dist.exchange.layout.answer_rows`; None: as many as a step has samples.
         cores: CPU cores that all workers share; infinite if each worker has its own.
         dtype: type of logits in messages.
+        coordinators: that share the samples of a step.
     """
 
     batch_size: int
@@ -147,6 +154,7 @@ class StepModel:
     answer_rows: int | None = None
     cores: float = math.inf
     dtype: torch.dtype = torch.float32
+    coordinators: int = 1
 
     def predict(self, replicas: Sequence[int]) -> Prediction:
         """The prediction for these numbers of replicas, one for each student."""
@@ -179,10 +187,13 @@ class StepModel:
 
     def _between_s(self, workers: int, fewest: int) -> float:
         """Seconds of exchange and ensemble; the fewest replicas of any student set the size of messages."""
-        message = MessageLayout(self.batch_size // fewest, self.classes, self.dtype).nbytes
         rows = self.batch_size if self.answer_rows is None else self.answer_rows
-        answer = MessageLayout(rows, self.classes, self.dtype).nbytes
-        return self.link.exchange_s(workers, message, answer) + self.ensemble_s
+        message, answer = (
+            MessageLayout(-(-count // self.coordinators), self.classes, self.dtype).nbytes
+            for count in (self.batch_size // fewest, rows)
+        )
+        exchange_s = self.link.exchange_s(workers, message, answer, self.coordinators)
+        return exchange_s + self.ensemble_s * max(1.0, self.coordinators / self.cores)
 
 
 def _ready_s(alone_s: Sequence[float], threads: Sequence[int], cores: float) -> list[float]:

@@ -128,6 +128,7 @@ def _model(
         answer_rows(recipe),
         cores,
         DTYPES[recipe.distillation.wire_precision],
+        recipe.coordinators,
     )
 
 
@@ -151,6 +152,8 @@ def _costs(
     shape: tuple[int, int | None],
     on_progress: OnProgress,
 ) -> StudentCosts:
+    # Several coordinators go with one worker a student.
+    most = most if recipe.coordinators == 1 else 1
     student, counts = recipe.students[index], divisors(recipe.part_size, most)
     if student.name in given:
         costs = given[student.name]

@@ -14,7 +14,7 @@ from kdcl_dist.config.student import Worker
 from kdcl_dist.data.loader import Batch
 from kdcl_dist.data.training_data import TrainingData
 from kdcl_dist.distillation.methods import Context
-from kdcl_dist.errors import CheckpointError
+from kdcl_dist.errors import CheckpointError, KdclError
 from kdcl_dist.exchange.alignment import find_rows, rows_of
 from kdcl_dist.exchange.group import Exchange
 from kdcl_dist.exchange.message import Flag, Message, StepMetrics, by_student
@@ -119,11 +119,7 @@ class StudentLoop:
         self.exchange.outgoing.write_rows(batch.ids, contribution_BC, batch.labels)
         computed_s = time.perf_counter()
         busy_s = self.exchange.outgoing.header["busy_s"] = earlier_s + computed_s - self.answer_received_s
-        with_rows = student.recipe.distillation.sends_target
-        self._send()
-        self.exchange.post_receive(with_rows)
-        self._prefetch(round)
-        answer = self._receive(round, with_rows=with_rows)
+        answer = self._exchange_rows(round, learns)
         enter("backward")
         part = self._learn(round, logits_BC, batch, answer)
         ended_s = time.perf_counter()
@@ -143,6 +139,19 @@ class StudentLoop:
         if part is not None:
             self.parts.append(part.timed(times))
         return answer.flags
+
+    def _exchange_rows(self, round: Round, learns: bool) -> Message:
+        """Send the logits, and receive the answer; the next batch is loaded meanwhile."""
+        with_rows = self.student.recipe.distillation.sends_target
+        try:
+            self._send()
+            self.exchange.post_receive(with_rows)
+            self._prefetch(round)
+            return self._receive(round, with_rows=with_rows)
+        except KdclError:
+            if learns:
+                self.student.undo_forward()  # the cohort may begin this step anew
+            raise
 
     def _next_batch(self) -> Batch:
         """The next batch: the prefetched one, or loaded now."""

@@ -9,18 +9,17 @@ from dataclasses import asdict, replace
 
 import torch
 
-from kdcl_dist.config.rounds import Round
 from kdcl_dist.config.student import Worker
 from kdcl_dist.data.training_data import TrainingData
-from kdcl_dist.errors import CoordinatorLost, KdclError, NonFiniteLogits, RecipeError, from_dict, wrap
+from kdcl_dist.errors import KdclError, RecipeError, wrap
 from kdcl_dist.exchange.generation import open_exchange
+from kdcl_dist.exchange.member import Find, Member, follow
 from kdcl_dist.exchange.message import Flag
 from kdcl_dist.exchange.replicas import Replicas, broke_off
 from kdcl_dist.membership.endpoint import Endpoint
 from kdcl_dist.membership.failure_detector import diagnose
-from kdcl_dist.membership.monitor import Monitor
-from kdcl_dist.membership.rendezvous import GenerationSpec, Rendezvous, RunCompleted, WorkerInfo
-from kdcl_dist.membership.tcp_store import connect_store, scoped
+from kdcl_dist.membership.rendezvous import GenerationSpec, WorkerInfo
+from kdcl_dist.membership.tcp_store import scoped
 from kdcl_dist.run.checkpoint import read_part
 from kdcl_dist.run.process import prepare_process
 from kdcl_dist.run.run import Run, versions
@@ -30,10 +29,7 @@ from kdcl_dist.student.loop import StudentLoop
 from kdcl_dist.student.student import Student
 from kdcl_dist.utils.devices import describe_device
 
-__all__ = ["Find", "run_student"]
-
-#: Finds the store of the first coordinator, or of the coordinator after the one whose store was lost.
-Find = Callable[[Endpoint | None], Endpoint]
+__all__ = ["run_student"]
 
 
 def run_student(
@@ -50,44 +46,26 @@ def run_student(
     Args:
         run: the run.
         rank: index in `run.recipe.workers`.
-        find: returns the endpoint of the coordinator's store; given the endpoint of a lost store, that of
-            the next coordinator. Raises `CoordinatorLost` when there is none.
+        find: of the coordinator's store; see `kdcl_dist.exchange.member.follow`, also for what is returned
+            and raised.
         host: this process's address, by which the others reach it.
         device: of the network.
         stop: asked at each step whether this process wants the run to stop.
-
-    Returns:
-        True at the end of the run, False when it was stopped before, after a checkpoint.
-
-    Raises:
-        RunFailed: the coordinator ended the run; the error has the cause.
-        KdclError: this student's own failure, or the loss of the coordinator where the run ends with it.
     """
     prepare_process(run, threads=run.recipe.students[run.recipe.workers[rank].student].resources.cpu)
-    lost: Endpoint | None = None
-    last_loss: KdclError | None = None
-    while True:
-        endpoint = find(lost)
-        try:
-            finished = _StudentRuntime(run, rank, endpoint, host, device, stop, last_loss).participate()
-            if run.dry_steps is not None:
-                write_usage(run.folder, run.recipe.workers[rank].name, host, device)
-            return finished
-        except CoordinatorLost as error:
-            error.at(host=endpoint.host)
-            if not run.recipe.failure.allowed:
-                raise
-            # A copy: the error's frames hold the network of this runtime, and the step's activations.
-            lost, last_loss = endpoint, from_dict(error.to_dict())
+
+    def participate(endpoint: Endpoint, last_loss: KdclError | None) -> bool:
+        """Take part under one coordinator."""
+        finished = _StudentRuntime(run, rank, endpoint, host, device, stop, last_loss).participate()
+        if run.dry_steps is not None:
+            write_usage(run.folder, run.recipe.workers[rank].name, host, device)
+        return finished
+
+    return follow(run, find, participate)
 
 
-class _StudentRuntime:
-    """A student's process under one coordinator.
-
-    Attributes:
-        position: the next round; None before the first generation.
-        last_loss: how the student lost the coordinator before this one, if there was one.
-    """
+class _StudentRuntime(Member):
+    """A student's process under one coordinator."""
 
     def __init__(
         self,
@@ -99,49 +77,11 @@ class _StudentRuntime:
         stop: Callable[[], bool],
         last_loss: KdclError | None,
     ) -> None:
-        self.last_loss = last_loss
-        self.run, self.host, self.device, self.stop = run, host, device, stop
-        self.worker, self.limits = run.recipe.workers[rank], run.recipe.limits
+        super().__init__(run, rank, endpoint, host, last_loss)
+        self.device, self.stop, self.worker = device, stop, run.recipe.workers[rank]
         self.spec = run.recipe.students[self.worker.student]
-        self.store = scoped(connect_store(endpoint, self.limits.startup_s), run.id)
-        names = [each.name for each in run.recipe.workers]
-        self.monitor = Monitor(self.store, names, rank, generation=-1)  # of no generation yet
-        self.rendezvous = Rendezvous(self.monitor)
-        self.position: Round | None = None
 
-    def participate(self) -> bool:
-        """Take part until the run's end; errors as `run_student`."""
-        try:
-            self.monitor.start_heartbeat(self.host, slow_s=self.limits.step_s / 2)
-            self._prepare()
-            while True:
-                spec = self.rendezvous.join(
-                    self._describe(), self.position, self.limits.startup_s, self.last_loss
-                )
-                try:
-                    flags = self._run_generation(spec)
-                except KdclError as error:
-                    if not self._survives(error):
-                        raise
-                else:
-                    if Flag.REFORM not in flags:
-                        return Flag.STOP not in flags
-        except RunCompleted as completed:
-            return completed.finished
-        finally:
-            self.monitor.report_departure()
-            self.monitor.close()
-
-    def _survives(self, error: KdclError) -> bool:
-        """Whether this process can join the next generation.
-
-        It can if the first failure is another process's, or bad numbers, which leave this process intact.
-        """
-        if error is not self.monitor.cause or isinstance(error, CoordinatorLost):
-            return False
-        return error.student != self.worker.name or isinstance(error, NonFiniteLogits)
-
-    def _prepare(self) -> None:
+    def prepare(self) -> None:
         """Open the data, build the student and try it, before the cohort forms."""
         try:
             self.monitor.heartbeat.enter("start")
@@ -166,7 +106,8 @@ class _StudentRuntime:
         if self.device.index is not None:
             torch.cuda.set_device(self.device)
 
-    def _describe(self) -> WorkerInfo:
+    def describe(self) -> WorkerInfo:
+        """What the coordinator is told of this process."""
         return WorkerInfo(
             name=self.worker.name,
             host=self.host,
@@ -181,14 +122,14 @@ class _StudentRuntime:
             cores=len(os.sched_getaffinity(0)),
         )
 
-    def _run_generation(self, spec: GenerationSpec) -> Flag:
+    def run_generation(self, spec: GenerationSpec) -> Flag:
         """Run the rounds of one generation: to its end, or to the first failure."""
         run = replace(self.run, start=spec.start, generation=spec.number)
         present = [rank for rank, each in enumerate(run.recipe.workers) if each.student in spec.students]
 
         def prepare() -> None:
             """Enter the generation with the state that it asks for."""
-            self.monitor.enter(spec.number, present, step=spec.at.step)
+            self.monitor.enter(spec.number, [*present, *spec.assistants], step=spec.at.step)
             self._restore(spec)
 
         exchange_group = open_exchange(

@@ -161,6 +161,7 @@ def test_a_student_with_replicas_goes_and_comes_as_one(
         ("distillation.method=dml",),
         ("distillation.method=linear", "distillation.window=2"),
         ("distillation.method=none", "distillation.window=epoch"),
+        ("distillation.method=mean", "coordinators=2"),
     ],
 )
 def test_methods_go_on_with_who_is_there(

@@ -13,6 +13,7 @@ import pytest
 import torch
 
 from kdcl_dist.config.recipe import Recipe
+from kdcl_dist.coordinator.assistant import run_assistant
 from kdcl_dist.coordinator.runtime import run_coordinator
 from kdcl_dist.data.dataset import Info
 from kdcl_dist.data.writer import write_dataset
@@ -114,6 +115,10 @@ class Cohort:
                 host="127.0.0.1",
                 device=torch.device(self.device),
                 stop=lambda: False,
+            )
+        for rank in range(len(self.run.recipe.workers), len(self.run.recipe.members)):
+            jobs[self.run.recipe.members[rank]] = lambda rank=rank: run_assistant(  # type: ignore[misc]
+                self.run, rank, lambda lost: endpoint, host="127.0.0.1"
             )
         threads = [threading.Thread(target=self._work, args=item) for item in jobs.items()]
         for thread in threads:

@@ -146,6 +146,18 @@ class NotFiniteOnce(Plain):
         return logits * torch.nan if self.steps_here == 4 else logits
 
 
+class NotFiniteInOneRow(Plain):
+    """NaN of one sample in one step, the fourth of the process."""
+
+    steps_here = 0
+
+    def trouble(self, step: int, logits: Tensor) -> Tensor:
+        self.steps_here += 1
+        if self.steps_here != 4:
+            return logits
+        return torch.cat([logits[:1] * torch.nan, logits[1:]])
+
+
 class _Poison(torch.autograd.Function):
     """Nothing on the way forth, NaN on the way back."""
 

@@ -18,6 +18,7 @@ import ray
 from ray.exceptions import RayError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
+from kdcl_dist.coordinator.processes import SAVE_ASKED
 from kdcl_dist.errors import CoordinatorCutOff, StartupTimeout, wrap
 from kdcl_dist.launch.ray.common import END_S, actor_name, at_this_host, end_process, ping
 from kdcl_dist.launch.ray.coordinator_output import own_files
@@ -40,7 +41,7 @@ def start_coordinator(run: Run) -> Any:
     return CoordinatorActor.options(  # type: ignore[attr-defined]
         name=actor_name(run),
         num_cpus=0,
-        max_concurrency=8 + len(run.recipe.workers),
+        max_concurrency=8 + len(run.recipe.members),
         max_restarts=run.recipe.failure.allowed,
         scheduling_strategy=here,
     ).remote(run.for_coordinator())
@@ -83,7 +84,7 @@ class _Registered:
 
 
 class _Processes:
-    """See `kdcl_dist.coordinator.runtime.Processes`.
+    """See `kdcl_dist.coordinator.processes.Processes`.
 
     Attributes:
         registered: the process and worker of each student or replica, by its name.
@@ -136,8 +137,6 @@ class _Processes:
     def notice(self) -> str | None:
         """Once for each draining host: a line that names its worker; or the driver's request."""
         if self.save_requested:
-            from kdcl_dist.coordinator.runtime import SAVE_ASKED  # imported by now; its import takes seconds
-
             self.save_requested = False
             return SAVE_ASKED
         new = self.draining & set(self.names) - self.announced

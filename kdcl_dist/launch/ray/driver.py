@@ -23,6 +23,7 @@ from kdcl_dist.errors import KdclError, RunFolderError
 from kdcl_dist.launch.gpu_remarks import remarks_on_ray
 from kdcl_dist.launch.preflight.checks import Check, require
 from kdcl_dist.launch.preflight.placement import assign, needs_of
+from kdcl_dist.launch.ray.assistants import start_assistants
 from kdcl_dist.launch.ray.coordinator import start_coordinator
 from kdcl_dist.launch.ray.preflight import hosts, run_checks
 from kdcl_dist.launch.ray.private import address_of_cluster
@@ -49,7 +50,7 @@ def launch(
     """
     _check_storage_of_job(run)
     with cluster([run.recipe], on_event):
-        coordinator = start_coordinator(run)
+        actors = [start_coordinator(run), *start_assistants(run)]
         try:
             require(_checks(run.recipe, run.folder, on_event), lambda text: on_event(Warned(text)))
             offered = hosts()
@@ -58,7 +59,8 @@ def launch(
                 on_event(remark)
             return Trainers(run, needs, on_event, stop_requested, save_requested).fit()
         finally:
-            ray.kill(coordinator)
+            for actor in actors:
+                ray.kill(actor)
 
 
 def _check_storage_of_job(run: Run) -> None:

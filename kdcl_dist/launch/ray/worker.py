@@ -33,7 +33,7 @@ from kdcl_dist.membership.endpoint import Endpoint
 from kdcl_dist.run.process_log import ProcessLog
 from kdcl_dist.run.run import Run
 
-__all__ = ["CohortConfig", "train"]
+__all__ = ["ANSWER_S", "CohortConfig", "Supervisor", "train"]
 
 #: Seconds within which a coordinator answers, unless it is stopped or cut off.
 ANSWER_S = 10.0
@@ -60,34 +60,39 @@ def train(config: dict[str, Any]) -> None:
     waits_s = run.recipe.limits.startup_s + ANSWER_S
     index: int | None = ray.get(actor.index_of.remote(config["kind"], rank), timeout=waits_s)
     if index is not None:
-        _Supervisor(run, index, devices[index], context, actor).train()
+        Supervisor(run, index, context, actor, "train", devices[index]).supervise()
 
 
-class _Supervisor:
-    """Starts the process that trains, replaces it when it dies, and connects it to the coordinator.
+class Supervisor:
+    """Starts the process of a member, replaces it when it dies, and connects it to the coordinator.
 
-    Attributes:
-        index: of the worker in the cohort.
-        worker: the student, or replica, that is trained here.
-        device: "cpu", "cuda" or "auto".
+    Args:
+        run: the run.
+        index: of the member in `run.recipe.members`.
         context: of the server that forks the process.
         actor: the coordinator's.
+        job: the function of `kdcl_dist.launch.entrypoints` that the process runs.
+        more: the function's last arguments.
     """
 
-    def __init__(self, run: Run, index: int, device: str, context: Any, actor: Any) -> None:
+    def __init__(self, run: Run, index: int, context: Any, actor: Any, job: str, *more: str) -> None:
         self.run, self.limit_s = run, run.recipe.limits.startup_s
-        self.index, self.device, self.context, self.actor = index, device, context, actor
-        self.worker = run.recipe.workers[index]
-        self.log = ProcessLog(run.folder, self.worker.name)
+        self.index, self.name, self.context, self.actor = index, run.recipe.members[index], context, actor
+        self.entry, self.more = f"kdcl_dist.launch.entrypoints:{job}", more
+        self.log = ProcessLog(run.folder, self.name)
 
-    def train(self) -> None:
-        """See `train` above."""
+    def supervise(self) -> None:
+        """Keep a process at work to the run's end.
+
+        Raises:
+            KdclError: the member's failure, where the coordinator did not end the run with it.
+        """
         try:
-            self._train()
+            self._supervise_all()
         finally:
             self.log.close()
 
-    def _train(self) -> None:
+    def _supervise_all(self) -> None:
         for _ in range(1 + self.run.recipe.failure.allowed):
             process = self._start()
             try:
@@ -102,9 +107,9 @@ class _Supervisor:
             raise failure_of(process)
 
     def _start(self) -> Process:
-        entry, endpoint = "kdcl_dist.launch.entrypoints:train", self._find_endpoint(None)
-        arguments = (self.run, self.index, endpoint, ray.util.get_node_ip_address(), self.device)
-        process = start(self.context, self.worker.name, entry, *arguments, limit_s=self.limit_s, log=self.log)
+        endpoint, host = self._find_endpoint(None), ray.util.get_node_ip_address()
+        arguments = (self.run, self.index, endpoint, host, *self.more)
+        process = start(self.context, self.name, self.entry, *arguments, limit_s=self.limit_s, log=self.log)
         self._register(process.handle.pid or 0)
         return process
 
@@ -166,7 +171,7 @@ class _Supervisor:
     def _register(self, pid: int) -> None:
         """Register the process that trains here: the coordinator then notices at once when it dies."""
         context = ray.get_runtime_context()
-        name, node = self.worker.name, context.get_node_id()
+        name, node = self.name, context.get_node_id()
         self._ask(self.actor.register_process.remote(name, pid, node, context.current_actor))
 
     def _is_over(self, wait_s: float) -> bool:

@@ -26,6 +26,7 @@ OLD = parse_recipe(BASE)
         "failure={policy: stop}",
         "limits.step_s=1",
         "data.loader_workers=3",
+        "coordinators=3",
         "distillation.bank.folder=bank",
     ],
 )

@@ -71,6 +71,7 @@ def test_shipped_recipes_load(path: Path) -> None:
         ("epochs=0", ["epochs", "0"]),
         ("epochs=true", ["epochs", "True"]),
         ("batch_size=-4", ["batch_size", "-4"]),
+        ("coordinators=0", ["coordinators", "0"]),
         ("distillation.temperature=-1", ["distillation.temperature", "-1"]),
         ("distillation.temperature=.nan", ["distillation.temperature", "nan"]),
         ("distillation.weight=-0.1", ["distillation.weight", "-0.1"]),
@@ -217,6 +218,34 @@ def test_what_parts_of_a_step_exclude(field: str, words: list[str]) -> None:
     with pytest.raises(RecipeError) as caught:
         parse_recipe(MINIMAL, ["accumulate=8", field])
     assert all(word in str(caught.value) for word in words), caught.value
+
+
+@pytest.mark.parametrize(
+    ("fields", "words"),
+    [
+        (["distillation.method=none"], ["soft targets", "'none' has none"]),
+        (["distillation.method=dml"], ["soft targets", "'dml' has none"]),
+        (["distillation.method=my:own"], ["method 'my:own' of your own"]),
+        (["distillation.window=2"], ["distillation.window 1 only", "got 2"]),
+        (["data.mixup={alpha: 0.2}"], ["data.mixup"]),
+        (["data.cutmix={alpha: 0.2}"], ["data.cutmix"]),
+        (["students.two.replicas=2"], ["'two' has replicas"]),
+        (["batch_size=8", "accumulate=4"], ["cannot share 2 samples", "accumulate 4"]),
+    ],
+)
+def test_what_several_coordinators_exclude(fields: list[str], words: list[str]) -> None:
+    parse_recipe(MINIMAL, fields)
+    with pytest.raises(RecipeError) as caught:
+        parse_recipe(MINIMAL, [*fields, "coordinators=3"])
+    assert all(word in str(caught.value) for word in ["coordinators: 3", *words]), caught.value
+    assert "\n" not in str(caught.value)
+
+
+def test_members_are_the_workers_and_the_assistants() -> None:
+    recipe = parse_recipe(MINIMAL, ["coordinators=3"])
+    assert recipe.assistants == ["coordinator/1", "coordinator/2"]
+    assert recipe.members == ["one", "two", *recipe.assistants]
+    assert parse_recipe(MINIMAL).members == ["one", "two"]
 
 
 def test_a_frozen_teacher_has_no_average() -> None:

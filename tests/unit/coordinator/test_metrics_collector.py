@@ -9,8 +9,8 @@ import torch
 from cohorts import MakeRecipe
 
 from kdcl_dist.coordinator.aligned_logits import Aligned
-from kdcl_dist.coordinator.metrics_collector import WARMUP_STEPS, RunningLoss, _sources
-from kdcl_dist.coordinator.staleness import Staleness
+from kdcl_dist.coordinator.metrics_collector import WARMUP_STEPS, RunningLoss
+from kdcl_dist.coordinator.staleness import Staleness, sources_of
 from kdcl_dist.exchange.message import Contribution
 from kdcl_dist.run.metrics import BINS
 
@@ -52,9 +52,9 @@ def test_the_running_mean_forgets() -> None:
 
 
 def test_all_peers_or_the_teacher_are_sources(make_recipe: MakeRecipe) -> None:
-    assert _sources(make_recipe()) == [[1], [0]]
+    assert sources_of(make_recipe()) == [[1], [0]]
     teacher = ("distillation={method: teacher, teacher: b}", "students.b.weights=w")
-    assert _sources(make_recipe(*teacher)) == [[1], []]
+    assert sources_of(make_recipe(*teacher)) == [[1], []]
 
 
 def known(ids: list[int], age_SB: list[list[int]]) -> Aligned:

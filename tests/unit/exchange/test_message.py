@@ -140,8 +140,8 @@ def test_a_cast_of_bad_numbers_only_learns_nothing_but_lives() -> None:
 )
 def test_every_field_of_the_header_is_checked(field: str, value: int, error: type[KdclError]) -> None:
     messages = [message(sender, [1, 2, 3]) for sender in range(3)]
-    check_messages(messages, WORKERS, ROUND, run=RUN, generation=1)
+    check_messages(messages, WORKERS, ROUND, (RUN, 1))
     messages[1].header[field] = value
     with pytest.raises(error, match=f"{field} {value} instead of") as caught:
-        check_messages(messages, WORKERS, ROUND, run=RUN, generation=1)
+        check_messages(messages, WORKERS, ROUND, (RUN, 1))
     assert (caught.value.student, caught.value.step) == ("b", 7)

@@ -240,7 +240,7 @@ def test_a_worker_waits_for_its_process_while_there_is_a_coordinator(
 ) -> None:
     monkeypatch.setattr(worker, "ANSWER_S", 0.02)
     ours, theirs = multiprocessing.Pipe()
-    supervisor = worker._Supervisor.__new__(worker._Supervisor)
+    supervisor = worker.Supervisor.__new__(worker.Supervisor)
     supervisor.limit_s, asked = 0.1, list[float]()
     supervisor.actor = SimpleNamespace(endpoint=SimpleNamespace(remote=lambda lost: "an endpoint"))
 

@@ -21,7 +21,7 @@ from kdcl_dist.run.checkpoint import Manifest, Part
 NAMES = ["a", "b", "c"]
 AT = Round(Kind.TRAIN, 1, 12)
 START = Manifest(12, {"a": Part("a-12.pt", 3, "ab"), "coordinator": Part("c-12.pt", 5, "cd")})
-SPEC = GenerationSpec(2, START, AT, (0, 1), (1,), 2)
+SPEC = GenerationSpec(2, START, AT, (0, 1), (1,), 2, 4, (2,))
 
 
 def worker(rank: int) -> WorkerInfo:
@@ -87,7 +87,7 @@ def test_a_request_is_answered_once(cohort: list[Rendezvous]) -> None:
     again = Join(cohort[0], AT)  # it must not take the generation that it has left
     eventually(lambda: cohort[3].are_ready([0]))
     assert again.is_alive()
-    following = GenerationSpec(3, None, AT, (0,), (), 2)
+    following = GenerationSpec(3, None, AT, (0,), (), 2, 4)
     cohort[3].announce(following, [0])
     assert again.wait() == following
 

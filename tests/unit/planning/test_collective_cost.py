@@ -40,8 +40,9 @@ def played_ring(ranks: int, nbytes: int) -> Traffic:
     return counted(messages, round)
 
 
-def played_star(ranks: int, nbytes: int) -> Traffic:
-    return counted([(rank, ranks - 1, nbytes) for rank in range(ranks - 1)], 1)
+def played_star(ranks: int, nbytes: int, roots: int = 1) -> Traffic:
+    others = range(ranks - roots)
+    return counted([(rank, ranks - 1 - root, nbytes) for rank in others for root in range(roots)], 1)
 
 
 def played_tree(ranks: int, nbytes: int) -> Traffic:
@@ -61,6 +62,9 @@ def test_counts_are_those_of_the_algorithms(ranks: int, nbytes: int) -> None:
     assert ring(ranks, nbytes) == played_ring(ranks, nbytes)
     assert star(ranks, nbytes) == played_star(ranks, nbytes)
     assert tree(ranks, nbytes) == played_tree(ranks, nbytes)
+    for roots in (2, 5):
+        if roots < ranks:
+            assert star(ranks, nbytes, roots) == played_star(ranks, nbytes, roots)
 
 
 def test_collectives_add_up_one_after_another() -> None:

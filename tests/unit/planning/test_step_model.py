@@ -47,6 +47,16 @@ def test_the_exchange_is_a_star(rows: int) -> None:
     assert whole.predict([2, 2, 2]).step_s == pytest.approx(0.5 + 0.02 + 0.12 + halved / 1e5)
 
 
+def test_coordinators_share_the_traffic_and_the_cores() -> None:
+    link = Link(latency_s=0.01, bandwidth=1e5)
+    shared = StepModel(64, 10, [costs(1.0)] * 3, link, 0.5, 64, coordinators=3)
+    share = 2 * 3 * MessageLayout(22, 10).nbytes  # the largest of 64 samples' shares, in and out
+    expected = 1.0 + 2 * 3 * 0.01 + share / 1e5 + 0.5
+    assert shared.predict([1, 1, 1]).step_s == pytest.approx(expected)
+    on_two = StepModel(64, 10, [costs(1.0, 0)] * 3, link, 0.5, 64, cores=2, coordinators=3)
+    assert on_two.predict([1, 1, 1]).step_s == pytest.approx(expected + 0.25)
+
+
 def test_a_link_is_found_again_from_two_exchanges() -> None:
     link = Link(latency_s=2e-4, bandwidth=3e8)
     timed = [(size, size, link.exchange_s(4, size, size)) for size in (100, 10**6)]
