@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Any
 
-from pydantic import ConfigDict, Field, NonNegativeInt, field_validator, model_validator
+from pydantic import ConfigDict, Field, NonNegativeInt, PositiveInt, field_validator, model_validator
 
 from kdcl_dist.config.base import Strict
 from kdcl_dist.config.collate import CollateSpec
@@ -62,6 +62,12 @@ class Data(Strict):
         default=None,
         description="Share of each class of the training set that is taken out for validation, by the seed. "
         "At least one sample of a class stays.",
+    )
+    train_per_class: PositiveInt | None = Field(
+        default=None,
+        description="Samples of each class of the training set, drawn by the seed, as if it had no others: "
+        "validation and held-out samples are of these too. A larger number keeps those of a smaller one. "
+        "`null`: all.",
     )
     holdout_per_class: NonNegativeInt = Field(
         default=0,

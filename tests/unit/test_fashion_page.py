@@ -1,0 +1,87 @@
+"""examples/fashion: the page and its figures are those of the CSV files; the tables can be trained."""
+
+from __future__ import annotations
+
+import csv
+import re
+from pathlib import Path
+
+import pytest
+from cohorts import ROOT
+
+from examples.fashion import page
+from examples.fashion.intervals_chart import interval_chart
+from kdcl_dist.compare.experiment import jobs_of, load_table
+from kdcl_dist.utils.intervals import mean_interval
+
+RESULTS = ROOT / "docs/results"
+
+
+def write(path: Path, heads: str, rows: list[tuple[object, ...]]) -> None:
+    with path.open("w", newline="") as file:
+        csv.writer(file).writerows([heads.split(), *rows])
+
+
+@pytest.fixture
+def results(tmp_path: Path) -> page.Results:
+    """Three seeds of none and dml, two of naive; naive's cosine goes with its gain."""
+    top1 = {"none": (80.0, 81.0, 83.0), "dml": (79.0, 79.0, 82.0), "naive": (82.0, 82.5)}
+    rows = [(arm, seed, "large", v, 0.5) for arm, values in top1.items() for seed, v in enumerate(values)]
+    write(tmp_path / "results.csv", "arm seed student top1 loss", rows)
+    write(tmp_path / "analysis.csv", "arm seed student name value", [("dml", 0, "large", "gradient_cosine", -0.5)])
+    write(tmp_path / "noise.csv", "arm seed student deviation top1 loss", [("dml", 0, "large", 0.03, 70.0, 1.25)])
+    return page.Results(tmp_path)
+
+
+def test_the_page_and_its_figures_are_those_of_the_csv_files() -> None:
+    found = page.Results(RESULTS / "fashion")
+    assert (RESULTS / "fashion.md").read_text(encoding="utf-8") == page.page(found)
+    for name, picture in page.figures(found).items():
+        assert (RESULTS / "fashion" / name).read_text(encoding="utf-8") == picture
+
+
+def test_a_table_pairs_by_seed_and_says_what_it_lacks(results: page.Results) -> None:
+    text = page.arms_table("a", results)
+    gain = mean_interval([-1.0, -2.0, -1.0])
+    assert f"({gain.value:+.2f} ± {gain.half_width:.2f})" in text
+    assert "| `naive` | 2 of 10 | 82.25 ± 3.18 (+1.75 ± 3.18) |" in text
+    assert "| `mean` | 0 of 10 |  |" in text
+    assert text.startswith("**Incomplete: 8 of ")
+    assert page.progress(results).startswith("**Incomplete: 8 of the ")
+    assert "| `dml` |  |  | -1.33 ± 1.43 |  |" in page.gap_table(results)
+    assert "| `dml` large | 1 | 1.250 |" in page.noise_table(results)
+
+
+def test_a_quantity_that_goes_with_the_gain_has_the_correlation_one(tmp_path: Path) -> None:
+    arms = ["dml", "mean", "naive", "linear", "min_logit", "general"]
+    rows = [("none", seed, "large", 80.0, 0.5) for seed in (0, 1)]
+    rows += [(arm, seed, "large", 80.0 + place + seed, 0.5) for place, arm in enumerate(arms) for seed in (0, 1)]
+    measured = [(arm, seed, "large", "win_share", 0.1 * place) for place, arm in enumerate(arms) for seed in (0, 1)]
+    measured += [(arm, 0, "large", "gradient_cosine", -0.1 * place) for place, arm in enumerate(arms)]
+    write(tmp_path / "results.csv", "arm seed student top1 loss", rows)
+    write(tmp_path / "analysis.csv", "arm seed student name value", measured)
+    write(tmp_path / "noise.csv", "arm seed student deviation top1 loss", [])
+    text = page.predictor_table(page.Results(tmp_path))
+    assert "| share of samples on which it is the best | +1.00 ± 0.00 |  |" in text
+    assert "| cosine of its two gradients | -1.00 |  |" in text
+
+
+def test_a_chart_has_a_point_for_each_interval_and_none_where_there_is_none() -> None:
+    chart = interval_chart("t", "u", "a", ["x", "y"], {"dml": [mean_interval([1.0, 3.0]), None], "mean": [None, None]})
+    assert chart.count('class="bar"') == 1
+    assert len(re.findall(r'class="m"', chart)) == 3  # one point, two in the legend
+    assert interval_chart("t", "u", "a", ["x"], {"dml": [None]}).endswith("</svg>\n")
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "examples/fashion").glob("*.yaml")), ids=lambda path: path.stem)
+def test_tables_are_recipes_and_their_shared_arms_are_the_same(path: Path) -> None:
+    if path.stem in ("recipe", "equal"):
+        return
+    table = load_table(path)
+    jobs = jobs_of(table.model_copy(update={"seeds": [7]}), path.parent)
+    for other in sorted(path.parent.glob("*.yaml")):
+        if other == path or other.stem in ("recipe", "equal"):
+            continue
+        known = {arm.name: arm for arm in load_table(other).arms if load_table(other).name == table.name}
+        assert all(known.get(arm.name, arm) == arm for arm in table.arms)
+    assert {job.recipe.epochs for job in jobs} <= {8, 10, 20, 30, 40}
