@@ -1,8 +1,9 @@
 """Four networks for images of 28x28 with one channel, 0.05 to 3 million parameters.
 
 The sizes have the proportions of the paper's pairs; the multiply-adds are few, so that hundreds of runs fit two cores.
-The two larger networks are residual. On few images of this set small networks are as good as large ones; so the two
-smaller ones see a coarser image, as MobileNet's resolution multiplier has it (Howard et al., 2017).
+The two larger networks are residual. On few images of this set small networks are as good as large ones. So the two
+smaller ones see a coarser image, as MobileNet's resolution multiplier has it (Howard et al., 2017), such that they are
+about as far behind the large one as in the paper.
 
 Shapes: B images, C channels, H W image.
 """
@@ -56,14 +57,18 @@ class Residual(nn.Module):
 
 
 class Coarse(nn.Module):
-    """Four 3x3 convolutions with batch norm on an image of side x side pixels, to which the input is averaged."""
+    """Four 3x3 convolutions with batch norm, on an image that is averaged to a few pixels.
+
+    `sides` are its rows and columns, `narrowing` the stride of the third convolution.
+    """
 
     def __init__(
-        self, num_classes: int, in_channels: int, side: int, widths: tuple[int, ...], strides: tuple[int, ...]
+        self, num_classes: int, in_channels: int, sides: tuple[int, int], widths: tuple[int, ...], narrowing: int
     ) -> None:
         super().__init__()
-        layers: list[nn.Module] = [nn.AdaptiveAvgPool2d(side)]
-        for width, stride in zip(widths, strides, strict=True):
+        layers: list[nn.Module] = [nn.AdaptiveAvgPool2d(sides)]
+        for place, width in enumerate(widths):
+            stride = narrowing if place == 2 else 1
             layers += [_conv(in_channels, width, stride=stride), nn.BatchNorm2d(width), nn.ReLU()]
             in_channels = width
         self.features = nn.Sequential(*layers)
@@ -86,10 +91,10 @@ def medium(num_classes: int, in_channels: int) -> nn.Module:
 
 
 def small(num_classes: int, in_channels: int) -> nn.Module:
-    """0.3 million parameters."""
-    return Coarse(num_classes, in_channels, 5, (32, 64, 128, 192), (1, 1, 2, 2))
+    """0.3 million parameters, on 4x4 pixels."""
+    return Coarse(num_classes, in_channels, (4, 4), (32, 64, 128, 192), narrowing=2)
 
 
 def nano(num_classes: int, in_channels: int) -> nn.Module:
-    """0.05 million parameters."""
-    return Coarse(num_classes, in_channels, 4, (16, 32, 64, 48), (1, 1, 2, 1))
+    """0.05 million parameters, on 2x3 pixels."""
+    return Coarse(num_classes, in_channels, (2, 3), (16, 32, 64, 48), narrowing=1)

@@ -23,6 +23,7 @@ from kdcl_dist.utils.intervals import Interval, mean_interval
 
 #: Value by seed.
 BySeed = Mapping[int, float]
+STUDENTS = ("large", "twin", "medium", "small", "nano", "one", "two", "three", "four", "five", "ensemble")
 METHODS = ("dml", "mean", "naive", "linear", "min_logit", "general")
 #: The other network of a pair with the large one: suffix of its arms, and its name along the axis.
 PARTNERS = {"_twin": "3 M (twin)", "_medium": "1 M (medium)", "": "0.3 M (small)", "_nano": "0.05 M (nano)"}
@@ -93,8 +94,7 @@ def arms_table(name: str, results: Results) -> str:
     """A table of `kdcl compare` from the CSV, with the number of its runs that are done."""
     table = _planned(name)
     arms, base = [arm.name for arm in table.arms], str(table.baseline)
-    students = [s for s in dict.fromkeys(s for _, s in results.top1) if any(results.of(a, s) for a in arms)]
-    students.sort(key=lambda student: (student == "ensemble", students.index(student)))
+    students = [student for student in STUDENTS if any(results.of(arm, student) for arm in arms)]
     rows, done = [], 0
     for arm in arms:
         seeds = max((len(results.of(arm, student)) for student in students), default=0)
@@ -177,31 +177,35 @@ def _mean(values: Sequence[BySeed]) -> dict[int, float]:
     return {seed: float(np.mean([each[seed] for each in values])) for seed in shared}
 
 
-def rank_correlation(first: Sequence[float], second: Sequence[float]) -> float:
-    """Spearman's rank correlation of distinct values."""
-    ranks = [np.argsort(np.argsort(values)) for values in (first, second)]
-    return float(np.corrcoef(*ranks)[0, 1])
+def rank_correlation(pairs: Sequence[tuple[float, float]]) -> float:
+    """Spearman's rank correlation of pairs without ties."""
+    ranks = np.argsort(np.argsort(np.array(pairs), axis=0), axis=0)
+    return float(np.corrcoef(ranks, rowvar=False)[0, 1])
 
 
 def predictor_table(results: Results) -> str:
     """How each quantity goes with the gain over the arms of one seed: the mean of the correlations over seeds."""
     arms = [m + end for m in METHODS for end in ("", "_views", "_twin", "_medium", "_nano", "_four")]
-    pairs: dict[bool, list[tuple[str, str]]] = {
-        is_large: [(arm, student) for arm, student in results.top1 if arm in arms and (student == "large") is is_large]
-        for is_large in (True, False)
+    students = [(arm, student) for arm, student in results.top1 if arm in arms and student != "ensemble"]
+    large = _correlations(results, [pair for pair in students if pair[1] == "large"])
+    others = _correlations(results, [pair for pair in students if pair[1] != "large"])
+    rows = [[name, *(shown(interval(found.get(name, {})), "+") for found in (large, others))] for name in large]
+    return markdown(["mean over the run of", "the large network", "the other networks"], rows)
+
+
+def _correlations(results: Results, pairs: Sequence[tuple[str, str]]) -> dict[str, dict[int, float]]:
+    """By quantity and seed the rank correlation with the gain, over these arms and students."""
+    points: dict[str, dict[int, list[tuple[float, float]]]] = {}
+    for arm, student in pairs:
+        gain = results.gain(arm, student, "none")
+        for name, values in quantities(results, arm, student).items():
+            by_seed = points.setdefault(name, {})
+            for seed in set(gain) & set(values):
+                by_seed.setdefault(seed, []).append((values[seed], gain[seed]))
+    return {
+        name: {seed: rank_correlation(found) for seed, found in by_seed.items() if len(found) >= MIN_ARMS}
+        for name, by_seed in points.items()
     }
-    cells: dict[str, list[str]] = {}
-    for chosen in pairs.values():
-        points: dict[str, dict[int, list[tuple[float, float]]]] = {}
-        for arm, student in chosen:
-            gain = results.gain(arm, student, "none")
-            for name, values in quantities(results, arm, student).items():
-                for seed in set(gain) & set(values):
-                    points.setdefault(name, {}).setdefault(seed, []).append((values[seed], gain[seed]))
-        for name, by_seed in points.items():
-            enough = {seed: rank_correlation(*zip(*found)) for seed, found in by_seed.items() if len(found) >= MIN_ARMS}
-            cells.setdefault(name, []).append(shown(interval(enough), "+"))
-    return markdown(["mean over the run of", "the large network", "the other networks"], [[k, *v] for k, v in cells.items()])
 
 
 def progress(results: Results) -> str:
