@@ -18,9 +18,11 @@ __all__ = ["interval_chart"]
 WIDTH, HEIGHT, LEFT, TOP, BOTTOM, LEGEND = 720.0, 380.0, 56.0, 34.0, 52.0, 120.0
 STYLE = """
 svg { background: #fff; font: 13px system-ui, "Segoe UI", Roboto, "DejaVu Sans", sans-serif }
-text { fill: #1b1f23 } .soft { fill: #59636e } .grid { stroke: #d9dee3; fill: none } .zero { stroke: #59636e; fill: none }
+text { fill: #1b1f23 } .soft { fill: #59636e }
+.grid { stroke: #d9dee3; fill: none } .zero { stroke: #59636e; fill: none }
 .m { fill: var(--c) } .bar { stroke: var(--c); stroke-width: 1.6; fill: none }
-.c0 { --c: #0072b2 } .c1 { --c: #d55e00 } .c2 { --c: #009e73 } .c3 { --c: #b5598d } .c4 { --c: #c98a00 } .c5 { --c: #3a9bd6 }
+.c0 { --c: #0072b2 } .c1 { --c: #d55e00 } .c2 { --c: #009e73 }
+.c3 { --c: #b5598d } .c4 { --c: #c98a00 } .c5 { --c: #3a9bd6 }
 """
 
 

@@ -1,9 +1,9 @@
 """Four networks for images of 28x28 with one channel, 0.05 to 3 million parameters.
 
-The sizes have the proportions of the paper's pairs; the multiply-adds are few, so that hundreds of runs fit two cores.
-The two larger networks are residual. On few images of this set small networks are as good as large ones. So the two
-smaller ones see a coarser image, as MobileNet's resolution multiplier has it (Howard et al., 2017), such that they are
-about as far behind the large one as in the paper.
+The sizes have the proportions of the paper's pairs; the multiply-adds are few, so that hundreds of runs fit
+two cores. The two larger networks are residual. On few images of this set small networks are as good as large
+ones. So the two smaller ones see a coarser image, as MobileNet's resolution multiplier has it (Howard et al.,
+2017), such that they are about as far behind the large one as in the paper.
 
 Shapes: B images, C channels, H W image.
 """
@@ -63,7 +63,12 @@ class Coarse(nn.Module):
     """
 
     def __init__(
-        self, num_classes: int, in_channels: int, sides: tuple[int, int], widths: tuple[int, ...], narrowing: int
+        self,
+        num_classes: int,
+        in_channels: int,
+        sides: tuple[int, int],
+        widths: tuple[int, ...],
+        narrowing: int,
     ) -> None:
         super().__init__()
         layers: list[nn.Module] = [nn.AdaptiveAvgPool2d(sides)]

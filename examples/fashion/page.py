@@ -32,7 +32,10 @@ MIN_ARMS = 6
 TABLES = tuple(dict.fromkeys(name for name, _ in STAGES if name != "f"))
 #: Training images a class: suffix of the arms.
 SIZES = {50: "_50", 200: "", 1000: "_1000"}
-SUM = "Test top-1 in %, mean over seeds with the 95% interval (Student's t); in brackets the gain over `{}`, paired by seed."
+CAPTION = (
+    "Test top-1 in %, mean over seeds with the 95% interval (Student's t); in brackets the gain over `{}`, "
+    "paired by seed."
+)
 
 
 class Results:
@@ -109,14 +112,15 @@ def arms_table(name: str, results: Results) -> str:
     planned = len(arms) * len(table.seeds)
     state = "" if done == planned else f"**Incomplete: {done} of {planned} runs are done.** "
     command = f"`kdcl compare examples/fashion/{name}.yaml --launcher local`"
-    return f"{state}{SUM.format(base)} {command}\n\n" + markdown(["arm", "seeds", *students], rows)
+    return f"{state}{CAPTION.format(base)} {command}\n\n" + markdown(["arm", "seeds", *students], rows)
 
 
 def gap_figure(results: Results) -> str:
     """Gain of the large network by the size of its partner."""
     series = {m: [interval(results.gain(m + p, "large", "none")) for p in PARTNERS] for m in METHODS}
     title = "Gain of the large network in top-1 points over training alone, by the size of the other network"
-    return interval_chart(title, "gain of the large network, points", "the other network", [*PARTNERS.values()], series)
+    unit, axis = "gain of the large network, points", "the other network"
+    return interval_chart(title, unit, axis, [*PARTNERS.values()], series)
 
 
 def gap_table(results: Results) -> str:
@@ -145,7 +149,8 @@ def noise_table(results: Results) -> str:
     rows = []
     for arm, student in sorted({(arm, student) for arm, student, _ in results.noise}):
         found = [results.noise.get((arm, student, level), {}) for level in levels]
-        rows.append([f"`{arm}` {student}", str(len(found[0])), *(shown(interval(each), digits=3) for each in found)])
+        cells = [shown(interval(each), digits=3) for each in found]
+        rows.append([f"`{arm}` {student}", str(len(found[0])), *cells])
     if not rows:
         return "**Not measured yet.**"
     return markdown(["arm, student", "seeds", *(f"{level:g}" for level in levels)], rows)
@@ -155,6 +160,7 @@ def quantities(results: Results, arm: str, student: str) -> dict[str, BySeed]:
     """What was measured of one student in the runs of one arm: means over the run, by name and seed."""
     method = re.sub(r"_(views|twin|medium|nano|four)$", "", arm)
     peers = [other for name, other in results.top1 if name == arm and other not in (student, "ensemble")]
+    error = _mean([results.figures.get((arm, peer, "error"), {}) for peer in peers])
 
     def of(who: str, name: str) -> BySeed:
         return results.figures.get((arm, who, name), {})
@@ -164,7 +170,7 @@ def quantities(results: Results, arm: str, student: str) -> dict[str, BySeed]:
         "its distillation gradient over its task gradient": of(student, "gradient_ratio"),
         "share of samples on which it is the best": of(student, "win_share"),
         "disagreement with its peers": _mean([of(student, f"disagreement/{peer}") for peer in peers]),
-        "error of its peers minus its own": minus(_mean([of(peer, "error") for peer in peers]), of(student, "error")),
+        "error of its peers minus its own": minus(error, of(student, "error")),
         "cross-entropy of its soft target": of("ensemble", f"{method}_loss"),
         "entropy of its soft target": of("ensemble", f"{method}_entropy"),
         "share of samples on which its soft target is wrong": of("ensemble", f"{method}_wrong"),
@@ -184,12 +190,14 @@ def rank_correlation(pairs: Sequence[tuple[float, float]]) -> float:
 
 
 def predictor_table(results: Results) -> str:
-    """How each quantity goes with the gain over the arms of one seed: the mean of the correlations over seeds."""
+    """How each quantity goes with the gain over the arms of a seed: the mean correlation over seeds."""
     arms = [m + end for m in METHODS for end in ("", "_views", "_twin", "_medium", "_nano", "_four")]
     students = [(arm, student) for arm, student in results.top1 if arm in arms and student != "ensemble"]
     large = _correlations(results, [pair for pair in students if pair[1] == "large"])
     others = _correlations(results, [pair for pair in students if pair[1] != "large"])
-    rows = [[name, *(shown(interval(found.get(name, {})), "+") for found in (large, others))] for name in large]
+    rows = [
+        [name, *(shown(interval(found.get(name, {})), "+") for found in (large, others))] for name in large
+    ]
     return markdown(["mean over the run of", "the large network", "the other networks"], rows)
 
 
@@ -210,11 +218,14 @@ def _correlations(results: Results, pairs: Sequence[tuple[str, str]]) -> dict[st
 
 def progress(results: Results) -> str:
     """How much of the experiment is done."""
-    planned = {(arm.name, seed) for name in TABLES for table in [_planned(name)] for arm in table.arms for seed in table.seeds}
+    tables = [_planned(name) for name in TABLES]
+    planned = {(arm.name, seed) for table in tables for arm in table.arms for seed in table.seeds}
     done = planned & {(arm, seed) for (arm, _), found in results.top1.items() for seed in found}
     if done == planned:
         return f"All {len(planned)} runs are done."
-    return f"**Incomplete: {len(done)} of the {len(planned)} planned runs are done.** A table says what it lacks."
+    return (
+        f"**Incomplete: {len(done)} of {len(planned)} planned runs are done.** Each table says what it lacks."
+    )
 
 
 def parts(results: Results) -> dict[str, Callable[[], str]]:

@@ -2,9 +2,9 @@
 
     nice -n 19 python -m examples.fashion.run runs
 
-It is `kdcl compare` of each table, but with the first five seeds of all tables before the other seeds of A and B. Started
-again it goes on: finished runs are skipped, stopped ones resume, failed ones are repeated. Ctrl-C and SIGTERM stop it after
-a checkpoint.
+It is `kdcl compare` of each table, but with the first five seeds of all tables before the other seeds of A
+and B. Started again it goes on: finished runs are skipped, stopped ones resume, failed ones are repeated.
+Ctrl-C and SIGTERM stop it after a checkpoint.
 """
 
 from __future__ import annotations
@@ -75,7 +75,8 @@ def test_under_noise(job: Job, folder: Path) -> None:
     )
     for deviation, repeat, results in tests:
         lines += [
-            f"{deviation:g},{repeat},{student},{v['loss']},{v['top1']},{v['top5']}" for student, v in results.items()
+            f"{deviation:g},{repeat},{student},{v['loss']},{v['top1']},{v['top5']}"
+            for student, v in results.items()
         ]
     target.write_text("".join(f"{line}\n" for line in lines))
     say(f"f: {job.name} under noise")

@@ -28,8 +28,16 @@ def results(tmp_path: Path) -> page.Results:
     top1 = {"none": (80.0, 81.0, 83.0), "dml": (79.0, 79.0, 82.0), "naive": (82.0, 82.5)}
     rows = [(arm, seed, "large", v, 0.5) for arm, values in top1.items() for seed, v in enumerate(values)]
     write(tmp_path / "results.csv", "arm seed student top1 loss", rows)
-    write(tmp_path / "analysis.csv", "arm seed student name value", [("dml", 0, "large", "gradient_cosine", -0.5)])
-    write(tmp_path / "noise.csv", "arm seed student deviation top1 loss", [("dml", 0, "large", 0.03, 70.0, 1.25)])
+    write(
+        tmp_path / "analysis.csv",
+        "arm seed student name value",
+        [("dml", 0, "large", "gradient_cosine", -0.5)],
+    )
+    write(
+        tmp_path / "noise.csv",
+        "arm seed student deviation top1 loss",
+        [("dml", 0, "large", 0.03, 70.0, 1.25)],
+    )
     return page.Results(tmp_path)
 
 
@@ -47,7 +55,7 @@ def test_a_table_pairs_by_seed_and_says_what_it_lacks(results: page.Results) -> 
     assert "| `naive` | 2 of 10 | 82.25 ± 3.18 (+1.75 ± 3.18) |" in text
     assert "| `mean` | 0 of 10 |  |" in text
     assert text.startswith("**Incomplete: 8 of ")
-    assert page.progress(results).startswith("**Incomplete: 8 of the ")
+    assert page.progress(results).startswith("**Incomplete: 8 of ")
     assert "| `dml` |  |  | -1.33 ± 1.43 |  |" in page.gap_table(results)
     assert "| `dml` large | 1 | 1.250 |" in page.noise_table(results)
 
@@ -55,8 +63,12 @@ def test_a_table_pairs_by_seed_and_says_what_it_lacks(results: page.Results) -> 
 def test_a_quantity_that_goes_with_the_gain_has_the_correlation_one(tmp_path: Path) -> None:
     arms = ["dml", "mean", "naive", "linear", "min_logit", "general"]
     rows = [("none", seed, "large", 80.0, 0.5) for seed in (0, 1)]
-    rows += [(arm, seed, "large", 80.0 + place + seed, 0.5) for place, arm in enumerate(arms) for seed in (0, 1)]
-    measured = [(arm, seed, "large", "win_share", 0.1 * place) for place, arm in enumerate(arms) for seed in (0, 1)]
+    rows += [
+        (arm, seed, "large", 80.0 + place + seed, 0.5) for place, arm in enumerate(arms) for seed in (0, 1)
+    ]
+    measured = [
+        (arm, seed, "large", "win_share", 0.1 * place) for place, arm in enumerate(arms) for seed in (0, 1)
+    ]
     measured += [(arm, 0, "large", "gradient_cosine", -0.1 * place) for place, arm in enumerate(arms)]
     write(tmp_path / "results.csv", "arm seed student top1 loss", rows)
     write(tmp_path / "analysis.csv", "arm seed student name value", measured)
@@ -67,7 +79,9 @@ def test_a_quantity_that_goes_with_the_gain_has_the_correlation_one(tmp_path: Pa
 
 
 def test_a_chart_has_a_point_for_each_interval_and_none_where_there_is_none() -> None:
-    chart = interval_chart("t", "u", "a", ["x", "y"], {"dml": [mean_interval([1.0, 3.0]), None], "mean": [None, None]})
+    chart = interval_chart(
+        "t", "u", "a", ["x", "y"], {"dml": [mean_interval([1.0, 3.0]), None], "mean": [None, None]}
+    )
     assert chart.count('class="bar"') == 1
     assert len(re.findall(r'class="m"', chart)) == 3  # one point, two in the legend
     assert interval_chart("t", "u", "a", ["x"], {"dml": [None]}).endswith("</svg>\n")
@@ -75,7 +89,9 @@ def test_a_chart_has_a_point_for_each_interval_and_none_where_there_is_none() ->
 
 def test_the_tables_are_recipes_and_their_shared_arms_are_the_same() -> None:
     folder, known = ROOT / "examples/fashion", {}
-    tables = [load_table(path) for path in sorted(folder.glob("*.yaml")) if path.stem not in ("recipe", "equal")]
+    tables = [
+        load_table(path) for path in sorted(folder.glob("*.yaml")) if path.stem not in ("recipe", "equal")
+    ]
     for table in tables:
         fresh = [arm for arm in table.arms if (table.name, arm.name) not in known]
         assert all(known.setdefault((table.name, arm.name), arm) == arm for arm in table.arms)

@@ -121,12 +121,15 @@ def test_a_subset_has_as_many_of_each_class_and_those_of_a_smaller_one(
     counts = {label: labels.count(label) for label in set(labels)}
     if short := [label for label in sorted(counts) if per_class > counts[label]]:
         with pytest.raises(
-            DataError, match=f"train_per_class is {per_class}, but class {short[0]} has only {counts[short[0]]}"
+            DataError,
+            match=f"train_per_class is {per_class}, but class {short[0]} has only {counts[short[0]]}",
         ):
             sampling.subset(labels_N, per_class, seed)
         return
     ids = sampling.subset(labels_N, per_class, seed)
     assert ids.tolist() == sorted(set(ids.tolist()))
-    assert {label: labels_N[ids].tolist().count(label) for label in counts} == dict.fromkeys(counts, per_class)
+    assert {label: labels_N[ids].tolist().count(label) for label in counts} == dict.fromkeys(
+        counts, per_class
+    )
     assert set(sampling.subset(labels_N, per_class - 1, seed) if per_class > 1 else ()) <= set(ids)
     assert sampling.subset(labels_N, None, seed).tolist() == list(range(len(labels)))
