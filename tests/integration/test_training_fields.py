@@ -45,9 +45,10 @@ FIELDS = {
     ],
     "accumulate and general": ["accumulate=2", "distillation.method=general", "data.holdout_per_class=3"],
     "train_per_class, val_fraction and general": [
-        "data.train_per_class=9",
-        "data.val_fraction=0.2",
-        "data.holdout_per_class=1",
+        "epochs=3",
+        "data.train_per_class=13",
+        "data.val_fraction=0.1",
+        "data.holdout_per_class=3",
         "distillation.method=general",
     ],
     "own method": ["distillation.method='nets:sharpened'"],
