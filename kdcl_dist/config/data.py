@@ -65,9 +65,8 @@ class Data(Strict):
     )
     train_per_class: PositiveInt | None = Field(
         default=None,
-        description="Samples of each class of the training set, drawn by the seed, as if it had no others: "
-        "validation and held-out samples are of these too. A larger number keeps those of a smaller one. "
-        "`null`: all.",
+        description="Samples of each class that are used, drawn by the seed, those of "
+        "`val_fraction` and `holdout_per_class` included. `null`: all.",
     )
     holdout_per_class: NonNegativeInt = Field(
         default=0,
