@@ -17,7 +17,7 @@ from pathlib import Path
 import numpy as np
 
 from examples.fashion.intervals_chart import interval_chart
-from examples.fashion.run import HERE, STAGES
+from examples.fashion.run import HERE, NOISY, STAGES
 from kdcl_dist.compare.experiment import Table, load_table
 from kdcl_dist.utils.intervals import Interval, mean_interval
 
@@ -43,12 +43,15 @@ class Results:
 
     def __init__(self, folder: Path) -> None:
         self.top1: dict[tuple[str, str], dict[int, float]] = {}
+        self.loss: dict[tuple[str, str], dict[int, float]] = {}
         for row in _rows(folder / "results.csv"):
-            self.top1.setdefault((row["arm"], row["student"]), {})[int(row["seed"])] = float(row["top1"])
+            key, seed = (row["arm"], row["student"]), int(row["seed"])
+            self.top1.setdefault(key, {})[seed] = float(row["top1"])
+            self.loss.setdefault(key, {})[seed] = float(row["loss"])
         self.figures: dict[tuple[str, str, str], dict[int, float]] = {}
         for row in _rows(folder / "analysis.csv"):
-            key = row["arm"], row["student"], row["name"]
-            self.figures.setdefault(key, {})[int(row["seed"])] = float(row["value"])
+            what = row["arm"], row["student"], row["name"]
+            self.figures.setdefault(what, {})[int(row["seed"])] = float(row["value"])
         self.noise: dict[tuple[str, str, float], dict[int, float]] = {}
         for row in _rows(folder / "noise.csv"):
             at = row["arm"], row["student"], float(row["deviation"])
@@ -124,12 +127,12 @@ def gap_figure(results: Results) -> str:
 
 
 def gap_table(results: Results) -> str:
-    """The numbers of `gap_figure`."""
-    rows = [
-        [f"`{method}`", *(shown(interval(results.gain(method + p, "large", "none")), "+") for p in PARTNERS)]
-        for method in METHODS
-    ]
-    return markdown(["gain of the large", *PARTNERS.values()], rows)
+    """The numbers of `gap_figure`, each with its number of seeds."""
+    rows = []
+    for method in METHODS:
+        gains = [results.gain(method + partner, "large", "none") for partner in PARTNERS]
+        rows.append([f"`{method}`", *(f"{shown(interval(gain), '+')} ({len(gain)})" for gain in gains)])
+    return markdown(["gain of the large (seeds)", *PARTNERS.values()], rows)
 
 
 def size_figure(student: str, results: Results) -> str:
@@ -144,16 +147,19 @@ def size_figure(student: str, results: Results) -> str:
 
 
 def noise_table(results: Results) -> str:
-    """Table F: the loss under pixel noise."""
+    """Table F: the loss of the networks of table A's pair without noise, and under noise."""
     levels = sorted({level for _, _, level in results.noise})
     rows = []
-    for arm, student in sorted({(arm, student) for arm, student, _ in results.noise}):
-        found = [results.noise.get((arm, student, level), {}) for level in levels]
-        cells = [shown(interval(each), digits=3) for each in found]
-        rows.append([f"`{arm}` {student}", str(len(found[0])), *cells])
+    for student in ("large", "small"):
+        for arm in NOISY:
+            found = [results.noise.get((arm, student, level), {}) for level in levels]
+            if any(found):
+                clean = {seed: results.loss[arm, student][seed] for seed in found[0]}
+                cells = [shown(interval(each), digits=3) for each in (clean, *found)]
+                rows.append([f"`{arm}`, {student}", f"{len(found[0])} of 5", *cells])
     if not rows:
         return "**Not measured yet.**"
-    return markdown(["arm, student", "seeds", *(f"{level:g}" for level in levels)], rows)
+    return markdown(["arm, student", "seeds", "no noise", *(f"{level:g}" for level in levels)], rows)
 
 
 def quantities(results: Results, arm: str, student: str) -> dict[str, BySeed]:

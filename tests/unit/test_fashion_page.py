@@ -6,12 +6,17 @@ import csv
 import re
 from pathlib import Path
 
+import pyarrow.parquet as pq
 import pytest
 from cohorts import ROOT
 
-from examples.fashion import page
+from examples.fashion import analysis, page
 from examples.fashion.intervals_chart import interval_chart
 from kdcl_dist.compare.experiment import jobs_of, load_table
+from kdcl_dist.errors import RunFolderError
+from kdcl_dist.run.metrics import MetricsTable
+from kdcl_dist.run.record import new_record
+from kdcl_dist.run.storage import Folder
 from kdcl_dist.utils.intervals import mean_interval
 
 RESULTS = ROOT / "docs/results"
@@ -56,8 +61,8 @@ def test_a_table_pairs_by_seed_and_says_what_it_lacks(results: page.Results) -> 
     assert "| `mean` | 0 of 10 |  |" in text
     assert text.startswith("**Incomplete: 8 of ")
     assert page.progress(results).startswith("**Incomplete: 8 of ")
-    assert "| `dml` |  |  | -1.33 ± 1.43 |  |" in page.gap_table(results)
-    assert "| `dml` large | 1 | 1.250 |" in page.noise_table(results)
+    assert "| `dml` |  (0) |  (0) | -1.33 ± 1.43 (3) |  (0) |" in page.gap_table(results)
+    assert "| `dml`, large | 1 of 5 | 0.500 | 1.250 |" in page.noise_table(results)
 
 
 def test_a_quantity_that_goes_with_the_gain_has_the_correlation_one(tmp_path: Path) -> None:
@@ -76,6 +81,38 @@ def test_a_quantity_that_goes_with_the_gain_has_the_correlation_one(tmp_path: Pa
     text = page.predictor_table(page.Results(tmp_path))
     assert "| share of samples on which it is the best | +1.00 ± 0.00 |  |" in text
     assert "| cosine of its two gradients | -1.00 |  |" in text
+
+
+def record_run(folder: Path, state: str, top1: float) -> None:
+    """A run of two epochs with two measured steps each."""
+    run, table = Folder(str(folder)), MetricsTable(Folder(str(folder)))
+    new_record(run, state=state, results={"large": {"loss": 0.5, "top1": top1, "top5": 1.0}})
+    for epoch in (0, 1):
+        for step in (0, 1):
+            table.add("large", epoch, step, "analysis", {"error": epoch + step})
+            table.add("large", epoch, step, "train", {"loss": 7.0})
+        table.end_epoch(epoch)
+    table.flush(5.0)
+
+
+def test_the_csv_files_have_the_finished_runs_and_their_means(tmp_path: Path) -> None:
+    record_run(tmp_path / "runs/dml-seed1", "finished", 0.75)
+    record_run(tmp_path / "runs/dml-seed0", "running", 0.5)
+    (tmp_path / "runs/dml-seed1/noise.csv").write_text(
+        "deviation,repeat,student,loss,top1,top5\n0.03,0,large,1.5,0.5,1\n"
+    )
+    (tmp_path / "runs/report.html").write_text("")
+    analysis.main(tmp_path / "runs", tmp_path / "out")
+    lines = {path.name: path.read_text().splitlines()[1:] for path in (tmp_path / "out").glob("*.csv")}
+    assert lines == {
+        "results.csv": ["dml,1,large,75.00,0.50000"],
+        "noise.csv": ["dml,1,large,0.03,50.00,1.50000"],
+        "analysis.csv": ["dml,1,large,error,1.00000"],
+    }
+    by_epoch = pq.read_table(tmp_path / "out/analysis.parquet").to_pylist()
+    assert [(row["epoch"], row["value"]) for row in by_epoch] == [(0, 0.5), (1, 1.5)]
+    with pytest.raises(RunFolderError, match="no finished run"):
+        analysis.main(tmp_path, tmp_path / "out")
 
 
 def test_a_chart_has_a_point_for_each_interval_and_none_where_there_is_none() -> None:
