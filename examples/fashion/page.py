@@ -191,8 +191,8 @@ def _mean(values: Sequence[BySeed]) -> dict[int, float]:
 
 def rank_correlation(pairs: Sequence[tuple[float, float]]) -> float:
     """Spearman's rank correlation of pairs without ties."""
-    ranks = np.argsort(np.argsort(np.array(pairs), axis=0), axis=0)
-    return float(np.corrcoef(ranks, rowvar=False)[0, 1])
+    ranks = [np.argsort(np.argsort(column)) for column in np.array(pairs).T]
+    return float(np.corrcoef(ranks[0], ranks[1])[0, 1])
 
 
 def predictor_table(results: Results) -> str:
@@ -234,7 +234,7 @@ def progress(results: Results) -> str:
     )
 
 
-def parts(results: Results) -> dict[str, Callable[[], str]]:
+def parts(results: Results) -> Mapping[str, Callable[[], str]]:
     """What stands for `[[name]]` in page.txt."""
     tables = {f"table {name}": partial(arms_table, name, results) for name in TABLES}
     return tables | {
