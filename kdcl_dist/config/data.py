@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Any
 
-from pydantic import ConfigDict, Field, NonNegativeInt, field_validator, model_validator
+from pydantic import ConfigDict, Field, NonNegativeInt, PositiveInt, field_validator, model_validator
 
 from kdcl_dist.config.base import Strict
 from kdcl_dist.config.collate import CollateSpec
@@ -62,6 +62,11 @@ class Data(Strict):
         default=None,
         description="Share of each class of the training set that is taken out for validation, by the seed. "
         "At least one sample of a class stays.",
+    )
+    train_per_class: PositiveInt | None = Field(
+        default=None,
+        description="Samples of each class that are used, drawn by the seed, those of "
+        "`val_fraction` and `holdout_per_class` included. `null`: all.",
     )
     holdout_per_class: NonNegativeInt = Field(
         default=0,

@@ -26,6 +26,7 @@ __all__ = [
     "split_samples",
     "split_validation",
     "student_seed",
+    "subset",
     "view_seed",
 ]
 
@@ -71,6 +72,26 @@ def split_validation(labels_N: Ids, fraction: float, seed: int) -> tuple[Ids, Id
             f"classes ({len(labels_N)} samples in all): raise it, or set data.val"
         )
     return np.setdiff1d(np.arange(len(labels_N)), val_ids), val_ids
+
+
+def subset(labels_N: Ids, per_class: int | None, seed: int) -> Ids:
+    """As many sample ids of each class, ascending; None: all. Subsets of a seed are nested.
+
+    Raises:
+        DataError: a class has too few samples.
+    """
+    if per_class is None:
+        return np.arange(len(labels_N))
+    taken: list[Ids] = []
+    for label, count in zip(*np.unique(labels_N, return_counts=True), strict=True):
+        if per_class > count:
+            raise DataError(
+                f"data.train_per_class is {per_class}, but class {int(label)} has only {int(count)} training "
+                "samples: lower it, or leave it out for all samples"
+            )
+        order = permutation(int(count), seed, Purpose.SUBSET, int(label))
+        taken.append(np.flatnonzero(labels_N == label)[order[:per_class]])
+    return np.sort(np.concatenate(taken))
 
 
 def split_samples(

@@ -25,7 +25,15 @@ from kdcl_dist.data.loader import Batch, BatchSpec, batches, mixed_batches
 from kdcl_dist.data.mixing import mix_of_round
 from kdcl_dist.data.sample_views import AnyViews, SampleViews, collate_of, transforms_of
 from kdcl_dist.data.samples import Inputs, named, repeated
-from kdcl_dist.data.sampling import Ids, batches_of, epoch_steps, own_steps, split_samples, student_seed
+from kdcl_dist.data.sampling import (
+    Ids,
+    batches_of,
+    epoch_steps,
+    own_steps,
+    split_samples,
+    student_seed,
+    subset,
+)
 from kdcl_dist.data.sources.opened import Tell
 from kdcl_dist.data.sources.opening import DataSets
 from kdcl_dist.data.statistics import Scale, scale_of
@@ -96,7 +104,10 @@ class TrainingData:
     def _split(self) -> tuple[Ids, Ids, Ids]:
         """Training ids, held-out ids, and those of `data.val_fraction`."""
         data, labels_N = self.recipe.data, np.asarray(self.train.labels, np.int64)
-        return split_samples(labels_N, data.holdout_per_class, data.val_fraction, self.recipe.seed)
+        ids = subset(labels_N, data.train_per_class, self.recipe.seed)
+        parts = split_samples(labels_N[ids], data.holdout_per_class, data.val_fraction, self.recipe.seed)
+        train, holdout, val = (ids[part] for part in parts)
+        return train, holdout, val
 
     @property
     def split(self) -> tuple[Ids, Ids]:

@@ -33,6 +33,7 @@ class Purpose(IntEnum):
     MIXING = 12
     PARTNER = 13
     READING = 14
+    SUBSET = 15
 
 
 def derive(seed: int, purpose: Purpose, *keys: int) -> int:

@@ -46,6 +46,13 @@ FIELDS = {
         "students.b.clip_grad_norm=0.5",
     ],
     "accumulate and general": ["accumulate=2", "distillation.method=general", "data.holdout_per_class=3"],
+    "train_per_class, val_fraction and general": [
+        "epochs=3",
+        "data.train_per_class=13",
+        "data.val_fraction=0.1",
+        "data.holdout_per_class=3",
+        "distillation.method=general",
+    ],
     "own method": ["distillation.method='nets:sharpened'"],
     "own method with peers": ["distillation.method={name: 'examples.custom.right:loss', peers: true}"],
     "mixup and linear": ["data.mixup={alpha: 0.7}", f"students.b.{WEIGHTS}"],

@@ -125,16 +125,20 @@ def train(
     S, method, T = len(recipe.students), recipe.distillation.method_name, recipe.distillation.temperature
     data = dataset_at(recipe.data.train)
     labels = torch.from_numpy(data.labels)
-    held, val = [], []
+    held, val, used = [], [], []
     for label in range(len(data.classes)):
         of_class = np.flatnonzero(data.labels == label)
+        if recipe.data.train_per_class:
+            order = permutation(len(of_class), recipe.seed, Purpose.SUBSET, label)
+            of_class = np.sort(of_class[order[: recipe.data.train_per_class]])
+        used += of_class.tolist()
         if recipe.data.val_fraction:
             order = permutation(len(of_class), recipe.seed, Purpose.VALIDATION, label)
             val += of_class[order[: int(recipe.data.val_fraction * len(of_class) + 0.5)]].tolist()
             of_class = np.array([i for i in of_class if i not in val])
         order = permutation(len(of_class), recipe.seed, Purpose.HOLDOUT, label)
         held += of_class[order[: recipe.data.holdout_per_class]].tolist()
-    train_ids = np.array([i for i in range(len(data)) if i not in held + val])
+    train_ids = np.array([i for i in sorted(used) if i not in held + val])
     validation = (dataset_at(recipe.data.val), None) if recipe.data.val else (data, sorted(val))
     passes = [] if passes is None else passes
     seeds, nets, optims = [], [], []

@@ -26,6 +26,7 @@ def test_streams_are_frozen() -> None:
     assert sampling.view_seed(1, 2, 3) == 956993105522498718
     train, held = sampling.split_holdout(np.array([0, 0, 0, 1, 1, 1]), 1, 0)
     assert (train.tolist(), held.tolist()) == ([0, 1, 4, 5], [2, 3])
+    assert sampling.subset(np.array([0, 0, 0, 1, 1, 1]), 2, 0).tolist() == [0, 2, 3, 5]
     train, val = sampling.split_validation(np.array([0, 0, 0, 1, 1, 1]), 0.4, 0)
     assert (train.tolist(), val.tolist()) == ([1, 2, 4, 5], [0, 3])
 
@@ -109,3 +110,26 @@ def test_validation_takes_the_same_share_of_each_class_before_the_held_out(
         counts, per_class
     )
     assert val.tolist() == sampling.split_samples(labels_N, 0, fraction, seed)[2].tolist()
+
+
+@SETTINGS
+@given(st.lists(st.integers(0, 3), min_size=1, max_size=60), st.integers(1, 5), st.integers(0, 5))
+def test_a_subset_has_as_many_of_each_class_and_those_of_a_smaller_one(
+    labels: list[int], per_class: int, seed: int
+) -> None:
+    labels_N = np.array(labels)
+    counts = {label: labels.count(label) for label in set(labels)}
+    if short := [label for label in sorted(counts) if per_class > counts[label]]:
+        with pytest.raises(
+            DataError,
+            match=f"train_per_class is {per_class}, but class {short[0]} has only {counts[short[0]]}",
+        ):
+            sampling.subset(labels_N, per_class, seed)
+        return
+    ids = sampling.subset(labels_N, per_class, seed)
+    assert ids.tolist() == sorted(set(ids.tolist()))
+    assert {label: labels_N[ids].tolist().count(label) for label in counts} == dict.fromkeys(
+        counts, per_class
+    )
+    assert set(sampling.subset(labels_N, per_class - 1, seed) if per_class > 1 else ()) <= set(ids)
+    assert sampling.subset(labels_N, None, seed).tolist() == list(range(len(labels)))

@@ -1,0 +1,114 @@
+"""Collect the results of the runs of this folder's tables, and what was measured of their ensembles.
+
+    python -m examples.fashion.analysis runs/fashion docs/results/fashion
+
+It reads the finished runs of a folder of `kdcl compare`, and writes
+
+- results.csv: arm, seed, student, top1 (%), loss (nats) on the test images
+- noise.csv: arm, seed, student, deviation, top1 (%), loss, of the runs that have been tested under noise
+- analysis.parquet: arm, seed, student, epoch, name, value: means over the epoch of docs/analysis.md's figures
+- analysis.csv: the same as means over the whole run
+"""
+
+from __future__ import annotations
+
+import csv
+import re
+import sys
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from kdcl_dist.errors import RunFolderError
+from kdcl_dist.run.metrics import read_metrics
+from kdcl_dist.run.record import read_record, scores_of
+from kdcl_dist.run.storage import Folder
+
+Row = tuple[object, ...]
+RESULTS = ("arm", "seed", "student", "top1", "loss")
+NOISE = ("arm", "seed", "student", "deviation", "top1", "loss")
+MEANS = ("arm", "seed", "student", "name", "value")
+RUN = re.compile(r"(.+)-seed(\d+)")
+
+
+def finished_runs(folder: Path) -> Iterator[tuple[str, int, Folder]]:
+    """Arm, seed and folder of each finished run, ordered by arm and seed."""
+    found = []
+    for path in folder.iterdir():
+        if (match := RUN.fullmatch(path.name)) and (path / "run.json").exists():
+            run = Folder(str(path))
+            if read_record(run).get("state") == "finished":
+                found.append((match[1], int(match[2]), run))
+    yield from sorted(found, key=lambda item: item[:2])
+
+
+def results_of(arm: str, seed: int, run: Folder) -> Iterator[Row]:
+    """The rows of results.csv of one run."""
+    for student, values in scores_of(read_record(run)).items():
+        yield arm, seed, student, f"{100 * values['top1']:.2f}", f"{values['loss']:.5f}"
+
+
+def noise_of(arm: str, seed: int, run: Folder) -> Iterator[Row]:
+    """The rows of noise.csv of one run; none without its file."""
+    path = Path(str(run.local)) / "noise.csv"
+    if path.exists():
+        with path.open(newline="") as file:
+            for row in csv.DictReader(file):
+                top1, loss = 100 * float(row["top1"]), float(row["loss"])
+                yield arm, seed, row["student"], row["deviation"], f"{top1:.2f}", f"{loss:.5f}"
+
+
+def analysis_of(arm: str, seed: int, run: Folder) -> pa.Table:
+    """The rows of analysis.parquet of one run."""
+    table = read_metrics(run)
+    rows = table.filter(pc.field("split") == "analysis")
+    means = rows.group_by(["student", "epoch", "name"]).aggregate([("value", "mean")])
+    means = means.sort_by([(name, "ascending") for name in ("student", "name", "epoch")])
+    return pa.table(
+        {
+            "arm": pa.array([arm] * len(means)).dictionary_encode(),
+            "seed": pa.array([seed] * len(means), pa.int32()),
+            "student": means["student"].cast(pa.string()),
+            "epoch": means["epoch"].cast(pa.int32()),
+            "name": means["name"].cast(pa.string()),
+            "value": means["value_mean"].cast(pa.float32()),
+        }
+    )
+
+
+def means_of(table: pa.Table) -> Iterator[Row]:
+    """The rows of analysis.csv: each figure's mean over the epochs."""
+    keys = ["arm", "seed", "student", "name"]
+    plain = table.set_column(0, "arm", table["arm"].cast(pa.string()))
+    means = plain.group_by(keys).aggregate([("value", "mean")]).sort_by([(key, "ascending") for key in keys])
+    for row in means.to_pylist():
+        yield (*(row[key] for key in keys), f"{row['value_mean']:.5f}")
+
+
+def write_csv(path: Path, heads: Sequence[str], rows: Iterable[Row]) -> None:
+    """Write a table as CSV."""
+    with path.open("w", newline="") as file:
+        writer = csv.writer(file, lineterminator="\n")
+        writer.writerow(heads)
+        writer.writerows(rows)
+
+
+def main(runs: Path, out: Path) -> None:
+    """Write all files."""
+    found = list(finished_runs(runs))
+    if not found:
+        raise RunFolderError(f"{runs}: no finished run of a table is there")
+    out.mkdir(parents=True, exist_ok=True)
+    write_csv(out / "results.csv", RESULTS, (row for run in found for row in results_of(*run)))
+    write_csv(out / "noise.csv", NOISE, (row for run in found for row in noise_of(*run)))
+    analysis = pa.concat_tables(analysis_of(*run) for run in found).unify_dictionaries()
+    pq.write_table(analysis, out / "analysis.parquet", compression="zstd")
+    write_csv(out / "analysis.csv", MEANS, means_of(analysis))
+    print(f"{len(found)} finished runs: {out}")
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]), Path(sys.argv[2]))
