@@ -87,7 +87,11 @@ class Speed(NamedTuple):
 
 
 def speed(theirs: Dataset[Any], ours: Views, workers: int, rounds: int) -> Speed:
-    """Load all images both ways, in alternation."""
+    """Load all images both ways, in alternation.
+
+    Without workers the seconds are those of the processor, which other work on the machine hardly changes.
+    """
+    clock = time.perf_counter if workers else time.process_time
     schedule = batches_of(np.arange(len(ours.dataset)), BATCH)
 
     def torchvision() -> Iterable[Any]:
@@ -96,17 +100,19 @@ def speed(theirs: Dataset[Any], ours: Views, workers: int, rounds: int) -> Speed
     def kdcl(epoch: int) -> Iterable[Any]:  # each with draws of its own, as torchvision's rounds have them
         return batches(ours, [(epoch, ids_B) for ids_B in schedule], workers=workers, timeout_s=120)
 
-    found = [(_per_image(torchvision), _per_image(partial(kdcl, epoch))) for epoch in range(rounds)]
+    found = [
+        (_per_image(torchvision, clock), _per_image(partial(kdcl, epoch), clock)) for epoch in range(rounds)
+    ]
     return Speed(*(median(column) for column in zip(*found, strict=True)))
 
 
-def _per_image(load: Callable[[], Iterable[Any]]) -> float:
+def _per_image(load: Callable[[], Iterable[Any]], clock: Callable[[], float]) -> float:
     """Seconds for an image from the first batch to the last, which excludes the start of the workers."""
     stream = iter(load())
     next(stream)
-    started = time.perf_counter()
+    started = clock()
     images = sum(len(batch[0]) for batch in stream)
-    return (time.perf_counter() - started) / images
+    return (clock() - started) / images
 
 
 Pair = tuple[Dataset[Any], Views]
@@ -224,7 +230,8 @@ def report(found: Measured, sizes: Sizes) -> str:
         "",
         f"{os.cpu_count()} cores ({platform.machine()}), load average {os.getloadavg()[0]:.1f} at the end,",
         f"PyTorch {torch.__version__}; {sizes.rounds} alternating rounds, medians, batch {BATCH}, one thread",
-        "for each process. Made by `python -m benchmarks.data_loading`.",
+        "for each process; without loader processes the processor's seconds count. Made by",
+        "`python -m benchmarks.data_loading`.",
         "",
         f"{sizes.jpegs} JPEGs of 500x375 with crop to 224 and flip, in ImageNet's view with photometric",
         f"distortion; {5 * sizes.raw} raw images of 32x32 with pad, crop and flip. torchvision: ImageFolder",
