@@ -44,10 +44,6 @@ class CoordinatorLoop:
         has_returned: asked now and then whether an absent student is ready to join again.
         notice: asked now and then for a reason to take a checkpoint before the next of the schedule.
         emit: called with each event.
-
-    Attributes:
-        arrivals: the rows of the round's messages that have arrived.
-        step: the answer of the training step that is not recorded yet, and the seconds that it took.
     """
 
     def __init__(
@@ -71,8 +67,8 @@ class CoordinatorLoop:
         self.brief_folder = run.folder.with_limit(BRIEF_S)
         self.record = read_record(run.folder)
         self.restored = False
-        self.arrivals = Arrivals(0)
-        self.step: tuple[Answer, float] | None = None
+        self.arrivals = Arrivals(0)  # of this round's messages
+        self.step: tuple[Answer, float] | None = None  # not recorded yet, and its seconds
         self.stopping = False
         self.skipped: set[int] = set()
         self.bad: set[int] = set()
