@@ -45,10 +45,6 @@ class CoordinatorLoop:
         has_returned: asked now and then whether an absent student is ready to join again.
         notice: asked now and then for a reason to take a checkpoint before the next of the schedule.
         emit: called with each event.
-
-    Attributes:
-        arrivals: the rows of the round's messages that have arrived.
-        step: the answer of the training step that is not recorded yet, and the seconds that it took.
     """
 
     def __init__(
@@ -72,8 +68,8 @@ class CoordinatorLoop:
         self.assistants = Assistants(exchange)
         self.brief_folder = run.folder.with_limit(BRIEF_S)
         self.record = read_record(run.folder)
-        self.arrivals = Arrivals(0)
-        self.step: tuple[Answer, float] | None = None
+        self.arrivals = Arrivals(0)  # of this round's messages
+        self.step: tuple[Answer, float] | None = None  # not recorded yet, and its seconds
         self.restored = self.stopping = False
         self.skipped: set[int] = set()
         self.bad: set[int] = set()
