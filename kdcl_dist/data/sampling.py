@@ -13,6 +13,7 @@ from collections.abc import Iterator
 import numpy as np
 import numpy.typing as npt
 
+from kdcl_dist.config.rounds import share_of
 from kdcl_dist.errors import DataError
 from kdcl_dist.utils.seeding import Purpose, derive, permutation
 
@@ -22,6 +23,7 @@ __all__ = [
     "epoch_steps",
     "own_order",
     "own_steps",
+    "replica_share",
     "split_holdout",
     "split_samples",
     "split_validation",
@@ -171,3 +173,9 @@ def view_seed(student: int, epoch: int, sample_id: int) -> int:
 def batches_of(ids: Ids, batch_size: int) -> list[Ids]:
     """All ids once, in order, in batches of at most `batch_size`."""
     return [ids[start : start + batch_size] for start in range(0, len(ids), batch_size)]
+
+
+def replica_share(ids_B: Ids, replica: int, replicas: int) -> Ids:
+    """One replica's rows of a batch, as many as `share_of` gives; none if the batch is too small."""
+    start = sum(share_of(len(ids_B), earlier, replicas) for earlier in range(replica))
+    return ids_B[start : start + share_of(len(ids_B), replica, replicas)]

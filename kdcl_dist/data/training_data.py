@@ -30,6 +30,7 @@ from kdcl_dist.data.sampling import (
     batches_of,
     epoch_steps,
     own_steps,
+    replica_share,
     split_samples,
     student_seed,
     subset,
@@ -187,7 +188,7 @@ class TrainingData:
                 elif round.kind in passes:
                     view, batches = passes[round.kind]
                     ids_B = batches[self.schedule.test_batch(round)[1]]
-                    yield BatchSpec(view, 0, _share(ids_B, replica, student.replicas))
+                    yield BatchSpec(view, 0, replica_share(ids_B, replica, student.replicas))
 
         return self._load(self._views(index), specs())
 
@@ -298,8 +299,8 @@ class TrainingData:
         for turn, (epoch, ids_B) in enumerate(self._parts(self._seed(index), start), first):
             mix = mix_of_round(self.recipe, turn, ids_B)
             if mix is not None:
-                mix = mix._replace(partners=_share(mix.partners, replica, replicas))
-            yield BatchSpec(0, epoch, _share(ids_B, replica, replicas), mix)
+                mix = mix._replace(partners=replica_share(mix.partners, replica, replicas))
+            yield BatchSpec(0, epoch, replica_share(ids_B, replica, replicas), mix)
 
     def _parts(self, seed: int, start: int) -> Iterator[tuple[int, Ids]]:
         """The epoch and one student's sample ids of each training round, from the first of a global step on.
@@ -349,9 +350,3 @@ def _checked_batch(field: str, views: AnyViews, ids_B: Ids, student: str | None 
 def _spaced(count: int, wanted: int) -> list[int]:
     """Up to `wanted` of the numbers below `count`, evenly spaced, the first and the last among them."""
     return sorted({round(each) for each in np.linspace(0, count - 1, min(count, wanted)).tolist()})
-
-
-def _share(ids_B: Ids, replica: int, replicas: int) -> Ids:
-    """One replica's rows of a batch, as many as `share_of` gives; none if the batch is too small."""
-    start = sum(share_of(len(ids_B), earlier, replicas) for earlier in range(replica))
-    return ids_B[start : start + share_of(len(ids_B), replica, replicas)]
