@@ -243,7 +243,7 @@ class TrainingData:
             ("data.holdout_per_class", self.train, holdout_ids),
         ):
             parts, views = batches_of(ids, self.recipe.part_size), self.test_views(dataset)
-            for number in _spaced(len(parts), 4):
+            for number in np.unique(np.linspace(0, len(parts) - 1, 4).round().astype(int)).tolist():
                 ends_B = np.unique(parts[number][[0, -1]])
                 inputs = _checked_batch("data.test_view", views, ends_B).inputs
                 shapes = tuple(tuple(tensor.shape[1:]) for tensor in named(inputs).values())
@@ -345,8 +345,3 @@ def _checked_batch(field: str, views: AnyViews, ids_B: Ids, student: str | None 
         assert isinstance(inputs, Tensor)
         check_views(field, inputs, views.dataset.channels, student)
     return next(batches(views, [(0, ids_B)]))
-
-
-def _spaced(count: int, wanted: int) -> list[int]:
-    """Up to `wanted` of the numbers below `count`, evenly spaced, the first and the last among them."""
-    return sorted({round(each) for each in np.linspace(0, count - 1, min(count, wanted)).tolist()})
