@@ -96,7 +96,7 @@ def test_a_dry_run_of_each_arm(jobs: list[Job], monkeypatch: pytest.MonkeyPatch)
     def try_run(recipe: Recipe, steps: int, **_: Any) -> Trial:
         clock[0] += 9.0
         tried.append(recipe.epochs)
-        return Trial({}, [1.0, 0.5, 0.5], 100, recipe.epochs, 0, 0, 0)
+        return Trial({}, [1.0, 0.5, 0.5], 100, recipe.epochs, 0, 0, 0, None)
 
     monkeypatch.setattr(trial, "time", SimpleNamespace(monotonic=lambda: clock[0]))
     monkeypatch.setattr(trial, "try_run", try_run)
