@@ -84,6 +84,10 @@ def faults(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
         patch.setenv("KDCL_TEST_FAULTS", str(path))
         # What is found in data sets is not kept in the user's cache.
         patch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
+        # The solver is compiled once for all processes of a test run.
+        base = tmp_path_factory.getbasetemp()
+        shared = base.parent if "PYTEST_XDIST_WORKER" in os.environ else base
+        patch.setenv("NUMBA_CACHE_DIR", str(shared / "numba"))
         # The same numbers on every machine: GPUs are hidden.
         patch.setenv("CUDA_VISIBLE_DEVICES", "")
         # Ray's workers give way to all other processes by default: beside busy ones they would hardly run.

@@ -6,6 +6,7 @@ Ray restarts an actor that dies with its host.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import threading
 import time
@@ -62,7 +63,8 @@ class AssistantActor:
         Without a limit, as the coordinator waits for capacity. The actor ends with its driver.
         """
         while True:
-            actor = ray.get_actor(actor_name(self.run))
-            if ray.get(actor.progress.remote(), timeout=ANSWER_S).has_begun:
-                return actor
+            with contextlib.suppress(RayError, ValueError):  # it is not there yet, restarts, or is slow
+                actor = ray.get_actor(actor_name(self.run))
+                if ray.get(actor.progress.remote(), timeout=ANSWER_S).has_begun:
+                    return actor
             time.sleep(POLL_S)
