@@ -16,9 +16,10 @@ from kdcl_dist.config.rounds import Kind, Round
 from kdcl_dist.coordinator.aggregator import Aggregator, Answer
 from kdcl_dist.coordinator.answering import answer_round, gather_rows
 from kdcl_dist.coordinator.assistants import Order
+from kdcl_dist.coordinator.preparation import prepare_coordinator
 from kdcl_dist.coordinator.step_sums import StepSums
 from kdcl_dist.coordinator.validation import check_messages
-from kdcl_dist.distillation.solving import prepare_solver, set_threads
+from kdcl_dist.distillation.solving import prepare_solver
 from kdcl_dist.errors import KdclError
 from kdcl_dist.exchange.generation import open_exchange
 from kdcl_dist.exchange.member import Find, Member, follow
@@ -26,7 +27,6 @@ from kdcl_dist.exchange.message import Flag
 from kdcl_dist.exchange.shared import SharedExchange
 from kdcl_dist.membership.endpoint import Endpoint
 from kdcl_dist.membership.rendezvous import GenerationSpec, WorkerInfo
-from kdcl_dist.run.process import prepare_process
 from kdcl_dist.run.run import Run, versions
 from kdcl_dist.run.usage import write_usage
 
@@ -43,8 +43,7 @@ def run_assistant(run: Run, rank: int, find: Find, *, host: str) -> bool:
             and raised.
         host: this process's address, by which the others reach it.
     """
-    prepare_process(run, threads=1)
-    set_threads(run.recipe.distillation.threads)
+    prepare_coordinator(run)
 
     def participate(endpoint: Endpoint, last_loss: KdclError | None) -> bool:
         """Take part under one coordinator."""
