@@ -97,7 +97,7 @@ def subset(labels_N: Ids, per_class: int | None, seed: int) -> Ids:
 
 
 def split_samples(
-    labels_N: Ids, per_class: int, val_fraction: float | None, seed: int
+    labels_N: Ids, per_class: int, val_fraction: float | None, seed: int, train_per_class: int | None = None
 ) -> tuple[Ids, Ids, Ids]:
     """Training ids, held-out ids and validation ids, all ascending; validation samples are taken first.
 
@@ -106,15 +106,17 @@ def split_samples(
         per_class: held-out samples of each class.
         val_fraction: share of each class for validation. None: no such samples.
         seed: of the run.
+        train_per_class: samples of each class that are used at all. None: all.
 
     Raises:
-        DataError: as `split_validation` and `split_holdout`.
+        DataError: as `subset`, `split_validation` and `split_holdout`.
     """
-    if val_fraction is None:
-        return *split_holdout(labels_N, per_class, seed), np.empty(0, np.int64)
-    ids, val_ids = split_validation(labels_N, val_fraction, seed)
-    train, holdout = split_holdout(labels_N[ids], per_class, seed)
-    return ids[train], ids[holdout], val_ids
+    used = subset(labels_N, train_per_class, seed)
+    rest, val = np.arange(len(used)), np.empty(0, np.int64)
+    if val_fraction is not None:
+        rest, val = split_validation(labels_N[used], val_fraction, seed)
+    train, holdout = split_holdout(labels_N[used[rest]], per_class, seed)
+    return used[rest[train]], used[rest[holdout]], used[val]
 
 
 def epoch_steps(train_ids: Ids, batch_size: int, seed: int, epoch: int) -> Ids:

@@ -33,7 +33,6 @@ from kdcl_dist.data.sampling import (
     replica_share,
     split_samples,
     student_seed,
-    subset,
 )
 from kdcl_dist.data.sources.opened import Tell
 from kdcl_dist.data.sources.opening import DataSets
@@ -105,10 +104,8 @@ class TrainingData:
     def _split(self) -> tuple[Ids, Ids, Ids]:
         """Training ids, held-out ids, and those of `data.val_fraction`."""
         data, labels_N = self.recipe.data, np.asarray(self.train.labels, np.int64)
-        ids = subset(labels_N, data.train_per_class, self.recipe.seed)
-        parts = split_samples(labels_N[ids], data.holdout_per_class, data.val_fraction, self.recipe.seed)
-        train, holdout, val = (ids[part] for part in parts)
-        return train, holdout, val
+        shares = data.holdout_per_class, data.val_fraction
+        return split_samples(labels_N, *shares, self.recipe.seed, data.train_per_class)
 
     @property
     def split(self) -> tuple[Ids, Ids]:
