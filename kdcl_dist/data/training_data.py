@@ -240,7 +240,8 @@ class TrainingData:
             ("data.holdout_per_class", self.train, holdout_ids),
         ):
             parts, views = batches_of(ids, self.recipe.part_size), self.test_views(dataset)
-            for number in np.unique(np.linspace(0, len(parts) - 1, 4).round().astype(int)).tolist():
+            evenly = np.linspace(0, len(parts) - 1, min(len(parts), 4))  # none of no parts
+            for number in np.unique(evenly.round().astype(int)).tolist():
                 ends_B = np.unique(parts[number][[0, -1]])
                 inputs = _checked_batch("data.test_view", views, ends_B).inputs
                 shapes = tuple(tuple(tensor.shape[1:]) for tensor in named(inputs).values())
