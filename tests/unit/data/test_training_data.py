@@ -15,6 +15,12 @@ from kdcl_dist.data.training_data import TrainingData
 from kdcl_dist.errors import DataError, RecipeError
 
 
+def assert_same_batch(found: Batch, wanted: Batch) -> None:
+    """But for the seconds that the loading took."""
+    tensors = zip(found[:-1], wanted[:-1], strict=True)
+    assert all(torch.equal(one, other) for one, other in tensors)
+
+
 @pytest.mark.parametrize("workers", [0, 1, 2])
 def test_one_loader_serves_a_whole_run(workers: int, make_recipe: MakeRecipe) -> None:
     """From any round on: the training steps, the held-out and the test samples, in the schedule's order."""
@@ -32,7 +38,7 @@ def test_one_loader_serves_a_whole_run(workers: int, make_recipe: MakeRecipe) ->
             if round.part == 0 and round.kind is not Kind.TRAIN:
                 passing = alone.holdout_batches() if round.kind is Kind.HOLDOUT else alone.test_batches()
             wanted = next(steps if round.kind is Kind.TRAIN else passing)
-            assert all(torch.equal(a, b) for a, b in zip(next(found), wanted, strict=True))
+            assert_same_batch(next(found), wanted)
         assert next(found, None) is None
 
 
@@ -221,7 +227,7 @@ def test_the_first_batch_is_that_of_the_run(workers: int, make_recipe: MakeRecip
     for replica in (0, 1):
         expected = next(alone.training_batches(0, 0, replica))
         found = training_data.first_batch(0, replica)
-        assert all(torch.equal(a, b) for a, b in zip(found, expected, strict=True))
+        assert_same_batch(found, expected)
 
 
 @pytest.mark.parametrize(
