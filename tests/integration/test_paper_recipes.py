@@ -35,7 +35,7 @@ RECIPES = [path for path, content in FILES.items() if "students" in content]
 TABLES = [path for path, content in FILES.items() if "arms" in content]
 ARMS = [(path, arm) for path in TABLES for arm in FILES[path]["arms"]]
 
-#: Training samples of each data set, by which a table knows the step of a finished run.
+#: Training samples of the paper's data sets, by which a table knows the step of a finished run.
 SAMPLES = {"data/imagenet/train": 1_281_167, "data/cifar100/train.arrow": 50_000}
 
 
@@ -44,12 +44,26 @@ def label(value: Any) -> str:
 
 
 def arm_recipe(path: Path, arm: dict[str, Any], *more: str) -> Recipe:
-    return load_recipe(path.parent / arm["recipe"], [*arm.get("set", []), *more])
+    """The arm's recipe for seed 0."""
+    chosen = [item.replace("{seed}", "0") for item in arm.get("set", [])]
+    return load_recipe(path.parent / arm["recipe"], [*chosen, *more])
 
 
-def info(classes: int, encoding: str, shape: tuple[int, int, int] | None) -> Info:
+def info(classes: int, encoding: str, shape: tuple[int, int, int] | None, channels: int = 3) -> Info:
     names = tuple(f"class {number}" for number in range(classes))
-    return Info(names, encoding, 3, shape, mean=(0.5, 0.5, 0.5), std=(0.25, 0.25, 0.25))  # type: ignore[arg-type]
+    return Info(names, encoding, channels, shape, mean=(0.5,) * channels, std=(0.25,) * channels)  # type: ignore[arg-type]
+
+
+@pytest.fixture(scope="session")
+def fashion(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
+    """Overrides for data of Fashion-MNIST's format: raw 28x28, grey, 10 classes."""
+    folder = tmp_path_factory.mktemp("fashion")
+    rng = np.random.default_rng(0)
+    for name, count in (("train", 40), ("test", 20)):
+        samples = [(number % 10, rng.bytes(28 * 28)) for number in range(count)]
+        write_dataset(folder / f"{name}.arrow", samples, info(10, "raw", (1, 28, 28), channels=1))
+    small = ["data.train_per_class=3", "batch_size=8"]
+    return [f"data.train={folder}/train.arrow", f"data.test={folder}/test.arrow", *small]
 
 
 @pytest.fixture(scope="session")
@@ -90,7 +104,8 @@ def data_of(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> 
 
     def choose(content: dict[str, Any]) -> list[str]:
         kind = content["data"]["train"].split("/")[1] if content["data"]["train"].startswith("data/") else ""
-        small = request.getfixturevalue({"cifar100": "cifar", "imagenet": "imagenet"}[kind]) if kind else []
+        named = {"cifar100": "cifar", "imagenet": "imagenet", "fashion": "fashion"}
+        small = request.getfixturevalue(named[kind]) if kind else []
         return [*small, "data.loader_workers=0"]
 
     return choose
@@ -166,11 +181,15 @@ def check_hyper_parameters(recipe: Recipe, student: Student) -> None:
 
 def check_teacher(path: Path, recipe: Recipe, student: Student) -> None:
     """The file lies where the run that the table's first lines name leaves it."""
-    samples = SAMPLES.get(recipe.data.train) or len(open_dataset(str(ROOT / recipe.data.train)))
+    if recipe.data.train_per_class:  # of the ten classes of Fashion-MNIST; the run is another arm's
+        samples, run = 10 * recipe.data.train_per_class, "fashion/none-seed0"
+    else:
+        samples = SAMPLES.get(recipe.data.train) or len(open_dataset(str(ROOT / recipe.data.train)))
+        named = re.search(r"--name (\S+)", path.read_text())
+        assert named is not None
+        run = named[1]
     step = recipe.epochs * (samples // recipe.batch_size)
-    run = re.search(r"--name (\S+)", path.read_text())
-    assert run is not None
-    assert student.weights == f"runs/{run[1]}/checkpoints/step-{step:08d}/{student.name}.pt"
+    assert student.weights == f"runs/{run}/checkpoints/step-{step:08d}/{student.name}.pt"
 
 
 def test_classic_distillation_of_the_digits(data_of: Any, tmp_path: Path) -> None:

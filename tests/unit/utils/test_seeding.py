@@ -38,6 +38,7 @@ def test_purposes_are_frozen() -> None:
         "MIXING": 12,
         "PARTNER": 13,
         "READING": 14,
+        "SUBSET": 15,
     }
 
 
