@@ -71,8 +71,10 @@ def cache_folder(kind: torch.dtype) -> Path | None:
     try:
         folder = _root() / f"linear-{code.hexdigest()[:24]}"
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-        # The code is read with pickle, so a folder of somebody else's is not used.
-        return folder if folder.stat().st_uid == os.getuid() and os.access(folder, os.W_OK) else None
+        found = folder.stat()
+        # The code is read with pickle, so a folder that others own or can write to is not used.
+        is_own = found.st_uid == os.getuid() and not found.st_mode & 0o022
+        return folder if is_own and os.access(folder, os.W_OK) else None
     except (OSError, RuntimeError):
         return None
 

@@ -104,6 +104,13 @@ def test_a_folder_of_somebody_else_is_not_read(compiled, monkeypatch) -> None:
     assert machine_code.cache_folder(torch.float32) is None
 
 
+def test_a_folder_to_which_others_can_write_is_not_read(compiled) -> None:
+    folder = machine_code.cache_folder(torch.float32)
+    assert folder is not None
+    folder.chmod(0o770)
+    assert machine_code.cache_folder(torch.float32) is None
+
+
 def test_the_users_own_folder_of_numba_counts(compiled, tmp_path: Path, monkeypatch) -> None:
     monkeypatch.setattr(numba.config, "CACHE_DIR", str(tmp_path / "own"))
     folder = machine_code.cache_folder(torch.float32)
