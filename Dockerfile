@@ -1,4 +1,4 @@
-# The image of every host of a cluster, with or without GPU: `docker build --tag kdcl_dist:0.1.0 .`
+# The image of every host of a cluster, with or without GPU: `docker build --tag kdcl_dist:0.2.0 .`
 #
 # The base is a plain Python: PyTorch's wheels bring CUDA themselves, and the host's driver is let in by the NVIDIA
 # container toolkit, so that a CUDA base would hold all libraries twice. Another base needs python3 with venv,
@@ -11,7 +11,7 @@ ARG EXTRAS=
 ENV PIP_NO_CACHE_DIR=1 PIP_DISABLE_PIP_VERSION_CHECK=1 PIP_NO_COMPILE=1
 RUN python3 -m venv /opt/kdcl
 WORKDIR /src
-COPY setup.cfg pyproject.toml constraints.txt README.md LICENSE ./
+COPY setup.cfg pyproject.toml constraints.txt README.pypi.md LICENSE ./
 # The dependencies, gigabytes, in a layer of their own: it is made anew only when the files above change.
 RUN mkdir kdcl_dist && touch kdcl_dist/__init__.py && echo '__version__ = "0"' > kdcl_dist/version.py \
     && /opt/kdcl/bin/pip install --constraint constraints.txt ".${EXTRAS}"
@@ -22,7 +22,7 @@ RUN /opt/kdcl/bin/pip install --no-deps --force-reinstall . \
 FROM ${BASE}
 LABEL org.opencontainers.image.title="kdcl_dist" \
     org.opencontainers.image.description="Online knowledge distillation by collaborative learning on Ray" \
-    org.opencontainers.image.version="0.1.0" \
+    org.opencontainers.image.version="0.2.0" \
     org.opencontainers.image.licenses="Apache-2.0"
 # Shared storage is mounted there; a new volume of docker takes over who may write.
 RUN useradd --uid 1000 --user-group --create-home --shell /bin/bash kdcl \

@@ -8,10 +8,10 @@ READY := $(VENV)/.ready
 test-fast test: export PYTHONDONTWRITEBYTECODE :=
 PYTEST := $(BIN)/python -m pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder
 
-.PHONY: demo test-fast test guard lint bench clean
+.PHONY: demo test-fast test guard lint dist bench clean
 
 demo: $(READY)  ## train the digits recipe on a Ray cluster of this machine
-	$(BIN)/kdcl train examples/digits.yaml
+	$(BIN)/kdcl demo
 
 test-fast: $(READY)  ## what a change is tried with: every package, in under two minutes
 	$(PYTEST) tests/unit
@@ -30,8 +30,11 @@ lint: $(READY)  ## check style and types
 bench: $(READY)  ## measure every ratio of docs/speed.md, in under 15 minutes on a quiet machine
 	$(BIN)/python -m benchmarks.speed --out docs/results/speed.md
 
+dist: $(READY)  ## build the wheel and the source package into dist/
+	$(BIN)/python -m build
+
 clean:  ## remove the environment and all runs
-	rm -rf $(VENV) runs build *.egg-info
+	rm -rf $(VENV) runs build dist *.egg-info
 
 $(READY): setup.cfg pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)

@@ -8,10 +8,11 @@ import torch.nn.functional as F
 
 from benchmarks import first_step
 from kdcl_dist.data.dataset import ArrowDataset
+from kdcl_dist.utils.data_specs import DEMO
 
 __all__ = ["DATA", "MODELS", "train"]
 
-DATA = "examples/data/digits-train.arrow"
+DATA = str(DEMO / "digits-train.arrow")
 MODELS = ("cnn_medium", "cnn_small")
 BATCH = 64
 

@@ -12,6 +12,7 @@ import argparse
 import json
 import os
 import platform
+import shutil
 import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -31,6 +32,7 @@ from kdcl_dist.data.training_data import TrainingData
 from kdcl_dist.data.writer import write_dataset
 from kdcl_dist.exchange.message import MessageLayout
 from kdcl_dist.student.student import Student
+from kdcl_dist.utils.data_specs import DEMO
 
 __all__ = ["figures"]
 
@@ -80,11 +82,10 @@ def buffers(recipe: Recipe, classes: int) -> int:
 @contextmanager
 def _folder() -> Iterator[Path]:
     """A working folder with the digits' recipe and the noise; students write their measurements there."""
-    examples, before = Path("examples").absolute(), Path.cwd()
+    before = Path.cwd()
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        text = (examples / "digits.yaml").read_text().replace("examples/", f"{examples}/")
-        (folder / "recipe.yaml").write_text(text)
+        shutil.copy(DEMO / "digits.yaml", folder / "recipe.yaml")
         _write_noise(folder / "pixels.arrow")
         os.environ[FOLDER] = name
         os.chdir(folder)

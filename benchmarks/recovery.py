@@ -126,7 +126,7 @@ def ours(launcher: Any, folder: Path, policy: str = "rollback", *, with_worker: 
     recipe = parse_recipe(f"""
         epochs: {EPOCHS}
         batch_size: {BATCH}
-        data: {{train: examples/data/digits-train.arrow, test: examples/data/digits-test.arrow}}
+        data: {{train: kdcl:digits-train, test: kdcl:digits-test}}
         students: [{students}]
         failure: {{policy: {policy}, min_students: 1}}
     """)

@@ -12,6 +12,7 @@ from typing import NoReturn
 from kdcl_dist.cli import (
     compare,
     data,
+    demo,
     evaluate,
     export,
     models,
@@ -28,6 +29,7 @@ from kdcl_dist.cli.group import kdcl
 __all__ = [
     "compare",
     "data",
+    "demo",
     "evaluate",
     "export",
     "kdcl",

@@ -244,7 +244,7 @@ def _import_images(
 @click.option("--label", help='Column of labels of a table. [default: "label", "target" or "class"]')
 @reports_errors
 def describe(spec: str, label: str | None) -> None:
-    """Describe what data.train may be: a path, a table, hf:FOLDER, or an import string."""
+    """Describe what data.train may be: a path, a table, hf:FOLDER, kdcl:NAME, or an import string."""
     from kdcl_dist.data.sources.opening import open_dataset
 
     _show(open_dataset(spec, label, lambda text: echo(f"{text}\n")))

@@ -1,4 +1,4 @@
-"""`kdcl recipe`: the reference of the recipe's fields."""
+"""`kdcl recipe`: the reference of the recipe's fields, and an example."""
 
 from __future__ import annotations
 
@@ -7,13 +7,14 @@ import json
 import click
 
 from kdcl_dist.cli.group import kdcl, reports_errors
+from kdcl_dist.utils.data_specs import DEMO
 
 __all__ = ["recipe"]
 
 
 @kdcl.group()
 def recipe() -> None:
-    """Print the reference of the recipe's fields."""
+    """Print the reference of the recipe's fields, or an example."""
 
 
 @recipe.command()
@@ -32,3 +33,10 @@ def reference() -> None:
     from kdcl_dist.config.reference import recipe_reference
 
     click.echo(recipe_reference(), nl=False)
+
+
+@recipe.command()
+@reports_errors
+def example() -> None:
+    """The recipe of `kdcl demo`, to begin one of your own from."""
+    click.echo((DEMO / "digits.yaml").read_text(encoding="utf-8"), nl=False)

@@ -39,8 +39,8 @@ class Data(Strict):
     """The data sets and the views of their samples."""
 
     train: str = Field(
-        description="Training set: a path, `hf:FOLDER`, or an import string `package.module:factory`; see "
-        "[what data.train may be](data.md#what-datatrain-may-be)."
+        description="Training set: a path, `hf:FOLDER`, `kdcl:NAME`, or an import string "
+        "`package.module:factory`; see [what data.train may be](data.md#what-datatrain-may-be)."
     )
     test: str = Field(description="Test set, in the same form.")
     label: str | None = Field(

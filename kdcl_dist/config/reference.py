@@ -92,7 +92,7 @@ A recipe is a YAML file. It holds every field that changes a result or a placeme
 ```yaml
 name: digits
 epochs: 20
-data: {train: examples/data/digits-train.arrow, test: examples/data/digits-test.arrow}
+data: {train: kdcl:digits-train, test: kdcl:digits-test}
 students:
   - {name: large, model: cnn_medium, schedule: {milestones: [12, 17]}}
   - {name: mlp, model: mlp, optimizer: {name: adamw, lr: 1e-3}}

@@ -29,7 +29,7 @@ from kdcl_dist.export.ensemble import build_ensemble
 from kdcl_dist.export.formats import FORMATS, Network, read_network, require
 from kdcl_dist.export.inputs import Images, preparation_of
 from kdcl_dist.export.preprocessing import Description, Kind, digest, read_description
-from kdcl_dist.utils.data_specs import HUGGING_FACE
+from kdcl_dist.utils.data_specs import HUGGING_FACE, SHIPPED
 from kdcl_dist.utils.devices import choose_device, needs_memory
 from kdcl_dist.utils.hidden import is_hidden
 from kdcl_dist.utils.import_strings import is_import_string
@@ -222,7 +222,7 @@ def _is_dataset(text: str) -> bool:
     try:
         if path.is_dir():
             return next(path.glob("*.arrow"), None) is not None
-        is_file = path.suffix.lower() in (".arrow", *TABLES) or text.startswith(HUGGING_FACE)
+        is_file = path.suffix.lower() in (".arrow", *TABLES) or text.startswith((HUGGING_FACE, SHIPPED))
         return is_file or (is_import_string(text) and not path.exists())
     except (OSError, ValueError):  # told where the path is read
         return False

@@ -12,6 +12,7 @@ from cohorts import ROOT
 from examples.languages import make_data
 from examples.tabular import make_data as make_table
 from kdcl_dist.data.sources.opening import open_dataset
+from kdcl_dist.utils.data_specs import DEMO
 
 LISTS = {
     "dutch": ["Überzee", "appel", "boom", "gezin", "hond", "huis", "kat", "same", "water"],
@@ -75,3 +76,7 @@ def test_the_table_that_is_shipped(tmp_path: Path) -> None:
     make_table.main(tmp_path)
     for name in ("train.csv", "test.csv"):
         assert (tmp_path / name).read_bytes() == (ROOT / "examples/tabular" / name).read_bytes()
+
+
+def test_the_demo_is_the_example() -> None:
+    assert (DEMO / "digits.yaml").read_bytes() == (ROOT / "examples/digits.yaml").read_bytes()

@@ -1,11 +1,13 @@
 """Opening what a recipe names as a data set.
 
-`data.train` may be a path of this package's own files, a table, `hf:FOLDER`, or an import string of a data
-set or of a function that makes one: of this package's protocols, or a torch map-style one of `(x, y)`.
+`data.train` may be a path of this package's own files, `kdcl:NAME` of those that come with it, a table,
+`hf:FOLDER`, or an import string of a data set or of a function that makes one: of this package's protocols,
+or a torch map-style one of `(x, y)`.
 """
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 from kdcl_dist.config.data import Data
@@ -18,7 +20,7 @@ from kdcl_dist.data.sources.torch_reader import is_map_style
 from kdcl_dist.data.sources.torch_set import open_torch
 from kdcl_dist.data.subset import of_classes
 from kdcl_dist.errors import DataError, of_user_code
-from kdcl_dist.utils.data_specs import data_import
+from kdcl_dist.utils.data_specs import DEMO, SHIPPED, data_import, data_path
 from kdcl_dist.utils.import_strings import load_object
 
 __all__ = ["DataSets", "open_dataset"]
@@ -65,11 +67,21 @@ def open_dataset(spec: str, label: str | None = None, tell: Tell = lambda text: 
 
 
 def _open(spec: str, label: str | None, train: Opened | None, tell: Tell) -> Opened:
+    if spec.startswith(SHIPPED):
+        return Opened(open_arrow(_shipped(spec)))
     if data_import(spec) is not None:
         return Opened(_of_object(spec, None if train is None else train.dataset, tell))
     if (table := find_table(spec)) is not None:
         return open_table_set(table, label, train, tell)
     return Opened(open_arrow(spec))
+
+
+def _shipped(spec: str) -> str:
+    """The file of a data set that comes with this package."""
+    if not Path(path := data_path(spec)).exists():
+        there = ", ".join(f"{SHIPPED}{file.stem}" for file in sorted(DEMO.glob("*.arrow")))
+        raise DataError(f"{spec}: no such data set comes with kdcl_dist; there are {there}")
+    return path
 
 
 def _of_object(spec: str, train: Dataset | None, tell: Tell) -> Dataset:

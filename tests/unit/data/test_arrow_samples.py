@@ -28,6 +28,7 @@ from kdcl_dist.data.samples import Sample, named
 from kdcl_dist.data.sources.opening import open_dataset
 from kdcl_dist.data.statistics import Moments, Scale
 from kdcl_dist.errors import DataError
+from kdcl_dist.utils.data_specs import DEMO
 
 #: Opens files with changed bytes, within its memory so far and three times the file's size. A signal ends it.
 FUZZ = """
@@ -252,9 +253,9 @@ def test_shards_follow_each_other(tmp_path: Path) -> None:
 
 
 def test_images_stay_format_1() -> None:
-    assert isinstance(open_arrow("examples/data/digits-test.arrow"), ArrowDataset)
+    assert isinstance(open_arrow(str(DEMO / "digits-test.arrow")), ArrowDataset)
     with pytest.raises(DataError, match="format 1; this version reads format 2 here"):
-        ArrowSamples("examples/data/digits-test.arrow")
+        ArrowSamples(str(DEMO / "digits-test.arrow"))
 
 
 @pytest.mark.parametrize(

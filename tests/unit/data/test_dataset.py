@@ -11,7 +11,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 from arrow_files import INFO, write_arrow
-from cohorts import ROOT, write_images
+from cohorts import write_images
 from PIL import Image
 
 from kdcl_dist.data.dataset import ArrowDataset, Info, fingerprint
@@ -20,11 +20,12 @@ from kdcl_dist.data.importers.digits import import_digits
 from kdcl_dist.data.sources.opening import open_dataset
 from kdcl_dist.data.writer import write_dataset
 from kdcl_dist.errors import DataError
+from kdcl_dist.utils.data_specs import DEMO
 
 
 def test_the_shipped_digits_are_what_the_importer_writes(tmp_path: Path) -> None:
     for path in import_digits(tmp_path):
-        assert path.read_bytes() == (ROOT / "examples" / "data" / path.name).read_bytes()
+        assert path.read_bytes() == (DEMO / path.name).read_bytes()
     train, test = (ArrowDataset(str(tmp_path / f"digits-{part}.arrow")) for part in ("train", "test"))
     assert len(train) + len(test) == 1797
     assert np.bincount(test.labels).min() >= 34
@@ -146,7 +147,7 @@ def test_own_data_sets_by_import_string(tmp_path: Path, monkeypatch: pytest.Monk
     monkeypatch.syspath_prepend(tmp_path)
     assert len(open_dataset("own_data:Own")) == 3
     assert fingerprint(open_dataset("own_data:Own")) != fingerprint(
-        ArrowDataset("examples/data/digits-test.arrow")
+        ArrowDataset(str(DEMO / "digits-test.arrow"))
     )
     for name, words in (
         ("Outside", "row 2 is 2"),

@@ -1,4 +1,4 @@
-"""What a name of a data set is: a path, a folder of Hugging Face's, or an import string."""
+"""What a name of a data set is: a path, a folder of Hugging Face's, a shipped one, or an import string."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from kdcl_dist.utils.data_specs import data_import, data_path, moved
+from kdcl_dist.utils.data_specs import DEMO, data_import, data_path, moved
 
 
 def test_names_of_data_sets(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -18,6 +18,7 @@ def test_names_of_data_sets(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
         ("hf:/sets/train", "/sets/train", None),
         ("my_data:train", "my_data:train", "my_data:train"),
         ("a:b", "a:b", None),
+        ("kdcl:digits", str(DEMO / "digits.arrow"), None),
     ):
         assert (data_path(spec), data_import(spec)) == (path, imported)
 
@@ -31,5 +32,6 @@ def test_a_run_elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Non
     assert moved("hf:sets", root) == f"hf:{root}/sets"
     assert moved("hf:none", root) == "hf:none"
     assert moved("my_data:train", root) == "my_data:train"
+    assert moved("kdcl:digits-test", root) == "kdcl:digits-test"
     (tmp_path / "here" / "sets").mkdir()
     assert moved("hf:sets", root) == "hf:sets"
