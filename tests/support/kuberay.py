@@ -1,11 +1,12 @@
-"""What KubeRay 1.7 and Kubernetes take in the manifests of cluster/kuberay; an unknown field is an error.
+"""What KubeRay 1.7 and Kubernetes take in the manifests of the chart; an unknown field is an error.
 
-Only what the manifests use is described; `kubectl apply --dry-run=server` asks an API server for the rest.
+Only what the chart renders is described; `kubectl apply --dry-run=server` asks an API server for the rest.
+The fields, types and choices are those of the CRDs of KubeRay 1.7.0.
 """
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -24,6 +25,7 @@ class Closed(BaseModel):
 class Metadata(Closed):
     name: DnsName
     labels: Labels = {}
+    annotations: Labels = {}
 
 
 class HttpGet(Closed):
@@ -103,12 +105,20 @@ class Volume(Closed):
 class Toleration(Closed):
     key: str
     operator: Literal["Exists", "Equal"]
+    value: str | None = None
     effect: Literal["NoSchedule", "PreferNoSchedule", "NoExecute"]
+
+
+class Reference(Closed):
+    name: DnsName
 
 
 class Pod(Closed):
     securityContext: PodSecurity
     automountServiceAccountToken: bool
+    serviceAccountName: DnsName | None = None
+    priorityClassName: DnsName | None = None
+    imagePullSecrets: list[Reference] = []
     containers: list[Container]
     volumes: list[Volume]
     nodeSelector: Labels = {}
@@ -135,7 +145,7 @@ class Workers(Head):
     replicas: int
     minReplicas: int
     maxReplicas: int
-    labels: Labels
+    labels: Labels = {}
 
 
 class Auth(Closed):
@@ -152,7 +162,7 @@ class ClusterSpec(Closed):
     rayVersion: str
     authOptions: Auth
     enableInTreeAutoscaling: bool
-    autoscalerOptions: Autoscaler
+    autoscalerOptions: Autoscaler | None = None
     headGroupSpec: Head
     workerGroupSpecs: list[Workers]
 
@@ -186,6 +196,7 @@ class ClaimResources(Closed):
 
 class ClaimSpec(Closed):
     accessModes: list[Literal["ReadWriteMany"]]
+    storageClassName: DnsName | None = None
     resources: ClaimResources
 
 
@@ -196,11 +207,36 @@ class Claim(Closed):
     spec: ClaimSpec
 
 
+class Selector(Closed):
+    matchLabels: Labels = {}
+
+
+class Peer(Closed):
+    podSelector: Selector
+    namespaceSelector: Selector | None = None
+
+
+class PolicyPort(Closed):
+    protocol: Literal["TCP"]
+    port: Port
+
+
+class Rule(Closed):
+    peers: Annotated[list[Peer], Field(alias="from")]
+    ports: list[PolicyPort] = []
+
+
+class PolicySpec(Closed):
+    podSelector: Selector
+    policyTypes: list[Literal["Ingress"]]
+    ingress: list[Rule]
+
+
 class Policy(Closed):
     apiVersion: Literal["networking.k8s.io/v1"]
     kind: Literal["NetworkPolicy"]
     metadata: Metadata
-    spec: dict[str, Any]
+    spec: PolicySpec
 
 
 Manifest = RayCluster | RayJob | Claim | Policy

@@ -15,18 +15,14 @@ import ray.autoscaler
 import yaml
 from cohorts import ROOT
 from commands import check, commands_in
-from kuberay import Claim, ClusterSpec, Manifest, Policy, RayCluster, RayJob
-from pydantic import TypeAdapter, ValidationError
 
 from kdcl_dist.launch.ray.jobs import RUNTIME_ENV
 from kdcl_dist.version import __version__
 
 CLUSTER = ROOT / "cluster"
 FILES = sorted(path for path in CLUSTER.rglob("*") if path.is_file() and "__pycache__" not in path.parts)
-YAML = [path for path in FILES if path.suffix == ".yaml"]
+YAML = [path for path in FILES if path.suffix == ".yaml" and path.parent.name != "templates"]
 SCRIPTS = [path for path in FILES if path.suffix in (".sh", ".sbatch")]
-KUBERAY = CLUSTER / "kuberay"
-RAY = re.search(r"^ray==(\S+)$", (ROOT / "constraints.txt").read_text(), re.MULTILINE)
 
 
 def load(path: Path) -> Any:
@@ -36,60 +32,6 @@ def load(path: Path) -> Any:
 @pytest.mark.parametrize("path", YAML, ids=lambda path: str(path.relative_to(CLUSTER)))
 def test_yaml_is_valid(path: Path) -> None:
     assert isinstance(load(path), dict)
-
-
-# -- Kubernetes -----------------------------------------------------------------------------------
-
-
-def manifest(name: str) -> Manifest:
-    return TypeAdapter(Manifest).validate_python(load(KUBERAY / name))
-
-
-def cluster_specs() -> list[ClusterSpec]:
-    cluster, job = manifest("cluster.yaml"), manifest("job.yaml")
-    assert isinstance(cluster, RayCluster)
-    assert isinstance(job, RayJob)
-    return [cluster.spec, job.spec.rayClusterSpec]
-
-
-def test_manifests() -> None:
-    cluster, job = cluster_specs()
-    assert cluster == job
-    assert isinstance(manifest("storage.yaml"), Claim)
-    assert RAY is not None
-    assert cluster.rayVersion == RAY[1]
-    assert cluster.headGroupSpec.rayStartParams.items() >= {"num-cpus": "0", "num-gpus": "0"}.items()
-    labels = [group.labels["ray.io/accelerator-type"] for group in cluster.workerGroupSpecs]
-    assert len(set(labels)) == len(labels) == 2
-    policy = manifest("network.yaml")
-    assert isinstance(policy, Policy)
-    for group in (cluster.headGroupSpec, *cluster.workerGroupSpecs):
-        assert group.template.metadata.labels == policy.spec["podSelector"]["matchLabels"]
-        pod = group.template.spec
-        (container,) = pod.containers
-        assert container.image.endswith(f":{__version__}")
-        assert ("nvidia.com/gpu" in container.resources.limits) == (group is not cluster.headGroupSpec)
-        assert {volume.name for volume in pod.volumes} == {mount.name for mount in container.volumeMounts}
-        assert "/dev/shm" in {mount.mountPath for mount in container.volumeMounts}
-
-
-def test_an_unknown_field_in_a_manifest_is_found() -> None:
-    wrong = load(KUBERAY / "cluster.yaml")
-    wrong["spec"]["workerGroupSpecs"][0]["template"]["spec"]["containers"][0]["livenesProbe"] = {}
-    with pytest.raises(ValidationError, match="livenesProbe"):
-        RayCluster.model_validate(wrong)
-
-
-def test_the_claim_and_secret_are_the_documented_ones() -> None:
-    cluster, _ = cluster_specs()
-    claims = {
-        volume.persistentVolumeClaim.claimName
-        for volume in cluster.headGroupSpec.template.spec.volumes
-        if volume.persistentVolumeClaim
-    }
-    assert claims == {manifest("storage.yaml").metadata.name}
-    readme = (CLUSTER / "README.md").read_text()
-    assert f"secret generic {cluster.authOptions.secretName} --from-file=auth_token=" in readme
 
 
 # -- other launchers ------------------------------------------------------------------------------
@@ -119,6 +61,17 @@ def test_compose() -> None:
     assert load(CLUSTER / "compose" / "gpu.yaml")["services"].keys() <= config["services"].keys()
 
 
+def test_sky() -> None:
+    config = load(CLUSTER / "sky.yaml")
+    fields = {"name", "num_nodes", "workdir", "resources", "envs", "secrets", "setup", "run"}
+    assert config.keys() == fields
+    assert config["resources"]["use_spot"]
+    assert config["secrets"] == {"RAY_AUTH_TOKEN": None}
+    for script in (config["setup"], config["run"]):
+        lint(script)
+    assert "ray stop" not in config["run"].replace("which `ray stop` would end", "")
+
+
 def test_the_runtime_environment_is_that_of_kdcl_submit() -> None:
     assert load(CLUSTER / "runtime_env.yaml") == RUNTIME_ENV
 
@@ -128,9 +81,24 @@ def test_the_runtime_environment_is_that_of_kdcl_submit() -> None:
 
 @pytest.mark.parametrize("path", SCRIPTS, ids=lambda path: path.name)
 def test_scripts(path: Path) -> None:
-    command = ["shellcheck"] if shutil.which("shellcheck") else ["bash", "-n"]
-    done = subprocess.run([*command, str(path)], capture_output=True, text=True, check=False)
+    lint(path.read_text())
+
+
+def lint(script: str) -> None:
+    command = ["shellcheck", "--shell=bash", "-"] if shutil.which("shellcheck") else ["bash", "-n"]
+    done = subprocess.run(command, input=script, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
+
+
+def test_the_workflow_of_the_image() -> None:
+    workflow = load(ROOT / ".github/workflows/image.yml")
+    assert workflow["permissions"] == {}
+    (job,) = workflow["jobs"].values()
+    assert job["permissions"] == {"contents": "read", "packages": "write"}
+    for step in job["steps"]:
+        assert "${{" not in step.get("run", ""), "what a person typed is no part of a script"
+        lint(step.get("run", ""))
+    assert [line for step in job["steps"] for line in commands_in(step.get("run", ""))]
 
 
 def test_the_script_says_how_it_is_used(tmp_path: Path) -> None:
@@ -151,9 +119,9 @@ def commands() -> list[str]:
     """Every `kdcl ...` that a script or manifest runs; tests/unit/test_docs.py has those of documents."""
     found: list[str] = []
     for path in FILES:
-        if path.suffix == ".yaml":
+        if path in YAML:
             found += commands_in("\n".join(_strings(load(path))))
-        elif path.suffix != ".md":
+        elif path.suffix not in (".md", ".yaml", ".txt"):
             found += commands_in(path.read_text())
     return sorted(set(found))
 
@@ -169,7 +137,7 @@ def _strings(value: Any) -> list[str]:
 @pytest.mark.parametrize("line", commands())
 def test_commands_are_commands(line: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(ROOT)
-    check(line.replace('"${resume[@]}"', "--resume").removesuffix("&"))
+    check(line.replace('"${resume[@]}"', "--resume").replace('"$@"', "--resume").removesuffix("&"))
 
 
 def test_there_are_commands() -> None:
