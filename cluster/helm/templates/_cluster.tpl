@@ -16,6 +16,7 @@ headGroupSpec:
     {{- include "kdcl.pod" (dict "root" . "group" .Values.head "name" "ray-head" "gpus" 0) | nindent 4 }}
 workerGroupSpecs:
 {{- range $name, $type := .Values.gpuTypes }}
+{{- if $type }}
 {{- $start := empty $.Values.queue | ternary ($type.min | default 0) $type.max }}
   - groupName: {{ $name }}
     minReplicas: {{ $start }}
@@ -28,5 +29,6 @@ workerGroupSpecs:
     template:
       {{- $gpus := hasKey $type "gpus" | ternary $type.gpus 1 }}
       {{- include "kdcl.pod" (dict "root" $ "group" $type "name" "ray-worker" "gpus" $gpus) | nindent 6 }}
+{{- end }}
 {{- end }}
 {{- end }}

@@ -7,7 +7,7 @@
 {{- $tolerations := concat (.group.tolerations | default list) ($spot.tolerations | default list) }}
 {{- if .gpus }}
 {{- $tolerations = append $tolerations (dict "key" "nvidia.com/gpu" "operator" "Exists" "effect" "NoSchedule") }}
-{{- end }}
+{{- end -}}
 metadata:
   labels: {{- include "kdcl.labels" .root | nindent 4 }}
 spec:

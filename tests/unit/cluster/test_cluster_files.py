@@ -141,7 +141,7 @@ def test_commands_are_commands(line: str, monkeypatch: pytest.MonkeyPatch) -> No
 
 
 def test_there_are_commands() -> None:
-    assert any("/mnt/shared/runs" in line for line in commands())
+    assert any('"$RUNS"' in line for line in commands())
     assert any('"$RUN"' in line for line in commands())
 
 
