@@ -15,6 +15,6 @@ __all__ = ["demo"]
 
 @kdcl.command(params=train.params[1:])
 @click.pass_context
-def demo(context: click.Context, **options: Any) -> None:
+def demo(context: click.Context, /, **options: Any) -> None:
     """Train three small networks on handwritten digits that come with the package."""
     context.invoke(train, recipe=str(DEMO / "digits.yaml"), **options)
