@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import shutil
 import subprocess
@@ -63,13 +64,42 @@ def test_compose() -> None:
 
 def test_sky() -> None:
     config = load(CLUSTER / "sky.yaml")
-    fields = {"name", "num_nodes", "workdir", "resources", "envs", "secrets", "setup", "run"}
-    assert config.keys() == fields
+    assert config.keys() == {"name", "num_nodes", "workdir", "resources", "envs", "secrets", "setup", "run"}
     assert config["resources"]["use_spot"]
     assert config["secrets"] == {"RAY_AUTH_TOKEN": None}
     for script in (config["setup"], config["run"]):
         lint(script)
-    assert "ray stop" not in config["run"].replace("which `ray stop` would end", "")
+
+
+@pytest.mark.parametrize(
+    ("codes", "calls", "code"),
+    [
+        ((2, 0), ["--resume", ""], 0),  # a new run
+        ((2, 2), ["--resume", ""], 2),  # a mistake
+        ((0,), ["--resume"], 0),  # after a node was lost
+        ((1,), ["--resume"], 1),  # a run that failed
+    ],
+)
+def test_a_job_of_sky_goes_on(codes: tuple[int, ...], calls: list[str], code: int, tmp_path: Path) -> None:
+    """With stand-ins for `ray` and `kdcl`, on the first of the nodes."""
+    tools = tmp_path / "kdcl" / "bin"
+    tools.mkdir(parents=True)
+    (tmp_path / "codes").write_text("".join(f"{each}\n" for each in codes))
+    write_script(tools / "ray", '[ "$1" = status ] || exec sleep 600')
+    lines = ['echo "${*: -1}" >> ~/calls', "code=$(head -n1 ~/codes)", "sed -i 1d ~/codes", 'exit "$code"']
+    write_script(tools / "kdcl", *lines)
+    nodes = {"SKYPILOT_NODE_RANK": "0", "SKYPILOT_NODE_IPS": "10.0.0.1\n10.0.0.2"}
+    config = load(CLUSTER / "sky.yaml")
+    environment = {**os.environ, **config["envs"], **nodes, "HOME": str(tmp_path)}
+    done = subprocess.run(["bash", "-c", config["run"]], env=environment, timeout=300, check=False)
+    assert done.returncode == code
+    found = (tmp_path / "calls").read_text().split()
+    assert found == [call or config["envs"]["RUN"] for call in calls]
+
+
+def write_script(path: Path, *lines: str) -> None:
+    path.write_text("\n".join(["#!/bin/bash", *lines, ""]))
+    path.chmod(0o755)
 
 
 def test_the_runtime_environment_is_that_of_kdcl_submit() -> None:
