@@ -110,19 +110,26 @@ class MetricsTable:
         self._reset()
 
     def add(self, student: str, epoch: int, step: int, split: str, values: Mapping[str, float]) -> None:
-        """Add one row for each value."""
-        for name, value in values.items():
-            self.rows.append((student, epoch, step, split, name, value))
-            total, count = self._sums.get((student, split, name), (0.0, 0))
-            self._sums[student, split, name] = total + value, count + 1
+        """Add one row for each value. The rows are made when they are asked for, not while students wait."""
+        self._added.append((student, epoch, step, split, dict(values)))
+
+    def _make_rows(self) -> None:
+        for student, epoch, step, split, values in self._added:
+            for name, value in values.items():
+                self.rows.append((student, epoch, step, split, name, value))
+                total, count = self._sums.get((student, split, name), (0.0, 0))
+                self._sums[student, split, name] = total + value, count + 1
+        self._added.clear()
 
     @property
     def epoch(self) -> int | None:
         """The epoch of the rows that are not finished; None without such."""
-        return self.rows[0][1] if self.rows else None
+        first = self.rows or self._added
+        return first[0][1] if first else None
 
     def mean(self, split: str) -> dict[str, dict[str, float]]:
         """Mean of each value over the current epoch's rows of one split: {student: {name: mean}}."""
+        self._make_rows()
         means: dict[str, dict[str, float]] = defaultdict(dict)
         for (student, row_split, name), (total, count) in self._sums.items():
             if row_split == split:
@@ -131,6 +138,7 @@ class MetricsTable:
 
     def end_epoch(self, epoch: int) -> pa.Table:
         """Finish the epoch's file, which `flush` writes, and begin the next epoch; returns the rows."""
+        self._make_rows()
         table = _table(self.rows)
         self.unwritten[_file_of(epoch)] = _to_parquet(table)
         self._reset()
@@ -151,6 +159,7 @@ class MetricsTable:
 
     def state_dict(self) -> dict[str, Any]:
         """The rows of an unfinished epoch, and unwritten files by name; all as bytes in uint8 tensors."""
+        self._make_rows()
         rows = _to_parquet(_table(self.rows))
         return {"rows": _to_tensor(rows), "unwritten": {k: _to_tensor(v) for k, v in self.unwritten.items()}}
 
@@ -163,6 +172,7 @@ class MetricsTable:
             self.add(row["student"], row["epoch"], row["step"], row["split"], {row["name"]: row["value"]})
 
     def _reset(self) -> None:
+        self._added: list[tuple[str, int, int, str, dict[str, float]]] = []
         self.rows: list[tuple[str, int, int, str, str, float]] = []
         self._sums: dict[tuple[str, str, str], tuple[float, int]] = {}
 
