@@ -75,16 +75,20 @@ class Scores:
 
     def add(self, log_probabilities_BC: Tensor, labels_B: Tensor) -> None:
         """Add a batch. Among equal scores, the lower class number ranks first."""
-        own_B1 = log_probabilities_BC.gather(1, labels_B[:, None])
-        rank_B = (log_probabilities_BC > own_B1).sum(dim=1)
-        ties_BC = log_probabilities_BC == own_B1
+        self.loss -= float(self.add_ranks(log_probabilities_BC, labels_B).sum(dtype=torch.float64))
+
+    def add_ranks(self, scores_BC: Tensor, labels_B: Tensor) -> Tensor:
+        """Add a batch without its loss, given as logits or log-probabilities; returns those of the labels."""
+        own_B1 = scores_BC.gather(1, labels_B[:, None])
+        rank_B = (scores_BC > own_B1).sum(dim=1)
+        ties_BC = scores_BC == own_B1
         if int(ties_BC.sum()) > len(labels_B):  # more ties than each label with itself
-            classes_C = torch.arange(log_probabilities_BC.shape[1], device=labels_B.device)
+            classes_C = torch.arange(scores_BC.shape[1], device=labels_B.device)
             rank_B += (ties_BC & (classes_C < labels_B[:, None])).sum(dim=1)
         self.samples += len(labels_B)
-        self.loss -= float(own_B1.sum(dtype=torch.float64))
         self.top1 += int((rank_B < 1).sum())
         self.top5 += int((rank_B < 5).sum())
+        return own_B1
 
     def add_logits(self, logits_BC: Tensor, labels_B: Tensor) -> None:
         """Add a batch given as logits."""

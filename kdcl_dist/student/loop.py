@@ -189,7 +189,7 @@ class StudentLoop:
         if self.schedule.ends_epoch(round):
             return
         following = self.schedule.after(round)
-        self.student.draw_ahead(following.step, following.part)
+        self.student.seed_of(following.step, following.part)  # drawn here, kept for the forward pass
         started_s = time.perf_counter()
         self.exchange.monitor.heartbeat.enter("data", following.step)
         self.prefetched = next(self.batches)

@@ -196,7 +196,7 @@ class Student:
             self.set_training(self.model, learns)
         if learns and part == 0:
             self.optimizer.zero_grad(set_to_none=True)
-        seed_torch(self._seed_of(step, part), self.device)
+        seed_torch(self.seed_of(step, part), self.device)
         inputs = self.prepare(inputs)
         network = self.training_network if learns else self.network
         if learns and self.buffers and part == 0:
@@ -250,9 +250,8 @@ class Student:
 
     def end_part(self, lr: float, part: int = 0) -> Tensor:
         """The second half of `learn`, which returns its result."""
-        if part + 1 < self.recipe.accumulate:
-            return torch.zeros((), device=self.device)
-        return self._step(lr)
+        ends = part + 1 == self.recipe.accumulate
+        return self._step(lr) if ends else torch.zeros((), device=self.device)
 
     def _step(self, lr: float) -> Tensor:
         """One step of the optimiser on the gradient, and of the average; the result is that of `learn`."""
@@ -336,14 +335,10 @@ class Student:
             load_optimizer(self.optimizer, state["optimizer"])
             self.scaler.load_state_dict(state["scaler"])
 
-    def draw_ahead(self, step: int, part: int) -> None:
-        """Draw the seed of the part of a step that follows, whose forward pass then need not."""
-        self._drawn = (step, part), self._draw(Purpose.STEP, step, part)
-
-    def _seed_of(self, step: int, part: int) -> int:
-        """The seed of the network's random numbers in a part of a step."""
+    def seed_of(self, step: int, part: int) -> int:
+        """The seed of the network's random numbers in a part of a step; the last one drawn is kept."""
         if self._drawn[0] != (step, part):
-            self.draw_ahead(step, part)
+            self._drawn = (step, part), self._draw(Purpose.STEP, step, part)
         return self._drawn[1]
 
     def _draw(self, purpose: Purpose, step: int, part: int) -> int:
