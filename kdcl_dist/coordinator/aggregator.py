@@ -113,7 +113,7 @@ class Aggregator:
         """The students of whose logits some that other coordinators have are not finite."""
         workers = [each.student for each in self.recipe.workers if each.student in self.present]
         pairs = zip(workers, messages, strict=True)
-        return {student for student, message in pairs if Flag.NOT_FINITE in message.flags}
+        return {student for student, message in pairs if message.has(Flag.NOT_FINITE)}
 
     def answer(
         self,
@@ -174,9 +174,15 @@ class Aggregator:
             aligned.logits,
             aligned.labels,
             distillation.temperature,
-            self.weights_S,
-            None if aligned.age is None else aligned.age >= 0,
-            Context(step, epoch, tuple(self.names), state=self.method_state, teacher=distillation.teacher),
+            present_SB=None if aligned.age is None else aligned.age >= 0,
+            context=Context(
+                step,
+                epoch,
+                tuple(self.names),
+                self.weights_S,
+                state=self.method_state,
+                teacher=distillation.teacher,
+            ),
         )
 
     def predict(self, aligned: Aligned) -> Tensor:

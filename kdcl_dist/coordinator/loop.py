@@ -121,7 +121,7 @@ class CoordinatorLoop:
         if round.kind is not Kind.TRAIN and round == self.state.position:
             # Done even if the answer does not reach all. A checkpoint outside the schedule is at no position.
             self.state.position = self.schedule.after(round)
-        if self._can_stop(round) and (self.stop() or any(Flag.STOP in m.flags for m in messages)):
+        if self._can_stop(round) and (self.stop() or any(m.has(Flag.STOP) for m in messages)):
             exchange.answer.header["flags"] = Flag.STOP
         elif round.kind is Kind.TRAIN:
             exchange.answer.header["flags"] = self._interruption(round)

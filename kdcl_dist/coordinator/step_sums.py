@@ -28,7 +28,8 @@ class StepSums:
 
     Attributes:
         ensemble_s: seconds in which the soft target was formed, the longest of all coordinators.
-        scores: of each student, none of one that is absent or left out, and last of the soft target.
+        scores: of each student, its loss left out, and last of the soft target; nothing of one that is absent
+            or left out.
         staleness: counts of the step; None where all logits are of this step.
         samples: behind the diagnostics.
         figures: diagnostics by student, or `ENSEMBLE`, and name, each times `samples`.
@@ -54,7 +55,7 @@ class StepSums:
         scores = [Scores() for _ in range(len(answer.parts) + 1)]
         for index, part in enumerate(answer.parts):
             if index not in answer.bad and len(part.ids):
-                scores[index].add_logits(part.logits, part.labels)
+                scores[index].add_ranks(part.logits, part.labels)
         if answer.target is not None and len(answer.target.ids):
             scores[-1].add(answer.target.log_probabilities, answer.target.labels)
         staleness = None

@@ -29,6 +29,11 @@ class Losses(NamedTuple):
     task: Tensor
     distillation: Tensor
 
+    @classmethod
+    def of(cls, task: Tensor, distillation: Tensor, weight: float) -> Losses:
+        """CE(z, y) + lambda * distillation (KDCL eq. 1); `weight` is lambda."""
+        return cls(task + weight * distillation, task, distillation)
+
 
 def task_loss(
     logits_BC: Tensor,
@@ -110,7 +115,7 @@ def kdcl_loss(
     distillation = distillation_loss(
         logits_BC, log_target_BC, temperature, covered_K, divergence=divergence, labels_B=labels_B
     )
-    return Losses(task + weight * distillation, task, distillation)
+    return Losses.of(task, distillation, weight)
 
 
 def dml_loss(

@@ -31,7 +31,7 @@ def log_soft_target(
         method: a name of `METHODS` that has a soft target, or a function like theirs.
         logits_SBC, labels_B: the students' logits, the true classes or the class probabilities (B, C).
         temperature: T > 0. The choice and the weights of students are those at T = 1; T softens the result.
-        weights_S: the weights of "general", which needs them.
+        weights_S: the weights of "general", which needs them. None: those of the context.
         present_SB: whether a student's logits of a sample exist, as at least one student's must. The target
             is the ensemble of these students, with the weights of "general" in proportion. None: all exist.
         context: what the method may know. None: nothing but the weights.
@@ -42,17 +42,19 @@ def log_soft_target(
     if not 0 < temperature < float("inf"):
         raise ValueError(f"temperature: must be above 0 and finite (got {temperature})")
     target = _named(method) if isinstance(method, str) else method
-    context = replace(context or Context(), weights_S=weights_S)
+    if context is None or weights_S is not None:
+        context = replace(context or Context(), weights_S=weights_S)
     if present_SB is None:
         return target(logits_SBC, labels_B, temperature, context)
     return _of_present(target, logits_SBC, labels_B, temperature, context, present_SB)
 
 
 def _named(method: str) -> Target:
-    targets = {name: entry.target for name, entry in METHODS.items() if entry.target is not None}
-    if method not in targets:
-        raise ValueError(f"method: unknown ensemble {method!r}; have {', '.join(targets)}")
-    return targets[method]
+    target = METHODS[method].target if method in METHODS else None
+    if target is None:
+        known = ", ".join(name for name, entry in METHODS.items() if entry.target is not None)
+        raise ValueError(f"method: unknown ensemble {method!r}; have {known}")
+    return target
 
 
 def _of_present(

@@ -11,7 +11,28 @@ from torch import Tensor
 
 from kdcl_dist.errors import MisalignedIds
 
-__all__ = ["find_rows", "rows_of"]
+__all__ = ["OwnRows", "find_rows", "rows_of"]
+
+
+class OwnRows:
+    """Where the rows of one student's samples are in an answer, prepared before the answer is there.
+
+    Args:
+        ids_B: the student's ids, in its own order.
+    """
+
+    def __init__(self, ids_B: Tensor) -> None:
+        self.ids_B = ids_B
+        order_B = ids_B.numpy().argsort()
+        self._sorted_B = ids_B.numpy()[order_B]
+        self._place_B = np.empty_like(order_B)
+        self._place_B[order_B] = np.arange(len(order_B))
+
+    def among(self, ids_R: Tensor) -> Tensor:
+        """As `rows_of`; at once if the answer has the student's own samples in ascending order."""
+        if np.array_equal(ids_R.numpy(), self._sorted_B):
+            return torch.from_numpy(self._place_B)
+        return rows_of(self.ids_B, ids_R)
 
 
 def rows_of(wanted_ids_B: Tensor, ids_R: Tensor) -> Tensor:

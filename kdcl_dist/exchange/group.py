@@ -29,7 +29,7 @@ from torch import Tensor
 from kdcl_dist.errors import ForeignMessage, KdclError
 from kdcl_dist.exchange.gloo import form_gloo
 from kdcl_dist.exchange.layout import ExchangeLayout
-from kdcl_dist.exchange.message import HEADER, Flag, Message
+from kdcl_dist.exchange.message import HEADER, Flag, Identity, Message
 from kdcl_dist.membership import failure_detector
 from kdcl_dist.membership.monitor import Monitor
 from kdcl_dist.membership.tcp_store import RunStore, scoped
@@ -155,7 +155,7 @@ class Exchange:
         buffer = self._part(with_rows)
         self._run(lambda group, limit: self._from_coordinator(group, limit, buffer), limit_s)
         self._check(self.answer)
-        if Flag.REFUSED in self.answer.flags:
+        if self.answer.has(Flag.REFUSED):
             self.monitor.raise_failure()
         if self._expected:  # the message may still be on its way to a peer
             self.messages[self.rank], self.outgoing, self._other = self.outgoing, self._other, self.outgoing
@@ -264,10 +264,9 @@ class Exchange:
 
     def _check(self, answer: Message) -> None:
         """See that an answer is of this run, generation and part of a step."""
-        names = ("magic", "protocol", "run", "generation", "step", "part")
-        answered, sent = answer.identity, self.outgoing.identity
-        found, expected = (tuple(fields[name] for name in names) for fields in (answered, sent))
+        found, expected = answer.identity.place, self.outgoing.identity.place
         if found != expected:
+            names = Identity._fields[: len(found)]
             raise ForeignMessage(f"the coordinator's answer has ({', '.join(names)}) {found}, not {expected}")
 
 

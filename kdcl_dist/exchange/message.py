@@ -29,6 +29,7 @@ __all__ = [
     "PROTOCOL",
     "Contribution",
     "Flag",
+    "Identity",
     "Message",
     "MessageLayout",
     "StepMetrics",
@@ -107,8 +108,29 @@ HEADER = np.dtype(
     ]
 )
 
-#: The fields that say to what a message belongs, and its size.
-IDENTITY = ["magic", "protocol", "run", "generation", "sender", "kind", "step", "part", "rows", "classes"]
+#: The fields that `Message.reset` is given, and the bytes that it clears: those after `busy_s`.
+POSITION = ["kind", "flags", "step", "part", "rows"]
+CLEARED = HEADER.fields["bytes"][1]  # type: ignore[index]
+
+
+class Identity(NamedTuple):
+    """The fields of a header that say to what a message belongs, and its size; an answer repeats `place`."""
+
+    magic: int
+    protocol: int
+    run: int
+    generation: int
+    step: int
+    part: int
+    sender: int
+    kind: int
+    rows: int
+    classes: int
+
+    @property
+    def place(self) -> tuple[int, ...]:
+        """The run, the generation and the part of a step: the fields before `sender`."""
+        return self[:6]
 
 
 class Contribution(NamedTuple):
@@ -130,6 +152,16 @@ class Contribution(NamedTuple):
         # A sum is finite unless a logit is not, or finite logits overflow: most steps need no second pass.
         total = float(self.logits.sum(dtype=torch.float32))
         return math.isfinite(total) or bool(torch.isfinite(self.logits).all())
+
+
+def _blank() -> Any:
+    """The cleared bytes of a message: no metrics, nobody excluded, no checkpoint."""
+    header = np.zeros(1, HEADER)
+    header["metrics"] = StepMetrics()
+    return header.view(np.uint8)[CLEARED:]
+
+
+BLANK = _blank()
 
 
 def by_student(messages: Sequence[Message], students: Sequence[int], count: int) -> list[Contribution]:
@@ -190,11 +222,15 @@ class Message:
         self.buffer = buffer
         rows, start = layout.rows, HEADER.itemsize
         self.header: Any = self.buffer[:start].numpy().view(HEADER).reshape(())
-        self._identity: Any = self.header[IDENTITY]
+        # A step reads and writes several fields at once: each access of NumPy's costs microseconds.
+        self._identity: Any = self.header[list(Identity._fields)]
+        self._position: Any = self.header[POSITION]
+        self._cleared = self.buffer[CLEARED:start].numpy()
         self.ids = self.buffer[start : start + rows * 8].view(torch.int64)
         self.labels = self.buffer[start + rows * 8 : start + rows * 16].view(torch.int64)
         end = start + rows * 16 + rows * layout.classes * layout.dtype.itemsize
         self.logits = self.buffer[start + rows * 16 : end].view(layout.dtype).view(rows, layout.classes)
+        self._full = Contribution(self.ids, self.labels, self.logits)
 
     def set_identity(self, *, run: int, generation: int, sender: int) -> None:
         """Write the fields that are the same in all messages of one rank."""
@@ -204,11 +240,8 @@ class Message:
 
     def reset(self, kind: Kind, step: int, part: int = 0, flags: Flag = Flag.NONE) -> None:
         """Start a new message without rows."""
-        self.header["kind"], self.header["step"], self.header["part"] = kind, step, part
-        self.header["flags"] = flags
-        self.header["rows"], self.header["bytes"], self.header["digest"] = 0, 0, 0
-        self.header["metrics"][:] = StepMetrics()
-        self.header["excluded"] = 0
+        self._position[()] = (kind, flags, step, part, 0)
+        self._cleared[:] = BLANK
 
     def write_rows(self, ids: Tensor, logits: Tensor, labels: Tensor | None = None) -> None:
         """Write rows into an empty message.
@@ -228,10 +261,11 @@ class Message:
                 f"{self.layout.rows} rows of {self.layout.classes} classes"
             )
         self.header["rows"] = rows
-        self.ids[:rows].copy_(ids)
-        self.logits[:rows].copy_(logits)
+        own = self.contribution()
+        own.ids.copy_(ids)
+        own.logits.copy_(logits)
         if labels is not None:
-            self.labels[:rows].copy_(labels)
+            own.labels.copy_(labels)
 
     def exclude(self, students: Sequence[int]) -> None:
         """Mark, in the coordinator's answer, the students by index whose logits the step leaves out."""
@@ -241,12 +275,12 @@ class Message:
 
     def excludes(self, student: int) -> bool:
         """Whether the step leaves out a student's logits."""
-        return bool(np.unpackbits(self.header["excluded"])[student])
+        return bool(self.header["excluded"][student // 8] & (128 >> student % 8))
 
     @property
-    def identity(self) -> dict[str, int]:
-        """The fields of `IDENTITY`, all read at once."""
-        return dict(zip(IDENTITY, self._identity.item(), strict=True))
+    def identity(self) -> Identity:
+        """The fields of `Identity`, all read at once."""
+        return Identity._make(self._identity.item())
 
     @property
     def kind(self) -> int:
@@ -258,6 +292,10 @@ class Message:
         """The message's flags."""
         return Flag(int(self.header["flags"]))
 
+    def has(self, flag: Flag) -> bool:
+        """Whether a flag is set; an enumeration's own operations take several times as long."""
+        return bool(self.header["flags"] & flag.value)
+
     @property
     def step_metrics(self) -> StepMetrics:
         """The sender's figures of its last training step; `step` is -1 without one."""
@@ -266,4 +304,6 @@ class Message:
     def contribution(self) -> Contribution:
         """The used rows, as views."""
         rows = int(self.header["rows"])
+        if rows == self.layout.rows:
+            return self._full
         return Contribution(self.ids[:rows], self.labels[:rows], self.logits[:rows])

@@ -75,16 +75,20 @@ class Scores:
 
     def add(self, log_probabilities_BC: Tensor, labels_B: Tensor) -> None:
         """Add a batch. Among equal scores, the lower class number ranks first."""
-        own_B1 = log_probabilities_BC.gather(1, labels_B[:, None])
-        rank_B = (log_probabilities_BC > own_B1).sum(dim=1)
-        ties_BC = log_probabilities_BC == own_B1
+        self.loss -= float(self.add_ranks(log_probabilities_BC, labels_B).sum(dtype=torch.float64))
+
+    def add_ranks(self, scores_BC: Tensor, labels_B: Tensor) -> Tensor:
+        """Add a batch without its loss, given as logits or log-probabilities; returns those of the labels."""
+        own_B1 = scores_BC.gather(1, labels_B[:, None])
+        rank_B = (scores_BC > own_B1).sum(dim=1)
+        ties_BC = scores_BC == own_B1
         if int(ties_BC.sum()) > len(labels_B):  # more ties than each label with itself
-            classes_C = torch.arange(log_probabilities_BC.shape[1], device=labels_B.device)
+            classes_C = torch.arange(scores_BC.shape[1], device=labels_B.device)
             rank_B += (ties_BC & (classes_C < labels_B[:, None])).sum(dim=1)
         self.samples += len(labels_B)
-        self.loss -= float(own_B1.sum(dtype=torch.float64))
         self.top1 += int((rank_B < 1).sum())
         self.top5 += int((rank_B < 5).sum())
+        return own_B1
 
     def add_logits(self, logits_BC: Tensor, labels_B: Tensor) -> None:
         """Add a batch given as logits."""
@@ -110,19 +114,26 @@ class MetricsTable:
         self._reset()
 
     def add(self, student: str, epoch: int, step: int, split: str, values: Mapping[str, float]) -> None:
-        """Add one row for each value."""
-        for name, value in values.items():
-            self.rows.append((student, epoch, step, split, name, value))
-            total, count = self._sums.get((student, split, name), (0.0, 0))
-            self._sums[student, split, name] = total + value, count + 1
+        """Add one row for each value. The rows are made when they are asked for, not while students wait."""
+        self._added.append((student, epoch, step, split, dict(values)))
+
+    def _make_rows(self) -> None:
+        for student, epoch, step, split, values in self._added:
+            for name, value in values.items():
+                self.rows.append((student, epoch, step, split, name, value))
+                total, count = self._sums.get((student, split, name), (0.0, 0))
+                self._sums[student, split, name] = total + value, count + 1
+        self._added.clear()
 
     @property
     def epoch(self) -> int | None:
         """The epoch of the rows that are not finished; None without such."""
-        return self.rows[0][1] if self.rows else None
+        first = self.rows or self._added
+        return first[0][1] if first else None
 
     def mean(self, split: str) -> dict[str, dict[str, float]]:
         """Mean of each value over the current epoch's rows of one split: {student: {name: mean}}."""
+        self._make_rows()
         means: dict[str, dict[str, float]] = defaultdict(dict)
         for (student, row_split, name), (total, count) in self._sums.items():
             if row_split == split:
@@ -131,6 +142,7 @@ class MetricsTable:
 
     def end_epoch(self, epoch: int) -> pa.Table:
         """Finish the epoch's file, which `flush` writes, and begin the next epoch; returns the rows."""
+        self._make_rows()
         table = _table(self.rows)
         self.unwritten[_file_of(epoch)] = _to_parquet(table)
         self._reset()
@@ -151,6 +163,7 @@ class MetricsTable:
 
     def state_dict(self) -> dict[str, Any]:
         """The rows of an unfinished epoch, and unwritten files by name; all as bytes in uint8 tensors."""
+        self._make_rows()
         rows = _to_parquet(_table(self.rows))
         return {"rows": _to_tensor(rows), "unwritten": {k: _to_tensor(v) for k, v in self.unwritten.items()}}
 
@@ -163,6 +176,7 @@ class MetricsTable:
             self.add(row["student"], row["epoch"], row["step"], row["split"], {row["name"]: row["value"]})
 
     def _reset(self) -> None:
+        self._added: list[tuple[str, int, int, str, dict[str, float]]] = []
         self.rows: list[tuple[str, int, int, str, str, float]] = []
         self._sums: dict[tuple[str, str, str], tuple[float, int]] = {}
 

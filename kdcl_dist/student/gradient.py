@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import cache
+
 import torch
 from torch import Tensor, nn
 
@@ -11,8 +13,19 @@ __all__ = ["apply_gradient", "is_bad"]
 def is_bad(model: nn.Module) -> Tensor:
     """1 if the gradient is not finite, else 0; replicas have the same gradient, and so agree."""
     gradients = [each.grad for each in model.parameters() if each.grad is not None]
-    norm = torch.stack(torch._foreach_norm(gradients)).sum().float()
-    return torch.nan_to_num(norm * 0, nan=1.0)  # fewer operations than `isfinite` takes
+    try:
+        # The loss scale's own check, with scale 1: a single operation, which changes no bit of a gradient.
+        bad = torch.zeros((), device=gradients[0].device)
+        torch._amp_foreach_non_finite_check_and_unscale_(gradients, bad, _one(bad.device))
+        return bad
+    except NotImplementedError:  # for sparse and complex gradients
+        norm = torch.stack(torch._foreach_norm(gradients)).sum().float()
+        return torch.nan_to_num(norm * 0, nan=1.0)
+
+
+@cache
+def _one(device: torch.device) -> Tensor:
+    return torch.ones((), device=device)
 
 
 def apply_gradient(

@@ -3,30 +3,42 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import replace
+from typing import NamedTuple
 
-import torch
 from torch import Tensor
 
 from kdcl_dist.config.rounds import Kind, Round
 from kdcl_dist.config.student import Worker
 from kdcl_dist.data.loader import Batch
 from kdcl_dist.data.training_data import TrainingData
-from kdcl_dist.distillation.methods import Context
 from kdcl_dist.errors import CheckpointError, KdclError
-from kdcl_dist.exchange.alignment import find_rows, rows_of
+from kdcl_dist.exchange.alignment import OwnRows
 from kdcl_dist.exchange.group import Exchange
-from kdcl_dist.exchange.message import Flag, Message, StepMetrics, by_student
+from kdcl_dist.exchange.message import Flag, Message
 from kdcl_dist.exchange.replicas import broke_off
 from kdcl_dist.membership.rendezvous import GenerationSpec
 from kdcl_dist.run.checkpoint import read_manifest, read_part, write_part
 from kdcl_dist.run.run import Run
 from kdcl_dist.run.validation import best_of
+from kdcl_dist.student.answer_reader import AnswerReader
 from kdcl_dist.student.step_part import StepPart, metrics_of
 from kdcl_dist.student.student import Student
 
 __all__ = ["StudentLoop"]
+
+
+class _Ahead(NamedTuple):
+    """What is done before the answer is there.
+
+    task: the cross-entropy. rows: where the samples are in the answer. has_gradient: whether the backward
+    pass is done.
+    """
+
+    task: Tensor
+    rows: OwnRows
+    has_gradient: bool
 
 
 class StudentLoop:
@@ -36,6 +48,7 @@ class StudentLoop:
         schedule: of the run; early stopping shortens it.
         position: the next round.
         prefetched: the next step's batch, if it is loaded already; prefetch_s: seconds that the loading took.
+        ahead_s: seconds that this student worked between its message and the wait for the answer.
         parts: what the current training step has come to; its end is sent with the next message.
         left_out: whether the student skips the current step.
         paused: whether its method lets it learn nothing from the current step.
@@ -53,7 +66,8 @@ class StudentLoop:
         stop: Callable[[], bool],
     ) -> None:
         self.run, self.worker, self.student, self.training_data = run, worker, student, training_data
-        self.exchange, self.stop, self.present = exchange, stop, generation.students
+        self.exchange, self.stop = exchange, stop
+        self.answers = AnswerReader(student, worker.student, generation.students)
         self.schedule = replace(training_data.schedule, epochs=generation.epochs)
         self.position = generation.at
         self.batches = self._batches()
@@ -61,7 +75,9 @@ class StudentLoop:
         self.left_out = self.paused = False
         self.answer_received_s = time.perf_counter()
         self.prefetched: Batch | None = None
-        self.prefetch_s = 0.0
+        self.prefetch_s = self.ahead_s = 0.0
+        distillation = training_data.recipe.distillation
+        self.learns_alone = not distillation.sends_target and not distillation.peers
 
     def run_rounds(self) -> Flag:
         """Run the rounds to the run's end, or to the first that stops the run or ends the generation."""
@@ -108,7 +124,9 @@ class StudentLoop:
     def _train(self, round: Round) -> Flag:
         """A part of a training step: forward pass, send the logits, receive the soft target, learn."""
         student, enter = self.student, self.exchange.monitor.heartbeat.enter
-        started_s, earlier_s = time.perf_counter(), self.prefetch_s
+        if round.part == 0:
+            self.left_out = self.paused = False
+        started_s, earlier_s = time.perf_counter(), self.ahead_s
         batch = self._next_batch()
         loaded_s = time.perf_counter()
         enter("forward")
@@ -119,35 +137,40 @@ class StudentLoop:
         self.exchange.outgoing.write_rows(batch.ids, contribution_BC, batch.labels)
         computed_s = time.perf_counter()
         busy_s = self.exchange.outgoing.header["busy_s"] = earlier_s + computed_s - self.answer_received_s
-        answer = self._exchange_rows(round, learns)
+        ahead, answer = self._exchange_rows(round, logits_BC, batch, learns)
         enter("backward")
-        part = self._learn(round, logits_BC, batch, answer)
+        part = self._learn(round, logits_BC, batch, ahead, answer)
         ended_s = time.perf_counter()
         # The slowest student does not wait; each of the others waits for as long as it was faster.
         slowest_s = float(answer.header["busy_s"])
-        idle_s = self.answer_received_s - computed_s - self.prefetch_s
+        idle_s = self.answer_received_s - computed_s - self.ahead_s
         wait_s = min(max(0.0, slowest_s - busy_s), idle_s)
-        times = StepMetrics(
-            data_s=loaded_s - started_s + self.prefetch_s,
-            forward_s=computed_s - loaded_s,
-            wait_s=wait_s,
-            exchange_s=idle_s - wait_s,
-            backward_s=ended_s - self.answer_received_s,
-            step_s=ended_s - started_s,
-            load_s=batch.load_s,
-        )
         if part is not None:
-            self.parts.append(part.timed(times))
+            part.figures |= {
+                "data_s": loaded_s - started_s + self.prefetch_s,
+                "forward_s": computed_s - loaded_s,
+                "wait_s": wait_s,
+                "exchange_s": idle_s - wait_s,
+                "backward_s": ended_s - self.answer_received_s + self.ahead_s - self.prefetch_s,
+                "step_s": ended_s - started_s,
+                "load_s": batch.load_s,
+            }
+            self.parts.append(part)
         return answer.flags
 
-    def _exchange_rows(self, round: Round, learns: bool) -> Message:
-        """Send the logits, and receive the answer; the next batch is loaded meanwhile."""
+    def _exchange_rows(
+        self, round: Round, logits_BC: Tensor, batch: Batch, learns: bool
+    ) -> tuple[_Ahead, Message]:
+        """Send the logits, and receive the answer; what does not need it is done meanwhile."""
         with_rows = self.student.recipe.distillation.sends_target
         try:
             self._send()
             self.exchange.post_receive(with_rows)
+            sent_s = time.perf_counter()
             self._prefetch(round)
-            return self._receive(round, with_rows=with_rows)
+            ahead = self._work_ahead(round, logits_BC, batch, learns)
+            self.ahead_s = time.perf_counter() - sent_s
+            return ahead, self._receive(round, with_rows=with_rows)
         except KdclError:
             if learns:
                 self.student.undo_forward()  # the cohort may begin this step anew
@@ -165,12 +188,29 @@ class StudentLoop:
         """
         if self.schedule.ends_epoch(round):
             return
+        following = self.schedule.after(round)
+        self.student.seed_of(following.step, following.part)  # drawn here, kept for the forward pass
         started_s = time.perf_counter()
-        self.exchange.monitor.heartbeat.enter("data", self.schedule.after(round).step)
+        self.exchange.monitor.heartbeat.enter("data", following.step)
         self.prefetched = next(self.batches)
         self.prefetch_s = time.perf_counter() - started_s
 
-    def _learn(self, round: Round, logits_BC: Tensor, batch: Batch, answer: Message) -> StepPart | None:
+    def _work_ahead(self, round: Round, logits_BC: Tensor, batch: Batch, learns: bool) -> _Ahead:
+        """What of the learning from a part needs no answer.
+
+        A student that learns alone takes its backward pass: the answer only says whether the step counts. A
+        replica does not: while it waits for the others' gradients, it would not hear that one has failed.
+        """
+        task = self.student.loss.task(logits_BC, batch.loss_labels)
+        is_early = self.learns_alone and learns and self.student.replicas is None and not self.left_out
+        if is_early:
+            self.exchange.monitor.heartbeat.enter("backward", round.step)
+            self.student.add_gradient(task)
+        return _Ahead(task, OwnRows(batch.ids), is_early)
+
+    def _learn(
+        self, round: Round, logits_BC: Tensor, batch: Batch, ahead: _Ahead, answer: Message
+    ) -> StepPart | None:
         """Learn from a part if the student learns in this epoch; None if it skips the step.
 
         A student whose logits of one part are left out skips all of the step; one that pauses in a part does
@@ -178,41 +218,29 @@ class StudentLoop:
         """
         student = self.student
         if round.part == 0:
-            self.parts, self.left_out, self.paused = [], False, False
+            self.parts = []
         self.left_out |= answer.excludes(self.worker.student)
         if self.left_out:
             student.undo_forward()
             return None
-        peers = [peer for peer in self.present if peer != self.worker.student and not answer.excludes(peer)]
-        target, covered_B = self._target(batch.ids, answer, peers)
-        losses = student.loss(logits_BC, batch.loss_labels, target, covered_B, self._context(round, peers))
+        read = self.answers.read(round, ahead.rows, answer, self.exchange.messages)
+        losses = student.loss(logits_BC, batch.loss_labels, *read, task=ahead.task)
+        figures: dict[str, float] = {"step": round.step}
         if not student.learns(round.epoch):
-            return StepPart.of(StepMetrics(step=round.step), losses)
-        lr = student.lr(round.step, self.schedule.steps_per_epoch)
-        metrics = StepMetrics(step=round.step, lr=lr)
+            return StepPart.of(figures, losses)
+        lr = figures["lr"] = student.lr(round.step, self.schedule.steps_per_epoch)
         if student.recipe.distillation.pauses:
             self.paused |= student.loss.paused
-            metrics = metrics._replace(paused=float(self.paused))
+            figures["paused"] = float(self.paused)
         if self.paused:
             student.undo_forward()
-            return StepPart.of(metrics, losses)
+            return StepPart.of(figures, losses)
         if student.recipe.analysis.measures(round.step) and losses.distillation.requires_grad:
             found = student.conflict(losses)
-            metrics = metrics._replace(gradient_cosine=found.cosine, gradient_ratio=found.ratio)
-        return StepPart.of(metrics, losses, student.learn(losses.total, lr, round.part))
-
-    def _context(self, round: Round, peers: Sequence[int]) -> Context:
-        """What a method with peers may know."""
-        recipe, student = self.student.recipe, self.student
-        present = [recipe.students[peer] for peer in peers]
-        return Context(
-            round.step,
-            round.epoch,
-            tuple(peer.name for peer in present),
-            student=student.spec.name,
-            fixed=tuple(peer.name for peer in present if not recipe.learns(peer, round.epoch)),
-            average=None if student.replicas is None else student.replicas.average,
-        )
+            figures |= {"gradient_cosine": found.cosine, "gradient_ratio": found.ratio}
+        if not ahead.has_gradient:
+            student.add_gradient(losses.total)
+        return StepPart.of(figures, losses, student.end_part(lr, round.part))
 
     def _predict(self, round: Round) -> Flag:
         """One batch of a pass over held-out, validation or test samples, in evaluation mode."""
@@ -267,6 +295,7 @@ class StudentLoop:
     def _round_trip(self, round: Round, limit_s: float | None = None) -> Message:
         """Send this student's message and receive the coordinator's answer, of a round without rows."""
         self._send(limit_s)
+        self.ahead_s = 0.0
         return self._receive(round, with_rows=False, limit_s=limit_s)
 
     def _send(self, limit_s: float | None = None) -> None:
@@ -286,26 +315,3 @@ class StudentLoop:
         answer = self.exchange.broadcast(with_rows, limit_s)
         self.answer_received_s = time.perf_counter()
         return answer
-
-    def _target(
-        self, ids_B: Tensor, answer: Message, peers: Sequence[int]
-    ) -> tuple[Tensor | None, Tensor | None]:
-        """The target in this student's order of samples, and which samples have one; see `Student.loss`."""
-        distillation = self.student.recipe.distillation
-        if distillation.peers and peers:
-            return self._logits_of(peers, ids_B, self.exchange.messages), None
-        if not distillation.sends_target:
-            return None, None
-        ids_R, _, target_RC = answer.contribution()
-        if not distillation.keeps_logits:
-            return target_RC.index_select(0, rows_of(ids_B, ids_R)), None
-        row_B, covered_B = find_rows(ids_B, ids_R)
-        return answer.logits[row_B], covered_B
-
-    def _logits_of(self, peers: Sequence[int], ids_B: Tensor, messages: Sequence[Message]) -> Tensor:
-        """The peers' logits (P, B, C), as they were sent."""
-        recipe = self.run.recipe
-        workers = [each.student for each in recipe.workers if each.student in self.present]
-        parts = by_student(messages, workers, len(recipe.students))
-        rows = [parts[peer].logits[rows_of(ids_B, parts[peer].ids)] for peer in peers]
-        return torch.stack(rows).float()

@@ -79,6 +79,7 @@ class Student:
         self.replicas: Replicas | None = None
         self.loss = StudentLoss(recipe.distillation, self.spec, device)
         self.seed = student_seed(recipe.seed, index, self.spec.seed)
+        self._drawn = (-1, -1), 0  # a part of a step, and its seed
         self.frozen = recipe.is_frozen(self.spec)
         keep_graphs()
         self.model, self.compiles = self._initial_network(channels, example)
@@ -195,7 +196,7 @@ class Student:
             self.set_training(self.model, learns)
         if learns and part == 0:
             self.optimizer.zero_grad(set_to_none=True)
-        seed_torch(self._draw(Purpose.STEP, step, part), self.device)
+        seed_torch(self.seed_of(step, part), self.device)
         inputs = self.prepare(inputs)
         network = self.training_network if learns else self.network
         if learns and self.buffers and part == 0:
@@ -238,10 +239,19 @@ class Student:
         Returns 1 if the step was skipped, else 0. A skip by the loss scale, which is too large now and then,
         counts as 0.
         """
+        self.add_gradient(loss)
+        return self.end_part(lr, part)
+
+    def add_gradient(self, loss: Tensor) -> None:
+        """Add the gradient of a part of a step: the first half of `learn`."""
         if self.recipe.accumulate > 1:
             loss = loss / self.recipe.accumulate
         torch.autograd.backward(self.scaler.scale(loss))
-        return self._step(lr) if part + 1 == self.recipe.accumulate else torch.zeros_like(loss)
+
+    def end_part(self, lr: float, part: int = 0) -> Tensor:
+        """The second half of `learn`, which returns its result."""
+        ends = part + 1 == self.recipe.accumulate
+        return self._step(lr) if ends else torch.zeros((), device=self.device)
 
     def _step(self, lr: float) -> Tensor:
         """One step of the optimiser on the gradient, and of the average; the result is that of `learn`."""
@@ -324,6 +334,12 @@ class Student:
         if not self.frozen:
             load_optimizer(self.optimizer, state["optimizer"])
             self.scaler.load_state_dict(state["scaler"])
+
+    def seed_of(self, step: int, part: int) -> int:
+        """The seed of the network's random numbers in a part of a step; the last one drawn is kept."""
+        if self._drawn[0] != (step, part):
+            self._drawn = (step, part), self._draw(Purpose.STEP, step, part)
+        return self._drawn[1]
 
     def _draw(self, purpose: Purpose, step: int, part: int) -> int:
         """The seed of the random numbers of a part of a step.

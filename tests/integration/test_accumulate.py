@@ -81,14 +81,18 @@ def test_good_parts_after_a_bad_one_are_not_learned(make_recipe: MakeRecipe, mak
     assert part["model"]["steps"] == 3 * 5
 
 
+@pytest.mark.parametrize("phase", ["forward", "backward"])
 def test_survivors_begin_an_interrupted_step_anew(
-    inject: Inject, make_recipe: MakeRecipe, make_run: MakeRun
+    phase: str, inject: Inject, make_recipe: MakeRecipe, make_run: MakeRun
 ) -> None:
-    """Student a learns from nobody, so that it must have the weights of a run without a failure."""
+    """Student a learns from nobody, so that it must have the weights of a run without a failure.
+
+    Its third part's answer does not come: by then it has computed the gradient.
+    """
     survives = ("failure={policy: continue, max_failures: 3, min_students: 1}", "limits.step_s=150")
     students = "students=[{name: a, model: mlp}, {name: b, model: mlp}]"
     run = make_run(make_recipe(students, "accumulate=4", "distillation.method=none", *survives))
-    met = inject("b", "forward", 4, "kill", nth=3)
+    met = inject("b", phase, 4, "kill", nth=3)
     train(run)
     assert met.exists()
     assert_same(weights(run.folder, 6, "a"), reference.train(run.recipe)[0])

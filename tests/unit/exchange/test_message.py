@@ -20,8 +20,8 @@ from kdcl_dist.errors import (
     ShapeMismatch,
     StaleContribution,
 )
-from kdcl_dist.exchange.alignment import rows_of
-from kdcl_dist.exchange.message import Message, MessageLayout, StepMetrics
+from kdcl_dist.exchange.alignment import OwnRows, rows_of
+from kdcl_dist.exchange.message import Flag, Message, MessageLayout, StepMetrics
 
 ROUND = Round(Kind.TRAIN, 0, 7)
 WORKERS = [Worker(index, 0, name) for index, name in enumerate(NAMES)]
@@ -68,6 +68,28 @@ def test_rows_are_matched_by_id() -> None:
     for wanted, have in (([3], [9, 4]), ([1], []), ([1], [1, 1]), ([10], [9])):
         with pytest.raises(MisalignedIds):
             rows_of(torch.tensor(wanted), torch.tensor(have, dtype=torch.int64))
+
+
+def test_prepared_rows_are_those_matched_by_id() -> None:
+    own = torch.tensor([7, 9, 4])
+    for ids in ([4, 7, 9], [9, 4, 7], [1, 4, 7, 9]):
+        assert OwnRows(own).among(torch.tensor(ids)).tolist() == [ids.index(each) for each in own.tolist()]
+    for ids in ([4, 7, 8], [4, 7], [4, 7, 9, 9]):
+        with pytest.raises(MisalignedIds):
+            OwnRows(own).among(torch.tensor(ids))
+
+
+def test_a_new_message_has_nothing_of_the_one_before() -> None:
+    used, fresh = message(0, [*range(8)]), message(0, [1])
+    fresh.header["rows"] = 0
+    used.header["metrics"][:] = StepMetrics(step=6, loss=0.5)
+    used.header["bytes"], used.header["digest"], used.header["flags"] = 5, 7, Flag.STOP
+    used.exclude([0, 9])
+    assert [student for student in range(20) if used.excludes(student)] == [0, 9]
+    assert used.has(Flag.STOP)
+    used.reset(Kind.TRAIN, 7)
+    assert used.header.tobytes() == fresh.header.tobytes()
+    assert not len(used.contribution().ids)
 
 
 def test_alignment_does_not_depend_on_the_order_of_rows() -> None:

@@ -37,6 +37,9 @@ def test_scores_equal_a_stable_sort(levels: int) -> None:
     assert found.values() == pytest.approx(
         {"loss": expected, "top1": found.top1 / 64, "top5": found.top5 / 64}
     )
+    ranks = Scores()
+    assert torch.equal(ranks.add_ranks(logits, labels), logits.gather(1, labels[:, None]))
+    assert (ranks.samples, ranks.loss, ranks.top1, ranks.top5) == (64, 0.0, found.top1, found.top5)
 
 
 def test_no_samples_have_no_score() -> None:
