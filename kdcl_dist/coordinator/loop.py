@@ -125,6 +125,8 @@ class CoordinatorLoop:
             exchange.answer.header["flags"] = Flag.STOP
         elif round.kind is Kind.TRAIN:
             exchange.answer.header["flags"] = self._interruption(round)
+        elif self.schedule.changes_cohort(round):
+            exchange.answer.header["flags"] = Flag.REFORM
         heartbeat.enter("broadcast")
         flags = self._broadcast(round, with_rows)
         heartbeat.enter("record")
@@ -197,7 +199,7 @@ class CoordinatorLoop:
         if not self.schedule.ends_step(round) or time.monotonic() - self.last_polled_s < POLL_S:
             return Flag.NONE
         self.last_polled_s = time.monotonic()
-        if len(self.present) < len(self.recipe.students) and self.has_returned():
+        if len(self.present) < len(self.aggregator.members) and self.has_returned():
             return Flag.REFORM
         if self._can_stop(round) and (notice := self.notice()) is not None:
             self.emit(Note(f"{notice}: all take a checkpoint"))
@@ -258,7 +260,7 @@ class CoordinatorLoop:
         self.aggregator.add_holdout(self.aggregator.align(messages))
         if round.part + 1 == self.schedule.holdout_batches:
             self.aggregator.update_weights()
-            self.metrics.weights(round, self.aggregator.weights_S)
+            self.metrics.weights(round, self.aggregator.weights_S, self.aggregator.members)
 
     def _evaluate(self, round: Round, messages: Sequence[Message]) -> None:
         aligned = self.aggregator.align(messages)
