@@ -218,11 +218,13 @@ class Aggregator:
         return {"names": self.names, "weights": self.weights_S, **window_state, **method_state}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Load the state of `state_dict`."""
-        self.weights_S = state["weights"]
+        """Load the state of `state_dict`; students that have been added since are the last ones."""
+        if self.recipe.distillation.needs_holdout:
+            self.weights_S = _padded(state["weights"], len(self.names))
         self.method_state = state.get("method", {})
         if self.window_check is not None:
-            self.window_check.sums_S, self.window_check.whole = state["walks"], state["whole"]
+            sums_S = _padded(state["walks"], len(self.names))
+            self.window_check.sums_S, self.window_check.whole = sums_S, state["whole"]
 
     def check_bad(self, bad: Sequence[int], steps: int) -> None:
         """See that no student has had logits or gradients that are not finite for too long.
@@ -247,3 +249,8 @@ class Aggregator:
             "precision fp32",
             student=self.names[index],
         )
+
+
+def _padded(values_S: Tensor, count: int) -> Tensor:
+    """Values of so many students, with zeros for those that a checkpoint does not know yet."""
+    return F.pad(values_S, (0, count - len(values_S)))

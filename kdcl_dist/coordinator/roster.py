@@ -103,9 +103,9 @@ class Roster:
         self.enter(present)
         firsts = {i: (self.recipe.students[i].from_epoch - 1) * steps_per_epoch for i in self.members}
         joining = [index for index in present if 0 < firsts[index] == step]
-        others = [index for index in self.members if index not in joining]
         lines = [f"{self.recipe.names[index]} joins at step {step}" for index in joining]
-        return [*lines, *self.absences.note(others, present, restored, step, start)]
+        others = {*self.students} - {*self.members} | {*joining}
+        return [*lines, *self.absences.note(present, restored, step, start, others)]
 
     def history(self, epoch: int, steps_per_epoch: int) -> list[dict[str, Any]]:
         """Who took part from which step on, up to an epoch, from 0; empty where all do all the time."""
@@ -184,23 +184,24 @@ class Absences:
 
     def note(
         self,
-        members: Sequence[int],
         present: Collection[int],
         restored: Collection[int],
         step: int,
         start: Manifest | None,
+        others: Collection[int] = (),
     ) -> list[str]:
         """Note who is present in a generation; returns a line for each student that left or came back.
 
         Args:
-            members: indices of the students whose epochs it is, but for those who join.
             present, restored: see `kdcl_dist.membership.rendezvous.GenerationSpec`.
             step: training steps done before the generation.
             start: the checkpoint that restored students take their state from.
+            others: indices of students that join now, or whose epochs it is not.
         """
         lines = []
-        for index in members:
-            name = self.names[index]
+        for index, name in enumerate(self.names):
+            if index in others:
+                continue
             absence = next((a for a in self.found if (a["student"], a["until"]) == (name, None)), None)
             if index not in present and absence is None:
                 self.found.append({"student": name, "since": step, "until": None, "state_of": None})

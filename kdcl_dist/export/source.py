@@ -296,8 +296,9 @@ def _ensemble(
         state = read_part(folder, manifest, COORDINATOR)["coordinator"]
     except CheckpointError as error:
         raise RunFolderError(error.message) from None
-    there_S = torch.tensor([name in networks for name in recipe.names])
-    weights_S = Context(weights_S=state["weights"]).of(there_S).weights_S
+    weights_S = state["weights"]
+    there_S = torch.tensor([name in networks for name in recipe.names[: len(weights_S)]])
+    weights_S = Context(weights_S=weights_S).of(there_S).weights_S
     assert weights_S is not None
     return Ensemble(networks, weights_S.tolist()).eval()
 

@@ -178,7 +178,7 @@ class _Cohort:
                 self.is_over |= not self._leaves_early(process)
 
     def _leaves_early(self, process: Process) -> bool:
-        """Whether a process is of a student whose last epoch is not the run's; its end is not that of the run."""
+        """Whether a process is of a student that leaves before the run's end."""
         recipe = self.run.recipe
         students = {worker.name: recipe.students[worker.student] for worker in recipe.workers}
         return process.name in students and students[process.name].has_left(recipe.epochs - 1)

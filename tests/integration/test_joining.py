@@ -13,19 +13,21 @@ from pathlib import Path
 
 import pytest
 import torch
+from click.testing import CliRunner
 from cohorts import Cohort, Inject, MakeRecipe
 from equality import VIEWS, check
 
-from kdcl_dist import models
+from kdcl_dist import models, training
+from kdcl_dist.cli import kdcl
 from kdcl_dist.config.recipe import Recipe
 from kdcl_dist.evaluation import evaluate
 from kdcl_dist.export.source import Source
 from kdcl_dist.launch import local
 from kdcl_dist.report.writing import write_report
-from kdcl_dist.run.events import Event, Note, Started
+from kdcl_dist.run.events import CheckpointSaved, Event, Note, Started
 from kdcl_dist.run.metrics import read_metrics
 from kdcl_dist.run.record import read_record
-from kdcl_dist.run.run import Run
+from kdcl_dist.run.run import Run, load_run
 from kdcl_dist.utils.process import is_over
 
 MakeRun = Callable[..., Run]
@@ -137,6 +139,41 @@ def test_processes_come_and_go(
         source = Source.load(run.folder.uri, "ensemble", epoch=epoch, warn=print)
         assert [student.name for student in source.members] == [*members]
     assert "Who took part" in Path(write_report([run.folder.uri])).read_text()
+
+
+def test_of_a_run_that_trains_one_leaves_and_one_joins(
+    make_recipe: MakeRecipe, inject: Inject, tmp_path: Path
+) -> None:
+    """By command; the run equals one whose recipe said so from the start."""
+    asked, student = tmp_path / "asked", tmp_path / "c.yaml"
+    student.write_text("{name: c, model: mlp, optimizer: {lr: 0.02}, schedule: {name: cosine}}")
+    inject("coordinator", "gather", 4, "hold", until=asked)
+    folder = str(tmp_path / "runs/r")
+
+    def on_event(event: Event) -> None:
+        if isinstance(event, CheckpointSaved) and event.step == 3:
+            for command in (["add", str(student)], ["remove", "b"]):
+                told = CliRunner().invoke(kdcl, ["cohort", folder, *command])
+                assert told.exit_code == 0, told.output
+            asked.touch()
+
+    recipe = make_recipe(
+        "epochs=4",
+        "distillation.method=general",
+        "data.holdout_per_class=3",
+        "students.b.schedule={name: cosine}",
+        "limits.step_s=150",
+    )
+    found = training.train(
+        recipe, launcher="local", storage=str(tmp_path / "runs"), name="r", on_event=on_event
+    )
+    assert found.finished
+    assert set(found.metrics) == {"a", "b", "c", "ensemble"}
+    stored, run_folder = load_run(folder)
+    assert stored.cohort(1) == [0, 1]
+    assert stored.cohort(2) == [0, 2]
+    check(Run(stored, "r", run_folder, None, "."))
+    assert [entry["students"] for entry in read_record(run_folder)["cohort"]] == [["a", "b"], ["a", "c"]]
 
 
 def pids(events: list[Event], name: str) -> list[int]:

@@ -47,7 +47,7 @@ def test_who_takes_part_and_who_learns() -> None:
             "students.a.epochs: 9 from epoch 3 on are more than the run has: epochs is 10",
         ),
         (["students.c.until_epoch=2"], "students.2: until_epoch: 2 is before from_epoch, 3"),
-        (["students.a.from_epoch=0"], "students.a.from_epoch: must be greater than 0"),
+        (["students.a.from_epoch=0"], "students.0.from_epoch: Input should be greater than 0 (got 0)"),
         (["students.a.until_epoch=9"], "epochs: 10 is more than any student learns for; lower it"),
         (["students.b=null", "students.a.from_epoch=2"], "students: none learns in epoch 1; see their"),
         (["students.a.from_epoch=6"], "students: none learns in epoch 5; see their"),
@@ -86,7 +86,7 @@ def test_the_epoch_before_a_change_ends_as_the_last() -> None:
 
 def test_the_schedule_of_a_student_runs_over_its_own_epochs() -> None:
     """The rates of a student that joins are those of one that begins with the run, so many steps later."""
-    made = recipe("students.c.schedule=cosine", "students.c.optimizer.lr=0.5")
+    made = recipe("students.c.schedule.name=cosine", "students.c.optimizer.lr=0.5")
     student = made.students[2]
     own = [
         learning_rate(student.schedule, 0.5, step=step, steps_per_epoch=3, epochs=made.epochs_of(student))
@@ -100,6 +100,10 @@ def test_the_schedule_of_a_student_runs_over_its_own_epochs() -> None:
 def test_a_resumed_run_keeps_who_is_there_when() -> None:
     (line,) = forbidden_changes(recipe(), recipe("students.c.from_epoch=2"))
     assert line == "students.2.from_epoch: 3 -> 2"
-    bound = ["students.a.schedule=cosine", "students.b.schedule=cosine", "students.c.schedule=cosine"]
+    bound = [
+        "students.a.schedule.name=cosine",
+        "students.b.schedule.name=cosine",
+        "students.c.schedule.name=cosine",
+    ]
     (line,) = forbidden_changes(recipe(*bound), recipe(*bound, "epochs=12"))
     assert "the learning rate of a (schedule 'cosine') depends on the epochs" in line
