@@ -200,8 +200,7 @@ class _CoordinatorRuntime:
         workers = [join.info for join in joins.values()]
         check_agreement(workers, [join.info for join in assisting.values()])
         self.roster.expect(self._epoch(run, RunSchedule.of(workers[0].schedule)))
-        ranks = self.roster.ranks(self.roster.complete(joins))
-        return {rank: joins[rank] for rank in ranks}, assisting
+        return {rank: joins[rank] for rank in self.roster.ranks(self.roster.complete(joins))}, assisting
 
     def _run_rounds(
         self, run: Run, present: Sequence[int], exchange: Exchange, stop: Callable[[], bool]
@@ -278,17 +277,16 @@ class _CoordinatorRuntime:
             state.validation.lose([self.recipe.names[index] for index in restored], state.position.step)
         if state.aggregator.window_check is not None:
             state.aggregator.window_check.interrupt()
-        step, per_epoch = state.position.step, schedule.steps_per_epoch
-        for line in self.roster.begin(present, restored, step, per_epoch, run.start):
+        now = state.position.step, schedule.steps_per_epoch
+        for line in self.roster.begin(present, restored, *now, run.start):
             self.emit(Note(line))
         return tuple(restored)
 
     def _record_start(self, run: Run, schedule: RunSchedule, workers: Sequence[WorkerInfo]) -> None:
         assert self.state is not None
-        epoch, per_epoch = self._epoch(run, schedule), schedule.steps_per_epoch
-        placement = record_start(run, self.roster, workers, epoch, per_epoch)
+        step, per_epoch = self.state.position.step, schedule.steps_per_epoch
+        placement = record_start(run, self.roster, workers, self._epoch(run, schedule), per_epoch)
         self.tracking.start()
-        step = self.state.position.step
         self.emit(Started(self.recipe.names, placement, schedule.epochs, per_epoch, step))
 
     # -- failures --------------------------------------------------------------------------------
