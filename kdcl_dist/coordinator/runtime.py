@@ -193,6 +193,8 @@ class _CoordinatorRuntime:
         """Await the next generation; returns by rank the joins of its workers, and of some assistants."""
         if self.state is None:
             self.roster.expect_all(run.epoch)
+        else:
+            self.roster.expect(self._epoch(run, self.state.schedule))
         awaited = [*self.roster.awaited(), *assistants]
         joins = self.rendezvous.assemble(awaited, self.recipe.limits.startup_s)
         self._complete_last_failure([join.lost for join in joins.values() if join.lost is not None])
