@@ -181,13 +181,15 @@ class MetricsCollector:
             self._add(name, round, split, values)
         self.tests[split] = results
         if split == "test":
-            self.results = self._of_leavers(round.epoch) | results
+            self.results = self._with_leavers(results, round.epoch)
         return results
 
-    def _of_leavers(self, epoch: int) -> Values:
-        """The last results of the students that have left by an epoch."""
+    def _with_leavers(self, results: Values, epoch: int) -> Values:
+        """The results of a test, and the last ones of students that have left by an epoch."""
         left = {student.name for student in self.recipe.students if student.has_left(epoch)}
-        return {name: values for name, values in self.results.items() if name.partition("/")[0] in left}
+        kept = {name: values for name, values in self.results.items() if name.partition("/")[0] in left}
+        names = [name for name in self.recipe.names if name in kept | results]
+        return {name: (kept | results)[name] for name in dict.fromkeys([*names, *results, *kept])}
 
     def end_best(self, round: Round, bests: Mapping[str, Best]) -> None:
         """Add the results of the best weights to those of the newest, each with its epoch from 1 on.
