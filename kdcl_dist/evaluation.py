@@ -24,7 +24,7 @@ from kdcl_dist.errors import CheckpointError, RunFolderError, UserError, one_lin
 from kdcl_dist.membership.monitor import COORDINATOR
 from kdcl_dist.run.checkpoint import Manifest, latest, read_part
 from kdcl_dist.run.class_scores import ClassScores
-from kdcl_dist.run.epochs import Epoch, checkpoint_of_best, checkpoint_of_epoch
+from kdcl_dist.run.epochs import Epoch, checkpoint_of_best, checkpoint_of_epoch, cohort_of
 from kdcl_dist.run.metrics import EMA, ENSEMBLE, Scores, averages_of
 from kdcl_dist.run.record import read_record
 from kdcl_dist.run.run import load_run
@@ -72,14 +72,19 @@ class Evaluation:
 class Trained:
     """The students of a run's checkpoint, and the data of its recipe.
 
-    `steps` are the training steps before the checkpoints from which the students have their weights.
+    Attributes:
+        step: training steps before the checkpoint.
+        training_data: the data.
+        aggregator: forms the ensemble of the students that take part at that time.
+        students: by index those that have weights.
+        steps: by index the training steps before the checkpoint from which a student has its weights.
     """
 
     step: int
     training_data: TrainingData
     aggregator: Aggregator
-    students: list[Student]
-    steps: list[int]
+    students: dict[int, Student]
+    steps: dict[int, int]
 
     @classmethod
     def load(
@@ -114,11 +119,6 @@ class Trained:
         chosen = choose_device(device)
         if (manifest := latest(folder, warn)) is None:
             raise RunFolderError(f"{displayed(uri)!r} has no complete checkpoint to evaluate")
-        if missing := [name for name in recipe.names if name not in manifest.parts]:
-            raise RunFolderError(
-                f"{displayed(uri)!r} cannot be evaluated: {manifest.folder} has no student "
-                f"{', '.join(map(repr, missing))}"
-            )
         training_data = open_training_data(recipe, folder, data)
         manifest, parts = _checkpoints(folder, training_data, manifest, epoch)
         try:
@@ -129,7 +129,8 @@ class Trained:
             raise RunFolderError(
                 f"{displayed(uri)!r} cannot be evaluated: {manifest.folder} does not fit the recipe: {reason}"
             ) from error
-        return cls(manifest.step, training_data, aggregator, students, [part.step for part in parts])
+        steps = {index: part.step for index, part in parts.items()}
+        return cls(manifest.step, training_data, aggregator, students, steps)
 
     @needs_memory()
     def test(
@@ -162,46 +163,72 @@ class Trained:
     @property
     def names(self) -> list[str]:
         """The names in test results: students, "ensemble", and those of averaged weights."""
-        return [*self.aggregator.names, ENSEMBLE, *averages_of(self.training_data.recipe)]
+        names = self.student_names
+        averages = averages_of(self.training_data.recipe)
+        return [*names, ENSEMBLE, *(each for each in averages if each[: -len(EMA)] in (*names, ENSEMBLE))]
+
+    @property
+    def student_names(self) -> list[str]:
+        """The names of the students that have weights."""
+        return [self.aggregator.names[index] for index in self.students]
 
     def _answers(self, batch: Batch, *, averaged: bool = False) -> dict[str, Tensor]:
         """The log-probabilities (B, C) of each student and of the ensemble."""
-        logits_SBC = torch.stack(
-            [student.predict(batch.inputs, averaged=averaged).cpu() for student in self.students]
-        )
-        answers = dict(zip(self.aggregator.names, F.log_softmax(logits_SBC, dim=2), strict=True))
-        answers[ENSEMBLE] = self.aggregator.predict(Aligned(batch.ids, batch.labels, logits_SBC))
+        found = [student.predict(batch.inputs, averaged=averaged).cpu() for student in self.students.values()]
+        logits_SBC = torch.stack(found)
+        answers = dict(zip(self.student_names, F.log_softmax(logits_SBC, dim=2), strict=True))
+        answers[ENSEMBLE] = self.aggregator.predict(self._aligned(batch, logits_SBC))
         return answers
+
+    def _aligned(self, batch: Batch, logits_SBC: Tensor) -> Aligned:
+        """The logits of the students that take part, in the order of the cohort."""
+        members, count = self.aggregator.members, len(self.aggregator.names)
+        if len(members) == count:
+            return Aligned(batch.ids, batch.labels, logits_SBC)
+        whole_SBC = torch.zeros(count, *logits_SBC.shape[1:])
+        whole_SBC[list(self.students)] = logits_SBC
+        age_SB = torch.zeros(whole_SBC.shape[:2], dtype=torch.int64)
+        return Aligned(batch.ids, batch.labels, whole_SBC, age_SB).of(members)
 
 
 def _checkpoints(
     folder: Folder, training_data: TrainingData, newest: Manifest, epoch: Epoch | None
-) -> tuple[Manifest, list[Manifest]]:
-    """The checkpoint with the ensemble's state of an epoch, and that with each student's weights."""
+) -> tuple[Manifest, dict[int, Manifest]]:
+    """The checkpoint with the ensemble's state of an epoch, and by index that with each student's weights.
+
+    A student that had not joined by then has none.
+    """
     recipe, per_epoch = training_data.recipe, training_data.schedule.steps_per_epoch
-    if epoch == "best":
-        return newest, [checkpoint_of_best(folder, recipe, newest, name) for name in recipe.names]
-    if epoch is not None:
+    if isinstance(epoch, int):
         newest = checkpoint_of_epoch(folder, per_epoch, epoch, f"--epoch {epoch}")
-    return newest, [newest] * len(recipe.names)
+    done = max(0, newest.step - 1) // per_epoch
+    joined = {index: each.name for index, each in enumerate(recipe.students) if each.from_epoch - 1 <= done}
+    if missing := [name for name in joined.values() if name not in newest.parts]:
+        raise RunFolderError(
+            f"{displayed(folder.uri)!r} cannot be evaluated: {newest.folder} has no student "
+            f"{', '.join(map(repr, missing))}"
+        )
+    if epoch == "best":
+        return newest, {i: checkpoint_of_best(folder, recipe, newest, name) for i, name in joined.items()}
+    return newest, dict.fromkeys(joined, newest)
 
 
 def _restored(
     recipe: Recipe,
     folder: Folder,
     manifest: Manifest,
-    parts: Sequence[Manifest],
+    parts: Mapping[int, Manifest],
     training_data: TrainingData,
     device: torch.device,
-) -> tuple[Aggregator, list[Student]]:
+) -> tuple[Aggregator, dict[int, Student]]:
     """The aggregator with its state of a checkpoint, and each student with its state of its own."""
     aggregator = Aggregator(recipe)
     aggregator.load_state_dict(read_part(folder, manifest, COORDINATOR)["coordinator"])
-    students = []
-    for index, name in enumerate(recipe.names):
-        student = Student.of(training_data, index, device=device, resumed=True, trains=False)
-        student.load_weights(read_part(folder, parts[index], name))
-        students.append(student)
+    aggregator.members = cohort_of(recipe, manifest, training_data.schedule.steps_per_epoch)
+    students = {}
+    for index, part in parts.items():
+        students[index] = Student.of(training_data, index, device=device, resumed=True, trains=False)
+        students[index].load_weights(read_part(folder, part, recipe.names[index]))
     return aggregator, students
 
 
@@ -261,9 +288,7 @@ def evaluate(
     """Test a run's checkpoint; arguments and errors as `Trained.load`."""
     trained = Trained.load(uri, device=device, warn=warn, allow_imports=allow_imports, data=data, epoch=epoch)
     test, per_epoch = trained.training_data.test, trained.training_data.schedule.steps_per_epoch
-    epochs = {
-        name: step // per_epoch for name, step in zip(trained.aggregator.names, trained.steps, strict=True)
-    }
+    epochs = {trained.aggregator.names[i]: step // per_epoch for i, step in trained.steps.items()}
     classes = tuple(test.classes)
     details = {name: ClassScores(len(classes)) for name in trained.names}
     results, own = trained.test(details=details), epochs if epoch == "best" else {}

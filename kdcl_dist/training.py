@@ -29,6 +29,7 @@ from kdcl_dist.launch.forkserver import start_server
 from kdcl_dist.launch.preflight.bank_memory import measure_bank_memory
 from kdcl_dist.launch.signals import stop_on_signals
 from kdcl_dist.membership.monitor import COORDINATOR
+from kdcl_dist.run.cohort_requests import changed, is_changing
 from kdcl_dist.run.creation import abandon
 from kdcl_dist.run.events import Ended, Event, Note, Warned
 from kdcl_dist.run.launcher_log import LauncherLog
@@ -195,14 +196,18 @@ def _train(
     with request as stop_requested:
         # Each launcher is imported only where it is used: Ray takes seconds to import, and may be absent.
         if launcher == "local":
-            from kdcl_dist.launch import local
+            from kdcl_dist.launch.local import launch as start
+        else:
+            from kdcl_dist.launch.ray.driver import launch as start
 
-            for line in ignored_accelerators(run.recipe):
+        while True:
+            for line in ignored_accelerators(run.recipe) if launcher == "local" else ():
                 on_event(Warned(line))
-            return local.launch(run, on_event, stop_requested, save)
-        from kdcl_dist.launch.ray import driver
-
-        return driver.launch(run, on_event, stop_requested, save)
+            if start(run, on_event, stop_requested, save):
+                return True
+            if stop_requested.is_set() or not is_changing(run):
+                return False
+            run = changed(run, lambda text: on_event(Note(text)))
 
 
 def _add_last_lines(run: Run, error: BaseException) -> None:

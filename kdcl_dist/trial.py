@@ -113,9 +113,13 @@ def try_run(
 
 
 def _without_traces(recipe: Recipe) -> Recipe:
-    """The recipe without trackers outside the run folder, and without an end that one test decides."""
+    """The recipe without trackers outside the run folder, without an end that one test decides, and with all
+    students from the first epoch to the last.
+    """
     trackers = [tracker for tracker in recipe.tracking if name_of(tracker) in FILES]
-    return recipe.model_copy(update={"early_stopping": None, "tracking": trackers})
+    always = {"from_epoch": 1, "until_epoch": None}
+    students = [student.model_copy(update=always) for student in recipe.students]
+    return recipe.model_copy(update={"early_stopping": None, "tracking": trackers, "students": students})
 
 
 @contextmanager

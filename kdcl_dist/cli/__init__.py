@@ -10,6 +10,7 @@ import sys
 from typing import NoReturn
 
 from kdcl_dist.cli import (
+    cohort,
     compare,
     data,
     demo,
@@ -27,6 +28,7 @@ from kdcl_dist.cli import (
 from kdcl_dist.cli.group import kdcl
 
 __all__ = [
+    "cohort",
     "compare",
     "data",
     "demo",

@@ -14,6 +14,7 @@ from pydantic import Field, PositiveInt, model_validator
 from kdcl_dist.config.base import Name, Seed, Strict
 from kdcl_dist.config.data import Data
 from kdcl_dist.config.distillation import Distillation
+from kdcl_dist.config.presence import changes_of, check_presence, members_of
 from kdcl_dist.config.schedules import Constant, MultiStep, Warmup
 from kdcl_dist.config.sections import Analysis, Checkpoint, EarlyStopping, Evaluate, Failure, Limits
 from kdcl_dist.config.student import Student, Worker
@@ -120,16 +121,27 @@ class Recipe(Strict):
         return self.data.has_val if self.evaluate.on is None else self.evaluate.on == "val"
 
     def epochs_of(self, student: Student) -> int:
-        """Number of epochs in which a student learns."""
-        return student.epochs or self.epochs
+        """Number of epochs in which a student learns, and over which its learning rate runs."""
+        return student.epochs or (student.until_epoch or self.epochs) - student.from_epoch + 1
 
     def learns(self, student: Student, epoch: int) -> bool:
-        """Whether a student learns in an epoch: a frozen one never, others until their own last epoch."""
-        return not self.is_frozen(student) and epoch < self.epochs_of(student)
+        """Whether a student learns in an epoch: a frozen one never, others in their own epochs."""
+        own = epoch - student.from_epoch + 1 < self.epochs_of(student)
+        return own and student.takes_part(epoch) and not self.is_frozen(student)
+
+    def cohort(self, epoch: int) -> list[int]:
+        """The indices of the students that take part in an epoch; after the run's last, of that."""
+        return members_of(self.students, min(epoch, self.epochs - 1))
+
+    @property
+    def changes(self) -> tuple[int, ...]:
+        """The epochs, from 0, at whose end students join or leave."""
+        return changes_of(self.students, self.epochs)
 
     def ends_schedule(self, student: Student) -> bool:
         """Whether a student's learning rate depends on the run's epochs."""
-        independent = isinstance(student.schedule, (Constant, MultiStep)) or student.epochs is not None
+        bounded = student.epochs is not None or student.until_epoch is not None
+        independent = bounded or isinstance(student.schedule, (Constant, MultiStep))
         return not independent and not self.is_frozen(student)
 
     def augment_of(self, student: Student) -> list[dict[str, Any]]:
@@ -295,16 +307,8 @@ def _mixed_samples_can_be_learned(recipe: Recipe) -> None:
         )
 
 
-def _last_epoch_has_a_learner(recipe: Recipe) -> None:
-    for student in recipe.students:
-        if recipe.epochs_of(student) > recipe.epochs:
-            raise ValueError(
-                f"students.{student.name}.epochs: {student.epochs} is more than the run has: epochs is "
-                f"{recipe.epochs}"
-            )
-    learners = [student for student in recipe.students if not recipe.is_frozen(student)]
-    if all(recipe.epochs_of(student) < recipe.epochs for student in learners):
-        raise ValueError(f"epochs: {recipe.epochs} is more than any student learns for; lower it")
+def _epochs_have_members(recipe: Recipe) -> None:
+    check_presence(recipe.students, recipe.epochs, recipe.learns, recipe.distillation.teachers)
 
 
 def _validation_has_samples(recipe: Recipe) -> None:
@@ -339,5 +343,5 @@ CHECKS = (
     _replicas_share_evenly,
     _coordinators_can_share,
     _mixed_samples_can_be_learned,
-    _last_epoch_has_a_learner,
+    _epochs_have_members,
 )

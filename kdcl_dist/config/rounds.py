@@ -6,10 +6,11 @@ another round than the expected one is an error.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from enum import IntEnum
 from itertools import islice
+from typing import Any
 
 __all__ = ["Kind", "Round", "RunSchedule", "share_of"]
 
@@ -64,6 +65,8 @@ class RunSchedule:
             ends with a test of them.
         test_passes: passes of each test over its samples: the second is that of averaged weights.
         accumulate: parts of a training step.
+        changes: epochs, from 0, at whose end students join or leave: they end as the run's last, with tests
+            and a checkpoint.
     """
 
     epochs: int
@@ -77,6 +80,12 @@ class RunSchedule:
     best: bool = False
     test_passes: int = 1
     accumulate: int = 1
+    changes: tuple[int, ...] = ()
+
+    @classmethod
+    def of(cls, fields: Mapping[str, Any]) -> RunSchedule:
+        """The schedule whose fields were sent as JSON, which has no tuples."""
+        return cls(**{**fields, "changes": tuple(fields["changes"])})
 
     def shortened(self, steps: int) -> RunSchedule:
         """Some of the first epoch's steps, one batch of each pass, and a checkpoint: what a dry run does."""
@@ -88,6 +97,7 @@ class RunSchedule:
             val_batches=min(1, self.val_batches),
             test_batches=1,
             best=False,
+            changes=(),
         )
 
     def ends_step(self, round: Round) -> bool:
@@ -115,6 +125,21 @@ class RunSchedule:
     def ends_tests(self, round: Round) -> bool:
         """Whether a round of VALIDATE or EVALUATE is the last of its epoch."""
         return self.ends_test(round) and self.after(round).kind is not Kind.EVALUATE
+
+    def changes_cohort(self, round: Round) -> bool:
+        """Whether students join or leave after a round."""
+        return round.epoch in self.changes and self.saves_epoch(round)
+
+    def saves_epoch(self, round: Round) -> bool:
+        """Whether a round is the checkpoint at the end of an epoch, and another epoch follows."""
+        at_end = round.kind is Kind.CHECKPOINT and round.step == (round.epoch + 1) * self.steps_per_epoch
+        return at_end and round.epoch + 1 < self.epochs
+
+    def can_resume_after(self, round: Round) -> bool:
+        """Whether the run can be resumed after a round: between an epoch's steps, and after a checkpoint."""
+        if round.kind is Kind.TRAIN:
+            return self.ends_step(round) and not self.ends_epoch(round)
+        return round.kind is Kind.CHECKPOINT and round.epoch + 1 < self.epochs
 
     def first(self, step: int) -> Round:
         """The first round after `step` training steps and the rounds at the end of their epochs."""
@@ -145,7 +170,7 @@ class RunSchedule:
                 yield Round(Kind.TRAIN, epoch, step, part)
         for part in range(self.holdout_batches):
             yield Round(Kind.HOLDOUT, epoch, end, part)
-        last = epoch + 1 == self.epochs
+        last = epoch + 1 == self.epochs or epoch in self.changes
         has_test = last or (epoch + 1) % self.evaluate_epochs == 0
         for part in range(self.test_passes * self.val_batches if has_test else 0):
             yield Round(Kind.VALIDATE, epoch, end, part)

@@ -66,7 +66,9 @@ class Student(Strict):
     `transfer` is for `weights` of another task: the last linear layer starts afresh. With `probe` only that
     layer learns, with `finetune` all layers do.
 
-    A student with fewer `epochs` than the run ends its schedule there, and goes on teaching as it is. A
+    A student with fewer `epochs` than the run ends its schedule there, and goes on teaching as it is. With
+    `from_epoch` a student joins a cohort that trains already, and with `until_epoch` it leaves the others
+    ([joining and leaving](joining.md)). A
     `frozen` student only teaches, from its `weights`: it runs in evaluation mode, without a backward pass and
     without an optimiser. `precision`, `compile`, `replicas` and `resources` are those of its forward passes.
 
@@ -103,7 +105,15 @@ class Student(Strict):
     )
     epochs: PositiveInt | None = Field(
         default=None,
-        description="Epochs in which the student learns, at most the run's. `null`: the run's.",
+        description="Epochs in which the student learns, at most the run's. `null`: those in which it takes "
+        "part.",
+    )
+    from_epoch: PositiveInt = Field(
+        default=1, description="First epoch of the run, from 1, in which the student takes part."
+    )
+    until_epoch: PositiveInt | None = Field(
+        default=None,
+        description="Last epoch of the run, from 1, in which the student takes part. `null`: the run's.",
     )
     optimizer: Optimizer = Field(default=SGD(), description="The optimiser.")
     schedule: Schedule = Field(default=MultiStep(), description="The learning-rate schedule.")
@@ -158,6 +168,12 @@ class Student(Strict):
         return self
 
     @model_validator(mode="after")
+    def _takes_part(self) -> Student:
+        if self.until_epoch is not None and self.until_epoch < self.from_epoch:
+            raise ValueError(f"until_epoch: {self.until_epoch} is before from_epoch, {self.from_epoch}")
+        return self
+
+    @model_validator(mode="after")
     def _batchnorm_can_be_compiled(self) -> Student:
         if self.compile and self.sync_batchnorm:
             raise ValueError(
@@ -173,6 +189,14 @@ class Student(Strict):
                 f"transfer: {self.transfer!r} begins from weights of another task (weights is null)"
             )
         return self
+
+    def takes_part(self, epoch: int) -> bool:
+        """Whether the student takes part in an epoch, from 0."""
+        return self.from_epoch - 1 <= epoch and not self.has_left(epoch)
+
+    def has_left(self, epoch: int) -> bool:
+        """Whether the student's last epoch is before an epoch, from 0."""
+        return self.until_epoch is not None and self.until_epoch <= epoch
 
 
 class Worker(NamedTuple):

@@ -67,7 +67,8 @@ class Aggregator:
         window_check: checks that all students send the samples of a window; None: no check.
 
     Attributes:
-        present: indices of the students that take part.
+        members: indices of the students whose epochs it is. present: of those of them that take part, where
+            others have failed.
         bad_steps: by student the number of consecutive steps with logits or gradients that are not finite.
     """
 
@@ -78,7 +79,7 @@ class Aggregator:
         self.names = recipe.names
         count = len(self.names)
         self.teachers = [self.names.index(name) for name in recipe.distillation.teachers]
-        self.present = list(range(count))
+        self.members = self.present = list(range(count))
         self.weights_S = torch.full((count,), 1 / count, dtype=torch.float64)
         self.method: str | TargetMethod = recipe.distillation.method_name
         self.method_state: dict[str, Any] = {}
@@ -148,7 +149,7 @@ class Aggregator:
             known = covered = with_mixed_labels(self.recipe, aligned, step * self.recipe.accumulate + part)
             parts = with_largest_classes(parts, known)
         else:
-            known = recall(self.bank, parts, self.present, self.names, step)
+            known = recall(self.bank, parts, self.present, self.names, step).of(self.members)
             covered = known.covered(self.teachers)
         target_BC = self.soft_target(covered, step, epoch)
         target = None if target_BC is None else Target(covered.ids, largest_class(covered.labels), target_BC)
@@ -201,15 +202,17 @@ class Aggregator:
     def add_holdout(self, aligned: Aligned) -> None:
         """Collect the students' residuals p(true class) - 1 on held-out samples (KDCL eq. 9-10, at T = 1).
 
-        An absent student has no opinion: the same probability for every class.
+        A member that is absent has no opinion: the same probability for every class.
         """
         probabilities_SBC = F.softmax(aligned.logits.double(), dim=2)
         index_SB1 = aligned.labels.expand(len(self.names), -1)[:, :, None]
         self._residuals.append(probabilities_SBC.gather(2, index_SB1)[:, :, 0] - 1)
 
     def update_weights(self) -> None:
-        """Form the weights of `general` from the residuals of a pass."""
-        self.weights_S = general_weights(torch.cat(self._residuals, dim=1))
+        """Form the weights of `general` from the residuals of a pass; those who are no members have none."""
+        residuals_SN = torch.cat(self._residuals, dim=1)
+        self.weights_S = torch.zeros_like(self.weights_S)
+        self.weights_S[self.members] = general_weights(residuals_SN[self.members])
         self._residuals = []
 
     def state_dict(self) -> dict[str, Any]:
@@ -221,11 +224,13 @@ class Aggregator:
         return {"names": self.names, "weights": self.weights_S, **window_state, **method_state}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Load the state of `state_dict`."""
-        self.weights_S = state["weights"]
+        """Load the state of `state_dict`; students that have been added since are the last ones."""
+        if self.recipe.distillation.needs_holdout:
+            self.weights_S = _padded(state["weights"], len(self.names))
         self.method_state = state.get("method", {})
         if self.window_check is not None:
-            self.window_check.sums_S, self.window_check.whole = state["walks"], state["whole"]
+            sums_S = _padded(state["walks"], len(self.names))
+            self.window_check.sums_S, self.window_check.whole = sums_S, state["whole"]
 
     def check_bad(self, bad: Sequence[int], steps: int) -> None:
         """See that no student has had logits or gradients that are not finite for too long.
@@ -250,3 +255,8 @@ class Aggregator:
             "precision fp32",
             student=self.names[index],
         )
+
+
+def _padded(values_S: Tensor, count: int) -> Tensor:
+    """Values of so many students, with zeros for those that a checkpoint does not know yet."""
+    return F.pad(values_S, (0, count - len(values_S)))

@@ -44,9 +44,24 @@ class Aligned(NamedTuple):
         age = None if self.age is None else self.age[:, rows_B]
         return Aligned(self.ids[rows_B], self.labels[rows_B], self.logits[:, rows_B], age, self.bad)
 
-    def complete(self) -> Aligned:
-        """The samples of which all students have logits."""
-        return self if self.age is None else self.at((self.age >= 0).all(dim=0))
+    def of(self, students: Sequence[int]) -> Aligned:
+        """The same samples, with the logits of some students only."""
+        if self.age is None or len(students) == len(self.age):
+            return self
+        age_SB = torch.full_like(self.age, -1)
+        age_SB[list(students)] = self.age[list(students)]
+        return self._replace(age=age_SB)
+
+    @property
+    def there(self) -> Tensor:
+        """Whether each student has logits of any of the samples, (S,)."""
+        if self.age is None:
+            return torch.ones(len(self.logits), dtype=torch.bool)
+        return (self.age >= 0).any(dim=1)
+
+    def complete(self, there_S: Tensor) -> Aligned:
+        """The samples of which all of some students have logits."""
+        return self if self.age is None else self.at((self.age[there_S] >= 0).all(dim=0))
 
     def covered(self, teachers: Sequence[int]) -> Aligned:
         """The samples that can have a soft target.

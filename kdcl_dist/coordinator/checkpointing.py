@@ -124,7 +124,8 @@ def save_checkpoint(run: Run, state: CoordinatorState, step: int, parts: dict[st
         parts = parts | {name: copy_part(folder, earlier, step, name) for name in absent}
     if (bank := state.aggregator.bank) is not None:
         parts = parts | {name: write_part(folder, step, name, part) for name, part in bank.parts(step)}
-    manifest = Manifest(step, parts | {COORDINATOR: own})
+    epoch = step // state.schedule.steps_per_epoch
+    manifest = Manifest(step, parts | {COORDINATOR: own}, epoch=epoch)
     commit(folder, manifest)
     state.saved = manifest
 

@@ -19,6 +19,7 @@ from kdcl_dist.errors import CheckpointError, KdclError, StorageError
 from kdcl_dist.exchange.group import Exchange
 from kdcl_dist.exchange.message import Flag, Message
 from kdcl_dist.run.checkpoint import latest, prune
+from kdcl_dist.run.cohort_requests import has_requests
 from kdcl_dist.run.events import CheckpointSaved, Evaluating, Event, Note, Stepped, Values, Warned
 from kdcl_dist.run.record import check_owner, read_record, restore_deleted, update_record
 from kdcl_dist.run.run import Run
@@ -70,7 +71,7 @@ class CoordinatorLoop:
         self.record = read_record(run.folder)
         self.arrivals = Arrivals(0)  # of this round's messages
         self.step: tuple[Answer, float] | None = None  # not recorded yet, and its seconds
-        self.restored = self.stopping = False
+        self.restored = self.stopping = self.changing = False
         self.skipped: set[int] = set()
         self.bad: set[int] = set()
         self.last_emitted_s = self.last_polled_s = 0.0
@@ -96,8 +97,9 @@ class CoordinatorLoop:
                 # This checkpoint is not in the schedule.
                 self._run_round(Round(Kind.CHECKPOINT, round.epoch, round.step + 1))
             if Flag.STOP in flags:
-                self._warn_of(self.metrics.flush(BRIEF_S))
-                self._warn_of(_try(lambda: update_record(self.brief_folder, state="interrupted")))
+                self._attempt(lambda: self.metrics.flush(BRIEF_S))
+                state = "changing" if self.changing else "interrupted"
+                self._attempt(lambda: update_record(self.brief_folder, state=state))  # noqa: B023
             if flags & (Flag.STOP | Flag.REFORM):
                 return flags
             if round.kind is Kind.END:
@@ -121,10 +123,12 @@ class CoordinatorLoop:
         if round.kind is not Kind.TRAIN and round == self.state.position:
             # Done even if the answer does not reach all. A checkpoint outside the schedule is at no position.
             self.state.position = self.schedule.after(round)
-        if self._can_stop(round) and (self.stop() or any(m.has(Flag.STOP) for m in messages)):
+        if self._stops(round, messages):
             exchange.answer.header["flags"] = Flag.STOP
         elif round.kind is Kind.TRAIN:
             exchange.answer.header["flags"] = self._interruption(round)
+        elif self.schedule.changes_cohort(round):
+            exchange.answer.header["flags"] = Flag.REFORM
         heartbeat.enter("broadcast")
         flags = self._broadcast(round, with_rows)
         heartbeat.enter("record")
@@ -197,18 +201,21 @@ class CoordinatorLoop:
         if not self.schedule.ends_step(round) or time.monotonic() - self.last_polled_s < POLL_S:
             return Flag.NONE
         self.last_polled_s = time.monotonic()
-        if len(self.present) < len(self.recipe.students) and self.has_returned():
+        if len(self.present) < len(self.aggregator.members) and self.has_returned():
             return Flag.REFORM
-        if self._can_stop(round) and (notice := self.notice()) is not None:
+        if self.schedule.can_resume_after(round) and (notice := self.notice()) is not None:
             self.emit(Note(f"{notice}: all take a checkpoint"))
             return Flag.SAVE
         return Flag.NONE
 
-    def _can_stop(self, round: Round) -> bool:
-        """Whether the run can be resumed after a round: between an epoch's steps, and after a checkpoint."""
-        if round.kind is Kind.TRAIN:
-            return self.schedule.ends_step(round) and not self.schedule.ends_epoch(round)
-        return round.kind is Kind.CHECKPOINT and round.epoch + 1 < self.schedule.epochs
+    def _stops(self, round: Round, messages: Sequence[Message]) -> bool:
+        """Whether the run stops after a round: it is asked to, or goes on with another cohort."""
+        if not self.schedule.can_resume_after(round):
+            return False
+        if self.stop() or any(message.has(Flag.STOP) for message in messages):
+            return True
+        self.changing = self.schedule.saves_epoch(round) and has_requests(self.brief_folder)
+        return self.changing
 
     def _train(self, round: Round, messages: Sequence[Message]) -> None:
         started_s = time.perf_counter()
@@ -258,7 +265,7 @@ class CoordinatorLoop:
         self.aggregator.add_holdout(self.aggregator.align(messages))
         if round.part + 1 == self.schedule.holdout_batches:
             self.aggregator.update_weights()
-            self.metrics.weights(round, self.aggregator.weights_S)
+            self.metrics.weights(round, self.aggregator.weights_S, self.aggregator.members)
 
     def _evaluate(self, round: Round, messages: Sequence[Message]) -> None:
         aligned = self.aggregator.align(messages)
@@ -289,7 +296,7 @@ class CoordinatorLoop:
         self.exchange.monitor.heartbeat.enter("record")
         self._check_folder()
         self.emit(self.metrics.end_epoch())
-        self._warn_of(self.metrics.flush(BRIEF_S))
+        self._attempt(lambda: self.metrics.flush(BRIEF_S))
 
     def _checkpoint(self, round: Round, messages: Sequence[Message]) -> None:
         self._check_folder()
@@ -297,7 +304,7 @@ class CoordinatorLoop:
         save_checkpoint(self.run, self.state, round.step, parts)
         self.emit(CheckpointSaved(round.step))
         keep = self.recipe.checkpoint.keep
-        self._warn_of(_try(lambda: prune(self.brief_folder, keep, self.state.best_steps)))
+        self._attempt(lambda: prune(self.brief_folder, keep, self.state.best_steps))
 
     def _finish(self) -> None:
         """Record the run's end. The last checkpoint holds all that a failed write here would lose."""
@@ -319,7 +326,7 @@ class CoordinatorLoop:
     def _check_folder(self) -> None:
         """Check that this start owns the folder, and write again what a run folder cannot do without."""
         check_owner(self.run)
-        self._warn_of(_try(self._restore_deleted))
+        self._attempt(self._restore_deleted)
 
     def _restore_deleted(self) -> None:
         brief_run = replace(self.run, folder=self.brief_folder)
@@ -332,15 +339,11 @@ class CoordinatorLoop:
                 )
             )
 
-    def _warn_of(self, error: StorageError | None) -> None:
-        """Warn of a failed write that is repeated later."""
+    def _attempt(self, write: Callable[[], StorageError | None]) -> None:
+        """Write something, and warn of a failed write, which is repeated later."""
+        try:
+            error = write()
+        except StorageError as raised:
+            error = raised
         if error is not None:
             self.emit(Warned(f"{error.message}; training goes on, this is tried again"))
-
-
-def _try(operation: Callable[[], None]) -> StorageError | None:
-    try:
-        operation()
-    except StorageError as error:
-        return error
-    return None

@@ -151,10 +151,11 @@ class MetricsCollector:
         for name, figures in sums.mean_figures().items():
             self._add_part(name, round, "analysis", figures)
 
-    def weights(self, round: Round, weights_S: Tensor) -> None:
-        """Add the new weights of `general`."""
-        for name, weight in zip(self.recipe.names, weights_S.tolist(), strict=True):
-            self._add(name, round, "holdout", {"weight": weight})
+    def weights(self, round: Round, weights_S: Tensor, members: Sequence[int]) -> None:
+        """Add the new weights of `general`, of the members of the cohort."""
+        for index in members:
+            weight = float(weights_S[index])
+            self._add(self.recipe.names[index], round, "holdout", {"weight": weight})
 
     def test(self, round: Round, present: Sequence[int], aligned: Aligned, ensemble_BC: Tensor) -> None:
         """Add a batch of a validation or test pass; `ensemble_BC` are the ensemble's log-probabilities.
@@ -179,8 +180,16 @@ class MetricsCollector:
         for name, values in results.items():
             self._add(name, round, split, values)
         self.tests[split] = results
-        self.results = self.tests.get("test", self.results)
+        if split == "test":
+            self.results = self._with_leavers(results, round.epoch)
         return results
+
+    def _with_leavers(self, results: Values, epoch: int) -> Values:
+        """The results of a test, and the last ones of students that have left by an epoch."""
+        left = {student.name for student in self.recipe.students if student.has_left(epoch)}
+        kept = {name: values for name, values in self.results.items() if name.partition("/")[0] in left}
+        names = [name for name in self.recipe.names if name in kept | results]
+        return {name: (kept | results)[name] for name in dict.fromkeys([*names, *results, *kept])}
 
     def end_best(self, round: Round, bests: Mapping[str, Best]) -> None:
         """Add the results of the best weights to those of the newest, each with its epoch from 1 on.
@@ -189,7 +198,11 @@ class MetricsCollector:
             round: the last of the run's test of the best weights.
             bests: of each student that has a best epoch.
         """
-        results = {name: values | {"epoch": round.epoch} for name, values in self.results.items()}
+        ends = {student.name: student.until_epoch for student in self.recipe.students}
+        results = {
+            name: values | {"epoch": min(round.epoch, ends.get(name.partition("/")[0]) or round.epoch)}
+            for name, values in self.results.items()
+        }
         for name, scores in self.scores.items():
             student = name.partition("/")[0]
             if student in bests:

@@ -20,6 +20,7 @@ class Roster:
         absences: those in the run's record.
 
     Attributes:
+        members: students whose epochs it is; the others have not joined yet, or have left.
         away: students that the next generation does not wait for.
         failed: students whose state counts as lost since a failure, until they join a generation.
         absences: the log of absences.
@@ -29,6 +30,7 @@ class Roster:
     def __init__(self, recipe: Recipe, absences: Sequence[dict[str, Any]] = ()) -> None:
         self.recipe, self.students = recipe, range(len(recipe.students))
         self.assistants = range(len(recipe.workers), len(recipe.members))
+        self.members = list(self.students)
         self.away: set[int] = set()
         self.failed: set[int] = set()
         self.absences = Absences(recipe.names, absences)
@@ -38,17 +40,17 @@ class Roster:
         return [rank for rank, worker in enumerate(self.recipe.workers) if worker.student in students]
 
     def complete(self, ranks: Collection[int]) -> list[int]:
-        """The students all of whose workers are among some ranks."""
-        return [index for index in self.students if set(self.ranks([index])) <= set(ranks)]
+        """The members all of whose workers are among some ranks."""
+        return [index for index in self.members if set(self.ranks([index])) <= set(ranks)]
 
     def awaited(self) -> list[int]:
-        """The ranks that the next generation needs: those of all students, unless the others suffice."""
-        return self.ranks(self._remaining() if self.has_quorum() else self.students)
+        """The ranks that the next generation needs: those of all members, unless the others suffice."""
+        return self.ranks(self._remaining() if self.has_quorum() else self.members)
 
     def has_quorum(self) -> bool:
         """Whether the students that are not away suffice for a generation."""
         failure = self.recipe.failure
-        least = 1 if failure.policy == "stop" else min(failure.min_students, len(self.students))
+        least = 1 if failure.policy == "stop" else min(failure.min_students, len(self.members))
         remaining = self._remaining()
         teachers = {self.recipe.names.index(name) for name in self.recipe.distillation.teachers}
         return len(remaining) >= least and (not teachers or not teachers.isdisjoint(remaining))
@@ -72,9 +74,54 @@ class Roster:
         least = self.recipe.failure.min_students
         return f"fewer than {least} are left (failure.min_students): they wait for it"
 
+    def expect_all(self, epoch: int) -> None:
+        """The next generation waits for all that have not left by an epoch, from 0.
+
+        So what keeps a student that joins later from training is known before others train.
+        """
+        self.members = [i for i in self.students if not self.recipe.students[i].has_left(epoch)]
+
+    def expect(self, epoch: int) -> None:
+        """The next generation is of the members of an epoch, from 0."""
+        self.members = self.recipe.cohort(epoch)
+
+    def begin(
+        self,
+        present: Collection[int],
+        restored: Collection[int],
+        step: int,
+        steps_per_epoch: int,
+        start: Manifest | None,
+    ) -> list[str]:
+        """A generation begins that goes on with the state of others: as `enter`, and with a line for each
+        student that joins, is away, or comes back.
+
+        Args:
+            present, restored, step, start: as of `Absences.note`.
+            steps_per_epoch: of the run.
+        """
+        self.enter(present)
+        firsts = {i: (self.recipe.students[i].from_epoch - 1) * steps_per_epoch for i in self.members}
+        joining = [index for index in present if 0 < firsts[index] == step]
+        lines = [f"{self.recipe.names[index]} joins at step {step}" for index in joining]
+        others = {*self.students} - {*self.members} | {*joining}
+        return [*lines, *self.absences.note(present, restored, step, start, others)]
+
+    def history(self, epoch: int, steps_per_epoch: int) -> list[dict[str, Any]]:
+        """Who took part from which step on, up to an epoch, from 0; empty where all do all the time."""
+        begins = [0, *(end + 1 for end in self.recipe.changes)] if self.recipe.changes else []
+        return [
+            {
+                "step": begin * steps_per_epoch,
+                "students": [self.recipe.names[index] for index in self.recipe.cohort(begin)],
+            }
+            for begin in begins
+            if begin <= epoch
+        ]
+
     def enter(self, present: Collection[int]) -> None:
-        """A generation begins with some students."""
-        self.away = set(self.students) - set(present)
+        """A generation begins with some of the members."""
+        self.away = set(self.members) - set(present)
         self.failed -= set(present)
 
     def clear(self) -> None:
@@ -108,7 +155,7 @@ class Roster:
         return max(rounds, key=lambda round: round.moment).rewound, restored
 
     def _remaining(self) -> list[int]:
-        return [index for index in self.students if index not in self.away]
+        return [index for index in self.members if index not in self.away]
 
 
 class Absences:
@@ -136,7 +183,12 @@ class Absences:
                 absence |= {"until": step, "state_of": _state_of(start, absence["student"])}
 
     def note(
-        self, present: Collection[int], restored: Collection[int], step: int, start: Manifest | None
+        self,
+        present: Collection[int],
+        restored: Collection[int],
+        step: int,
+        start: Manifest | None,
+        others: Collection[int] = (),
     ) -> list[str]:
         """Note who is present in a generation; returns a line for each student that left or came back.
 
@@ -144,9 +196,12 @@ class Absences:
             present, restored: see `kdcl_dist.membership.rendezvous.GenerationSpec`.
             step: training steps done before the generation.
             start: the checkpoint that restored students take their state from.
+            others: indices of students that join now, or whose epochs it is not.
         """
         lines = []
         for index, name in enumerate(self.names):
+            if index in others:
+                continue
             absence = next((a for a in self.found if (a["student"], a["until"]) == (name, None)), None)
             if index not in present and absence is None:
                 self.found.append({"student": name, "since": step, "until": None, "state_of": None})

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, replace
+from dataclasses import replace
 
 import torch
 
@@ -16,6 +16,7 @@ from kdcl_dist.coordinator.preparation import prepare_coordinator
 from kdcl_dist.coordinator.processes import Processes
 from kdcl_dist.coordinator.recovery_policy import Decision, decide, is_fatal, survivors_can_continue
 from kdcl_dist.coordinator.roster import Roster
+from kdcl_dist.coordinator.start_record import record_start
 from kdcl_dist.coordinator.wait_report import WaitReport
 from kdcl_dist.errors import CoordinatorCutOff, CoordinatorLost, KdclError, StorageError, wrap
 from kdcl_dist.exchange.generation import open_exchange
@@ -34,7 +35,6 @@ from kdcl_dist.run.record import (
     record_failure,
     record_survival,
     recorded_end,
-    update_record,
 )
 from kdcl_dist.run.run import Run
 from kdcl_dist.run.usage import write_usage
@@ -45,6 +45,8 @@ __all__ = ["run_coordinator"]
 
 #: Seconds for which the store stays open after a failure, so that all can read its cause.
 LINGER_S = 10.0
+#: Join requests by rank.
+Joins = dict[int, PendingJoin]
 
 
 def run_coordinator(
@@ -161,23 +163,19 @@ class _CoordinatorRuntime:
         """
         monitor = self.monitor
         monitor.enter(self.number, step=self.state.position.step if self.state else None)
-        assistants = [] if alone else self.roster.assistants
-        awaited = [*self.roster.awaited(), *assistants]
-        joins = self.rendezvous.assemble(awaited, self.recipe.limits.startup_s)
-        self._complete_last_failure([join.lost for join in joins.values() if join.lost is not None])
-        present = self.roster.complete(joins)
-        assisting = {rank: joins[rank] for rank in assistants}
-        joins = {rank: joins[rank] for rank in self.roster.ranks(present)}
-        workers = [join.info for join in joins.values()]
         run = replace(self.run, start=self._start(), generation=self.number)
-        check_agreement(workers, [join.info for join in assisting.values()])
+        assistants = [] if alone else self.roster.assistants
+        joins, assisting = self._assemble(run, assistants)
+        present = self.roster.complete(joins)
+        workers = [join.info for join in joins.values()]
+        schedule = RunSchedule.of(workers[0].schedule)
         check_same_data(run, workers[0])
         if changed := changed_devices(run, workers):
             self.emit(Warned(f"results may differ in the last bits: {'; '.join(changed)} (another device)"))
-        schedule = RunSchedule(**workers[0].schedule)
         restored = self._resume_state(run, schedule, joins, present)
         assert self.state is not None
         state, joins, classes = self.state, joins | assisting, workers[0].classes
+        state.aggregator.members = self.roster.members
         at, epochs, students = state.position, state.schedule.epochs, tuple(present)
         self.rendezvous.announce(
             GenerationSpec(
@@ -190,6 +188,21 @@ class _CoordinatorRuntime:
         with open_exchange(run, monitor, host=self.host, classes=classes) as exchange:
             self._record_start(run, schedule, workers)
             return self._run_rounds(run, present, exchange, stop)
+
+    def _assemble(self, run: Run, assistants: Sequence[int]) -> tuple[Joins, Joins]:
+        """Await the next generation; returns by rank the joins of its workers, and of some assistants."""
+        if self.state is None:
+            self.roster.expect_all(run.epoch)
+        else:
+            self.roster.expect(self._epoch(run, self.state.schedule))
+        awaited = [*self.roster.awaited(), *assistants]
+        joins = self.rendezvous.assemble(awaited, self.recipe.limits.startup_s)
+        self._complete_last_failure([join.lost for join in joins.values() if join.lost is not None])
+        assisting = {rank: joins.pop(rank) for rank in assistants}
+        workers = [join.info for join in joins.values()]
+        check_agreement(workers, [join.info for join in assisting.values()])
+        self.roster.expect(self._epoch(run, RunSchedule.of(workers[0].schedule)))
+        return {rank: joins[rank] for rank in self.roster.ranks(self.roster.complete(joins))}, assisting
 
     def _run_rounds(
         self, run: Run, present: Sequence[int], exchange: Exchange, stop: Callable[[], bool]
@@ -242,8 +255,14 @@ class _CoordinatorRuntime:
             return self.run.start
         return latest(self.run.folder, lambda text: self.emit(Warned(text)))
 
+    def _epoch(self, run: Run, schedule: RunSchedule) -> int:
+        """The epoch, from 0, of the generation's first round; the run's last also after its end."""
+        if self.state is None:
+            return schedule.first(run.step).epoch
+        return min(self.state.position.epoch, self.state.schedule.epochs - 1)
+
     def _resume_state(
-        self, run: Run, schedule: RunSchedule, joins: dict[int, PendingJoin], present: Sequence[int]
+        self, run: Run, schedule: RunSchedule, joins: Joins, present: Sequence[int]
     ) -> tuple[int, ...]:
         """Set `state` to that of the generation's first round; returns the students to restore."""
         if self.state is None:
@@ -260,26 +279,17 @@ class _CoordinatorRuntime:
             state.validation.lose([self.recipe.names[index] for index in restored], state.position.step)
         if state.aggregator.window_check is not None:
             state.aggregator.window_check.interrupt()
-        self.roster.enter(present)
-        for line in self.roster.absences.note(present, restored, state.position.step, run.start):
+        now = state.position.step, schedule.steps_per_epoch
+        for line in self.roster.begin(present, restored, *now, run.start):
             self.emit(Note(line))
         return tuple(restored)
 
     def _record_start(self, run: Run, schedule: RunSchedule, workers: Sequence[WorkerInfo]) -> None:
         assert self.state is not None
-        fields = ("host", "pid", "device", "parameters", "peak_memory", "cores")
-        placement = {worker.name: {field: asdict(worker)[field] for field in fields} for worker in workers}
-        update_record(
-            run.folder,
-            state="running",
-            data=workers[0].data,
-            placement=placement,
-            generation={"run": run.id, "number": self.number},
-            absences=self.roster.absences.found,
-        )
+        step, per_epoch = self.state.position.step, schedule.steps_per_epoch
+        placement = record_start(run, self.roster, workers, self._epoch(run, schedule), per_epoch)
         self.tracking.start()
-        step = self.state.position.step
-        self.emit(Started(self.recipe.names, placement, schedule.epochs, schedule.steps_per_epoch, step))
+        self.emit(Started(self.recipe.names, placement, schedule.epochs, per_epoch, step))
 
     # -- failures --------------------------------------------------------------------------------
 

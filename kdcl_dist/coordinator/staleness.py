@@ -87,8 +87,9 @@ class Staleness:
         return {"sums": self.sums_S3, "histogram": self.histogram_SK}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Load the state of `state_dict`."""
-        self.sums_S3, self.histogram_SK = state["sums"], state["histogram"]
+        """Load the state of `state_dict`; students that have been added since are the last ones."""
+        self.sums_S3[: len(state["sums"])] = state["sums"]
+        self.histogram_SK[: len(state["histogram"])] = state["histogram"]
 
 
 def sources_of(recipe: Recipe) -> list[list[int]]:

@@ -17,6 +17,7 @@ from kdcl_dist.config.recipe import Recipe
 from kdcl_dist.coordinator.aggregator import Answer
 from kdcl_dist.coordinator.staleness import Staleness, sources_of
 from kdcl_dist.distillation.diagnostics import measure
+from kdcl_dist.distillation.methods import Context
 from kdcl_dist.run.metrics import ENSEMBLE, Scores
 
 __all__ = ["StepSums"]
@@ -100,10 +101,18 @@ class StepSums:
 def _diagnostics(
     recipe: Recipe, answer: Answer, weights_S: Tensor
 ) -> tuple[int, dict[tuple[str, str], float]]:
-    """The samples of which all students have logits, and their diagnostics, each times their number."""
-    if answer.known is None or not (samples := len((aligned := answer.known.complete()).ids)):
+    """The samples of which all students that are there have logits, and their diagnostics, each times their
+    number.
+    """
+    if answer.known is None:
         return 0, {}
-    temperature = recipe.distillation.temperature
-    found = measure(recipe.names, aligned.logits, aligned.labels, temperature, weights_S)
+    there_S = answer.known.there
+    aligned = answer.known.complete(there_S)
+    if not (samples := len(aligned.ids)):
+        return 0, {}
+    own = Context(students=tuple(recipe.names), weights_S=weights_S).of(there_S)
+    assert own.weights_S is not None
+    logits_SBC, temperature = aligned.logits[there_S], recipe.distillation.temperature
+    found = measure(own.students, logits_SBC, aligned.labels, temperature, own.weights_S)
     by_student = {ENSEMBLE: found.ensembles, **found.students}
     return samples, {(who, name): samples * x for who, own in by_student.items() for name, x in own.items()}

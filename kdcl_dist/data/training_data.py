@@ -147,6 +147,7 @@ class TrainingData:
             best=recipe.checkpoint.best is not None,
             test_passes=2 if recipe.averaged else 1,
             accumulate=recipe.accumulate,
+            changes=recipe.changes,
         )
         return whole if self.dry_steps is None else whole.shortened(self.dry_steps)
 

@@ -73,6 +73,10 @@ class Member(ABC):
         self.rendezvous = Rendezvous(self.monitor)
         self.position: Round | None = None
 
+    def is_over(self, epoch: int) -> bool:
+        """Whether this process takes part no more in an epoch, from 0, nor later."""
+        return False
+
     @abstractmethod
     def prepare(self) -> None:
         """Do what comes before the first generation; a failure is reported to the coordinator."""
@@ -89,10 +93,12 @@ class Member(ABC):
         """Take part until the run's end; result and errors as of `follow`."""
         try:
             self.monitor.start_heartbeat(self.host, slow_s=self.limits.step_s / 2)
+            if self.is_over(self.run.epoch):
+                return True
             self.prepare()
             while True:
                 spec = self.rendezvous.join(
-                    self.describe(), self.position, self.limits.startup_s, self.last_loss
+                    self.describe(), self.position, self.limits.startup_s, self.last_loss, self.is_over
                 )
                 try:
                     flags = self.run_generation(spec)
@@ -100,13 +106,16 @@ class Member(ABC):
                     if not self._survives(error):
                         raise
                 else:
-                    if Flag.REFORM not in flags:
+                    if Flag.REFORM not in flags or self._leaves():
                         return Flag.STOP not in flags
         except RunCompleted as completed:
             return completed.finished
         finally:
             self.monitor.report_departure()
             self.monitor.close()
+
+    def _leaves(self) -> bool:
+        return self.position is not None and self.is_over(self.position.epoch)
 
     def _survives(self, error: KdclError) -> bool:
         """Whether this process can join the next generation.

@@ -14,6 +14,7 @@ from typing import Any, Literal
 
 import numpy as np
 import pyarrow.compute as pc
+import torch
 from torch import nn
 
 from kdcl_dist import models
@@ -27,6 +28,7 @@ from kdcl_dist.data.sample_views import AnyViews, SampleViews
 from kdcl_dist.data.samples import Inputs
 from kdcl_dist.data.sampling import Ids
 from kdcl_dist.data.training_data import TrainingData
+from kdcl_dist.distillation.methods import Context
 from kdcl_dist.errors import CheckpointError, ExportError, ModelError, RunFolderError, StorageError, one_line
 from kdcl_dist.evaluation import open_training_data
 from kdcl_dist.export.ensemble import build_ensemble
@@ -35,7 +37,7 @@ from kdcl_dist.membership.monitor import COORDINATOR
 from kdcl_dist.models.ensemble import Ensemble
 from kdcl_dist.models.lazy import initialise
 from kdcl_dist.run.checkpoint import Manifest, latest, read_part, steps
-from kdcl_dist.run.epochs import Epoch, checkpoint_of_best, checkpoint_of_epoch
+from kdcl_dist.run.epochs import Epoch, checkpoint_of_best, checkpoint_of_epoch, cohort_of
 from kdcl_dist.run.metrics import BEST, EMA, ENSEMBLE, read_metrics
 from kdcl_dist.run.record import read_record, scores_of
 from kdcl_dist.run.run import load_run
@@ -117,11 +119,12 @@ class Source:
         check_recipe_imports(recipe, str(folder), allow_imports, students=chosen)
         training_data = open_training_data(recipe, folder)
         newest, parts = _checkpoints(folder, training_data, chosen, "last" if last else epoch, warn)
+        members = [each for each in members if each.name in parts]
         networks = {
-            each: _load(folder, parts[each], spec, training_data, ema=ema and spec.ema is not None)
-            for each, spec in chosen.items()
+            each: _load(folder, part, chosen[each], training_data, ema=ema and chosen[each].ema is not None)
+            for each, part in parts.items()
         }
-        network = _ensemble(folder, newest, networks) if members else networks[name]
+        network = _ensemble(folder, newest, recipe, networks) if members else networks[name]
         # The part of an absent student is older than its checkpoint.
         steps = {each: part.step_of(each) for each, part in parts.items()}
         record = read_record(folder)
@@ -249,7 +252,10 @@ def _checkpoints(
     epoch: Epoch | Literal["last"] | None,
     warn: Callable[[str], None],
 ) -> tuple[Manifest, dict[str, Manifest]]:
-    """The checkpoint with the ensemble's state of an epoch, and by student that with its weights."""
+    """The checkpoint with the ensemble's state of an epoch, and by student that with its weights.
+
+    Of several students, which are the ensemble's, those count that take part in the epoch.
+    """
     recipe, per_epoch = training_data.recipe, training_data.schedule.steps_per_epoch
     if epoch == "last":
         found = checkpoint_of_epoch(folder, per_epoch, recipe.epochs, "--last")
@@ -257,6 +263,8 @@ def _checkpoints(
         found = checkpoint_of_epoch(folder, per_epoch, epoch, f"--epoch {epoch}")
     else:
         found = _latest(folder, warn)
+    if len(names) > 1:
+        names = [recipe.names[index] for index in cohort_of(recipe, found, per_epoch)]
     if epoch == "best":
         return found, {name: checkpoint_of_best(folder, recipe, found, name) for name in names}
     return found, dict.fromkeys(names, found)
@@ -280,13 +288,19 @@ def _load(
     return network.eval()
 
 
-def _ensemble(folder: Folder, manifest: Manifest, networks: Mapping[str, nn.Module]) -> Ensemble:
+def _ensemble(
+    folder: Folder, manifest: Manifest, recipe: Recipe, networks: Mapping[str, nn.Module]
+) -> Ensemble:
     """The ensemble as a test forms it: with the weights of `general`, or equal ones."""
     try:
         state = read_part(folder, manifest, COORDINATOR)["coordinator"]
     except CheckpointError as error:
         raise RunFolderError(error.message) from None
-    return Ensemble(networks, state["weights"].tolist()).eval()
+    weights_S = state["weights"]
+    there_S = torch.tensor([name in networks for name in recipe.names[: len(weights_S)]])
+    weights_S = Context(weights_S=weights_S).of(there_S).weights_S
+    assert weights_S is not None
+    return Ensemble(networks, weights_S.tolist()).eval()
 
 
 def _results(folder: Folder, steps: Collection[int], per_epoch: int) -> Results:

@@ -175,7 +175,13 @@ class _Cohort:
                 decided = process.name == COORDINATOR and not isinstance(error, CoordinatorCutOff)
                 self.is_over |= decided or is_fatal(self.run.recipe.failure, [], error)
             case Finished() | RunEndedByFailure():  # the coordinator, if it lives, reports the same
-                self.is_over = True
+                self.is_over |= not self._leaves_early(process)
+
+    def _leaves_early(self, process: Process) -> bool:
+        """Whether a process is of a student that leaves before the run's end."""
+        recipe = self.run.recipe
+        students = {worker.name: recipe.students[worker.student] for worker in recipe.workers}
+        return process.name in students and students[process.name].has_left(recipe.epochs - 1)
 
     def _handle_unreachable(self, student: Process, endpoint_id: str) -> None:
         """Replace a coordinator that a student does not reach; the student may also have missed the end."""

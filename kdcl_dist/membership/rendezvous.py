@@ -73,6 +73,11 @@ class GenerationSpec:
     classes: int
     assistants: tuple[int, ...] = ()
 
+    @property
+    def epoch(self) -> int:
+        """The epoch, from 0, whose students take part: the last one also after its end."""
+        return min(self.at.epoch, self.epochs - 1)
+
 
 @dataclass
 class PendingJoin:
@@ -132,7 +137,12 @@ class Rendezvous:
     # -- students --------------------------------------------------------------------------------
 
     def join(
-        self, info: WorkerInfo, position: Round | None, silence_s: float, lost: KdclError | None = None
+        self,
+        info: WorkerInfo,
+        position: Round | None,
+        silence_s: float,
+        lost: KdclError | None = None,
+        is_over: Callable[[int], bool] = lambda epoch: False,
     ) -> GenerationSpec:
         """Report that this student is ready; wait for its next generation while the coordinator lives.
 
@@ -141,9 +151,10 @@ class Rendezvous:
             position: the round that it would take next, if it was in a generation.
             silence_s: seconds without a heartbeat after which the coordinator counts as dead.
             lost: how this student lost the previous coordinator, if it did.
+            is_over: whether this student has left the cohort by an epoch.
 
         Raises:
-            RunCompleted, RunFailed: the run has ended.
+            RunCompleted, RunFailed: the run has ended, for this student also where others go on without it.
             CoordinatorLost: the coordinator is silent, or its store cannot be reached.
         """
         request = {
@@ -156,8 +167,11 @@ class Rendezvous:
             self._raise_end()
             if self.client.has(GENERATION):
                 announced = self.client.read(GENERATION)
+                spec = _generation_spec(announced)
                 if ticket in announced["tickets"]:
-                    return _generation_spec(announced)
+                    return spec
+                if is_over(spec.epoch):
+                    raise RunCompleted(True)
             time.sleep(POLL_S)
         raise CoordinatorLost(
             f"the coordinator gives no sign of life for {silence_s:g} s (limits.startup_s)", phase="start"
@@ -285,4 +299,4 @@ def _manifest(data: dict[str, Any] | None) -> Manifest | None:
     if data is None:
         return None
     parts = {name: Part(**part) for name, part in data["parts"].items()}
-    return Manifest(data["step"], parts, data["format"])
+    return Manifest(data["step"], parts, data["format"], data["epoch"])

@@ -123,7 +123,7 @@ def _step(student: Student, stream: Iterator[Batch], message: Message, step: int
     started = time.perf_counter()
     batch = next(stream)
     loaded = time.perf_counter()
-    learns = student.learns(0)
+    learns = not student.frozen
     logits_BC = student.forward(batch.inputs, step, learns=learns)
     message.reset(Kind.TRAIN, step)
     message.write_rows(batch.ids, student.contribution(logits_BC, step), batch.labels)

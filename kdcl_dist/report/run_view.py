@@ -38,7 +38,7 @@ class RunView:
         failure: the first cause of the run's failure.
         traceback: the traceback of that cause.
         facts: terms and their values.
-        survived: failures that the run survived, and absences of students.
+        survived: failures that the run survived, absences of students, and who took part from when on.
         not_finite: number of recorded values that are NaN or infinite.
         results: test results.
         recorded: whether any metric was recorded.
@@ -146,7 +146,7 @@ def _failure(cause: Mapping[str, Any]) -> str:
 
 
 def _survived(record: Mapping[str, Any]) -> list[Table]:
-    """The failures that the run survived, and the absences of students."""
+    """The failures that the run survived, the absences of students, and who took part by the recipe."""
     causes = (record.get("failures") or {}).get("causes") or []
     absences = record.get("absences") or []
     found = []
@@ -159,6 +159,9 @@ def _survived(record: Mapping[str, Any]) -> list[Table]:
         rows = [[_plain(absence.get(key)) for key in keys] for absence in absences]
         caption = "Absences of students. A student came back with the state of the given step."
         found.append(Table(caption, ["student", "from step", "to step", "state of step"], rows))
+    if cohort := record.get("cohort"):
+        rows = [[_plain(entry.get("step")), ", ".join(entry.get("students") or ())] for entry in cohort]
+        found.append(Table("Who took part, from which step on.", ["from step", "students"], rows))
     return found
 
 

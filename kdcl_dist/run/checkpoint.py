@@ -73,11 +73,13 @@ class Manifest:
         step: training steps done.
         parts: by name: one for each student, and "coordinator".
         format: version of the manifest's format.
+        epoch: in which training goes on, from 0; 0 in checkpoints of 0.1.0.
     """
 
     step: int
     parts: dict[str, Part]
     format: int = FORMAT
+    epoch: int = 0
 
     @property
     def folder(self) -> str:

@@ -10,7 +10,7 @@ from kdcl_dist.run.checkpoint import Manifest, steps, whole
 from kdcl_dist.run.storage import Folder
 from kdcl_dist.run.validation import best_of
 
-__all__ = ["Epoch", "checkpoint_of_best", "checkpoint_of_epoch"]
+__all__ = ["Epoch", "checkpoint_of_best", "checkpoint_of_epoch", "cohort_of"]
 
 #: An epoch from 1 on, or that in which a student is best.
 Epoch = int | Literal["best"]
@@ -42,6 +42,11 @@ def checkpoint_of_epoch(folder: Folder, steps_per_epoch: int, epoch: int, option
         raise RunFolderError(
             f"{option}: the checkpoint of epoch {epoch} cannot be used: {error.message}"
         ) from None
+
+
+def cohort_of(recipe: Recipe, manifest: Manifest, steps_per_epoch: int) -> list[int]:
+    """The indices of the students of a checkpoint's ensemble: of the epoch in which its last step was."""
+    return recipe.cohort(max(0, manifest.step - 1) // steps_per_epoch)
 
 
 def checkpoint_of_best(folder: Folder, recipe: Recipe, newest: Manifest, name: str) -> Manifest:

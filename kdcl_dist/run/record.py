@@ -138,7 +138,8 @@ def recorded_end(run: Run) -> bool | None:
         True where it is complete, False where it was stopped after a checkpoint; None without such a record.
     """
     try:
-        return {"finished": True, "interrupted": False}.get(read_record(run.folder).get("state", ""))
+        ends = {"finished": True, "interrupted": False, "changing": False}
+        return ends.get(read_record(run.folder).get("state", ""))
     except (StorageError, RunFolderError):
         return None
 

@@ -50,6 +50,11 @@ class _Absence(TypedDict):
     state_of: int | None
 
 
+class _Cohort(TypedDict):
+    step: int
+    students: list[str]
+
+
 class _Prolonged(TypedDict):
     step: int
     epochs_before: int
@@ -91,6 +96,7 @@ class _Record(TypedDict, total=False):
     failures: _Failures
     generation: _Generation
     absences: list[_Absence]
+    cohort: list[_Cohort]
     prolonged: list[_Prolonged]
     stopped_early: str | None
     results: dict[str, _Scores] | dict[str, _Precision] | None

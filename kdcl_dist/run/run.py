@@ -68,6 +68,11 @@ class Run:
         """Training steps that were done before this start."""
         return self.start.step if self.start else 0
 
+    @property
+    def epoch(self) -> int:
+        """The epoch, from 0, in which `start` goes on; the run's last also after its end."""
+        return min(self.start.epoch, self.recipe.epochs - 1) if self.start else 0
+
     def for_coordinator(self) -> Run:
         """The run without the objects that the coordinator does not need: networks and data sets."""
         return replace(self, objects=self.objects.only(self.recipe.distillation.method_name))

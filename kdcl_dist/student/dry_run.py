@@ -199,7 +199,8 @@ def random_loss(student: Student, logits_BC: Tensor, labels_B: Tensor) -> Losses
 
 def _step(student: Student, inputs: Inputs, labels_B: Tensor) -> None:
     """The first and the last part of a step, in each mode that the student has in the run."""
-    for part in sorted({0, student.recipe.accumulate - 1}) if student.learns(0) else ():
+    parts = () if student.frozen else {0, student.recipe.accumulate - 1}
+    for part in sorted(parts):
         logits_BC = student.forward(inputs, 0, part)
         losses = random_loss(student, logits_BC, labels_B)
         if student.recipe.analysis.every_steps and losses.distillation.requires_grad:
@@ -208,7 +209,7 @@ def _step(student: Student, inputs: Inputs, labels_B: Tensor) -> None:
             with _fails(student, len(labels_B), what):
                 student.conflict(losses)
         student.learn(losses.total, student.spec.optimizer.lr, part)
-    if not student.learns(student.recipe.epochs - 1):
+    if not student.learns((student.spec.until_epoch or student.recipe.epochs) - 1):
         student.forward(inputs, 0, learns=False)
 
 

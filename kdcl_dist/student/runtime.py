@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 from collections.abc import Callable
 from contextlib import closing, suppress
@@ -81,14 +82,24 @@ class _StudentRuntime(Member):
         self.device, self.stop, self.worker = device, stop, run.recipe.workers[rank]
         self.spec = run.recipe.students[self.worker.student]
 
+    def is_over(self, epoch: int) -> bool:
+        """Whether the student has left the cohort by an epoch."""
+        return self.spec.has_left(epoch)
+
     def prepare(self) -> None:
-        """Open the data, build the student and try it, before the cohort forms."""
+        """Open the data, build the student and try it, before the cohort forms.
+
+        A student that joins later keeps no network until then: it learns now that it can train.
+        """
         try:
             self.monitor.heartbeat.enter("start")
             self._claim_device()
             self.training_data = replace(TrainingData.open(self.run.recipe), dry_steps=self.run.dry_steps)
             self.student = _build(self.run, self.worker, self.device, self.training_data)
             self.peak_memory = dry_run(self.student, self.training_data, self.worker.student)
+            self.info = self._info()
+            if not self.spec.takes_part(self.run.epoch):
+                self._release()
         except BaseException as error:  # a user's code may raise SystemExit as well
             cause = wrap(error, student=self.worker.name, step=None, phase="start").at(host=self.host)
             self.rendezvous.report(cause)
@@ -106,8 +117,18 @@ class _StudentRuntime(Member):
         if self.device.index is not None:
             torch.cuda.set_device(self.device)
 
+    def _release(self) -> None:
+        """Free the network's memory, which others may need until this student joins."""
+        del self.student
+        gc.collect()
+        if self.device.type == "cuda":
+            torch.cuda.empty_cache()
+
     def describe(self) -> WorkerInfo:
         """What the coordinator is told of this process."""
+        return self.info
+
+    def _info(self) -> WorkerInfo:
         return WorkerInfo(
             name=self.worker.name,
             host=self.host,
@@ -136,7 +157,7 @@ class _StudentRuntime(Member):
             run,
             self.monitor,
             host=self.host,
-            classes=self.student.classes,
+            classes=self.info.classes,
             pinned=self.device.type == "cuda",
             prepare=prepare,
             connect=(lambda: closing(self._join_replicas(spec.number))) if self.spec.replicas > 1 else None,
@@ -156,7 +177,8 @@ class _StudentRuntime(Member):
         state = None if self.worker.student in spec.restored else self.student.state_dict()
         if state is not None and self.spec.replicas == 1:
             return
-        if self.position is not None:  # a new student: without what it learned, and not joined to replicas
+        # A new student, where there is none, or one that has learned or is joined to replicas.
+        if self.position is not None or not hasattr(self, "student"):
             self.student = _build(self.run, self.worker, self.device, self.training_data)
         if state is None and spec.start is not None and self.spec.name in spec.start.parts:
             state = read_part(self.run.folder, spec.start, self.spec.name)

@@ -265,11 +265,11 @@ class Student:
         return nothing if scaled else bad
 
     def lr(self, step: int, steps_per_epoch: int) -> float:
-        """The learning rate of a step, a pure function of the recipe."""
+        """The learning rate of a step, a pure function of the recipe: the schedule begins as the student."""
         return learning_rate(
             self.spec.schedule,
             self.spec.optimizer.lr,
-            step=step,
+            step=step - (self.spec.from_epoch - 1) * steps_per_epoch,
             steps_per_epoch=steps_per_epoch,
             epochs=self.recipe.epochs_of(self.spec),
         )

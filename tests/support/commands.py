@@ -33,7 +33,8 @@ def check(line: str) -> None:
     name, *arguments = shlex.split(line)[1:]
     command: click.Command = kdcl.commands[name]
     while isinstance(command, click.Group):
-        name, *arguments = arguments
+        own = sum(isinstance(parameter, click.Argument) for parameter in command.params)
+        name, *arguments = arguments[own:]
         command = command.commands[name]
     with command.make_context(name, arguments) as context:
         recipe, table = context.params.get("recipe"), context.params.get("table")

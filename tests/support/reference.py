@@ -156,7 +156,11 @@ def train(
     teachers = {i: given[name] for i, name in enumerate(recipe.names) if name in given}
     w = torch.full((S,), 1 / S, dtype=torch.float64)
     students = enumerate(recipe.students)
-    last = [0 if s.frozen or i in teachers else s.epochs or recipe.epochs for i, s in students]
+    join = [s.from_epoch - 1 for s in recipe.students]
+    leave = [s.until_epoch or recipe.epochs for s in recipe.students]
+    last = [
+        0 if s.frozen or i in teachers else join[i] + (s.epochs or leave[i] - join[i]) for i, s in students
+    ]
     T_epoch, k = len(train_ids) // recipe.batch_size, recipe.accumulate
     B = recipe.batch_size // k
     W = T_epoch if recipe.distillation.window == "epoch" else recipe.distillation.window
@@ -166,15 +170,21 @@ def train(
     means: list[dict[str, Tensor]] = [net.state_dict() for net in nets]
     for epoch in range(recipe.epochs):
         order = train_ids[permutation(len(train_ids), recipe.seed, Purpose.EPOCH_ORDER, epoch)]
+        there = [i for i in range(S) if join[i] <= epoch < leave[i]]
+        bank = {key: value for key, value in bank.items() if key[0] in there}
+        w_there = w[there]
+        if len(there) < S:
+            total = w_there.sum()
+            w_there = w_there / total if total > 0 else torch.full((len(there),), 1 / len(there)).double()
         for turn in range(T_epoch * k):
             step, part = divmod(turn, k)
             window, first = turn // W, turn // W * W
             ids = order[first * B : min(first + W, T_epoch * k) * B]
             keys = (epoch * T_epoch + step, 0, part) if part else (epoch * T_epoch + step,)
-            mine = []
-            for i in range(S):
+            mine = {}
+            for i in there:
                 walk = ids[permutation(len(ids), seeds[i], Purpose.WINDOW_ORDER, epoch, window)]
-                mine.append(walk[(turn - first) * B :][:B])
+                mine[i] = walk[(turn - first) * B :][:B]
             y = {int(id): labels[id] for id in ids}
             lam, box, partner = mixing(recipe, epoch * T_epoch * k + turn, np.sort(ids))
             if recipe.data.mixup or recipe.data.cutmix:
@@ -182,8 +192,9 @@ def train(
                 y = {id: lam * one_hot[id] + (1 - lam) * one_hot[partner[id]] for id in y}
             if part == 0:
                 before, paused = [[b.clone() for b in net.buffers()] for net in nets], [False] * S
-            logits = []
-            for i, s in enumerate(recipe.students):
+            logits = {}
+            for i in there:
+                s = recipe.students[i]
                 view_seed = seeds[i] if recipe.distillation.invariant else recipe.seed
                 x = inputs(recipe, data, mine[i], recipe.augment_of(s), view_seed, epoch)
                 if lam < 1:
@@ -192,33 +203,34 @@ def train(
                     x = mixed_images(x, x2, lam, box)
                 torch.manual_seed(derive(seeds[i], Purpose.STEP, *keys))
                 nets[i].train(epoch < last[i])
-                logits.append(answer(nets[i], x))
-            all_sent = []
-            for i in range(S):
+                logits[i] = answer(nets[i], x)
+            all_sent = {}
+            for i in there:
                 sent = logits[i].detach()
                 if recipe.distillation.logit_noise:
                     seed = derive(seeds[i], Purpose.LOGIT_NOISE, *keys)
                     noise = torch.randn(sent.shape, generator=torch.Generator().manual_seed(seed))
                     sent = sent + recipe.distillation.logit_noise * noise
-                all_sent.append(on_the_wire(recipe, sent))
+                all_sent[i] = on_the_wire(recipe, sent)
             target: dict[int, Tensor] = {}
             if W > 1 and method != "none":
                 target = windowed_targets(
                     recipe, bank, all_sent, mine, labels, epoch * T_epoch + step, w, teachers
                 )
             elif method not in NO_TARGET:
-                aligned = [all_sent[i][np.argsort(mine[i])] for i in range(S)]
+                aligned = [all_sent[i][np.argsort(mine[i])] for i in there]
                 if method == "nets:sharpened":
                     z = (1 + 2.0 / ((epoch * T_epoch + step) * k + part + 1)) * torch.stack(aligned).mean(
                         dim=0
                     )
                     aligned = [z]
                 sorted_y = torch.stack([y[id] for id in np.sort(ids).tolist()])
-                rows = soft_target(method, aligned, sorted_y, T, w, teachers)
+                places = {there.index(i): share for i, share in teachers.items() if i in there}
+                rows = soft_target(method, aligned, sorted_y, T, w_there, places)
                 target = dict(zip(np.sort(ids).tolist(), rows, strict=True))
             target = {id: on_the_wire(recipe, row) for id, row in target.items()}
-            losses = []
-            for i in range(S):
+            losses = {}
+            for i in there:
                 smoothing = recipe.students[i].label_smoothing
                 own_y = torch.stack([y[id] for id in mine[i].tolist()])
                 loss = F.cross_entropy(logits[i], own_y, label_smoothing=smoothing)
@@ -229,14 +241,14 @@ def train(
                     )
                     loss = loss / len(own_y)
                 if method not in NO_TARGET:
-                    there = [row for row, sample in enumerate(mine[i].tolist()) if sample in target]
-                    q = F.log_softmax(logits[i] / T, dim=1)[there]
-                    p = torch.stack([target[int(mine[i][row])] for row in there]) if there else q.detach()
-                    kl = divergence(recipe, q, p, own_y[there], T) / len(mine[i])
+                    known = [row for row, sample in enumerate(mine[i].tolist()) if sample in target]
+                    q = F.log_softmax(logits[i] / T, dim=1)[known]
+                    p = torch.stack([target[int(mine[i][row])] for row in known]) if known else q.detach()
+                    kl = divergence(recipe, q, p, own_y[known], T) / len(mine[i])
                     loss = loss + recipe.distillation.weight * (T**2 * kl)
                 if method in ("dml", "switokd", "examples.custom.right:loss"):
                     row = np.searchsorted(np.sort(ids), mine[i])
-                    sent_j = [all_sent[j][np.argsort(mine[j])][row] for j in range(S) if j != i]
+                    sent_j = [all_sent[j][np.argsort(mine[j])][row] for j in there if j != i]
                 if method == "examples.custom.right:loss":
                     q = F.log_softmax(logits[i] / T, dim=1)
                     parts = []
@@ -246,7 +258,7 @@ def train(
                         parts.append((p.exp() * (p - q)).sum(dim=1) * (z.argmax(dim=1) == largest))
                     loss = loss + recipe.distillation.weight * (T**2 * torch.stack(parts).mean())
                 if method == "switokd":
-                    rest = [epoch >= last[j] for j in range(S) if j != i]
+                    rest = [epoch >= last[j] for j in there if j != i]
                     ahead = too_far(logits[i], sent_j, own_y, T, rest)
                     if max(ahead) == 2 and 1 not in ahead:
                         paused[i] = True
@@ -259,13 +271,13 @@ def train(
                         ]
                         kl = torch.stack(kept).sum() / (len(sent_j) * len(q))
                         loss = loss + recipe.distillation.weight * (T**2 * kl)
-                if method == "dml":
+                if method == "dml" and len(there) > 1:
                     q = F.log_softmax(logits[i], dim=1)
                     peers = [F.log_softmax(each, dim=1) for each in sent_j]
                     kls = [divergence(recipe, q, p, own_y, 1.0) / len(q) for p in peers]
                     loss = loss + recipe.distillation.weight * torch.stack(kls).mean()
-                losses.append(loss)
-            for i in range(S):
+                losses[i] = loss
+            for i in there:
                 if epoch >= last[i]:
                     continue
                 if part == 0:
@@ -279,7 +291,8 @@ def train(
                 (losses[i] / k).backward()
                 if part == k - 1:
                     for group in optims[i].param_groups:
-                        now = rate(recipe.students[i], epoch * T_epoch + step, T_epoch * last[i], T_epoch)
+                        done = (epoch - join[i]) * T_epoch + step
+                        now = rate(recipe.students[i], done, T_epoch * (last[i] - join[i]), T_epoch)
                         group["lr"] = now * group.get("factor", 1)
                     if limit := recipe.students[i].clip_grad_norm:
                         torch.nn.utils.clip_grad_norm_(nets[i].parameters(), limit)
@@ -288,7 +301,8 @@ def train(
                     if (ema := recipe.students[i].ema) is not None:
                         means[i] = moved(ema, means[i], nets[i].state_dict(), taken[i])
         if method == "general":
-            w = held_out_weights(recipe, data, nets, sorted(held))
+            w = torch.zeros(S, dtype=torch.float64)
+            w[there] = held_out_weights(recipe, data, [nets[i] for i in there], sorted(held))
         last_epoch, every = epoch + 1 == recipe.epochs, recipe.evaluate.every_epochs
         if (recipe.data.val or val) and ((epoch + 1) % every == 0 or last_epoch):
             judged = copy.deepcopy(nets)
@@ -451,16 +465,16 @@ def on_the_wire(recipe: Recipe, values: Tensor) -> Tensor:
 def windowed_targets(
     recipe: Recipe,
     bank: dict[tuple[int, int], tuple[int, Tensor]],
-    sent: list[Tensor],
-    mine: list[np.ndarray],
+    sent: dict[int, Tensor],
+    mine: dict[int, np.ndarray],
     labels: Tensor,
     step: int,
     w: Tensor,
     teachers: dict[int, float],
 ) -> dict[int, Tensor]:
     """log p of the samples of a step that have one: all logits are kept first, then samples taken singly."""
-    S, oldest = len(sent), recipe.distillation.max_staleness
-    fresh = {(i, int(id)): z for i in range(S) for id, z in zip(mine[i], sent[i], strict=True)}
+    S, oldest = len(recipe.students), recipe.distillation.max_staleness
+    fresh = {(i, int(id)): z for i in sent for id, z in zip(mine[i], sent[i], strict=True)}
     for key, z in fresh.items():
         bank[key] = step, (z - z.max()).clamp(min=-65504).half()
     found = {}
@@ -471,7 +485,10 @@ def windowed_targets(
         if not set(teachers) & set(there) if teachers else len(there) < 2:
             continue
         z = [fresh.get((i, id), bank[i, id][1].float())[None] for i in there]
-        share = w[there] if len(there) == S or w[there].sum() == 0 else w[there] / w[there].sum()
+        share = w[there]
+        if len(there) < S:
+            total = share.sum()
+            share = share / total if total > 0 else torch.full((len(there),), 1 / len(there)).double()
         places = {there.index(i): share for i, share in teachers.items() if i in there}
         T = recipe.distillation.temperature
         found[id] = soft_target(recipe.distillation.method, z, labels[[id]], T, share, places)[0]

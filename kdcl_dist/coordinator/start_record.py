@@ -1,0 +1,56 @@
+"""What run.json keeps of the start of a generation: where its students are, and who was there before."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict
+from typing import Any
+
+from kdcl_dist.coordinator.roster import Roster
+from kdcl_dist.membership.rendezvous import WorkerInfo
+from kdcl_dist.run.record import read_record, update_record
+from kdcl_dist.run.run import Run
+
+__all__ = ["Placement", "record_start"]
+
+#: By worker its host, process and device.
+Placement = dict[str, dict[str, Any]]
+#: The fields of `WorkerInfo` that the record has.
+FIELDS = ("host", "pid", "device", "parameters", "peak_memory", "cores")
+
+
+def record_start(
+    run: Run, roster: Roster, workers: Sequence[WorkerInfo], epoch: int, steps_per_epoch: int
+) -> Placement:
+    """Record the start of a generation; returns the placement of its workers.
+
+    Args:
+        run: the run, of this generation.
+        roster: its students.
+        workers: what each present worker reports of itself.
+        epoch: of its first round, from 0.
+        steps_per_epoch: of the run.
+
+    Raises:
+        StorageError: the storage refuses.
+    """
+    placement = {worker.name: {field: asdict(worker)[field] for field in FIELDS} for worker in workers}
+    history = roster.history(epoch, steps_per_epoch)
+    update_record(
+        run.folder,
+        state="running",
+        data=workers[0].data,
+        placement=_of_leavers(run, epoch) | placement,
+        generation={"run": run.id, "number": run.generation},
+        absences=roster.absences.found,
+        **({"cohort": history} if history else {}),
+    )
+    return placement
+
+
+def _of_leavers(run: Run, epoch: int) -> Placement:
+    """The recorded placement of students that have left by an epoch."""
+    students = run.recipe.students
+    left = {worker.name for worker in run.recipe.workers if students[worker.student].has_left(epoch)}
+    before = read_record(run.folder).get("placement", {}) if left else {}
+    return {name: place for name, place in before.items() if name in left}
