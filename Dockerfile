@@ -11,7 +11,8 @@ ARG EXTRAS=
 ENV PIP_NO_CACHE_DIR=1 PIP_DISABLE_PIP_VERSION_CHECK=1 PIP_NO_COMPILE=1
 RUN python3 -m venv /opt/kdcl
 WORKDIR /src
-COPY setup.cfg pyproject.toml constraints.txt README.pypi.md LICENSE ./
+COPY setup.cfg pyproject.toml constraints.txt LICENSE ./
+COPY release release
 # The dependencies, gigabytes, in a layer of their own: it is made anew only when the files above change.
 RUN mkdir kdcl_dist && touch kdcl_dist/__init__.py && echo '__version__ = "0"' > kdcl_dist/version.py \
     && /opt/kdcl/bin/pip install --constraint constraints.txt ".${EXTRAS}"

@@ -28,10 +28,10 @@ def call(*command: str | Path, **options: object) -> str:
 def built(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder of both; `build` makes the wheel from the source package."""
     source, out = tmp_path_factory.mktemp("source"), tmp_path_factory.mktemp("dist")
-    files = ["setup.cfg", "pyproject.toml", "README.md", "README.pypi.md", "LICENSE"]
+    files = ["setup.cfg", "pyproject.toml", "README.md", "LICENSE"]
     for name in files:
         shutil.copy(ROOT / name, source)
-    for name in ("kdcl_dist", "tests"):
+    for name in ("kdcl_dist", "release", "tests"):
         shutil.copytree(ROOT / name, source / name, ignore=shutil.ignore_patterns("__pycache__"))
     call(sys.executable, "-m", "build", "--no-isolation", "--outdir", out, source)
     return out
@@ -59,7 +59,7 @@ def test_the_wheel_has_the_package_and_its_data_only(built: Path) -> None:
 def test_the_source_package_has_no_tests(built: Path) -> None:
     with tarfile.open(built / f"kdcl_dist-{__version__}.tar.gz") as archive:
         names = [name.partition("/")[2] for name in archive.getnames()]
-    assert "README.pypi.md" in names
+    assert "release/index.md" in names
     assert [name for name in names if name.split("/")[0] in ("tests", "examples", "benchmarks")] == []
 
 
