@@ -7,12 +7,14 @@ along, and each file or folder of code that a document links to becomes a page t
 from __future__ import annotations
 
 import json
+import logging
 import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 from urllib.parse import unquote
 
+import jieba
 from mkdocs.config.defaults import MkDocsConfig
 from mkdocs.structure.files import File, Files, InclusionLevel
 from mkdocs.structure.pages import Page
@@ -31,6 +33,15 @@ class CodePage(File):
     def is_documentation_page(self) -> bool:
         """Whether MkDocs renders it: always."""
         return True
+
+
+def on_config(config: MkDocsConfig) -> MkDocsConfig:
+    """Jieba, which divides Chinese text for the search, keeps its cache where others cannot change it."""
+    folder = Path(config.site_dir).parent
+    folder.mkdir(parents=True, exist_ok=True)
+    jieba.dt.tmp_dir = str(folder)
+    jieba.setLogLevel(logging.WARNING)
+    return config
 
 
 def on_files(files: Files, *, config: MkDocsConfig) -> Files:
