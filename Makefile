@@ -29,7 +29,7 @@ lint: $(READY)  ## check style and types
 
 docs: export NO_MKDOCS_2_WARNING := 1
 docs: $(READY)  ## build the site into build/site; a broken link or another warning is an error
-	$(BIN)/python -m mkdocs build --quiet
+	$(BIN)/python -m mkdocs build
 
 bench: $(READY)  ## measure every ratio of docs/speed.md, in under 15 minutes on a quiet machine
 	$(BIN)/python -m benchmarks.speed --out docs/results/speed.md

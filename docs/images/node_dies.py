@@ -23,11 +23,11 @@ COMMAND = "kdcl train examples/digits.yaml --name nodes --set students.mlp=null"
 
 def main() -> None:
     """Train on two nodes, kill one after the third epoch, add another, and write the recording."""
-    console = Console(record=True, width=110, file=sys.stdout, force_terminal=True)
+    console = Console(record=True, width=120)
     cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 0})
     try:
         nodes = [cluster.add_node(num_cpus=1) for _ in range(2)]
-        say(console, f"$ {COMMAND} | grep -v ' epoch '", "bold green")
+        say(console, f"$ {COMMAND} 2> /dev/null | grep -v ' epoch '", "bold green")
         with tempfile.TemporaryDirectory() as folder:
             for line in lines(cluster.address, folder):
                 if " epoch " not in line:
@@ -48,10 +48,11 @@ def main() -> None:
 
 def lines(address: str, folder: str) -> Iterator[str]:
     """What the command prints, line by line."""
-    command = [str(Path(sys.executable).parent / "kdcl"), *COMMAND.split()[1:], "--storage", folder]
+    command = [str(Path(sys.executable).parent / "kdcl"), *COMMAND.split()[1:]]
     environment = {**os.environ, "RAY_ADDRESS": address}
+    Path(folder, "examples").symlink_to(ROOT / "examples")
     with subprocess.Popen(
-        command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+        command, cwd=folder, env=environment, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
     ) as process:
         assert process.stdout is not None
         yield from (line.rstrip("\n") for line in process.stdout)
@@ -59,7 +60,7 @@ def lines(address: str, folder: str) -> Iterator[str]:
 
 def say(console: Console, line: str, style: str = "") -> None:
     """Print and record a line."""
-    console.print(Text(line, style=style), soft_wrap=True)
+    console.print(Text(line, style=style))
 
 
 if __name__ == "__main__":
