@@ -118,7 +118,7 @@ def test_files_of_code_exist(document: Path) -> None:
     if document == ROOT / "CHANGELOG.md":  # names files of earlier versions
         return
     text = re.sub(r"\w+:/\S+", "", document.read_text(encoding="utf-8"))
-    theirs = {"model.py", "my_nets.py"}  # of an export, of a user
+    theirs = {"model.py", "my_nets.py", *re.findall(r'title="(.*)"', text)}  # of an export, of a user
     assert [path for path in PATH.findall(text) if path not in theirs and code(path) is None] == []
 
 
