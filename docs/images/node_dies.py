@@ -27,10 +27,10 @@ def main() -> None:
     cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 0})
     try:
         nodes = [cluster.add_node(num_cpus=1) for _ in range(2)]
-        say(console, f"$ {COMMAND} 2> /dev/null | grep -v ' epoch '", "bold green")
+        say(console, f"$ {COMMAND} | grep '^20' | grep -v ' epoch '", "bold green")
         with tempfile.TemporaryDirectory() as folder:
             for line in lines(cluster.address, folder):
-                if " epoch " not in line:
+                if line.startswith("20") and " epoch " not in line:  # Ray writes of its own beside the lines
                     say(console, line)
                 if " epoch epoch=3/" in line:
                     say(console, "# a node is killed, with all its processes", "bold red")
@@ -47,7 +47,7 @@ def main() -> None:
 
 
 def lines(address: str, folder: str) -> Iterator[str]:
-    """What the command prints, line by line."""
+    """What the command prints, line by line, without the temporary folder in which it runs."""
     command = [str(Path(sys.executable).parent / "kdcl"), *COMMAND.split()[1:]]
     environment = {**os.environ, "RAY_ADDRESS": address}
     Path(folder, "examples").symlink_to(ROOT / "examples")
@@ -55,7 +55,7 @@ def lines(address: str, folder: str) -> Iterator[str]:
         command, cwd=folder, env=environment, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
     ) as process:
         assert process.stdout is not None
-        yield from (line.rstrip("\n") for line in process.stdout)
+        yield from (line.rstrip("\n").replace(f"{folder}/", "") for line in process.stdout)
 
 
 def say(console: Console, line: str, style: str = "") -> None:
