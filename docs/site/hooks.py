@@ -20,7 +20,8 @@ from mkdocs.structure.files import File, Files, InclusionLevel
 from mkdocs.structure.pages import Page
 
 ROOT = Path(__file__).parents[2]
-DOCUMENTS = ("*.md", "cluster/**/*.md", "docs/**/*.md", "examples/**/*.md")
+TOP = ("CHANGELOG.md", "CONTRIBUTING.md", "README.md", "README.zh.md")
+DOCUMENTS = (*TOP, "cluster/**/*.md", "docs/**/*.md", "examples/**/*.md")
 LINK = re.compile(r"\]\(\s*([^)\s#:]+)[^):]*\)")
 #: Files that a browser shows, or that are for download.
 AS_THEY_ARE = {".arrow", ".css", ".csv", ".parquet", ".png", ".svg"}

@@ -21,7 +21,7 @@ from test_layers import LAYERS
 
 from kdcl_dist.config.recipe import Recipe
 
-SKIPPED = (".venv", "runs", "exports", "build", "data")
+SKIPPED = (".pytest_cache", ".venv", "runs", "exports", "build", "data")
 DOCUMENTS = sorted(path for path in ROOT.rglob("*.md") if path.relative_to(ROOT).parts[0] not in SKIPPED)
 LINK = re.compile(r"\]\(\s*([^)\s]+)[^)]*\)")
 PACKAGE = ROOT / "kdcl_dist"
@@ -196,6 +196,12 @@ def test_the_start_the_tutorials_and_the_method_are_in_both_languages() -> None:
     tutorials = {path for path in (ROOT / "docs/tutorials").glob("*.md") if ".zh." not in path.name}
     assert len(tutorials) >= 5
     assert {*BOTH} == {ROOT / "README.md", ROOT / "docs/method.md", *tutorials}
+
+
+def test_the_site_has_every_document() -> None:
+    listed = re.findall(r"[\w./-]+\.md", (ROOT / "mkdocs.yml").read_text(encoding="utf-8"))
+    assert len(listed) == len({*listed})
+    assert {named(path) for path in DOCUMENTS} - {*listed} == {"README.pypi.md", "tests/golden/README.md"}
 
 
 def test_the_figure_of_the_ensembles_is_what_its_script_draws() -> None:
