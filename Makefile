@@ -8,7 +8,7 @@ READY := $(VENV)/.ready
 test-fast test: export PYTHONDONTWRITEBYTECODE :=
 PYTEST := $(BIN)/python -m pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder
 
-.PHONY: demo test-fast test guard lint dist bench clean
+.PHONY: demo test-fast test guard lint docs dist bench clean
 
 demo: $(READY)  ## train the digits recipe on a Ray cluster of this machine
 	$(BIN)/kdcl demo
@@ -27,6 +27,10 @@ lint: $(READY)  ## check style and types
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
+docs: export NO_MKDOCS_2_WARNING := 1
+docs: $(READY)  ## build the site into build/site; a broken link or another warning is an error
+	$(BIN)/python -m mkdocs build
+
 bench: $(READY)  ## measure every ratio of docs/speed.md, in under 15 minutes on a quiet machine
 	$(BIN)/python -m benchmarks.speed --out docs/results/speed.md
 
@@ -39,5 +43,5 @@ clean:  ## remove the environment and all runs
 $(READY): setup.cfg pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --upgrade pip
-	$(BIN)/python -m pip install --constraint constraints.txt --editable ".[dev]"
+	$(BIN)/python -m pip install --constraint constraints.txt --editable ".[dev,docs]"
 	touch $@

@@ -14,7 +14,7 @@ from kdcl_dist.compare.experiment import load_table
 from kdcl_dist.config.recipe_file import load_recipe
 
 _COMMAND = re.compile(rf"(?:^|[ /])(kdcl (?:{'|'.join(kdcl.commands)})\b[^\n#`|>]*)", re.MULTILINE)
-_FENCE = re.compile(r"^ *```\w*\n(.*?)^ *```", re.MULTILINE | re.DOTALL)
+_FENCE = re.compile(r"^ *```\w*(?: title=.*)?\n(.*?)^ *```", re.MULTILINE | re.DOTALL)
 
 
 def fences(markdown: str) -> list[str]:

@@ -6,6 +6,7 @@ import ast
 import importlib
 import importlib.util
 import re
+import runpy
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, get_args
@@ -20,7 +21,7 @@ from test_layers import LAYERS
 
 from kdcl_dist.config.recipe import Recipe
 
-SKIPPED = (".venv", "runs", "exports", "build", "data")
+SKIPPED = (".pytest_cache", ".venv", "runs", "exports", "build", "data")
 DOCUMENTS = sorted(path for path in ROOT.rglob("*.md") if path.relative_to(ROOT).parts[0] not in SKIPPED)
 LINK = re.compile(r"\]\(\s*([^)\s]+)[^)]*\)")
 PACKAGE = ROOT / "kdcl_dist"
@@ -117,7 +118,7 @@ def test_files_of_code_exist(document: Path) -> None:
     if document == ROOT / "CHANGELOG.md":  # names files of earlier versions
         return
     text = re.sub(r"\w+:/\S+", "", document.read_text(encoding="utf-8"))
-    theirs = {"model.py", "my_nets.py"}  # of an export, of a user
+    theirs = {"model.py", "my_nets.py", *re.findall(r'title="(.*)"', text)}  # of an export, of a user
     assert [path for path in PATH.findall(text) if path not in theirs and code(path) is None] == []
 
 
@@ -167,22 +168,46 @@ def rows(text: str) -> str:
     return "\n".join(re.findall(r"^\| .*", text, re.MULTILINE))
 
 
+#: The documents in two languages, by their English names.
+BOTH = sorted(Path(str(path).replace(".zh.md", ".md")) for path in DOCUMENTS if ".zh." in path.name)
+
+
+@pytest.mark.parametrize("document", BOTH, ids=named)
 @pytest.mark.parametrize(
     "parts",
     [
         lambda text: [re.sub(r" +# .*", "", block) for block in fences(text)],
         lambda text: re.findall(r"[-+]?\d+(?:\.\d+)?", rows(text)),
         lambda text: re.findall(r"^\| `(\w+)`", rows(text), re.MULTILINE),
-        lambda text: [link for link in LINK.findall(text) if not link.startswith(("README", "#"))],
+        lambda text: [re.sub(r"#.*", "", link).replace(".zh.md", ".md") for link in LINK.findall(text)],
     ],
     ids=["commands", "numbers", "methods", "links"],
 )
-def test_the_readme_is_the_same_in_both_languages(parts: Callable[[str], list[str]]) -> None:
-    english, chinese = ((ROOT / name).read_text(encoding="utf-8") for name in ("README.md", "README.zh.md"))
-    assert len(parts(english)) > 4
-    assert parts(english) == parts(chinese)
-    assert "README.zh.md" in LINK.findall(english)
-    assert "README.md" in LINK.findall(chinese)
+def test_a_document_is_the_same_in_both_languages(parts: Callable[[str], list[str]], document: Path) -> None:
+    chinese = document.with_suffix(".zh.md")
+    texts = [path.read_text(encoding="utf-8") for path in (document, chinese)]
+    assert parts(texts[0]) == parts(texts[1])
+    assert len(parts(texts[0])) > 4 or document.name != "README.md"
+    assert chinese.name in LINK.findall(texts[0])
+    assert document.name in LINK.findall(texts[1])
+
+
+def test_the_start_the_tutorials_and_the_method_are_in_both_languages() -> None:
+    tutorials = {path for path in (ROOT / "docs/tutorials").glob("*.md") if ".zh." not in path.name}
+    assert len(tutorials) >= 5
+    assert {*BOTH} == {ROOT / "README.md", ROOT / "docs/method.md", *tutorials}
+
+
+def test_the_site_has_every_document() -> None:
+    listed = re.findall(r"[\w./-]+\.md", (ROOT / "mkdocs.yml").read_text(encoding="utf-8"))
+    assert len(listed) == len({*listed})
+    assert {named(path) for path in DOCUMENTS} - {*listed} == {"README.pypi.md", "tests/golden/README.md"}
+
+
+def test_the_figure_of_the_ensembles_is_what_its_script_draws() -> None:
+    script = ROOT / "docs/images/ensembles.py"
+    drawn = runpy.run_path(str(script))["figure"]()
+    assert script.with_suffix(".svg").read_text(encoding="utf-8") == f"{drawn}\n"
 
 
 def fields_of(model: type[BaseModel], prefix: str = "") -> Iterator[str]:
