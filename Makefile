@@ -6,7 +6,7 @@ READY := $(VENV)/.ready
 # A file's tests stay in one process, with the clusters and runs that they share; the longest files begin.
 # Processes of the tests, of which many import this package, read its bytecode instead of compiling it.
 test-fast test: export PYTHONDONTWRITEBYTECODE :=
-PYTEST := $(BIN)/python -m pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder
+PYTEST := $(BIN)/python -m pytest --dist loadfile --no-loadscope-reorder
 
 .PHONY: demo test-fast test guard lint docs dist bench clean
 
@@ -14,10 +14,10 @@ demo: $(READY)  ## train the digits recipe on a Ray cluster of this machine
 	$(BIN)/kdcl demo
 
 test-fast: $(READY)  ## what a change is tried with: every package, in under two minutes
-	$(PYTEST) tests/unit
+	$(PYTEST) --numprocesses 2 tests/unit
 
-test: $(READY)  ## run all tests, in two processes: much of their time is waiting
-	$(PYTEST)
+test: $(READY)  ## run all tests, in four processes on two cores: much of their time is waiting
+	$(PYTEST) --numprocesses 4
 
 guard: $(READY)  ## see that no ratio of docs/speed.md is far off, in a minute or two
 	$(BIN)/python -m pytest -m speed tests/integration/test_speed.py

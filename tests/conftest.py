@@ -10,14 +10,17 @@ import threading
 import uuid
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from cohorts import SUPPORT, Inject, MakeRecipe, recipe_text, write_images
 from hypothesis import HealthCheck, settings
+from xdist.scheduler import LoadFileScheduling
 
 from kdcl_dist.config.recipe import Recipe
 from kdcl_dist.config.recipe_file import parse_recipe
+from kdcl_dist.launch import forkserver
 from kdcl_dist.launch.forkserver import start_server
 from kdcl_dist.run.prepare import prepare
 from kdcl_dist.run.run import Run
@@ -26,32 +29,47 @@ from kdcl_dist.run.run import Run
 settings.register_profile("busy", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("busy")
 
-#: The test files that take longest, longest first.
+#: The test files that take longest, longest first; `ON_RAY` is a folder of them.
+ON_RAY = "on_ray"
 SLOW_FILES = (
+    ON_RAY,
     "test_cluster_hosts.py",
     "test_detection.py",
-    "test_recovery_ray.py",
-    "test_equals_reference.py",
-    "test_fault_matrix.py",
-    "test_cli_runs.py",
     "test_recovery.py",
-    "test_hangs.py",
-    "test_exchange.py",
-    "test_window.py",
-    "test_export_formats.py",
-    "test_faults.py",
-    "test_golden.py",
-    "test_storage_s3.py",
-    "test_imports.py",
-    "test_preflight_ray.py",
+    "test_fault_matrix.py",
     "test_continue.py",
-    "test_paper_recipes.py",
-    "test_replicas.py",
-    "test_kinds_ray.py",
-    "test_spot.py",
+    "test_hangs.py",
+    "test_window.py",
+    "test_exchange.py",
+    "test_hosts_ray.py",
+    "test_golden.py",
+    "test_faults.py",
     "test_ray_metrics.py",
+    "test_coordinators.py",
+    "test_storage_s3.py",
+    "test_equals_reference.py",
+    "test_tracking.py",
+    "test_training_fields.py",
+    "test_compare_runs.py",
+    "test_paper_recipes.py",
+    "test_cli_runs.py",
+    "test_preflight_ray.py",
+    "test_export_formats.py",
+    "test_python.py",
+    "test_replicas.py",
+    "test_gpu_benchmark.py",
+    "test_imports.py",
     "test_compile.py",
+    "test_torch_sources.py",
 )
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Keep the solver's machine code for the next test run, in folders by what it depends on.
+
+    Numba reads the variable when it is imported.
+    """
+    os.environ["NUMBA_CACHE_DIR"] = str(config.cache.mkdir("numba"))  # type: ignore[union-attr]
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -60,7 +78,26 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     The sort is stable: pytest-randomly's order within a file, and of the other files, stays.
     """
     position = {name: number for number, name in enumerate(SLOW_FILES)}
-    items.sort(key=lambda item: position.get(item.path.name, len(SLOW_FILES)))
+
+    def place(item: pytest.Item) -> int:
+        folder, name = item.path.parts[-2:]
+        return position.get(ON_RAY if folder == ON_RAY else name, len(SLOW_FILES))
+
+    items.sort(key=place)
+
+
+class ByFile(LoadFileScheduling):
+    """A file's tests stay in one process, with what they share, and so do those on one Ray cluster."""
+
+    def _split_scope(self, nodeid: str) -> str:
+        file: str = super()._split_scope(nodeid)
+        return ON_RAY if ON_RAY in Path(file).parts else file
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> ByFile | None:
+    """Let `--dist loadfile` keep the tests of a Ray cluster together."""
+    return ByFile(config, log) if config.getvalue("dist") == "loadfile" else None
 
 
 #: Collections would pass over all that is imported, each for 0.4 s: none while the tests are collected.
@@ -84,10 +121,6 @@ def faults(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
         patch.setenv("KDCL_TEST_FAULTS", str(path))
         # What is found in data sets is not kept in the user's cache.
         patch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
-        # The solver is compiled once for all processes of a test run.
-        base = tmp_path_factory.getbasetemp()
-        shared = base.parent if "PYTEST_XDIST_WORKER" in os.environ else base
-        patch.setenv("NUMBA_CACHE_DIR", str(shared / "numba"))
         # The same numbers on every machine: GPUs are hidden.
         patch.setenv("CUDA_VISIBLE_DEVICES", "")
         # Ray's workers give way to all other processes by default: beside busy ones they would hardly run.
@@ -98,13 +131,16 @@ def faults(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
 
 
 @pytest.fixture(scope="session", autouse=True)
-def _server(faults: Path) -> None:
+def _server(faults: Path) -> Iterator[None]:
     """The server of a run's processes comes first, with all their imports.
 
     A process has one server. One that loaders started would lack imports, which then take seconds in each
     process of each run.
     """
-    start_server()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(forkserver, "MODULES", [*forkserver.MODULES, "preloaded"])
+        start_server()
+        yield
 
 
 @pytest.fixture(scope="session", autouse=True)

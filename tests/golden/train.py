@@ -145,6 +145,9 @@ def main() -> None:
     arguments = parser.parse_args()
     import torch
 
+    from kdcl_dist.launch import forkserver
+
+    forkserver.MODULES.append("preloaded")  # in tests, which have it on their path
     with tempfile.TemporaryDirectory() as scratch:
         found: dict[str, Any] = {"torch": torch.__version__, "canary": canary()}
         found["cases"] = train_cases(arguments.cases or list(CASES), Path(scratch))

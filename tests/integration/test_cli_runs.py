@@ -1,21 +1,19 @@
-"""Whole runs by the command line: their folder, exit codes, warnings and failures, on both launchers."""
+"""Whole runs by the command line: their folder, exit codes, warnings and failures.
+
+On Ray: on_ray/test_cli_ray.py.
+"""
 
 from __future__ import annotations
 
-import json
 import os
-import subprocess
-import sys
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import pytest
-import ray
 import torch
 import yaml
 from cohorts import MakeRecipe
-from commands import assert_one_line, run, train
+from commands import assert_one_line, check_dry_run, run, train
 
 from kdcl_dist import models
 from kdcl_dist.config.recipe_file import dump_recipe, load_recipe
@@ -177,30 +175,6 @@ def test_warnings_about_what_is_hardly_meant(recipe: str, tmp_path: Path) -> Non
     assert "distillation.window: an epoch has 3 steps, so 500 is as much as 'epoch'" in result.output
 
 
-def check_dry_run(recipe: str, folder: Path, launcher: str) -> None:
-    """Two steps with held-out and validation samples, averaged weights and replicas; nothing is left."""
-    more = ("distillation.method=general", "data.val_fraction=0.2", "data.holdout_per_class=2")
-    more += ("checkpoint.best=top1", "early_stopping={patience: 1}", "students.a.ema={decay: 0.9}")
-    more += ("students.b.replicas=2", "tracking=[csv, {name: wandb}]")
-    settings = [word for item in more for word in ("--set", item)]
-    command = ["train", recipe, "--launcher", launcher, "--storage", str(folder / "new/runs")]
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(data_wait, "WORTH", -1.0)  # any wait is worth a line
-        result = run(*command, *settings, "--dry-run", "2", "--json")
-    assert result.exit_code == 0, result.output
-    found = json.loads(result.stdout)
-    assert found["processes"].keys() == {"a", "b/0", "b/1", "coordinator"}
-    assert all(usage["memory"] > 1e7 for usage in found["processes"].values())
-    assert len(found["steps_s"]) == 2
-    assert (found["step_s"], found["epochs"]) == (found["steps_s"][1], 2)
-    assert found["checkpoint_bytes"] > 10_000
-    assert found["checkpoints"] == 5
-    assert found["data_wait"].startswith("waiting for data: a ")
-    assert found["run_bytes"] == 5 * found["checkpoint_bytes"] + found["metrics_bytes"]
-    assert " step=2/2 " in result.stderr
-    assert not (folder / "new").exists()
-
-
 def test_a_dry_run_leaves_nothing(recipe: str, tmp_path: Path) -> None:
     check_dry_run(recipe, tmp_path, "local")
 
@@ -214,48 +188,3 @@ def test_a_dry_run_that_fails_leaves_nothing(recipe: str, tmp_path: Path) -> Non
     refused = train(recipe, tmp_path, "--dry-run", "1", "--name", "r")
     assert refused.exit_code == 2
     assert "takes no --name" in refused.output
-
-
-def test_a_ray_of_another_program_is_left_alone(recipe: str, tmp_path: Path) -> None:
-    """It would end with that program, and what is too much for it would wait for ever."""
-    code = "import ray; ray.init(num_cpus=1, include_dashboard=False); print('there', flush=True); input()"
-    with subprocess.Popen(
-        [sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
-    ) as other:
-        assert other.stdout is not None
-        while "there" not in other.stdout.readline():
-            pass
-        command = [sys.executable, "-m", "kdcl_dist", "preflight", recipe, "--storage", str(tmp_path)]
-        done = subprocess.run(command, capture_output=True, text=True, timeout=200)
-        assert other.poll() is None
-        other.communicate("\n")
-    assert done.returncode == 0, done.stdout + done.stderr
-
-
-@pytest.fixture(scope="module")
-def cluster() -> Iterator[None]:
-    """A Ray that is connected already, so that each command does not start one."""
-    ray.init(address="local", num_cpus=3, include_dashboard=False, log_to_driver=False)
-    yield
-    ray.shutdown()
-
-
-@pytest.mark.usefixtures("cluster")
-def test_a_dry_run_on_ray_leaves_nothing(recipe: str, tmp_path: Path) -> None:
-    check_dry_run(recipe, tmp_path, "ray")
-
-
-@pytest.mark.usefixtures("cluster")
-def test_a_mistake_found_in_a_ray_worker(recipe: str, tmp_path: Path) -> None:
-    result = train(recipe, tmp_path, "--set", "students.a.model=nets:WrongClasses", launcher="ray")
-    assert result.exit_code == 2, result.output
-    assert "4 classes" in result.output
-    assert "Traceback" not in result.output
-
-
-@pytest.mark.usefixtures("cluster")
-def test_a_killed_ray_worker_is_named(recipe: str, tmp_path: Path) -> None:
-    result = train(recipe, tmp_path, "--set", "students.b.model=nets:Killed", "--name", "r", launcher="ray")
-    assert result.exit_code == 1, result.output
-    assert "student 'b'" in result.output
-    assert read_record(Folder(str(tmp_path / "runs" / "r")))["cause"]["student"] == "b"

@@ -6,6 +6,7 @@ and one folder that they share. Only ssh is imitated, and what is installed on t
 
 from __future__ import annotations
 
+import os
 import re
 import shlex
 import shutil
@@ -85,6 +86,7 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
     tools = folder / "bin"
     path = f"{tools}:{Path(sys.executable).parent}:/usr/local/bin:/usr/bin:/bin:/usr/sbin:/sbin"
     environment = {"PATH": path, "LANG": "C.UTF-8", "TERM": "dumb"}
+    environment["NUMBA_CACHE_DIR"] = os.environ["NUMBA_CACHE_DIR"]  # no host compiles what this one has
     with hosts(folder, ADDRESSES, environment) as made:
         _imitate_ssh(tools, made)
         for host in made.values():  # what `cluster.sh install` leaves

@@ -1,15 +1,16 @@
-"""Several coordinators: the weights and metrics of a run with one, whatever happens to an assistant."""
+"""Several coordinators: the weights and metrics of a run with one, whatever happens to an assistant.
+
+On Ray: on_ray/test_equals_on_ray.py.
+"""
 
 from __future__ import annotations
 
 import math
-import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
-import ray
 from cohorts import Cohort, Inject, MakeRecipe, assert_same, recipe_text, train, weights
 from equality import check, recipe_for
 from torch import Tensor
@@ -17,7 +18,6 @@ from torch import Tensor
 from kdcl_dist.config.recipe_file import parse_recipe
 from kdcl_dist.errors import KdclError, LabelMismatch, MisalignedIds, ShapeMismatch, StudentLost
 from kdcl_dist.exchange.message import Message
-from kdcl_dist.launch.ray import driver as on_ray
 from kdcl_dist.run.checkpoint import latest
 from kdcl_dist.run.events import Note, Started
 from kdcl_dist.run.metrics import read_metrics
@@ -198,19 +198,3 @@ def test_with_stop_the_students_save_what_they_learned(
     train(make_run(make_recipe(*OVERRIDES, "coordinators=3"), "r", resume=True))
     for name in ("a", "b"):
         assert_same(weights(run.folder, 6, name), weights(undisturbed.folder, 6, name))
-
-
-def test_on_ray(inject: Inject, make_recipe: MakeRecipe, make_run: MakeRun, undisturbed: Run) -> None:
-    inject(ASSISTANT, "ensemble", 4, "kill")
-    ray.init(address="local", num_cpus=4, include_dashboard=False, log_to_driver=False)
-    try:
-        run = make_run(make_recipe(*OVERRIDES, "coordinators=3"))
-        assert on_ray.launch(run, lambda event: None, threading.Event())
-    finally:
-        ray.shutdown()
-    for name in ("a", "b"):
-        assert_same(weights(run.folder, 6, name), weights(undisturbed.folder, 6, name))
-    (cause,) = read_record(run.folder)["failures"]["causes"]
-    assert (cause["student"], cause["step"]) == (ASSISTANT, 4)
-    log = run.folder.read(log_of(ASSISTANT)).decode()
-    assert log.count("starts") == 2

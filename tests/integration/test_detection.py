@@ -24,6 +24,7 @@ from pycocotools import mask as coco_mask
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 from ray.train import ControllerError, WorkerGroupError
+from rays import own_ray
 from torchvision.models import resnet18, resnet34, resnet50
 
 from examples.detection.__main__ import detection
@@ -109,7 +110,7 @@ def on_ray() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         # No host of this cluster is taken away, and the process that looks for such takes 1.5 s each time.
         patch.setenv("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")
-        ray.init(address="local", num_cpus=2, include_dashboard=False, log_to_driver=False)
+        own_ray(2)
         yield
         ray.shutdown()
 

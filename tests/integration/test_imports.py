@@ -1,4 +1,7 @@
-"""No process imports what it does not use: real processes, asked at their end."""
+"""No process imports what it does not use: real processes, asked at their end.
+
+Those of a run on Ray are in test_ray_metrics.py, whose run they share.
+"""
 
 from __future__ import annotations
 
@@ -8,24 +11,9 @@ import sys
 from pathlib import Path
 
 import pytest
-from cohorts import ROOT, SUPPORT, recipe_text
+from cohorts import ROOT, recipe_text
+from imported import COMPILER, NEVER, NOTES, never, noted
 
-#: Nothing in a run with built-in small networks and no transforms needs these.
-NEVER = {
-    "torchvision",
-    "scipy",
-    "sklearn",
-    "onnx",
-    "onnxruntime",
-    "tensorboard",
-    "matplotlib",
-    "wandb",
-    "mlflow",
-    "pytest",
-    "IPython",
-}
-#: Only the coordinator compiles; numba looks up SciPy's version if there is one.
-COMPILER = {"numba", "llvmlite"}
 #: Takes more than half a second to import, each.
 HEAVY = NEVER | COMPILER | {"torch", "ray", "pandas", "pyarrow", "numpy", "tensorboardX"}
 
@@ -83,7 +71,7 @@ def test_modules_import_what_they_use(code: str, without: set[str]) -> None:
 
 
 def test_the_processes_of_a_run_on_this_machine(data: dict[str, str], tmp_path: Path) -> None:
-    found = trained("local", data, tmp_path)
+    found = trained(data, tmp_path)
     for name in ("a", "b", "coordinator"):
         assert "torch" in found[name]
         assert found[name] & (never(name) | {"ray", "pandas"}) == set(), name
@@ -91,37 +79,21 @@ def test_the_processes_of_a_run_on_this_machine(data: dict[str, str], tmp_path: 
     assert "tensorboardX" not in found["a"] | found["b"]
 
 
-def test_the_processes_of_a_run_on_ray(data: dict[str, str], tmp_path: Path) -> None:
-    found = trained("ray", data, tmp_path)
-    for name in ("a", "b", "coordinator"):
-        assert found[name] & never(name) == set(), name
-    assert "tensorboardX" not in found["a"] | found["b"]
-    # Ray is in the workers that started these, and comes to the coordinator with their handles.
-    assert "ray" not in found["a"] | found["b"]
-    assert "torch._dynamo" not in found["coordinator"]
-
-
-def never(name: str) -> set[str]:
-    """What the process of a member must not import."""
-    return NEVER - {"scipy"} if name == "coordinator" else NEVER | COMPILER
-
-
-def trained(launcher: str, data: dict[str, str], folder: Path) -> dict[str, set[str]]:
+def trained(data: dict[str, str], folder: Path) -> dict[str, set[str]]:
     """Train a small cohort in a process of its own; the modules of each member's process."""
     recipe, notes = folder / "recipe.yaml", folder / "notes"
     recipe.write_text(recipe_text(data))
     notes.mkdir()
-    own_ray = "import ray; ray.init(address='local', num_cpus=2, include_dashboard=False); "
     code = (
         f"from kdcl_dist import load_recipe, train; train(load_recipe({str(recipe)!r}, ['epochs=1']), "
-        f"launcher={launcher!r}, storage={str(folder / 'runs')!r})"
+        f"launcher='local', storage={str(folder / 'runs')!r})"
     )
-    path = os.pathsep.join([str(SUPPORT / "imports"), str(ROOT)])
+    path = os.pathsep.join([str(NOTES), str(ROOT)])
     subprocess.run(
-        [sys.executable, "-c", (own_ray if launcher == "ray" else "") + code],
+        [sys.executable, "-c", code],
         cwd=ROOT,
         env={**os.environ, "PYTHONPATH": path, "KDCL_TEST_IMPORTS": str(notes)},
         check=True,
         timeout=280,
     )
-    return {note.stem: set(note.read_text().split()) for note in notes.iterdir()}
+    return noted(notes)

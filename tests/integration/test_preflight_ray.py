@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner
 from cohorts import MakeRecipe, write_images
+from rays import start_ray
 
 from kdcl_dist.cli import kdcl
 from kdcl_dist.config.recipe import Recipe
@@ -41,9 +42,11 @@ def hosts(tmp_path_factory: pytest.TempPathFactory) -> Iterator[list[str]]:
     try:
         patch.setenv("KDCL_TEST_DATA", one)
         patch.delenv("CUDA_VISIBLE_DEVICES")  # else Ray refuses to believe in a GPU
-        cluster.add_node(num_cpus=1, node_ip_address=addresses[0], include_dashboard=False)
+        head = {"num_cpus": 1, "node_ip_address": addresses[0], "include_dashboard": False}
+        start_ray(lambda: cluster.add_node(**head))
         other = {"labels": {ACCELERATOR: "A100"}, "env_vars": {"KDCL_TEST_DATA": two}}
-        cluster.add_node(num_cpus=2, num_gpus=1, node_ip_address=addresses[1], **other)
+        other |= {"num_cpus": 2, "num_gpus": 1, "node_ip_address": addresses[1]}
+        start_ray(lambda: cluster.add_node(**other))
         ray.init(address=cluster.address, log_to_driver=False, _node_ip_address=addresses[0])
         yield addresses
     finally:

@@ -1,8 +1,9 @@
-"""A run as its cluster shows it: Ray's metrics, process titles, and the Grafana dashboard."""
+"""A run as its cluster shows it: Ray's metrics, process titles and imports, and the Grafana dashboard."""
 
 from __future__ import annotations
 
 import json
+import os
 import re
 import threading
 import time
@@ -15,7 +16,9 @@ from typing import Any
 import pytest
 import ray
 from cohorts import ROOT, write_images
+from imported import NOTES, never, noted
 from ray._private import state
+from rays import own_ray
 
 from kdcl_dist.config.recipe_file import parse_recipe
 from kdcl_dist.launch.ray import driver as on_ray
@@ -34,12 +37,13 @@ Samples = dict[str, dict[tuple[str, str], float]]
 
 @dataclass
 class Watched:
-    """What was seen of a run: metric by name, run and student; titles of this machine's processes; actors."""
+    """What was seen of a run: metrics by name, run and student; process titles; actors; members' imports."""
 
     events: list[Event]
     metrics: Samples
     titles: set[str]
     actors: set[str]
+    imports: dict[str, set[str]]
     record: dict[str, Any]
     folder: Path
 
@@ -47,7 +51,7 @@ class Watched:
 @pytest.fixture(scope="module")
 def watched(tmp_path_factory: pytest.TempPathFactory) -> Watched:
     """A short run on a Ray that offers its metrics."""
-    folder = tmp_path_factory.mktemp("watched")
+    folder, notes = tmp_path_factory.mktemp("watched"), tmp_path_factory.mktemp("notes")
     train, test = write_images(folder / "a", 60, seed=1), write_images(folder / "b", 22, seed=2)
     recipe = parse_recipe(f"""
         epochs: 2
@@ -69,7 +73,10 @@ def watched(tmp_path_factory: pytest.TempPathFactory) -> Watched:
         # A GPU that Ray believes in, and that PyTorch does not find.
         patch.setenv("CUDA_VISIBLE_DEVICES", "63")
         patch.setenv("KDCL_TEST_KEY", "of the cluster")  # this process has it only now
-        ray.init(address="local", num_cpus=2, num_gpus=1, include_dashboard=False, log_to_driver=False)
+        patch.setenv("RAY_metrics_report_interval_ms", "1000")  # instead of ten seconds
+        patch.setenv("KDCL_TEST_IMPORTS", str(notes))
+        patch.setenv("PYTHONPATH", str(NOTES), prepend=os.pathsep)
+        own_ray(2, num_gpus=1)
     scraper = Scraper(ray.nodes()[0]["MetricsExportPort"])
     scraper.start()
     collecting = threading.Thread(target=collect_titles)
@@ -84,7 +91,7 @@ def watched(tmp_path_factory: pytest.TempPathFactory) -> Watched:
         scraper.join()
         collecting.join()
         ray.shutdown()
-    return Watched(events, metrics, titles, actors, read_record(run.folder), folder / "seen")
+    return Watched(events, metrics, titles, actors, noted(notes), read_record(run.folder), folder / "seen")
 
 
 def test_students_share_the_gpu_or_say_that_pytorch_cannot_use_it(watched: Watched) -> None:
@@ -185,6 +192,16 @@ def test_processes_have_the_students_names(watched: Watched) -> None:
 def test_no_actor_hands_out_data_sets_of_ray(watched: Watched) -> None:
     assert "TrainController" in watched.actors
     assert "DatasetManager" not in watched.actors
+
+
+def test_no_process_imports_what_it_does_not_use(watched: Watched) -> None:
+    found = watched.imports
+    for name in ("a", "b", "coordinator"):
+        assert found[name] & never(name) == set(), name
+    assert "tensorboardX" not in found["a"] | found["b"]
+    # Ray is in the workers that started these, and comes to the coordinator with their handles.
+    assert "ray" not in found["a"] | found["b"]
+    assert "torch._dynamo" not in found["coordinator"]
 
 
 class Gauge:

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from compiled import compile_solver
 
 from kdcl_dist.config.recipe import Recipe
 from kdcl_dist.coordinator.assistant import run_assistant
@@ -84,6 +85,7 @@ class Cohort:
 
     def train(self, stop: Callable[[], bool] = lambda: False) -> Cohort:
         """Run all threads to their end."""
+        compile_solver()
         with pytest.MonkeyPatch.context() as patch:
             # Networks draw their initial weights from the generator that all threads share, and a dry run
             # restores its state.

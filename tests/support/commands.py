@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import json
 import re
 import shlex
 from pathlib import Path
 
 import click
+import pytest
 from click.testing import CliRunner, Result
 
 from kdcl_dist.cli import kdcl
 from kdcl_dist.compare.experiment import load_table
 from kdcl_dist.config.recipe_file import load_recipe
+from kdcl_dist.run import data_wait
 
 _COMMAND = re.compile(rf"(?:^|[ /])(kdcl (?:{'|'.join(kdcl.commands)})\b[^\n#`|>]*)", re.MULTILINE)
 _FENCE = re.compile(r"^ *```\w*(?: title=.*)?\n(.*?)^ *```", re.MULTILINE | re.DOTALL)
@@ -62,3 +65,27 @@ def assert_one_line(result: Result, *words: str) -> None:
     assert lines[0].startswith("kdcl: error: ")
     assert "Traceback" not in result.output
     assert all(word in lines[0] for word in words), lines[0]
+
+
+def check_dry_run(recipe: str, folder: Path, launcher: str) -> None:
+    """Two steps with held-out and validation samples, averaged weights and replicas; nothing is left."""
+    more = ("distillation.method=general", "data.val_fraction=0.2", "data.holdout_per_class=2")
+    more += ("checkpoint.best=top1", "early_stopping={patience: 1}", "students.a.ema={decay: 0.9}")
+    more += ("students.b.replicas=2", "tracking=[csv, {name: wandb}]")
+    settings = [word for item in more for word in ("--set", item)]
+    command = ["train", recipe, "--launcher", launcher, "--storage", str(folder / "new/runs")]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(data_wait, "WORTH", -1.0)  # any wait is worth a line
+        result = run(*command, *settings, "--dry-run", "2", "--json")
+    assert result.exit_code == 0, result.output
+    found = json.loads(result.stdout)
+    assert found["processes"].keys() == {"a", "b/0", "b/1", "coordinator"}
+    assert all(usage["memory"] > 1e7 for usage in found["processes"].values())
+    assert len(found["steps_s"]) == 2
+    assert (found["step_s"], found["epochs"]) == (found["steps_s"][1], 2)
+    assert found["checkpoint_bytes"] > 10_000
+    assert found["checkpoints"] == 5
+    assert found["data_wait"].startswith("waiting for data: a ")
+    assert found["run_bytes"] == 5 * found["checkpoint_bytes"] + found["metrics_bytes"]
+    assert " step=2/2 " in result.stderr
+    assert not (folder / "new").exists()

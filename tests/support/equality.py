@@ -11,6 +11,7 @@ from cohorts import MakeRecipe, assert_same, weights
 from kdcl_dist.config.recipe import Recipe
 from kdcl_dist.run.run import Run
 
+METHODS = ("none", "naive", "linear", "min_logit", "general", "mean", "dml", "switokd", "teacher")
 VIEWS = "data.augment=[{name: RandomCrop, size: 8, padding: 1}, {name: RandomErasing, p: 0.5}]"
 
 

@@ -63,9 +63,9 @@ def test_a_reported_failure_reaches_all_at_once(together: Together) -> None:
             exchange_step(exchange, 1)
         return time.monotonic() - began
 
-    results = together(work, step_s=30)
+    results = together(work, step_s=90)
     assert isinstance(results[1], StudentFailed)
-    assert all(results[rank] < 15 for rank in (0, 2, 3))
+    assert all(results[rank] < 60 for rank in (0, 2, 3))
 
 
 def test_a_refused_step_ends_all(together: Together) -> None:

@@ -136,7 +136,7 @@ def test_a_listener_is_reached_and_a_closed_port_is_not() -> None:
             one.connect_ex(full.getsockname())
         began = time.monotonic()
         assert unreachable([full.getsockname()], 0.5).keys() == {"127.0.0.1"}
-        assert time.monotonic() - began < 15
+        assert time.monotonic() - began < 60
         for one in waiting:
             one.close()
 

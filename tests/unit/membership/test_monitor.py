@@ -26,7 +26,7 @@ def monitors() -> Iterator[Monitors]:
 
 
 def await_heartbeat(monitor: Monitor, rank: int) -> dict[str, object]:
-    deadline = time.monotonic() + 10
+    deadline = time.monotonic() + 60
     while (heartbeat := monitor.heartbeat_of(rank)) is None:
         assert time.monotonic() < deadline
         time.sleep(0.01)
@@ -99,8 +99,8 @@ def test_the_coordinator_waits_for_departures(monitors: Monitors) -> None:
     for rank in (0, 1, 2):
         monitors[rank].report_departure()
     began = time.monotonic()
-    monitors[3].await_departures(10)
-    assert time.monotonic() - began < 5
+    monitors[3].await_departures(100)
+    assert time.monotonic() - began < 60
     monitors[1].start_heartbeat("127.0.0.1")  # a process that follows has not left
     began = time.monotonic()
     monitors[3].await_departures(0.3)

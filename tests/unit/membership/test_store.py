@@ -51,18 +51,18 @@ def test_a_lost_store_is_an_error_of_the_callers_kind() -> None:
 def test_a_silent_store_is_lost_after_the_limit() -> None:
     class SilentStore(MemoryStore):
         def set(self, key: str, value: str, /) -> None:
-            released.wait(10)
+            released.wait(100)
 
     released, began = threading.Event(), time.monotonic()
     try:
         with pytest.raises(CoordinatorLost, match=r"no answer within 0\.1 s"):
             client_of(SilentStore()).write("key", 1, answer_s=0.1)
-        assert time.monotonic() - began < 5
+        assert time.monotonic() - began < 60
     finally:
         released.set()
 
 
 def test_a_call_returns_or_raises_what_its_operation_does() -> None:
-    assert call_with_timeout(10, lambda: 3) == 3
+    assert call_with_timeout(60, lambda: 3) == 3
     with pytest.raises(ZeroDivisionError):
-        call_with_timeout(10, lambda: 1 / 0)
+        call_with_timeout(60, lambda: 1 / 0)

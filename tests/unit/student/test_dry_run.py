@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import gc
 import resource
 import sys
 import threading
@@ -291,12 +290,18 @@ def test_parameters_that_the_optimiser_would_not_know(make_recipe: MakeRecipe) -
 
 
 def test_the_peak_of_memory_is_that_of_a_real_share(make_recipe: MakeRecipe) -> None:
-    student = student_of(make_recipe)
-    student.model = Network(lambda z, training: z + 0 * torch.ones(50_000_000).sum() if training else z)
-    gc.collect()  # what earlier tests have left is not given back between the two measurements
-    pages = int(Path("/proc/self/statm").read_text().split()[1])
+    """What the process has within a pass, whatever a system that is short of memory takes from it later."""
+    student, resident = student_of(make_recipe), list[int]()
+
+    def takes_200_megabytes(z: Tensor, training: bool) -> Tensor:
+        large = torch.ones(50_000_000) if training else torch.ones(1)
+        resident.append(int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize())
+        return z + 0 * large.sum()
+
+    student.model = Network(takes_200_megabytes)
     peak = dry_run(student, TrainingData.open(student.recipe), 0)
-    assert peak > pages * resource.getpagesize() + 150e6
+    assert max(resident) > 150e6 + min(resident)
+    assert peak > max(resident) - 1e6  # what the kernel's counts may differ by
 
 
 class Heads(nn.Module):

@@ -7,13 +7,12 @@ import signal
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import pytest
-import ray
 from cohorts import Inject, MakeRecipe, assert_same, recipe_text, train, weights
 
 from kdcl_dist.config.recipe_file import parse_recipe
@@ -30,14 +29,6 @@ from kdcl_dist.run.storage import Folder
 
 MakeRun = Callable[..., Run]
 OVERRIDES = ("failure.max_failures=3", "batch_size=20", "limits.step_s=150", "students.b.model=nets:Plain")
-
-
-@pytest.fixture(scope="module", autouse=True)
-def cluster() -> Iterator[None]:
-    """A Ray of this machine, whose workers meet the faults on order."""
-    ray.init(address="local", num_cpus=4, include_dashboard=False, log_to_driver=False)
-    yield
-    ray.shutdown()
 
 
 @pytest.fixture(scope="module")

@@ -1,4 +1,7 @@
-"""A cohort on Ray whose students ask for different amounts, on hosts with GPUs that only Ray believes in."""
+"""Cohorts on a Ray of several hosts: students that ask for different amounts, and a host that is taken away.
+
+Only Ray believes in the GPUs.
+"""
 
 from __future__ import annotations
 
@@ -14,12 +17,16 @@ import pytest
 import ray
 from cohorts import Inject, MakeRecipe
 from equality import check
+from ray._raylet import GcsClient
 from ray.cluster_utils import Cluster
+from ray.core.generated.autoscaler_pb2 import DrainNodeReason
 from ray.util.placement_group import placement_group, remove_placement_group
+from rays import start_ray
 
 from kdcl_dist.config.recipe import Recipe
+from kdcl_dist.launch.preflight.placement import ACCELERATOR
 from kdcl_dist.launch.ray import driver, room, trainers
-from kdcl_dist.run.events import CheckpointSaved, Event, Note, Started
+from kdcl_dist.run.events import CheckpointSaved, Event, Note, Started, Stepped, Warned
 from kdcl_dist.run.record import read_record
 from kdcl_dist.run.run import Run
 
@@ -33,14 +40,14 @@ STUDENTS = [
 
 
 @pytest.fixture(scope="module", autouse=True)
-def cluster() -> Iterator[None]:
+def cluster() -> Iterator[Cluster]:
     patch, made = pytest.MonkeyPatch(), Cluster()
     try:
         patch.delenv("CUDA_VISIBLE_DEVICES")  # else Ray refuses to believe in a GPU
-        made.add_node(num_cpus=3, num_gpus=1, include_dashboard=False)
-        made.add_node(num_cpus=3, num_gpus=1)
+        start_ray(lambda: made.add_node(num_cpus=3, num_gpus=1, include_dashboard=False))
+        start_ray(lambda: made.add_node(num_cpus=3, num_gpus=1))
         ray.init(address=made.address, log_to_driver=False)
-        yield
+        yield made
     finally:
         ray.shutdown()
         made.shutdown()
@@ -131,3 +138,42 @@ def test_a_cohort_that_waits_for_room_holds_none(recipe: Recipe, make_run: MakeR
 
     with room.turn(lambda: None), pytest.raises(TimeoutError), room.turn(refuse):
         raise AssertionError("two have their turn")
+
+
+def test_a_notice_takes_a_checkpoint_and_training_goes_on(
+    cluster: Cluster, make_recipe: MakeRecipe, make_run: MakeRun
+) -> None:
+    """Of a host that is about to be taken away, while it still can."""
+    # 2400 steps: the run is stopped long before.
+    long = ("students.a.model=nets:Paced", "batch_size=10", "epochs=400", "checkpoint.every_epochs=400")
+    there = ("students.a.resources.gpu=0", "students.b.resources.gpu=0", "students.b.accelerator=T4")
+    run, events = make_run(make_recipe(*long, *there)), list[Event]()
+    stop, drained, saved_one = threading.Event(), threading.Event(), threading.Event()
+
+    def on_event(event: Event) -> None:
+        events.append(event)
+        if isinstance(event, Stepped) and not drained.is_set():
+            drained.set()
+            deadline_ms = int((time.time() + 120) * 1000)
+            client = GcsClient(address=cluster.address)
+            reason = DrainNodeReason.Value("DRAIN_NODE_REASON_PREEMPTION")
+            assert client.drain_node(spot.node_id, reason, "a spot host", deadline_ms)[0]
+        if isinstance(event, CheckpointSaved):
+            saved_one.set()
+        if isinstance(event, Stepped) and saved_one.is_set():
+            stop.set()
+
+    spot = start_ray(lambda: cluster.add_node(num_cpus=1, labels={ACCELERATOR: "T4"}))
+    try:
+        driver.launch(run, on_event, stop)
+    finally:
+        cluster.remove_node(spot)
+    (note,) = [
+        event.text for event in events if isinstance(event, Note | Warned) and "is to go" in event.text
+    ]
+    assert note.endswith(": all take a checkpoint")
+    saved = [event.step for event in events if isinstance(event, CheckpointSaved)]
+    assert 0 < saved[0] < 2400, "none is due before step 2400"
+    assert saved[0] % 6, "in the middle of an epoch"
+    assert any(isinstance(e, Stepped) for e in events[events.index(CheckpointSaved(saved[0])) :])
+    assert (Path(run.folder.local or "") / f"checkpoints/step-{saved[-1]:08d}/manifest.json").exists()

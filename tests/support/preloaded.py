@@ -1,0 +1,6 @@
+"""What the server of the tests' processes does besides, instead of each coordinator of each run."""
+
+import tensorboardX.summary  # noqa: F401
+from compiled import compile_solver
+
+compile_solver()
