@@ -98,6 +98,11 @@ class Failure(Strict):
     max_bad_steps: NonNegativeInt = Field(
         default=10, description="Skipped steps in a row that are allowed. One more is a failure."
     )
+    verify_every_steps: NonNegativeInt = Field(
+        default=0,
+        description="Steps from one that each student computes twice to the next, to find silent "
+        "corruption; so is the step before each checkpoint. `0`: none.",
+    )
 
     @property
     def allowed(self) -> int:
