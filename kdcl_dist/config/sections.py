@@ -100,8 +100,8 @@ class Failure(Strict):
     )
     verify_every_steps: NonNegativeInt = Field(
         default=0,
-        description="Steps from one that each student computes twice to the next, to find silent "
-        "corruption; so is the step before each checkpoint. `0`: none.",
+        description="One step in so many is computed twice by each student and compared, as is the step "
+        "before each checkpoint, to find silent corruption. `0`: none.",
     )
 
     @property

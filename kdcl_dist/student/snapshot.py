@@ -41,16 +41,14 @@ class Snapshot:
         """Give the student this state again."""
         student = self.student
         for module, attributes in self.modules:
-            for name in vars(module).keys() - attributes.keys():
-                del vars(module)[name]
-            vars(module).update(attributes)
+            _restore_attributes(vars(module), attributes)
         for name, tensor in _of_network(student):
             tensor.copy_(self.tensors[name])
         student.scaler.load_state_dict(self.scaler)
         if student.average is not None:
             student.average.updates = self.updates
         if not student.frozen:
-            vars(student.optimizer).update(self.attributes)
+            _restore_attributes(vars(student.optimizer), self.attributes)
             _restore(student.optimizer.state, self.states)
             for group, options in zip(student.optimizer.param_groups, self.groups, strict=True):
                 group.update(_copied(options))
@@ -116,6 +114,15 @@ def _copied(value: Any) -> Any:
     if isinstance(value, list):
         return [_copied(each) for each in value]
     return value
+
+
+def _restore_attributes(live: dict[str, Any], kept: Mapping[str, Any]) -> None:
+    """Give an object its attributes again; a compiled network notices any that is written, so few are."""
+    for name in live.keys() - kept.keys():
+        del live[name]
+    for name, value in kept.items():
+        if live.get(name, live) is not value:
+            live[name] = value
 
 
 def _restore(live: dict[Any, Any], kept: Mapping[Any, Any]) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable
+from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
 
@@ -64,7 +65,7 @@ def take_step(verification: Verification, step: int, meet: Meet = lambda moment:
         losses = student.loss(logits_BC, *lesson)
         handle = student.optimizer.register_step_pre_hook(lambda *_: meet("before the update"))
         try:
-            skipped = student.learn(losses.total, 0.01, part)
+            skipped = student.learn(losses.total, student.lr(step, SCHEDULE.steps_per_epoch), part)
         finally:
             handle.remove()
         verification.end(round, logits_BC, sent, StepPart.of(StepMetrics(), losses, skipped))
@@ -72,8 +73,8 @@ def take_step(verification: Verification, step: int, meet: Meet = lambda moment:
 
 
 def flip(tensor: Tensor, draw: random.Random) -> None:
-    """Flip one bit."""
-    bits, bit = bits_of(tensor), draw.randrange(8 * tensor.element_size())
+    """Flip one bit, unseen by autograd."""
+    bits, bit = bits_of(tensor.data), draw.randrange(8 * tensor.element_size())
     mask = torch.tensor(1 << bit).to(bits.dtype) if bit < 63 else torch.tensor(-(2**63))
     bits[tuple(draw.randrange(size) for size in bits.shape)] ^= mask
 
@@ -195,7 +196,7 @@ def test_no_number_and_no_generator_is_touched(fields: tuple[str, ...], make_rec
         student = student_of(make_recipe, *fields, f"failure.verify_every_steps={every}")
         random.seed(1)
         torch.manual_seed(1)
-        verification = Verification(student, SCHEDULE)
+        verification = Verification(student, replace(SCHEDULE, accumulate=student.recipe.accumulate))
         for step in range(6):
             take_step(verification, step)
         assert (verification.rest is not None) == bool(every)
