@@ -1,43 +1,58 @@
-"""Cost of steps that are computed twice: against the other steps of the same run.
+"""Cost of steps that are computed twice, in processor time: that of other processes does not count.
 
     python -m benchmarks.verification --out docs/results/verification.md
 
-Every tenth step is computed twice, which gives enough steps of both kinds. The cost at another interval is
-the extra time of such a step, and of the step before, which keeps its state, divided by that interval.
+A student of the digits takes steps with a random soft target, without an exchange. Every second step is
+computed twice. The cost at another interval is the extra time of such a step, and of the step before, which
+keeps its state, divided by that interval.
 """
 
 from __future__ import annotations
 
 import argparse
-import os
-import tempfile
+import time
 import timeit
 from pathlib import Path
 from statistics import median
 
 import torch
 
-from benchmarks.step_efficiency import COHORTS, WARMUP_STEPS, recipe_of, seconds_by_step
-from kdcl_dist.config.recipe import Recipe
-from kdcl_dist.config.sections import Failure
+from benchmarks.conditions import conditions
+from kdcl_dist.config.recipe_file import load_recipe
+from kdcl_dist.config.rounds import Kind, Round, RunSchedule
+from kdcl_dist.distillation.methods import Context
 from kdcl_dist.exchange.checksum import is_intact, write_checksum
-from kdcl_dist.exchange.message import Message, MessageLayout
-from kdcl_dist.training import train
+from kdcl_dist.exchange.message import Message, MessageLayout, StepMetrics
+from kdcl_dist.student.step_part import StepPart
+from kdcl_dist.student.step_tape import Lesson
+from kdcl_dist.student.student import Student
+from kdcl_dist.student.verification import Verification
 
-EVERY, RECOMMENDED = 10, 1000
+RECIPE, CLASSES, RECOMMENDED, WARMUP_STEPS = "examples/digits.yaml", 10, 1000, 6
+CASES = [("mlp", 64), ("cnn_small", 64), ("cnn_medium", 64), ("cnn_large", 64), ("cnn_large", 256)]
 
 
-def measure(recipe: Recipe) -> tuple[float, float, float]:
-    """Median seconds of a step that is computed twice, of the step before it, and of another step."""
-    recipe = recipe.model_copy(update={"failure": Failure(verify_every_steps=EVERY)})
-    with tempfile.TemporaryDirectory() as storage:
-        by_step = seconds_by_step(train(recipe, launcher="local", storage=storage).path)
-    kinds: list[list[float]] = [[], [], []]
-    for step, seconds in by_step.items():
-        if step >= WARMUP_STEPS:
-            kinds[min((-step - 1) % EVERY, 2)].append(seconds)
-    twice, before, others = map(median, kinds)
-    return twice, before, others
+def seconds(model: str, batch: int, every: int, steps: int) -> list[float]:
+    """Processor seconds of each step of a student that computes one in `every` twice; 0: none."""
+    overrides = [f"students=[{{name: a, model: {model}}}]", f"failure.verify_every_steps={every}"]
+    recipe = load_recipe(RECIPE, [*overrides, f"batch_size={batch}"])
+    student = Student(recipe, 0, classes=CLASSES, channels=1, device=torch.device("cpu"))
+    schedule = RunSchedule(1, steps + 1, holdout_batches=0, test_batches=1, checkpoint_epochs=1)
+    verification, sent = Verification(student, schedule), Message(MessageLayout(batch, CLASSES))
+    images, labels = torch.randn(batch, 1, 8, 8), torch.arange(batch) % CLASSES
+    lesson = Lesson(labels, torch.log_softmax(torch.randn(batch, CLASSES), 1), None, Context())
+    found = []
+    for step in range(steps):
+        began, round = time.process_time(), Round(Kind.TRAIN, 0, step)
+        verification.begin(round, images, learns=True)
+        logits_BC = student.forward(images, step)
+        sent.write_rows(torch.arange(batch), student.contribution(logits_BC, step), labels)
+        verification.keep(lesson)
+        losses = student.loss(logits_BC, *lesson)
+        skipped = student.learn(losses.total, student.lr(step, schedule.steps_per_epoch))
+        verification.end(round, logits_BC, sent, StepPart.of(StepMetrics(), losses, skipped))
+        found.append(time.process_time() - began)
+    return found[WARMUP_STEPS:]
 
 
 def checksum_us(rows: int = 128, classes: int = 100) -> tuple[float, int]:
@@ -46,41 +61,44 @@ def checksum_us(rows: int = 128, classes: int = 100) -> tuple[float, int]:
 
     def work() -> None:
         write_checksum(message, message.buffer)
-        is_intact(message.buffer)
+        assert is_intact(message.buffer)
 
     return 1e6 * min(timeit.repeat(work, number=1000, repeat=5)) / 1000, message.layout.nbytes
 
 
 def main() -> None:
-    """Measure all cohorts and print the table."""
+    """Measure all cases, print the table, and write it to --out."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
-    parser.add_argument("--epochs", type=int, default=12)
+    parser.add_argument("--steps", type=int, default=100)
     parser.add_argument("--out", type=Path)
     arguments = parser.parse_args()
+    torch.set_num_threads(1)
+    rows = []
+    for model, batch in CASES:
+        plain = median(seconds(model, batch, 0, arguments.steps))
+        verified = seconds(model, batch, 2, arguments.steps)
+        before, twice = median(verified[::2]), median(verified[1::2])
+        extra = (before + twice - 2 * plain) / plain
+        times = " | ".join(f"{1000 * each:.2f}" for each in (plain, before, twice))
+        rows.append(f"| {model} | {batch} | {times} | {extra:.2f} | {extra / RECOMMENDED:.2%} |")
+        print(rows[-1], flush=True)
     micros, size = checksum_us()
+    how = f"Medians of {arguments.steps} steps, one thread, without exchange; milliseconds of processor time"
     lines = [
         "# Cost of steps that are computed twice",
         "",
-        f"Median ms of a step. Each row is one run with `failure.verify_every_steps: {EVERY}`: a step that",
-        "is computed twice, the step before it, which keeps its state, and another step. The cost is their",
-        f"extra time in every {RECOMMENDED} steps.",
+        "A student's step without `failure.verify_every_steps`; the step before one that is computed twice,",
+        "which keeps its state; and that one. The last columns: what both cost more, in steps, and at one in",
+        f"{RECOMMENDED}.",
+        "",
+        "| student | batch | step ms | step before ms | twice ms | extra steps | cost |",
+        "| --- | ---: | ---: | ---: | ---: | ---: | ---: |",
+        *rows,
         "",
         f"The checksum of a message of {size:,} bytes takes {micros:.0f} us to write and to check.",
         "",
-        f"{os.cpu_count()} cores, PyTorch {torch.__version__}, digits, no augmentation, local launcher, load",
-        f"average at the end {os.getloadavg()[0]:.1f}. Made by `python -m benchmarks.verification`.",
-        "",
-        "| students | batch | twice ms | before ms | others ms | cost |",
-        "| --- | ---: | ---: | ---: | ---: | ---: |",
+        *conditions("verification", how),
     ]
-    for cohort in COHORTS:
-        recipe = recipe_of(cohort, arguments.epochs)
-        twice, before, others = measure(recipe)
-        cost = (twice + before - 2 * others) / (RECOMMENDED * others)
-        names = " + ".join(str(student.model) for student in recipe.students)
-        times = " | ".join(f"{1000 * seconds:.1f}" for seconds in (twice, before, others))
-        lines.append(f"| {names} | {recipe.batch_size} | {times} | {cost:.2%} |")
-        print(lines[-1], flush=True)
     if arguments.out:
         arguments.out.write_text("\n".join(lines) + "\n")
 
