@@ -14,6 +14,7 @@ from cohorts import MakeRecipe
 from torch import Tensor
 
 from kdcl_dist.config.rounds import Kind, Round, RunSchedule
+from kdcl_dist.distillation.losses import Losses
 from kdcl_dist.distillation.methods import Context
 from kdcl_dist.errors import ModelError, SilentCorruption
 from kdcl_dist.exchange.checksum import is_intact, write_checksum
@@ -60,6 +61,7 @@ def take_step(verification: Verification, step: int, meet: Meet = lambda moment:
         logits_BC = student.forward(IMAGES, step, part)
         sent.write_rows(torch.arange(ROWS), student.contribution(logits_BC, step, part), LABELS)
         meet("before the loss")
+        random.random(), torch.rand(1)  # as the next batch does, which is loaded meanwhile
         lesson = Lesson(LABELS, TARGET, None, Context())
         verification.keep(lesson)
         losses = student.loss(logits_BC, *lesson)
@@ -203,6 +205,29 @@ def test_no_number_and_no_generator_is_touched(fields: tuple[str, ...], make_rec
         drawn = {"torch": torch.rand(3), "python": torch.tensor(random.random())}
         ends.append(named_state(student) | gradients_of(student.model) | drawn)
     assert not differing(ends[0], ends[1])
+
+
+class Noisy:
+    """A loss with a random factor."""
+
+    paused = False
+
+    def __init__(self, loss: Callable[..., Losses]) -> None:
+        self.loss = loss
+
+    def __call__(self, *arguments: Any) -> Losses:
+        found = self.loss(*arguments)
+        return found._replace(total=found.total * (1 + torch.rand(())))
+
+
+def test_random_numbers_are_drawn_again(make_recipe: MakeRecipe) -> None:
+    """Those of Python in a network, and those of torch in a loss."""
+    student = student_of(make_recipe)
+    student.model.register_forward_hook(lambda module, inputs, output: output * (1 + random.random()))
+    student.loss = Noisy(student.loss)  # type: ignore[assignment]
+    verification = Verification(student, SCHEDULE)
+    for step in range(3):
+        take_step(verification, step)
 
 
 def test_which_steps_are_computed_twice(make_recipe: MakeRecipe) -> None:
