@@ -126,7 +126,7 @@ class StudentLoop:
 
     def _train(self, round: Round) -> Flag:
         """A part of a training step: forward pass, send the logits, receive the soft target, learn."""
-        student, enter = self.student, self.exchange.monitor.heartbeat.enter
+        student, sent, enter = self.student, self.exchange.outgoing, self.exchange.monitor.heartbeat.enter
         if round.part == 0:
             self.left_out = self.paused = False
         started_s, earlier_s = time.perf_counter(), self.ahead_s
@@ -138,10 +138,9 @@ class StudentLoop:
         logits_BC = student.forward(batch.inputs, round.step, round.part, learns=learns)
         self._start_message(round)
         contribution_BC = student.contribution(logits_BC, round.step, round.part)
-        self.exchange.outgoing.write_rows(batch.ids, contribution_BC, batch.labels)
+        sent.write_rows(batch.ids, contribution_BC, batch.labels)
         computed_s = time.perf_counter()
-        busy_s = self.exchange.outgoing.header["busy_s"] = earlier_s + computed_s - self.answer_received_s
-        sent = self.exchange.outgoing
+        busy_s = sent.header["busy_s"] = earlier_s + computed_s - self.answer_received_s
         ahead, answer = self._exchange_rows(round, logits_BC, batch, learns)
         enter("backward")
         part = self._learn(round, logits_BC, batch, ahead, answer)

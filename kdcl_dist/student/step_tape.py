@@ -27,7 +27,7 @@ class Lesson(NamedTuple):
     labels_B: Tensor
     target: Tensor | None
     covered_B: Tensor | None
-    context: Context
+    context: Context | None
 
 
 @dataclass
@@ -58,6 +58,11 @@ class StepTape:
     def results(self) -> dict[str, Tensor]:
         """The results of all parts, by name."""
         return _of_parts([part.results for part in self.parts])
+
+    @property
+    def is_learned(self) -> bool:
+        """Whether no part was left out, which would leave gradients that nobody uses."""
+        return all(part.lesson is not None for part in self.parts)
 
     def begin(self, round: Round, inputs: Inputs, learns: bool) -> None:
         """Note what a part is computed from, before its forward pass."""

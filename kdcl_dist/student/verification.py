@@ -170,8 +170,10 @@ def compute_again(
     try:
         before.restore()
         own = differing(tape.results, tape.repeat(lr), tolerance)
-        again = gradients_of(student.model) | named_state(student)
-        return own, own + differing(gradients | after.tensors, again, tolerance), after
+        found = differing(after.tensors, named_state(student), tolerance)
+        if tape.is_learned:
+            found = differing(gradients, gradients_of(student.model), tolerance) + found
+        return own, own + found, after
     finally:
         after.restore()
         for name, parameter in student.model.named_parameters():

@@ -18,7 +18,7 @@ from kdcl_dist.distillation.losses import Losses
 from kdcl_dist.distillation.methods import Context
 from kdcl_dist.errors import ModelError, SilentCorruption
 from kdcl_dist.exchange.checksum import is_intact, write_checksum
-from kdcl_dist.exchange.message import Message, MessageLayout, StepMetrics
+from kdcl_dist.exchange.message import Message, MessageLayout
 from kdcl_dist.student.dry_run import try_step
 from kdcl_dist.student.snapshot import Snapshot, gradients_of, named_state
 from kdcl_dist.student.step_part import StepPart
@@ -70,7 +70,7 @@ def take_step(verification: Verification, step: int, meet: Meet = lambda moment:
             skipped = student.learn(losses.total, student.lr(step, SCHEDULE.steps_per_epoch), part)
         finally:
             handle.remove()
-        verification.end(round, logits_BC, sent, StepPart.of(StepMetrics(), losses, skipped))
+        verification.end(round, logits_BC, sent, StepPart.of({}, losses, skipped))
     return sent
 
 
