@@ -59,8 +59,8 @@ def measure(policy: str, who: str, phase: str, how: str) -> tuple[float, float]:
     """Seconds from the fault to the report of the failure, and to the start of the next generation."""
     with tempfile.TemporaryDirectory() as folder:
         once, faults = Path(folder) / "once", Path(os.environ["KDCL_TEST_FAULTS"])
-        fault = {"who": who, "phase": phase, "step": STEPS.get(phase, STEP), "how": how, "once": str(once)}
-        faults.write_text(json.dumps(fault))
+        fault = {"who": who, "phase": phase, "step": STEPS.get(phase, STEP), "how": how, "nth": 1}
+        faults.write_text(json.dumps(fault | {"once": str(once), "after": "", "until": ""}))
         recipe = load_recipe(RECIPE, ["epochs=3", f"failure.policy={policy}", f"limits.step_s={STEP_S}"])
         events: list[tuple[float, Event]] = []
         run = prepare(recipe, folder, "run", resume=False, warn=print)

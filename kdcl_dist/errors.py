@@ -23,6 +23,7 @@
     |-- CoordinatorLost          a coordinator that died or does not answer
     |   `-- CoordinatorCutOff    a coordinator that lives, but cannot reach its own store
     |-- ExchangeBroke            a broken connection between processes that live
+    |-- SilentCorruption         bits other than those that were computed or sent
     |-- StartupTimeout           a cohort that is not complete in time
     |-- StorageError             a storage that refuses, or fails after all retries
     `-- CheckpointError          a checkpoint that cannot be written or read
@@ -60,6 +61,7 @@ __all__ = [
     "RecipeError",
     "RunFolderError",
     "ShapeMismatch",
+    "SilentCorruption",
     "StaleContribution",
     "StartupTimeout",
     "StorageError",
@@ -235,6 +237,10 @@ class CoordinatorCutOff(CoordinatorLost):
 
 class ExchangeBroke(KdclError):
     """A connection of the exchange group broke, or a limit passed, while every process lives."""
+
+
+class SilentCorruption(KdclError):
+    """A number changed without an error: computed twice, or sent, it has other bits."""
 
 
 class StartupTimeout(KdclError):

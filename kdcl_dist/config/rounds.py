@@ -141,6 +141,19 @@ class RunSchedule:
             return self.ends_step(round) and not self.ends_epoch(round)
         return round.kind is Kind.CHECKPOINT and round.epoch + 1 < self.epochs
 
+    def tests(self, epoch: int) -> bool:
+        """Whether an epoch ends with a test."""
+        return self._is_last(epoch) or (epoch + 1) % self.evaluate_epochs == 0
+
+    def saves(self, epoch: int) -> bool:
+        """Whether a checkpoint follows an epoch."""
+        is_due = self._is_last(epoch) or (epoch + 1) % self.checkpoint_epochs == 0
+        return is_due or (self.best and self.tests(epoch))
+
+    def _is_last(self, epoch: int) -> bool:
+        """Whether an epoch is the last, of the run or of some cohort."""
+        return epoch + 1 == self.epochs or epoch in self.changes
+
     def first(self, step: int) -> Round:
         """The first round after `step` training steps and the rounds at the end of their epochs."""
         epoch = step // self.steps_per_epoch
@@ -170,14 +183,13 @@ class RunSchedule:
                 yield Round(Kind.TRAIN, epoch, step, part)
         for part in range(self.holdout_batches):
             yield Round(Kind.HOLDOUT, epoch, end, part)
-        last = epoch + 1 == self.epochs or epoch in self.changes
-        has_test = last or (epoch + 1) % self.evaluate_epochs == 0
+        last, has_test = self._is_last(epoch), self.tests(epoch)
         for part in range(self.test_passes * self.val_batches if has_test else 0):
             yield Round(Kind.VALIDATE, epoch, end, part)
         on_test = last or (has_test and not self.val_batches)
         for part in range(self.test_passes * self.test_batches if on_test else 0):
             yield Round(Kind.EVALUATE, epoch, end, part)
-        if last or (epoch + 1) % self.checkpoint_epochs == 0 or (has_test and self.best):
+        if self.saves(epoch):
             yield Round(Kind.CHECKPOINT, epoch, end)
 
     def _end(self) -> Iterator[Round]:

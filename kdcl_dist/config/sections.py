@@ -98,6 +98,11 @@ class Failure(Strict):
     max_bad_steps: NonNegativeInt = Field(
         default=10, description="Skipped steps in a row that are allowed. One more is a failure."
     )
+    verify_every_steps: NonNegativeInt = Field(
+        default=0,
+        description="One step in so many is computed twice by each student and compared, as is the step "
+        "before each checkpoint, to find silent corruption. `0`: none.",
+    )
 
     @property
     def allowed(self) -> int:

@@ -26,7 +26,8 @@ from typing import Any
 
 from torch import Tensor
 
-from kdcl_dist.errors import ForeignMessage, KdclError
+from kdcl_dist.errors import ForeignMessage, KdclError, SilentCorruption
+from kdcl_dist.exchange.checksum import is_intact, write_checksum
 from kdcl_dist.exchange.gloo import form_gloo
 from kdcl_dist.exchange.layout import ExchangeLayout
 from kdcl_dist.exchange.message import HEADER, Flag, Identity, Message
@@ -82,7 +83,7 @@ class Exchange:
         self.monitor, self.run, self.generation, self.all_to_all = monitor, run, generation, layout.all_to_all
         ranks = [*monitor.present, monitor.coordinator_rank]
         self.size, self.rank = len(ranks), ranks.index(monitor.rank)
-        self.step_s = step_s
+        self.step_s, self.has_checksums = step_s, layout.checksums
         self.root = self.size - 1
         self.workers = self.root - assistants
         reads = layout.all_to_all or self.rank == self.root
@@ -151,6 +152,7 @@ class Exchange:
         Raises:
             KdclError: as of `gather`; also when the coordinator refused the step.
             ForeignMessage: the answer is not of this run, generation or step.
+            SilentCorruption: a message or an answer has other bits than were sent; also raised by `gather`.
         """
         buffer = self._part(with_rows)
         self._run(lambda group, limit: self._from_coordinator(group, limit, buffer), limit_s)
@@ -201,8 +203,10 @@ class Exchange:
             buffers = [message.buffer for message in self.messages]
             works = [group.recv([buffer], rank, MESSAGE) for rank, buffer in enumerate(buffers)]
             await_each(works, limit, self._arrived)
+            self._check_bits_of(range(self.workers))
             self._await_sent(group, limit)
         else:
+            self._write_checksum(self.outgoing, self.outgoing.buffer)
             peers = [rank for rank in range(self.root) if self.all_to_all and rank != self.rank]
             self._expected = [group.recv([self.messages[rank].buffer], rank, MESSAGE) for rank in peers]
             readers = [self.root, *peers]
@@ -215,9 +219,11 @@ class Exchange:
         posted, self._posted = self._posted, None
         posted = posted or group.recv([buffer], self.root, ANSWER)
         posted.wait(limit + timedelta(seconds=PATIENCE_S))
+        self._check_bits(buffer, self.monitor.name, "the answer that it received")
         for expected in self._expected:  # the coordinator has these messages by now
             expected.wait(limit)
         if self.all_to_all:
+            self._check_bits_of([rank for rank in range(self.root) if rank != self.rank])
             # A peer that is lost does not take this message, and a wait for it would end with the limit only.
             # The message before has left: since they took it, all peers have sent another.
             self._sent, self._sent_before = self._sent_before, self._sent
@@ -226,6 +232,7 @@ class Exchange:
     def _answer_all(self, group: Any, buffer: Tensor) -> None:
         """Send the answer to every student that can be reached, then raise if one cannot."""
         broken: RuntimeError | None = None
+        self._write_checksum(self.answer, buffer)
         for rank in range(self.workers):
             try:
                 self._sent.append(group.send([buffer], rank, ANSWER))
@@ -235,6 +242,29 @@ class Exchange:
             with contextlib.suppress(RuntimeError):
                 self._await_sent(group, timedelta(seconds=LEAVE_S))
             raise broken
+
+    def _write_checksum(self, message: Message, part: Tensor) -> None:
+        """Write the checksum of the part of a message that is sent, if the run's messages have one."""
+        if self.has_checksums:
+            write_checksum(message, part)
+
+    def _check_bits_of(self, ranks: Sequence[int]) -> None:
+        """See that no bit of the messages of some ranks has changed since they were sent."""
+        for rank in ranks:
+            name = self.monitor.names[self.monitor.present[rank]]
+            self._check_bits(self.messages[rank].buffer, name, "its message")
+
+    def _check_bits(self, part: Tensor, student: str, what: str) -> None:
+        if not self.has_checksums or is_intact(part):
+            return
+        error = SilentCorruption(
+            f"{what} has other bits than were sent: the memory or the network of a host may be faulty",
+            student=student,
+            step=int(self.outgoing.header["step"]),
+            phase=self.monitor.heartbeat.phase,
+        )
+        self.monitor.cause = self.monitor.report(error)
+        raise self.monitor.cause
 
     def _await_sent(self, group: Any, limit: timedelta) -> None:
         """Wait until the last messages have left, as they have once they are answered."""

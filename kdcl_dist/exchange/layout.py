@@ -26,11 +26,13 @@ class ExchangeLayout(NamedTuple):
         message: of a worker's message, which holds the share of a student with the fewest replicas.
         answer: of the coordinator's answer.
         all_to_all: whether students read each other's messages; otherwise only the coordinator does.
+        checksums: whether each message has a checksum, which its readers check.
     """
 
     message: MessageLayout
     answer: MessageLayout
     all_to_all: bool = False
+    checksums: bool = False
 
     @classmethod
     def of(cls, recipe: Recipe, classes: int) -> ExchangeLayout:
@@ -41,6 +43,7 @@ class ExchangeLayout(NamedTuple):
             MessageLayout(rows, classes, dtype),
             MessageLayout(answer_rows(recipe), classes, dtype),
             all_to_all=recipe.distillation.peers,
+            checksums=recipe.failure.verify_every_steps > 0,
         )
 
 

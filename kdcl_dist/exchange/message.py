@@ -37,7 +37,7 @@ __all__ = [
 ]
 
 MAGIC = 0x4B44434C
-PROTOCOL = 5
+PROTOCOL = 6
 #: The most students of one cohort; each has a bit in the header of the coordinator's answer.
 MAX_STUDENTS = 256
 
@@ -100,6 +100,7 @@ HEADER = np.dtype(
         ("part", "<i8"),
         ("rows", "<i4"),
         ("classes", "<i4"),
+        ("checksum", "<i8"),
         ("busy_s", "<f8"),
         ("bytes", "<i8"),
         ("digest", "u1", (32,)),

@@ -38,6 +38,9 @@ class Replicas:
         host: address of this process.
         device: of the network.
         limit_s: seconds after which a replica that does not answer counts as lost.
+
+    Attributes:
+        count, replica, device: as given.
     """
 
     def __init__(
@@ -45,7 +48,7 @@ class Replicas:
     ) -> None:
         self._store = store  # torch may use it for as long as the group lives
         self.group: Any | None = _form(store, replica, count, host, device, timedelta(seconds=limit_s))
-        self.count = count
+        self.count, self.replica, self.device = count, replica, device
 
     @classmethod
     def alone(cls, device: torch.device) -> Replicas:
@@ -90,6 +93,12 @@ class Replicas:
         for tensor in tensors:
             dist.all_reduce(tensor, group=self.group)
             tensor.div_(self.count)
+
+    def gathered(self, tensor: torch.Tensor) -> list[torch.Tensor]:
+        """The tensors of all replicas, by index; each gives one of the same size, on its device."""
+        found = [torch.empty_like(tensor) for _ in range(self.count)]
+        dist.all_gather(found, tensor, group=self.group)
+        return found
 
     def close(self) -> None:
         """Release the group; its connections close once the wrapped network is released too."""

@@ -99,6 +99,7 @@ class SharedExchange(Exchange):
             part.header["flags"], part.header["rows"] = flags, len(rows)
             for own, taken in zip(whole, part.contribution(), strict=True):
                 torch.index_select(own, 0, rows, out=taken)
+            self._write_checksum(part, part.buffer)
 
     def post_receive(self, with_rows: bool) -> None:
         """As of `Exchange`: with rows from all coordinators."""
@@ -117,6 +118,8 @@ class SharedExchange(Exchange):
             return
         posted, self._posted = self._posted, None
         await_each(posted or self._receives(group), limit + timedelta(seconds=PATIENCE_S))
+        for answer in self._answers:
+            self._check_bits(answer.buffer, self.monitor.name, "an answer that it received")
         self._await_sent(group, limit)
         self._join()
 

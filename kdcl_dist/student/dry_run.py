@@ -17,6 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from kdcl_dist.config.rounds import Kind, Round
 from kdcl_dist.data.samples import Inputs, described, forward, map_tensors, rows
 from kdcl_dist.data.training_data import TrainingData
 from kdcl_dist.distillation.losses import Losses
@@ -24,7 +25,10 @@ from kdcl_dist.distillation.methods import Context
 from kdcl_dist.errors import ModelError, of_user_code
 from kdcl_dist.exchange.replicas import Replicas
 from kdcl_dist.student.optimizer import build_optimizer
+from kdcl_dist.student.snapshot import Snapshot
+from kdcl_dist.student.step_tape import Lesson, StepTape
 from kdcl_dist.student.student import Student
+from kdcl_dist.student.verification import compute_again, listed, tolerance_of
 from kdcl_dist.utils.random_state import random_state_kept
 
 __all__ = ["check_head", "check_output", "dry_run", "random_loss", "try_step"]
@@ -169,6 +173,8 @@ def try_step(student: Student, inputs: Inputs, labels_B: Tensor) -> None:
             with _fails(student, count, f"students.{spec.name}.replicas: {model} cannot learn as replicas"):
                 student.join(Replicas.alone(student.device))
                 step()
+        if student.recipe.failure.verify_every_steps and student.learns(0):
+            _compare_steps(student, inputs, labels_B)
 
 
 def _hint(student: Student, rows: int) -> str:
@@ -187,6 +193,11 @@ def random_loss(student: Student, logits_BC: Tensor, labels_B: Tensor) -> Losses
     Raises:
         MethodError: a loss of the user's own cannot be loaded, or fails.
     """
+    return student.loss(logits_BC, *_random_lesson(student, labels_B))
+
+
+def _random_lesson(student: Student, labels_B: Tensor) -> Lesson:
+    """What a student learns from, with random logits of the others."""
     distillation, rows, target = student.recipe.distillation, len(labels_B), None
     peers = tuple(name for name in student.recipe.names if name != student.spec.name)
     if distillation.peers and peers:
@@ -194,7 +205,34 @@ def random_loss(student: Student, logits_BC: Tensor, labels_B: Tensor) -> Losses
     elif distillation.sends_target:
         target = F.log_softmax(torch.randn(rows, student.classes), dim=1)
     context = Context(students=peers, student=student.spec.name)
-    return student.loss(logits_BC, labels_B, target, context=context)
+    return Lesson(labels_B, target, None, context)
+
+
+def _compare_steps(student: Student, inputs: Inputs, labels_B: Tensor) -> None:
+    """See that a step that is computed twice gives the same: else silent corruption could not be told apart.
+
+    Raises:
+        ModelError: it does not.
+    """
+    before, tape, lr = Snapshot(student), StepTape(student), student.spec.optimizer.lr
+    for part in range(student.recipe.accumulate):
+        tape.begin(Round(Kind.TRAIN, 0, 0, part), inputs, learns=True)
+        logits_BC = student.forward(inputs, 0, part)
+        lesson = _random_lesson(student, labels_B)
+        tape.keep(lesson)
+        losses = student.loss(logits_BC, *lesson)
+        if student.loss.paused:  # nothing is learned from these random logits
+            return
+        skipped = student.learn(losses.total, lr, part)
+        sent_BC = student.contribution(logits_BC, 0, part)
+        tape.end(logits_BC, sent_BC, torch.stack([*losses, skipped]).detach())
+    if found := compute_again(tape, before, lr, tolerance_of(student))[1]:
+        raise ModelError(
+            f"failure.verify_every_steps: {student.recipe.failure.verify_every_steps}, but model "
+            f"{student.spec.model!r} or its optimizer gives other numbers when a step is computed again "
+            f"({listed(found)}): set it to 0",
+            student=student.spec.name,
+        )
 
 
 def _step(student: Student, inputs: Inputs, labels_B: Tensor) -> None:

@@ -24,7 +24,9 @@ from kdcl_dist.run.run import Run
 from kdcl_dist.run.validation import best_of
 from kdcl_dist.student.answer_reader import AnswerReader
 from kdcl_dist.student.step_part import StepPart, metrics_of
+from kdcl_dist.student.step_tape import Lesson
 from kdcl_dist.student.student import Student
+from kdcl_dist.student.verification import Verification
 
 __all__ = ["StudentLoop"]
 
@@ -70,6 +72,7 @@ class StudentLoop:
         self.answers = AnswerReader(student, worker.student, generation.students)
         self.schedule = replace(training_data.schedule, epochs=generation.epochs)
         self.position = generation.at
+        self.verification = Verification(student, self.schedule)
         self.batches = self._batches()
         self.parts: list[StepPart] = []
         self.left_out = self.paused = False
@@ -123,7 +126,7 @@ class StudentLoop:
 
     def _train(self, round: Round) -> Flag:
         """A part of a training step: forward pass, send the logits, receive the soft target, learn."""
-        student, enter = self.student, self.exchange.monitor.heartbeat.enter
+        student, sent, enter = self.student, self.exchange.outgoing, self.exchange.monitor.heartbeat.enter
         if round.part == 0:
             self.left_out = self.paused = False
         started_s, earlier_s = time.perf_counter(), self.ahead_s
@@ -131,15 +134,17 @@ class StudentLoop:
         loaded_s = time.perf_counter()
         enter("forward")
         learns = student.learns(round.epoch)
+        self.verification.begin(round, batch.inputs, learns)
         logits_BC = student.forward(batch.inputs, round.step, round.part, learns=learns)
         self._start_message(round)
         contribution_BC = student.contribution(logits_BC, round.step, round.part)
-        self.exchange.outgoing.write_rows(batch.ids, contribution_BC, batch.labels)
+        sent.write_rows(batch.ids, contribution_BC, batch.labels)
         computed_s = time.perf_counter()
-        busy_s = self.exchange.outgoing.header["busy_s"] = earlier_s + computed_s - self.answer_received_s
+        busy_s = sent.header["busy_s"] = earlier_s + computed_s - self.answer_received_s
         ahead, answer = self._exchange_rows(round, logits_BC, batch, learns)
         enter("backward")
         part = self._learn(round, logits_BC, batch, ahead, answer)
+        self.verification.end(round, logits_BC, sent, part)
         ended_s = time.perf_counter()
         # The slowest student does not wait; each of the others waits for as long as it was faster.
         slowest_s = float(answer.header["busy_s"])
@@ -224,7 +229,9 @@ class StudentLoop:
             student.undo_forward()
             return None
         read = self.answers.read(round, ahead.rows, answer, self.exchange.messages)
-        losses = student.loss(logits_BC, batch.loss_labels, *read, task=ahead.task)
+        lesson = Lesson(batch.loss_labels, *read)
+        self.verification.keep(lesson)
+        losses = student.loss(logits_BC, *lesson, task=ahead.task)
         figures: dict[str, float] = {"step": round.step}
         if not student.learns(round.epoch):
             return StepPart.of(figures, losses)
@@ -280,6 +287,7 @@ class StudentLoop:
     def _checkpoint(self, round: Round) -> Flag:
         """Write the student's part and send its hash to the coordinator, whose manifest completes it."""
         self.exchange.monitor.heartbeat.enter("checkpoint", round.step)
+        self.verification.check_rest(round.step)
         self.student.share_buffers()
         self._start_message(round)
         if self.worker.replica == 0:  # the others have the same state

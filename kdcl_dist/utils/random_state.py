@@ -3,25 +3,40 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 import numpy as np
 import torch
 
-__all__ = ["random_state_kept", "seed_generators", "seed_torch"]
+__all__ = ["keep_random_state", "random_state_kept", "seed_generators", "seed_torch"]
+
+CPU = torch.device("cpu")
+
+
+def keep_random_state(device: torch.device = CPU) -> Callable[[], None]:
+    """Keep the state of the generators of Python, NumPy and torch, also of a GPU; the result restores it."""
+    of_python, of_numpy, of_torch = random.getstate(), np.random.get_state(), torch.get_rng_state()
+    of_gpu = torch.cuda.get_rng_state(device) if device.type == "cuda" else None
+
+    def restore() -> None:
+        random.setstate(of_python)
+        np.random.set_state(of_numpy)
+        torch.set_rng_state(of_torch)
+        if of_gpu is not None:
+            torch.cuda.set_rng_state(of_gpu, device)
+
+    return restore
 
 
 @contextmanager
 def random_state_kept() -> Iterator[None]:
     """Restore the generators of Python, NumPy and torch's CPU on leaving: making views seeds them."""
-    states = random.getstate(), np.random.get_state()
-    with torch.random.fork_rng([]):
-        try:
-            yield
-        finally:
-            random.setstate(states[0])
-            np.random.set_state(states[1])
+    restore = keep_random_state()
+    try:
+        yield
+    finally:
+        restore()
 
 
 def seed_generators(seed: int) -> None:

@@ -92,6 +92,23 @@ def test_the_others_go_on_and_it_joins_them_again(
     assert latest(run.folder, print) is not None
 
 
+def test_the_others_go_on_without_a_student_whose_numbers_changed(
+    tmp_path: Path, inject: Inject, make_recipe: MakeRecipe, make_run: MakeRun
+) -> None:
+    once = tmp_path / "flipped"
+    held = inject(*HELD, until="returns")
+    inject("b", "start", 0, "hold", after=once, until=held)
+    flips = f"students.b.model={{name: 'nets:Flips', once: {once}}}"
+    run = make_run(make_recipe(*CONTINUE, flips, "failure.verify_every_steps=5"))
+    events = train(run)
+    record = read_record(run.folder)
+    (cause,), (absence,) = record["failures"]["causes"], record["absences"]
+    assert (cause["error"], cause["student"], cause["step"]) == ("SilentCorruption", "b", 4)
+    assert (absence["student"], absence["state_of"], absence["until"]) == ("b", 3, 10)
+    assert [len(set(pids(events, name))) for name in ("a", "b")] == [1, 2]
+    assert set(range(12)) - set(values(run, "a", "train", "top1")) <= {4, 5}
+
+
 def test_too_few_wait_and_keep_what_they_learned(
     inject: Inject, make_recipe: MakeRecipe, make_run: MakeRun
 ) -> None:

@@ -54,6 +54,7 @@ def test_weights_and_metrics_are_those_of_one_coordinator(
     method: str, make_recipe: MakeRecipe, make_run: MakeRun, tmp_path: Path
 ) -> None:
     more = ["analysis.every_steps=1", "accumulate=2"] if method in ("general", "mean") else []
+    more.append("failure.verify_every_steps=2")  # changes nothing
     runs = [
         make_run(recipe_for(method, make_recipe, tmp_path, *more, f"coordinators={count}"))
         for count in (1, 3)

@@ -145,6 +145,22 @@ def test_a_run_with_a_fault_ends_as_one_without(
     assert_nothing_is_left(run, events)
 
 
+def test_a_number_that_changed_is_undone(
+    tmp_path: Path, make_recipe: MakeRecipe, make_run: MakeRun, undisturbed: Folder
+) -> None:
+    """One bit of a logit, from which the other student has learned by the time at which it is found."""
+    flips = f"students.b.model={{name: 'nets:Flips', once: {tmp_path / 'flipped'}}}"
+    run = make_run(make_recipe(*OVERRIDES, flips, "failure.verify_every_steps=5"))
+    events = train(run)
+    assert_as_undisturbed(run, undisturbed)
+    (cause,) = read_record(run.folder)["failures"]["causes"]
+    assert (cause["error"], cause["student"], cause["step"]) == ("SilentCorruption", "b", 4)
+    assert cause["host"] == "127.0.0.1"
+    assert cause["message"].startswith("logits, sent logits")
+    assert [len(set(pids(events, name))) for name in ("a", "b")] == [1, 2]
+    assert_nothing_is_left(run, events)
+
+
 @pytest.mark.parametrize(
     ("who", "phase", "how"),
     [

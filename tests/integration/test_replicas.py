@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 from cohorts import Cohort, MakeRecipe, assert_same, weights
 from equality import PAIR, check_replicas, single
 
-from kdcl_dist.errors import StudentLost
+from kdcl_dist.errors import SilentCorruption, StudentLost
 from kdcl_dist.launch import local
 from kdcl_dist.run.metrics import read_metrics
 from kdcl_dist.run.record import read_record
@@ -26,7 +27,8 @@ def test_unequal_replicas_give_the_result_of_whole_batches(
     method: str, make_recipe: MakeRecipe, make_run: MakeRun
 ) -> None:
     holdout = ["data.holdout_per_class=3"] if method == "general" else []
-    run = make_run(make_recipe(PAIR, f"distillation.method={method}", *holdout))
+    verify = "failure.verify_every_steps=2"  # which changes nothing
+    run = make_run(make_recipe(PAIR, f"distillation.method={method}", *holdout, verify))
     cohort = Cohort(run).train()
     assert not cohort.errors
     assert cohort.finished.keys() == {"coordinator", "a/0", "a/1", "b"}
@@ -95,3 +97,14 @@ def test_a_replica_that_dies_is_named(make_recipe: MakeRecipe, make_run: MakeRun
         local.launch(run, lambda event: None, threading.Event())
     assert caught.value.student == "a/1"
     assert "SIGKILL" in str(caught.value)
+
+
+def test_a_replica_whose_numbers_change_is_named(
+    tmp_path: Path, make_recipe: MakeRecipe, make_run: MakeRun
+) -> None:
+    """The other replica has the same gradient, and is right."""
+    flips = f"{{name: 'nets:Flips', once: {tmp_path / 'flipped'}, where: kdcl-a/1}}"
+    run = make_run(make_recipe(PAIR, f"students.a.model={flips}", "failure.verify_every_steps=5"))
+    with pytest.raises(SilentCorruption, match=r"student 'a/1', step 4, .* logits, sent logits") as caught:
+        local.launch(run, lambda event: None, threading.Event())
+    assert caught.value.student == "a/1"

@@ -20,12 +20,15 @@ from kdcl_dist.run.run import Run
 
 WEIGHTS = "class_weights={class 0: 2.0, class 1: 0.5, class 2: 1, class 3: 3.5}"
 
+VERIFY = "failure.verify_every_steps"
+
 FIELDS = {
     "label_smoothing": ["students.a.label_smoothing=0.1"],
     "label_smoothing and dml": [
         "students.b.label_smoothing=0.2",
         "distillation.method=dml",
         "accumulate=2",
+        f"{VERIFY}=1",
     ],
     "clip_grad_norm": ["students.a.clip_grad_norm=0.1", "students.b.clip_grad_norm=0.5"],
     "decay_norm_and_bias": ["students.a.optimizer={weight_decay: 0.1, decay_norm_and_bias: false}"],
@@ -34,16 +37,19 @@ FIELDS = {
         "students.a.ema={decay: 0.6}",
         "students.b.ema={decay: 0.6, warmup: false}",
         "students.b.schedule={name: cosine, min_lr: 0.01}",
+        f"{VERIFY}=1",
     ],
     "nadamw, lion": [
         "students.a.optimizer={name: nadamw, weight_decay: 0.1}",
         "students.b.optimizer={name: lion, weight_decay: 0.1}",
+        f"{VERIFY}=2",
     ],
     "accumulate": [
         "accumulate=4",
         "distillation.logit_noise=0.1",
         "students.a.ema={decay: 0.5}",
         "students.b.clip_grad_norm=0.5",
+        f"{VERIFY}=1",
     ],
     "accumulate and general": ["accumulate=2", "distillation.method=general", "data.holdout_per_class=3"],
     "train_per_class, val_fraction and general": [
@@ -72,6 +78,7 @@ FIELDS = {
         "distillation.loss={name: dkd, alpha: 0.5, beta: 2.0}",
         "distillation.window=3",
         "distillation.wire_precision=fp16",
+        f"{VERIFY}=2",
     ],
     "loss bdkd and mixup": [
         "distillation.loss=bdkd",
@@ -101,6 +108,7 @@ SWITCHING = [
     "accumulate=2",
     "data.mixup={probability: 0.5}",
     "batch_size=8",
+    f"{VERIFY}=1",
 ]
 
 #: All kinds of fields at once, but for the method.
@@ -118,6 +126,7 @@ ALL = [
     "data.mixup={alpha: 0.2, probability: 0.5}",
     "data.cutmix={probability: 0.5}",
     VIEWS,
+    f"{VERIFY}=2",
 ]
 
 #: One student of two workers, whose samples have partners in the other worker's share.
@@ -129,6 +138,7 @@ MIXED_PAIR = [
     "data.loader_workers=1",
     "distillation.invariant=false",
     f"students.a.{WEIGHTS}",
+    f"{VERIFY}=2",
 ]
 
 

@@ -9,6 +9,7 @@ import signal
 import threading
 import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -117,6 +118,24 @@ class KilledInOne(Plain):
     def trouble(self, step: int, logits: Tensor) -> Tensor:
         if step == 3 and multiprocessing.current_process().name == "kdcl-a/1":
             os.kill(os.getpid(), signal.SIGKILL)
+        return logits
+
+
+class Flips(Plain):
+    """The lowest bit of one logit flips at step 4, in the first process that can make the file `once`.
+
+    With `where` only in the process of that name.
+    """
+
+    def __init__(self, num_classes: int, once: str, where: str = "") -> None:
+        super().__init__(num_classes)
+        self.once, self.where = Path(once), where
+
+    def trouble(self, step: int, logits: Tensor) -> Tensor:
+        here = multiprocessing.current_process().name
+        if step == 4 and self.where in ("", here) and not self.once.exists():
+            self.once.touch()
+            logits.data.view(torch.int32)[0, 0] ^= 1
         return logits
 
 

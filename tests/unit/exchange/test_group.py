@@ -8,11 +8,14 @@ import time
 import pytest
 import torch
 from groups import Together, exchange_step, run_group, small_layout
+from torch import Tensor
 
 from kdcl_dist.config.rounds import Kind
-from kdcl_dist.errors import ForeignMessage, NonFiniteLogits, StudentFailed
+from kdcl_dist.errors import ForeignMessage, NonFiniteLogits, SilentCorruption, StudentFailed
+from kdcl_dist.exchange import group
+from kdcl_dist.exchange.checksum import write_checksum
 from kdcl_dist.exchange.group import Exchange
-from kdcl_dist.exchange.message import Flag
+from kdcl_dist.exchange.message import Flag, Message
 
 
 @pytest.fixture(params=[False, True], ids=["star", "mutual"])
@@ -49,6 +52,26 @@ def test_an_answer_does_not_wait_for_a_student_that_expects_it(together: Togethe
         return answer.contribution().logits.sum().item()
 
     assert together(work, step_s=20) == [6.0] * 4
+
+
+@pytest.mark.parametrize(("sender", "named"), [(1, {"b"}), (3, {"a", "b", "c"})], ids=["message", "answer"])
+@pytest.mark.parametrize("all_to_all", [False, True], ids=["star", "mutual"])
+def test_a_bit_that_flips_on_the_way_is_found(
+    all_to_all: bool, sender: int, named: set[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The error names who sent the message, or who received the answer."""
+
+    def checksum_and_flip(message: Message, part: Tensor) -> None:
+        write_checksum(message, part)
+        if (int(message.header["sender"]), int(message.header["step"])) == (sender, 1):
+            part[-1] ^= 4
+
+    monkeypatch.setattr(group, "write_checksum", checksum_and_flip)
+    layout = small_layout(all_to_all)._replace(checksums=True)
+    found = run_group(lambda exchange: [exchange_step(exchange, n) for n in range(3)], layout=layout)
+    assert {type(each) for each in found} == {SilentCorruption}
+    assert {each.student for each in found} <= named
+    assert {each.step for each in found} == {1}
 
 
 def test_a_reported_failure_reaches_all_at_once(together: Together) -> None:
