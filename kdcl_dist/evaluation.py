@@ -202,7 +202,7 @@ def _checkpoints(
     if isinstance(epoch, int):
         newest = checkpoint_of_epoch(folder, per_epoch, epoch, f"--epoch {epoch}")
     done = max(0, newest.step - 1) // per_epoch
-    joined = {index: each.name for index, each in enumerate(recipe.students) if each.from_epoch - 1 <= done}
+    joined = {index: each.name for index, each in recipe.networks.items() if each.from_epoch - 1 <= done}
     if missing := [name for name in joined.values() if name not in newest.parts]:
         raise RunFolderError(
             f"{displayed(folder.uri)!r} cannot be evaluated: {newest.folder} has no student "
@@ -224,7 +224,8 @@ def _restored(
     """The aggregator with its state of a checkpoint, and each student with its state of its own."""
     aggregator = Aggregator(recipe)
     aggregator.load_state_dict(read_part(folder, manifest, COORDINATOR)["coordinator"])
-    aggregator.members = cohort_of(recipe, manifest, training_data.schedule.steps_per_epoch)
+    members = cohort_of(recipe, manifest, training_data.schedule.steps_per_epoch)
+    aggregator.members = [index for index in members if index in recipe.networks]
     students = {}
     for index, part in parts.items():
         students[index] = Student.of(training_data, index, device=device, resumed=True, trains=False)

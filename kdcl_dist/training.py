@@ -13,6 +13,7 @@ from typing import Literal
 from kdcl_dist.config.recipe import Recipe
 from kdcl_dist.config.stored_imports import import_strings
 from kdcl_dist.data.data_warnings import data_warnings
+from kdcl_dist.data.stored_fit import check_stored
 from kdcl_dist.data.training_data import TrainingData
 from kdcl_dist.errors import (
     CoordinatorLost,
@@ -138,14 +139,16 @@ def _check_call(recipe: Recipe, launcher: Launcher) -> None:
 
 
 def open_data(recipe: Recipe, on_event: Callable[[Event], None]) -> TrainingData:
-    """The training data, after the warnings about it and the recipe, and the check of the bank's memory.
+    """The training data, after the warnings on it and the recipe, and checks of stored logits and the bank.
 
     Raises:
-        UserError: the data cannot be used, or the bank has no room.
+        UserError: the data or a file of logits cannot be used, or the bank has no room.
     """
     training_data = TrainingData.open(recipe, lambda text: on_event(Note(text)))
     for warning in (*recipe.warnings(), *data_warnings(training_data)):
         on_event(Warned(warning))
+    for line in check_stored(training_data):
+        on_event(Note(f"stored logits: {line}"))
     memory = measure_bank_memory(recipe, len(training_data.train), len(training_data.train.classes))
     if memory is not None:
         on_event(Note(f"bank of logits: {memory}"))

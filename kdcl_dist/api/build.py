@@ -16,6 +16,7 @@ from kdcl_dist.config.distillation import Distillation
 from kdcl_dist.config.error_text import describe_errors
 from kdcl_dist.config.model import Model
 from kdcl_dist.config.recipe import Recipe
+from kdcl_dist.config.student import NO_MODEL
 from kdcl_dist.config.student import Student as StudentFields
 from kdcl_dist.errors import RecipeError
 from kdcl_dist.utils.objects import MODULE, Copied, Given
@@ -40,11 +41,11 @@ class Student:
     """One student of `train(students=...)`.
 
     Args:
-        model: the network, as `train` takes it without this class.
+        model: the network, as `train` takes it without this class; none of a student with `logits`, a file.
         fields: fields of the student by their names in a recipe, such as `optimizer={"lr": 0.01}`.
     """
 
-    def __init__(self, model: Network, **fields: Any) -> None:
+    def __init__(self, model: Network = NO_MODEL, **fields: Any) -> None:
         self.model, self.fields = model, fields
 
     def __repr__(self) -> str:
@@ -149,7 +150,9 @@ def build_recipe(
     recipe = parts[Recipe] | {
         "data": section,
         "distillation": {**parts[Recipe].get("distillation", {}), **parts[Distillation]},
-        "students": [_student({**parts[StudentFields], **item}) for item in items],
+        "students": [
+            item if "logits" in item else _student({**parts[StudentFields], **item}) for item in items
+        ],
     }
     if section.get("val") is not None or section.get("val_fraction") is not None:
         recipe["checkpoint"] = {"best": "top1"} | recipe.get("checkpoint", {})

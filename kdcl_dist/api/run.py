@@ -156,7 +156,8 @@ class Run:
     @property
     def classes(self) -> list[str]:
         """The names of the classes in the order of the columns of `predict`."""
-        return list(self._source(self.recipe.names[0], "last").training_data.test.classes)
+        first = next(iter(self.recipe.networks.values()))
+        return list(self._source(first.name, "last").training_data.test.classes)
 
     def evaluate(self, data: Any = None, epoch: When = "last", device: str = "auto") -> Evaluation:
         """Test the students and the ensemble; as `kdcl evaluate`.

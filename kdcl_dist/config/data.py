@@ -52,6 +52,11 @@ class Data(Strict):
         default=None, description="Classes to learn, at least two, in the order of their labels. `null`: all."
     )
     augment: list[Transform] = Field(default=[], description="Transforms of the training view.")
+    views: PositiveInt | None = Field(
+        default=None,
+        description="Number of views of a sample that training shows in turn, one an epoch. `null`: a new "
+        "view each epoch.",
+    )
     test_view: list[Transform] = Field(
         default=[], description="Transforms of test, validation and held-out samples."
     )
@@ -101,6 +106,10 @@ class Data(Strict):
     def mixes(self) -> bool:
         """Whether training samples are mixed, at some steps at least."""
         return self.mixup is not None or self.cutmix is not None
+
+    def view_of(self, epoch: int) -> int:
+        """The number of the view that training shows of each sample in an epoch."""
+        return epoch if self.views is None else epoch % self.views
 
     @property
     def has_val(self) -> bool:

@@ -15,9 +15,10 @@ from kdcl_dist.config.base import Name, Seed, Strict
 from kdcl_dist.config.data import Data
 from kdcl_dist.config.distillation import Distillation
 from kdcl_dist.config.presence import changes_of, check_presence, members_of
-from kdcl_dist.config.schedules import Constant, MultiStep, Warmup
+from kdcl_dist.config.schedules import Constant, MultiStep
 from kdcl_dist.config.sections import Analysis, Checkpoint, EarlyStopping, Evaluate, Failure, Limits
 from kdcl_dist.config.student import Student, Worker
+from kdcl_dist.config.student_warnings import student_warnings
 from kdcl_dist.config.tracking import Tracker, name_of
 from kdcl_dist.errors import ASSISTANT
 
@@ -86,9 +87,24 @@ class Recipe(Strict):
         """All workers in the order of the cohort: "a" for one replica, "a/0" and "a/1" for two."""
         return [
             Worker(index, replica, student.name if student.replicas == 1 else f"{student.name}/{replica}")
-            for index, student in enumerate(self.students)
+            for index, student in self.networks.items()
             for replica in range(student.replicas)
         ]
+
+    @property
+    def networks(self) -> dict[int, Student]:
+        """The students that have processes, by their indices in the cohort."""
+        return {index: each for index, each in enumerate(self.students) if each.logits is None}
+
+    @property
+    def stored(self) -> dict[int, str]:
+        """The files of the students whose logits are stored, by the students' indices in the cohort."""
+        return {index: each.logits for index, each in enumerate(self.students) if each.logits is not None}
+
+    @property
+    def answers_rows(self) -> bool:
+        """Whether the coordinator's answer to a training step has rows: targets, or peers' stored logits."""
+        return self.distillation.sends_target or (self.distillation.peers and bool(self.stored))
 
     @property
     def assistants(self) -> list[str]:
@@ -150,28 +166,12 @@ class Recipe(Strict):
         return [transform.item() for transform in chosen]
 
     def is_frozen(self, student: Student) -> bool:
-        """Whether the student never learns: a frozen one, or a teacher of method `teacher`."""
-        return student.frozen or student.name in self.distillation.teachers
+        """Whether the student never learns: a frozen one, a file, or a teacher of method `teacher`."""
+        return student.frozen or student.logits is not None or student.name in self.distillation.teachers
 
     def warnings(self) -> list[str]:
         """Settings that are allowed but hardly intended, one line each."""
-        starts = Counter(
-            (s.model, s.weights or s.seed) for s in self.students if s.weights or s.seed is not None
-        )
-        found = [
-            f"{count} students start identical (model {model!r}, seed or weights {start!r}): they teach each "
-            f"other nothing new; give them different seeds, or seed: null"
-            for (model, start), count in starts.items()
-            if count > 1
-        ]
-        for student in self.students:
-            schedule, epochs = student.schedule, self.epochs_of(student)
-            path = f"students.{student.name}.schedule"
-            if isinstance(schedule, MultiStep) and any(m >= epochs for m in schedule.milestones):
-                found.append(f"{path}.milestones: {schedule.milestones} go beyond the {epochs} epochs")
-            if isinstance(schedule, Warmup) and schedule.warmup_epochs >= epochs:
-                found.append(f"{path}.warmup_epochs: {schedule.warmup_epochs}, but there are {epochs} epochs")
-        return found
+        return student_warnings(self.students, self.epochs_of)
 
 
 def _names_differ(recipe: Recipe) -> None:
@@ -199,8 +199,9 @@ def _frozen_students_only_teach(recipe: Recipe) -> None:
     frozen = [student for student in recipe.students if recipe.is_frozen(student)]
     for student in frozen:
         who = "the teacher" if student.name in recipe.distillation.teachers else "the student"
+        no_weights = student.weights is None and student.logits is None
         for field, value, why in (
-            ("weights", student.weights is None, "so its weights must be given (got null)"),
+            ("weights", no_weights, "so its weights must be given (got null)"),
             ("transfer", student.transfer, f"so it cannot learn a new head (got {student.transfer!r})"),
             ("ema", student.ema, "so its weights have no average"),
             ("epochs", student.epochs, f"so it has no epochs in which it learns (got {student.epochs})"),
@@ -300,6 +301,9 @@ def _mixed_samples_can_be_learned(recipe: Recipe) -> None:
             f"{field}: a sample's partner is of the same step, and students share a step's samples with "
             f"distillation.window 1 only (got {recipe.distillation.window!r})"
         )
+    if stored := [recipe.names[index] for index in recipe.stored]:
+        name = f"students.{stored[0]}.logits"
+        raise ValueError(f"{name}: a file has no logits of mixed samples ({field}): leave one of both out")
     if recipe.part_size == 1:
         raise ValueError(
             f"{field}: one sample alone has no other to be mixed with (batch_size is {recipe.batch_size}, "

@@ -19,7 +19,10 @@ from kdcl_dist.config.model import ModelSpec
 from kdcl_dist.config.optim import SGD, Optimizer
 from kdcl_dist.config.schedules import Cosine, MultiStep, Poly, Schedule
 
-__all__ = ["Ema", "Resources", "Student", "Worker"]
+__all__ = ["NO_MODEL", "Ema", "Resources", "Student", "Worker"]
+
+#: The model of a student whose logits a file has.
+NO_MODEL = "none"
 
 
 #: Names of other parts of a run folder; files of a student with such a name would overwrite them.
@@ -72,14 +75,22 @@ class Student(Strict):
     `frozen` student only teaches, from its `weights`: it runs in evaluation mode, without a backward pass and
     without an optimiser. `precision`, `compile`, `replicas` and `resources` are those of its forward passes.
 
+    With `logits` and no other field than `name`, a student is a file of stored logits. It only teaches, and
+    has no process, no GPU and no part in a checkpoint: the coordinator reads the rows of each step.
+
     `channels_last` and `compile` make the training steps faster on many GPUs, and change last bits of the
     results.
     """
 
     name: Name = Field(description="Name of the student, unlike that of any other.")
     model: ModelSpec = Field(
+        default=NO_MODEL,
         description="A built-in network (`kdcl models`), a library's (`torchvision:`, `timm:` or `hf:` "
-        "and its name), or an import string `package.module:factory`."
+        "and its name), or an import string `package.module:factory`. `none`: a file of `logits`.",
+    )
+    logits: str | None = Field(
+        default=None,
+        description="File of [stored logits](stored-logits.md), in place of a network. `null`: none.",
     )
     seed: Seed | None = Field(
         default=None,
@@ -159,6 +170,19 @@ class Student(Strict):
         if value.lower() in RESERVED_NAMES:
             raise ValueError(f"{', '.join(RESERVED_NAMES)} are names of other parts of a run")
         return value
+
+    @model_validator(mode="after")
+    def _is_a_network_or_a_file(self) -> Student:
+        if (self.model == NO_MODEL) != (self.logits is not None):
+            raise ValueError(
+                "a student needs one of model and logits, a network or a file of its logits (got model "
+                f"{self.model!r}, logits {self.logits!r})"
+            )
+        for name, field in type(self).model_fields.items():
+            given = name not in ("name", "logits") and getattr(self, name) != field.default
+            if self.logits is not None and given:
+                raise ValueError(f"{name}: the student is a file of logits ({self.logits!r}): leave it out")
+        return self
 
     @model_validator(mode="after")
     def _rate_falls(self) -> Student:

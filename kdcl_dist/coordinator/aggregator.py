@@ -18,10 +18,12 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from kdcl_dist.config.recipe import Recipe
+from kdcl_dist.config.rounds import Kind
 from kdcl_dist.coordinator.aligned_logits import Aligned, Arrivals, align, non_finite, recall
 from kdcl_dist.coordinator.logit_bank import LogitBank
 from kdcl_dist.coordinator.mixed_labels import with_largest_classes, with_mixed_labels
 from kdcl_dist.coordinator.own_method import load_method, try_method
+from kdcl_dist.coordinator.stored_members import StoredMembers
 from kdcl_dist.coordinator.window_check import WindowCheck
 from kdcl_dist.distillation.ensembles import general_weights
 from kdcl_dist.distillation.labels import largest_class
@@ -69,6 +71,7 @@ class Aggregator:
     Attributes:
         members: indices of the students whose epochs it is. present: of those of them that take part, where
             others have failed.
+        stored: the students whose logits files have; none until they are opened.
         bad_steps: by student the number of consecutive steps with logits or gradients that are not finite.
     """
 
@@ -80,6 +83,7 @@ class Aggregator:
         count = len(self.names)
         self.teachers = [self.names.index(name) for name in recipe.distillation.teachers]
         self.members = self.present = list(range(count))
+        self.stored = StoredMembers()
         self.weights_S = torch.full((count,), 1 / count, dtype=torch.float64)
         self.method: str | TargetMethod = recipe.distillation.method_name
         self.method_state: dict[str, Any] = {}
@@ -97,13 +101,20 @@ class Aggregator:
             self.method = load_method(own)
             try_method(self.method, tuple(self.names), classes, mixed=self.recipe.data.mixes)
 
-    def align(self, messages: Sequence[Message]) -> Aligned:
-        """Bring all messages of a step into one order, that of ascending sample ids.
+    @property
+    def senders(self) -> list[int]:
+        """Indices of the students that take part and send messages."""
+        return [index for index in self.present if index not in self.stored.files]
+
+    def align(self, messages: Sequence[Message], kind: Kind = Kind.EVALUATE) -> Aligned:
+        """Bring all messages of a test into one order, that of ascending sample ids; with stored logits.
 
         Raises:
             ContributionError: a message has other samples or labels than most; the error names the student.
+            DataError: as `StoredMembers.with_test_rows`.
         """
-        return align(self.parts(messages), self.present, self.names)
+        aligned = align(self.parts(messages), self.senders, self.names)
+        return self.stored.with_test_rows(aligned, kind).current()
 
     def parts(self, messages: Sequence[Message]) -> list[Contribution]:
         """Each student's rows of the messages of the present workers."""
@@ -139,21 +150,24 @@ class Aggregator:
         Raises:
             ContributionError: as `align`; where the recipe's window lets students send different samples
                 at a step, the samples must be the same by the window's end.
+            DataError: as `StoredMembers.with_training_rows`.
         """
         if self.window_check is not None:
-            self.window_check.add(parts, self.present, step)
+            self.window_check.add(parts, self.senders, step)
         if self.bank is None and self.recipe.distillation.window != 1:
             return Answer(parts, None, None, non_finite(parts))
         if self.bank is None:
-            aligned = align(parts, self.present, self.names, arrivals)
+            aligned = align(parts, self.senders, self.names, arrivals)
+            aligned = self.stored.with_training_rows(aligned, epoch).current()
             known = covered = with_mixed_labels(self.recipe, aligned, step * self.recipe.accumulate + part)
             parts = with_largest_classes(parts, known)
         else:
-            known = recall(self.bank, parts, self.present, self.names, step).of(self.members)
+            known = recall(self.bank, parts, self.senders, self.names, step).of(self.members)
+            known = self.stored.with_training_rows(known, epoch)
             covered = known.covered(self.teachers)
         target_BC = self.soft_target(covered, step, epoch)
         target = None if target_BC is None else Target(covered.ids, largest_class(covered.labels), target_BC)
-        return Answer(parts, known, target, known.bad)
+        return Answer(self.stored.parts(parts, known), known, target, known.bad)
 
     def soft_target(self, aligned: Aligned, step: int = 0, epoch: int = 0) -> Tensor | None:
         """The log-probabilities (B, C) of the soft target at the recipe's temperature.

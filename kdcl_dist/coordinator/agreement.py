@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 
+from kdcl_dist.coordinator.stored_members import StoredMembers
 from kdcl_dist.errors import (
     DataError,
     KdclError,
@@ -14,7 +15,7 @@ from kdcl_dist.membership.rendezvous import WorkerInfo
 from kdcl_dist.run.record import read_record
 from kdcl_dist.run.run import Run
 
-__all__ = ["changed_devices", "check_agreement", "check_same_data"]
+__all__ = ["changed_devices", "check_agreement", "check_same_data", "check_stored"]
 
 #: Which of its host's GPUs a device is, at the end of its text; see `kdcl_dist.utils.devices`.
 NUMBER = re.compile(r" \((GPU|MIG)[^()]*\)$")
@@ -63,6 +64,23 @@ def check_same_data(run: Run, worker: WorkerInfo) -> None:
             f"{str(run.folder)!r} cannot be resumed with other data: the fingerprints differ "
             f"(was {before}, is {worker.data})"
         )
+
+
+def check_stored(run: Run, stored: StoredMembers, worker: WorkerInfo) -> None:
+    """See that files of logits are of the data that a worker reads, and those with which the run began.
+
+    Raises:
+        DataError: a file is of other data.
+        RunFolderError: a file is another one.
+    """
+    stored.check(run.recipe, worker.data["train"], worker.classes)
+    before = read_record(run.folder).get("stored", {})
+    for name, found in stored.fingerprints.items():
+        if run.start is not None and before.get(name, found) != found:
+            raise RunFolderError(
+                f"{str(run.folder)!r} cannot be resumed with other logits of {name!r}: the fingerprint "
+                f"was {before[name][:12]}, is {found[:12]}"
+            )
 
 
 def changed_devices(run: Run, workers: Sequence[WorkerInfo]) -> list[str]:

@@ -52,6 +52,14 @@ class Aligned(NamedTuple):
         age_SB[list(students)] = self.age[list(students)]
         return self._replace(age=age_SB)
 
+    def present(self, student: int) -> Aligned:
+        """The samples of which a student has logits."""
+        return self if self.age is None else self.at(self.age[student] >= 0)
+
+    def current(self) -> Aligned:
+        """The same without ages, where all logits are of this step and none are left out."""
+        return self if self.bad or self.age is None or bool(self.age.any()) else self._replace(age=None)
+
     @property
     def there(self) -> Tensor:
         """Whether each student has logits of any of the samples, (S,)."""

@@ -50,6 +50,8 @@ def answer_round(
 ) -> Answer:
     """Form the soft target of a round's messages, and write it into the message that answers them.
 
+    With a method of peers the answer has the logits of the members that send no messages.
+
     Args:
         aggregator: forms it.
         messages: of the present workers.
@@ -67,4 +69,6 @@ def answer_round(
         # In half precision a tiny probability's logarithm would be infinite.
         lowest = torch.finfo(outgoing.layout.dtype).min
         outgoing.write_rows(answer.target.ids, answer.target.log_probabilities.clamp(min=lowest))
+    elif aggregator.recipe.answers_rows and answer.known is not None:
+        aggregator.stored.write_rows(answer.known, outgoing)
     return answer

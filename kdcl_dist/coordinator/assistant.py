@@ -18,6 +18,7 @@ from kdcl_dist.coordinator.answering import answer_round, gather_rows
 from kdcl_dist.coordinator.assistants import Order
 from kdcl_dist.coordinator.preparation import prepare_coordinator
 from kdcl_dist.coordinator.step_sums import StepSums
+from kdcl_dist.coordinator.stored_members import StoredMembers
 from kdcl_dist.coordinator.validation import check_messages
 from kdcl_dist.distillation.solving import prepare_solver
 from kdcl_dist.errors import KdclError
@@ -93,6 +94,7 @@ class _AssistantLoop:
         self.run, self.recipe, self.exchange = run, run.recipe, exchange
         self.aggregator = Aggregator(run.recipe)
         self.aggregator.present = list(spec.students)
+        self.aggregator.stored = StoredMembers.open(run.recipe)
         self.workers = [worker for worker in run.recipe.workers if worker.student in spec.students]
         limits = run.recipe.limits
         #: Seconds from one order to the next, if the rounds in between take as long as they may.

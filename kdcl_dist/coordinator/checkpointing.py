@@ -11,6 +11,7 @@ from kdcl_dist.config.student import Worker
 from kdcl_dist.coordinator.aggregator import Aggregator
 from kdcl_dist.coordinator.logit_bank import PREFIX, make_bank
 from kdcl_dist.coordinator.metrics_collector import MetricsCollector
+from kdcl_dist.coordinator.stored_members import StoredMembers
 from kdcl_dist.coordinator.window_check import make_window_check
 from kdcl_dist.exchange.message import Message
 from kdcl_dist.membership.monitor import COORDINATOR
@@ -48,6 +49,7 @@ class CoordinatorState:
         bank = make_bank(run.recipe, schedule.samples, classes)
         aggregator = Aggregator(run.recipe, bank, make_window_check(run.recipe, schedule))
         aggregator.load_method(classes)
+        aggregator.stored = StoredMembers.open(run.recipe)
         metrics, position = MetricsCollector(run, schedule, tracking), schedule.first(run.step)
         state = cls(aggregator, metrics, schedule, Validation(), position, run.start)
         if run.start is not None:

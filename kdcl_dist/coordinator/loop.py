@@ -112,7 +112,7 @@ class CoordinatorLoop:
         exchange.answer.reset(round.kind, round.step, round.part)  # the answer before has left by now
         exchange.answer.header["busy_s"] = max(float(message.header["busy_s"]) for message in messages)
         heartbeat.enter("ensemble")
-        with_rows = round.kind is Kind.TRAIN and self.recipe.distillation.sends_target
+        with_rows = round.kind is Kind.TRAIN and self.recipe.answers_rows
         try:
             self._process(round, messages)
         except KdclError as error:
@@ -262,13 +262,13 @@ class CoordinatorLoop:
     def _holdout(self, round: Round, messages: Sequence[Message]) -> None:
         if round.part == 0:
             self.aggregator.begin_holdout()
-        self.aggregator.add_holdout(self.aggregator.align(messages))
+        self.aggregator.add_holdout(self.aggregator.align(messages, round.kind))
         if round.part + 1 == self.schedule.holdout_batches:
             self.aggregator.update_weights()
             self.metrics.weights(round, self.aggregator.weights_S, self.aggregator.members)
 
     def _evaluate(self, round: Round, messages: Sequence[Message]) -> None:
-        aligned = self.aggregator.align(messages)
+        aligned = self.aggregator.align(messages, round.kind)
         self.metrics.test(round, self.present, aligned, self.aggregator.predict(aligned))
         if not self.schedule.ends_test(round):
             if self._may_emit():
@@ -286,7 +286,7 @@ class CoordinatorLoop:
 
     def _validated(self, round: Round, results: Values) -> None:
         """Keep the results of a test, and end the run with this epoch if they say so."""
-        students = [self.recipe.names[index] for index in self.present]
+        students = [self.recipe.names[index] for index in self.aggregator.senders]
         self.state.validation.add(round.epoch, round.step, results, students)
         if (why := self.state.stop_early()) is not None:
             self.exchange.answer.header["flags"] = Flag.LAST

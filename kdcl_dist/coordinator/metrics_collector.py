@@ -168,9 +168,10 @@ class MetricsCollector:
         ending = EMA if averaged else ""
         for index in present:
             name = self.recipe.names[index]
-            if not averaged or name in self.recipe.averaged:
+            own = aligned.present(index)
+            if len(own.ids) and (not averaged or name in self.recipe.averaged):
                 scores = self.scores.setdefault(name + ending, Scores())
-                scores.add_logits(aligned.logits[index], aligned.labels)
+                scores.add_logits(own.logits[index], own.labels)
         self.scores.setdefault(ENSEMBLE + ending, Scores()).add(ensemble_BC, aligned.labels)
 
     def end_test(self, round: Round) -> Values:

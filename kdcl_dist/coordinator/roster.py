@@ -53,6 +53,8 @@ class Roster:
         least = 1 if failure.policy == "stop" else min(failure.min_students, len(self.members))
         remaining = self._remaining()
         teachers = {self.recipe.names.index(name) for name in self.recipe.distillation.teachers}
+        if not self.ranks(remaining):  # stored logits alone learn nothing
+            return False
         return len(remaining) >= least and (not teachers or not teachers.isdisjoint(remaining))
 
     def named(self, names: Collection[str | None]) -> set[int]:
@@ -144,7 +146,7 @@ class Roster:
             position: the round that the coordinator would take next.
         """
         rounds, restored = [position], []
-        for index in present:
+        for index in (index for index in present if index in self.recipe.networks):
             found = (positions[rank] for rank in self.ranks([index]))
             own = {round and round.rewound for round in found}
             round = own.pop()

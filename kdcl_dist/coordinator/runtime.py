@@ -9,7 +9,7 @@ from dataclasses import replace
 import torch
 
 from kdcl_dist.config.rounds import Kind, RunSchedule
-from kdcl_dist.coordinator.agreement import changed_devices, check_agreement, check_same_data
+from kdcl_dist.coordinator.agreement import changed_devices, check_agreement, check_same_data, check_stored
 from kdcl_dist.coordinator.checkpointing import CoordinatorState
 from kdcl_dist.coordinator.loop import CoordinatorLoop
 from kdcl_dist.coordinator.preparation import prepare_coordinator
@@ -174,6 +174,7 @@ class _CoordinatorRuntime:
             self.emit(Warned(f"results may differ in the last bits: {'; '.join(changed)} (another device)"))
         restored = self._resume_state(run, schedule, joins, present)
         assert self.state is not None
+        check_stored(run, self.state.aggregator.stored, workers[0])
         state, joins, classes = self.state, joins | assisting, workers[0].classes
         state.aggregator.members = self.roster.members
         at, epochs, students = state.position, state.schedule.epochs, tuple(present)
@@ -287,7 +288,8 @@ class _CoordinatorRuntime:
     def _record_start(self, run: Run, schedule: RunSchedule, workers: Sequence[WorkerInfo]) -> None:
         assert self.state is not None
         step, per_epoch = self.state.position.step, schedule.steps_per_epoch
-        placement = record_start(run, self.roster, workers, self._epoch(run, schedule), per_epoch)
+        stored, epoch = self.state.aggregator.stored.fingerprints, self._epoch(run, schedule)
+        placement = record_start(run, self.roster, workers, stored, epoch, per_epoch)
         self.tracking.start()
         self.emit(Started(self.recipe.names, placement, schedule.epochs, per_epoch, step))
 

@@ -93,7 +93,7 @@ class Staleness:
 
 
 def sources_of(recipe: Recipe) -> list[list[int]]:
-    """For each student the peers whose logits form its soft target."""
+    """For each student the peers whose logits form its soft target; none for stored logits."""
     students = range(len(recipe.students))
     sources = [recipe.names.index(name) for name in recipe.distillation.teachers] or list(students)
-    return [[source for source in sources if source != index] for index in students]
+    return [[source for source in sources if index not in {source, *recipe.stored}] for index in students]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
@@ -20,7 +20,12 @@ FIELDS = ("host", "pid", "device", "parameters", "peak_memory", "cores")
 
 
 def record_start(
-    run: Run, roster: Roster, workers: Sequence[WorkerInfo], epoch: int, steps_per_epoch: int
+    run: Run,
+    roster: Roster,
+    workers: Sequence[WorkerInfo],
+    stored: Mapping[str, str],
+    epoch: int,
+    steps_per_epoch: int,
 ) -> Placement:
     """Record the start of a generation; returns the placement of its workers.
 
@@ -28,6 +33,7 @@ def record_start(
         run: the run, of this generation.
         roster: its students.
         workers: what each present worker reports of itself.
+        stored: fingerprints of the files of logits, by the members' names.
         epoch: of its first round, from 0.
         steps_per_epoch: of the run.
 
@@ -43,6 +49,7 @@ def record_start(
         placement=_of_leavers(run, epoch) | placement,
         generation={"run": run.id, "number": run.generation},
         absences=roster.absences.found,
+        stored=dict(stored),
         **({"cohort": history} if history else {}),
     )
     return placement

@@ -22,8 +22,12 @@ MAGIC_BYTES = 8
 HEADER, CUSTOM_METADATA, COMPRESSION, DICTIONARY_DATA = 2, 4, 3, 1
 
 
-def open_table(file: Path) -> pa.Table:
+def open_table(file: Path, remedy: str = "import it again") -> pa.Table:
     """The table in a file; its columns lie in the mapped file and take no memory of their own.
+
+    Args:
+        file: its path.
+        remedy: the end of an error.
 
     Raises:
         DataError: `file` is no regular file, no whole Arrow IPC file, is compressed, or contradicts itself.
@@ -41,7 +45,7 @@ def open_table(file: Path) -> pa.Table:
         return pa.Table.from_batches(_validated(stream, batches), schema)
     except (pa.ArrowException, OSError, ValueError, OverflowError, struct.error) as error:
         raise DataError(
-            f"{file}: not an Arrow IPC file, or truncated or damaged: {one_line(error)}; import it again"
+            f"{file}: not an Arrow IPC file, or truncated or damaged: {one_line(error)}; {remedy}"
         ) from error
 
 

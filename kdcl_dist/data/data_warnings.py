@@ -66,7 +66,7 @@ def _of_samples(training_data: TrainingData) -> list[str]:
 def _fields(training_data: TrainingData) -> dict[int, str]:
     """Each field that has transforms of training views, by the first student that has them."""
     fields: dict[str, int] = {}
-    for index in range(len(training_data.recipe.students)):
+    for index in training_data.recipe.networks:
         fields.setdefault(training_data.augment_field(index), index)
     return {index: field for field, index in fields.items()}
 

@@ -23,7 +23,7 @@ from kdcl_dist.data.arrow_file import open_table
 from kdcl_dist.errors import DataError, one_line
 from kdcl_dist.utils.hidden import is_hidden
 
-__all__ = ["KEY", "ArrowFiles", "check_range", "format_of", "list_shards", "read_metadata"]
+__all__ = ["KEY", "ArrowFiles", "check_range", "digest_blocks", "format_of", "list_shards", "read_metadata"]
 
 KEY = b"kdcl"
 
@@ -88,7 +88,7 @@ class ArrowFiles(ABC, Generic[InfoT]):
         digest = hashlib.sha256(json.dumps(asdict(self.info), sort_keys=True).encode())  # type: ignore[call-overload]
         digest.update(self.labels.tobytes())
         for file in self.files:
-            _digest_blocks(digest, file)
+            digest_blocks(digest, file)
         return digest.hexdigest()
 
     def _check_columns(self, file: Path, schema: pa.Schema) -> None:
@@ -182,7 +182,8 @@ def _labels(file: Path, table: pa.Table, classes: int) -> npt.NDArray[np.int64]:
     return labels_N
 
 
-def _digest_blocks(digest: Any, file: Path, blocks: int = 64, block_bytes: int = 65536) -> None:
+def digest_blocks(digest: Any, file: Path, blocks: int = 64, block_bytes: int = 65536) -> None:
+    """Add the size and some blocks of a file to a digest."""
     size = file.stat().st_size
     digest.update(size.to_bytes(8, "little"))
     with file.open("rb") as stream:

@@ -85,7 +85,7 @@ class TrainingData:
         with _naming_field("data.test_view"):
             transforms_of(self.test, self.recipe.data.test_items)
         collate_of(self.recipe.data.collate)
-        for index, student in enumerate(self.recipe.students):
+        for index, student in self.recipe.networks.items():
             with _naming_field(self.augment_field(index)):
                 transforms_of(self.train, self.recipe.augment_of(student))
             self.class_weights(index)
@@ -299,7 +299,8 @@ class TrainingData:
             mix = mix_of_round(self.recipe, turn, ids_B)
             if mix is not None:
                 mix = mix._replace(partners=replica_share(mix.partners, replica, replicas))
-            yield BatchSpec(0, epoch, replica_share(ids_B, replica, replicas), mix)
+            view = self.recipe.data.view_of(epoch)
+            yield BatchSpec(0, view, replica_share(ids_B, replica, replicas), mix)
 
     def _parts(self, seed: int, start: int) -> Iterator[tuple[int, Ids]]:
         """The epoch and one student's sample ids of each training round, from the first of a global step on.

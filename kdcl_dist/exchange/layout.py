@@ -38,7 +38,7 @@ class ExchangeLayout(NamedTuple):
     def of(cls, recipe: Recipe, classes: int) -> ExchangeLayout:
         """The layout that a recipe needs for data of so many classes."""
         dtype = DTYPES[recipe.distillation.wire_precision]
-        rows = max(share_of(recipe.part_size, 0, each.replicas) for each in recipe.students)
+        rows = max(share_of(recipe.part_size, 0, each.replicas) for each in recipe.networks.values())
         return cls(
             MessageLayout(rows, classes, dtype),
             MessageLayout(answer_rows(recipe), classes, dtype),
@@ -48,9 +48,12 @@ class ExchangeLayout(NamedTuple):
 
 
 def answer_rows(recipe: Recipe) -> int:
-    """Rows of the coordinator's answer: the samples of a round; a window has up to one batch per student."""
-    distillation, students = recipe.distillation, len(recipe.students)
+    """Rows of the coordinator's answer: the samples of a round; a window has up to one batch per student.
+
+    To students that learn from their peers' own logits it brings those of the stored members.
+    """
+    distillation, students = recipe.distillation, len(recipe.networks)
     if not distillation.sends_target:
-        return 0
+        return len(recipe.stored) * recipe.part_size if recipe.answers_rows else 0
     batches = students if distillation.window == "epoch" else min(students, distillation.window)
     return batches * recipe.part_size

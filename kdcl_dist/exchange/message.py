@@ -147,6 +147,11 @@ class Contribution(NamedTuple):
     labels: Tensor
     logits: Tensor
 
+    def split(self, count: int) -> list[Contribution]:
+        """The rows of so many students that have as many rows each, one student's after another's."""
+        columns = (column.chunk(max(count, 1)) for column in self)
+        return [Contribution(*part) for part in zip(*columns, strict=True)] if count else []
+
     @property
     def is_finite(self) -> bool:
         """Whether all logits are finite."""

@@ -72,8 +72,8 @@ class Preparation(Protocol):
 
     batch_size: int
 
-    def views(self, dataset: Dataset) -> Iterator[Sample | DataError]:
-        """The test view of each sample, or an error where the network cannot take it."""
+    def views(self, dataset: Dataset, number: int = 0) -> Iterator[Sample | DataError]:
+        """A view of each sample, the one with a number, or an error where the network cannot take it."""
 
     def stacked(self, views: Sequence[Any]) -> Inputs:
         """The batch of some views."""
@@ -98,12 +98,12 @@ class _OfImages:
         self.shape = description.input_shape or (1, 1, 1)
         self.batch_size = max(1, min(BATCH, BATCH_NUMBERS // math.prod(self.shape)))
 
-    def views(self, dataset: Dataset) -> Iterator[Sample | DataError]:
+    def views(self, dataset: Dataset, number: int = 0) -> Iterator[Sample | DataError]:
         """Views (C, H, W) of the network's size."""
         assert isinstance(dataset, ImageDataset)
         with _building(self.folder):
             views = Views(dataset, transforms_of(dataset, self.description.test_view), self.description.seed)
-        for view in _each(views, len(dataset)):
+        for view in _each(views, len(dataset), number):
             if isinstance(view, Tensor) and tuple(view.shape) != self.shape:
                 sizes = ["x".join(map(str, shape)) for shape in (view.shape, self.shape)]
                 yield DataError(
@@ -130,7 +130,7 @@ class _OfSamples:
         spec = description.collate
         self.values = {} if spec is None or isinstance(spec, str) else spec.values
 
-    def views(self, dataset: Dataset) -> Iterator[Sample | DataError]:
+    def views(self, dataset: Dataset, number: int = 0) -> Iterator[Sample | DataError]:
         """Views of the layout that the network takes."""
         assert not isinstance(dataset, ImageDataset)
         mean, std, seed = self.description.mean, self.description.std, self.description.seed
@@ -138,7 +138,7 @@ class _OfSamples:
         with _building(self.folder):
             transforms = transforms_of(dataset, self.description.test_view)
         views = SampleViews(dataset, transforms, seed, self.collate, scale)
-        for view in _each(views, len(dataset)):
+        for view in _each(views, len(dataset), number):
             yield view if isinstance(view, DataError) else self._checked(view)
 
     def _checked(self, view: Sample) -> Sample | DataError:
@@ -179,10 +179,10 @@ def _building(folder: Path) -> Iterator[None]:
         raise ExportError(f"{folder}: test_view: {error.message}; export it again") from error
 
 
-def _each(views: AnyViews, count: int) -> Iterator[Sample | DataError]:
+def _each(views: AnyViews, count: int, number: int) -> Iterator[Sample | DataError]:
     """Each view, or the error in its place."""
     for index in range(count):
         try:
-            yield views[0, index]
+            yield views[number, index]
         except DataError as error:
             yield error

@@ -222,7 +222,10 @@ def misfit(error: BaseException) -> str:
 
 def _student(folder: Folder, recipe: Recipe, name: str, *, ema: bool) -> tuple[Student, list[Student]]:
     """The student, and none; or one that stands for the ensemble, and its members."""
-    found = [each for each in recipe.students if name in (each.name, ENSEMBLE)]
+    stored = [recipe.names[index] for index in recipe.stored]
+    if name in stored:
+        raise RunFolderError(f"--student {name!r}: it is a file of stored logits, and has no network")
+    found = [each for each in recipe.networks.values() if name in (each.name, ENSEMBLE)]
     if not found:
         raise RunFolderError(
             f"--student {name!r}: {str(folder)!r} has no such student (it has {', '.join(recipe.names)}, and "
@@ -264,7 +267,8 @@ def _checkpoints(
     else:
         found = _latest(folder, warn)
     if len(names) > 1:
-        names = [recipe.names[index] for index in cohort_of(recipe, found, per_epoch)]
+        members = cohort_of(recipe, found, per_epoch)
+        names = [recipe.names[index] for index in members if index in recipe.networks]
     if epoch == "best":
         return found, {name: checkpoint_of_best(folder, recipe, found, name) for name in names}
     return found, dict.fromkeys(names, found)

@@ -25,7 +25,7 @@ def measure_cores(recipe: Recipe) -> float:
     The number of processes is the larger of the cohort's threads on the CPU and the number of cores. One
     process alone and all processes together compute in alternate windows.
     """
-    on_cpu = [student for student in recipe.students if not student.resources.gpu_share(auto=0.0)]
+    on_cpu = [student for student in recipe.networks.values() if not student.resources.gpu_share(auto=0.0)]
     threads = sum(student.replicas * student.resources.cpu for student in on_cpu)
     number = min(max(threads, len(os.sched_getaffinity(0))), MAX_PROCESSES)
     start = time.monotonic() + HEAD_START_S

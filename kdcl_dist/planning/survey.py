@@ -73,12 +73,12 @@ def survey(
         KdclError: something cannot be measured.
     """
     recipe = _on(recipe, choose_device(device).type)
-    measured = [student.name for student in recipe.students if student.name not in given]
+    measured = [student.name for student in recipe.networks.values() if student.name not in given]
     classes, channels, notes = _shape(recipe, needed=bool(measured))
-    most = max(workers - len(recipe.students) + 1, max(student.replicas for student in recipe.students))
+    replicas = [student.replicas for student in recipe.networks.values()]
+    most = max(workers - len(replicas) + 1, *replicas)
     students = [
-        _costs(recipe, index, most, given, (classes, channels), on_progress)
-        for index in range(len(recipe.students))
+        _costs(recipe, index, most, given, (classes, channels), on_progress) for index in recipe.networks
     ]
     if measured:
         shared = _measure_shared(recipe, classes, link, cores, on_progress)

@@ -16,7 +16,7 @@ __all__ = ["settings", "show"]
 def show(found: Survey, best: Prediction, workers: int) -> str:
     """The costs, the prediction for the recipe as it is, and the proposal."""
     recipe, model = found.recipe, found.model
-    now = model.predict([student.replicas for student in recipe.students])
+    now = model.predict([student.replicas for student in recipe.networks.values()])
     lines = [
         f"{recipe.name}: batch of {recipe.batch_size}; {note}" if not number else note
         for number, note in enumerate(found.notes)
@@ -42,7 +42,7 @@ def show(found: Survey, best: Prediction, workers: int) -> str:
 
 def settings(recipe: Recipe, best: Prediction) -> str:
     """The options of the command line that give a recipe the proposed replicas."""
-    pairs = zip(recipe.students, best.replicas, strict=True)
+    pairs = zip(recipe.networks.values(), best.replicas, strict=True)
     return " ".join(
         f"--set students.{student.name}.replicas={count}"
         for student, count in pairs
@@ -53,7 +53,7 @@ def settings(recipe: Recipe, best: Prediction) -> str:
 def _costs(recipe: Recipe, model: StepModel) -> list[str]:
     """Table of the costs of one worker, for the full batch or for the largest share that was measured."""
     rows = [("one worker alone", "device", "rows", "data ms", "compute ms")]
-    for student, figures in zip(recipe.students, model.students, strict=True):
+    for student, figures in zip(recipe.networks.values(), model.students, strict=True):
         samples = max(model.batch_size // count for count in figures.counts)
         cost, device = figures.cost(samples), _device(student.resources)
         rows.append((student.name, device, str(samples), _ms(cost.data_s), _ms(cost.compute_s)))
@@ -62,8 +62,8 @@ def _costs(recipe: Recipe, model: StepModel) -> list[str]:
 
 def _shares(recipe: Recipe, choice: Prediction) -> list[str]:
     rows = [("student", "replicas", "rows each", "busy ms", "idle")]
-    for index, name in enumerate(recipe.names):
-        count = choice.replicas[index]
+    for index, student in enumerate(recipe.networks.values()):
+        count, name = choice.replicas[index], student.name
         each = str(recipe.part_size // count)
         rows.append((name, str(count), each, _ms(choice.busy_s[index]), f"{choice.idle[index]:.1%}"))
     return _aligned(rows)

@@ -118,7 +118,7 @@ def _facts(run: RunData) -> dict[str, str]:
         "Classes": _plain(record.get("classes")),
         "Samples": _plain(record.get("samples")),
         "Held out per class": str(recipe.data.holdout_per_class or ""),
-        "Students": ", ".join(f"{student.name} ({student.model})" for student in recipe.students),
+        "Students": ", ".join(f"{each.name} ({each.logits or each.model})" for each in recipe.students),
         "Versions": _plain(record.get("versions")),
         "Data fingerprints": _plain(record.get("data")),
         "Run folder": displayed(run.uri),

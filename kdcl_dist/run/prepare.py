@@ -155,7 +155,8 @@ def _resumable(folder: Folder, recipe: Recipe, warn: Callable[[str], None]) -> t
         )
     if (start := latest(folder, warn)) is None:
         raise RunFolderError(f"nothing to resume: {str(folder)!r} has no complete checkpoint")
-    for name, student in zip(recipe.names, recipe.students, strict=True):
+    for student in recipe.networks.values():
+        name = student.name
         if name not in start.parts and student.from_epoch <= max(1, start.epoch):
             warn(
                 f"student {name!r} is not in {start.folder}: it was absent from the start on, or the "

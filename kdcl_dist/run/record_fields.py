@@ -102,6 +102,7 @@ class _Record(TypedDict, total=False):
     results: dict[str, _Scores] | dict[str, _Precision] | None
     versions: dict[str, str]
     data: dict[str, str]
+    stored: dict[str, str]
     placement: dict[str, _Place]
     classes: int
     samples: int

@@ -58,7 +58,7 @@ class AnswerReader:
         if distillation.peers:
             others = (peer for peer in self.present if peer != self.index)
             peers = [peer for peer in others if not answer.excludes(peer)]
-            target_PBC = self._logits_of(peers, rows.ids_B, messages) if peers else None
+            target_PBC = self._logits_of(peers, rows.ids_B, answer, messages) if peers else None
             return Read(target_PBC, context=self._context(round, peers))
         return self._target(rows, answer) if distillation.sends_target else Read()
 
@@ -69,9 +69,13 @@ class AnswerReader:
         row_B, covered_B = find_rows(rows.ids_B, ids_R)
         return Read(answer.logits[row_B], covered_B)
 
-    def _logits_of(self, peers: Sequence[int], ids_B: Tensor, messages: Sequence[Message]) -> Tensor:
-        """The peers' logits (P, B, C), as they were sent."""
-        parts = by_student(messages, self._senders, len(self.recipe.students))
+    def _logits_of(
+        self, peers: Sequence[int], ids_B: Tensor, answer: Message, messages: Sequence[Message]
+    ) -> Tensor:
+        """The peers' logits (P, B, C), as they were sent; those of stored members are in the answer."""
+        parts, stored = by_student(messages, self._senders, len(self.recipe.students)), self.recipe.stored
+        for index, own in zip(stored, answer.contribution().split(len(stored)), strict=True):
+            parts[index] = own
         rows = [parts[peer].logits[rows_of(ids_B, parts[peer].ids)] for peer in peers]
         return torch.stack(rows).float()
 

@@ -167,7 +167,7 @@ class StudentLoop:
         self, round: Round, logits_BC: Tensor, batch: Batch, learns: bool
     ) -> tuple[_Ahead, Message]:
         """Send the logits, and receive the answer; what does not need it is done meanwhile."""
-        with_rows = self.student.recipe.distillation.sends_target
+        with_rows = self.student.recipe.answers_rows
         try:
             self._send()
             self.exchange.post_receive(with_rows)

@@ -35,8 +35,8 @@ def check(run: Run) -> None:
     averages: dict[str, dict[str, torch.Tensor]] = {}
     expected = reference.train(run.recipe, averages)
     step = max(int(p.name[5:]) for p in Path(f"{run.folder.local}/checkpoints").iterdir())
-    for name, state in zip(run.recipe.names, expected, strict=True):
-        assert_same(weights(run.folder, step, name), state)
+    for index, student in run.recipe.networks.items():
+        assert_same(weights(run.folder, step, student.name), expected[index])
     for name, state in averages.items():
         assert_same(weights(run.folder, step, name, "ema"), state)
 

@@ -142,11 +142,16 @@ def train(
     validation = (dataset_at(recipe.data.val), None) if recipe.data.val else (data, sorted(val))
     passes = [] if passes is None else passes
     seeds, nets, optims = [], [], []
+    files = {i: stored_rows(s.logits) for i, s in enumerate(recipe.students) if s.logits}
     for i, s in enumerate(recipe.students):
         own = s.seed is not None
         given = derive(s.seed, Purpose.STUDENT_WITH_OWN_SEED) if own else 0
         seeds.append(given if own else derive(recipe.seed, Purpose.STUDENT, i))
         torch.manual_seed(derive(seeds[i], Purpose.INITIAL_WEIGHTS))
+        if i in files:
+            nets.append(torch.nn.Identity())
+            optims.append(None)
+            continue
         nets.append(network_of(s.model, len(data.classes), getattr(data, "channels", None)))
         if s.weights:
             nets[i].load_state_dict(torch.load(s.weights, weights_only=True))
@@ -156,11 +161,10 @@ def train(
     teachers = {i: given[name] for i, name in enumerate(recipe.names) if name in given}
     w = torch.full((S,), 1 / S, dtype=torch.float64)
     students = enumerate(recipe.students)
+    fixed = {*teachers, *files}
     join = [s.from_epoch - 1 for s in recipe.students]
     leave = [s.until_epoch or recipe.epochs for s in recipe.students]
-    last = [
-        0 if s.frozen or i in teachers else join[i] + (s.epochs or leave[i] - join[i]) for i, s in students
-    ]
+    last = [0 if s.frozen or i in fixed else join[i] + (s.epochs or leave[i] - join[i]) for i, s in students]
     T_epoch, k = len(train_ids) // recipe.batch_size, recipe.accumulate
     B = recipe.batch_size // k
     W = T_epoch if recipe.distillation.window == "epoch" else recipe.distillation.window
@@ -195,11 +199,16 @@ def train(
             logits = {}
             for i in there:
                 s = recipe.students[i]
+                if i in files:
+                    of_view = rows_of_epoch(files[i], epoch)
+                    logits[i] = torch.stack([of_view[id] for id in mine[i].tolist()])
+                    continue
                 view_seed = seeds[i] if recipe.distillation.invariant else recipe.seed
-                x = inputs(recipe, data, mine[i], recipe.augment_of(s), view_seed, epoch)
+                view = epoch % recipe.data.views if recipe.data.views else epoch
+                x = inputs(recipe, data, mine[i], recipe.augment_of(s), view_seed, view)
                 if lam < 1:
                     others = np.array([partner[id] for id in mine[i].tolist()])
-                    x2 = inputs(recipe, data, others, recipe.augment_of(s), view_seed, epoch)
+                    x2 = inputs(recipe, data, others, recipe.augment_of(s), view_seed, view)
                     x = mixed_images(x, x2, lam, box)
                 torch.manual_seed(derive(seeds[i], Purpose.STEP, *keys))
                 nets[i].train(epoch < last[i])
@@ -214,8 +223,9 @@ def train(
                 all_sent[i] = on_the_wire(recipe, sent)
             target: dict[int, Tensor] = {}
             if W > 1 and method != "none":
+                always = {i: rows_of_epoch(rows, epoch) for i, rows in files.items()}
                 target = windowed_targets(
-                    recipe, bank, all_sent, mine, labels, epoch * T_epoch + step, w, teachers
+                    recipe, bank, all_sent, mine, labels, epoch * T_epoch + step, w, teachers, always
                 )
             elif method not in NO_TARGET:
                 aligned = [all_sent[i][np.argsort(mine[i])] for i in there]
@@ -302,13 +312,17 @@ def train(
                         means[i] = moved(ema, means[i], nets[i].state_dict(), taken[i])
         if method == "general":
             w = torch.zeros(S, dtype=torch.float64)
-            w[there] = held_out_weights(recipe, data, [nets[i] for i in there], sorted(held))
+            rows_there = {there.index(i): rows for i, rows in files.items() if i in there}
+            w[there] = held_out_weights(recipe, data, [nets[i] for i in there], sorted(held), rows_there)
         last_epoch, every = epoch + 1 == recipe.epochs, recipe.evaluate.every_epochs
         if (recipe.data.val or val) and ((epoch + 1) % every == 0 or last_epoch):
             judged = copy.deepcopy(nets)
             for i, s in enumerate(recipe.students):
                 judged[i].load_state_dict(means[i] if s.ema else nets[i].state_dict())
-            scores = [score_of(recipe, net, *validation) for net in judged]
+            scores = [
+                (0.0, 0.0) if i in files else score_of(recipe, net, *validation)
+                for i, net in enumerate(judged)
+            ]
             states = [copy.deepcopy(net.state_dict()) for net in nets]
             passes.append(Pass(epoch, *map(list, zip(*scores, strict=True)), states, list(means)))
             if recipe.early_stopping and waited(recipe, passes) >= recipe.early_stopping.patience:
@@ -471,20 +485,30 @@ def windowed_targets(
     step: int,
     w: Tensor,
     teachers: dict[int, float],
+    always: dict[int, dict[int, Tensor]],
 ) -> dict[int, Tensor]:
-    """log p of the samples of a step that have one: all logits are kept first, then samples taken singly."""
+    """log p of the samples of a step that have one: all logits are kept first, then samples taken singly.
+
+    `always`: rows of files, which are there at any time.
+    """
     S, oldest = len(recipe.students), recipe.distillation.max_staleness
-    fresh = {(i, int(id)): z for i in sent for id, z in zip(mine[i], sent[i], strict=True)}
+    senders = [i for i in sent if i not in always]
+    fresh = {(i, int(id)): z for i in senders for id, z in zip(mine[i], sent[i], strict=True)}
     for key, z in fresh.items():
         bank[key] = step, (z - z.max()).clamp(min=-65504).half()
     found = {}
     for id in sorted({id for _, id in fresh}):
         there = [
-            i for i in range(S) if (i, id) in bank and (oldest is None or step - bank[i, id][0] <= oldest)
+            i
+            for i in range(S)
+            if i in always or ((i, id) in bank and (oldest is None or step - bank[i, id][0] <= oldest))
         ]
         if not set(teachers) & set(there) if teachers else len(there) < 2:
             continue
-        z = [fresh.get((i, id), bank[i, id][1].float())[None] for i in there]
+        z = [
+            (always[i][id] if i in always else fresh.get((i, id), bank[i, id][1].float()))[None]
+            for i in there
+        ]
         share = w[there]
         if len(there) < S:
             total = share.sum()
@@ -495,7 +519,9 @@ def windowed_targets(
     return found
 
 
-def held_out_weights(recipe: Recipe, data: Any, nets: list, held: list[int]) -> Tensor:
+def held_out_weights(
+    recipe: Recipe, data: Any, nets: list, held: list[int], files: dict[int, dict[tuple[int, int], Tensor]]
+) -> Tensor:
     """The weights of `general`, by its own function, from residuals taken here."""
     from kdcl_dist.distillation.ensembles import general_weights
 
@@ -505,13 +531,40 @@ def held_out_weights(recipe: Recipe, data: Any, nets: list, held: list[int]) -> 
         ids = np.array(held[start : start + B])
         x = inputs(recipe, data, ids, [], 0, 0)
         rows = []
-        for net in nets:
+        for i, net in enumerate(nets):
             net.eval()
             with torch.no_grad():
-                p = F.softmax(answer(net, x).double(), dim=1)
+                z = torch.stack([files[i][id, -1] for id in ids.tolist()]) if i in files else answer(net, x)
+                p = F.softmax(z.double(), dim=1)
             rows.append(p[torch.arange(len(ids)), torch.from_numpy(data.labels[ids])] - 1)
         parts.append(torch.stack(rows))
     return general_weights(torch.cat(parts, dim=1))
+
+
+def stored_rows(path: str) -> dict[tuple[int, int], Tensor]:
+    """The logits in a file, by sample and view."""
+    import json
+
+    import pyarrow as pa
+
+    with pa.memory_map(path) as file:
+        table = pa.ipc.open_file(file).read_all()
+    classes = len(json.loads(table.schema.metadata[b"kdcl"])["classes"])
+    found = {}
+    for row in table.to_pylist():
+        z = torch.tensor([float(each) for each in row["logits"]])
+        if "classes" in row:
+            largest, z = z, torch.full((classes,), float(row["rest"]))
+            for label, value in zip(row["classes"], largest, strict=True):
+                z[label] = value
+        found[row["id"], row["view"]] = z
+    return found
+
+
+def rows_of_epoch(rows: dict[tuple[int, int], Tensor], epoch: int) -> dict[int, Tensor]:
+    """The logits of an epoch's view, the test view where a file has no others, by sample."""
+    count = 1 + max(view for _, view in rows)
+    return {id: z for (id, view), z in rows.items() if view == (epoch % count if count else -1)}
 
 
 def images(data: ArrowDataset, ids: np.ndarray, augment: list, seed: int, epoch: int) -> Tensor:

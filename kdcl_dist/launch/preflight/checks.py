@@ -30,6 +30,7 @@ __all__ = [
     "clocks",
     "data",
     "evaluate_reports",
+    "logits",
     "network",
     "placement",
     "require",
@@ -114,6 +115,7 @@ def evaluate_reports(
         clocks(reports, asked, answered),
         shared_memory(recipe, reports),
         *bank(reports),
+        *logits(recipe, reports),
     ]
 
 
@@ -260,6 +262,14 @@ def bank(reports: Sequence[HostReport]) -> list[Check]:
     """Memory for the bank of logits, where the run has one, on the first host, the coordinator's."""
     memory = reports[0].bank_memory if reports else None
     return [] if memory is None else [Check("bank", str(memory), [memory.lack] if memory.lack else [])]
+
+
+def logits(recipe: Recipe, reports: Sequence[HostReport]) -> list[Check]:
+    """Files of stored logits that fit, where the run has members of such, on the coordinator's host."""
+    if not recipe.stored or not reports or not reports[0].has_data:
+        return []
+    lack = reports[0].problems.get("logits")
+    return [Check("logits", "; ".join(reports[0].stored) or "not usable", [] if lack is None else [lack])]
 
 
 def _hosts(reports: Sequence[HostReport]) -> str:

@@ -14,6 +14,8 @@ from dataclasses import dataclass, field
 from kdcl_dist.config.recipe import Recipe
 from kdcl_dist.data.dataset import fingerprint
 from kdcl_dist.data.sources.opening import DataSets
+from kdcl_dist.data.stored_fit import check_stored
+from kdcl_dist.data.training_data import TrainingData
 from kdcl_dist.errors import KdclError, one_line
 from kdcl_dist.launch.preflight.bank_memory import BankMemory, measure_bank_memory
 from kdcl_dist.run.run import versions
@@ -34,11 +36,12 @@ class HostReport:
         hostname: the name that it gives itself.
         versions: of all packages on which a result can depend.
         data: fingerprints of the data sets, by the fields of the recipe that name them.
-        problems: why a data set cannot be opened, by the same names, or the storage cannot be written, by
-            "storage".
+        problems: why a data set cannot be opened, by the same names, stored logits cannot be used, by
+            "logits", or the storage cannot be written, by "storage".
         clock: seconds since 1970 by its clock, at the start of its inspection.
         shm_bytes: free space of /dev/shm, in bytes; None where there is none.
         bank_memory: what the bank of logits takes and what is free here; None for a run without a bank.
+        stored: a line on each file of stored logits.
     """
 
     address: str
@@ -49,11 +52,12 @@ class HostReport:
     clock: float
     shm_bytes: int | None = field(default=None)
     bank_memory: BankMemory | None = None
+    stored: list[str] = field(default_factory=list)
 
     @property
     def has_data(self) -> bool:
         """Whether all data sets can be opened."""
-        return not self.problems.keys() - {"storage"}
+        return not self.problems.keys() - {"storage", "logits"}
 
 
 def inspect_host(
@@ -82,12 +86,19 @@ def inspect_host(
             problems[name] = str(error)
         except Exception as error:  # a user's data set can raise anything
             problems[name] = one_line(error)
+    stored: list[str] = []
+    try:
+        if recipe.stored and not problems:
+            stored = check_stored(TrainingData.open(recipe))
+    except KdclError as error:
+        problems["logits"] = str(error)
     try:
         folder.write(probe, address.encode())
     except KdclError as error:
         problems["storage"] = str(error)
     found = versions() | dict(extra_versions)
-    return HostReport(address, platform.node(), found, data, problems, clock, _shm_bytes(), bank_memory)
+    host = address, platform.node(), found
+    return HostReport(*host, data, problems, clock, _shm_bytes(), bank_memory, stored)
 
 
 def missing_files(folder: Folder, names: Sequence[str], wait_s: float = VISIBLE_S) -> list[str]:

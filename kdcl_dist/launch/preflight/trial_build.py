@@ -103,7 +103,9 @@ def _build(recipe: Recipe, index: int) -> str | None:
 
 def _import_all(recipe: Recipe) -> None:
     """Import also what no student needs to be built, such as the method and schedules."""
-    for text in sorted(import_strings(recipe) - {Model.of(each.model).name for each in recipe.students}):
+    for text in sorted(
+        import_strings(recipe) - {Model.of(each.model).name for each in recipe.networks.values()}
+    ):
         with of_user_code(RecipeError, f"{text!r} cannot be loaded"):
             load_object(text)
 

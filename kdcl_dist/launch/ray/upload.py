@@ -51,7 +51,7 @@ def check_job(
     """
     upload = _Upload(root, runtime_env)
     _require(upload.problems() + upload.lacks_of(recipe, recipe_file))
-    builds = [trial_build(recipe, index, str(root)) for index in range(len(recipe.students))]
+    builds = [trial_build(recipe, index, str(root)) for index in recipe.networks]
     for warning in dict.fromkeys(build.warning for build in builds if build.warning):
         warn(warning)
     modules = {name: place for build in builds for name, place in build.modules.items()}
@@ -114,6 +114,7 @@ class _Upload:
             **{f"data.{name}": data_path(spec) for name, spec in recipe.data.sets.items()},
             "distillation.bank.folder": recipe.distillation.bank.folder,
             **{f"students.{student.name}.weights": student.weights for student in recipe.students},
+            **{f"students.{student.name}.logits": student.logits for student in recipe.students},
             **{f"students.{student.name}.model": self._config_of(student) for student in recipe.students},
         }
         lines = [self._lack("recipe", recipe_file, UPLOADED)]

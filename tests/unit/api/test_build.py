@@ -110,3 +110,9 @@ def test_mistakes_are_one_line(students: Any, data: Any, fields: dict[str, Any],
     assert first in str(error.value)
     assert all(part in str(error.value) for part in rest)
     assert "\n" not in str(error.value)
+
+
+def test_a_file_of_logits_is_a_student_without_other_fields() -> None:
+    found = build({"t": Student(logits="t.arrow"), "a": "mlp"}, label_smoothing=0.1)
+    assert found.stored == {0: "t.arrow"}
+    assert found.students[1].label_smoothing == 0.1

@@ -200,3 +200,20 @@ def test_the_roster_continues_the_log_of_the_record() -> None:
     found = Roster(roster().recipe, recorded)
     assert found.absences.note([0, 1, 2], [1], 8, None) == ["b is back at step 8, with its state of step 0"]
     assert recorded[0]["until"] is None, "the record's own list is not changed"
+
+
+# -- stored logits -------------------------------------------------------------------------------
+
+
+def test_a_file_of_logits_is_always_there_and_never_enough() -> None:
+    cohort = "{name: t, logits: t.arrow}, {name: a, model: mlp}, {name: b, model: mlp}"
+    found = roster("failure={policy: continue, min_students: 1}", cohort=cohort)
+    assert found.awaited() == [0, 1]
+    assert found.complete([1]) == [0, 2]
+    assert found.resume([0, 1, 2], {0: at(4), 1: at(5)}, at(5)) == (at(5), [])
+    found.remove({1})
+    assert found.has_quorum()
+    assert found.awaited() == [1]
+    found.remove({2})
+    assert not found.has_quorum()
+    assert found.awaited() == [0, 1]

@@ -11,6 +11,7 @@ import pytest
 from click.testing import CliRunner, Result
 from cohorts import MakeRecipe
 from reports import REPORT
+from stored_files import write_logits
 
 from kdcl_dist.cli import kdcl
 from kdcl_dist.config.recipe_file import dump_recipe
@@ -122,6 +123,21 @@ def test_an_unwritable_storage_is_a_finding(make_recipe: MakeRecipe, tmp_path: P
     (check,) = [check for check in checks if check.failures]
     assert check.name == "storage"
     assert "cannot be written" in only(check)
+
+
+def test_stored_logits_are_checked(make_recipe: MakeRecipe, data: dict[str, str], tmp_path: Path) -> None:
+    found = {}
+    for name, more in (("good", {}), ("bad", {"ids": [0, 1]})):
+        file = write_logits(tmp_path / f"{name}.arrow", data["train"], 1, **more)
+        recipe = make_recipe(f"students=[{{name: a, model: mlp}}, {{name: t, logits: '{file}'}}]")
+        checks = P.check_here(recipe, Folder(str(tmp_path)), "127.0.0.1", {})
+        (found[name],) = [check for check in checks if check.name == "logits"]
+    assert (
+        found["good"].figure
+        == f"t is {tmp_path}/good.arrow: logits, 1 training view and the test view, 120 rows"
+    )
+    assert not found["good"].failures
+    assert "lacks view 0 of 58 of 60 training samples, the first is 2" in only(found["bad"])
 
 
 def test_a_listener_is_reached_and_a_closed_port_is_not() -> None:
