@@ -22,6 +22,7 @@ from kdcl_dist.cli import (
     preflight,
     recipe,
     report,
+    serve,
     submit,
     train,
 )
@@ -42,6 +43,7 @@ __all__ = [
     "preflight",
     "recipe",
     "report",
+    "serve",
     "submit",
     "train",
 ]
