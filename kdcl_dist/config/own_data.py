@@ -33,6 +33,9 @@ class OwnData(Strict):
     With `classes` and `share` they are the share of those classes. Held-out, validation and test samples are
     the same for all students.
 
+    Shares with two ends are parts of one order of each class's samples, which the run's seed draws:
+    `[0, 0.5]` and `[0.5, 1]` have no sample in common, `[0, 0.6]` and `[0.4, 1]` a fifth.
+
     With `sees: own` an epoch has as many steps for all as the student with the most samples needs for one
     pass; a student with fewer begins its next pass, in another order.
     """
@@ -43,15 +46,14 @@ class OwnData(Strict):
     share: Annotated[Annotated[float, Field(gt=0, le=1)] | Part | None, BeforeValidator(_check_share)] = (
         Field(
             default=None,
-            description="Share of the samples of each class. A number: drawn by the student's seed. Two "
-            "ends, as `[0, 0.5]` and `[0.5, 1]`: parts of one order that the run's seed draws, so that "
-            "students' parts overlap as far as their ends do. `null`: all.",
+            description="Share of the samples of each class: a number, drawn by the student's seed, or two "
+            "ends as `[0, 0.5]`. `null`: all.",
         )
     )
     sees: Literal["own", "all"] = Field(
         default="own",
-        description="`own`: the student sees no other samples; needs `distillation.window: epoch`. `all`: it "
-        "answers on all samples of a step, without learning from those of others.",
+        description="`own`: no other samples, which needs `distillation.window: epoch`. `all`: the student "
+        "answers on the samples of others too, without learning from them.",
     )
 
     @property
