@@ -84,7 +84,7 @@ class InTurn:
                 row, _ = find_rows(batch.ids, answer.known.ids)
                 peers = [j for j in range(len(self.students)) if j != index]
                 own, covered = answer.known.logits[peers][:, row], None
-            loss = student.loss(logits[index], batch.loss_labels, own, covered).total
+            loss = student.loss(logits[index], batch.loss_labels, own, covered, ids_B=batch.ids).total
             if learns[index]:
                 student.learn(loss, student.lr(step, per_epoch), part)
 

@@ -23,6 +23,7 @@ from kdcl_dist.cli import (
     preflight,
     recipe,
     report,
+    serve,
     submit,
     train,
 )
@@ -44,6 +45,7 @@ __all__ = [
     "preflight",
     "recipe",
     "report",
+    "serve",
     "submit",
     "train",
 ]

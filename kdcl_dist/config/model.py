@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from typing import Annotated, Any
+from urllib.parse import urlsplit
 
 from pydantic import Discriminator, Field, Tag
 
 from kdcl_dist.config.base import Own
 from kdcl_dist.utils.import_strings import is_import_string
 
-__all__ = ["LIBRARIES", "TAGS", "Model", "ModelSpec", "library_of"]
+__all__ = ["LIBRARIES", "TAGS", "Model", "ModelSpec", "check_url", "is_url", "library_of"]
 
 #: The libraries whose networks a recipe names as `library:network`.
 LIBRARIES = ("torchvision", "timm", "hf")
@@ -50,6 +51,30 @@ def library_of(name: str) -> str | None:
     """The library of `library:network`; None for the name of another network."""
     library, colon, _ = name.partition(":")
     return library if colon and library in LIBRARIES else None
+
+
+def is_url(model: str | Model) -> bool:
+    """Whether a model is a network that a server computes."""
+    return Model.of(model).name.startswith(("http://", "https://"))
+
+
+def check_url(model: str | Model) -> None:
+    """See that the URL of a served network is one.
+
+    Raises:
+        ValueError: it is not; one line of text.
+    """
+    url, parts = Model.of(model).name, urlsplit(Model.of(model).name)
+    try:
+        plain = bool(parts.hostname) and parts.port != 0 and not (parts.query or parts.fragment)
+    except ValueError:  # the port is no number
+        plain = False
+    if parts.username is not None:
+        raise ValueError(
+            "a URL with a user's name or password would be stored in the run folder: leave it out"
+        )
+    if not plain or Model.of(model).arguments:
+        raise ValueError(f"a served network is http://HOST:PORT, without arguments (got {url!r})")
 
 
 def _form(value: Any) -> str:

@@ -14,6 +14,7 @@ from pydantic import Field, PositiveInt, model_validator
 from kdcl_dist.config.base import Name, Seed, Strict
 from kdcl_dist.config.data import Data
 from kdcl_dist.config.distillation import Distillation
+from kdcl_dist.config.own_data import check_own_data
 from kdcl_dist.config.presence import changes_of, check_presence, members_of
 from kdcl_dist.config.schedules import Constant, MultiStep
 from kdcl_dist.config.sections import Analysis, Checkpoint, EarlyStopping, Evaluate, Failure, Limits
@@ -199,9 +200,8 @@ def _frozen_students_only_teach(recipe: Recipe) -> None:
     frozen = [student for student in recipe.students if recipe.is_frozen(student)]
     for student in frozen:
         who = "the teacher" if student.name in recipe.distillation.teachers else "the student"
-        no_weights = student.weights is None and student.logits is None
         for field, value, why in (
-            ("weights", no_weights, "so its weights must be given (got null)"),
+            ("weights", student.lacks_weights, "so its weights must be given (got null)"),
             ("transfer", student.transfer, f"so it cannot learn a new head (got {student.transfer!r})"),
             ("ema", student.ema, "so its weights have no average"),
             ("epochs", student.epochs, f"so it has no epochs in which it learns (got {student.epochs})"),
@@ -311,7 +311,8 @@ def _mixed_samples_can_be_learned(recipe: Recipe) -> None:
         )
 
 
-def _epochs_have_members(recipe: Recipe) -> None:
+def _members_can_learn(recipe: Recipe) -> None:
+    check_own_data(recipe.students, recipe.distillation.window, mixes=recipe.data.mixes)
     check_presence(recipe.students, recipe.epochs, recipe.learns, recipe.distillation.teachers)
 
 
@@ -347,5 +348,5 @@ CHECKS = (
     _replicas_share_evenly,
     _coordinators_can_share,
     _mixed_samples_can_be_learned,
-    _epochs_have_members,
+    _members_can_learn,
 )

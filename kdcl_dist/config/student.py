@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal, NamedTuple
+from typing import Annotated, Any, Literal, NamedTuple
 
 from pydantic import (
     Field,
@@ -15,8 +15,9 @@ from pydantic import (
 from kdcl_dist.config.base import Name, Precision, Seed, Strict
 from kdcl_dist.config.class_weights import ClassWeights
 from kdcl_dist.config.data import Transform
-from kdcl_dist.config.model import ModelSpec
+from kdcl_dist.config.model import ModelSpec, check_url, is_url
 from kdcl_dist.config.optim import SGD, Optimizer
+from kdcl_dist.config.own_data import OwnData
 from kdcl_dist.config.schedules import Cosine, MultiStep, Poly, Schedule
 
 __all__ = ["NO_MODEL", "Ema", "Resources", "Student", "Worker"]
@@ -78,6 +79,9 @@ class Student(Strict):
     With `logits` and no other field than `name`, a student is a file of stored logits. It only teaches, and
     has no process, no GPU and no part in a checkpoint: the coordinator reads the rows of each step.
 
+    A student whose `model` is a URL is a network that a server computes ([serving](serving.md)). It is
+    frozen, and has no weights and no GPU here.
+
     `channels_last` and `compile` make the training steps faster on many GPUs, and change last bits of the
     results.
     """
@@ -86,7 +90,8 @@ class Student(Strict):
     model: ModelSpec = Field(
         default=NO_MODEL,
         description="A built-in network (`kdcl models`), a library's (`torchvision:`, `timm:` or `hf:` "
-        "and its name), or an import string `package.module:factory`. `none`: a file of `logits`.",
+        "and its name), an import string `package.module:factory`, or the URL of a [server](serving.md). "
+        "`none`: a file of `logits`.",
     )
     logits: str | None = Field(
         default=None,
@@ -113,6 +118,10 @@ class Student(Strict):
     )
     augment: list[Transform] | None = Field(
         default=None, description="Transforms of this student's training view. `null`: `data.augment`."
+    )
+    data: OwnData | None = Field(
+        default=None,
+        description="Training samples of the student's own, from which it learns. `null`: all.",
     )
     epochs: PositiveInt | None = Field(
         default=None,
@@ -164,12 +173,52 @@ class Student(Strict):
     )
     resources: Resources = Field(default=Resources(), description="Resources of each worker.")
 
+    @property
+    def lacks_weights(self) -> bool:
+        """Whether the student would begin with random weights, here or on its server."""
+        return self.weights is None and self.logits is None and not is_url(self.model)
+
+    @property
+    def sees_part(self) -> bool:
+        """Whether the student sees not all training samples."""
+        return self.data is not None and self.data.sees == "own"
+
     @field_validator("name")
     @classmethod
     def _not_reserved(cls, value: str) -> str:
         if value.lower() in RESERVED_NAMES:
             raise ValueError(f"{', '.join(RESERVED_NAMES)} are names of other parts of a run")
         return value
+
+    @model_validator(mode="before")
+    @classmethod
+    def _served_network_is_frozen(cls, value: Any) -> Any:
+        """A served network has other defaults: it is frozen, and needs no GPU here."""
+        model, resources = (
+            (value.get("model"), value.get("resources", {})) if isinstance(value, dict) else ("", {})
+        )
+        if not isinstance(model, str) or not is_url(model) or not isinstance(resources, dict):
+            return value
+        return {"frozen": True, **value, "resources": {"gpu": 0, **resources}}
+
+    @model_validator(mode="after")
+    def _served_network_is_computed_elsewhere(self) -> Student:
+        if not is_url(self.model):
+            return self
+        check_url(self.model)
+        for field, value, needed in (
+            ("frozen", self.frozen, True),
+            ("weights", self.weights, None),
+            ("precision", self.precision, "fp32"),
+            ("compile", self.compile, False),
+            ("channels_last", self.channels_last, False),
+            ("resources.gpu", self.resources.gpu, 0),
+        ):
+            if value != needed:
+                raise ValueError(
+                    f"{field}: the network is computed by {self.model!r}: leave it out (got {value!r})"
+                )
+        return self
 
     @model_validator(mode="after")
     def _is_a_network_or_a_file(self) -> Student:

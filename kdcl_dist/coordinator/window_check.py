@@ -72,9 +72,9 @@ class WindowCheck:
 
 
 def make_window_check(recipe: Recipe, schedule: RunSchedule) -> WindowCheck | None:
-    """The window check of a run; None if all students see the same samples at every step."""
+    """The window check of a run; None if all see the same samples at every step, or some see their own."""
     window = recipe.distillation.window
-    if window == 1:
+    if window == 1 or any(student.sees_part for student in recipe.students):
         return None
     width = schedule.steps_per_epoch if window == "epoch" else window
     return WindowCheck(recipe.names, width, schedule.steps_per_epoch)

@@ -20,8 +20,10 @@ from kdcl_dist.utils.seeding import Purpose, derive, permutation
 __all__ = [
     "Ids",
     "batches_of",
+    "class_parts",
     "epoch_steps",
     "own_order",
+    "own_passes",
     "own_steps",
     "replica_share",
     "split_holdout",
@@ -96,6 +98,20 @@ def subset(labels_N: Ids, per_class: int | None, seed: int) -> Ids:
     return np.sort(np.concatenate(taken))
 
 
+def class_parts(labels_N: Ids, low: float, high: float, seed: int) -> Ids:
+    """The positions of a part of each class's samples, from one share to another, ascending.
+
+    The seed draws the order of each class's samples, so parts that adjoin have no sample in common, and
+    parts from 0 to 1 have all.
+    """
+    taken = [np.empty(0, np.int64)]
+    for label, count in zip(*np.unique(labels_N, return_counts=True), strict=True):
+        order = permutation(int(count), seed, Purpose.SHARE, int(label))
+        first, end = (math.floor(share * int(count) + 0.5) for share in (low, high))
+        taken.append(np.flatnonzero(labels_N == label)[order[first:end]])
+    return np.sort(np.concatenate(taken))
+
+
 def split_samples(
     labels_N: Ids, per_class: int, val_fraction: float | None, seed: int, train_per_class: int | None = None
 ) -> tuple[Ids, Ids, Ids]:
@@ -158,6 +174,30 @@ def own_steps(steps_TB: Ids, width: int, student: int, epoch: int, start: int = 
         shared_WB = steps_TB[first : first + width]
         own_WB = own_order(shared_WB.ravel(), student, epoch, window).reshape(shared_WB.shape)
         yield from own_WB[max(0, start - first) :]
+
+
+def own_passes(
+    own_ids: Ids, steps: int, batch_size: int, student: int, epoch: int, start: int = 0
+) -> Iterator[Ids]:
+    """The sample ids, (B,) each, of one student's steps of an epoch, of samples that it alone may have.
+
+    The student passes through its samples as often as the steps need, each time in another order. The last
+    batch of a pass is dropped if it is incomplete, and the last pass of an epoch is cut.
+
+    Args:
+        own_ids: the samples, as many as a batch at least.
+        steps: T.
+        batch_size: B.
+        student: the student's seed.
+        epoch: number of the epoch, from 0.
+        start: the first step, within the epoch.
+    """
+    batches = len(own_ids) // batch_size
+    for number in range(start // batches, -(-steps // batches)):
+        order = own_order(own_ids, student, epoch, number)
+        rows_TB = order[: batches * batch_size].reshape(batches, batch_size)
+        first = number * batches
+        yield from rows_TB[max(0, start - first) : steps - first]
 
 
 def student_seed(seed: int, index: int, own: int | None) -> int:

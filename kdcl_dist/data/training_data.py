@@ -23,13 +23,13 @@ from kdcl_dist.data.first_samples import check_finite, check_samples
 from kdcl_dist.data.fit import check_fit
 from kdcl_dist.data.loader import Batch, BatchSpec, batches, mixed_batches
 from kdcl_dist.data.mixing import mix_of_round
+from kdcl_dist.data.own_samples import own_parts, own_samples
 from kdcl_dist.data.sample_views import AnyViews, SampleViews, collate_of, transforms_of
 from kdcl_dist.data.samples import Inputs, named, repeated
 from kdcl_dist.data.sampling import (
     Ids,
     batches_of,
     epoch_steps,
-    own_steps,
     replica_share,
     split_samples,
     student_seed,
@@ -81,7 +81,7 @@ class TrainingData:
                 "data.train has samples of a single class, which every network answers without learning: "
                 "at least two are needed"
             )
-        _ = self.schedule
+        _ = self.own, self.schedule
         with _naming_field("data.test_view"):
             transforms_of(self.test, self.recipe.data.test_items)
         collate_of(self.recipe.data.collate)
@@ -117,6 +117,15 @@ class TrainingData:
         """The data set that has the validation samples, and their ids in it; none without such samples."""
         return (self.train, self._split[2]) if self.val is None else (self.val, np.arange(len(self.val)))
 
+    @cached_property
+    def own(self) -> list[Ids]:
+        """The ids of the samples from which each student learns; errors as `own_samples`."""
+        return own_samples(self.recipe, self.train, self.split[0])
+
+    def seen(self, index: int) -> Ids:
+        """The ids of the training samples that a student sees."""
+        return self.own[index] if self.recipe.students[index].sees_part else self.split[0]
+
     def class_weights(self, index: int) -> Tensor | None:
         """The weights of the classes in a student's loss, float32 (C,); None: all are 1.
 
@@ -126,18 +135,19 @@ class TrainingData:
         student = self.recipe.students[index]
         if student.class_weights is None:
             return None
-        labels_N = np.asarray(self.train.labels, np.int64)[self.split[0]]
+        labels_N = np.asarray(self.train.labels, np.int64)[self.own[index]]
         field = f"students.{student.name}.class_weights"
         return class_weights(student.class_weights, self.train.classes, labels_N, field)
 
     @cached_property
     def schedule(self) -> RunSchedule:
         """The schedule of all rounds of the run, or of its first `dry_steps` steps."""
-        recipe, (train_ids, holdout_ids) = self.recipe, self.split
+        recipe, holdout_ids = self.recipe, self.split[1]
+        most = max(map(self.seen, range(len(recipe.students))), key=len)
         has_weights = recipe.distillation.needs_holdout
         whole = RunSchedule(
             epochs=recipe.epochs,
-            steps_per_epoch=len(epoch_steps(train_ids, recipe.batch_size, recipe.seed, 0)),
+            steps_per_epoch=len(epoch_steps(most, recipe.batch_size, recipe.seed, 0)),
             holdout_batches=len(batches_of(holdout_ids, recipe.part_size)) if has_weights else 0,
             test_batches=len(batches_of(np.arange(len(self.test)), recipe.part_size)),
             checkpoint_epochs=recipe.checkpoint.every_epochs,
@@ -205,7 +215,7 @@ class TrainingData:
         """
         recipe, student = self.recipe, self.recipe.students[index]
         views = self._made(self.train, recipe.augment_of(student), recipe.seed)
-        return _checked_batch(self.augment_field(index), views, self.split[0][:count], student.name)
+        return _checked_batch(self.augment_field(index), views, self.own[index][:count], student.name)
 
     def first_test_views(self, count: int) -> Batch:
         """The first few test samples, as all students see them; errors as `first_views`."""
@@ -295,27 +305,14 @@ class TrainingData:
     def _training_specs(self, index: int, start: int, replica: int) -> Iterator[BatchSpec]:
         """One replica's share of each training round of a student, from the first of a global step on."""
         replicas, first = self.recipe.students[index].replicas, start * self.recipe.accumulate
-        for turn, (epoch, ids_B) in enumerate(self._parts(self._seed(index), start), first):
+        per_epoch = self.schedule.steps_per_epoch
+        parts = own_parts(self.recipe, index, self.split[0], self.own[index], per_epoch, start)
+        for turn, (epoch, ids_B) in enumerate(parts, first):
             mix = mix_of_round(self.recipe, turn, ids_B)
             if mix is not None:
                 mix = mix._replace(partners=replica_share(mix.partners, replica, replicas))
             view = self.recipe.data.view_of(epoch)
             yield BatchSpec(0, view, replica_share(ids_B, replica, replicas), mix)
-
-    def _parts(self, seed: int, start: int) -> Iterator[tuple[int, Ids]]:
-        """The epoch and one student's sample ids of each training round, from the first of a global step on.
-
-        A part of a step has the same samples for all students, as a step without parts.
-        """
-        recipe, per_epoch = self.recipe, self.schedule.steps_per_epoch
-        window = recipe.distillation.window
-        width = per_epoch if window == "epoch" else window
-        for epoch in range(start // per_epoch, recipe.epochs):
-            steps_TB = epoch_steps(self.split[0], recipe.batch_size, recipe.seed, epoch)
-            parts_PB = steps_TB.reshape(-1, recipe.part_size)
-            first = max(0, start - epoch * per_epoch) * recipe.accumulate
-            for ids_B in own_steps(parts_PB, width, seed, epoch, first):
-                yield epoch, ids_B
 
     def _once(self, dataset: Dataset, ids: Ids) -> Iterator[Batch]:
         specs = (BatchSpec(0, 0, ids_B) for ids_B in batches_of(ids, self.recipe.part_size))

@@ -19,6 +19,7 @@ from torch import nn
 
 from kdcl_dist import models
 from kdcl_dist.config.differences import differences
+from kdcl_dist.config.model import is_url
 from kdcl_dist.config.recipe import Recipe
 from kdcl_dist.config.stored_imports import check_recipe_imports
 from kdcl_dist.config.student import Student
@@ -230,6 +231,11 @@ def _student(folder: Folder, recipe: Recipe, name: str, *, ema: bool) -> tuple[S
         raise RunFolderError(
             f"--student {name!r}: {str(folder)!r} has no such student (it has {', '.join(recipe.names)}, and "
             f"{ENSEMBLE} for all of them)"
+        )
+    if served := [each for each in found if is_url(each.model)]:
+        raise RunFolderError(
+            f"--student {name!r}: the network of {served[0].name!r} is computed by {served[0].model!r}, and "
+            "is not in the run folder"
         )
     if ema and all(each.ema is None for each in found):
         raise RunFolderError(f"--ema: student {name!r} has no averaged weights (its ema is null)")

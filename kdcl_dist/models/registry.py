@@ -10,7 +10,7 @@ from typing import Any
 
 from torch import nn
 
-from kdcl_dist.config.model import Model, library_of
+from kdcl_dist.config.model import Model, is_url, library_of
 from kdcl_dist.errors import ModelError, of_user_code
 from kdcl_dist.models import cifar, imagenet, libraries, small
 from kdcl_dist.models.built_in import Usual
@@ -89,6 +89,8 @@ def call_of(model: str | Model, num_classes: int, in_channels: int | None) -> st
 
 def _factory(model: Model) -> Callable[..., Any]:
     """What makes the network from the number of classes, that of channels, and the arguments."""
+    if is_url(model):
+        return partial(_served, model.name)
     if model.name in BUILT_IN:
         return BUILT_IN[model.name]
     if (library := library_of(model.name)) is not None:
@@ -101,6 +103,12 @@ def _factory(model: Model) -> Callable[..., Any]:
         f"model {model.name!r} is unknown: {_suggestion(model.name, names())}`kdcl models` lists the "
         "built-in ones; your own is given as package.module:factory"
     )
+
+
+def _served(url: str, num_classes: int) -> nn.Module:
+    from kdcl_dist.models.remote.network import ServedNetwork  # few runs need it
+
+    return ServedNetwork(url, num_classes)
 
 
 def _check_arguments(model: Model, factory: Callable[..., Any]) -> None:

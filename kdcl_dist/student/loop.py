@@ -19,6 +19,7 @@ from kdcl_dist.exchange.group import Exchange
 from kdcl_dist.exchange.message import Flag, Message
 from kdcl_dist.exchange.replicas import broke_off
 from kdcl_dist.membership.rendezvous import GenerationSpec
+from kdcl_dist.models.remote.network import asked_ahead
 from kdcl_dist.run.checkpoint import read_manifest, read_part, write_part
 from kdcl_dist.run.run import Run
 from kdcl_dist.run.validation import best_of
@@ -103,7 +104,8 @@ class StudentLoop:
     def _batches(self) -> Iterator[Batch]:
         """The batches of all rounds from the next on."""
         student, replica = self.worker.student, self.worker.replica
-        return self.training_data.batches(student, self.position, replica, self.schedule)
+        batches = self.training_data.batches(student, self.position, replica, self.schedule)
+        return asked_ahead(self.student.model, batches)
 
     def _run_round(self, round: Round) -> Flag:
         try:
@@ -206,7 +208,7 @@ class StudentLoop:
         A student that learns alone takes its backward pass: the answer only says whether the step counts. A
         replica does not: while it waits for the others' gradients, it would not hear that one has failed.
         """
-        task = self.student.loss.task(logits_BC, batch.loss_labels)
+        task = self.student.loss.task(logits_BC, batch.loss_labels, batch.ids)
         is_early = self.learns_alone and learns and self.student.replicas is None and not self.left_out
         if is_early:
             self.exchange.monitor.heartbeat.enter("backward", round.step)
@@ -229,7 +231,7 @@ class StudentLoop:
             student.undo_forward()
             return None
         read = self.answers.read(round, ahead.rows, answer, self.exchange.messages)
-        lesson = Lesson(batch.loss_labels, *read)
+        lesson = Lesson(batch.loss_labels, *read, batch.ids)
         self.verification.keep(lesson)
         losses = student.loss(logits_BC, *lesson, task=ahead.task)
         figures: dict[str, float] = {"step": round.step}

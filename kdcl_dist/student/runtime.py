@@ -21,6 +21,7 @@ from kdcl_dist.membership.endpoint import Endpoint
 from kdcl_dist.membership.failure_detector import diagnose
 from kdcl_dist.membership.rendezvous import GenerationSpec, WorkerInfo
 from kdcl_dist.membership.tcp_store import scoped
+from kdcl_dist.models.remote.network import ServedNetwork
 from kdcl_dist.run.checkpoint import read_part
 from kdcl_dist.run.process import prepare_process
 from kdcl_dist.run.run import Run, versions
@@ -204,10 +205,14 @@ class _StudentRuntime(Member):
 
 
 def _build(run: Run, worker: Worker, device: torch.device, training_data: TrainingData) -> Student:
-    return Student.of(
+    student = Student.of(
         training_data,
         worker.student,
         replica=worker.replica,
         device=device,
         resumed=run.start is not None and run.recipe.students[worker.student].name in run.start.parts,
     )
+    if isinstance(student.model, ServedNetwork):
+        student.model.names = training_data.train.classes
+        student.model.limit_s = run.recipe.limits.step_s / 2  # the others wait for no longer
+    return student

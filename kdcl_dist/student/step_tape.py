@@ -28,6 +28,7 @@ class Lesson(NamedTuple):
     target: Tensor | None
     covered_B: Tensor | None
     context: Context | None
+    ids_B: Tensor | None = None
 
 
 @dataclass

@@ -125,8 +125,7 @@ class Student:
             trains=trains,
             example=lambda: training_data.first_views(index, 2).inputs,
         )
-        if (weights_C := training_data.class_weights(index)) is not None:
-            student.loss.class_weights_C = weights_C.to(device)
+        student.loss.learn_from(training_data, index)
         return student
 
     def _initial_network(

@@ -13,9 +13,11 @@ from torch import Tensor
 
 from kdcl_dist.config.distillation import Distillation
 from kdcl_dist.config.student import Student
+from kdcl_dist.data.training_data import TrainingData
 from kdcl_dist.distillation.divergences import Divergence
 from kdcl_dist.distillation.losses import Losses, distillation_loss, task_loss
 from kdcl_dist.distillation.methods import Context, PeerLoss
+from kdcl_dist.student.learned_rows import LearnedRows
 from kdcl_dist.student.own_loss import load_divergence, load_peer_loss
 from kdcl_dist.utils.devices import to_device
 
@@ -31,13 +33,22 @@ class StudentLoss:
 
     Attributes:
         class_weights_C: factors of the classes in the cross-entropy, float32; None: all are 1.
+        learned: the rows from which the student learns; None: all.
         paused: whether the method lets the student learn nothing from the logits of the last call.
     """
 
     def __init__(self, distillation: Distillation, spec: Student, device: torch.device) -> None:
         self.distillation, self.spec, self.device = distillation, spec, device
         self.class_weights_C: Tensor | None = None
+        self.learned: LearnedRows | None = None
         self.paused = False
+
+    def learn_from(self, training_data: TrainingData, index: int) -> None:
+        """Take the class weights of a student of a recipe, and the samples from which it learns."""
+        if (weights_C := training_data.class_weights(index)) is not None:
+            self.class_weights_C = weights_C.to(self.device)
+        if self.spec.data is not None and not self.spec.sees_part:
+            self.learned = LearnedRows(training_data.own[index], training_data.split[0])
 
     @cached_property
     def peer_loss(self) -> PeerLoss | None:
@@ -56,6 +67,8 @@ class StudentLoss:
         target: Tensor | None,
         covered_B: Tensor | None = None,
         context: Context | None = None,
+        ids_B: Tensor | None = None,
+        *,
         task: Tensor | None = None,
     ) -> Losses:
         """The loss of the recipe's method.
@@ -67,36 +80,60 @@ class StudentLoss:
                 peers' logits, (P, B, C), of a method with peers. None: the student learns alone.
             covered_B: which samples have a soft target; None: all. See `distillation_loss`.
             context: what a method with peers may know. None: nothing.
+            ids_B: the samples, for a student that learns from some of them only. None: it learns from all.
             task: the result of `task` for these logits, if it is known already.
 
         Raises:
             MethodError: a method or a loss of the user's own cannot be loaded, or fails.
         """
         self.paused = False
-        task = self.task(logits_BC, labels_B) if task is None else task
+        task = self.task(logits_BC, labels_B, ids_B) if task is None else task
         if target is None:
             return Losses(task, task, torch.zeros_like(task))
-        labels_B = to_device(labels_B, self.device)
-        target = to_device(target, self.device)
-        temperature, weight = self.distillation.temperature, self.distillation.weight
+        scale, weight = 1.0, self.distillation.weight
+        if self.learned is not None and ids_B is not None:
+            rows_K, scale = self.learned.rows(ids_B)
+            if not scale:
+                return Losses.of(task, logits_BC.sum() * 0, weight)  # with gradient: replicas average it
+            logits_BC, labels_B = logits_BC[to_device(rows_K, self.device)], labels_B[rows_K]
+            target, covered_B = target[..., rows_K, :], None if covered_B is None else covered_B[rows_K]
+        loss = self._distillation(logits_BC, labels_B, target, covered_B, context)
+        self.paused = loss is None
+        loss = torch.zeros_like(task) if loss is None else loss
+        return Losses.of(task, loss if scale == 1 else scale * loss, weight)
+
+    def _distillation(
+        self,
+        logits_BC: Tensor,
+        labels_B: Tensor,
+        target: Tensor,
+        covered_B: Tensor | None,
+        context: Context | None,
+    ) -> Tensor | None:
+        """The mean distillation loss over these samples; None: the student pauses."""
+        labels_B, target = to_device(labels_B, self.device), to_device(target, self.device)
+        temperature = self.distillation.temperature
         if self.peer_loss is not None:
             context = replace(context or Context(), divergence=self.divergence)
-            loss = self.peer_loss(logits_BC, target, labels_B, temperature, context)
-            self.paused = loss is None
-            loss = torch.zeros_like(task) if loss is None else loss
-            return Losses.of(task, loss, weight)
+            return self.peer_loss(logits_BC, target, labels_B, temperature, context)
         # Row numbers, computed on the CPU: with a mask on the GPU the host would wait for the GPU.
         covered_K = None if covered_B is None else to_device(covered_B.nonzero()[:, 0], self.device)
-        loss = distillation_loss(
+        return distillation_loss(
             logits_BC, target, temperature, covered_K, divergence=self.divergence, labels_B=labels_B
         )
-        return Losses.of(task, loss, weight)
 
-    def task(self, logits_BC: Tensor, labels_B: Tensor) -> Tensor:
+    def task(self, logits_BC: Tensor, labels_B: Tensor, ids_B: Tensor | None = None) -> Tensor:
         """The cross-entropy, which needs no soft target; arguments as of the call."""
-        return task_loss(
+        scale = 1.0
+        if self.learned is not None and ids_B is not None:
+            rows_K, scale = self.learned.rows(ids_B)
+            if not scale:
+                return logits_BC.sum() * 0
+            logits_BC, labels_B = logits_BC[to_device(rows_K, self.device)], labels_B[rows_K]
+        loss = task_loss(
             logits_BC,
             to_device(labels_B, self.device),
             label_smoothing=self.spec.label_smoothing,
             class_weights_C=self.class_weights_C,
         )
+        return loss if scale == 1 else scale * loss

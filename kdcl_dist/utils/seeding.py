@@ -34,6 +34,7 @@ class Purpose(IntEnum):
     PARTNER = 13
     READING = 14
     SUBSET = 15
+    SHARE = 16
 
 
 def derive(seed: int, purpose: Purpose, *keys: int) -> int:

@@ -91,6 +91,24 @@ FIELDS = {
         "distillation.method=dml",
         "students.a.label_smoothing=0.1",
     ],
+    "own samples, and linear": [
+        "students.a.data={share: [0, 0.5], sees: all}",
+        "students.b.data={share: [0.5, 1], sees: all}",
+        f"students.a.{WEIGHTS}",
+    ],
+    "own samples, and dml in parts": [
+        "students.a.data={classes: [class 0, class 2], sees: all}",
+        "students.b.data={share: 0.3, sees: all}",
+        "distillation.method=dml",
+        "accumulate=4",
+        "batch_size=12",
+    ],
+    "own samples, and naive in windows": [
+        "students.a.data={share: 0.6, sees: all}",
+        "students.b.data={share: [0.2, 0.9]}",
+        "distillation={method: naive, window: epoch}",
+        "batch_size=7",
+    ],
     "lamb, own": [
         "students.a.optimizer={name: lamb, decay_norm_and_bias: false}",
         "students.b.optimizer={name: 'torch.optim:Adagrad', lr: 0.05, lr_decay: 0.01}",

@@ -39,6 +39,13 @@ MakeRun = Callable[..., Run]
 METHODS = ("none", "naive", "linear", "min_logit", "general", "mean", "teacher")
 #: 60 samples, 8 steps an epoch (7 with samples held out): windows of 4 and what is left.
 SMALL = ("batch_size=7", "epochs=3")
+#: Three students with samples of their own: of 6 steps of an epoch, one needs 5 for a pass and one needs 4.
+OWN_SAMPLES = (
+    "distillation.window=epoch",
+    "students=[{name: a, model: cnn_small, optimizer: {lr: 0.02}, data: {share: [0, 0.6]}}, "
+    "{name: b, model: mlp, optimizer: {lr: 0.05}, data: {classes: [class 0, class 2, class 3]}}, "
+    "{name: c, model: mlp, optimizer: {lr: 0.02}, data: {share: 0.5}}]",
+)
 
 
 # -- the order ------------------------------------------------------------------------------------
@@ -135,16 +142,17 @@ def test_a_window_changes_the_result(make_recipe: MakeRecipe) -> None:
 @pytest.mark.parametrize(
     ("steps", "more"),
     [
-        (2, "distillation.method=general"),
-        (5, "distillation.max_staleness=6"),
-        (11, "distillation.window=epoch"),
+        (2, ["distillation.method=general"]),
+        (5, ["distillation.max_staleness=6"]),
+        (11, ["distillation.window=epoch"]),
+        (11, [*OWN_SAMPLES, "distillation.method=min_logit"]),
     ],
 )
 def test_stopped_within_a_window_and_resumed(
-    more: str, steps: int, make_recipe: MakeRecipe, make_run: MakeRun, monkeypatch: pytest.MonkeyPatch
+    more: list[str], steps: int, make_recipe: MakeRecipe, make_run: MakeRun, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(logit_bank, "PART_BYTES", 300)
-    recipe = make_recipe(*SMALL, "distillation.window=4", "data.holdout_per_class=1", more)
+    recipe = make_recipe(*SMALL, "distillation.window=4", "data.holdout_per_class=1", *more)
     whole = Cohort(make_run(recipe)).train()
     assert not whole.errors
     asked = iter(range(10**6))
@@ -165,9 +173,14 @@ def _rows(run: Run) -> dict[tuple[str, int, str, str], float]:
     return {key: row["value"] for key, row in zip(keys, rows, strict=True) if not key[3].endswith("_s")}
 
 
-def test_a_killed_student_changes_nothing(inject: Inject, make_recipe: MakeRecipe, make_run: MakeRun) -> None:
+@pytest.mark.parametrize(
+    "more", [["distillation.window=epoch"], [*OWN_SAMPLES, "data.loader_workers=1", VIEWS]]
+)
+def test_a_killed_student_changes_nothing(
+    more: list[str], inject: Inject, make_recipe: MakeRecipe, make_run: MakeRun
+) -> None:
     inject("b", "forward", 13, "kill")
-    run = make_run(make_recipe(*SMALL, "distillation.window=epoch", "failure.max_failures=1"))
+    run = make_run(make_recipe(*SMALL, *more, "failure.max_failures=1"))
     assert local.launch(run, lambda event: None, threading.Event())
     assert len(read_record(run.folder)["failures"]["causes"]) == 1
     check(run)

@@ -165,7 +165,10 @@ def train(
     join = [s.from_epoch - 1 for s in recipe.students]
     leave = [s.until_epoch or recipe.epochs for s in recipe.students]
     last = [0 if s.frozen or i in fixed else join[i] + (s.epochs or leave[i] - join[i]) for i, s in students]
-    T_epoch, k = len(train_ids) // recipe.batch_size, recipe.accumulate
+    own = [own_ids(recipe, data, train_ids, s.data, seeds[i]) for i, s in enumerate(recipe.students)]
+    part_only = [s.data is not None and s.data.sees == "own" for s in recipe.students]
+    seen = [ids if part_only[i] else train_ids for i, ids in enumerate(own)]
+    T_epoch, k = max(len(ids) for ids in seen) // recipe.batch_size, recipe.accumulate
     B = recipe.batch_size // k
     W = T_epoch if recipe.distillation.window == "epoch" else recipe.distillation.window
     bank: dict[tuple[int, int], tuple[int, Tensor]] = {}
@@ -189,7 +192,11 @@ def train(
             for i in there:
                 walk = ids[permutation(len(ids), seeds[i], Purpose.WINDOW_ORDER, epoch, window)]
                 mine[i] = walk[(turn - first) * B :][:B]
-            y = {int(id): labels[id] for id in ids}
+                if part_only[i]:
+                    passes_done, at = divmod(turn, len(own[i]) // B)
+                    order_i = permutation(len(own[i]), seeds[i], Purpose.WINDOW_ORDER, epoch, passes_done)
+                    mine[i] = own[i][order_i][at * B :][:B]
+            y = {int(id): labels[id] for id in [*ids, *np.concatenate(list(mine.values()))]}
             lam, box, partner = mixing(recipe, epoch * T_epoch * k + turn, np.sort(ids))
             if recipe.data.mixup or recipe.data.cutmix:
                 one_hot = torch.eye(len(data.classes))[labels]
@@ -241,51 +248,58 @@ def train(
             target = {id: on_the_wire(recipe, row) for id, row in target.items()}
             losses = {}
             for i in there:
+                own_z, own_n, factor_i = logits[i], mine[i], 1.0
+                if recipe.students[i].data and recipe.students[i].data.sees == "all":
+                    rows_i = [row for row, id in enumerate(mine[i].tolist()) if id in own[i].tolist()]
+                    own_z, own_n = logits[i][rows_i], mine[i][rows_i]
+                    factor_i = len(rows_i) / (len(own[i]) / len(train_ids) * B)
+                    if not rows_i:
+                        losses[i] = logits[i].sum() * 0
+                        continue
                 smoothing = recipe.students[i].label_smoothing
-                own_y = torch.stack([y[id] for id in mine[i].tolist()])
-                loss = F.cross_entropy(logits[i], own_y, label_smoothing=smoothing)
+                own_y = torch.stack([y[id] for id in own_n.tolist()])
+                loss = F.cross_entropy(own_z, own_y, label_smoothing=smoothing)
                 if chosen := recipe.students[i].class_weights:
                     factor = torch.tensor([chosen[name] for name in data.classes])
-                    loss = F.cross_entropy(
-                        logits[i], own_y, factor, reduction="sum", label_smoothing=smoothing
-                    )
+                    loss = F.cross_entropy(own_z, own_y, factor, reduction="sum", label_smoothing=smoothing)
                     loss = loss / len(own_y)
+                loss = factor_i * loss
                 if method not in NO_TARGET:
-                    known = [row for row, sample in enumerate(mine[i].tolist()) if sample in target]
-                    q = F.log_softmax(logits[i] / T, dim=1)[known]
-                    p = torch.stack([target[int(mine[i][row])] for row in known]) if known else q.detach()
-                    kl = divergence(recipe, q, p, own_y[known], T) / len(mine[i])
-                    loss = loss + recipe.distillation.weight * (T**2 * kl)
+                    known = [row for row, sample in enumerate(own_n.tolist()) if sample in target]
+                    q = F.log_softmax(own_z / T, dim=1)[known]
+                    p = torch.stack([target[int(own_n[row])] for row in known]) if known else q.detach()
+                    kl = divergence(recipe, q, p, own_y[known], T) / len(own_n)
+                    loss = loss + recipe.distillation.weight * (factor_i * (T**2 * kl))
                 if method in ("dml", "switokd", "examples.custom.right:loss"):
-                    row = np.searchsorted(np.sort(ids), mine[i])
+                    row = np.searchsorted(np.sort(ids), own_n)
                     sent_j = [all_sent[j][np.argsort(mine[j])][row] for j in there if j != i]
                 if method == "examples.custom.right:loss":
-                    q = F.log_softmax(logits[i] / T, dim=1)
+                    q = F.log_softmax(own_z / T, dim=1)
                     parts = []
                     largest = own_y if own_y.ndim == 1 else own_y.argmax(dim=1)
                     for z in sent_j:
                         p = F.log_softmax(z / T, dim=1)
                         parts.append((p.exp() * (p - q)).sum(dim=1) * (z.argmax(dim=1) == largest))
-                    loss = loss + recipe.distillation.weight * (T**2 * torch.stack(parts).mean())
+                    loss = loss + recipe.distillation.weight * (factor_i * (T**2 * torch.stack(parts).mean()))
                 if method == "switokd":
                     rest = [epoch >= last[j] for j in there if j != i]
-                    ahead = too_far(logits[i], sent_j, own_y, T, rest)
+                    ahead = too_far(own_z, sent_j, own_y, T, rest)
                     if max(ahead) == 2 and 1 not in ahead:
                         paused[i] = True
                     else:
-                        q = F.log_softmax(logits[i] / T, dim=1)
+                        q = F.log_softmax(own_z / T, dim=1)
                         kept = [
                             divergence(recipe, q, F.log_softmax(z / T, dim=1), own_y, T)
                             for z, a in zip(sent_j, ahead, strict=True)
                             if a < 2
                         ]
                         kl = torch.stack(kept).sum() / (len(sent_j) * len(q))
-                        loss = loss + recipe.distillation.weight * (T**2 * kl)
+                        loss = loss + recipe.distillation.weight * (factor_i * (T**2 * kl))
                 if method == "dml" and len(there) > 1:
-                    q = F.log_softmax(logits[i], dim=1)
+                    q = F.log_softmax(own_z, dim=1)
                     peers = [F.log_softmax(each, dim=1) for each in sent_j]
                     kls = [divergence(recipe, q, p, own_y, 1.0) / len(q) for p in peers]
-                    loss = loss + recipe.distillation.weight * torch.stack(kls).mean()
+                    loss = loss + recipe.distillation.weight * (factor_i * torch.stack(kls).mean())
                 losses[i] = loss
             for i in there:
                 if epoch >= last[i]:
@@ -330,6 +344,22 @@ def train(
     if averages is not None:
         averages.update({s.name: means[i] for i, s in enumerate(recipe.students) if s.ema})
     return [net.state_dict() for net in nets]
+
+
+def own_ids(recipe: Recipe, data: Any, train_ids: np.ndarray, given: Any, seed: int) -> np.ndarray:
+    """The samples of one student: from each of its classes a part of a shuffled list."""
+    if given is None:
+        return train_ids
+    low, high = given.share if isinstance(given.share, list) else (0, given.share or 1)
+    found = []
+    for label, name in enumerate(data.classes):
+        of_class = [i for i in train_ids.tolist() if data.labels[i] == label]
+        own = isinstance(given.share, float)
+        order = permutation(len(of_class), seed if own else recipe.seed, Purpose.SHARE, label)
+        ends = [int(edge * len(of_class) + 0.5) for edge in (low, high)]
+        if given.classes is None or name in given.classes:
+            found += [of_class[place] for place in order[ends[0] : ends[1]]]
+    return np.array(sorted(found))
 
 
 def moved(ema: Any, mean: dict[str, Tensor], state: dict[str, Tensor], n: int) -> dict[str, Tensor]:

@@ -27,6 +27,9 @@ def test_streams_are_frozen() -> None:
     train, held = sampling.split_holdout(np.array([0, 0, 0, 1, 1, 1]), 1, 0)
     assert (train.tolist(), held.tolist()) == ([0, 1, 4, 5], [2, 3])
     assert sampling.subset(np.array([0, 0, 0, 1, 1, 1]), 2, 0).tolist() == [0, 2, 3, 5]
+    assert sampling.class_parts(np.array([0, 0, 0, 1, 1, 1]), 0.3, 0.7, 0).tolist() == [0]
+    passes = sampling.own_passes(np.array([5, 6, 7, 8, 9]), 3, 2, 1, 0)
+    assert [ids.tolist() for ids in passes] == [[0]]
     train, val = sampling.split_validation(np.array([0, 0, 0, 1, 1, 1]), 0.4, 0)
     assert (train.tolist(), val.tolist()) == ([1, 2, 4, 5], [0, 3])
 
@@ -133,3 +136,35 @@ def test_a_subset_has_as_many_of_each_class_and_those_of_a_smaller_one(
     )
     assert set(sampling.subset(labels_N, per_class - 1, seed) if per_class > 1 else ()) <= set(ids)
     assert sampling.subset(labels_N, None, seed).tolist() == list(range(len(labels)))
+
+
+@SETTINGS
+@given(st.lists(st.integers(0, 3), max_size=60), st.lists(st.integers(0, 100), max_size=4), st.integers(0, 5))
+def test_parts_that_adjoin_have_each_sample_once(labels: list[int], ends: list[int], seed: int) -> None:
+    array, shares = np.array(labels, np.int64), [0, *(end / 100 for end in sorted(ends)), 1]
+    parts = [sampling.class_parts(array, *pair, seed) for pair in itertools.pairwise(shares)]
+    assert sorted(np.concatenate(parts).tolist()) == list(range(len(labels)))
+    for part, (low, high) in zip(parts, itertools.pairwise(shares), strict=True):
+        assert part.tolist() == sorted(part)
+        for label in set(labels):
+            assert abs((array[part] == label).sum() - (high - low) * labels.count(label)) <= 1
+
+
+@SETTINGS
+@given(st.integers(1, 40), st.integers(1, 12), st.integers(1, 30), st.integers(0, 3))
+def test_a_student_passes_through_its_own_samples_again(
+    count: int, batch: int, steps: int, epoch: int
+) -> None:
+    if batch > count:
+        return
+    own = np.arange(count) * 3
+    found = list(sampling.own_passes(own, steps, batch, 7, epoch))
+    assert [len(ids) for ids in found] == [batch] * steps
+    per_pass = count // batch
+    for first in range(0, steps, per_pass):
+        seen = np.concatenate(found[first : first + per_pass])
+        assert len(np.unique(seen)) == len(seen)
+        assert np.isin(seen, own).all()
+    for start in range(steps):
+        rest = list(sampling.own_passes(own, steps, batch, 7, epoch, start))
+        assert np.array_equal(np.stack(rest), np.stack(found[start:]))

@@ -39,6 +39,7 @@ def test_purposes_are_frozen() -> None:
         "PARTNER": 13,
         "READING": 14,
         "SUBSET": 15,
+        "SHARE": 16,
     }
 
 

@@ -1,0 +1,190 @@
+"""An export behind HTTP: batches of samples in, logits out. The protocol: docs/serving.md.
+
+Shapes: B samples, C classes.
+"""
+
+from __future__ import annotations
+
+import socket
+import threading
+from collections.abc import Callable
+from http import HTTPStatus
+from http.server import BaseHTTPRequestHandler
+from socketserver import ThreadingTCPServer
+from typing import Any
+
+from torch import Tensor
+
+from kdcl_dist.data.layout import Column, Layout
+from kdcl_dist.data.samples import ALONE, Inputs
+from kdcl_dist.errors import KdclError, UserError, one_line
+from kdcl_dist.export.prediction import Export
+from kdcl_dist.models.remote.served import Served
+from kdcl_dist.models.remote.wire import decode, encode
+
+__all__ = ["LogitsServer"]
+
+#: Connections at a time, each of which may hold a request in memory; and seconds without a byte of one.
+CONNECTIONS, SILENCE_S = 16, 60.0
+
+
+class LogitsServer(ThreadingTCPServer):
+    """Answers for an export.
+
+    Args:
+        export: the network.
+        host, port: to listen at; port 0 is any that is free.
+        max_rows: samples of a request.
+        max_bytes: of a request.
+        tell: takes a line for each request that failed by the network.
+
+    Raises:
+        UserError: the address is taken, or none of this machine.
+    """
+
+    daemon_threads = allow_reuse_address = True
+
+    def __init__(
+        self,
+        export: Export,
+        host: str,
+        port: int,
+        *,
+        max_rows: int,
+        max_bytes: int,
+        tell: Callable[[str], None] = lambda line: None,
+    ) -> None:
+        self.export, self.tell = export, tell
+        self.served = _description(export, max_rows, max_bytes)
+        self.busy, self.free = threading.Lock(), threading.BoundedSemaphore(CONNECTIONS)
+        self.address_family = socket.AF_INET6 if ":" in host else socket.AF_INET
+        try:
+            super().__init__((host, port), _Handler)
+        except (OSError, OverflowError) as error:
+            raise UserError(f"--host {host} --port {port}: cannot listen there: {one_line(error)}") from error
+
+    @property
+    def url(self) -> str:
+        """Where the server listens."""
+        host, port = self.server_address[:2]
+        return f"http://[{host!s}]:{port}" if ":" in str(host) else f"http://{host!s}:{port}"
+
+    def logits(self, tensors: dict[str, Tensor]) -> Tensor:
+        """The logits (B, C) of a request, one request at a time.
+
+        Raises:
+            ValueError: the network takes no such batch; one line of text.
+            KdclError: the network fails.
+        """
+        self.served.check(tensors)
+        for name, length in (self.export.description.lengths or {}).items():
+            if tensors[name].shape[1] != length:
+                raise ValueError(
+                    f"{name!r} is of length {tensors[name].shape[1]}, where this file takes {length}"
+                )
+        kind = self.served.inputs.kind
+        names = [column.name for column in self.served.inputs.columns]
+        inputs: Inputs = (
+            tensors[ALONE]
+            if kind == "tensor"
+            else {name: tensors[name] for name in names}
+            if kind == "dict"
+            else tuple(tensors[name] for name in names)
+        )
+        with self.busy:
+            return self.export.logits(inputs).float()
+
+    def process_request(self, request: Any, client_address: Any) -> None:
+        """Serve a connection in a thread, once fewer than `CONNECTIONS` are open."""
+        self.free.acquire()
+        super().process_request(request, client_address)
+
+    def shutdown_request(self, request: Any) -> None:
+        """Close a connection."""
+        super().shutdown_request(request)
+        self.free.release()
+
+    def handle_error(self, request: Any, client_address: Any) -> None:
+        """Nothing: a client that went away is no error of the server."""
+
+
+class _Refused(Exception):
+    """A request that gets no logits: the status and a line of text."""
+
+    def __init__(self, status: HTTPStatus, text: str) -> None:
+        super().__init__(text)
+        self.status, self.text = status, text
+
+
+class _Handler(BaseHTTPRequestHandler):
+    """One connection, which may have several requests."""
+
+    server: LogitsServer
+    protocol_version = "HTTP/1.1"
+    server_version = "kdcl"
+    timeout = SILENCE_S
+
+    def do_GET(self) -> None:
+        """The description of the network."""
+        self._respond("/", lambda: self.server.served.model_dump_json().encode(), "application/json")
+
+    def do_POST(self) -> None:
+        """The logits of a batch."""
+        self._respond("/logits", self._logits, "application/octet-stream")
+
+    def _respond(self, path: str, make: Callable[[], bytes], kind: str) -> None:
+        """Answer a request of a path, or refuse it in a line of text."""
+        try:
+            if self.path != path:
+                self.close_connection = True
+                raise _Refused(HTTPStatus.NOT_FOUND, "there are GET / and POST /logits only")
+            status, body = HTTPStatus.OK, make()
+        except _Refused as refused:
+            status, body, kind = refused.status, refused.text.encode(), "text/plain; charset=utf-8"
+        self.send_response(status)
+        self.send_header("Content-Type", kind)
+        self.send_header("Content-Length", str(len(body)))
+        if self.close_connection:
+            self.send_header("Connection", "close")
+        self.end_headers()
+        self.wfile.write(body)
+
+    def _logits(self) -> bytes:
+        body = self._body()
+        try:
+            return encode({"logits": self.server.logits(decode(body))})
+        except ValueError as error:
+            raise _Refused(HTTPStatus.BAD_REQUEST, str(error)) from error
+        except KdclError as error:
+            self.server.tell(str(error))
+            raise _Refused(HTTPStatus.INTERNAL_SERVER_ERROR, str(error)) from error
+
+    def _body(self) -> bytearray:
+        """The body of the request; a connection whose body is not read is closed."""
+        length, limit = self.headers.get("Content-Length", ""), self.server.served.max_bytes
+        keep, self.close_connection = self.close_connection, True
+        if not (length.isascii() and length.isdigit()):
+            raise _Refused(HTTPStatus.LENGTH_REQUIRED, "Content-Length is needed")
+        if len(length) > 15 or int(length) > limit:
+            raise _Refused(HTTPStatus.REQUEST_ENTITY_TOO_LARGE, f"a request has at most {limit} bytes")
+        body = bytearray(int(length))
+        if self.rfile.readinto(body) < len(body):
+            raise _Refused(HTTPStatus.BAD_REQUEST, "the request ends before its last byte")
+        self.close_connection = keep
+        return body
+
+    def log_message(self, format: str, *args: Any) -> None:
+        """Nothing: a training asks thousands of times."""
+
+
+def _description(export: Export, max_rows: int, max_bytes: int) -> Served:
+    description = export.description
+    images = Layout("tensor", (Column(ALONE, "float32", description.input_shape or ()),))
+    return Served(
+        name=f"{description.student} of {description.run}",
+        sha256=description.sha256,
+        inputs=description.inputs or images,
+        classes=description.classes,
+        max_rows=max_rows,
+        max_bytes=max_bytes,
+    )

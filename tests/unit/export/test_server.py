@@ -1,0 +1,228 @@
+"""`kdcl serve` and those that ask: logits as from the export itself, and every mistake in one line."""
+
+from __future__ import annotations
+
+import json
+import signal
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing, contextmanager
+from http.client import HTTPConnection
+from http.server import BaseHTTPRequestHandler, HTTPServer
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from exporting import run
+from serving import export_of, serving
+from torch import Tensor, nn
+
+from kdcl_dist.data.layout import Column, Layout
+from kdcl_dist.errors import KdclError, ModelError, StudentLost, UserError
+from kdcl_dist.export.prediction import Export
+from kdcl_dist.export.server import LogitsServer
+from kdcl_dist.models.remote.client import Endpoint
+from kdcl_dist.models.remote.wire import encode
+
+CLASSES = ["cat", "dog", "eel"]
+SEQUENCE = Layout("dict", (Column("tokens", "int64", (None,)), Column("mask", "bool", (None,))))
+
+
+class Flat(nn.Module):
+    """Images to logits; refuses a batch whose first number is 13, as a network may."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.layer = nn.Linear(8, 3)
+
+    def forward(self, images: Tensor) -> Tensor:
+        if float(images.flatten()[0]) == 13:
+            raise RuntimeError("an unlucky\nnumber")
+        logits_BC: Tensor = self.layer(images.flatten(1))
+        return logits_BC
+
+
+class Counting(nn.Module):
+    """Sequences to logits."""
+
+    def forward(self, tokens: Tensor, mask: Tensor) -> Tensor:
+        return (tokens * mask).double().sum(dim=1, keepdim=True) * torch.tensor([1.0, 2.0, 3.0])
+
+
+def flat() -> Export:
+    return export_of(Flat(), CLASSES, input_shape=(2, 2, 2))
+
+
+def images(rows: int, seed: int = 0) -> Tensor:
+    return torch.randn(rows, 2, 2, 2, generator=torch.Generator().manual_seed(seed))
+
+
+def test_the_logits_are_those_of_the_export() -> None:
+    export = flat()
+    with serving(export) as server, closing(Endpoint(server.url, 20)) as endpoint:
+        served = endpoint.describe()
+        assert served == server.served
+        assert (served.classes, str(served.inputs)) == (CLASSES, "tensor of input: float32 (2, 2, 2)")
+        for rows in (1, 6):
+            assert torch.equal(endpoint.logits({"input": images(rows)}, 3), export.logits(images(rows)))
+
+        def ask(seed: int) -> bool:
+            with closing(Endpoint(server.url, 20)) as own:
+                return torch.equal(own.logits({"input": images(4, seed)}, 3), export.logits(images(4, seed)))
+
+        with ThreadPoolExecutor(8) as pool:
+            assert all(pool.map(ask, range(40)))
+
+
+def test_samples_of_several_tensors() -> None:
+    export = export_of(Counting(), CLASSES, format=2, inputs=SEQUENCE)
+    with serving(export) as server, closing(Endpoint(server.url, 20)) as endpoint:
+        for length in (1, 5):
+            batch = {"mask": torch.ones(2, length).bool(), "tokens": torch.arange(2 * length).view(2, length)}
+            found = endpoint.logits(batch, 3)
+            assert found.dtype == torch.float32
+            assert torch.equal(found, export.logits(batch).float())
+
+
+def asked(server: LogitsServer, method: str, path: str, body: bytes = b"", **headers: str) -> tuple[int, str]:
+    with closing(HTTPConnection(*server.server_address[:2], timeout=20)) as connection:
+        connection.putrequest(method, path)
+        for name, value in ({"Content-Length": str(len(body))} | headers).items():
+            if value:
+                connection.putheader(name, value)
+        connection.endheaders(body)
+        answer = connection.getresponse()
+        return answer.status, answer.read().decode(errors="replace")
+
+
+@pytest.mark.parametrize(
+    ("status", "words", "request_of"),
+    [
+        (404, "GET / and POST /logits", ("GET", "/logits")),
+        (404, "GET / and POST /logits", ("POST", "/", b"x")),
+        (501, "", ("PUT", "/logits", b"x")),
+        (411, "Content-Length is needed", ("POST", "/logits", b"x", "")),
+        (411, "Content-Length is needed", ("POST", "/logits", b"x", "-1")),
+        (411, "Content-Length is needed", ("POST", "/logits", b"x", "1e3")),
+        (413, "at most 10000 bytes", ("POST", "/logits", b"", "10001")),
+        (413, "at most 10000 bytes", ("POST", "/logits", b"", "9" * 5000)),
+        (400, "no file of safetensors", ("POST", "/logits", b"no tensors")),
+        (400, "tensors 'x'", ("POST", "/logits", encode({"x": images(2)}))),
+        (400, "tensors ", ("POST", "/logits", encode({}))),
+        (400, "'input' is float32 (2, 2)", ("POST", "/logits", encode({"input": images(2)[:, 0]}))),
+        (400, "'input' is float64", ("POST", "/logits", encode({"input": images(2).double()}))),
+        (400, "0 samples", ("POST", "/logits", encode({"input": images(2)[:0]}))),
+        (400, "7 samples", ("POST", "/logits", encode({"input": images(7)}))),
+        (400, "0 samples", ("POST", "/logits", encode({"input": torch.tensor(1.0)}))),
+        (500, "an unlucky", ("POST", "/logits", encode({"input": torch.full((1, 2, 2, 2), 13.0)}))),
+    ],
+)
+def test_what_is_no_batch_is_refused_in_one_line(
+    status: int, words: str, request_of: tuple[Any, ...]
+) -> None:
+    told: list[str] = []
+    with serving(flat(), tell=told.append, max_rows=6, max_bytes=10_000) as server:
+        length = {"Content-Length": request_of[3]} if len(request_of) > 3 else {}
+        found, text = asked(server, *request_of[:3], **length)
+        assert (found, words in text) == (status, True), text
+        assert "\n" not in text or status == 501
+        assert len(told) == (status == 500)
+        assert asked(server, "POST", "/logits", encode({"input": images(1)}))[0] == 200
+
+
+class Scripted(BaseHTTPRequestHandler):
+    """Gives the answers of a list, one after another, and the last again."""
+
+    answers: list[tuple[int, bytes]]
+
+    def do_POST(self) -> None:
+        status, body = self.answers.pop(0) if len(self.answers) > 1 else self.answers[0]
+        self.send_response(status)
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
+
+    do_GET = do_POST
+
+    def log_message(self, *_: Any) -> None: ...
+
+
+@contextmanager
+def scripted(*answers: tuple[int, bytes]) -> Iterator[str]:
+    handler = type("Handler", (Scripted,), {"answers": list(answers)})
+    with HTTPServer(("127.0.0.1", 0), handler) as server:
+        thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
+        thread.start()
+        try:
+            yield f"http://127.0.0.1:{server.server_port}"
+        finally:
+            server.shutdown()
+            thread.join()
+
+
+def test_a_failure_that_passes_is_asked_again() -> None:
+    logits_BC = images(2).flatten(1)[:, :3]
+    with scripted((503, b"busy"), (500, b""), (200, encode({"logits": logits_BC}))) as url:
+        assert torch.equal(Endpoint(url, 60).logits({"input": images(2)}, 3), logits_BC)
+
+
+@pytest.mark.parametrize(
+    ("answer", "kind", "words"),
+    [
+        ((400, b"not such\n a batch"), ModelError, "refuses POST /logits: 400: not such a batch"),
+        ((302, b""), ModelError, "refuses POST /logits: 302"),
+        ((200, b"hello"), ModelError, "its answer is damaged"),
+        ((200, encode({"logit": torch.zeros(2, 3)})), ModelError, "(0,), where (2, 3)"),
+        ((200, encode({"logits": torch.zeros(2, 4)})), ModelError, "(2, 4), where (2, 3)"),
+        ((200, encode({"logits": torch.zeros(2, 3).long()})), ModelError, "int64 (2, 3), where (2, 3)"),
+        ((200, bytes(10**5)), ModelError, "more than"),
+        ((503, b"busy"), StudentLost, "no answer within 0.3 s: HTTPException: 503: busy"),
+    ],
+)
+def test_answers_of_no_use(answer: tuple[int, bytes], kind: type[KdclError], words: str) -> None:
+    with scripted(answer) as url, pytest.raises(kind) as caught:
+        Endpoint(url, 0.3 if kind is StudentLost else 60).logits({"input": images(2)}, 3)
+    assert words in str(caught.value)
+    assert url in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("body", [b"", b"<html>", b"[]", b"{}", json.dumps({"format": 2}).encode()])
+def test_what_is_no_served_network(body: bytes) -> None:
+    with scripted((200, body)) as url, pytest.raises(ModelError, match="describes no network") as caught:
+        Endpoint(url, 60).describe()
+    assert "\n" not in str(caught.value)
+
+
+def test_nobody_listens() -> None:
+    with HTTPServer(("127.0.0.1", 0), Scripted) as server:
+        url = f"http://127.0.0.1:{server.server_port}"
+    with pytest.raises(StudentLost, match=r"gives no answer within 0\.3 s: ConnectionRefusedError"):
+        Endpoint(url, 0.3).describe()
+
+
+def test_an_address_that_is_taken() -> None:
+    taken = pytest.raises(UserError, match="cannot listen there: OSError")
+    with serving(flat()) as server, taken:
+        LogitsServer(flat(), *server.server_address[:2], max_rows=1, max_bytes=1)
+    with pytest.raises(UserError, match="cannot listen there"):
+        LogitsServer(flat(), "no such host.", 0, max_rows=1, max_bytes=1)
+
+
+def test_the_command(exports: dict[str, Path], tmp_path: Path) -> None:
+    assert run("serve", tmp_path / "none").exit_code == 2
+    command = [sys.executable, "-m", "kdcl_dist", "serve", str(exports["state_dict"]), "--port", "0"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        lines = [process.stdout.readline() for _ in range(2)]
+        url = lines[1].split()[2]
+        with closing(Endpoint(url, 20)) as endpoint:
+            assert len(endpoint.describe().classes) == 4
+        process.send_signal(signal.SIGTERM)
+        assert process.stdout.read() == "ended\n"
+        assert process.wait(20) == 0
