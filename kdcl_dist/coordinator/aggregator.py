@@ -225,7 +225,7 @@ class Aggregator:
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Load the state of `state_dict`; students that have been added since are the last ones."""
-        if self.recipe.distillation.needs_holdout:
+        if self.recipe.distillation.needs_holdout or len(state["weights"]) == len(self.names):
             self.weights_S = _padded(state["weights"], len(self.names))
         self.method_state = state.get("method", {})
         if self.window_check is not None:
