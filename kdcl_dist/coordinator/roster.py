@@ -76,16 +76,14 @@ class Roster:
         least = self.recipe.failure.min_students
         return f"fewer than {least} are left (failure.min_students): they wait for it"
 
-    def expect_all(self, epoch: int) -> None:
-        """The next generation waits for all that have not left by an epoch, from 0.
+    def expect(self, epoch: int, *, later: bool = False) -> None:
+        """The next generation is of the members of an epoch, from 0.
 
-        So what keeps a student that joins later from training is known before others train.
+        With `later` it waits for those who join later too: what keeps them from training is then known before
+        others train.
         """
-        self.members = [i for i in self.students if not self.recipe.students[i].has_left(epoch)]
-
-    def expect(self, epoch: int) -> None:
-        """The next generation is of the members of an epoch, from 0."""
-        self.members = self.recipe.cohort(epoch)
+        joins = [i for i in self.students if later and not self.recipe.students[i].has_left(epoch)]
+        self.members = joins if later else self.recipe.cohort(epoch)
 
     def begin(
         self,

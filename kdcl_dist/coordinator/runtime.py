@@ -192,10 +192,8 @@ class _CoordinatorRuntime:
 
     def _assemble(self, run: Run, assistants: Sequence[int]) -> tuple[Joins, Joins]:
         """Await the next generation; returns by rank the joins of its workers, and of some assistants."""
-        if self.state is None:
-            self.roster.expect_all(run.epoch)
-        else:
-            self.roster.expect(self._epoch(run, self.state.schedule))
+        epoch = run.epoch if self.state is None else self._epoch(run, self.state.schedule)
+        self.roster.expect(epoch, later=self.state is None)
         awaited = [*self.roster.awaited(), *assistants]
         joins = self.rendezvous.assemble(awaited, self.recipe.limits.startup_s)
         self._complete_last_failure([join.lost for join in joins.values() if join.lost is not None])
