@@ -71,7 +71,8 @@ def test_a_student_with_bad_numbers_is_left_out_of_all_shares(
     make_recipe: MakeRecipe, make_run: MakeRun
 ) -> None:
     more = ("batch_size=20", "students.b.model=nets:NotFiniteInOneRow", "analysis.every_steps=1")
-    runs = [make_run(make_recipe(*more, f"coordinators={count}")) for count in (1, 2)]
+    fields = (("coordinators=1",), ("coordinators=2", "failure.verify_every_steps=1"))
+    runs = [make_run(make_recipe(*more, *own)) for own in fields]
     for run in runs:
         assert not Cohort(run).train().errors
     assert metrics(runs[1])["b", 1, 3, "train", "skipped"] == 1

@@ -230,6 +230,19 @@ def test_random_numbers_are_drawn_again(make_recipe: MakeRecipe) -> None:
         take_step(verification, step)
 
 
+def test_a_step_that_is_left_out_has_no_gradient_to_compare(make_recipe: MakeRecipe) -> None:
+    """A student that learns alone has computed it before it knew."""
+    student, sent = student_of(make_recipe), Message(MessageLayout(ROWS, CLASSES))
+    verification, round = Verification(student, SCHEDULE), Round(Kind.TRAIN, 0, 0)
+    verification.begin(round, IMAGES, learns=True)
+    logits_BC = student.forward(IMAGES, 0)
+    sent.write_rows(torch.arange(ROWS), student.contribution(logits_BC, 0), LABELS)
+    student.add_gradient(student.loss.task(logits_BC, LABELS))
+    student.undo_forward()
+    verification.end(round, logits_BC, sent, None)
+    assert verification.rest is not None
+
+
 def test_which_steps_are_computed_twice(make_recipe: MakeRecipe) -> None:
     """Each fifth, and the last of each epoch that a checkpoint may follow."""
     schedule = RunSchedule(
