@@ -12,6 +12,7 @@ import yaml
 from pydantic import Field, PositiveInt, model_validator
 
 from kdcl_dist.config.base import Name, Seed, Strict
+from kdcl_dist.config.coordinators import check_coordinators
 from kdcl_dist.config.data import Data
 from kdcl_dist.config.distillation import Distillation
 from kdcl_dist.config.own_data import check_own_data
@@ -257,37 +258,8 @@ def _replicas_share_evenly(recipe: Recipe) -> None:
 
 
 def _coordinators_can_share(recipe: Recipe) -> None:
-    if recipe.coordinators == 1:
-        return
-    field, method = f"coordinators: {recipe.coordinators}", recipe.distillation.method_name
-    if not recipe.distillation.sends_target:
-        raise ValueError(f"{field} share the forming of soft targets, and method {method!r} has none; set 1")
-    if recipe.distillation.own_method is not None:
-        raise ValueError(
-            f"{field} see a share of a step's samples each, and method {method!r} of your own may need all; "
-            "set 1"
-        )
-    if recipe.distillation.window != 1:
-        raise ValueError(
-            f"{field} share the samples of a step, which are the same for all students with "
-            f"distillation.window 1 only (got {recipe.distillation.window!r})"
-        )
-    if recipe.data.mixes:
-        mixing = "data.mixup" if recipe.data.mixup else "data.cutmix"
-        raise ValueError(
-            f"{field} see a share of a step's samples each, and with {mixing} a sample's label depends on "
-            "another; set 1"
-        )
-    if replicated := [student.name for student in recipe.students if student.replicas > 1]:
-        raise ValueError(
-            f"{field} need the samples of a step in one message of each student, and {replicated[0]!r} has "
-            "replicas, which share them; set 1"
-        )
-    if recipe.coordinators > recipe.part_size:
-        raise ValueError(
-            f"{field} cannot share {recipe.part_size} samples (batch_size is {recipe.batch_size}, accumulate "
-            f"{recipe.accumulate})"
-        )
+    part = recipe.part_size, f"batch_size is {recipe.batch_size}, accumulate {recipe.accumulate}"
+    check_coordinators(recipe.coordinators, recipe.data, recipe.distillation, recipe.students, part)
 
 
 def _mixed_samples_can_be_learned(recipe: Recipe) -> None:

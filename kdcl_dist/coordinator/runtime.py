@@ -23,7 +23,7 @@ from kdcl_dist.exchange.generation import open_exchange
 from kdcl_dist.exchange.group import Exchange
 from kdcl_dist.exchange.message import Flag
 from kdcl_dist.membership.monitor import COORDINATOR, Monitor
-from kdcl_dist.membership.rendezvous import GenerationSpec, PendingJoin, Rendezvous, WorkerInfo
+from kdcl_dist.membership.rendezvous import GenerationSpec, Joins, Rendezvous, WorkerInfo
 from kdcl_dist.membership.store import Store
 from kdcl_dist.membership.tcp_store import scoped
 from kdcl_dist.run.checkpoint import Manifest, latest
@@ -45,8 +45,6 @@ __all__ = ["run_coordinator"]
 
 #: Seconds for which the store stays open after a failure, so that all can read its cause.
 LINGER_S = 10.0
-#: Join requests by rank.
-Joins = dict[int, PendingJoin]
 
 
 def run_coordinator(

@@ -21,7 +21,7 @@ from kdcl_dist.membership.monitor import Monitor
 from kdcl_dist.membership.store import POLL_S
 from kdcl_dist.run.checkpoint import Manifest, Part
 
-__all__ = ["GenerationSpec", "PendingJoin", "Rendezvous", "RunCompleted", "RunFailed", "WorkerInfo"]
+__all__ = ["GenerationSpec", "Joins", "PendingJoin", "Rendezvous", "RunCompleted", "RunFailed", "WorkerInfo"]
 
 #: Keys of the store: the number of requests, the latest generation, and the two ends of a run.
 REQUESTS, GENERATION, COMPLETED, FAILED = "requests", "generation", "completed", "failed"
@@ -98,6 +98,10 @@ class PendingJoin:
     watch: HeartbeatWatch = field(default_factory=HeartbeatWatch)
 
 
+#: Join requests by rank.
+Joins = dict[int, PendingJoin]
+
+
 class RunCompleted(Exception):
     """The run has completed, or was stopped, without this student."""
 
@@ -129,7 +133,7 @@ class Rendezvous:
         self.monitor, self.client = monitor, monitor.client
         self._arrivals = Arrivals(monitor, is_started)
         self.missing = frozenset[int]()
-        self._joins: dict[int, PendingJoin] = {}
+        self._joins: Joins = {}
         self._failures: list[KdclError] = []
         self._unread: set[int] = set()
         self._counted = 0
@@ -195,7 +199,7 @@ class Rendezvous:
 
     # -- the coordinator -------------------------------------------------------------------------
 
-    def assemble(self, ranks: Collection[int], limit_s: float) -> dict[int, PendingJoin]:
+    def assemble(self, ranks: Collection[int], limit_s: float) -> Joins:
         """Wait until the workers of some ranks are ready; returns all that are, by rank.
 
         Raises:
@@ -221,7 +225,7 @@ class Rendezvous:
         """The failure of workers that are away and will not come; None as long as they may come."""
         return self._arrivals.failure(set(ranks) - set(self.ready()), limit_s)
 
-    def ready(self) -> dict[int, PendingJoin]:
+    def ready(self) -> Joins:
         """The join requests of the workers that live, by rank.
 
         A worker that died after its request does not count; the process that replaces it writes its own.

@@ -201,7 +201,7 @@ def test_the_start_the_tutorials_and_the_method_are_in_both_languages() -> None:
 def test_the_site_has_every_document() -> None:
     listed = re.findall(r"[\w./-]+\.md", (ROOT / "mkdocs.yml").read_text(encoding="utf-8"))
     assert len(listed) == len({*listed})
-    assert {named(path) for path in DOCUMENTS} - {*listed} == {"README.pypi.md", "tests/golden/README.md"}
+    assert {named(path) for path in DOCUMENTS} - {*listed} == {"release/index.md", "tests/golden/README.md"}
 
 
 def test_the_figure_of_the_ensembles_is_what_its_script_draws() -> None:
