@@ -177,11 +177,8 @@ class Attempt:
     @property
     def unmet(self) -> list[str]:
         """The faults that no process has met."""
-        return [
-            str(fault)
-            for n, fault in enumerate(self.faults)
-            if fault.who != LAUNCHER and not self._met(n).exists()
-        ]
+        own = [(n, fault) for n, fault in enumerate(self.faults) if fault.who != LAUNCHER]
+        return [str(fault) for n, fault in own if not self._met(n).exists()]
 
 
 def outcome(attempt: Attempt, policy: str, undisturbed: Folder) -> tuple[str, bool]:
