@@ -129,6 +129,7 @@ class Soak:
             "KDCL_TEST_FAULTS": str(self.folder / "faults.jsonl"),
             "PYTHONPATH": os.pathsep.join(filter(None, paths)),
             "TMPDIR": str(self.folder / "tmp"),
+            "TORCHINDUCTOR_CACHE_DIR": str(self.folder / "inductor"),
             "CUDA_VISIBLE_DEVICES": "",
         }
 
@@ -144,7 +145,7 @@ def main() -> int:
     given = parser.parse_args()
     common = [*OVERRIDES, f"epochs={given.faults}", f"failure.max_failures={10 * given.faults}"]
     recipe = load_recipe(RECIPE, common)
-    faults = draw(given.faults, given.seed, recipe.workers, STEPS_PER_EPOCH)
+    faults = draw(given.faults, given.seed, [worker.name for worker in recipe.workers], STEPS_PER_EPOCH)
     folder = given.folder.absolute()
     quiet = Soak(folder / "undisturbed", [], "local", common)
     stormy = Soak(folder / "disturbed", faults, given.launcher, common)

@@ -1,4 +1,4 @@
-"""The page of a soak: what was injected, how soon it was found and was over, and whether anything was lost."""
+"""The page of a soak: what was injected, how soon it was over, and whether anything was lost."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def page(launcher: str, outcomes: list[Outcome], drawn: int, differ: list[str], 
         "",
         f"{verdict} {remains}",
         "",
-        "| process | fault | count | found, median s | longest | goes on, median s | longest | steps lost, mean |",
+        "| process | fault | count | found, median s | longest | goes on, median s | longest | lost steps |",
         "| --- | --- | ---: | ---: | ---: | ---: | ---: | ---: |",
     ]
     groups = defaultdict[tuple[str, str], list[Outcome]](list)

@@ -55,10 +55,8 @@ def outcomes(faults: Iterable[Fault], folder: Path, events: list[Event]) -> list
         folder: of the soak, with the markers of faults.
         events: of the run.
     """
-    markers = ((fault, fault.marker(folder)) for fault in faults)
-    met = sorted(
-        (marker.stat().st_mtime, fault.number, fault) for fault, marker in markers if marker.exists()
-    )
+    happened = [fault for fault in faults if fault.marker(folder).exists()]
+    met = sorted((fault.marker(folder).stat().st_mtime, fault.number, fault) for fault in happened)
     ends = [time for time, _, _ in met[1:]] + [float("inf")]
     found = []
     for (time, _, fault), until in zip(met, ends, strict=True):
