@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -143,6 +144,8 @@ def main() -> int:
     parser.add_argument("--launcher", choices=["local", "ray"], default="local")
     parser.add_argument("--out", type=Path)
     given = parser.parse_args()
+    for number in (signal.SIGINT, signal.SIGTERM):  # also in the background, where a shell ignores Ctrl-C
+        signal.signal(number, signal.default_int_handler)
     common = [*OVERRIDES, f"epochs={given.faults}", f"failure.max_failures={10 * given.faults}"]
     recipe = load_recipe(RECIPE, common)
     faults = draw(given.faults, given.seed, [worker.name for worker in recipe.workers], STEPS_PER_EPOCH)
@@ -167,3 +170,5 @@ if __name__ == "__main__":
         sys.exit(main())
     except SoakFailed as error:
         sys.exit(f"soak: {error}")
+    except KeyboardInterrupt:
+        sys.exit("soak: interrupted; the same command goes on")

@@ -8,9 +8,9 @@ from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-__all__ = ["ENDS_LAUNCHER", "Fault", "draw", "offer"]
+__all__ = ["COORDINATOR", "ENDS_LAUNCHER", "Fault", "draw", "offer"]
 
-COORDINATOR, LAUNCHER = "coordinator", "launcher"
+COORDINATOR = "coordinator"
 STEP_PHASES = ("data", "forward", "gather", "broadcast", "backward")
 COORDINATOR_PHASES = ("gather", "ensemble", "broadcast", "record")
 #: After them the launching process is gone, and `--resume` goes on.

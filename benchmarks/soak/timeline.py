@@ -8,11 +8,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from benchmarks.soak.faults import Fault
+from benchmarks.soak.faults import COORDINATOR, ENDS_LAUNCHER, Fault
 
 __all__ = ["Event", "Outcome", "outcomes", "process_ids", "read_events"]
 
 Event = Mapping[str, Any]
+#: Seconds after a fault in which a report can be of it.
+LATEST_S = 60.0
 
 
 @dataclass(frozen=True)
@@ -57,19 +59,33 @@ def outcomes(faults: Iterable[Fault], folder: Path, events: list[Event]) -> list
     """
     happened = [fault for fault in faults if fault.marker(folder).exists()]
     met = sorted((fault.marker(folder).stat().st_mtime, fault.number, fault) for fault in happened)
-    ends = [time for time, _, _ in met[1:]] + [float("inf")]
-    found = []
-    for (time, _, fault), until in zip(met, ends, strict=True):
-        report = _first(events, "failure", time, until)
-        start = _first(events, "started", time, until)
-        lost = 0 if start is None else max(0, fault.step - int(start["step"]))
-        found.append(Outcome(fault, time, _since(report, time), _since(start, time), lost))
-    return found
+    return [
+        _outcome(fault, time, [event for event in events if event["time"] >= time]) for time, _, fault in met
+    ]
 
 
-def _first(events: list[Event], kind: str, after: float, until: float) -> Event | None:
-    return next((e for e in events if e["kind"] == kind and after <= e["time"] < until), None)
+def _outcome(fault: Fault, time: float, later: list[Event]) -> Outcome:
+    """What followed a fault: the first report that may be of it, and the generation after that."""
+    starts = [event for event in later if event["kind"] == "started"]
+    if fault.how in ENDS_LAUNCHER:
+        return Outcome(fault, time, None, *_next(fault, time, starts))
+    reports = [
+        e for e in later if e["kind"] == "failure" and e["time"] < time + LATEST_S and _is_of(fault, e)
+    ]
+    if not reports:
+        return Outcome(fault, time, None, None, 0)
+    found = float(reports[0]["time"])
+    return Outcome(fault, time, found - time, *_next(fault, time, [e for e in starts if e["time"] >= found]))
 
 
-def _since(event: Event | None, time: float) -> float | None:
-    return None if event is None else float(event["time"]) - time
+def _next(fault: Fault, time: float, starts: list[Event]) -> tuple[float | None, int]:
+    """Seconds to the next generation, and the steps that it repeats."""
+    if not starts:
+        return None, 0
+    return float(starts[0]["time"]) - time, max(0, fault.step - int(starts[0]["step"]))
+
+
+def _is_of(fault: Fault, report: Event) -> bool:
+    """Whether a report names the fault's process; a cut connection has two ends."""
+    who = fault.who if fault.who == COORDINATOR else f"'{fault.who}'"
+    return fault.how.startswith("cut") or who in report["text"]
