@@ -29,7 +29,13 @@ from kdcl_dist.run.storage import Folder
 
 RECIPE = "examples/digits.yaml"
 #: Digits that are trained on, and samples a step: a step takes longer to recover than to repeat.
-OVERRIDES = ("data.train_per_class=64", "batch_size=64", "students.small.replicas=2", "limits.step_s=10")
+OVERRIDES = (
+    "data.train_per_class=64",
+    "batch_size=64",
+    "students.small.replicas=2",
+    "limits.step_s=10",
+    "failure.max_bad_steps=0",
+)
 STEPS_PER_EPOCH = 10
 #: Faults that the processes of the run look for at once.
 WINDOW = 6

@@ -8,13 +8,15 @@ from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-__all__ = ["COORDINATOR", "ENDS_LAUNCHER", "Fault", "draw", "offer"]
+__all__ = ["COORDINATOR", "ENDS_LAUNCHER", "SURVIVED", "Fault", "draw", "offer"]
 
 COORDINATOR = "coordinator"
 STEP_PHASES = ("data", "forward", "gather", "broadcast", "backward")
 COORDINATOR_PHASES = ("gather", "ensemble", "broadcast", "record")
 #: After them the launching process is gone, and `--resume` goes on.
 ENDS_LAUNCHER = ("launcher killed", "disk full")
+#: They cost time only: a write is repeated, and nobody fails.
+SURVIVED = ("disk slow", "disk fails")
 #: How a fault happens, and in how many of 100 faults. A stopped process costs seconds until it is noticed.
 SHARES = {
     "kill": 60,

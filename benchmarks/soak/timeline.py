@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from benchmarks.soak.faults import COORDINATOR, ENDS_LAUNCHER, Fault
+from benchmarks.soak.faults import COORDINATOR, ENDS_LAUNCHER, SURVIVED, Fault
 
 __all__ = ["Event", "Outcome", "outcomes", "process_ids", "read_events"]
 
@@ -67,6 +67,8 @@ def outcomes(faults: Iterable[Fault], folder: Path, events: list[Event]) -> list
 def _outcome(fault: Fault, time: float, later: list[Event]) -> Outcome:
     """What followed a fault: the first report that may be of it, and the generation after that."""
     starts = [event for event in later if event["kind"] == "started"]
+    if fault.how in SURVIVED:
+        return Outcome(fault, time, None, None, 0)
     if fault.how in ENDS_LAUNCHER:
         return Outcome(fault, time, None, *_next(fault, time, starts))
     reports = [
@@ -86,6 +88,8 @@ def _next(fault: Fault, time: float, starts: list[Event]) -> tuple[float | None,
 
 
 def _is_of(fault: Fault, report: Event) -> bool:
-    """Whether a report names the fault's process; a cut connection has two ends."""
-    who = fault.who if fault.who == COORDINATOR else f"'{fault.who}'"
-    return fault.how.startswith("cut") or who in report["text"]
+    """Whether a report may be of the fault; the ends of a cut connection may both be named, or none."""
+    if fault.how.startswith("cut"):
+        return True
+    named = f"'{fault.who}'" in report["text"]
+    return named or (fault.who == COORDINATOR and not report["text"].startswith("student"))
