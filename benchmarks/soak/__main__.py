@@ -11,10 +11,12 @@ soak that was interrupted.
 from __future__ import annotations
 
 import argparse
+import hashlib
 import os
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -75,10 +77,16 @@ class Soak:
         """The run folder."""
         return Folder(str(self.folder)) / "run"
 
+    @property
+    def temporary(self) -> Path:
+        """The folder of temporary files; a short path, since those of sockets have 107 characters at most."""
+        digest = hashlib.sha256(str(self.folder).encode()).hexdigest()[:8]
+        return Path(tempfile.gettempdir()) / f"soak-{digest}"
+
     def train(self) -> None:
         """Train to the end, through all faults; after a launcher's end start another."""
         (self.folder / "met").mkdir(parents=True, exist_ok=True)
-        (self.folder / "tmp").mkdir(exist_ok=True)
+        self.temporary.mkdir(exist_ok=True)
         while not self._has_finished():
             self._launch()
 
@@ -135,7 +143,7 @@ class Soak:
         return os.environ | {
             "KDCL_TEST_FAULTS": str(self.folder / "faults.jsonl"),
             "PYTHONPATH": os.pathsep.join(filter(None, paths)),
-            "TMPDIR": str(self.folder / "tmp"),
+            "TMPDIR": str(self.temporary),
             "TORCHINDUCTOR_CACHE_DIR": str(self.folder / "inductor"),
             "CUDA_VISIBLE_DEVICES": "",
         }
@@ -162,7 +170,7 @@ def main() -> int:
         soak.train()
     events = read_events(stormy.events)
     differ = differing_students(quiet.run, stormy.run, recipe.names)
-    left = leftovers(stormy.folder, process_ids(events))
+    left = leftovers(stormy.folder, stormy.temporary, process_ids(events))
     found = outcomes(faults, stormy.folder, events)
     text = page(given.launcher, found, len(faults), differ, left)
     print(text)

@@ -31,16 +31,17 @@ def _same(one: torch.Tensor, other: torch.Tensor) -> bool:
     return one.dtype == other.dtype and one.numpy().tobytes() == other.numpy().tobytes()
 
 
-def leftovers(folder: Path, pids: set[int]) -> list[str]:
+def leftovers(folder: Path, temporary: Path, pids: set[int]) -> list[str]:
     """Processes, shared memory, temporary and partial files of a soak's run that outlived it.
 
     Args:
         folder: of the soak; its path in a process's environment shows whose it is.
+        temporary: its folder of temporary files.
         pids: of all processes of the run.
     """
     found = [f"process {pid}" for pid in _processes(f"KDCL_TEST_FAULTS={folder}/".encode())]
     found += [f"partial file {path}" for path in folder.rglob("*.tmp")]
-    found += [f"temporary {path}" for path in (folder / "tmp").iterdir()]
+    found += [f"temporary {path}" for path in temporary.iterdir()]
     shared = [path for path in Path("/dev/shm").iterdir() if any(f"_{pid}_" in path.name for pid in pids)]
     return found + [f"shared memory {path}" for path in shared]
 

@@ -175,3 +175,7 @@ def _install(path: Path) -> None:
 
 if "KDCL_TEST_FAULTS" in os.environ:
     _install(Path(os.environ["KDCL_TEST_FAULTS"]))
+if "KDCL_TEST_BROKEN" in os.environ:
+    import broken_builds
+
+    getattr(broken_builds, os.environ["KDCL_TEST_BROKEN"])()
