@@ -10,6 +10,7 @@ stop) or "returns" (a student that is away asks to join again).
 """
 
 import contextlib
+import errno
 import json
 import os
 import signal
@@ -21,6 +22,8 @@ from pathlib import Path
 
 #: Seconds after which a held process gives up: more than any machine takes for what it waits for.
 HOLD_S = 140.0
+#: Seconds for which a disk is disturbed: less than a storage is retried for.
+DISK_S = 1.5
 #: The run's store as this process has it, once for each of its monitors.
 STORES = []
 
@@ -46,8 +49,42 @@ def _meet(how: str, until: str) -> None:
         _cut_links(spared={store.connection.link.getsockname() for store in STORES})
     if how == "cut off":  # the store's too
         _cut_links()
+    if how == "nan":  # in the next message
+        _poison_logits()
+    if how.startswith("disk"):
+        _disturb_disk(how)
     if how == "torn":  # killed in the middle of its next write to a disk
         os.fsync = lambda file: os.kill(os.getpid(), signal.SIGKILL)
+
+
+def _poison_logits() -> None:
+    from kdcl_dist.exchange.message import Message
+
+    write_rows = Message.write_rows
+
+    def poisoned(message, ids, logits, labels=None):
+        Message.write_rows = write_rows
+        write_rows(message, ids, logits * float("nan"), labels)
+
+    Message.write_rows = poisoned
+
+
+def _disturb_disk(how: str) -> None:
+    """For some seconds the disk is slow, fails, or is full."""
+    fsync, until = os.fsync, time.monotonic() + DISK_S
+
+    def disturbed(file):
+        if time.monotonic() > until:
+            os.fsync = fsync
+        elif how == "disk slow":
+            time.sleep(0.5)
+        elif how == "disk fails":
+            raise OSError(errno.EIO, "Input/output error")
+        else:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        fsync(file)
+
+    os.fsync = disturbed
 
 
 def _hold(until: str) -> None:
@@ -138,3 +175,7 @@ def _install(path: Path) -> None:
 
 if "KDCL_TEST_FAULTS" in os.environ:
     _install(Path(os.environ["KDCL_TEST_FAULTS"]))
+if "KDCL_TEST_BROKEN" in os.environ:
+    import broken_builds
+
+    getattr(broken_builds, os.environ["KDCL_TEST_BROKEN"])()

@@ -1,0 +1,1 @@
+"""One long run that meets thousands of faults, and must end as the run that met none."""
