@@ -67,9 +67,10 @@ SLOW_FILES = (
 def pytest_configure(config: pytest.Config) -> None:
     """Keep the solver's machine code for the next test run, in folders by what it depends on.
 
-    Numba reads the variable when it is imported.
+    Numba reads the variable when it is imported. With `-p no:cacheprovider` nothing is kept.
     """
-    os.environ["NUMBA_CACHE_DIR"] = str(config.cache.mkdir("numba"))  # type: ignore[union-attr]
+    if (cache := getattr(config, "cache", None)) is not None:
+        os.environ["NUMBA_CACHE_DIR"] = str(cache.mkdir("numba"))
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
