@@ -184,7 +184,7 @@ def check_teacher(path: Path, recipe: Recipe, student: Student) -> None:
     if recipe.data.train_per_class:  # of the ten classes of Fashion-MNIST; the run is another arm's
         samples, run = 10 * recipe.data.train_per_class, "fashion/none-seed0"
     else:
-        samples = SAMPLES.get(recipe.data.train) or len(open_dataset(str(ROOT / recipe.data.train)))
+        samples = SAMPLES.get(recipe.data.train) or len(open_dataset(recipe.data.train))
         named = re.search(r"--name (\S+)", path.read_text())
         assert named is not None
         run = named[1]

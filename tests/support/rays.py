@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import fcntl
 import os
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeVar
@@ -17,7 +18,7 @@ TRIES = 4
 
 def start_ray(start: Callable[[], T]) -> T:
     """Call `start`, which starts nodes of Ray: Ray gives each 30 s, so no two tests start some at once."""
-    with Path(os.environ["NUMBA_CACHE_DIR"], "ray").open("w") as lock:
+    with Path(os.environ.get("NUMBA_CACHE_DIR", tempfile.gettempdir()), "ray").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         for _ in range(TRIES - 1):
             try:

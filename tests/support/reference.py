@@ -610,9 +610,11 @@ def images(data: ArrowDataset, ids: np.ndarray, augment: list, seed: int, epoch:
 
 
 def dataset_at(path: str) -> Any:
-    """Images, or other samples, by the one column that only images have."""
+    """Images, or other samples, by the one column that only images have; `kdcl:NAME` is of the examples."""
     import pyarrow as pa
 
+    if path.startswith("kdcl:"):
+        path = f"examples/data/{path.removeprefix('kdcl:')}.arrow"
     with pa.memory_map(path) as file:
         of_images = "image" in pa.ipc.open_file(file).schema.names
     return ArrowDataset(path) if of_images else ArrowSamples(path)

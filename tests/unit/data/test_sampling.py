@@ -27,9 +27,9 @@ def test_streams_are_frozen() -> None:
     train, held = sampling.split_holdout(np.array([0, 0, 0, 1, 1, 1]), 1, 0)
     assert (train.tolist(), held.tolist()) == ([0, 1, 4, 5], [2, 3])
     assert sampling.subset(np.array([0, 0, 0, 1, 1, 1]), 2, 0).tolist() == [0, 2, 3, 5]
-    assert sampling.class_parts(np.array([0, 0, 0, 1, 1, 1]), 0.3, 0.7, 0).tolist() == [0]
+    assert sampling.class_parts(np.array([0, 0, 0, 1, 1, 1]), 0.3, 0.7, 0).tolist() == [0, 4]
     passes = sampling.own_passes(np.array([5, 6, 7, 8, 9]), 3, 2, 1, 0)
-    assert [ids.tolist() for ids in passes] == [[0]]
+    assert [ids.tolist() for ids in passes] == [[6, 9], [5, 7], [6, 8]]
     train, val = sampling.split_validation(np.array([0, 0, 0, 1, 1, 1]), 0.4, 0)
     assert (train.tolist(), val.tolist()) == ([1, 2, 4, 5], [0, 3])
 

@@ -163,9 +163,7 @@ def test_the_example_begins_where_its_first_table_ends() -> None:
                     assert (student.weights, student.transfer) == (None, None)
                     continue
                 first = source[job.name]  # the arm of the same name, and the same seed
-                labels = np.asarray(
-                    of_classes(open_dataset(str(ROOT / first.data.train)), first.data.classes).labels
-                )
+                labels = np.asarray(of_classes(open_dataset(first.data.train), first.data.classes).labels)
                 step = first.epochs * (len(labels) // first.batch_size)
                 path = f"runs/transfer-source/{job.name}/checkpoints/step-{step:08d}/{student.name}.pt"
                 assert (student.weights, student.transfer) == (path, table)
