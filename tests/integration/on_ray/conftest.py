@@ -13,7 +13,7 @@ from rays import own_ray
 @pytest.fixture(scope="package", autouse=True)
 def cluster(faults: Path) -> Iterator[str]:
     """A Ray of this machine, whose workers meet the faults on order; its address."""
-    # Room for more than one run: without a dashboard Ray keeps the places of a run whose controller was killed.
+    # Room for several: without a dashboard Ray keeps the places of a run whose controller was killed.
     own_ray(16)
     yield ray.get_runtime_context().gcs_address
     ray.shutdown()
