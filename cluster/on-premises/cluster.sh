@@ -29,7 +29,7 @@ install() {
     for address in "${ADDRESSES[@]}"; do
         echo "installing on $address"
         tar --create --gzip --directory "$(dirname "$0")/../.." \
-            kdcl_dist setup.cfg pyproject.toml constraints.txt README.md LICENSE |
+            kdcl_dist release setup.cfg pyproject.toml constraints.txt LICENSE |
             on "$address" 'set -e; mkdir -p ~/kdcl/src; tar --extract --gzip --directory ~/kdcl/src
                 python3 -m venv ~/kdcl; cd ~/kdcl/src
                 pip install --quiet --constraint constraints.txt .'
