@@ -67,6 +67,7 @@ def test_sky() -> None:
     assert config.keys() == {"name", "num_nodes", "workdir", "resources", "envs", "secrets", "setup", "run"}
     assert config["resources"]["use_spot"]
     assert config["secrets"] == {"RAY_AUTH_TOKEN": None}
+    assert "--secret RAY_AUTH_TOKEN " in (CLUSTER / "sky.yaml").read_text()  # its value is on no command line
     for script in (config["setup"], config["run"]):
         lint(script)
 
