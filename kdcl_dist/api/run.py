@@ -64,7 +64,8 @@ class Run:
         path: path or URI of the run folder.
         students, data: as of `kdcl_dist.train`.
         objects: by their strings in the recipe, such as "object:small", for those of another name.
-        allow_imports: modules outside this package whose code the recipe may run, as `--allow-imports`.
+        allow_imports: modules outside this package whose code the recipe may run, and URLs of servers that
+            may get the samples, as `--allow-imports`.
 
     Raises:
         RunFolderError: the folder is no run folder.

@@ -54,7 +54,7 @@ def reports_errors(command: Callable[..., None]) -> Callable[..., None]:
 
 
 class _Modules(click.ParamType[tuple[str, ...]]):
-    """Names of modules, separated by commas."""
+    """Names of modules, and URLs of servers, separated by commas."""
 
     name = "MODULES"
 
@@ -66,7 +66,8 @@ class _Modules(click.ParamType[tuple[str, ...]]):
             return value
         names = tuple(part.strip() for part in str(value).split(","))
         for name in names:
-            if not all(part.isidentifier() for part in name.split(".")):
+            is_url = name.startswith(("http://", "https://"))
+            if not is_url and not all(part.isidentifier() for part in name.split(".")):
                 self.fail(f"{name!r} is not the name of a module, such as my_nets", param, ctx)
         return names
 
@@ -76,7 +77,8 @@ allows_imports = click.option(
     "--allow-imports",
     type=_Modules(),
     default=(),
-    help="Modules outside kdcl_dist whose code the folder may run, such as my_nets,my_data. [default: none]",
+    help="Modules outside kdcl_dist whose code the folder may run, such as my_nets,my_data; and URLs of "
+    "servers that may get the samples. [default: none]",
 )
 
 

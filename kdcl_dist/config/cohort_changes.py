@@ -31,7 +31,7 @@ def with_student(recipe: Recipe, fields: Mapping[str, Any], epoch: int) -> Recip
         raise RecipeError("from_epoch: a student that is added joins after the next checkpoint; leave it out")
     found = _made(recipe, [*_students(recipe), {**fields, "from_epoch": epoch}])
     if foreign := sorted(import_strings(found) - import_strings(recipe)):
-        raise RecipeError(f"{foreign[0]!r} is not among the import strings of the run's recipe")
+        raise RecipeError(f"{foreign[0]!r} is not among the import strings and servers of the run's recipe")
     return found
 
 

@@ -1,7 +1,8 @@
-"""Import strings in stored text, a run folder's recipe or an export's description: refused unless allowed.
+"""Import strings and servers in stored text, of a run folder or an export: refused unless allowed.
 
 A recipe that a user hands to a command is the user's own word. A run folder or an export may come from
-someone else, and importing what it names would run that person's code.
+someone else: importing what it names would run that person's code, and a server that it names would get the
+samples.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ from functools import partial
 from types import BuiltinFunctionType, FunctionType, MethodType
 from typing import Any
 
-from kdcl_dist.config.model import Model
+from kdcl_dist.config.model import Model, is_url
 from kdcl_dist.config.recipe import Recipe
 from kdcl_dist.errors import ImportRefused
 from kdcl_dist.utils.data_specs import data_import
@@ -24,7 +25,7 @@ __all__ = ["check_recipe_imports", "check_stored_imports", "import_strings", "tr
 def check_recipe_imports(
     recipe: Recipe, where: str, allowed: Collection[str], students: Collection[str] | None = None
 ) -> None:
-    """Refuse a stored recipe that names code outside this package.
+    """Refuse a stored recipe that names code outside this package, or a server.
 
     Args:
         recipe: the stored recipe.
@@ -39,17 +40,23 @@ def check_recipe_imports(
 
 
 def check_stored_imports(fields: Mapping[str, str], where: str, allowed: Collection[str]) -> None:
-    """Refuse import strings of modules that the user does not allow.
+    """Refuse import strings of modules, and servers, that the user does not allow.
 
     Args:
-        fields: the text of each field that may be an import string, by the field's path.
+        fields: the text of each field that may be an import string or a URL, by the field's path.
         where: the run folder or export, for the error.
-        allowed: names of modules; what lies below an allowed package is allowed too.
+        allowed: names of modules; what lies below an allowed package is allowed too. And URLs.
 
     Raises:
-        ImportRefused: a field names a module outside `allowed`, or an object that the caller has not passed.
+        ImportRefused: a field names a module or a server outside `allowed`, or an object that the caller has
+            not passed.
     """
     for path, text in fields.items():
+        if is_url(text) and text not in allowed:
+            raise ImportRefused(
+                f"{where}: {path}: the server {text} would get the samples, and a run folder may come from "
+                f"someone else; if you trust both, add --allow-imports {text}"
+            )
         if not is_import_string(text) or knows(text):
             continue
         if names_object(text):
@@ -66,7 +73,7 @@ def check_stored_imports(fields: Mapping[str, str], where: str, allowed: Collect
 
 
 def import_strings(recipe: Recipe) -> set[str]:
-    """All import strings of a recipe."""
+    """All import strings of a recipe, and the URLs of its servers."""
     parts = [part.name for each in recipe.students for part in (each.optimizer, each.schedule)]
     fields = [text for _, text in _fields(recipe, recipe.names)]
     texts = [
@@ -76,7 +83,7 @@ def import_strings(recipe: Recipe) -> set[str]:
         *parts,
         *fields,
     ]
-    return set(filter(is_import_string, texts))
+    return {text for text in texts if is_import_string(text) or is_url(text)}
 
 
 def _is_allowed(module: str, allowed: Collection[str]) -> bool:
@@ -114,7 +121,7 @@ def _fields(recipe: Recipe, built: Collection[str]) -> Iterator[tuple[str, str]]
         yield "data.collate", data.collate
     for student in recipe.students:
         path = f"students.{student.name}"
-        own = Model.of(student.model).import_string  # a library's network is known code with plain arguments
-        if student.name in built and own is not None:
-            yield f"{path}.model", own
+        model = Model.of(student.model)  # a library's network is known code with plain arguments
+        if student.name in built and (model.import_string is not None or is_url(model)):
+            yield f"{path}.model", model.name
         yield from transform_imports(f"{path}.augment", [each.item() for each in student.augment or ()])

@@ -202,6 +202,19 @@ def test_networks_of_libraries_need_no_permission(name: str) -> None:
             check_recipe_imports(recipe, "run", [])
 
 
+def test_a_server_gets_samples_by_the_users_word_only(tmp_path: Path) -> None:
+    url, other = "http://127.0.0.1:9", "http://127.0.0.1:8"
+    folder = run_folder(tmp_path / "run", f"students.b.model={url}")
+    for allowed in ([], ["--allow-imports", other]):
+        code, line = answer("evaluate", folder, *allowed)
+        assert code == 2
+        assert f"students.b.model: the server {url} would get the samples" in line
+        assert line.endswith(f"--allow-imports {url}")
+    code, line = answer("evaluate", folder, "--allow-imports", f"my_nets,{url}")
+    assert "no complete checkpoint" in line
+    assert import_strings(parse_recipe(RECIPE, [f"students.b.model={url}"])) == {url}
+
+
 def test_a_method_and_a_loss_of_ones_own_are_import_strings() -> None:
     own = ["distillation.method={name: 'mine:method', peers: true}", "distillation.loss='mine:loss'"]
     assert import_strings(parse_recipe(RECIPE, own)) == {"mine:method", "mine:loss"}

@@ -86,6 +86,11 @@ def test_a_frozen_student_leaves_as_well(make_recipe: MakeRecipe) -> None:
     ("request_", "epoch", "message"),
     [
         ({"add": {"name": "c", "model": "nets:Tiny"}}, 2, "'nets:Tiny' is not among the import strings"),
+        (
+            {"add": {"name": "c", "model": "http://a:1"}},
+            2,
+            "'http://a:1' is not among the import strings and servers",
+        ),
         ({"add": {"name": "c"}}, 2, "students.2: a student needs one of model and logits"),
         ({"add": {"name": "c", "model": "mlp", "lr": 1}}, 2, "students.2.lr: unknown field here"),
         ({"add": {"name": "c", "model": "mlp", "from_epoch": 3}}, 2, "from_epoch: a student that is added"),
