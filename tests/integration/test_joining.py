@@ -20,10 +20,12 @@ from equality import VIEWS, check
 from kdcl_dist import models, training
 from kdcl_dist.cli import kdcl
 from kdcl_dist.config.recipe import Recipe
+from kdcl_dist.errors import StudentLost
 from kdcl_dist.evaluation import evaluate
 from kdcl_dist.export.source import Source
 from kdcl_dist.launch import local
 from kdcl_dist.report.writing import write_report
+from kdcl_dist.run.checkpoint import latest
 from kdcl_dist.run.events import CheckpointSaved, Event, Note, Started
 from kdcl_dist.run.metrics import read_metrics
 from kdcl_dist.run.record import read_record
@@ -143,6 +145,24 @@ def test_processes_come_and_go(
         source = Source.load(run.folder.uri, "ensemble", epoch=epoch, warn=print)
         assert [student.name for student in source.members] == [*members]
     assert "Who took part" in Path(write_report([run.folder.uri])).read_text()
+
+
+def test_the_death_of_who_joins_later_costs_nothing_under_stop(
+    make_cohort: Callable[..., Recipe], make_run: MakeRun, inject: Inject
+) -> None:
+    """The coordinator does not miss `d`, and is asked to stop: it takes a checkpoint of the step."""
+    inject("coordinator", "gather", 1, "hold", until="stop")
+    run = make_run(make_cohort("failure.policy=stop", "limits.step_s=150"))
+
+    def on_event(event: Event) -> None:
+        if isinstance(event, Started):
+            os.kill(process_of("d"), signal.SIGKILL)
+
+    with pytest.raises(StudentLost, match="the process of d died"):
+        local.launch(run, on_event, threading.Event())
+    start = latest(run.folder, print)
+    assert start is not None
+    assert start.step == 2
 
 
 def test_of_a_run_that_trains_one_leaves_and_one_joins(
