@@ -84,14 +84,15 @@ def remove(run: str, name: str) -> None:
 def _training(run: str) -> tuple[Recipe, Folder, int]:
     """The recipe of a run that trains, with what is asked for already, and its folder.
 
-    The third is the epoch, from 1, in which it is at least.
+    The third is the epoch, from 1, after which its cohort changes at the earliest.
 
     Raises:
         RunFolderError: it is no run, or does not train.
+        RecipeError: its cohort does not change any more.
     """
     from kdcl_dist.errors import CheckpointError, RunFolderError
     from kdcl_dist.run.checkpoint import read_manifest, steps
-    from kdcl_dist.run.cohort_requests import requested
+    from kdcl_dist.run.cohort_requests import next_change, requested
     from kdcl_dist.run.record import read_record
     from kdcl_dist.run.run import load_run
     from kdcl_dist.utils.process import is_dead
@@ -107,4 +108,5 @@ def _training(run: str) -> tuple[Recipe, Folder, int]:
     for step in steps(folder):
         with contextlib.suppress(CheckpointError):  # the last may be in the making
             done = read_manifest(folder, step).epoch
-    return requested(recipe, folder, done + 1), folder, done + 1
+    epoch = next_change(recipe, done)
+    return requested(recipe, folder, epoch), folder, epoch

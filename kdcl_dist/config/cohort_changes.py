@@ -56,7 +56,7 @@ def without_student(recipe: Recipe, name: str, epoch: int) -> Recipe:
     if not student.takes_part(epoch - 1):
         when = "has left" if student.has_left(epoch - 1) else "has not joined yet"
         raise RecipeError(f"student {name!r} {when}")
-    if epoch in (student.until_epoch, recipe.epochs):
+    if epoch == student.until_epoch:
         raise RecipeError(f"student {name!r} leaves after epoch {epoch} already")
     learns = {} if recipe.is_frozen(student) else {"epochs": recipe.epochs_of(student)}
     students[index] |= {"until_epoch": epoch, **learns}

@@ -19,6 +19,7 @@ from typing_extensions import TypedDict
 
 from kdcl_dist.config.cohort_changes import with_student, without_student
 from kdcl_dist.config.recipe import Recipe
+from kdcl_dist.config.rounds import RunSchedule
 from kdcl_dist.errors import KdclError, RecipeError, RunFolderError, StorageError, one_line
 from kdcl_dist.run.checkpoint import latest
 from kdcl_dist.run.creation import new_id
@@ -27,7 +28,17 @@ from kdcl_dist.run.run import Run, write_recipe
 from kdcl_dist.run.storage import Folder
 from kdcl_dist.utils.process import this_process
 
-__all__ = ["Request", "apply", "ask", "changed", "has_requests", "is_changing", "requested", "unchanged"]
+__all__ = [
+    "Request",
+    "apply",
+    "ask",
+    "changed",
+    "has_requests",
+    "is_changing",
+    "next_change",
+    "requested",
+    "unchanged",
+]
 
 #: The folder of the requests in the run folder.
 ROOT = "cohort"
@@ -68,6 +79,32 @@ def apply(recipe: Recipe, request: Mapping[str, Any], epoch: int) -> Recipe:
     if "add" in request:
         return with_student(recipe, request["add"], epoch + 1)
     return without_student(recipe, request["remove"], epoch)
+
+
+def next_change(recipe: Recipe, done: int) -> int:
+    """The epoch, from 1, after which a run of which so many epochs are done can change its cohort.
+
+    Raises:
+        RecipeError: there is none, since no checkpoint at an epoch's end is left but the last.
+    """
+    checkpoint, evaluate = recipe.checkpoint, recipe.evaluate
+    schedule = RunSchedule(
+        epochs=recipe.epochs,
+        steps_per_epoch=1,
+        holdout_batches=0,
+        test_batches=0,
+        checkpoint_epochs=checkpoint.every_epochs,
+        evaluate_epochs=evaluate.every_epochs,
+        best=checkpoint.best is not None,
+        changes=recipe.changes,
+    )
+    for epoch in range(done + 1, recipe.epochs):
+        if schedule.saves(epoch - 1):
+            return epoch
+    raise RecipeError(
+        f"no checkpoint follows at an epoch's end but that of the last epoch, {recipe.epochs} "
+        f"(checkpoint.every_epochs is {checkpoint.every_epochs}): the cohort cannot change any more"
+    )
 
 
 def is_changing(run: Run) -> bool:

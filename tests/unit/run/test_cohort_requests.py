@@ -20,7 +20,15 @@ from kdcl_dist.launch import local
 from kdcl_dist.launch.preflight import rehearsal
 from kdcl_dist.launch.preflight.rehearsal import Rehearsal
 from kdcl_dist.run.checkpoint import Manifest, commit, write_part
-from kdcl_dist.run.cohort_requests import apply, ask, changed, has_requests, is_changing, unchanged
+from kdcl_dist.run.cohort_requests import (
+    apply,
+    ask,
+    changed,
+    has_requests,
+    is_changing,
+    next_change,
+    unchanged,
+)
 from kdcl_dist.run.launcher_log import LauncherLog
 from kdcl_dist.run.prepare import prepare
 from kdcl_dist.run.record import read_record, record_failure, update_record
@@ -124,7 +132,12 @@ def test_the_launcher_goes_on_without_who_cannot_join(run: Run, monkeypatch: pyt
 
 def test_a_stop_in_a_change_of_the_cohort_is_recorded(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     stop = threading.Event()
-    monkeypatch.setattr(local, "launch", lambda *_: bool(stop.set()))
+
+    def launch(*_: object) -> bool:
+        stop.set()
+        return False
+
+    monkeypatch.setattr(local, "launch", launch)
     assert not training.launch(run, "local", LauncherLog(lambda event: None), stop)
     assert read_record(run.folder)["state"] == "interrupted"
 
@@ -184,11 +197,17 @@ def test_an_epoch_keeps_its_steps(make_recipe: MakeRecipe) -> None:
     apply(beside, {"add": {"name": "c", "model": "mlp"}}, 2)
 
 
-def test_nobody_leaves_twice_or_after_the_end(make_recipe: MakeRecipe) -> None:
-    recipe = make_recipe("epochs=4")
-    for epoch, left in ((2, apply(recipe, {"remove": "b"}, 2)), (4, recipe)):
-        with pytest.raises(RecipeError, match=f"student 'b' leaves after epoch {epoch} already"):
-            apply(left, {"remove": "b"}, epoch)
+def test_nobody_leaves_twice(make_recipe: MakeRecipe) -> None:
+    left = apply(make_recipe("epochs=4"), {"remove": "b"}, 2)
+    with pytest.raises(RecipeError, match="student 'b' leaves after epoch 2 already"):
+        apply(left, {"remove": "b"}, 2)
+
+
+def test_the_cohort_changes_with_the_next_checkpoint(make_recipe: MakeRecipe) -> None:
+    recipe = make_recipe("epochs=8", "checkpoint.every_epochs=3", "students.b.until_epoch=5")
+    assert [next_change(recipe, done) for done in range(6)] == [3, 3, 3, 5, 5, 6]
+    with pytest.raises(RecipeError, match="no checkpoint follows at an epoch's end but that of the last"):
+        next_change(recipe, 6)
 
 
 def test_who_is_not_there_cannot_leave(make_recipe: MakeRecipe) -> None:
