@@ -41,7 +41,12 @@ COHORT = """students=[
     {name: c, model: mlp, from_epoch: 2, until_epoch: 3, schedule: {name: cosine, min_lr: 0.001}},
     {name: d, model: cnn_small, from_epoch: 3, epochs: 1, ema: {decay: 0.5}}]"""
 CASES = {
-    "linear, measured": ["analysis.every_steps=2", "evaluate.every_epochs=4", "checkpoint.every_epochs=4"],
+    "linear, measured, verified": [
+        "failure.verify_every_steps=1",
+        "analysis.every_steps=2",
+        "evaluate.every_epochs=4",
+        "checkpoint.every_epochs=4",
+    ],
     "general, in parts": ["distillation.method=general", "data.holdout_per_class=3", "accumulate=2"],
     "general, all anew": [
         "distillation.method=general",
@@ -49,6 +54,12 @@ CASES = {
         "students.a.until_epoch=3",
         "students.b.until_epoch=3",
         "students.d.from_epoch=4",
+    ],
+    "switokd, own data, and one is left": [
+        "distillation.method=switokd",
+        "students.a.data={share: [0, 0.5], sees: all}",
+        "students.a.until_epoch=3",
+        "students.d.epochs=2",
     ],
     "dml, and one is left": ["distillation.method=dml", "students.a.until_epoch=3", "students.d.epochs=2"],
     "mean, in windows": ["distillation={method: mean, window: 4}", "batch_size=7"],
@@ -106,7 +117,8 @@ def test_processes_come_and_go(
     torch.manual_seed(5)
     torch.save(models.build("mlp", 4, 1).state_dict(), path)
     frozen = ["students.c.frozen=true", f"students.c.weights={path}", "students.c.replicas=2"]
-    recipe = make_cohort(VIEWS, *frozen, "failure.max_failures=2", "checkpoint.keep=9", "limits.step_s=150")
+    failure = "failure={max_failures: 2, verify_every_steps: 2}"
+    recipe = make_cohort(VIEWS, *frozen, failure, "checkpoint.keep=9", "limits.step_s=150")
     killed = tmp_path / "killed"
     inject("coordinator", "gather", 2, "hold", until=killed)
     met = inject("c/1", "forward", 7, "kill")
