@@ -215,7 +215,7 @@ def test_of_a_run_that_trains_one_leaves_and_one_joins(
 def pids(events: list[Event], name: str) -> list[int]:
     """The processes of a worker, by the starts of generations."""
     starts = [event.placement for event in events if isinstance(event, Started)]
-    return list(dict.fromkeys(placement[name]["pid"] for placement in starts if name in placement))
+    return list(dict.fromkeys(int(placement[name]["pid"]) for placement in starts if name in placement))
 
 
 def process_of(name: str) -> int:
