@@ -35,7 +35,15 @@ from kdcl_dist.utils.data_specs import moved
 from kdcl_dist.utils.devices import choose_device, needs_memory
 from kdcl_dist.utils.seeding import Purpose, derive
 
-__all__ = ["Evaluation", "Noise", "Trained", "evaluate", "evaluate_under_noise", "open_training_data"]
+__all__ = [
+    "Evaluation",
+    "Noise",
+    "Trained",
+    "evaluate",
+    "evaluate_under_noise",
+    "open_training_data",
+    "with_data_here",
+]
 
 
 @dataclass(frozen=True)
@@ -245,11 +253,19 @@ def open_training_data(recipe: Recipe, folder: Folder, test: str | None = None) 
     Raises:
         DataError: as `TrainingData.open`.
     """
+    return TrainingData.open(with_data_here(recipe, folder, {} if test is None else {"test": test}))
+
+
+def with_data_here(recipe: Recipe, folder: Folder, others: Mapping[str, str] | None = None) -> Recipe:
+    """The recipe of a run with its data sets as this process finds them; see `open_training_data`.
+
+    Args:
+        recipe, folder: of the run.
+        others: sets in place of the recipe's, by their fields.
+    """
     root = read_record(folder).get("root", ".")
-    found = {name: moved(spec, root) for name, spec in recipe.data.sets.items()}
-    if test is not None:
-        found["test"] = test
-    return TrainingData.open(recipe.model_copy(update={"data": recipe.data.model_copy(update=found)}))
+    found = {name: moved(spec, root) for name, spec in recipe.data.sets.items()} | dict(others or {})
+    return recipe.model_copy(update={"data": recipe.data.model_copy(update=found)})
 
 
 @dataclass(frozen=True)

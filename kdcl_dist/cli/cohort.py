@@ -7,9 +7,11 @@ from typing import TYPE_CHECKING
 
 import click
 
-from kdcl_dist.cli.group import echo, kdcl, reports_errors
+from kdcl_dist.cli.group import allows_imports, echo, kdcl, reports_errors
 
 if TYPE_CHECKING:
+    from collections.abc import Collection
+
     from kdcl_dist.config.recipe import Recipe
     from kdcl_dist.run.storage import Folder
 
@@ -27,24 +29,41 @@ def cohort(context: click.Context, run: str) -> None:
 @cohort.command()
 @click.argument("student", type=click.Path())
 @click.option("--no-rehearsal", is_flag=True, help="Do not try the student here first, in a step on the CPU.")
+@allows_imports
 @click.pass_obj
 @reports_errors
-def add(run: str, student: str, no_rehearsal: bool) -> None:
+def add(run: str, student: str, no_rehearsal: bool, allow_imports: tuple[str, ...]) -> None:
     """Let one more student join: STUDENT is a YAML file with its fields, as in a recipe."""
     from kdcl_dist.config.recipe_file import read_mapping
-    from kdcl_dist.errors import PreflightError
-    from kdcl_dist.launch.preflight.rehearsal import rehearse
     from kdcl_dist.run.cohort_requests import Request, apply, ask
 
     recipe, folder, epoch = _training(run)
     request = Request(add=read_mapping(student))
     wanted = apply(recipe, request, epoch)
     if not no_rehearsal:
-        found = rehearse(wanted, len(recipe.students), "cpu", "127.0.0.1")
-        if found.problem is not None:
-            raise PreflightError(found.problem)
+        _rehearse(wanted, folder, allow_imports)
     ask(folder, request)
     echo(f"{wanted.names[-1]} joins after the next checkpoint at an epoch's end")
+
+
+def _rehearse(wanted: Recipe, folder: Folder, allow_imports: Collection[str]) -> None:
+    """Try the last student of a recipe here.
+
+    Raises:
+        ImportRefused: the run's recipe names a module that is not allowed.
+        PreflightError: the student cannot train.
+    """
+    from kdcl_dist.config.stored_imports import check_stored_imports, import_strings
+    from kdcl_dist.errors import PreflightError
+    from kdcl_dist.evaluation import with_data_here
+    from kdcl_dist.launch.preflight.rehearsal import rehearse
+
+    for text in sorted(import_strings(wanted)):
+        check_stored_imports({"recipe.yaml": text}, str(folder), allow_imports)
+    here = with_data_here(wanted, folder)
+    found = rehearse(here, len(here.students) - 1, "cpu", "127.0.0.1")
+    if found.problem is not None:
+        raise PreflightError(found.problem)
 
 
 @cohort.command()
@@ -63,22 +82,31 @@ def remove(run: str, name: str) -> None:
 
 
 def _training(run: str) -> tuple[Recipe, Folder, int]:
-    """The recipe and the folder of a run that trains, and the epoch, from 1, in which it is at least.
+    """The recipe of a run that trains, with what is asked for already, and its folder.
+
+    The third is the epoch, from 1, after which its cohort changes at the earliest.
 
     Raises:
         RunFolderError: it is no run, or does not train.
+        RecipeError: its cohort does not change any more.
     """
     from kdcl_dist.errors import CheckpointError, RunFolderError
     from kdcl_dist.run.checkpoint import read_manifest, steps
+    from kdcl_dist.run.cohort_requests import next_change, requested
     from kdcl_dist.run.record import read_record
     from kdcl_dist.run.run import load_run
+    from kdcl_dist.utils.process import is_dead
 
     recipe, folder = load_run(run)
-    state = read_record(folder).get("state", "unknown")
+    record = read_record(folder)
+    state = record.get("state", "unknown")
     if state not in ("starting", "running", "changing"):
         raise RunFolderError(f"{str(folder)!r} does not train: it is {state}")
+    if is_dead(record.get("launcher", "")):
+        raise RunFolderError(f"{str(folder)!r} does not train: its process has died")
     done = 0
     for step in steps(folder):
         with contextlib.suppress(CheckpointError):  # the last may be in the making
             done = read_manifest(folder, step).epoch
-    return recipe, folder, done + 1
+    epoch = next_change(recipe, done)
+    return requested(recipe, folder, epoch), folder, epoch

@@ -10,6 +10,7 @@ from pydantic import ValidationError
 from kdcl_dist.config.error_text import describe_errors
 from kdcl_dist.config.recipe import Recipe
 from kdcl_dist.config.stored_imports import import_strings
+from kdcl_dist.config.student import Student
 from kdcl_dist.errors import RecipeError
 
 __all__ = ["with_student", "without_student"]
@@ -30,6 +31,7 @@ def with_student(recipe: Recipe, fields: Mapping[str, Any], epoch: int) -> Recip
     if "from_epoch" in fields:
         raise RecipeError("from_epoch: a student that is added joins after the next checkpoint; leave it out")
     found = _made(recipe, [*_students(recipe), {**fields, "from_epoch": epoch}])
+    _check_steps(recipe, found.students[-1])
     if foreign := sorted(import_strings(found) - import_strings(recipe)):
         raise RecipeError(f"{foreign[0]!r} is not among the import strings and servers of the run's recipe")
     return found
@@ -54,9 +56,20 @@ def without_student(recipe: Recipe, name: str, epoch: int) -> Recipe:
     if not student.takes_part(epoch - 1):
         when = "has left" if student.has_left(epoch - 1) else "has not joined yet"
         raise RecipeError(f"student {name!r} {when}")
+    if epoch == student.until_epoch:
+        raise RecipeError(f"student {name!r} leaves after epoch {epoch} already")
     learns = {} if recipe.is_frozen(student) else {"epochs": recipe.epochs_of(student)}
     students[index] |= {"until_epoch": epoch, **learns}
     return _made(recipe, students)
+
+
+def _check_steps(recipe: Recipe, student: Student) -> None:
+    """See that an epoch has as many steps with one more student: the one that sees most decides how many."""
+    if all(each.sees_part and each.data != student.data for each in recipe.students):
+        raise RecipeError(
+            f"students.{student.name}.data: all students of the run see their own samples only, so with "
+            "other samples an epoch could have more steps: give it the data of one of them"
+        )
 
 
 def _students(recipe: Recipe) -> list[dict[str, Any]]:

@@ -38,7 +38,7 @@ from kdcl_dist.launch.processes import (
 )
 from kdcl_dist.membership.endpoint import Endpoint
 from kdcl_dist.membership.monitor import COORDINATOR
-from kdcl_dist.run.events import Event, Note
+from kdcl_dist.run.events import Event, Note, Started
 from kdcl_dist.run.process_log import ProcessLog, close_all
 from kdcl_dist.run.record import recorded_end
 from kdcl_dist.run.run import Run
@@ -83,6 +83,8 @@ class _Cohort:
         logs: theirs, by name.
         endpoint: of the coordinator's store; None while a coordinator starts.
         is_over: whether the run has ended, or is about to: then no process is replaced.
+        placed: the workers of the latest generation.
+        gives_up: whether the run is asked to stop, since one that it needs later is not replaced.
     """
 
     def __init__(
@@ -105,7 +107,8 @@ class _Cohort:
         names = [COORDINATOR, *run.recipe.members]
         self.logs = {name: ProcessLog(run.folder, name) for name in names}
         self.replacements = Counter[int]()
-        self.is_over = False
+        self.is_over = self.gives_up = False
+        self.placed: set[str] = set()
 
     def train(self) -> bool:
         """See `launch`."""
@@ -122,7 +125,8 @@ class _Cohort:
         finished = self.processes[0].finished
         if finished is None and self.processes[0].error is None:  # it died, maybe after all was recorded
             finished = recorded_end(self.run)
-        if finished is None and (cause := first_cause(self.processes, HOST)) is not None:
+        lacking = finished is None or (self.gives_up and not finished)
+        if lacking and (cause := first_cause(self.processes, HOST)) is not None:
             raise cause
         return bool(finished)  # a student that dies after the coordinator's end loses nothing
 
@@ -158,12 +162,17 @@ class _Cohort:
             self._replace_failed()
             over = any(p.failed for p in self.processes) or self.processes[0].finished is not None
             over_at = (over_at or time.monotonic()) if over else None
+            if self.is_over and not self.stop.is_set() and self._fails_unnoticed():
+                self.gives_up, grace_s = True, max(GRACE_S, limits.startup_s)
+                self.stop.set()
             if over_at is not None and time.monotonic() - over_at > grace_s:
                 return
 
     def _handle(self, process: Process, message: Message | None) -> None:
         match message:
             case EventEmitted(event):
+                if isinstance(event, Started):
+                    self.placed = {*event.placement}
                 self.on_event(event)
             case EndpointOpened(endpoint):
                 self._set_endpoint(endpoint)
@@ -211,6 +220,13 @@ class _Cohort:
                 self.processes[0] = self._start_coordinator()
             else:
                 self.processes[index] = self._start_member(index - 1)
+
+    def _fails_unnoticed(self) -> bool:
+        """Whether none but students have failed without which the others train on, unaware of it."""
+        failed = {process.name for process in self.processes if process.failed}
+        members = {COORDINATOR, *self.run.recipe.assistants, *self.placed}
+        trains = bool(self.placed) and self.processes[0].finished is None
+        return trains and bool(failed) and failed.isdisjoint(members)
 
     def _kill_silent(self, name: str, pid: int | None) -> None:
         for process in self.processes:

@@ -20,10 +20,12 @@ from equality import VIEWS, check
 from kdcl_dist import models, training
 from kdcl_dist.cli import kdcl
 from kdcl_dist.config.recipe import Recipe
+from kdcl_dist.errors import StudentLost
 from kdcl_dist.evaluation import evaluate
 from kdcl_dist.export.source import Source
 from kdcl_dist.launch import local
 from kdcl_dist.report.writing import write_report
+from kdcl_dist.run.checkpoint import latest
 from kdcl_dist.run.events import CheckpointSaved, Event, Note, Started
 from kdcl_dist.run.metrics import read_metrics
 from kdcl_dist.run.record import read_record
@@ -39,7 +41,12 @@ COHORT = """students=[
     {name: c, model: mlp, from_epoch: 2, until_epoch: 3, schedule: {name: cosine, min_lr: 0.001}},
     {name: d, model: cnn_small, from_epoch: 3, epochs: 1, ema: {decay: 0.5}}]"""
 CASES = {
-    "linear, measured": ["analysis.every_steps=2", "evaluate.every_epochs=4", "checkpoint.every_epochs=4"],
+    "linear, measured, verified": [
+        "failure.verify_every_steps=1",
+        "analysis.every_steps=2",
+        "evaluate.every_epochs=4",
+        "checkpoint.every_epochs=4",
+    ],
     "general, in parts": ["distillation.method=general", "data.holdout_per_class=3", "accumulate=2"],
     "general, all anew": [
         "distillation.method=general",
@@ -47,6 +54,12 @@ CASES = {
         "students.a.until_epoch=3",
         "students.b.until_epoch=3",
         "students.d.from_epoch=4",
+    ],
+    "switokd, own data, and one is left": [
+        "distillation.method=switokd",
+        "students.a.data={share: [0, 0.5], sees: all}",
+        "students.a.until_epoch=3",
+        "students.d.epochs=2",
     ],
     "dml, and one is left": ["distillation.method=dml", "students.a.until_epoch=3", "students.d.epochs=2"],
     "mean, in windows": ["distillation={method: mean, window: 4}", "batch_size=7"],
@@ -104,7 +117,8 @@ def test_processes_come_and_go(
     torch.manual_seed(5)
     torch.save(models.build("mlp", 4, 1).state_dict(), path)
     frozen = ["students.c.frozen=true", f"students.c.weights={path}", "students.c.replicas=2"]
-    recipe = make_cohort(VIEWS, *frozen, "failure.max_failures=2", "checkpoint.keep=9", "limits.step_s=150")
+    failure = "failure={max_failures: 2, verify_every_steps: 2}"
+    recipe = make_cohort(VIEWS, *frozen, failure, "checkpoint.keep=9", "limits.step_s=150")
     killed = tmp_path / "killed"
     inject("coordinator", "gather", 2, "hold", until=killed)
     met = inject("c/1", "forward", 7, "kill")
@@ -145,6 +159,24 @@ def test_processes_come_and_go(
     assert "Who took part" in Path(write_report([run.folder.uri])).read_text()
 
 
+def test_the_death_of_who_joins_later_costs_nothing_under_stop(
+    make_cohort: Callable[..., Recipe], make_run: MakeRun, inject: Inject
+) -> None:
+    """The coordinator does not miss `d`, and is asked to stop: it takes a checkpoint of the step."""
+    inject("coordinator", "gather", 1, "hold", until="stop")
+    run = make_run(make_cohort("failure.policy=stop", "limits.step_s=150"))
+
+    def on_event(event: Event) -> None:
+        if isinstance(event, Started):
+            os.kill(process_of("d"), signal.SIGKILL)
+
+    with pytest.raises(StudentLost, match="the process of d died"):
+        local.launch(run, on_event, threading.Event())
+    start = latest(run.folder, print)
+    assert start is not None
+    assert start.step == 2
+
+
 def test_of_a_run_that_trains_one_leaves_and_one_joins(
     make_recipe: MakeRecipe, inject: Inject, tmp_path: Path
 ) -> None:
@@ -183,7 +215,7 @@ def test_of_a_run_that_trains_one_leaves_and_one_joins(
 def pids(events: list[Event], name: str) -> list[int]:
     """The processes of a worker, by the starts of generations."""
     starts = [event.placement for event in events if isinstance(event, Started)]
-    return list(dict.fromkeys(placement[name]["pid"] for placement in starts if name in placement))
+    return list(dict.fromkeys(int(placement[name]["pid"]) for placement in starts if name in placement))
 
 
 def process_of(name: str) -> int:

@@ -281,7 +281,7 @@ def train(
                         p = F.log_softmax(z / T, dim=1)
                         parts.append((p.exp() * (p - q)).sum(dim=1) * (z.argmax(dim=1) == largest))
                     loss = loss + recipe.distillation.weight * (factor_i * (T**2 * torch.stack(parts).mean()))
-                if method == "switokd":
+                if method == "switokd" and len(there) > 1:
                     rest = [epoch >= last[j] for j in there if j != i]
                     ahead = too_far(own_z, sent_j, own_y, T, rest)
                     if max(ahead) == 2 and 1 not in ahead:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -10,13 +12,28 @@ import pytest
 from click.testing import CliRunner
 from cohorts import MakeRecipe
 
+from kdcl_dist import training
 from kdcl_dist.cli import kdcl
-from kdcl_dist.errors import RecipeError, RunFolderError
+from kdcl_dist.config.recipe import Recipe
+from kdcl_dist.errors import PreflightError, RecipeError, RunFolderError, StudentLost
+from kdcl_dist.launch import local
+from kdcl_dist.launch.preflight import rehearsal
+from kdcl_dist.launch.preflight.rehearsal import Rehearsal
 from kdcl_dist.run.checkpoint import Manifest, commit, write_part
-from kdcl_dist.run.cohort_requests import apply, ask, changed, has_requests, is_changing
+from kdcl_dist.run.cohort_requests import (
+    apply,
+    ask,
+    changed,
+    has_requests,
+    is_changing,
+    next_change,
+    unchanged,
+)
+from kdcl_dist.run.launcher_log import LauncherLog
 from kdcl_dist.run.prepare import prepare
-from kdcl_dist.run.record import read_record, update_record
+from kdcl_dist.run.record import read_record, record_failure, update_record
 from kdcl_dist.run.run import Run, load_run
+from kdcl_dist.utils.process import this_process
 
 
 @pytest.fixture
@@ -58,6 +75,71 @@ def test_the_recipe_says_what_the_requests_made_of_it(run: Run) -> None:
     record = read_record(run.folder)
     assert (record["state"], record["owner"]) == ("starting", new.id)
     assert new.id != run.id
+
+
+def test_a_request_that_asks_for_both_adds(run: Run) -> None:
+    ask(run.folder, {"add": {"name": "c", "model": "mlp"}, "remove": "b"})
+    lines: list[str] = []
+    assert changed(run, lines.append).recipe.names == ["a", "b", "c"]
+    assert lines == ["c joins after epoch 2"]
+
+
+def test_a_cohort_that_cannot_begin_leaves_the_one_before(run: Run) -> None:
+    ask(run.folder, {"add": {"name": "c", "model": "mlp"}})
+    new, why, lines = changed(run, print), PreflightError("c cannot train"), list[str]()
+    record_failure(new, why)
+    old = unchanged([run, new], why, lines.append)
+    assert lines == ["the cohort stays as it was, since the other one cannot begin: c cannot train"]
+    assert (old.recipe, old.start) == (run.recipe, new.start)
+    assert load_run(run.folder.uri)[0] == run.recipe
+    record = read_record(run.folder)
+    assert (record["state"], record["cause"], record["owner"]) == ("starting", None, old.id)
+
+
+@pytest.mark.parametrize("how", ["nothing was changed", "it has trained", "another start owns the folder"])
+def test_else_the_failure_ends_the_run(run: Run, how: str) -> None:
+    new, why = changed(run, print), PreflightError("c cannot train")
+    if how == "it has trained":
+        update_record(run.folder, generation={"run": new.id, "number": 0})
+    if how == "another start owns the folder":
+        update_record(run.folder, owner="another")
+    owner = read_record(run.folder)["owner"]
+    with pytest.raises(PreflightError, match="c cannot train"):
+        unchanged([new] if how == "nothing was changed" else [run, new], why, print)
+    assert read_record(run.folder)["owner"] == owner
+
+
+def test_the_launcher_goes_on_without_who_cannot_join(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    """And it records the failure that ends the run then, whose start has another id than the first."""
+    cohorts: list[list[str]] = []
+
+    def launch(run: Run, *more: object) -> bool:
+        cohorts.append(run.recipe.names)
+        if "c" in run.recipe.names:
+            raise PreflightError("c cannot train")
+        if len(cohorts) > 1:
+            raise StudentLost("b died", student="b")
+        ask(run.folder, {"add": {"name": "c", "model": "mlp"}})
+        return False
+
+    monkeypatch.setattr(local, "launch", launch)
+    with pytest.raises(StudentLost, match="b died"):
+        training.launch(run, "local", LauncherLog(lambda event: None), threading.Event())
+    assert cohorts == [["a", "b"], ["a", "b", "c"], ["a", "b"]]
+    record = read_record(run.folder)
+    assert (record["state"], record["cause"]["message"]) == ("failed", "b died")
+
+
+def test_a_stop_in_a_change_of_the_cohort_is_recorded(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    stop = threading.Event()
+
+    def launch(*_: object) -> bool:
+        stop.set()
+        return False
+
+    monkeypatch.setattr(local, "launch", launch)
+    assert not training.launch(run, "local", LauncherLog(lambda event: None), stop)
+    assert read_record(run.folder)["state"] == "interrupted"
 
 
 def test_a_file_that_is_no_request_is_refused(run: Run) -> None:
@@ -108,6 +190,31 @@ def test_what_does_not_fit_is_one_line(
     assert "\n" not in str(caught.value)
 
 
+def test_an_epoch_keeps_its_steps(make_recipe: MakeRecipe) -> None:
+    """The student that sees most decides how many an epoch has, and the run's steps are counted already."""
+    own = "students.{}.data={{share: [0, 0.5]}}".format
+    alone = make_recipe("epochs=4", "distillation.window=epoch", own("a"), own("b"))
+    for data in ({}, {"data": {"share": [0, 0.6]}}):
+        with pytest.raises(RecipeError, match=r"students\.c\.data: all students of the run see their own"):
+            apply(alone, {"add": {"name": "c", "model": "mlp", **data}}, 2)
+    apply(alone, {"add": {"name": "c", "model": "mlp", "data": {"share": [0, 0.5]}}}, 2)
+    beside = make_recipe("epochs=4", "distillation.window=epoch", own("a"))
+    apply(beside, {"add": {"name": "c", "model": "mlp"}}, 2)
+
+
+def test_nobody_leaves_twice(make_recipe: MakeRecipe) -> None:
+    left = apply(make_recipe("epochs=4"), {"remove": "b"}, 2)
+    with pytest.raises(RecipeError, match="student 'b' leaves after epoch 2 already"):
+        apply(left, {"remove": "b"}, 2)
+
+
+def test_the_cohort_changes_with_the_next_checkpoint(make_recipe: MakeRecipe) -> None:
+    recipe = make_recipe("epochs=8", "checkpoint.every_epochs=3", "students.b.until_epoch=5")
+    assert [next_change(recipe, done) for done in range(6)] == [3, 3, 3, 5, 5, 6]
+    with pytest.raises(RecipeError, match="no checkpoint follows at an epoch's end but that of the last"):
+        next_change(recipe, 6)
+
+
 def test_who_is_not_there_cannot_leave(make_recipe: MakeRecipe) -> None:
     others = "{name: b, model: mlp, until_epoch: 1}, {name: c, model: mlp, from_epoch: 3}"
     recipe = make_recipe("epochs=4", f"students=[{{name: a, model: mlp}}, {others}]")
@@ -145,6 +252,53 @@ def test_bad_commands_are_one_line_and_exit_code_2(run: Run, tmp_path: Path) -> 
     assert "names must differ" in refused(uri, "add", str(student))
     assert "no student is named 'x'" in refused(uri, "remove", "x")
     assert "is not a run folder" in refused(str(tmp_path / "none"), "remove", "a")
+    student.write_text("{name: c, model: mlp}")
+    assert not has_requests(run.folder)
+    assert kdcl_cohort(uri, "add", str(student), "--no-rehearsal")[0] == 0
+    assert "names must differ" in refused(uri, "add", str(student), "--no-rehearsal")
+    assert "student 'c' has not joined yet" in refused(uri, "remove", "c")
+    assert kdcl_cohort(uri, "remove", "b")[0] == 0
+    assert "student 'b' leaves after epoch 3 already" in refused(uri, "remove", "b")
+    update_record(run.folder, launcher=of_a_dead_process())
+    assert "does not train: its process has died" in refused(uri, "remove", "a")
     update_record(run.folder, state="finished")
     assert "does not train: it is finished" in refused(uri, "remove", "a")
-    assert not has_requests(run.folder)
+    assert len(list(Path(uri, "cohort").iterdir())) == 2
+
+
+def of_a_dead_process() -> str:
+    """The identity of a process that has ended."""
+    *kernel, _, start = this_process().split(" ")
+    ended = subprocess.Popen(["true"])
+    ended.wait()
+    return " ".join((*kernel, str(ended.pid), start))
+
+
+def test_the_rehearsal_runs_no_code_without_leave(
+    make_recipe: MakeRecipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The run folder may come from someone else. Relative paths are those of the run."""
+    (tmp_path / "here").mkdir()
+    recipe = make_recipe("epochs=4", "students.b.model=nets:Tiny")
+    sets = {"train": "here/train.arrow", "test": "here/test.arrow"}
+    for name, path in sets.items():
+        Path(tmp_path, path).symlink_to(getattr(recipe.data, name))
+    recipe = recipe.model_copy(update={"data": recipe.data.model_copy(update=sets)})
+    run = prepare(recipe, str(tmp_path / "runs"), "r", resume=False, warn=print)
+    update_record(run.folder, state="running", root=str(tmp_path))
+    student = tmp_path / "c.yaml"
+    student.write_text("{name: c, model: mlp}")
+    found: list[Recipe] = []
+
+    def rehearse(recipe: Recipe, index: int, *where: str) -> Rehearsal:
+        found.append(recipe)
+        return Rehearsal(recipe.names[index], "", problem=recipe.names[index])
+
+    monkeypatch.setattr(rehearsal, "rehearse", rehearse)
+    code, output = kdcl_cohort(run.folder.uri, "add", str(student))
+    assert (code, output.count("\n")) == (2, 1)
+    assert "'nets:Tiny' would run code of the module 'nets'" in output
+    assert not found
+    code, output = kdcl_cohort(run.folder.uri, "add", str(student), "--allow-imports", "nets")
+    assert (code, output) == (2, "kdcl: error: c\n")
+    assert [found[0].data.train, found[0].data.test] == [str(tmp_path / path) for path in sets.values()]

@@ -27,8 +27,14 @@ def test_one_number_that_is_not_finite_is_found(dtype: torch.dtype, sparse: bool
         assert (found.shape, found.dtype, bool(found)) == ((), torch.float32, value != 1)
 
 
+def test_a_gradient_is_bad_whose_norm_overflows() -> None:
+    """Clipping would make it 0, and with Adam the parameter would never move again."""
+    for value, is_large in ((1e18, False), (1e30, True)):
+        assert bool(is_bad(network(torch.ones(3), torch.tensor([value, 1.0])))) == is_large
+
+
 def test_the_gradient_stays_as_it_is() -> None:
-    gradient = torch.tensor([-0.0, 1e-42, 3e38, -1.1])
+    gradient = torch.tensor([-0.0, 1e-42, 3e18, -1.1])
     one = network(gradient.clone())
     assert not is_bad(one)
     assert torch.equal(next(one.parameters()).grad.view(torch.int32), gradient.view(torch.int32))  # type: ignore[union-attr]
