@@ -67,6 +67,7 @@ def check_url(model: str | Model) -> None:
     url, parts = Model.of(model).name, urlsplit(Model.of(model).name)
     try:
         plain = bool(parts.hostname) and parts.port != 0 and not (parts.query or parts.fragment)
+        plain = plain and all("!" <= each <= "~" for each in url)  # else no request can be written
     except ValueError:  # the port is no number
         plain = False
     if parts.username is not None:

@@ -66,11 +66,19 @@ def check_same_data(run: Run, worker: WorkerInfo) -> None:
         )
 
 
-def check_stored(run: Run, stored: StoredMembers, worker: WorkerInfo) -> None:
+def check_stored(
+    run: Run, stored: StoredMembers, worker: WorkerInfo, assistants: Sequence[WorkerInfo] = ()
+) -> None:
     """See that files of logits are of the data that a worker reads, and those with which the run began.
 
+    Args:
+        run: the run.
+        stored: the coordinator's files.
+        worker: what a worker reports of itself.
+        assistants: what the coordinator's assistants report of themselves, and of the files on their hosts.
+
     Raises:
-        DataError: a file is of other data.
+        DataError: a file is of other data, or another one than an assistant's.
         RunFolderError: a file is another one.
     """
     stored.check(run.recipe, worker.data["train"], worker.classes)
@@ -81,6 +89,14 @@ def check_stored(run: Run, stored: StoredMembers, worker: WorkerInfo) -> None:
                 f"{str(run.folder)!r} cannot be resumed with other logits of {name!r}: the fingerprint "
                 f"was {before[name][:12]}, is {found[:12]}"
             )
+        for each in assistants:
+            if each.data.get(name) != found:
+                raise DataError(
+                    f"reads other logits of {name!r} than the coordinator: copy "
+                    f"{run.recipe.stored[run.recipe.names.index(name)]!r} to every host",
+                    student=each.name,
+                    host=each.host,
+                )
 
 
 def changed_devices(run: Run, workers: Sequence[WorkerInfo]) -> list[str]:

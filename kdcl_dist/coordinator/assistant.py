@@ -60,11 +60,16 @@ class _AssistantRuntime(Member):
     """An assistant's process under one coordinator."""
 
     def prepare(self) -> None:
-        """Compile the solver; the first start on a host takes seconds."""
+        """Open this host's files of logits, and compile the solver, which takes seconds the first time."""
+        try:
+            self.stored = StoredMembers.open(self.run.recipe)
+        except KdclError as error:
+            self.rendezvous.report(error.at(student=self.monitor.name, phase="start", host=self.host))
+            raise
         prepare_solver()
 
     def describe(self) -> WorkerInfo:
-        """What the coordinator is told of this process; it has no network, and reads no data."""
+        """What the coordinator is told of this process; it has no network, and its data are stored logits."""
         return WorkerInfo(
             name=self.monitor.name,
             host=self.host,
@@ -73,7 +78,7 @@ class _AssistantRuntime(Member):
             parameters=0,
             classes=0,
             schedule={},
-            data={},
+            data=self.stored.fingerprints,
             versions=versions(),
         )
 
@@ -84,17 +89,19 @@ class _AssistantRuntime(Member):
         self.monitor.enter(spec.number, [*present, *spec.assistants], step=spec.at.step)
         with open_exchange(run, self.monitor, host=self.host, classes=spec.classes) as exchange:
             assert isinstance(exchange, SharedExchange)
-            return _AssistantLoop(run, spec, exchange).run_rounds()
+            return _AssistantLoop(run, spec, exchange, self.stored).run_rounds()
 
 
 class _AssistantLoop:
     """An assistant's rounds in one generation."""
 
-    def __init__(self, run: Run, spec: GenerationSpec, exchange: SharedExchange) -> None:
+    def __init__(
+        self, run: Run, spec: GenerationSpec, exchange: SharedExchange, stored: StoredMembers
+    ) -> None:
         self.run, self.recipe, self.exchange = run, run.recipe, exchange
         self.aggregator = Aggregator(run.recipe)
         self.aggregator.present = list(spec.students)
-        self.aggregator.stored = StoredMembers.open(run.recipe)
+        self.aggregator.stored = stored
         self.workers = [worker for worker in run.recipe.workers if worker.student in spec.students]
         limits = run.recipe.limits
         #: Seconds from one order to the next, if the rounds in between take as long as they may.

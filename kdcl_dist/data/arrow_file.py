@@ -34,7 +34,7 @@ def open_table(file: Path, remedy: str = "import it again") -> pa.Table:
     """
     try:
         if not file.is_file():
-            raise DataError(f"{file}: not a regular file")
+            raise DataError(f"{file}: {'not a regular file' if file.exists() else 'no such file'}; {remedy}")
         with pa.memory_map(str(file)) as source:
             content = source.read_buffer()
         batches = pa.ipc.open_file(content).num_record_batches  # a truncated file has no footer

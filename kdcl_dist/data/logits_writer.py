@@ -144,5 +144,5 @@ class LogitsWriter:
     def _naming_path(self) -> Iterator[None]:
         try:
             yield
-        except (OSError, pa.ArrowException) as error:
+        except (OSError, ValueError, pa.ArrowException) as error:
             raise DataError(f"{self.path}: cannot be written: {one_line(error)}") from error

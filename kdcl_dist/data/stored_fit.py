@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 import numpy as np
 
 from kdcl_dist.config.recipe import Recipe
@@ -24,7 +27,9 @@ def check_stored(training_data: TrainingData) -> list[str]:
     recipe, train = training_data.recipe, training_data.train
     lines = []
     for index, path in recipe.stored.items():
-        student, found = recipe.students[index], StoredLogits(path)
+        student = recipe.students[index]
+        with _naming_field(student):
+            found = StoredLogits(path)
         check_stored_data(student, found.info, fingerprint(train), len(train.classes))
         if tuple(found.info.classes) != tuple(train.classes):
             raise _misfit(student, "has other class names than data.train, or another order of them")
@@ -35,7 +40,8 @@ def check_stored(training_data: TrainingData) -> list[str]:
             _check_ids(student, found, ids, view, "training")
         if recipe.distillation.needs_holdout:
             _check_ids(student, found, holdout_ids, TEST_VIEW, "held-out")
-        found.check()
+        with _naming_field(student):
+            found.check()
         origin = found.info.source or "logits"
         lines.append(f"{student.name} is {path}: {origin}, {found.info.seen}, {len(found):,} rows")
     return lines
@@ -67,7 +73,8 @@ def _check_views(recipe: Recipe, student: Student, info: LogitsInfo) -> None:
     """With `distillation.invariant: false` all students see the same view: see that the file's are these."""
     if recipe.distillation.invariant:
         return
-    augment = tuple(recipe.augment_of(student))
+    # As JSON has them: arguments that Python gives may be tuples.
+    augment = tuple(transform.model_dump(mode="json") for transform in recipe.data.augment)
     for field, wanted, found in (
         ("data.views", recipe.data.views, info.views),
         ("seed", recipe.seed, info.seed),
@@ -88,6 +95,15 @@ def _check_ids(student: Student, found: StoredLogits, ids: Ids, view: int, kind:
             student,
             f"lacks {name} of {len(missing):,} of {len(ids):,} {kind} samples, the first is {missing[0]}",
         )
+
+
+@contextmanager
+def _naming_field(student: Student) -> Iterator[None]:
+    """Prefix errors of a file with the field of the recipe that names it."""
+    try:
+        yield
+    except DataError as error:
+        raise DataError(f"students.{student.name}.logits: {error.message}") from error
 
 
 def _misfit(student: Student, reason: str) -> DataError:

@@ -139,7 +139,7 @@ class StoredLogits:
 
     def __init__(self, path: str) -> None:
         self.path, file = path, Path(path)
-        table = open_table(file, "write it again with `kdcl logits`")
+        table = open_table(file, "write it with `kdcl logits`")
         self.info = _read_info(file, table.schema)
         if any(column.null_count for column in table.columns):
             raise DataError(f"{path}: it has rows with a null in them")

@@ -143,7 +143,7 @@ class TrainingData:
     def schedule(self) -> RunSchedule:
         """The schedule of all rounds of the run, or of its first `dry_steps` steps."""
         recipe, holdout_ids = self.recipe, self.split[1]
-        most = max(map(self.seen, range(len(recipe.students))), key=len)
+        most = max(map(self.seen, recipe.networks), key=len)
         has_weights = recipe.distillation.needs_holdout
         whole = RunSchedule(
             epochs=recipe.epochs,

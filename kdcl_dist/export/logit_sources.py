@@ -31,6 +31,7 @@ from kdcl_dist.export.source import Source
 from kdcl_dist.run.epochs import Epoch
 from kdcl_dist.run.metrics import ENSEMBLE
 from kdcl_dist.utils.devices import choose_device, needs_memory
+from kdcl_dist.utils.files import open_regular
 
 __all__ = ["Answers", "LogitSource", "ViewsOf", "open_source"]
 
@@ -216,8 +217,9 @@ class OfFile:
             DataError: it is missing, damaged, or has other numbers.
         """
         try:
-            found = np.load(path, mmap_mode="r", allow_pickle=False)
-        except (OSError, ValueError, EOFError) as error:
+            open_regular(path).close()
+            found = np.lib.format.open_memmap(path, mode="r")
+        except (OSError, ValueError, EOFError, OverflowError) as error:
             raise DataError(f"{path}: no file of numpy.save: {one_line(error)}") from error
         if found.ndim != 2 or found.dtype.kind != "f":
             raise DataError(
@@ -275,7 +277,10 @@ def open_source(
     Raises:
         UserError: it cannot be opened.
     """
-    of_export = (Path(what) / DESCRIPTION).exists()
+    try:
+        of_export = (Path(what) / DESCRIPTION).exists()
+    except OSError as error:  # a name that is too long, a folder that may not be read
+        raise ExportError(f"{what}: {one_line(error)}") from None
     if (what.endswith(".npy") or of_export) and (student is not None or epoch is not None):
         raise ExportError(f"--student and --epoch are for run folders, and {what} is none")
     if what.endswith(".npy"):

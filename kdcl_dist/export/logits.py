@@ -16,8 +16,9 @@ from kdcl_dist.data.dataset import Dataset, fingerprint
 from kdcl_dist.data.logits_writer import LogitsWriter
 from kdcl_dist.data.sources.opening import DataSets, open_dataset
 from kdcl_dist.data.stored_logits import TEST_VIEW, LogitsInfo
-from kdcl_dist.errors import DataError, ExportError
+from kdcl_dist.errors import DataError, ExportError, one_line
 from kdcl_dist.export.logit_sources import LogitSource, ViewsOf
+from kdcl_dist.utils.text import shown
 
 __all__ = ["Dtype", "Form", "Plan", "plan", "write"]
 
@@ -100,7 +101,7 @@ def plan(
         fingerprint(dataset),
         len(dataset),
         source.fingerprint,
-        source.title,
+        shown(source.title),
         top_k=form.top_k,
         dtype=DTYPES[form.dtype],
         **_views(source, form, recipe),
@@ -164,9 +165,12 @@ def _dataset(data: str | None, recipe: Recipe | None) -> Dataset:
 
 
 def _check_room(plan: Plan) -> None:
-    if plan.out.exists():
-        raise ExportError(f"--out {str(plan.out)!r} exists already: delete it, or name another file")
-    folder = next((each for each in plan.out.absolute().parents if each.is_dir()), Path("/"))
+    try:
+        if plan.out.exists():
+            raise ExportError(f"--out {str(plan.out)!r} exists already: delete it, or name another file")
+        folder = next((each for each in plan.out.absolute().parents if each.is_dir()), Path("/"))
+    except OSError as error:  # a name that is too long, a folder that may not be read
+        raise ExportError(f"--out {str(plan.out)!r}: {one_line(error)}") from None
     if (free := shutil.disk_usage(folder).free) < plan.bytes:
         raise ExportError(
             f"{plan}, and {folder} has {free / 1e6:,.1f} MB free; --top-k or --dtype fp16 take less"

@@ -8,6 +8,7 @@ from __future__ import annotations
 import socket
 import threading
 from collections.abc import Callable
+from contextlib import ExitStack
 from http import HTTPStatus
 from http.server import BaseHTTPRequestHandler
 from socketserver import ThreadingTCPServer
@@ -20,12 +21,15 @@ from kdcl_dist.data.samples import ALONE, Inputs
 from kdcl_dist.errors import KdclError, UserError, one_line
 from kdcl_dist.export.prediction import Export
 from kdcl_dist.models.remote.served import Served
+from kdcl_dist.models.remote.time_limit import cut_off
 from kdcl_dist.models.remote.wire import decode, encode
 
 __all__ = ["LogitsServer"]
 
-#: Connections at a time, each of which may hold a request in memory; and seconds without a byte of one.
-CONNECTIONS, SILENCE_S = 16, 60.0
+#: Connections at a time, and requests that are in memory at a time.
+CONNECTIONS, REQUESTS = 256, 16
+#: Seconds without a byte of a connection, and for all bytes of a request.
+SILENCE_S, REQUEST_S = 60.0, 600.0
 
 
 class LogitsServer(ThreadingTCPServer):
@@ -57,6 +61,7 @@ class LogitsServer(ThreadingTCPServer):
         self.export, self.tell = export, tell
         self.served = _description(export, max_rows, max_bytes)
         self.busy, self.free = threading.Lock(), threading.BoundedSemaphore(CONNECTIONS)
+        self.room = threading.BoundedSemaphore(REQUESTS)
         self.address_family = socket.AF_INET6 if ":" in host else socket.AF_INET
         try:
             super().__init__((host, port), _Handler)
@@ -124,8 +129,15 @@ class _Handler(BaseHTTPRequestHandler):
     server_version = "kdcl"
     timeout = SILENCE_S
 
+    def handle_one_request(self) -> None:
+        """Take a request and answer it; one whose bytes come too slowly is cut off."""
+        with ExitStack() as self.receiving:
+            self.receiving.enter_context(cut_off(self.connection, REQUEST_S))
+            super().handle_one_request()
+
     def do_GET(self) -> None:
         """The description of the network."""
+        self.close_connection = True  # a body, which is not read, would count as the next request
         self._respond("/", lambda: self.server.served.model_dump_json().encode(), "application/json")
 
     def do_POST(self) -> None:
@@ -150,20 +162,22 @@ class _Handler(BaseHTTPRequestHandler):
         self.wfile.write(body)
 
     def _logits(self) -> bytes:
-        body = self._body()
-        try:
-            return encode({"logits": self.server.logits(decode(body))})
-        except ValueError as error:
-            raise _Refused(HTTPStatus.BAD_REQUEST, str(error)) from error
-        except KdclError as error:
-            self.server.tell(str(error))
-            raise _Refused(HTTPStatus.INTERNAL_SERVER_ERROR, str(error)) from error
+        with self.server.room:
+            body = self._body()
+            self.receiving.close()
+            try:
+                return encode({"logits": self.server.logits(decode(body))})
+            except ValueError as error:
+                raise _Refused(HTTPStatus.BAD_REQUEST, str(error)) from error
+            except KdclError as error:
+                self.server.tell(str(error))
+                raise _Refused(HTTPStatus.INTERNAL_SERVER_ERROR, str(error)) from error
 
     def _body(self) -> bytearray:
         """The body of the request; a connection whose body is not read is closed."""
         length, limit = self.headers.get("Content-Length", ""), self.server.served.max_bytes
         keep, self.close_connection = self.close_connection, True
-        if not (length.isascii() and length.isdigit()):
+        if not (length.isascii() and length.isdigit()) or "Transfer-Encoding" in self.headers:
             raise _Refused(HTTPStatus.LENGTH_REQUIRED, "Content-Length is needed")
         if len(length) > 15 or int(length) > limit:
             raise _Refused(HTTPStatus.REQUEST_ENTITY_TOO_LARGE, f"a request has at most {limit} bytes")

@@ -168,7 +168,8 @@ def train(
     own = [own_ids(recipe, data, train_ids, s.data, seeds[i]) for i, s in enumerate(recipe.students)]
     part_only = [s.data is not None and s.data.sees == "own" for s in recipe.students]
     seen = [ids if part_only[i] else train_ids for i, ids in enumerate(own)]
-    T_epoch, k = max(len(ids) for ids in seen) // recipe.batch_size, recipe.accumulate
+    most = max(len(ids) for i, ids in enumerate(seen) if i not in files)
+    T_epoch, k = most // recipe.batch_size, recipe.accumulate
     B = recipe.batch_size // k
     W = T_epoch if recipe.distillation.window == "epoch" else recipe.distillation.window
     bank: dict[tuple[int, int], tuple[int, Tensor]] = {}

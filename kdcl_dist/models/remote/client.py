@@ -16,6 +16,7 @@ from torch import Tensor
 
 from kdcl_dist.errors import ModelError, StudentLost, one_line
 from kdcl_dist.models.remote.served import Served
+from kdcl_dist.models.remote.time_limit import cut_off
 from kdcl_dist.models.remote.wire import decode, encode
 
 __all__ = ["Endpoint"]
@@ -101,19 +102,24 @@ class Endpoint:
             wait_s = min(2 * wait_s, LONGEST_WAIT_S)
 
     def _attempt(self, method: str, path: str, body: bytes, limit: int, timeout_s: float) -> bytearray:
-        self.connection.timeout = max(timeout_s, 0.001)
-        if self.connection.sock is not None:
-            self.connection.sock.settimeout(self.connection.timeout)
-        self.connection.request(method, path, body, {"Content-Type": "application/octet-stream"})
-        answer = self.connection.getresponse()
-        found = answer.read(limit + 1)
+        connection = self.connection
+        connection.timeout = timeout_s = max(timeout_s, 0.001)
+        if connection.sock is None:
+            connection.connect()
+        connection.sock.settimeout(timeout_s)
+        with cut_off(connection.sock, timeout_s):
+            connection.request(method, path, body, {"Content-Type": "application/octet-stream"})
+            answer = connection.getresponse()
+            found = answer.read(limit + 1)
+        if answer.status >= 500:
+            raise HTTPException(f"{answer.status}: {_line(found)}")
         if len(found) > limit:
             self.close()
             raise ModelError(
                 f"endpoint {self.url}: its answer to {method} {path} has more than {limit} bytes"
             )
-        if answer.status >= 500:
-            raise HTTPException(f"{answer.status}: {_line(found)}")
+        if answer.length:  # `read` of a number of bytes does not tell
+            raise HTTPException(f"the answer ends {answer.length} bytes before its end")
         if answer.status != 200:
             raise ModelError(f"endpoint {self.url} refuses {method} {path}: {answer.status}: {_line(found)}")
         return bytearray(found)

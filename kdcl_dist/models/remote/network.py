@@ -65,13 +65,17 @@ class ServedNetwork(nn.Module):
         """The same batches; the logits of the next ones are asked for meanwhile."""
         self.asked.clear()
         waiting: deque[Batch] = deque()
-        for batch in batches:
-            if rows(batch.inputs):
-                first = next(iter(named(batch.inputs).values()))
-                self.asked[first.data_ptr()] = self.thread.submit(self._logits, batch.inputs), batch.inputs
-            waiting.append(batch)
-            if len(waiting) > AHEAD:
-                yield waiting.popleft()
+        try:
+            for batch in batches:
+                if rows(inputs := batch.inputs):
+                    first = next(iter(named(inputs).values()))
+                    self.asked[first.data_ptr()] = self.thread.submit(self._logits, inputs), inputs
+                waiting.append(batch)
+                if len(waiting) > AHEAD:
+                    yield waiting.popleft()
+        except Exception:  # an error in later data must not cost the steps before it
+            yield from waiting
+            raise
         yield from waiting
 
     @cached_property

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
 from cohorts import Cohort, MakeRecipe
+from stored_files import write_logits
 
-from kdcl_dist.coordinator.agreement import changed_devices, check_agreement, check_same_data
+from kdcl_dist.coordinator.agreement import changed_devices, check_agreement, check_same_data, check_stored
+from kdcl_dist.coordinator.stored_members import StoredMembers
 from kdcl_dist.errors import DataError, KdclError, RunFolderError
 from kdcl_dist.membership.rendezvous import WorkerInfo
 from kdcl_dist.run.checkpoint import Manifest
@@ -55,6 +58,30 @@ def test_a_resumed_run_reads_the_same_data(make_recipe: MakeRecipe, make_run: Ca
     check_same_data(run, other)
     with pytest.raises(RunFolderError, match="cannot be resumed with other data"):
         check_same_data(resumed, other)
+
+
+def test_all_coordinators_read_the_same_logits(
+    data: dict[str, str], make_recipe: MakeRecipe, make_run: Callable[..., Run], tmp_path: Path
+) -> None:
+    file = write_logits(tmp_path / "t.arrow", data["train"], 0)
+    run = make_run(make_recipe(f"students=[{{name: a, model: mlp}}, {{name: t, logits: '{file}'}}]"))
+    stored = StoredMembers.open(run.recipe)
+    worker = replace(FIRST, data={"train": stored.files[1].info.data}, classes=4)
+    assistant = replace(FIRST, name="coordinator/1", host="h3", data=stored.fingerprints)
+    check_stored(run, stored, worker, [assistant])
+    for other in ({"t": "1f"}, {}):
+        with pytest.raises(DataError, match="reads other logits of 't' than the coordinator") as caught:
+            check_stored(
+                run, stored, worker, [assistant, replace(assistant, name="coordinator/2", data=other)]
+            )
+        assert (caught.value.student, caught.value.host) == ("coordinator/2", "h3")
+    with pytest.raises(DataError, match="another data set"):
+        check_stored(run, stored, replace(worker, data={"train": "2e"}))
+    resumed = replace(run, start=Manifest(3, {}))
+    check_stored(resumed, stored, worker)
+    update_record(run.folder, stored={"t": "0" * 64})
+    with pytest.raises(RunFolderError, match="cannot be resumed with other logits of 't'"):
+        check_stored(resumed, stored, worker)
 
 
 @pytest.mark.parametrize(

@@ -36,6 +36,12 @@ def test_each_student_sees_its_own_samples_only(make_recipe: MakeRecipe) -> None
         assert training_data.first_views(index, 4).ids.tolist() == ids[:4].tolist()
 
 
+def test_a_file_of_logits_makes_no_epoch_longer(make_recipe: MakeRecipe) -> None:
+    students = "{name: a, model: mlp, data: {share: 0.5}}, {name: t, logits: t.arrow}"
+    found = TrainingData.open(make_recipe(f"students=[{students}]", EPOCH, "batch_size=8"))
+    assert (len(found.own[0]), found.schedule.steps_per_epoch) == (32, 4)
+
+
 def test_a_student_that_sees_all_keeps_its_order(make_recipe: MakeRecipe) -> None:
     plain = TrainingData.open(make_recipe(EPOCH))
     mixed = TrainingData.open(make_recipe(EPOCH, *data_of(b="{share: 0.5}")))

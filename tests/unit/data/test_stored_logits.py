@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -16,6 +17,7 @@ import torch.nn.functional as F
 from cohorts import MakeRecipe
 from stored_files import write_logits
 
+from kdcl_dist.config.recipe import Recipe
 from kdcl_dist.data.logits_writer import LogitsWriter
 from kdcl_dist.data.stored_fit import check_stored
 from kdcl_dist.data.stored_logits import TEST_VIEW, LogitsInfo, StoredLogits
@@ -142,6 +144,33 @@ def test_damage_is_one_line(text: str, tmp_path: Path) -> None:
     with pytest.raises(DataError, match=text) as caught:
         StoredLogits(str(tmp_path / "t.arrow")).check()
     assert "\n" not in str(caught.value)
+
+
+def test_an_unusable_file_is_told_with_its_field(make_recipe: MakeRecipe, tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "fifo")
+    for path, words in (
+        (tmp_path / "none.arrow", "none.arrow: no such file; write it with `kdcl logits`"),
+        (tmp_path, "not a regular file"),
+        (tmp_path / "fifo", "not a regular file"),
+        (tmp_path / ("x" * 300), "File name too long"),
+    ):
+        recipe = make_recipe(f"students=[{{name: a, model: mlp}}, {{name: t, logits: '{path}'}}]")
+        with pytest.raises(DataError, match=r"^students\.t\.logits: ") as caught:
+            check_stored(TrainingData.open(recipe))
+        assert words in str(caught.value)
+        assert "\n" not in str(caught.value)
+
+
+def test_views_of_python_are_those_of_the_file(
+    data: dict[str, str], make_recipe: MakeRecipe, tmp_path: Path
+) -> None:
+    """Arguments of transforms may be tuples in Python, and are lists in the file."""
+    crop = {"name": "RandomResizedCrop", "size": 8, "scale": (0.5, 1.0)}
+    file = write_logits(tmp_path / "t.arrow", data["train"], 2, seed=0, augment=(crop,))
+    students = f"students=[{{name: a, model: mlp}}, {{name: t, logits: '{file}'}}]"
+    fields = make_recipe(students, "data.views=2", "distillation.invariant=false").model_dump()
+    fields["data"]["augment"] = [crop]
+    assert check_stored(TrainingData.open(Recipe.model_validate(fields)))
 
 
 VIEWS = [

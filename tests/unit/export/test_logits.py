@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import numpy as np
@@ -83,6 +84,28 @@ def test_arrays_that_are_no_logits(array: np.ndarray, text: str, pictures: Path,
     out = tmp_path / "t.arrow"
     assert_one_line(run("logits", tmp_path / "t.npy", "--data", pictures / "train.arrow", "--out", out), text)
     assert not out.exists()
+
+
+def test_files_that_are_no_arrays(pictures: Path, tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "fifo.npy")
+    np.savez(tmp_path / "archive.npz", logits=np.zeros((48, 4)))
+    (tmp_path / "archive.npz").rename(tmp_path / "archive.npy")
+    kind = f"{{'descr': '<f4', 'fortran_order': False, 'shape': ({2**70}, {2**70})}}\n".encode()
+    (tmp_path / "huge.npy").write_bytes(b"\x93NUMPY\x01\x00" + len(kind).to_bytes(2, "little") + kind)
+    for name in ("fifo", "archive", "huge"):
+        arguments = ("--data", pictures / "train.arrow", "--out", tmp_path / "t.arrow")
+        assert_one_line(run("logits", tmp_path / f"{name}.npy", *arguments), "no file of numpy.save: ")
+
+
+def test_names_that_no_file_system_has(pictures: Path, tmp_path: Path) -> None:
+    np.save(tmp_path / "t.npy", np.zeros((48, 4)))
+    data, long = ("--data", pictures / "train.arrow"), tmp_path / ("x" * 300)
+    for source, out, text in (
+        (tmp_path / "t.npy", long, "File name too long"),
+        (long, tmp_path / "t.arrow", "File name too long"),
+        (tmp_path / "t.npy", tmp_path / "\udcff.arrow", "cannot be written: UnicodeEncodeError"),
+    ):
+        assert_one_line(run("logits", source, *data, "--out", out), text)
 
 
 @pytest.mark.parametrize(

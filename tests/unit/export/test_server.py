@@ -7,12 +7,17 @@ import signal
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator
+import time
+from collections import deque
+from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import closing, contextmanager
+from contextlib import ExitStack, closing, contextmanager, suppress
 from http.client import HTTPConnection
 from http.server import BaseHTTPRequestHandler, HTTPServer
+from itertools import islice
 from pathlib import Path
+from socket import create_connection
+from socketserver import BaseRequestHandler, ThreadingTCPServer
 from typing import Any
 
 import pytest
@@ -22,10 +27,12 @@ from serving import export_of, serving
 from torch import Tensor, nn
 
 from kdcl_dist.data.layout import Column, Layout
-from kdcl_dist.errors import KdclError, ModelError, StudentLost, UserError
+from kdcl_dist.data.loader import Batch
+from kdcl_dist.errors import DataError, KdclError, ModelError, StudentLost, UserError
 from kdcl_dist.export.prediction import Export
 from kdcl_dist.export.server import LogitsServer
 from kdcl_dist.models.remote.client import Endpoint
+from kdcl_dist.models.remote.network import ServedNetwork
 from kdcl_dist.models.remote.wire import encode
 
 CLASSES = ["cat", "dog", "eel"]
@@ -197,6 +204,126 @@ def test_what_is_no_served_network(body: bytes) -> None:
     with scripted((200, body)) as url, pytest.raises(ModelError, match="describes no network") as caught:
         Endpoint(url, 60).describe()
     assert "\n" not in str(caught.value)
+
+
+@contextmanager
+def raw(*answers: Iterable[bytes]) -> Iterator[str]:
+    """Gives the bytes of a list, one answer a connection and the last again; returns the URL."""
+    left = list(answers)
+
+    class Handler(BaseRequestHandler):
+        def handle(self) -> None:
+            self.request.recv(1 << 20)
+            with suppress(OSError):
+                for part in left.pop(0) if len(left) > 1 else left[0]:
+                    self.request.sendall(part)
+
+    class Server(ThreadingTCPServer):
+        daemon_threads = True
+
+    with Server(("127.0.0.1", 0), Handler) as server:
+        thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
+        thread.start()
+        try:
+            yield f"http://127.0.0.1:{server.server_address[1]}"
+        finally:
+            server.shutdown()
+            thread.join()
+
+
+class Slowly:
+    """A beginning, and then something again and again, for 20 s: each comes in time, the whole does not."""
+
+    def __init__(self, beginning: bytes, rest: bytes) -> None:
+        self.beginning, self.rest, self.is_over = beginning, rest, False
+
+    def __iter__(self) -> Iterator[bytes]:
+        yield self.beginning
+        for _ in range(400):
+            time.sleep(0.05)
+            yield self.rest
+        self.is_over = True
+
+
+@pytest.mark.parametrize(
+    ("beginning", "rest"),
+    [
+        (b"HTTP/1.1 2", b"0"),
+        (b"", b"HTTP/1.1 100 Continue\r\n\r\n"),
+        (b"HTTP/1.1 200 OK\r\nContent-Length: 10000\r\n\r\n", b"x"),
+        (b"HTTP/1.1 200 OK\r\n\r\n", b"x"),
+    ],
+    ids=["status", "continue", "body", "body without a length"],
+)
+def test_an_answer_that_comes_byte_by_byte_has_a_limit(beginning: bytes, rest: bytes) -> None:
+    late = pytest.raises(StudentLost, match=r"gives no answer within 0\.5 s")
+    with raw(answer := Slowly(beginning, rest)) as url, late:
+        Endpoint(url, 0.5).logits({"input": images(2)}, 3)
+    assert not answer.is_over
+
+
+@pytest.mark.parametrize(
+    "broken",
+    [
+        b"HTTP/1.1 200 OK\r\nContent-Length: 1000\r\n\r\nbegun",
+        b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n5\r\nbegun\r\n",
+        b"HTTP/1.1 502 Bad Gateway\r\nContent-Length: 99999\r\n\r\n" + bytes(99_999),
+        b"no HTTP",
+        b"",
+    ],
+)
+def test_an_answer_that_breaks_off_is_asked_again(broken: bytes) -> None:
+    body = encode({"logits": torch.ones(2, 3)})
+    whole = b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n" % len(body) + body
+    with raw([broken], [whole]) as url:
+        assert torch.equal(Endpoint(url, 60).logits({"input": images(2)}, 3), torch.ones(2, 3))
+
+
+def test_a_request_that_comes_byte_by_byte_is_cut_off(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("kdcl_dist.export.server.REQUEST_S", 0.3)
+    ends = pytest.raises(OSError, match=r"reset|pipe")
+    for beginning in (b"POST /logits HTT", b"POST /logits HTTP/1.1\r\nContent-Length: 9999\r\n\r\n"):
+        with serving(flat()) as server, create_connection(server.server_address[:2], 20) as client, ends:
+            deque(map(client.sendall, Slowly(beginning, b"x")), 0)
+
+
+def test_connections_that_ask_nothing_keep_nobody_out() -> None:
+    with serving(flat()) as server, ExitStack() as silent:
+        for _ in range(40):
+            silent.enter_context(create_connection(server.server_address[:2], 20))
+        with closing(Endpoint(server.url, 20)) as endpoint:
+            assert endpoint.logits({"input": images(2)}, 3).shape == (2, 3)
+
+
+def test_a_body_is_never_the_next_request() -> None:
+    hidden = b"GET / HTTP/1.1\r\n\r\n"
+    heads = (
+        b"GET / HTTP/1.1\r\nContent-Length: %d\r\n\r\n" % len(hidden),
+        b"POST /logits HTTP/1.1\r\nContent-Length: 3\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n",
+    )
+    for head in heads:
+        with serving(flat()) as server, create_connection(server.server_address[:2], 20) as client:
+            client.sendall(head + hidden)
+            with client.makefile("rb") as answers:
+                assert answers.read().count(b"HTTP/1.1 ") == 1
+
+
+def test_batches_before_an_error_are_used() -> None:
+    def loaded() -> Iterator[Batch]:
+        for number in range(4):
+            ids = torch.tensor([number])
+            yield Batch(ids, ids, images(1, number), ids, 0.0)
+        raise DataError("the fifth")
+
+    network = ServedNetwork("http://127.0.0.1:1", 3)
+    network._logits = lambda inputs: images(1).flatten(1)[:, :3]  # type: ignore[method-assign]
+    batches = network.ahead(loaded())
+    for batch in islice(batches, 4):
+        network(batch.inputs)
+    assert batch.ids == 3
+    assert not network.asked
+    with pytest.raises(DataError, match="the fifth"):
+        next(batches)
 
 
 def test_nobody_listens() -> None:
