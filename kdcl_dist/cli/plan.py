@@ -49,7 +49,7 @@ def plan(
     loaded = load_recipe(recipe, overrides)
     known = parse_given(given, loaded)
     number = len(loaded.workers) if workers is None else workers
-    check_workers(number, len(loaded.students))
+    check_workers(number, len(loaded.networks))
     found = survey(
         loaded,
         number,

@@ -30,6 +30,8 @@ def with_student(recipe: Recipe, fields: Mapping[str, Any], epoch: int) -> Recip
     """
     if "from_epoch" in fields:
         raise RecipeError("from_epoch: a student that is added joins after the next checkpoint; leave it out")
+    if fields.get("logits") is not None:
+        raise RecipeError("logits: a file takes part in all epochs of a run: name it in a new run's recipe")
     found = _made(recipe, [*_students(recipe), {**fields, "from_epoch": epoch}])
     _check_steps(recipe, found.students[-1])
     if foreign := sorted(import_strings(found) - import_strings(recipe)):
@@ -53,6 +55,8 @@ def without_student(recipe: Recipe, name: str, epoch: int) -> Recipe:
         raise RecipeError(f"no student is named {name!r} (have {', '.join(recipe.names)})")
     index = recipe.names.index(name)
     student, students = recipe.students[index], _students(recipe)
+    if student.logits is not None:
+        raise RecipeError(f"student {name!r} is a file of logits, which takes part in all epochs of a run")
     if not student.takes_part(epoch - 1):
         when = "has left" if student.has_left(epoch - 1) else "has not joined yet"
         raise RecipeError(f"student {name!r} {when}")

@@ -99,7 +99,8 @@ def _ensemble(recipe: Recipe, classes: int) -> float:
 
     def step(number: int) -> float:
         """Seconds of one ensemble."""
-        drawn = [torch.randperm(2 * rows if bank else rows)[:rows] for _ in range(students)]
+        drawn = [torch.randperm(2 * rows if bank else rows)[:rows] for _ in recipe.networks]
+        drawn += drawn[:1] * len(recipe.stored)  # which have logits of the others' samples
         parts = [Contribution(ids_B, labels_N[ids_B], torch.randn(rows, classes)) for ids_B in drawn]
         started = time.perf_counter()
         if (target := coordinator.answer(parts, number).target) is not None:

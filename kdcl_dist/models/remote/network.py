@@ -7,8 +7,10 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future
 from functools import cached_property
+from queue import SimpleQueue
+from threading import Thread
 from typing import Any
 
 from torch import Tensor, nn
@@ -59,7 +61,7 @@ class ServedNetwork(nn.Module):
         given: Inputs = more or (inputs if len(inputs) > 1 else inputs[0])
         first = next(iter(named(given).values()))
         future, _ = self.asked.pop(first.data_ptr(), (None, None))
-        return (future or self.thread.submit(self._logits, given)).result().to(first.device)
+        return (future or self._ask(given)).result().to(first.device)
 
     def ahead(self, batches: Iterable[Batch]) -> Iterator[Batch]:
         """The same batches; the logits of the next ones are asked for meanwhile."""
@@ -69,7 +71,7 @@ class ServedNetwork(nn.Module):
             for batch in batches:
                 if rows(inputs := batch.inputs):
                     first = next(iter(named(inputs).values()))
-                    self.asked[first.data_ptr()] = self.thread.submit(self._logits, inputs), inputs
+                    self.asked[first.data_ptr()] = self._ask(inputs), inputs
                 waiting.append(batch)
                 if len(waiting) > AHEAD:
                     yield waiting.popleft()
@@ -78,10 +80,26 @@ class ServedNetwork(nn.Module):
             raise
         yield from waiting
 
+    def _ask(self, inputs: Inputs) -> Future[Tensor]:
+        """The logits of a batch, for which the thread asks after those before."""
+        future: Future[Tensor] = Future()
+        self.queue.put((future, inputs))
+        return future
+
     @cached_property
-    def thread(self) -> ThreadPoolExecutor:
-        """The one thread that asks."""
-        return ThreadPoolExecutor(1, thread_name_prefix="served")
+    def queue(self) -> SimpleQueue[tuple[Future[Tensor], Inputs]]:
+        """What the one thread asks for. It is a daemon: no end of the process waits for a silent server."""
+        queue: SimpleQueue[tuple[Future[Tensor], Inputs]] = SimpleQueue()
+        Thread(target=self._answer, args=(queue,), name="served", daemon=True).start()
+        return queue
+
+    def _answer(self, queue: SimpleQueue[tuple[Future[Tensor], Inputs]]) -> None:
+        while True:
+            future, inputs = queue.get()
+            try:
+                future.set_result(self._logits(inputs))
+            except BaseException as error:  # it is raised where the answer is awaited
+                future.set_exception(error)
 
     @cached_property
     def endpoint(self) -> Endpoint:

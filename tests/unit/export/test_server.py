@@ -16,7 +16,7 @@ from http.client import HTTPConnection
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from itertools import islice
 from pathlib import Path
-from socket import create_connection
+from socket import create_connection, create_server
 from socketserver import BaseRequestHandler, ThreadingTCPServer
 from typing import Any
 
@@ -324,6 +324,27 @@ def test_batches_before_an_error_are_used() -> None:
     assert not network.asked
     with pytest.raises(DataError, match="the fifth"):
         next(batches)
+
+
+def test_a_silent_server_keeps_no_process_from_ending() -> None:
+    lines = (
+        "import sys, threading, torch",
+        "from kdcl_dist.models.remote.network import ServedNetwork",
+        "network = ServedNetwork(sys.argv[1], 3)",
+        "network.limit_s = 3600",
+        "threading.Thread(target=network, args=(torch.zeros(1, 2),), daemon=True).start()",
+        "sys.stdin.read()",
+    )
+    with create_server(("127.0.0.1", 0)) as server:
+        command = [sys.executable, "-c", "\n".join(lines), f"http://127.0.0.1:{server.getsockname()[1]}"]
+        with subprocess.Popen(command, stdin=subprocess.PIPE) as process:
+            server.accept()
+            assert process.stdin is not None
+            process.stdin.close()
+            try:
+                assert process.wait(60) == 0
+            finally:
+                process.kill()
 
 
 def test_nobody_listens() -> None:

@@ -55,6 +55,12 @@ mlp             1         64     10.0  68.8%
 """
 
 
+def test_a_file_of_logits_needs_no_worker() -> None:
+    result = plan("--set", "students.mlp={name: mlp, logits: t.arrow}", *GIVEN, "--workers", "2")
+    assert result.exit_code == 0, result.output
+    assert "proposal within 2 workers: none is better" in result.output
+
+
 def test_a_part_of_a_step_is_planned() -> None:
     result = plan(*GIVEN, "--set", "accumulate=4")
     assert "accumulate: a step here is one of the 4 parts of the run's step, 16 samples" in result.output

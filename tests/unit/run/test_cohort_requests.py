@@ -178,6 +178,7 @@ def test_a_frozen_student_leaves_as_well(make_recipe: MakeRecipe) -> None:
         ({"add": {"name": "c", "model": "mlp", "from_epoch": 3}}, 2, "from_epoch: a student that is added"),
         ({"add": {"name": "c", "model": "mlp"}}, 4, "students.c.from_epoch: 5 is more than the run has"),
         ({"add": {"name": "B", "model": "mlp"}}, 2, "names must differ"),
+        ({"add": {"name": "c", "logits": "t.arrow"}}, 2, "logits: a file takes part in all epochs"),
         ({"remove": "x"}, 2, "no student is named 'x' (have a, b)"),
     ],
 )
@@ -217,8 +218,13 @@ def test_the_cohort_changes_with_the_next_checkpoint(make_recipe: MakeRecipe) ->
 
 def test_who_is_not_there_cannot_leave(make_recipe: MakeRecipe) -> None:
     others = "{name: b, model: mlp, until_epoch: 1}, {name: c, model: mlp, from_epoch: 3}"
+    others += ", {name: t, logits: t.arrow}"
     recipe = make_recipe("epochs=4", f"students=[{{name: a, model: mlp}}, {others}]")
-    for name, why in (("b", "student 'b' has left"), ("c", "student 'c' has not joined yet")):
+    for name, why in (
+        ("b", "student 'b' has left"),
+        ("c", "student 'c' has not joined yet"),
+        ("t", "is a file"),
+    ):
         with pytest.raises(RecipeError, match=why):
             apply(recipe, {"remove": name}, 2)
 
