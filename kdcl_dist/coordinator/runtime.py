@@ -172,8 +172,7 @@ class _CoordinatorRuntime:
             self.emit(Warned(f"results may differ in the last bits: {'; '.join(changed)} (another device)"))
         restored = self._resume_state(run, schedule, joins, present)
         assert self.state is not None
-        others = [join.info for join in assisting.values()]
-        check_stored(run, self.state.aggregator.stored, workers[0], others)
+        check_stored(run, self.state.aggregator.stored, workers[0], [own.info for own in assisting.values()])
         state, joins, classes = self.state, joins | assisting, workers[0].classes
         state.aggregator.members = self.roster.members
         at, epochs, students = state.position, state.schedule.epochs, tuple(present)

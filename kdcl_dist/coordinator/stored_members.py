@@ -105,7 +105,8 @@ class StoredMembers:
     def write_rows(self, aligned: Aligned, outgoing: Message) -> None:
         """Write the files' rows into the answer to students that learn from their peers' own logits."""
         logits = [aligned.logits[index] for index in self.files]
-        outgoing.write_rows(aligned.ids.repeat(len(logits)), torch.cat(logits))
+        largest = torch.finfo(outgoing.layout.dtype).max  # a file may have logits that half precision has not
+        outgoing.write_rows(aligned.ids.repeat(len(logits)), torch.cat(logits).clamp(-largest, largest))
 
     def _add(self, index: int, aligned: Aligned, view: int) -> Tensor:
         """Add the rows of one file; returns which samples have one, bool (B,)."""

@@ -34,6 +34,12 @@ CASES = {
     ],
     "dml": ["distillation={method: dml, wire_precision: fp16}"],
     "mean, in windows": ["distillation={method: mean, window: 4}", "batch_size=7"],
+    "own samples": [
+        "distillation={method: mean, window: epoch}",
+        "students.a.data={share: 0.6}",
+        "students.b.data={share: 0.5}",
+        "batch_size=8",
+    ],
     "teachers, in windows": ["distillation={method: teacher, teacher: {t: 1, u: 3}, window: 4}"],
 }
 
