@@ -91,7 +91,7 @@ class Soak:
             self._launch()
 
     def _has_finished(self) -> bool:
-        return any(event["kind"] == "finished" for event in read_events(self.events))
+        return any(event.get("finished") for event in read_events(self.events))
 
     def _launch(self) -> None:
         """One life of the launching process."""

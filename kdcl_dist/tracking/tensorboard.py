@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import time
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -9,6 +10,7 @@ from typing import Any
 
 import pyarrow as pa
 
+from kdcl_dist.errors import StorageError, one_line
 from kdcl_dist.run.storage import Folder
 
 __all__ = ["TensorBoard"]
@@ -34,7 +36,17 @@ class TensorBoard:
         self.epochs = 0
 
     def write(self, rows: pa.Table) -> None:
-        """Write the rows of an epoch as scalars `split/name` over the global step."""
+        """Write the rows of an epoch as scalars `split/name` over the global step.
+
+        Raises:
+            StorageError: the disk does not take them.
+        """
+        try:
+            self._write(rows)
+        except OSError as error:
+            raise StorageError(f"{self.folder} cannot be written: {one_line(error)}") from error
+
+    def _write(self, rows: pa.Table) -> None:
         from tensorboardX.proto.event_pb2 import Event  # takes half a second, so not at the top
         from tensorboardX.summary import scalar
 
@@ -60,8 +72,9 @@ class TensorBoard:
             file.unlink()
 
     def close(self) -> None:
-        """Close all files."""
-        self._close_writers()
+        """Close all files. On a full disk the last points are lost: what ends the run tells of the disk."""
+        with contextlib.suppress(OSError):
+            self._close_writers()
         if self.staging is not None:
             self.staging.cleanup()
 

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import errno
+import os
 import threading
 import time
 from pathlib import Path
 
 import pyarrow as pa
+import pytest
 
+from kdcl_dist.errors import StorageError
 from kdcl_dist.run.storage import Folder
 from kdcl_dist.tracking.tensorboard import TensorBoard
 
@@ -48,4 +52,18 @@ def test_points_stand_at_the_steps_done_and_a_resumed_run_replaces_those_after_i
         found = shown(tmp_path / "tensorboard" / name)
         assert found["train/loss"] == [(1, 1), (2, 1), (3, 1), (4, 2), (5, 2), (6, 2)]
         assert found["test/loss"] == [(0, 1), (1, 1), (2, 1), (3, 1), (3, 2), (4, 2), (5, 2)]
+    monitor.close()
+
+
+def test_a_full_disk_is_told_once_and_closing_hides_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(file: int) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monitor = TensorBoard(Folder(str(tmp_path)), start=0)
+    monitor.write(rows(0, value=1.0))
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(StorageError, match=r"tensorboard cannot be written: .*No space left"):
+        monitor.write(rows(1, value=1.0))
     monitor.close()
