@@ -23,6 +23,7 @@ def page(launcher: str, outcomes: list[Outcome], drawn: int, differ: list[str], 
         left: what the run left behind.
     """
     lost = sum(outcome.lost for outcome in outcomes)
+    how = f"{drawn} faults drawn, of which {len(outcomes)} were met; {lost} steps repeated"
     verdict = (
         f"The weights of {', '.join(differ)} differ." if differ else "All weights are equal, bit for bit."
     )
@@ -30,9 +31,7 @@ def page(launcher: str, outcomes: list[Outcome], drawn: int, differ: list[str], 
     lines = [
         f"# A soak of {len(outcomes)} faults under `rollback`, launcher `{launcher}`",
         "",
-        *conditions(
-            "soak", f"{drawn} faults drawn, of which {len(outcomes)} were met; {lost} steps repeated"
-        ),
+        *conditions(f"soak FOLDER --faults {drawn} --launcher {launcher}", how),
         "",
         f"{verdict} {remains}",
         "",
