@@ -41,7 +41,8 @@ def leftovers(folder: Path, temporary: Path, pids: set[int]) -> list[str]:
     """
     found = [f"process {pid}" for pid in _processes(f"KDCL_TEST_FAULTS={folder}/".encode())]
     found += [f"partial file {path}" for path in folder.rglob("*.tmp")]
-    found += [f"temporary {path}" for path in temporary.iterdir()]
+    temporaries = [path for path in temporary.iterdir() if path.name != "ray"]  # the logs of Ray's sessions
+    found += [f"temporary {path}" for path in temporaries]
     shared = [path for path in Path("/dev/shm").iterdir() if any(f"_{pid}_" in path.name for pid in pids)]
     return found + [f"shared memory {path}" for path in shared]
 
