@@ -172,7 +172,7 @@ def main() -> int:
     differ = differing_students(quiet.run, stormy.run, recipe.names)
     left = leftovers(stormy.folder, stormy.temporary, process_ids(events))
     found = outcomes(faults, stormy.folder, events)
-    text = page(given.launcher, found, len(faults), differ, left)
+    text = page(given.launcher, found, len(faults), given.seed, differ, left)
     print(text)
     if given.out is not None:
         given.out.write_text(text)

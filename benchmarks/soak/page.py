@@ -12,13 +12,16 @@ from benchmarks.soak.timeline import Outcome
 __all__ = ["page"]
 
 
-def page(launcher: str, outcomes: list[Outcome], drawn: int, differ: list[str], left: list[str]) -> str:
+def page(
+    launcher: str, outcomes: list[Outcome], drawn: int, seed: int, differ: list[str], left: list[str]
+) -> str:
     """The page in Markdown.
 
     Args:
         launcher: "local" or "ray".
         outcomes: of the faults that happened.
         drawn: number of faults that were drawn; one whose process was being replaced is not met.
+        seed: of the draw.
         differ: students whose weights are not those of the undisturbed run.
         left: what the run left behind.
     """
@@ -31,7 +34,7 @@ def page(launcher: str, outcomes: list[Outcome], drawn: int, differ: list[str], 
     lines = [
         f"# A soak of {len(outcomes)} faults under `rollback`, launcher `{launcher}`",
         "",
-        *conditions(f"soak FOLDER --faults {drawn} --launcher {launcher}", how),
+        *conditions(f"soak FOLDER --faults {drawn} --seed {seed} --launcher {launcher}", how),
         "",
         f"{verdict} {remains}",
         "",
