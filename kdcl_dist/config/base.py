@@ -7,15 +7,35 @@ from collections.abc import Callable
 from functools import partial
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
 from kdcl_dist.utils.import_strings import IMPORT_STRING, is_import_string, load_object
 
-__all__ = ["NAME_REQUIRED", "OWN", "Name", "Own", "Precision", "Seed", "Strict", "kind_of", "named"]
+__all__ = [
+    "NAME_REQUIRED",
+    "OWN",
+    "ClassNames",
+    "Name",
+    "Own",
+    "Precision",
+    "Seed",
+    "Strict",
+    "kind_of",
+    "named",
+]
 
 Seed = Annotated[int, Field(ge=0, lt=2**63)]
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$", max_length=64)]
 Precision = Literal["fp32", "bf16", "fp16"]
+
+
+def _differ(names: list[str]) -> list[str]:
+    if len(set(names)) < len(names):
+        raise ValueError("class names must differ")
+    return names
+
+
+ClassNames = Annotated[list[str], Field(min_length=2), AfterValidator(_differ)]
 
 #: The kind of a part that is named by an import string.
 OWN = "import string"

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import Annotated, Any
 
-from pydantic import ConfigDict, Field, NonNegativeInt, PositiveInt, field_validator, model_validator
+from pydantic import ConfigDict, Field, NonNegativeInt, PositiveInt, model_validator
 
-from kdcl_dist.config.base import Strict
+from kdcl_dist.config.base import ClassNames, Strict
 from kdcl_dist.config.collate import CollateSpec
 from kdcl_dist.config.mixing import Mixing
 
@@ -48,7 +48,7 @@ class Data(Strict):
         description="Column of labels of a table or of `hf:FOLDER`. `null`: the one called `label`, "
         "`target` or `class`.",
     )
-    classes: Annotated[list[str], Field(min_length=2)] | None = Field(
+    classes: ClassNames | None = Field(
         default=None, description="Classes to learn, at least two, in the order of their labels. `null`: all."
     )
     augment: list[Transform] = Field(default=[], description="Transforms of the training view.")
@@ -125,13 +125,6 @@ class Data(Strict):
     def test_items(self) -> list[dict[str, Any]]:
         """The transforms of the test view."""
         return [transform.item() for transform in self.test_view]
-
-    @field_validator("classes")
-    @classmethod
-    def _classes_differ(cls, value: list[str] | None) -> list[str] | None:
-        if value is not None and len(set(value)) < len(value):
-            raise ValueError("class names must differ")
-        return value
 
     @model_validator(mode="after")
     def _one_validation_set(self) -> Data:

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Annotated, Any, Literal, Protocol
 
-from pydantic import BeforeValidator, Field, field_validator, model_validator
+from pydantic import BeforeValidator, Field, model_validator
 
-from kdcl_dist.config.base import Strict
+from kdcl_dist.config.base import ClassNames, Strict
 
 __all__ = ["OwnData", "check_own_data"]
 
@@ -40,7 +40,7 @@ class OwnData(Strict):
     pass; a student with fewer begins its next pass, in another order.
     """
 
-    classes: Annotated[list[str], Field(min_length=2)] | None = Field(
+    classes: ClassNames | None = Field(
         default=None, description="Classes of the student's samples, at least two. `null`: all."
     )
     share: Annotated[Annotated[float, Field(gt=0, le=1)] | Part | None, BeforeValidator(_check_share)] = (
@@ -66,13 +66,6 @@ class OwnData(Strict):
     def is_drawn(self) -> bool:
         """Whether the student's own seed draws the share."""
         return isinstance(self.share, float)
-
-    @field_validator("classes")
-    @classmethod
-    def _classes_differ(cls, value: list[str] | None) -> list[str] | None:
-        if value is not None and len(set(value)) < len(value):
-            raise ValueError("class names must differ")
-        return value
 
     @model_validator(mode="after")
     def _something_is_given(self) -> OwnData:

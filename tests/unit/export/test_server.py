@@ -17,7 +17,7 @@ from http.server import BaseHTTPRequestHandler, HTTPServer
 from itertools import islice
 from pathlib import Path
 from socket import create_connection, create_server
-from socketserver import BaseRequestHandler, ThreadingTCPServer
+from socketserver import BaseRequestHandler, TCPServer, ThreadingTCPServer
 from typing import Any
 
 import pytest
@@ -160,16 +160,22 @@ class Scripted(BaseHTTPRequestHandler):
 
 
 @contextmanager
+def answering(server: TCPServer) -> Iterator[str]:
+    """A server answers in a thread; returns its URL."""
+    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
+    thread.start()
+    try:
+        yield f"http://127.0.0.1:{server.server_address[1]}"
+    finally:
+        server.shutdown()
+        thread.join()
+
+
+@contextmanager
 def scripted(*answers: tuple[int, bytes]) -> Iterator[str]:
     handler = type("Handler", (Scripted,), {"answers": list(answers)})
-    with HTTPServer(("127.0.0.1", 0), handler) as server:
-        thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
-        thread.start()
-        try:
-            yield f"http://127.0.0.1:{server.server_port}"
-        finally:
-            server.shutdown()
-            thread.join()
+    with HTTPServer(("127.0.0.1", 0), handler) as server, answering(server) as url:
+        yield url
 
 
 def test_a_failure_that_passes_is_asked_again() -> None:
@@ -221,14 +227,8 @@ def raw(*answers: Iterable[bytes]) -> Iterator[str]:
     class Server(ThreadingTCPServer):
         daemon_threads = True
 
-    with Server(("127.0.0.1", 0), Handler) as server:
-        thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
-        thread.start()
-        try:
-            yield f"http://127.0.0.1:{server.server_address[1]}"
-        finally:
-            server.shutdown()
-            thread.join()
+    with Server(("127.0.0.1", 0), Handler) as server, answering(server) as url:
+        yield url
 
 
 class Slowly:
