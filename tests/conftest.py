@@ -59,6 +59,7 @@ SLOW_FILES = (
     "test_replicas.py",
     "test_gpu_benchmark.py",
     "test_imports.py",
+    "test_pages.py",
     "test_compile.py",
     "test_torch_sources.py",
 )

@@ -110,7 +110,7 @@ digit. `{}` is a section with its own defaults.
 
 ## In an editor
 
-```
+```sh
 kdcl recipe schema > recipe.schema.json
 ```
 

@@ -47,6 +47,16 @@ def check(line: str) -> None:
             load_table(table)
 
 
+def check_options(line: str) -> None:
+    """See that the options of a command line are those of its command, though arguments may be missing."""
+    name, *arguments = shlex.split(line)[1:]
+    command: click.Command = kdcl.commands[name]
+    while isinstance(command, click.Group) and (found := set(arguments) & command.commands.keys()):
+        command = command.commands[min(found)]
+        arguments = arguments[arguments.index(str(command.name)) + 1 :]
+    command.make_parser(click.Context(command)).parse_args(args=arguments)
+
+
 def run(*arguments: str) -> Result:
     """Run `kdcl` with arguments in this process."""
     return CliRunner().invoke(kdcl, list(arguments))

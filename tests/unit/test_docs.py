@@ -16,13 +16,12 @@ import click
 import pytest
 from cohorts import ROOT
 from commands import check, commands_in, fences
+from pages import DOCUMENTS, named
 from pydantic import BaseModel
 from test_layers import LAYERS
 
 from kdcl_dist.config.recipe import Recipe
 
-SKIPPED = (".pytest_cache", ".venv", "runs", "exports", "build", "data")
-DOCUMENTS = sorted(path for path in ROOT.rglob("*.md") if path.relative_to(ROOT).parts[0] not in SKIPPED)
 LINK = re.compile(r"\]\(\s*([^)\s]+)[^)]*\)")
 PACKAGE = ROOT / "kdcl_dist"
 MODULE = re.compile(r"(?:python -m |\b(?=kdcl_dist\.))((?:benchmarks|examples|kdcl_dist)(?:\.[a-z]\w*)*)")
@@ -53,10 +52,6 @@ def anchors(text: str) -> set[str]:
     """The anchors that GitHub gives to the headings of a document without code."""
     heads = re.findall(r"^#+ +(.+?) *$", text, re.MULTILINE)
     return {re.sub(r"[^\w\- ]", "", head.lower()).replace(" ", "-") for head in heads}
-
-
-def named(document: Path) -> str:
-    return str(document.relative_to(ROOT))
 
 
 def test_there_are_documents_links_and_commands() -> None:
@@ -176,7 +171,7 @@ BOTH = sorted(Path(str(path).replace(".zh.md", ".md")) for path in DOCUMENTS if 
 @pytest.mark.parametrize(
     "parts",
     [
-        lambda text: [re.sub(r" +# .*", "", block) for block in fences(text)],
+        lambda text: [re.sub(r"(?:^| +)# .*", "", block, flags=re.MULTILINE) for block in fences(text)],
         lambda text: re.findall(r"[-+]?\d+(?:\.\d+)?", rows(text)),
         lambda text: re.findall(r"^\| `(\w+)`", rows(text), re.MULTILINE),
         lambda text: [re.sub(r"#.*", "", link).replace(".zh.md", ".md") for link in LINK.findall(text)],
