@@ -1,8 +1,8 @@
 """The commands and the Python code of the documents run as they stand, page after page, in a reader's folder.
 
 What is not run says why in a comment (tests/support/pages.py). What differs from a reader's machine: recipes
-train for one epoch, tables have one seed, commands get what `ADDED` says, and `kdcl` runs here. `make` is left
-out, since it runs the tests. test_docs.py sees to it that a page in Chinese has the same commands.
+train for one epoch, tables have one seed, commands get what `ADDED` says, and `kdcl` runs in this process.
+`make` is left out, since it runs the tests. A Chinese page has the same commands (test_docs.py).
 """
 
 from __future__ import annotations

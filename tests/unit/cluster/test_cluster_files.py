@@ -72,6 +72,14 @@ def test_sky() -> None:
         lint(script)
 
 
+def test_sky_takes_the_file() -> None:
+    """SkyPilot's own schema, which the tests do not install: `pip install skypilot`."""
+    schemas = pytest.importorskip("sky.utils.schemas", reason="needs SkyPilot")
+    config = load(CLUSTER / "sky.yaml")
+    jsonschema.validate(config, schemas.get_task_schema())
+    jsonschema.validate(config["resources"], schemas.get_resources_schema())
+
+
 @pytest.mark.parametrize(
     ("codes", "calls", "code"),
     [
