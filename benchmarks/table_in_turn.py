@@ -33,16 +33,18 @@ def main() -> None:
             found[job.arm][student][job.seed] = 100 * values["top1"]
         print(job.name, {name: f"{tops[job.seed]:.2f}" for name, tops in found[job.arm].items()}, flush=True)
         if job.arm == table.arms[-1].name:
-            arguments.out.write_text(f"{head(table, arguments.table)}\n\n{markdown(table, found)}")
+            arguments.out.write_text(
+                f"{head(table, arguments.table, arguments.out)}\n\n{markdown(table, found)}"
+            )
 
 
-def head(table: Table, path: Path) -> str:
+def head(table: Table, path: Path, out: Path) -> str:
     """What the table shows, and how it was made."""
     paired = table.baseline and f"; in brackets the gain over `{table.baseline}`, paired by seed"
     return (
         f"# {table.title or table.name}\n\nTest top-1 %, mean over {len(table.seeds)} seeds with the 95% "
         f"interval (Student's t){paired or ''}.\nPyTorch {torch.__version__}, one CPU thread. Made by "
-        f"`python -m benchmarks.table_in_turn {path}`."
+        f"`python -m benchmarks.table_in_turn {path} --out {out}`."
     )
 
 

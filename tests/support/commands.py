@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import re
 import shlex
@@ -54,7 +55,8 @@ def check_options(line: str) -> None:
     while isinstance(command, click.Group) and (found := set(arguments) & command.commands.keys()):
         command = command.commands[min(found)]
         arguments = arguments[arguments.index(str(command.name)) + 1 :]
-    command.make_parser(click.Context(command)).parse_args(args=arguments)
+    with contextlib.suppress(click.BadOptionUsage):  # a value is missing too
+        command.make_parser(click.Context(command)).parse_args(args=arguments)
 
 
 def run(*arguments: str) -> Result:

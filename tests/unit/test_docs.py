@@ -15,7 +15,7 @@ from urllib.parse import unquote
 import click
 import pytest
 from cohorts import ROOT
-from commands import check, commands_in, fences
+from commands import check, check_options, commands_in, fences
 from pages import DOCUMENTS, named
 from pydantic import BaseModel
 from test_layers import LAYERS
@@ -59,6 +59,8 @@ def test_there_are_documents_links_and_commands() -> None:
     assert len(list(links(ROOT / "README.md"))) > 10
     assert anchors("# One: two\n") == {"one-two"}
     assert commands_in("x\nkdcl train a \\\n  --resume  # again\nkdcl none\n") == ["kdcl train a  --resume"]
+    with pytest.raises(click.NoSuchOption):
+        check_options("kdcl train --no-such-option")
     with pytest.raises(click.UsageError):
         check("kdcl train a --no-such-option")
 
