@@ -43,6 +43,12 @@ students:
   - {name: large, model: cnn_small}
   - {name: mine, model: my_nets:tiny}
 """
+TAUGHT = """
+students:
+  - {name: teacher, logits: teacher.arrow}
+  - {name: a, model: cnn_small}
+  - {name: b, model: cnn_small, data: {share: [0, 0.5], sees: all}}
+"""
 MY_NETS = """
 import torch
 
@@ -94,14 +100,14 @@ def copies_of_digits(*names: str) -> Prepare:
     return prepare
 
 
-def images(*folders: str, kind: str = "JPEG", count: int = 6) -> None:
+def images(*folders: str) -> None:
     """Folders of images of two classes."""
     for folder in folders:
         for name in ("cat", "dog"):
             target = Path(folder, name)
             target.mkdir(parents=True)
-            for number in range(count):
-                (target / f"{number}.{kind[:3].lower()}").write_bytes(encoded(kind, seed=number))
+            for number in range(6):
+                (target / f"{number}.jpg").write_bytes(encoded(seed=number))
 
 
 def pets(reader: Reader) -> None:
@@ -113,6 +119,7 @@ def pets(reader: Reader) -> None:
 
 def taught_by_files(reader: Reader) -> None:
     Path("late.yaml").write_text("{name: late, model: cnn_small}\n")
+    Path("taught.yaml").write_text(PETS.partition("students:")[0] + TAUGHT)
     reader.follow("kdcl train pets.yaml --name last-month --set students.mine=null")
     reader.follow(NAMES_OF_THE_README, "python")
 

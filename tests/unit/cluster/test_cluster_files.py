@@ -73,7 +73,7 @@ def test_sky() -> None:
 
 
 def test_sky_takes_the_file() -> None:
-    """SkyPilot's own schema, which the tests do not install: `pip install skypilot`."""
+    """SkyPilot's schema. It wants an older click: `pip install --target FOLDER skypilot`, on PYTHONPATH."""
     schemas = pytest.importorskip("sky.utils.schemas", reason="needs SkyPilot")
     config = load(CLUSTER / "sky.yaml")
     jsonschema.validate(config, schemas.get_task_schema())
