@@ -15,6 +15,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import threading
 import time
 import traceback
 from collections.abc import Callable, Iterator
@@ -241,14 +242,26 @@ CHECKS: dict[str, Callable[[Reader], None]] = {
 }
 
 
+def notice_death(log: Path, dead: Path) -> None:
+    """Make a file as soon as a log tells of a death, or after `LIMIT_S`."""
+    for _ in range(20 * LIMIT_S):
+        if log.exists() and "a new one takes its place" in log.read_text():
+            break
+        time.sleep(0.05)
+    dead.touch()
+
+
 def pages_with(mark: str) -> list[str]:
     return [page for page, found in PAGES.items() if mark in {command.mark for command in found}]
 
 
 @pytest.mark.parametrize("page", pages_with(""))
 def test_the_commands_of_a_page_run(page: str, reader: Reader, inject: Inject, tmp_path: Path) -> None:
-    if page == "docs/tutorials/node-dies.md":  # the student waits for its death
-        inject("small", "forward", 5, "hold", until=tmp_path / "never")
+    if page == "docs/tutorials/node-dies.md":  # it cannot end before its death
+        inject("small", "forward", 5, "hold", until=tmp_path / "dead")
+        threading.Thread(
+            target=notice_death, args=(Path("dies.log").absolute(), tmp_path / "dead"), daemon=True
+        ).start()
     reader.read(page)
     if page in CHECKS:
         CHECKS[page](reader)
