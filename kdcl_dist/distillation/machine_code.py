@@ -3,7 +3,9 @@
 The first start on a machine compiles for seconds; later ones read the code. Numba looks at changes of one
 file only, and its index of code is no place for several processors that share a folder. So the folder's name
 depends on all that the code depends on: the files, numba's version, the processor and the logits' type.
-Files in it appear whole, so several processes may compile at the same time.
+Numba also keeps code apart by the path of its source, and each job on a cluster has a copy of its own. So the
+source is compiled as if it lay in the folder. Files in it appear whole, so several processes may compile at
+the same time.
 """
 
 from __future__ import annotations
@@ -12,9 +14,11 @@ import hashlib
 import os
 import shutil
 import threading
+import uuid
 from collections.abc import Callable
 from functools import cache
 from pathlib import Path
+from types import FunctionType
 from typing import Any
 
 import numba
@@ -48,7 +52,7 @@ def _compiled(kind: torch.dtype) -> Callable[..., None]:
     if folder is not None:
         try:
             numba.config.CACHE_DIR = str(folder)
-            found: Callable[..., None] = numba.njit(signature, cache=True, **options)(solve)
+            found: Callable[..., None] = numba.njit(signature, cache=True, **options)(_placed(folder))
             return found
         except Exception:  # a full disk, or a damaged file; the next start writes it anew
             shutil.rmtree(folder, ignore_errors=True)
@@ -56,6 +60,17 @@ def _compiled(kind: torch.dtype) -> Callable[..., None]:
             numba.config.CACHE_DIR = before
     in_memory: Callable[..., None] = numba.njit(signature, **options)(solve)
     return in_memory
+
+
+def _placed(folder: Path) -> Callable[..., None]:
+    """`solve`, with a copy of its file in the folder for its source."""
+    source = Path(solve.__code__.co_filename)
+    copy = folder / source.name
+    if not copy.exists():
+        new = folder / f"{source.name}.{uuid.uuid4().hex}"
+        new.write_bytes(source.read_bytes())
+        new.replace(copy)
+    return FunctionType(solve.__code__.replace(co_filename=str(copy)), solve.__globals__)
 
 
 def cache_folder(kind: torch.dtype) -> Path | None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
+from types import FunctionType
 
 import numba
 import numpy as np
@@ -48,9 +49,22 @@ def test_the_next_process_reads_the_code(compiled, tmp_path: Path) -> None:
     assert sum(first.stats.cache_misses.values()) == 1
     assert sum(second.stats.cache_hits.values()) == 1
     made = files(tmp_path / "kdcl")
-    assert {path.suffix for path in made} == {".nbi", ".nbc"}
+    assert {path.suffix for path in made} == {".nbi", ".nbc", ".py"}
     assert {path.relative_to(tmp_path / "kdcl").parts[0][:7] for path in made} == {"linear-"}
     assert compiled(torch.float64).stats.cache_hits == {}, "each type has a folder of its own"
+
+
+def test_a_copy_of_the_package_elsewhere_reads_the_code_too(compiled, tmp_path: Path, monkeypatch) -> None:
+    """Each job on a cluster has one."""
+    for name in ("one", "two"):
+        copy = tmp_path / name / "tiny.py"
+        copy.parent.mkdir()
+        copy.write_bytes(Path(__file__).read_bytes())
+        placed = FunctionType(tiny.__code__.replace(co_filename=str(copy)), globals())
+        monkeypatch.setattr(machine_code, "solve", placed)
+        solver = compiled(torch.float32)
+        check(solver)
+    assert sum(solver.stats.cache_hits.values()) == 1
 
 
 def test_code_of_other_sources_or_processors_is_not_read(tmp_path: Path, compiled, monkeypatch) -> None:
