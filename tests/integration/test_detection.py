@@ -107,12 +107,9 @@ def on_ray() -> Iterator[None]:
     """A cluster of our own, whatever else runs on this machine."""
     import ray
 
-    with pytest.MonkeyPatch.context() as patch:
-        # No host of this cluster is taken away, and the process that looks for such takes 1.5 s each time.
-        patch.setenv("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")
-        own_ray(2)
-        yield
-        ray.shutdown()
+    own_ray(2)
+    yield
+    ray.shutdown()
 
 
 @pytest.fixture(scope="module")

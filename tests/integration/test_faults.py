@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 import torch
 from cohorts import ROOT, Cohort, Inject, MakeRecipe, assert_same, train, weights
+from commands import run
 
 from kdcl_dist.config.recipe import Recipe
 from kdcl_dist.config.recipe_file import dump_recipe, load_recipe
@@ -172,19 +173,28 @@ def test_a_failure_after_the_last_epoch_loses_nothing(
 
 
 class Commands:
-    """`kdcl train` of one recipe in processes of its own."""
+    """`kdcl train` of one recipe."""
 
     def __init__(self, recipe: Recipe, folder: Path) -> None:
         self.folder, self.path = folder / "runs", folder / "recipe.yaml"
         self.path.write_text(dump_recipe(recipe))
         self.started: list[subprocess.Popen[str]] = []
 
-    def train(self, name: str, *more: str) -> subprocess.Popen[str]:
-        command = [sys.executable, "-m", "kdcl_dist", "train", str(self.path), "--launcher", "local"]
-        command += ["--storage", str(self.folder), "--name", name, *more]
+    def train(self, name: str) -> subprocess.Popen[str]:
+        """Start it in a process of its own."""
+        command = [sys.executable, "-m", "kdcl_dist", *self._arguments(name)]
         process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True)
         self.started.append(process)
         return process
+
+    def resume(self, name: str) -> None:
+        """Run it to its end in this process, whose server of processes has its imports."""
+        result = run(*self._arguments(name), "--resume")
+        assert result.exit_code == 0, result.output
+
+    def _arguments(self, name: str) -> list[str]:
+        storage = ["--storage", str(self.folder), "--name", name]
+        return ["train", str(self.path), "--launcher", "local", *storage]
 
     def run(self, name: str) -> Folder:
         return Folder(str(self.folder / name))
@@ -223,9 +233,9 @@ def test_ctrl_c_takes_a_checkpoint_and_resume_is_identical(
     assert stopped.stdout is not None
     rest = stopped.stdout.read()
     assert stopped.wait(200) == 130, rest
-    resumed, whole = commands.train("stopped", "--resume"), make_run(load_recipe(commands.path))
+    commands.resume("stopped")
+    whole = make_run(load_recipe(commands.path))
     train(whole)
-    assert resumed.wait(200) == 0
     for name in ("a", "b"):
         assert_same(*(weights(folder, 18, name) for folder in (whole.folder, commands.run("stopped"))))
 
@@ -242,8 +252,7 @@ def test_when_the_launching_process_is_killed_all_end_and_resume_goes_on(
     while alive := [name for name, at in placement.items() if Path(f"/proc/{at['pid']}").exists()]:
         assert time.monotonic() < deadline, f"left behind: {alive}"
         time.sleep(0.1)
-    again = commands.train("killed", "--resume")
-    assert again.wait(200) == 0
+    commands.resume("killed")
     assert read_record(commands.run("killed"))["state"] == "finished"
 
 

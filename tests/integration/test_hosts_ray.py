@@ -141,9 +141,10 @@ def test_a_cohort_that_waits_for_room_holds_none(recipe: Recipe, make_run: MakeR
 
 
 def test_a_notice_takes_a_checkpoint_and_training_goes_on(
-    cluster: Cluster, make_recipe: MakeRecipe, make_run: MakeRun
+    cluster: Cluster, make_recipe: MakeRecipe, make_run: MakeRun, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Of a host that is about to be taken away, while it still can."""
+    monkeypatch.setenv("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "1")  # Ray Train's own looks as well
     # 2400 steps: the run is stopped long before.
     long = ("students.a.model=nets:Paced", "batch_size=10", "epochs=400", "checkpoint.every_epochs=400")
     there = ("students.a.resources.gpu=0", "students.b.resources.gpu=0", "students.b.accelerator=T4")
