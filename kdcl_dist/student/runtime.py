@@ -6,7 +6,7 @@ import gc
 import os
 from collections.abc import Callable
 from contextlib import closing, suppress
-from dataclasses import asdict, replace
+from dataclasses import asdict, dataclass, replace
 
 import torch
 
@@ -56,9 +56,17 @@ def run_student(
     """
     prepare_process(run, threads=run.recipe.students[run.recipe.workers[rank].student].resources.cpu)
 
+    prepared: _Prepared | None = None
+
     def participate(endpoint: Endpoint, last_loss: KdclError | None) -> bool:
         """Take part under one coordinator."""
-        finished = _StudentRuntime(run, rank, endpoint, host, device, stop, last_loss).participate()
+        nonlocal prepared
+        runtime = _StudentRuntime(run, rank, endpoint, host, device, stop, last_loss)
+        runtime.prepared = prepared
+        try:
+            finished = runtime.participate()
+        finally:
+            prepared = runtime.prepared
         if run.dry_steps is not None:
             write_usage(run.folder, run.recipe.workers[rank].name, host, device)
         return finished
@@ -66,8 +74,18 @@ def run_student(
     return follow(run, find, participate)
 
 
+@dataclass(frozen=True)
+class _Prepared:
+    """What a student's process keeps from its start for the coordinators that follow the first."""
+
+    training_data: TrainingData
+    info: WorkerInfo
+
+
 class _StudentRuntime(Member):
     """A student's process under one coordinator."""
+
+    prepared: _Prepared | None = None
 
     def __init__(
         self,
@@ -90,8 +108,12 @@ class _StudentRuntime(Member):
     def prepare(self) -> None:
         """Open the data, build the student and try it, before the cohort forms.
 
-        A student that joins later keeps no network until then: it learns now that it can train.
+        A student that joins later keeps no network until then: it learns now that it can train. Under
+        another coordinator than the first all is prepared, but for the network: its state is a checkpoint's.
         """
+        if self.prepared is not None:
+            self.training_data, self.info = self.prepared.training_data, self.prepared.info
+            return
         try:
             self.monitor.heartbeat.enter("start")
             self._claim_device()
@@ -99,6 +121,7 @@ class _StudentRuntime(Member):
             self.student = _build(self.run, self.worker, self.device, self.training_data)
             self.peak_memory = dry_run(self.student, self.training_data, self.worker.student)
             self.info = self._info()
+            self.prepared = _Prepared(self.training_data, self.info)
             if not self.spec.takes_part(self.run.epoch):
                 self._release()
         except BaseException as error:  # a user's code may raise SystemExit as well
