@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -71,9 +72,10 @@ def _outcome(fault: Fault, time: float, later: list[Event]) -> Outcome:
         return Outcome(fault, time, None, None, 0)
     if fault.how in ENDS_LAUNCHER:
         return Outcome(fault, time, None, *_next(fault, time, starts))
-    reports = [
-        e for e in later if e["kind"] == "failure" and e["time"] < time + LATEST_S and _is_of(fault, e)
-    ]
+    # The processes of a launcher that was killed end a moment later: nobody tells what they meet until then.
+    launches = (float(event["time"]) for event in later if event["kind"] == "launched")
+    until = min(time + LATEST_S, *launches, math.inf)
+    reports = [e for e in later if e["kind"] == "failure" and e["time"] < until and _is_of(fault, e)]
     if not reports:
         return Outcome(fault, time, None, None, 0)
     found = float(reports[0]["time"])
