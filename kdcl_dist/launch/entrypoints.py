@@ -6,7 +6,6 @@ message says how the process's work ended.
 
 from __future__ import annotations
 
-import contextlib
 import ctypes
 import gc
 import signal
@@ -14,124 +13,60 @@ import sys
 import threading
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
 from multiprocessing.connection import Connection
-from queue import SimpleQueue
-from typing import Any
 
 import torch
 
 from kdcl_dist.coordinator.assistant import run_assistant
-from kdcl_dist.coordinator.processes import SAVE_ASKED
 from kdcl_dist.coordinator.runtime import run_coordinator
 from kdcl_dist.errors import CoordinatorLost, wrap
 from kdcl_dist.exchange.member import Find
+from kdcl_dist.launch.coordinator_link import CoordinatorLink, LinkToHosts
 from kdcl_dist.launch.messages import (
     CoordinatorUnreachable,
     EndpointOpened,
-    EndProcess,
-    EventEmitted,
     Failed,
     Finished,
-    Message,
     RunEndedByFailure,
 )
-from kdcl_dist.launch.processes import GRACE_S
 from kdcl_dist.membership.endpoint import Endpoint
 from kdcl_dist.membership.monitor import COORDINATOR
 from kdcl_dist.membership.rendezvous import RunFailed
 from kdcl_dist.membership.tcp_store import host_store
-from kdcl_dist.run.events import Evaluating, Event, Stepped, Waiting
 from kdcl_dist.run.run import Run
 from kdcl_dist.student.runtime import run_student
 from kdcl_dist.utils.devices import choose_device
-from kdcl_dist.utils.process import end_with_parent, is_over
+from kdcl_dist.utils.process import end_with_parent
 
 __all__ = ["assist", "coordinate", "train"]
 
 #: A constant of Linux's prctl; the kernel keeps 15 bytes of the name.
 PR_SET_NAME = 15
-#: Waiting messages from which on the events of steps are dropped.
-BACKLOG = 100
 
 
-def coordinate(link: Connection, run: Run, host: str, stop: Any, save: Any) -> None:
+def coordinate(link: Connection, run: Run, host: str, across_hosts: bool) -> None:
     """Host the store of a run, and coordinate the run.
 
     Args:
         link: the pipe to the launcher.
         run: the run.
         host: this host's address.
-        stop: the launcher's event; set, it asks for a checkpoint and an end after the current step.
-        save: the launcher's event; set, it asks for a checkpoint after the current step.
+        across_hosts: whether the cohort's processes are on several hosts, and the launcher knows of them.
     """
 
     def work() -> bool:
         """Coordinate the run, and host its store."""
         store, endpoint = host_store(host)
         link.send(EndpointOpened(endpoint))
-        sender = _MessageSender(link)
+        launcher = LinkToHosts(link) if across_hosts else CoordinatorLink(link)
+        stop, emit = launcher.stop.is_set, launcher.emit
         try:
-            return run_coordinator(
-                run, store, host=host, stop=stop.is_set, emit=sender.emit, processes=_Processes(sender, save)
-            )
+            return run_coordinator(run, store, host=host, stop=stop, emit=emit, processes=launcher)
         finally:
-            sender.close()
+            launcher.close()
 
     _name_process(COORDINATOR)
     _report(link, work, student=None)
-
-
-class _MessageSender:
-    """Sends messages from a thread: a launcher whose terminal is held must not hold up the cohort."""
-
-    def __init__(self, link: Connection) -> None:
-        self.link, self.queue = link, SimpleQueue[Message | None]()
-        self.thread = threading.Thread(target=self._send, name="kdcl-sender", daemon=True)
-        self.thread.start()
-
-    def emit(self, event: Event) -> None:
-        """Send an event; one that the next of its kind replaces is dropped while many messages wait."""
-        if not isinstance(event, Stepped | Evaluating | Waiting) or self.queue.qsize() < BACKLOG:
-            self.queue.put(EventEmitted(event))
-
-    def close(self) -> None:
-        """Wait until all messages are sent, at most `GRACE_S`."""
-        self.queue.put(None)
-        self.thread.join(GRACE_S)
-
-    def _send(self) -> None:
-        with contextlib.suppress(OSError):  # the launcher is gone, and this process ends with it
-            # Without a limit: this daemon thread ends with the process.
-            while (message := self.queue.get()) is not None:
-                self.link.send(message)
-
-
-@dataclass(frozen=True)
-class _Processes:
-    """See `kdcl_dist.coordinator.processes.Processes`."""
-
-    sender: _MessageSender
-    save: Any
-
-    def is_gone(self, name: str, pid: int) -> bool:
-        """Whether the process is dead."""
-        return is_over(pid)
-
-    def has(self, name: str) -> bool:
-        """True: the launcher starts all workers' processes, and waits for no resources."""
-        return True
-
-    def end(self, name: str, pid: int | None) -> None:
-        """Let the launcher end the process."""
-        self.sender.queue.put(EndProcess(name, pid))
-
-    def notice(self) -> str | None:
-        """Once for each request of the launcher: that a checkpoint is asked for."""
-        if not self.save.is_set():
-            return None
-        self.save.clear()
-        return SAVE_ASKED
 
 
 def train(link: Connection, run: Run, rank: int, endpoint: Endpoint, host: str, device: str) -> None:

@@ -14,7 +14,7 @@ import signal
 import tempfile
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from multiprocessing import context, forkserver, popen_forkserver, spawn, util
 from multiprocessing.connection import wait
 from multiprocessing.process import BaseProcess
@@ -108,11 +108,20 @@ class _Context(context.ForkServerContext):
     Process = _Process
 
 
-def start_server() -> Any:
-    """The multiprocessing context of the server; starts the server where none lives, without a wait."""
+def start_server(modules: Sequence[str] | None = None) -> Any:
+    """The multiprocessing context of the server; starts the server where none lives, without a wait.
+
+    Args:
+        modules: the server imports these; None: what a student needs.
+    """
+    forkserver.set_forkserver_preload(list(MODULES if modules is None else modules))
+    _ensure_running()
+    return _Context()
+
+
+def _ensure_running() -> None:
     # torch logs lines of C++ for each connection that breaks; the launcher reports the cause.
     os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
-    forkserver.set_forkserver_preload(MODULES)
     # Ctrl-C reaches the whole foreground group: the server must not die of it while it imports.
     old = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
     try:
@@ -121,7 +130,6 @@ def start_server() -> Any:
             _remove_name()
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, old)
-    return _Context()
 
 
 @contextlib.contextmanager
@@ -160,7 +168,7 @@ def fork(handle: BaseProcess, deadline: float) -> None:
     """
     pid = _server_pid()
     try:
-        start_server()
+        _ensure_running()
         pid = _server_pid()
         with _watched(pid, deadline):
             handle.start()

@@ -9,6 +9,7 @@ from collections import Counter
 from collections.abc import Callable
 
 from kdcl_dist.config.recipe import Recipe
+from kdcl_dist.coordinator.processes import SAVE_ASKED
 from kdcl_dist.coordinator.recovery_policy import is_fatal
 from kdcl_dist.errors import CoordinatorCutOff, RecipeError, StartupTimeout
 from kdcl_dist.launch.devices import assign_devices, ignored_accelerators
@@ -23,7 +24,9 @@ from kdcl_dist.launch.messages import (
     Failed,
     Finished,
     Message,
+    Noticed,
     RunEndedByFailure,
+    StopAsked,
 )
 from kdcl_dist.launch.preflight.checks import Check, check_here
 from kdcl_dist.launch.preflight.rehearsal import opens_data, rehearsal, rehearse
@@ -85,6 +88,8 @@ class _Cohort:
         is_over: whether the run has ended, or is about to: then no process is replaced.
         placed: the workers of the latest generation.
         gives_up: whether the run is asked to stop, since one that it needs later is not replaced.
+        stops: whether the run is asked to stop, for whatever reason.
+        told: the coordinator that was told to stop.
     """
 
     def __init__(
@@ -101,13 +106,13 @@ class _Cohort:
         for remark in remarks(run.recipe, self.devices, gpus):
             on_event(remark)
         self.context, self.limit_s = start_server(), run.recipe.limits.startup_s
-        self.stop, self.save = self.context.Event(), self.context.Event()
         self.endpoint: Endpoint | None = None
         self.processes: list[Process] = []
         names = [COORDINATOR, *run.recipe.members]
         self.logs = {name: ProcessLog(run.folder, name) for name in names}
         self.replacements = Counter[int]()
-        self.is_over = self.gives_up = False
+        self.is_over = self.gives_up = self.stops = False
+        self.told: Process | None = None
         self.placed: set[str] = set()
 
     def train(self) -> bool:
@@ -132,7 +137,7 @@ class _Cohort:
 
     def _start_coordinator(self) -> Process:
         entry = "kdcl_dist.launch.entrypoints:coordinate"
-        return self._start(COORDINATOR, entry, self.run.for_coordinator(), HOST, self.stop, self.save)
+        return self._start(COORDINATOR, entry, self.run.for_coordinator(), HOST, False)
 
     def _start_member(self, rank: int) -> Process:
         """Start a worker, or an assistant of the coordinator."""
@@ -152,21 +157,27 @@ class _Cohort:
         limits, stops = self.run.recipe.limits, self.run.recipe.failure.policy == "stop"
         grace_s = max(GRACE_S, limits.startup_s) if stops else GRACE_S  # the others take a checkpoint
         while active := [process for process in self.processes if not process.ended]:
-            if self.stop_requested.is_set():
-                self.stop.set()
-            if self.save_requested.is_set():
-                self.save_requested.clear()
-                self.save.set()
+            self._forward_requests()
             for process in await_ready(active, POLL_S):
                 self._handle(process, receive(process))
             self._replace_failed()
             over = any(p.failed for p in self.processes) or self.processes[0].finished is not None
             over_at = (over_at or time.monotonic()) if over else None
-            if self.is_over and not self.stop.is_set() and self._fails_unnoticed():
+            if self.is_over and not self.stops and self._fails_unnoticed():
                 self.gives_up, grace_s = True, max(GRACE_S, limits.startup_s)
-                self.stop.set()
             if over_at is not None and time.monotonic() - over_at > grace_s:
                 return
+
+    def _forward_requests(self) -> None:
+        """Tell the coordinator what is asked of the run; to stop, also each that replaces it."""
+        coordinator = self.processes[0]
+        self.stops |= self.gives_up or self.stop_requested.is_set()
+        if self.stops and self.told is not coordinator:
+            self.told = coordinator
+            _tell(coordinator, StopAsked())
+        if self.save_requested.is_set():
+            self.save_requested.clear()
+            _tell(coordinator, Noticed(SAVE_ASKED))
 
     def _handle(self, process: Process, message: Message | None) -> None:
         match message:
@@ -237,9 +248,14 @@ class _Cohort:
     def _set_endpoint(self, endpoint: Endpoint) -> None:
         """Send the students the endpoint of a coordinator that replaces another."""
         self.endpoint = endpoint
-        for student in self.processes[1:]:
-            with contextlib.suppress(OSError):  # a dead student is replaced, with the new endpoint
-                student.link.send(endpoint)
+        for student in self.processes[1:]:  # a dead student is replaced, with the new endpoint
+            _tell(student, endpoint)
+
+
+def _tell(process: Process, message: object) -> None:
+    """Send a message to a process, which may have died."""
+    with contextlib.suppress(OSError):
+        process.link.send(message)
 
 
 def check(recipe: Recipe, storage: Folder) -> list[Check]:

@@ -1,7 +1,8 @@
 """Messages that the processes of a cohort send to the launcher that started them.
 
 Every message can be pickled, and this module imports nothing heavy, since a launcher needs no torch. The
-launcher sends one thing back: an `Endpoint`, as the answer to `CoordinatorUnreachable`.
+launcher sends back an `Endpoint`, as the answer to a member's `CoordinatorUnreachable`; to the coordinator it
+sends `StopAsked`, `Noticed` and `Reply`.
 """
 
 from __future__ import annotations
@@ -22,7 +23,11 @@ __all__ = [
     "Failed",
     "Finished",
     "Message",
+    "Noticed",
+    "Question",
+    "Reply",
     "RunEndedByFailure",
+    "StopAsked",
 ]
 
 
@@ -51,6 +56,45 @@ class EndProcess:
 
     name: str
     pid: int | None
+
+
+@dataclass(frozen=True)
+class Question:
+    """The coordinator asks a launcher of several hosts about a worker's process.
+
+    Attributes:
+        number: of the question.
+        method: of `kdcl_dist.coordinator.processes.Processes`: "is_gone" or "has".
+        arguments: the method's.
+    """
+
+    number: int
+    method: str
+    arguments: tuple[str | int, ...]
+
+
+@dataclass(frozen=True)
+class Reply:
+    """The launcher's answer to the question of a number."""
+
+    number: int
+    answer: bool
+
+
+@dataclass(frozen=True)
+class StopAsked:
+    """The launcher asks the coordinator for a checkpoint and an end after the current step."""
+
+
+@dataclass(frozen=True)
+class Noticed:
+    """The launcher asks the coordinator for a checkpoint after the current step.
+
+    Attributes:
+        text: why.
+    """
+
+    text: str
 
 
 @dataclass(frozen=True)
@@ -92,6 +136,7 @@ Message = (
     EndpointOpened
     | EventEmitted
     | EndProcess
+    | Question
     | CoordinatorUnreachable
     | Finished
     | Answered

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 __all__ = [
+    "ENSEMBLE",
     "CheckpointSaved",
     "Ended",
     "EpochEnded",
@@ -18,7 +19,9 @@ __all__ = [
     "Warned",
 ]
 
-#: Values by name, by student; "ensemble" counts as one more student.
+#: The name of the ensemble, which counts as one more student.
+ENSEMBLE = "ensemble"
+#: Values by name, by student.
 Values = dict[str, dict[str, float]]
 
 

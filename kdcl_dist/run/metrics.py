@@ -26,6 +26,7 @@ from torch import Tensor
 from kdcl_dist.config.recipe import Recipe
 from kdcl_dist.data.parquet_file import open_parquet, unfolded_limit
 from kdcl_dist.errors import RunFolderError, one_line
+from kdcl_dist.run.events import ENSEMBLE
 from kdcl_dist.run.storage import Folder
 
 __all__ = [
@@ -54,8 +55,6 @@ SCHEMA = pa.schema(
 )
 #: Columns of text.
 TEXTS = ["student", "split", "name"]
-#: The ensemble's rows have this in place of a student's name.
-ENSEMBLE = "ensemble"
 #: Test results of averaged weights have this after a student's name, or the ensemble's.
 EMA = "/ema"
 #: The ending of a name in results where they are of the student's best epoch.

@@ -30,7 +30,7 @@ from kdcl_dist.errors import (
     StudentLost,
 )
 from kdcl_dist.exchange.message import Flag
-from kdcl_dist.launch import entrypoints, local
+from kdcl_dist.launch import coordinator_link, local
 from kdcl_dist.run.checkpoint import latest
 from kdcl_dist.run.events import Note, Stepped
 from kdcl_dist.run.record import read_record, update_record
@@ -275,18 +275,20 @@ def test_the_last_process_to_resume_owns_the_folder(make_recipe: MakeRecipe, mak
 def test_a_launcher_that_does_not_listen_holds_up_nobody() -> None:
     """Such as a launcher whose terminal is stopped by Ctrl-S."""
     ours, theirs = multiprocessing.Pipe()
-    sender, count = entrypoints._MessageSender(theirs), 10_000
+    sender, count = coordinator_link.CoordinatorLink(theirs), 10_000
     began = time.monotonic()
     sender.emit(Note("first"))
     for step in range(count):
         sender.emit(Stepped(step, {"a": {"loss": 1.0}}))
     sender.emit(Note("last"))
     assert time.monotonic() - began < 60, "else it waits for ever"
-    assert sender.queue.qsize() <= entrypoints.BACKLOG + 1
+    assert sender.queue.qsize() <= coordinator_link.BACKLOG + 1
     received = []
     while not received or received[-1] != Note("last"):
         received.append(ours.recv().event)
     sender.close()
+    ours.close()
+    sender._receiver.join(60)
     assert received[0] == Note("first")
     steps = [event.step for event in received[1:-1]]
     assert steps == sorted(steps)

@@ -9,6 +9,17 @@ import sys
 import time
 from multiprocessing.connection import Connection, Listener
 
+from kdcl_dist.launch.messages import (
+    EndpointOpened,
+    EventEmitted,
+    Finished,
+    Noticed,
+    Question,
+    Reply,
+    StopAsked,
+)
+from kdcl_dist.membership.endpoint import Endpoint
+from kdcl_dist.run.events import Note
 from kdcl_dist.utils.process import end_with_parent
 
 
@@ -46,3 +57,25 @@ def write(link: Connection, *_: object) -> None:
 def tell_environment(link: Connection, name: str) -> None:
     """Send the value of a variable of this process's environment."""
     link.send(os.environ.get(name))
+
+
+def coordinate(link: Connection, *_: object) -> None:
+    """Open a store at the port of the process id; tell what is noticed and replied; end as asked."""
+    end_with_parent()
+    link.send(EndpointOpened(Endpoint("h", os.getpid())))
+    link.send(Question(1, "has", ("a",)))
+    while True:
+        match link.recv():
+            case StopAsked():
+                link.send(Finished(False))
+                return
+            case Noticed(text):
+                link.send(EventEmitted(Note(text)))
+            case Reply(_, answer):
+                link.send(EventEmitted(Note(f"has: {answer}")))
+
+
+def opens_nothing(link: Connection, *_: object) -> None:
+    """Hang before the store is open."""
+    end_with_parent()
+    time.sleep(600)

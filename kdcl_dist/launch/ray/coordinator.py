@@ -1,42 +1,38 @@
-"""The coordinator as an actor.
+"""The actor of the coordinator, by which driver and workers reach the coordinator's process.
 
-The actor starts without Ray Train, whose import takes seconds and comes later, with the workers' handles. The
-actor's callers import this module for its methods, so the actor itself imports what the methods need.
+The actor starts without Ray Train, whose import takes seconds and comes later, with the workers' handles.
 """
 
 from __future__ import annotations
 
-import contextlib
-import os
 import threading
-import time
+import uuid
 from collections import deque
 from dataclasses import dataclass
 from typing import Any
 
 import ray
-from ray.exceptions import RayError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from kdcl_dist.coordinator.processes import SAVE_ASKED
-from kdcl_dist.errors import CoordinatorCutOff, StartupTimeout, wrap
-from kdcl_dist.launch.ray.common import END_S, actor_name, at_this_host, end_process, ping
-from kdcl_dist.launch.ray.coordinator_output import own_files
-from kdcl_dist.launch.ray.private import draining_nodes, set_title
+from kdcl_dist.errors import StartupTimeout, wrap
+from kdcl_dist.launch.ray.common import END_S, actor_name, at_this_host
+from kdcl_dist.launch.ray.coordinator_process import CoordinatorProcess
+from kdcl_dist.launch.ray.metrics import RayMetrics
+from kdcl_dist.launch.ray.private import set_title
+from kdcl_dist.launch.ray.processes import RayProcesses
 from kdcl_dist.membership.endpoint import Endpoint
 from kdcl_dist.run.events import Event
 from kdcl_dist.run.run import Run
 
-__all__ = ["EventCursor", "Progress", "start_coordinator"]
+__all__ = ["EventCursor", "Progress", "Whereabouts", "start_coordinator"]
 
-#: Seconds between two polls of the draining nodes.
-DRAIN_POLL_S = 2.0
-#: Seconds within which a worker ends the process that it has started.
-KILL_S = 5.0
+#: Seconds for which one call waits for a coordinator that starts; shorter than its caller's patience.
+FIND_S = 5.0
 
 
 def start_coordinator(run: Run) -> Any:
-    """Start the coordinator's actor on this node; it imports what it needs, and waits for `begin`."""
+    """Start the coordinator's actor on this node; its server imports, and it waits for `begin`."""
     here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=True)
     return CoordinatorActor.options(  # type: ignore[attr-defined]
         name=actor_name(run),
@@ -49,14 +45,14 @@ def start_coordinator(run: Run) -> Any:
 
 @dataclass(frozen=True)
 class EventCursor:
-    """How many events of one coordinator the driver has received.
+    """How many events of one actor the driver has received.
 
     Attributes:
-        coordinator: the id of the coordinator's endpoint; the next coordinator counts from 0.
+        actor: its id; the next actor counts from 0.
         count: events.
     """
 
-    coordinator: str = ""
+    actor: str = ""
     count: int = 0
 
 
@@ -76,93 +72,28 @@ class Progress:
 
 
 @dataclass(frozen=True)
-class _Registered:
-    """A process that trains (0: none at present), and the actor of the worker that started it."""
-
-    pid: int
-    worker: Any
-
-
-class _Processes:
-    """See `kdcl_dist.coordinator.processes.Processes`.
+class Whereabouts:
+    """Where the coordinator is.
 
     Attributes:
-        registered: the process and worker of each student or replica, by its name.
-        names: for the id of each of the cohort's nodes, the name of a process there.
-        pings: the unanswered pings, by the id of the process whose worker was asked.
-        draining: ids of all nodes that drain at present.
-        announced: ids of the nodes whose notice was given.
-        save_requested: whether the driver asks for a checkpoint.
+        endpoint: of its store; None while it starts.
+        is_over: whether the run has ended, and there is none any more.
     """
 
-    def __init__(self) -> None:
-        self.registered: dict[str, _Registered] = {}
-        self.names = {ray.get_runtime_context().get_node_id(): "the coordinator"}
-        self.pings: dict[int, Any] = {}
-        self.draining: set[str] = set()
-        self.announced: set[str] = set()
-        self.save_requested = False
-
-    def is_gone(self, name: str, pid: int) -> bool:
-        """Whether the process is known to be dead: its worker says so, or is dead itself.
-
-        A ping of a dead worker fails; a ping of a live one waits or succeeds.
-        """
-        known = self.registered.get(name)
-        if known is None or known.pid != pid:
-            return known is not None
-        if pid not in self.pings:
-            self.pings[pid] = known.worker.__ray_call__.remote(ping)
-        if not ray.wait([self.pings[pid]], timeout=0)[0]:
-            return False
-        try:
-            ray.get(self.pings.pop(pid))
-        except RayError:
-            return True
-        return False
-
-    def has(self, name: str) -> bool:
-        """Whether a worker of Ray was there for a student or replica, and had started its process."""
-        return name in self.registered
-
-    def end(self, name: str, pid: int | None) -> None:
-        """Let the worker end its process; a worker that does not answer is ended itself."""
-        known = self.registered.get(name)
-        if known is None or pid not in (known.pid, None):  # the process is replaced already
-            return
-        answer = known.worker.__ray_call__.remote(end_process, known.pid)
-        if not ray.wait([answer], timeout=KILL_S)[0]:
-            ray.kill(known.worker)
-
-    def notice(self) -> str | None:
-        """Once for each draining host: a line that names its worker; or the driver's request."""
-        if self.save_requested:
-            self.save_requested = False
-            return SAVE_ASKED
-        new = self.draining & set(self.names) - self.announced
-        self.announced |= new
-        return f"the host of {', '.join(self.names[node] for node in sorted(new))} is to go" if new else None
-
-    def watch_draining(self) -> None:
-        """Poll the draining nodes for ever; in a thread, since Ray's answer may take any time."""
-        while True:
-            with contextlib.suppress(RayError, RuntimeError):
-                found = draining_nodes()
-                if found is None:
-                    return
-                self.draining = found
-            time.sleep(DRAIN_POLL_S)
+    endpoint: Endpoint | None
+    is_over: bool
 
 
 @ray.remote
 class CoordinatorActor:
-    """The coordinator's process, which works in a thread and answers calls meanwhile.
+    """Supervises the coordinator's process in a thread, and answers calls meanwhile.
 
-    The process starts at the same time as the workers' and imports as long as they do. The coordination
-    begins when the workers are there. Ray restarts the actor when it dies; the coordination then goes on at
-    once, from the run's record.
+    The actor's server of processes imports as long as the workers start. The coordination begins when the
+    workers are there. Ray restarts the actor when it dies, and its process with it; the coordination then
+    goes on at once, from the run's record.
 
     Attributes:
+        id: another for each life of the actor.
         assignment: for each kind of workers that is there, and each rank of its trainer, the index of the
             worker in the cohort.
         pending_events: the events that the driver has not acknowledged.
@@ -171,27 +102,22 @@ class CoordinatorActor:
     """
 
     def __init__(self, run: Run) -> None:
-        from kdcl_dist.launch.ray.metrics import RayMetrics
-        from kdcl_dist.membership.tcp_store import host_store
-
-        self.run = at_this_host(run)
-        self.host = ray.util.get_node_ip_address()
-        self.store, self.own_endpoint = host_store(self.host)
+        self.run, self.id = at_this_host(run), uuid.uuid4().hex
         self.assignment: dict[int, list[int]] = {}
-        self.processes = _Processes()
-        threading.Thread(target=self.processes.watch_draining, name="kdcl-drains", daemon=True).start()
-        self.stop_requested = threading.Event()
+        self.processes = RayProcesses()
+        self.coordinator = CoordinatorProcess(self.run, self.processes, self._emit)
+        watch, notice = self.processes.watch_draining, self.coordinator.notice
+        threading.Thread(target=watch, args=(notice,), name="kdcl-drains", daemon=True).start()
         self.pending_events: deque[Event] = deque()
         self.discarded = 0
         self.outcome: bool | dict[str, Any] | None = None
         self.metrics = RayMetrics(run.name)
         set_title(f"{run.name}/coordinator")
-        self.some_are_here, self.begun = threading.Event(), threading.Event()
+        self.some_are_here, self.begun, self.over = (threading.Event() for _ in range(3))
         if ray.get_runtime_context().was_current_actor_reconstructed:
             self.some_are_here.set()
             self.begun.set()
-        self.thread = threading.Thread(target=self._coordinate, name="kdcl-coordinator", daemon=True)
-        self.thread.start()
+        threading.Thread(target=self._coordinate, name="kdcl-coordinator", daemon=True).start()
 
     def begin(self, kind: int, assignment: list[int]) -> None:
         """The workers of a kind are there, with this assignment of ranks; begin with the last kind."""
@@ -205,22 +131,13 @@ class CoordinatorActor:
         return [worker.name for index, worker in enumerate(self.run.recipe.workers) if index not in here]
 
     def _coordinate(self) -> None:
-        from kdcl_dist.coordinator.runtime import run_coordinator
-
         try:
             self._await_workers()
-            self.outcome = run_coordinator(
-                self.run,
-                self.store,
-                host=self.host,
-                stop=self.stop_requested.is_set,
-                emit=self._emit,
-                processes=self.processes,
-            )
-        except CoordinatorCutOff:
-            os._exit(1)  # Ray restarts the actor
+            self.outcome = self.coordinator.supervise()
         except Exception as error:  # the run's record has it, if the storage takes it
             self.outcome = wrap(error, student=None, step=None, phase="start").to_dict()
+        finally:
+            self.over.set()
 
     def _await_workers(self) -> None:
         """Wait until the workers of all kinds are there.
@@ -246,10 +163,6 @@ class CoordinatorActor:
         self.pending_events.append(event)
         self.metrics.handle(event)
 
-    def output_files(self) -> tuple[int, list[str]]:
-        """This process's id, and the files of this host to which it writes."""
-        return own_files()
-
     def index_of(self, kind: int, rank: int) -> int | None:
         """The index in the cohort of the student, or replica, that a kind's worker of this rank trains.
 
@@ -261,48 +174,46 @@ class CoordinatorActor:
 
     def register_process(self, name: str, pid: int, node: str, worker: Any) -> None:
         """Note which process, 0 for none, a worker on a node has started to train."""
-        self.processes.registered[name] = _Registered(pid, worker)
-        self.processes.names[node] = name
+        self.processes.register(name, pid, node, worker)
 
-    def endpoint(self, lost: str | None) -> Endpoint:
-        """Where the store listens.
+    def find(self, lost: str | None) -> Whereabouts:
+        """Where the store listens; waits for it for some seconds.
 
         Args:
-            lost: the id of the endpoint that a student has lost; if it is this endpoint's, the actor ends.
+            lost: the id of the endpoint that a student has lost; if it is the present one, the coordinator's
+                process is ended.
         """
-        if lost == self.own_endpoint.id:
-            os._exit(1)  # Ray restarts the actor
-        return self.own_endpoint
+        endpoint = None if self.over.is_set() else self.coordinator.find(lost, FIND_S)
+        return Whereabouts(endpoint, self.over.is_set())
 
     def is_over(self, wait_s: float) -> bool:
         """Whether the run has ended; waits up to `wait_s` seconds for a decision that is being taken."""
-        self.thread.join(timeout=wait_s)
-        return not self.thread.is_alive()
+        return self.over.wait(wait_s)
 
     def progress(self) -> Progress:
         """How far the run is."""
-        return Progress(frozenset(self.assignment), self.begun.is_set(), not self.thread.is_alive())
+        return Progress(frozenset(self.assignment), self.begun.is_set(), self.over.is_set())
 
     def await_outcome(self) -> bool | dict[str, Any] | None:
         """The outcome; None if the coordination does not end in time, or has not begun."""
         if self.begun.is_set():
-            self.thread.join(timeout=END_S / 2)
+            self.over.wait(END_S / 2)
         return self.outcome
 
     def stop(self) -> bool:
         """Ask for a checkpoint and an end after the current step; False if the workers are not there yet."""
-        self.stop_requested.set()
+        self.coordinator.stop()
         return self.begun.is_set()
 
     def save(self) -> None:
         """Ask for a checkpoint after the current step."""
-        self.processes.save_requested = True
+        self.coordinator.notice(SAVE_ASKED)
 
     def events(self, cursor: EventCursor) -> tuple[EventCursor, list[Event]]:
         """The events after the cursor, with the next cursor; the events before it are discarded."""
-        count = cursor.count if cursor.coordinator == self.own_endpoint.id else 0
+        count = cursor.count if cursor.actor == self.id else 0
         while self.discarded < count:
             self.pending_events.popleft()
             self.discarded += 1
         events = list(self.pending_events)
-        return EventCursor(self.own_endpoint.id, self.discarded + len(events)), events
+        return EventCursor(self.id, self.discarded + len(events)), events

@@ -57,7 +57,7 @@ def launch(
             needs = needs_of(run.recipe, offered)
             for remark in remarks_on_ray(run.recipe, needs, offered):
                 on_event(remark)
-            return Trainers(run, needs, on_event, stop_requested, save_requested).fit()
+            return Trainers(run, actors[0], needs, on_event, stop_requested, save_requested).fit()
         finally:
             for actor in actors:
                 ray.kill(actor)

@@ -10,8 +10,7 @@ import logging
 
 from ray.util.metrics import Gauge
 
-from kdcl_dist.run.events import EpochEnded, Event, Started, Stepped, Values
-from kdcl_dist.run.metrics import ENSEMBLE
+from kdcl_dist.run.events import ENSEMBLE, EpochEnded, Event, Started, Stepped, Values
 
 __all__ = ["RayMetrics"]
 

@@ -26,11 +26,11 @@ from kdcl_dist.launch.gpu_remarks import unusable_gpus
 from kdcl_dist.launch.preflight.placement import Need, kinds_of
 from kdcl_dist.launch.ray.common import END_S, POLL_S, actor_name
 from kdcl_dist.launch.ray.coordinator import EventCursor, Progress
-from kdcl_dist.launch.ray.coordinator_output import CoordinatorOutput
+from kdcl_dist.launch.ray.head import Head
 from kdcl_dist.launch.ray.private import spare_data_sets
 from kdcl_dist.launch.ray.room import await_room, turn
 from kdcl_dist.launch.ray.worker import CohortConfig, train
-from kdcl_dist.run.events import Event, Note, Started
+from kdcl_dist.run.events import Event, Note, Started, Warned
 from kdcl_dist.run.record import recorded_end, recorded_failure
 from kdcl_dist.run.run import Run
 
@@ -38,6 +38,8 @@ __all__ = ["Trainers"]
 
 #: Seconds that Ray Train may take to end after the run; its controller may hang.
 LEAVE_S = 180.0
+#: The same where Ray ends this process soon, since its head is away.
+HEADLESS_S = 5.0
 #: Failures of workers that Ray Train allows for each failure that the recipe allows.
 WORKER_FAILURES = 4
 
@@ -50,18 +52,20 @@ class Trainers:
         restarts: how many trainers may still be started again after the death of their controllers.
         progress: of the run, as far as the coordinator has told.
         leave_at: from when on, by the monotonic clock, no trainer is waited for.
+        head_is_lost: whether the run ends since the head of the cluster is away for too long.
         outcome: the coordinator's answer at the end; see `CoordinatorActor`.
     """
 
     def __init__(
         self,
         run: Run,
+        actor: Any,
         needs: Sequence[Need],
         on_event: Callable[[Event], None],
         stop_requested: threading.Event,
         save_requested: threading.Event | None = None,
     ) -> None:
-        self.run, self.needs, self.on_event = run, needs, on_event
+        self.run, self.actor, self.needs, self.on_event = run, actor, needs, on_event
         self.stop_requested, self.save_requested = stop_requested, save_requested or threading.Event()
         self.devices = devices_on_ray(run.recipe, needs)
         self.trainers = [
@@ -71,17 +75,14 @@ class Trainers:
         self.restarts = run.recipe.failure.allowed
         self.cursor, self.progress, self.leave_at = EventCursor(), Progress(), math.inf
         self.outcome: bool | dict[str, Any] | None = None
-        self.output = CoordinatorOutput(run)
+        self.head, self.head_is_lost = Head(), False
 
     def fit(self) -> bool:
         """Train; see `kdcl_dist.launch.ray.driver.launch`."""
-        try:
-            self._place()
-            while self._go_on():
-                self._watch()
-            self._conclude()
-        finally:
-            self.output.close()
+        self._place()
+        while self._go_on():
+            self._watch()
+        self._conclude()
         failure = recorded_failure(self.run)
         errors = [trainer.failure for trainer in self.trainers if trainer.failure is not None]
         if failure is None and errors and not isinstance(self.outcome, dict):
@@ -140,20 +141,22 @@ class Trainers:
         trainer = next((trainer for trainer in self.trainers if trainer.works), None)
         trainer.thread.join(POLL_S) if trainer else time.sleep(POLL_S)
         self._poll()
+        if not self.head_is_lost and self.head.is_lost():
+            self.head_is_lost = True
+            self.on_event(Warned(f"{self._head_lost()}; the run takes a checkpoint and ends"))
+
+    def _head_lost(self) -> str:
+        return f"the head of the Ray cluster, {self.head.address}, is away for {self.head.limit_s:g} s"
 
     def _poll(self) -> None:
         """Pass on the coordinator's new events, if the actor lives."""
         try:
-            actor = ray.get_actor(actor_name(self.run))
-        except ValueError:  # it is dead for good; the workers notice within that time
-            self._leave_within(self.run.recipe.limits.startup_s + LEAVE_S)
-            return
-        try:
-            self._forward_requests(actor)
-            self.cursor, events = ray.get(actor.events.remote(self.cursor), timeout=END_S)
-            self.progress = ray.get(actor.progress.remote(), timeout=END_S)
-            self.output.follow(self.cursor.coordinator, actor)
-        except RayError:
+            self._forward_requests()
+            self.cursor, events = ray.get(self.actor.events.remote(self.cursor), timeout=END_S)
+            self.progress = ray.get(self.actor.progress.remote(), timeout=END_S)
+        except RayError as error:
+            if isinstance(error, RayActorError) and self._actor_is_gone():  # the workers notice in that time
+                self._leave_within(self.run.recipe.limits.startup_s + LEAVE_S)
             return
         for event in events:
             self.on_event(event)
@@ -161,27 +164,42 @@ class Trainers:
                 for warning in unusable_gpus(self.run.recipe, self.devices, event):
                     self.on_event(warning)
         if self.progress.is_over:
-            self._leave_within(LEAVE_S if self.progress.has_begun else 0.0)
+            self._leave_within(self._patience_s())
+
+    def _actor_is_gone(self) -> bool:
+        """Whether the coordinator's actor is dead for good; the head knows."""
+        try:
+            ray.get_actor(actor_name(self.run))
+        except ValueError:
+            return True
+        except RayError:  # the head does not answer
+            pass
+        return False
+
+    def _patience_s(self) -> float:
+        """Seconds that trainers have to end by themselves after the run."""
+        if not self.progress.has_begun:
+            return 0.0
+        return HEADLESS_S if self.head_is_lost else LEAVE_S
 
     def _leave_within(self, limit_s: float) -> None:
         self.leave_at = min(self.leave_at, time.monotonic() + limit_s)
 
-    def _forward_requests(self, actor: Any) -> None:
-        if self.stop_requested.is_set():  # repeated, since Ray may have restarted the actor
-            has_begun = ray.get(actor.stop.remote(), timeout=END_S)
+    def _forward_requests(self) -> None:
+        if self.head_is_lost or self.stop_requested.is_set():  # repeated: Ray may have restarted the actor
+            has_begun = ray.get(self.actor.stop.remote(), timeout=END_S)
             if not has_begun:  # nothing is trained, and the workers may wait for resources for long
-                raise KeyboardInterrupt
+                raise KdclError(self._head_lost()) if self.head_is_lost else KeyboardInterrupt
         if self.save_requested.is_set():
-            ray.get(actor.save.remote(), timeout=END_S)
+            ray.get(self.actor.save.remote(), timeout=END_S)
             self.save_requested.clear()
 
     # -- end ------------------------------------------------------------------------------------------
 
     def _conclude(self) -> None:
         """Wait until the coordinator has finished its record, and pass on its last events."""
-        with suppress(ValueError, RayError, TimeoutError):
-            actor = ray.get_actor(actor_name(self.run))
-            self.outcome = ray.get(actor.await_outcome.remote(), timeout=END_S)
+        with suppress(RayError):
+            self.outcome = ray.get(self.actor.await_outcome.remote(), timeout=END_S)
         self._poll()
 
     def _end(self) -> bool:
@@ -189,6 +207,8 @@ class Trainers:
         if isinstance(self.outcome, dict):
             raise from_dict(self.outcome)
         end = recorded_end(self.run) if self.outcome is None else self.outcome
+        if self.head_is_lost and not end:
+            raise KdclError(f"{self._head_lost()}; start the cluster again, and use --resume")
         if end is None:
             raise CoordinatorLost(
                 "all workers have ended, and the coordinator does not say how; use --resume"

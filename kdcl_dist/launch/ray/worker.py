@@ -28,6 +28,7 @@ from kdcl_dist.launch.messages import CoordinatorUnreachable, Failed, Finished, 
 from kdcl_dist.launch.preflight.placement import ACCELERATOR, Need
 from kdcl_dist.launch.processes import Process, await_ready, finish, receive, start
 from kdcl_dist.launch.ray.common import POLL_S, actor_name, at_this_host
+from kdcl_dist.launch.ray.coordinator import Whereabouts
 from kdcl_dist.launch.ray.private import set_title
 from kdcl_dist.membership.endpoint import Endpoint
 from kdcl_dist.run.process_log import ProcessLog
@@ -94,7 +95,9 @@ class Supervisor:
 
     def _supervise_all(self) -> None:
         for _ in range(1 + self.run.recipe.failure.allowed):
-            process = self._start()
+            if (endpoint := self._find_endpoint(None)) is None:
+                return
+            process = self._start(endpoint)
             try:
                 if self._supervise(process):
                     return
@@ -106,9 +109,8 @@ class Supervisor:
         if not self._is_over(DECIDE_S):  # else Ray Train must not start this worker again
             raise failure_of(process)
 
-    def _start(self) -> Process:
-        endpoint, host = self._find_endpoint(None), ray.util.get_node_ip_address()
-        arguments = (self.run, self.index, endpoint, host, *self.more)
+    def _start(self, endpoint: Endpoint) -> Process:
+        arguments = (self.run, self.index, endpoint, ray.util.get_node_ip_address(), *self.more)
         process = start(self.context, self.name, self.entry, *arguments, limit_s=self.limit_s, log=self.log)
         self._register(process.handle.pid or 0)
         return process
@@ -123,10 +125,10 @@ class Supervisor:
                 case Failed() | None:
                     return False
                 case CoordinatorUnreachable(endpoint_id):
-                    if self._is_over(0.0):  # the process missed the run's end
-                        return True
+                    if (endpoint := self._find_endpoint(endpoint_id)) is None:
+                        return True  # the process missed the run's end
                     with contextlib.suppress(OSError):  # the process died meanwhile
-                        process.link.send(self._find_endpoint(endpoint_id))
+                        process.link.send(endpoint)
                         self._register(process.handle.pid or 0)
 
     def _await_message(self, process: Process) -> None:
@@ -137,17 +139,19 @@ class Supervisor:
         """
         answered_at = time.monotonic()
         while not await_ready([process], ANSWER_S):
-            if self._ask(self.actor.endpoint.remote(None)) is not None:
+            if self._ask(self.actor.is_over.remote(0.0)) is not None:
                 answered_at = time.monotonic()
             elif time.monotonic() - answered_at > self.limit_s:
                 raise self._no_coordinator()
 
     # -- the coordinator ------------------------------------------------------------------------------
 
-    def _find_endpoint(self, lost: str | None) -> Endpoint:
-        """Where the coordinator's store listens; with the id of an endpoint that is lost, the next endpoint.
+    def _find_endpoint(self, lost: str | None) -> Endpoint | None:
+        """Where the coordinator's store listens; None where the run is over.
 
-        Ray restarts an actor whose store is lost, or that does not answer.
+        Args:
+            lost: the id of an endpoint that is lost: that of the next coordinator is found. An actor that
+                does not answer is ended, and Ray restarts it.
 
         Raises:
             CoordinatorLost: no coordinator answers within limits.startup_s.
@@ -156,13 +160,15 @@ class Supervisor:
         patience_s = ANSWER_S + self.index  # one worker is the first to end an actor that hangs
         while time.monotonic() < deadline:
             try:
-                endpoint: Endpoint = ray.get(self.actor.endpoint.remote(lost), timeout=patience_s)
-                return endpoint
+                found: Whereabouts = ray.get(self.actor.find.remote(lost), timeout=patience_s)
             except GetTimeoutError:
                 if lost is not None:
                     ray.kill(self.actor, no_restart=False)
             except RayActorError:  # Ray restarts it
                 time.sleep(POLL_S)
+            else:
+                if found.is_over or found.endpoint is not None:
+                    return found.endpoint
         raise self._no_coordinator()
 
     def _no_coordinator(self) -> CoordinatorLost:

@@ -20,7 +20,6 @@ from kdcl_dist.errors import ShapeMismatch
 from kdcl_dist.launch.ray import coordinator
 from kdcl_dist.launch.ray import driver as on_ray
 from kdcl_dist.launch.ray.coordinator import EventCursor
-from kdcl_dist.membership.endpoint import Endpoint
 from kdcl_dist.run.events import CheckpointSaved, Event, Note, Started, Stepped
 from kdcl_dist.run.prepare import prepare
 from kdcl_dist.run.record import read_record
@@ -61,8 +60,7 @@ def assert_nothing_left(events: list[Event]) -> None:
         time.sleep(0.1)
 
 
-#: Faults that one run meets one after the other: who, phase, step, how. The events that a coordinator has not
-#: told die with it, so it is the first.
+#: Faults that one run meets one after the other: who, phase, step, how.
 FAULTS = (
     ("coordinator", "ensemble", 4, "kill"),
     ("b", "forward", 4, "kill"),
@@ -176,7 +174,7 @@ def test_a_failure_that_the_storage_does_not_take_is_raised_all_the_same(
 def test_events_that_the_driver_has_received_are_forgotten() -> None:
     kind = coordinator.CoordinatorActor.__ray_metadata__.modified_class  # type: ignore[attr-defined]
     actor = kind.__new__(kind)
-    actor.own_endpoint, actor.pending_events = Endpoint("h", 1), deque()
+    actor.id, actor.pending_events = "one", deque()
     actor.discarded = 0
     cursor, received = EventCursor(), list[int]()
     for step in range(10):

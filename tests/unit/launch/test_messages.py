@@ -10,6 +10,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from multiprocessing.connection import Connection
+from typing import Any
 
 import pytest
 
@@ -31,17 +32,25 @@ from kdcl_dist.launch.messages import (
     Failed,
     Finished,
     Message,
+    Noticed,
+    Question,
+    Reply,
     RunEndedByFailure,
+    StopAsked,
 )
 from kdcl_dist.launch.processes import Process, await_ready, finish, how_it_ended, receive
 from kdcl_dist.membership.endpoint import Endpoint
 from kdcl_dist.run.events import Note
 
 ERROR = ShapeMismatch("9 rows", student="a", step=3, phase="gather", host="h", detail="more")
-MESSAGES: list[Message] = [
+MESSAGES: list[Any] = [
     EndpointOpened(Endpoint("h", 1)),
     EventEmitted(Note("a line")),
     EndProcess("a", 7),
+    Question(1, "is_gone", ("a", 7)),
+    Reply(1, True),
+    StopAsked(),
+    Noticed("why"),
     CoordinatorUnreachable("x"),
     Finished(True),
     Answered({"a": 1}),

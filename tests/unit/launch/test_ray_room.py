@@ -46,10 +46,11 @@ def test_a_trainer_has_the_workers_of_one_kind(recipe: Recipe, make_run: Callabl
 
 
 def test_a_cohort_that_asks_for_the_same_has_one_trainer(
-    make_recipe: MakeRecipe, make_run: Callable[..., Run]
+    make_recipe: MakeRecipe, make_run: Callable[..., Run], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     run = make_run(make_recipe("students.a.replicas=2", "students.b.accelerator=A100"))
-    (trainer,) = trainers.Trainers(run, needs_of(run.recipe), print, None).trainers  # type: ignore[arg-type]
+    monkeypatch.setattr(trainers, "Head", lambda: None)
+    (trainer,) = trainers.Trainers(run, None, needs_of(run.recipe), print, None).trainers  # type: ignore[arg-type]
     made = trainer.make()
     assert made.run_config.name == "ray"
     assert made.scaling_config.label_selector == [{}, {}, {ACCELERATOR: "A100"}]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import multiprocessing
+import socket
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -13,15 +14,17 @@ from typing import Any
 
 import pytest
 from cohorts import MakeRecipe
-from ray.exceptions import RayActorError
+from ray.exceptions import GetTimeoutError, RayActorError
 from ray.train import WorkerGroupError
 
 from kdcl_dist.errors import CoordinatorLost, KdclError, StartupTimeout, StudentFailed, from_dict
 from kdcl_dist.launch.preflight.placement import Need, needs_of
 from kdcl_dist.launch.ray import coordinator, worker
+from kdcl_dist.launch.ray import head as head_module
 from kdcl_dist.launch.ray import trainers as trainers_module
-from kdcl_dist.launch.ray.coordinator import Progress
-from kdcl_dist.run.events import Event, Note
+from kdcl_dist.launch.ray.coordinator import Progress, Whereabouts
+from kdcl_dist.membership.endpoint import Endpoint
+from kdcl_dist.run.events import Event, Note, Warned
 from kdcl_dist.run.record import update_record
 from kdcl_dist.run.run import Run
 
@@ -49,13 +52,16 @@ class Trainers:
         patch.setattr(trainers_module, "_trainer", self.make)
         patch.setattr(trainers_module, "turn", lambda wait: nullcontext())
         patch.setattr(trainers_module, "await_room", lambda needs, wait: None)
-        actor = SimpleNamespace(
+        self.actor = SimpleNamespace(
             events=SimpleNamespace(remote=lambda cursor: (cursor, [])),
             stop=SimpleNamespace(remote=lambda: self.progress.has_begun),
             progress=SimpleNamespace(remote=lambda: self.progress),
             await_outcome=SimpleNamespace(remote=lambda: self.outcome),
         )
-        patch.setattr(trainers_module.ray, "get_actor", lambda name: actor)
+        self.head_is_lost = False
+        head = SimpleNamespace(address="h:1", limit_s=30.0, is_lost=lambda: self.head_is_lost)
+        patch.setattr(trainers_module, "Head", lambda: head)
+        patch.setattr(trainers_module, "HEADLESS_S", 0.1)
         patch.setattr(trainers_module.ray, "get", lambda answer, timeout: answer)
 
     def make(self, run: Run, needs: Sequence[Need], devices: Sequence[str], kind: int) -> SimpleNamespace:
@@ -63,7 +69,7 @@ class Trainers:
 
     def train(self) -> bool:
         needs = needs_of(self.run.recipe)
-        return trainers_module.Trainers(self.run, needs, self.events.append, self.stop).fit()
+        return trainers_module.Trainers(self.run, self.actor, needs, self.events.append, self.stop).fit()
 
 
 @pytest.fixture
@@ -120,6 +126,46 @@ def test_a_request_to_stop_ends_a_run_that_waits_for_its_workers(trainers: Train
     trainers.stop.set()
     with pytest.raises(KeyboardInterrupt):
         trainers.train()
+
+
+def test_without_a_head_the_run_is_stopped_and_ends_in_one_line(trainers: Trainers) -> None:
+    """Though Ray Train hangs, before Ray ends this process."""
+    stops: list[bool] = []
+
+    def stop() -> bool:
+        stops.append(True)
+        trainers.progress, trainers.outcome = replace(trainers.progress, is_over=True), False
+        return True
+
+    trainers.actor.stop.remote, trainers.head_is_lost = stop, True
+    trainers.turns = [lambda kind: trainers.hang.wait(300)]
+    lost = "the head of the Ray cluster, h:1, is away for 30 s"
+    with pytest.raises(KdclError, match=rf"^{lost}; start the cluster again, and use --resume$"):
+        trainers.train()
+    assert stops
+    assert trainers.events == [Warned(f"{lost}; the run takes a checkpoint and ends")]
+
+
+def test_a_run_that_ends_without_a_head_has_ended(trainers: Trainers) -> None:
+    trainers.head_is_lost, trainers.turns = True, [lambda kind: trainers.hang.wait(300)]
+    trainers.progress = replace(trainers.progress, is_over=True)
+    assert trainers.train()
+
+
+def test_a_head_is_lost_that_takes_no_connection_for_half_of_rays_limit(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    now, listener = [0.0], socket.create_server(("127.0.0.1", 0))
+    monkeypatch.setenv(head_module.VARIABLE, "20")
+    found = head_module.Head(f"127.0.0.1:{listener.getsockname()[1]}", clock=lambda: now[0])
+
+    def is_lost(seconds: float) -> bool:
+        now[0] += seconds
+        return found.is_lost()
+
+    assert not is_lost(300)
+    listener.close()
+    assert [is_lost(4) for _ in range(4)] == [False, False, True, True]
 
 
 @pytest.fixture
@@ -201,15 +247,14 @@ def actor_of(run: Run) -> Any:
     kind = coordinator.CoordinatorActor.__ray_metadata__.modified_class  # type: ignore[attr-defined]
     actor = kind.__new__(kind)
     actor.run, actor.assignment, actor.outcome = run, {}, None
-    actor.some_are_here, actor.begun = threading.Event(), threading.Event()
-    actor.thread = threading.Thread(target=actor._coordinate, daemon=True)
+    actor.some_are_here, actor.begun, actor.over = (threading.Event() for _ in range(3))
     return actor
 
 
 def test_the_coordination_begins_with_the_last_kind(two_kinds: Trainers) -> None:
     actor = actor_of(two_kinds.run)
     actor.begin(1, [1])
-    assert actor.progress() == Progress(frozenset({1}), has_begun=False, is_over=True)
+    assert actor.progress() == Progress(frozenset({1}), has_begun=False, is_over=False)
     actor.begin(1, [1])  # a worker was replaced
     assert not actor.begun.is_set()
     actor.begin(0, [0])
@@ -222,12 +267,14 @@ def test_the_wait_for_the_rest_of_the_cohort_has_a_limit(
 ) -> None:
     short = make_recipe("students.a.resources.cpu=2", "limits.startup_s=0.1")
     actor = actor_of(replace(two_kinds.run, recipe=short))
-    actor.thread.start()
-    actor.thread.join(0.3)
+    thread = threading.Thread(target=actor._coordinate, daemon=True)
+    thread.start()
+    assert not actor.is_over(0.3)
     assert not actor.progress().is_over, "without a limit for the first kind"
     actor.begin(0, [0])
     assert actor.index_of(0, 0) is None
-    actor.thread.join(60)
+    assert actor.is_over(60)
+    thread.join(60)
     assert actor.progress() == Progress(frozenset({0}), has_begun=False, is_over=True)
     error = from_dict(actor.await_outcome())
     assert isinstance(error, StartupTimeout)
@@ -242,7 +289,7 @@ def test_a_worker_waits_for_its_process_while_there_is_a_coordinator(
     ours, theirs = multiprocessing.Pipe()
     supervisor = worker.Supervisor.__new__(worker.Supervisor)
     supervisor.limit_s, asked = 0.1, list[float]()
-    supervisor.actor = SimpleNamespace(endpoint=SimpleNamespace(remote=lambda lost: "an endpoint"))
+    supervisor.actor = SimpleNamespace(is_over=SimpleNamespace(remote=lambda wait_s: False))
 
     def ask(ref: object) -> object:
         asked.append(time.monotonic())
@@ -260,3 +307,45 @@ def test_a_worker_waits_for_its_process_while_there_is_a_coordinator(
         with pytest.raises(CoordinatorLost, match=r"limits\.startup_s"):
             supervisor._await_message(process)
     life.close()
+
+
+@pytest.fixture
+def member(monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
+    """A worker's supervisor, with what the coordinator's actor answers in turn."""
+    supervisor = worker.Supervisor.__new__(worker.Supervisor)
+    supervisor.limit_s, supervisor.index = 60.0, 1
+    supervisor.actor = SimpleNamespace(find=SimpleNamespace(remote=lambda lost: lost))
+    member = SimpleNamespace(supervisor=supervisor, answers=[], patience=[], killed=[])
+
+    def get(lost: object, timeout: float) -> object:
+        member.patience.append(timeout)
+        answer = member.answers.pop(0)
+        if isinstance(answer, Exception):
+            raise answer
+        return answer
+
+    def kill(actor: object, no_restart: bool) -> None:
+        member.killed.append(no_restart)
+
+    monkeypatch.setattr(worker, "ray", SimpleNamespace(get=get, kill=kill))
+    return member
+
+
+def test_an_actor_that_hangs_is_ended_and_the_next_one_is_found(member: SimpleNamespace) -> None:
+    here = Whereabouts(Endpoint("h", 1), is_over=False)
+    member.answers = [GetTimeoutError(), RayActorError(), Whereabouts(None, is_over=False), here]
+    assert member.supervisor._find_endpoint("lost") is here.endpoint
+    assert member.killed == [False], "once, and Ray restarts it"
+    assert sum(member.patience[:1]) <= 11
+
+
+def test_a_member_that_missed_the_end_learns_of_it(member: SimpleNamespace) -> None:
+    member.answers = [Whereabouts(None, is_over=True)]
+    assert member.supervisor._find_endpoint("lost") is None
+    assert not member.killed
+
+
+def test_the_wait_for_another_coordinator_has_a_limit(member: SimpleNamespace) -> None:
+    member.supervisor.limit_s, member.answers = 0.1, [Whereabouts(None, is_over=False)] * 1_000_000
+    with pytest.raises(CoordinatorLost, match=r"limits\.startup_s"):
+        member.supervisor._find_endpoint("lost")
