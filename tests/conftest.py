@@ -35,7 +35,7 @@ SLOW_FILES = (
     ON_RAY,
     "test_cluster_hosts.py",
     "test_detection.py",
-    "test_tutorials.py",
+    "test_pages.py",
     "test_recovery.py",
     "test_hosts_ray.py",
     "test_fault_matrix.py",
@@ -66,7 +66,6 @@ SLOW_FILES = (
     "test_joining.py",
     "test_gpu_benchmark.py",
     "test_imports.py",
-    "test_pages.py",
     "test_compile.py",
     "test_torch_sources.py",
 )
