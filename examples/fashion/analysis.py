@@ -6,7 +6,8 @@ It reads the finished runs of a folder of `kdcl compare`, and writes
 
 - results.csv: arm, seed, student, top1 (%), loss (nats) on the test images
 - noise.csv: arm, seed, student, deviation, top1 (%), loss, of the runs that have been tested under noise
-- analysis.parquet: arm, seed, student, epoch, name, value: means over the epoch of docs/analysis.md's figures
+- analysis.parquet: arm, seed, student, epoch, name, value: means over the epoch of the figures of
+  docs/analysis.md, of `general` the weights, of `switokd` the share of steps in which a student paused
 - analysis.csv: the same as means over the whole run
 """
 
@@ -64,7 +65,7 @@ def noise_of(arm: str, seed: int, run: Folder) -> Iterator[Row]:
 def analysis_of(arm: str, seed: int, run: Folder) -> pa.Table:
     """The rows of analysis.parquet of one run."""
     table = read_metrics(run)
-    rows = table.filter(pc.field("split") == "analysis")
+    rows = table.filter((pc.field("split") == "analysis") | pc.field("name").isin(["weight", "paused"]))
     means = rows.group_by(["student", "epoch", "name"]).aggregate([("value", "mean")])
     means = means.sort_by([(name, "ascending") for name in ("student", "name", "epoch")])
     return pa.table(

@@ -29,7 +29,7 @@ text { fill: #1b1f23 } .soft { fill: #59636e }
 def interval_chart(
     title: str, unit: str, axis: str, groups: Sequence[str], series: Mapping[str, Sequence[Interval | None]]
 ) -> str:
-    """The chart: in each group a point with its interval for each series.
+    """The chart: in each group a point with its interval for each series; those without any are not named.
 
     Args:
         title: what a screen reader speaks.
@@ -42,8 +42,9 @@ def interval_chart(
     ends = [end for each in known for end in (each.value, each.low, each.high) if math.isfinite(end)]
     scale = choose_scale([*ends, 0.0])
     body = [*_axis(scale, unit), *_groups(axis, groups)]
+    named = [name for name, values in series.items() if any(values)]
     for number, (name, values) in enumerate(series.items()):
-        body += _legend(number, name)
+        body += _legend(number, named.index(name), name) if name in named else []
         for place, found in enumerate(values):
             if found is not None:
                 offset = (number + 1) / (len(series) + 1)
@@ -83,8 +84,8 @@ def _groups(axis: str, groups: Sequence[str]) -> list[str]:
     return parts
 
 
-def _legend(number: int, name: str) -> list[str]:
-    x, y = WIDTH - LEGEND + 16, TOP + 10 + 22 * number
+def _legend(number: int, place: int, name: str) -> list[str]:
+    x, y = WIDTH - LEGEND + 16, TOP + 10 + 22 * place
     return [f'<g class="c{number % 6}">{marker(x, y, number)}</g>', _text(x + 12, y + 4.5, name, kind="")]
 
 
