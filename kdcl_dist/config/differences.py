@@ -15,6 +15,7 @@ FREE_FIELDS = (
     "name",
     "coordinators",
     "checkpoint.every_epochs",
+    "checkpoint.in_memory_every_steps",
     "checkpoint.keep",
     "analysis",
     "tracking",

@@ -233,6 +233,15 @@ def _same_view_has_same_augment(recipe: Recipe) -> None:
         )
 
 
+def _memory_holds_the_bank(recipe: Recipe) -> None:
+    every, folder = recipe.checkpoint.in_memory_every_steps, recipe.distillation.bank.folder
+    if every and folder is not None:
+        raise ValueError(
+            f"checkpoint.in_memory_every_steps: {every} takes memory for the bank of logits, which "
+            f"distillation.bank.folder {folder!r} keeps in a file: leave one of both out"
+        )
+
+
 def _parts_are_even(recipe: Recipe) -> None:
     if recipe.batch_size % recipe.accumulate:
         raise ValueError(
@@ -316,6 +325,7 @@ CHECKS = (
     _validation_has_samples,
     _only_validation_decides,
     _same_view_has_same_augment,
+    _memory_holds_the_bank,
     _parts_are_even,
     _replicas_share_evenly,
     _coordinators_can_share,

@@ -30,6 +30,11 @@ class Checkpoint(Strict):
 
     every_epochs: PositiveInt = Field(default=1, description="Epochs from one checkpoint to the next.")
     keep: PositiveInt = Field(default=2, description="Number of the latest checkpoints to keep.")
+    in_memory_every_steps: NonNegativeInt = Field(
+        default=0,
+        description="Steps from one checkpoint in memory to the next; after the death of students all go "
+        "back to the newest. `0`: none.",
+    )
     best: Figure | None = Field(
         default=None,
         description="Figure by which an epoch is the best, `top1` or `loss`. `null`: no best is kept.",

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import copy
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
+from typing import Any, NamedTuple
 
 from kdcl_dist.config.rounds import Round, RunSchedule
 from kdcl_dist.config.student import Worker
@@ -20,7 +23,17 @@ from kdcl_dist.run.run import Run
 from kdcl_dist.run.validation import Best, Validation
 from kdcl_dist.tracking.tracking import Tracking
 
-__all__ = ["CoordinatorState", "save_checkpoint", "student_parts"]
+__all__ = ["CoordinatorState", "KeptState", "save_checkpoint", "student_parts"]
+
+
+class KeptState(NamedTuple):
+    """The coordinator's state in a checkpoint in memory.
+
+    parts: makes its parts, by name. saved: the latest checkpoint on the storage at that time.
+    """
+
+    parts: Callable[[], dict[str, dict[str, Any]]]
+    saved: Manifest | None
 
 
 @dataclass
@@ -43,27 +56,56 @@ class CoordinatorState:
 
     @classmethod
     def of(
-        cls, run: Run, schedule: RunSchedule, classes: int, tracking: Tracking | None = None
+        cls,
+        run: Run,
+        schedule: RunSchedule,
+        classes: int,
+        tracking: Tracking | None = None,
+        kept: KeptState | None = None,
     ) -> CoordinatorState:
-        """The state at the run's start: that of the checkpoint `run.start`, or a new one."""
+        """The state at the run's start: that of the checkpoint `run.start`, or a new one.
+
+        Args:
+            run, schedule: the run, and its schedule.
+            classes: of the data.
+            tracking: the run's other trackers.
+            kept: the coordinator's state in `run.start`, if that is a checkpoint in memory.
+        """
         bank = make_bank(run.recipe, schedule.samples, classes)
         aggregator = Aggregator(run.recipe, bank, make_window_check(run.recipe, schedule))
         aggregator.load_method(classes)
         aggregator.stored = StoredMembers.open(run.recipe)
         metrics, position = MetricsCollector(run, schedule, tracking), schedule.first(run.step)
-        state = cls(aggregator, metrics, schedule, Validation(), position, run.start)
-        if run.start is not None:
-            saved = read_part(run.folder, run.start, COORDINATOR)
-            aggregator.load_state_dict(saved["coordinator"])
-            state.metrics.load_state_dict(saved)
-            state.validation = Validation(saved.get("validation", ()))
-            if state.validation.tests and state.validation.tests[-1]["step"] == run.step:
-                state.stop_early()
-            state.position = state.schedule.first(run.step)
-            if bank is not None:
-                for name in (name for name in run.start.parts if name.startswith(PREFIX)):
-                    bank.load(read_part(run.folder, run.start, name))
+        saved = run.start if kept is None else kept.saved
+        state = cls(aggregator, metrics, schedule, Validation(), position, saved)
+        if kept is not None:
+            parts = kept.parts()
+            state._load(run.step, parts, parts.__getitem__)
+        elif run.start is not None:
+            state._load(run.step, run.start.parts, partial(read_part, run.folder, run.start))
         return state
+
+    def _load(self, step: int, names: Iterable[str], read: Callable[[str], dict[str, Any]]) -> None:
+        """Load the coordinator's parts of a checkpoint: of those with some names, which `read` gives."""
+        own = read(COORDINATOR)
+        self.aggregator.load_state_dict(own["coordinator"])
+        self.metrics.load_state_dict(own)
+        self.validation = Validation(own.get("validation", ()))
+        if self.validation.tests and self.validation.tests[-1]["step"] == step:
+            self.stop_early()
+        self.position = self.schedule.first(step)
+        if (bank := self.aggregator.bank) is not None:
+            for name in (name for name in names if name.startswith(PREFIX)):
+                bank.load(read(name))
+
+    def kept(self, step: int) -> KeptState:
+        """A copy of the state before a step, for a checkpoint in memory."""
+        own = copy.deepcopy(
+            {"coordinator": self.aggregator.state_dict(), "validation": self.validation.tests}
+        )
+        metrics = self.metrics.kept()
+        bank = {} if self.aggregator.bank is None else dict(self.aggregator.bank.parts(step))
+        return KeptState(lambda: {COORDINATOR: copy.deepcopy(own | metrics()), **bank}, self.saved)
 
     @property
     def early_end(self) -> str | None:

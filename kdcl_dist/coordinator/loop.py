@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 
 from kdcl_dist.config.rounds import Kind, Round, RunSchedule
 from kdcl_dist.coordinator.aggregator import Answer
@@ -13,6 +12,8 @@ from kdcl_dist.coordinator.aligned_logits import Arrivals
 from kdcl_dist.coordinator.answering import answer_round, gather_rows
 from kdcl_dist.coordinator.assistants import Assistants
 from kdcl_dist.coordinator.checkpointing import CoordinatorState, save_checkpoint, student_parts
+from kdcl_dist.coordinator.folder_care import FolderCare
+from kdcl_dist.coordinator.memory_checkpoints import MemoryCheckpoints
 from kdcl_dist.coordinator.step_sums import StepSums
 from kdcl_dist.coordinator.validation import check_messages
 from kdcl_dist.errors import CheckpointError, KdclError, StorageError
@@ -21,7 +22,7 @@ from kdcl_dist.exchange.message import Flag, Message
 from kdcl_dist.run.checkpoint import latest, prune
 from kdcl_dist.run.cohort_requests import has_requests
 from kdcl_dist.run.events import CheckpointSaved, Evaluating, Event, Note, Stepped, Values, Warned
-from kdcl_dist.run.record import check_owner, read_record, restore_deleted, update_record
+from kdcl_dist.run.record import update_record
 from kdcl_dist.run.run import Run
 
 __all__ = ["CoordinatorLoop"]
@@ -30,8 +31,6 @@ __all__ = ["CoordinatorLoop"]
 EMIT_S = 0.2
 #: Seconds between two checks for returning students and for termination notices.
 POLL_S = 0.5
-#: Seconds for which a write that can be repeated later is tried while the students wait.
-BRIEF_S = 3.0
 
 
 class CoordinatorLoop:
@@ -42,6 +41,7 @@ class CoordinatorLoop:
         state: of the coordinator; kept up to date.
         present: indices of the students that take part.
         exchange: the group.
+        memory: the checkpoints in memory.
         stop: asked at each step whether the run shall stop, with a checkpoint.
         has_returned: asked now and then whether an absent student is ready to join again.
         notice: asked now and then for a reason to take a checkpoint before the next of the schedule.
@@ -54,6 +54,7 @@ class CoordinatorLoop:
         state: CoordinatorState,
         present: Sequence[int],
         exchange: Exchange,
+        memory: MemoryCheckpoints,
         *,
         stop: Callable[[], bool],
         has_returned: Callable[[], bool],
@@ -62,16 +63,15 @@ class CoordinatorLoop:
     ) -> None:
         self.run, self.recipe, self.state = run, run.recipe, state
         self.exchange, self.stop, self.emit = exchange, stop, emit
-        self.has_returned, self.notice = has_returned, notice
+        self.has_returned, self.notice, self.memory = has_returned, notice, memory
         self.workers = [worker for worker in run.recipe.workers if worker.student in present]
         self.present = state.aggregator.present = list(present)
         self.aggregator, self.metrics = state.aggregator, state.metrics
         self.assistants = Assistants(exchange)
-        self.brief_folder = run.folder.with_limit(BRIEF_S)
-        self.record = read_record(run.folder)
+        self.folder = FolderCare(run, emit)
         self.arrivals = Arrivals(0)  # of this round's messages
         self.step: tuple[Answer, float] | None = None  # not recorded yet, and its seconds
-        self.restored = self.stopping = self.changing = False
+        self.stopping = self.changing = False
         self.skipped: set[int] = set()
         self.bad: set[int] = set()
         self.last_emitted_s = self.last_polled_s = 0.0
@@ -97,9 +97,9 @@ class CoordinatorLoop:
                 # This checkpoint is not in the schedule.
                 self._run_round(Round(Kind.CHECKPOINT, round.epoch, round.step + 1))
             if Flag.STOP in flags:
-                self._attempt(lambda: self.metrics.flush(BRIEF_S))
+                self.folder.attempt(lambda: self.metrics.flush(self.folder.brief.limit_s))
                 state = "changing" if self.changing else "interrupted"
-                self._attempt(lambda: update_record(self.brief_folder, state=state))  # noqa: B023
+                self.folder.attempt(lambda: update_record(self.folder.brief, state=state))  # noqa: B023
             if flags & (Flag.STOP | Flag.REFORM):
                 return flags
             if round.kind is Kind.END:
@@ -126,7 +126,8 @@ class CoordinatorLoop:
         if self._stops(round, messages):
             exchange.answer.header["flags"] = Flag.STOP
         elif round.kind is Kind.TRAIN:
-            exchange.answer.header["flags"] = self._interruption(round)
+            flags = self._interruption(round)
+            exchange.answer.header["flags"] = flags or self.memory.ask(self.run.generation, round, self.state)
         elif self.schedule.changes_cohort(round):
             exchange.answer.header["flags"] = Flag.REFORM
         heartbeat.enter("broadcast")
@@ -163,6 +164,7 @@ class CoordinatorLoop:
         identity, rows = (self.run.number, self.run.generation), self.assistants.share_rows(round)
         check_messages(messages, self.workers, round, identity, rows)
         self._collect_step_metrics(messages)
+        self.memory.keep(round, self.state)
         if self.metrics.awaits_end(round):
             self._end_epoch()
         if round.kind is Kind.TRAIN:
@@ -214,7 +216,7 @@ class CoordinatorLoop:
             return False
         if self.stop() or any(message.has(Flag.STOP) for message in messages):
             return True
-        self.changing = self.schedule.saves_epoch(round) and has_requests(self.brief_folder)
+        self.changing = self.schedule.saves_epoch(round) and has_requests(self.folder.brief)
         return self.changing
 
     def _train(self, round: Round, messages: Sequence[Message]) -> None:
@@ -294,24 +296,25 @@ class CoordinatorLoop:
 
     def _end_epoch(self) -> None:
         self.exchange.monitor.heartbeat.enter("record")
-        self._check_folder()
+        self.folder.check()
         self.emit(self.metrics.end_epoch())
-        self._attempt(lambda: self.metrics.flush(BRIEF_S))
+        self.folder.attempt(lambda: self.metrics.flush(self.folder.brief.limit_s))
 
     def _checkpoint(self, round: Round, messages: Sequence[Message]) -> None:
-        self._check_folder()
+        self.folder.check()
         parts = student_parts(self.recipe.names, self.workers, messages)
         save_checkpoint(self.run, self.state, round.step, parts)
+        self.memory.clear()
         self.emit(CheckpointSaved(round.step))
         keep = self.recipe.checkpoint.keep
-        self._attempt(lambda: prune(self.brief_folder, keep, self.state.best_steps))
+        self.folder.attempt(lambda: prune(self.folder.brief, keep, self.state.best_steps))
 
     def _finish(self) -> None:
         """Record the run's end. The last checkpoint holds all that a failed write here would lose."""
         self.exchange.monitor.heartbeat.enter("record")
-        self._check_folder()
+        self.folder.check()
         try:
-            if self.restored and latest(self.run.folder, lambda text: self.emit(Warned(text))) is None:
+            if self.folder.restored and latest(self.run.folder, lambda text: self.emit(Warned(text))) is None:
                 raise CheckpointError(
                     f"the last checkpoint was deleted from {self.run.folder}: nothing is saved"
                 )
@@ -322,28 +325,3 @@ class CoordinatorLoop:
         except StorageError as error:
             error.message += "; the training is complete and saved: --resume writes what is missing"
             raise
-
-    def _check_folder(self) -> None:
-        """Check that this start owns the folder, and write again what a run folder cannot do without."""
-        check_owner(self.run)
-        self._attempt(self._restore_deleted)
-
-    def _restore_deleted(self) -> None:
-        brief_run = replace(self.run, folder=self.brief_folder)
-        if gone := restore_deleted(brief_run, self.record):
-            self.restored = True
-            self.emit(
-                Warned(
-                    f"{' and '.join(gone)} of {self.run.folder} was deleted during the run, and is written "
-                    "again; metrics and checkpoints that were deleted with it stay lost"
-                )
-            )
-
-    def _attempt(self, write: Callable[[], StorageError | None]) -> None:
-        """Write something, and warn of a failed write, which is repeated later."""
-        try:
-            error = write()
-        except StorageError as raised:
-            error = raised
-        if error is not None:
-            self.emit(Warned(f"{error.message}; training goes on, this is tried again"))

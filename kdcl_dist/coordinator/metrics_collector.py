@@ -5,9 +5,10 @@ Shapes: S students, B samples, C classes.
 
 from __future__ import annotations
 
+import copy
 import math
 from collections import defaultdict
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from statistics import fmean
 from typing import Any
@@ -259,11 +260,13 @@ class MetricsCollector:
 
     def state_dict(self) -> dict[str, Any]:
         """The unfinished epoch's rows and counts, and the last results."""
-        return {
-            "recorder": self.table.state_dict(),  # the key of checkpoints since version 0.1.0
-            "results": self.results,
-            "staleness": self.staleness.state_dict(),
-        }
+        return self.kept()()
+
+    def kept(self) -> Callable[[], dict[str, Any]]:
+        """The state of now, which is made when it is asked for: the rows of a long epoch take time."""
+        table = self.table.copied()
+        rest = copy.deepcopy({"results": self.results, "staleness": self.staleness.state_dict()})
+        return lambda: {"recorder": table.state_dict(), **rest}  # the key of checkpoints since version 0.1.0
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Load the state of `state_dict`."""

@@ -11,7 +11,9 @@ import torch
 from kdcl_dist.config.rounds import Kind, RunSchedule
 from kdcl_dist.coordinator.agreement import changed_devices, check_agreement, check_same_data, check_stored
 from kdcl_dist.coordinator.checkpointing import CoordinatorState
+from kdcl_dist.coordinator.last_failure import complete_last
 from kdcl_dist.coordinator.loop import CoordinatorLoop
+from kdcl_dist.coordinator.memory_checkpoints import MemoryCheckpoints
 from kdcl_dist.coordinator.preparation import prepare_coordinator
 from kdcl_dist.coordinator.processes import Processes
 from kdcl_dist.coordinator.recovery_policy import Decision, decide, is_fatal, survivors_can_continue
@@ -25,7 +27,7 @@ from kdcl_dist.exchange.message import Flag
 from kdcl_dist.membership.monitor import COORDINATOR, Monitor
 from kdcl_dist.membership.rendezvous import GenerationSpec, Joins, Rendezvous, WorkerInfo
 from kdcl_dist.membership.store import Store
-from kdcl_dist.membership.tcp_store import scoped
+from kdcl_dist.membership.tcp_store import scoped, shelf_of
 from kdcl_dist.run.checkpoint import Manifest, latest
 from kdcl_dist.run.events import Event, Note, Started, Warned
 from kdcl_dist.run.record import (
@@ -95,6 +97,7 @@ class _CoordinatorRuntime:
     Attributes:
         state: the coordinator's state; None where the latest checkpoint has it.
         past: the failures that the run has survived.
+        memory: the checkpoints in memory.
     """
 
     def __init__(
@@ -114,6 +117,7 @@ class _CoordinatorRuntime:
         self.state: CoordinatorState | None = None
         self.roster = Roster(run.recipe, read_record(run.folder).get("absences", ()))
         self.tracking = Tracking(run, emit)
+        self.memory = MemoryCheckpoints(run.recipe, shelf_of(monitor.store))
 
     def coordinate(self) -> bool:
         """Coordinate the run to its end; see `run_coordinator`."""
@@ -194,7 +198,7 @@ class _CoordinatorRuntime:
         self.roster.expect(epoch, later=self.state is None)
         awaited = [*self.roster.awaited(), *assistants]
         joins = self.rendezvous.assemble(awaited, self.recipe.limits.startup_s)
-        self._complete_last_failure([join.lost for join in joins.values() if join.lost is not None])
+        complete_last(self.run, self.past, [join.lost for join in joins.values() if join.lost is not None])
         assisting = {rank: joins.pop(rank) for rank in assistants}
         workers = [join.info for join in joins.values()]
         check_agreement(workers, [join.info for join in assisting.values()])
@@ -210,6 +214,7 @@ class _CoordinatorRuntime:
             self.state,
             present,
             exchange,
+            self.memory,
             stop=stop,
             has_returned=self._has_returned,
             notice=(lambda: None) if self.processes is None else self.processes.notice,
@@ -218,15 +223,6 @@ class _CoordinatorRuntime:
         flags = loop.run_rounds()
         exchange.flush()
         return flags
-
-    def _complete_last_failure(self, reports: Sequence[KdclError]) -> None:
-        """Add to the record of a coordinator that died, once, what the students report of its death."""
-        cause = self.past[-1] if self.past else None
-        if reports and isinstance(cause, CoordinatorLost) and cause.host is None:
-            last = max(reports, key=lambda error: error.step or 0)
-            cause.at(step=last.step, phase=last.phase, host=last.host).detail = last.detail
-            with contextlib.suppress(StorageError):
-                record_survival(self.run, self.past)
 
     def _has_returned(self) -> bool:
         """Whether a student that is away is ready to join again; one that hangs on the way is ended."""
@@ -246,6 +242,8 @@ class _CoordinatorRuntime:
 
     def _start(self) -> Manifest | None:
         """The checkpoint from which restored students take their state."""
+        if (kept := self.memory.newest()) is not None:
+            return kept
         if self.state is not None:
             return self.state.saved
         if self.number == 0:
@@ -265,7 +263,8 @@ class _CoordinatorRuntime:
         if self.state is None:
             self.roster.enter(present)
             classes = next(iter(joins.values())).info.classes
-            self.state = CoordinatorState.of(run, schedule, classes, self.tracking)
+            kept = self.memory.own_state()
+            self.state = CoordinatorState.of(run, schedule, classes, self.tracking, kept)
             self.roster.absences.rewind(run.start)
             return tuple(present)
         state, positions = self.state, {rank: join.position for rank, join in joins.items()}
@@ -302,12 +301,13 @@ class _CoordinatorRuntime:
             if failure.policy == "stop" and survivors_can_continue(cause):
                 self._save_survivors(lost)
             raise cause
+        self.memory.judge(cause)
         if decision is Decision.CONTINUE:
             self.roster.remove(lost)
             consequence = self.roster.consequence(lost)
         else:
             self._discard_state()
-            consequence = "all go back to the latest checkpoint"
+            consequence = self.memory.consequence()
         self._survive(cause, consequence)
 
     def _survive(self, cause: KdclError, consequence: str) -> None:

@@ -58,6 +58,8 @@ class Flag(IntFlag):
     LAST = 16
     #: A student's logits are not all finite; among several coordinators, some may have none of those.
     NOT_FINITE = 32
+    #: In the coordinator's answer: all keep their state in memory after this step.
+    KEEP = 64
 
 
 class StepMetrics(NamedTuple):

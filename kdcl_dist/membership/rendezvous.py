@@ -19,7 +19,7 @@ from kdcl_dist.membership.arrivals import Arrivals
 from kdcl_dist.membership.heartbeat import HeartbeatWatch
 from kdcl_dist.membership.monitor import Monitor
 from kdcl_dist.membership.store import POLL_S
-from kdcl_dist.run.checkpoint import Manifest, Part
+from kdcl_dist.run.checkpoint import InMemory, Manifest, Part
 
 __all__ = ["GenerationSpec", "Joins", "PendingJoin", "Rendezvous", "RunCompleted", "RunFailed", "WorkerInfo"]
 
@@ -54,7 +54,7 @@ class GenerationSpec:
 
     Attributes:
         number: the generation.
-        start: the latest checkpoint, if there is one.
+        start: the latest checkpoint, on the storage or in memory, if there is one.
         at: the first round.
         students: indices of the students that take part.
         restored: indices of those that load their state from `start`, or begin anew without one; the others
@@ -302,5 +302,5 @@ def _round(data: dict[str, Any] | None) -> Round | None:
 def _manifest(data: dict[str, Any] | None) -> Manifest | None:
     if data is None:
         return None
-    parts = {name: Part(**part) for name, part in data["parts"].items()}
-    return Manifest(data["step"], parts, data["format"], data["epoch"])
+    found = {**data, "parts": {name: Part(**part) for name, part in data["parts"].items()}}
+    return InMemory(**found) if "generation" in data else Manifest(**found)

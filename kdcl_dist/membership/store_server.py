@@ -1,7 +1,8 @@
 """The server of a run's store: a dictionary for those who have the token of the run.
 
 A request is a line of JSON, [operation, arguments...], and so is its answer. Values are bytes, as text in
-Latin-1. What a peer sends before its handshake has succeeded is not interpreted.
+Latin-1; the states of students follow as bytes (`kdcl_dist.membership.shelf`). What a peer sends before its
+handshake has succeeded is not interpreted.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from collections import deque
 from collections.abc import Callable, Sequence
 
 from kdcl_dist.membership.handshake import ForeignPeer, admit
+from kdcl_dist.membership.shelf import OPERATIONS, Shelf
 
 __all__ = ["HANDSHAKE_S", "PENDING", "StoreServer"]
 
@@ -32,10 +34,13 @@ class StoreServer:
     Args:
         listener: a socket that listens.
         token: the secret of those who may use the store.
+
+    Attributes:
+        shelf: of the states that students send.
     """
 
     def __init__(self, listener: socket.socket, token: str) -> None:
-        self._token = token
+        self._token, self.shelf = token, Shelf()
         self._values, self._awaited = dict[str, str](), dict[str, threading.Event]()
         self._using = threading.RLock()
         self._pending, self._threads = deque[socket.socket](), dict[socket.socket, threading.Thread]()
@@ -94,8 +99,11 @@ class StoreServer:
         with link.makefile("rwb") as stream:
             for line in stream:
                 operation, *arguments = json.loads(line)
-                answer = getattr(self, f"_do_{operation}")(*arguments)
-                stream.write(json.dumps(answer).encode() + b"\n")
+                if operation in OPERATIONS:
+                    getattr(self.shelf, operation)(stream, *arguments)
+                else:
+                    answer = getattr(self, f"_do_{operation}")(*arguments)
+                    stream.write(json.dumps(answer).encode() + b"\n")
                 stream.flush()
 
     # -- the operations ------------------------------------------------------------------------------

@@ -12,6 +12,7 @@ import threading
 import time
 import weakref
 from collections.abc import Sequence
+from contextlib import closing, suppress
 from datetime import timedelta
 from typing import Any
 
@@ -20,9 +21,20 @@ import torch.distributed as dist
 from kdcl_dist.errors import CoordinatorLost, one_line
 from kdcl_dist.membership.endpoint import Endpoint
 from kdcl_dist.membership.handshake import ForeignPeer, enter, sign
+from kdcl_dist.membership.shelf import Shelf
 from kdcl_dist.membership.store_server import StoreServer
+from kdcl_dist.run.checkpoint import part_of
 
-__all__ = ["RunStore", "c10d", "connect_store", "host_store", "scoped"]
+__all__ = [
+    "RunStore",
+    "c10d",
+    "connect_store",
+    "fetch_state",
+    "host_store",
+    "put_state",
+    "scoped",
+    "shelf_of",
+]
 
 #: torch.distributed without its annotations, which lack the stores and the process groups.
 c10d: Any = dist
@@ -41,8 +53,33 @@ def host_store(host: str) -> tuple[RunStore, Endpoint]:
     endpoint = Endpoint(host, listener.getsockname()[1])
     server = StoreServer(listener, endpoint.token)
     store = connect_store(endpoint, OWN_S)
+    store.connection.shelf = server.shelf
     weakref.finalize(store.connection, server.close)
     return store, endpoint
+
+
+def shelf_of(store: Any) -> Shelf:
+    """The shelf of a store that this process hosts, or of a part of it."""
+    shelf: Shelf | None = store.connection.shelf
+    assert shelf is not None
+    return shelf
+
+
+def put_state(store: RunStore, checkpoint: str, name: str, data: bytes) -> None:
+    """Send a student's state to the shelf, over a connection of its own: heartbeats do not wait for it.
+
+    Raises:
+        OSError, ForeignPeer, DistNetworkError: the coordinator cannot be reached.
+    """
+    part = part_of(data)
+    with closing(store.connection.another()) as connection:
+        connection.ask("put", checkpoint, name, part.sha256, part.bytes, sent=data)
+
+
+def fetch_state(store: RunStore, checkpoint: str, name: str) -> bytes:
+    """A student's state on the shelf; empty where it has none. Raises as `put_state`."""
+    with closing(store.connection.another()) as connection:
+        return connection.receive(connection.ask("fetch", checkpoint, name))
 
 
 def connect_store(endpoint: Endpoint, limit_s: float) -> RunStore:
@@ -84,7 +121,8 @@ class _Connection:
     """A member's connection to the store, which its threads share; errors as of the class below."""
 
     def __init__(self, endpoint: Endpoint, limit_s: float) -> None:
-        self.token, self.limit_s = endpoint.token, limit_s
+        self.endpoint, self.token, self.limit_s = endpoint, endpoint.token, limit_s
+        self.shelf: Shelf | None = None  # of the server, in its own process
         self.link = socket.create_connection((endpoint.host, endpoint.port), timeout=limit_s)
         try:
             self.link.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
@@ -95,12 +133,27 @@ class _Connection:
         self.link.settimeout(limit_s)
         self._stream, self._lock = self.link.makefile("rwb"), threading.Lock()
 
-    def ask(self, operation: str, *arguments: Any) -> Any:
-        """The server's answer to a request."""
+    def another(self) -> _Connection:
+        """Another connection to the same server."""
+        return _Connection(self.endpoint, self.limit_s)
+
+    def close(self) -> None:
+        """End the connection."""
+        with suppress(OSError):  # what is not sent yet
+            self._stream.close()
+        self.link.close()
+
+    def receive(self, size: int) -> bytes:
+        """Bytes that follow an answer; fewer if the server ends."""
+        return self._stream.read(size)
+
+    def ask(self, operation: str, *arguments: Any, sent: bytes = b"") -> Any:
+        """The server's answer to a request, which is followed by some bytes."""
         request = json.dumps([operation, *arguments]).encode() + b"\n"
         try:
             with self._lock:
                 self._stream.write(request)
+                self._stream.write(sent)
                 self._stream.flush()
                 answer = self._stream.readline()
         except (OSError, ValueError) as error:

@@ -25,16 +25,20 @@ from kdcl_dist.run.storage import Folder
 from kdcl_dist.utils.files import check_stored
 
 __all__ = [
+    "InMemory",
     "Manifest",
     "Part",
     "commit",
     "copy_part",
     "has_committed",
     "latest",
+    "pack",
+    "part_of",
     "prune",
     "read_manifest",
     "read_part",
     "steps",
+    "unpack",
     "whole",
     "write_part",
 ]
@@ -92,7 +96,60 @@ class Manifest:
         return self.step if step is None else step
 
 
+@dataclass(frozen=True)
+class InMemory(Manifest):
+    """A checkpoint in the memory of the cohort's processes; its parts are those of students.
+
+    Attributes:
+        generation: of the exchange group in which it was taken. On a GPU the same step of another one may
+            have other bits.
+    """
+
+    generation: int = 0
+
+    @property
+    def key(self) -> str:
+        """Its name among those in memory."""
+        return f"{self.generation}/{self.step}"
+
+
 _MANIFEST = TypeAdapter(Manifest)
+
+
+def pack(state: Mapping[str, Any]) -> bytes:
+    """The content of a part."""
+    import torch  # not at the top: looking for checkpoints does not need torch
+
+    buffer = io.BytesIO()
+    torch.save(dict(state), buffer)
+    return buffer.getvalue()
+
+
+def part_of(data: bytes) -> Part:
+    """The part with this content."""
+    return Part(hashlib.sha256(data).hexdigest(), len(data))
+
+
+def unpack(data: bytes, what: str) -> dict[str, Any]:
+    """The state in the content of a part, on the CPU.
+
+    Args:
+        data: the content.
+        what: names it in an error.
+
+    Raises:
+        CheckpointError: it holds more than tensors and plain values, or is no mapping.
+    """
+    import torch
+
+    try:
+        check_stored(io.BytesIO(data))
+        state: dict[str, Any] = torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
+    except Exception as error:  # torch's reader of damaged bytes raises nearly anything
+        raise CheckpointError(f"{what} cannot be read: {one_line(error)}") from error
+    if not isinstance(state, dict):
+        raise CheckpointError(f"{what} is no mapping, but {type(state).__name__}")
+    return state
 
 
 def write_part(run: Folder, step: int, name: str, state: Mapping[str, Any]) -> Part:
@@ -101,16 +158,12 @@ def write_part(run: Folder, step: int, name: str, state: Mapping[str, Any]) -> P
     Raises:
         CheckpointError: the part cannot be written.
     """
-    import torch  # not at the top: looking for checkpoints does not need torch
-
-    buffer = io.BytesIO()
-    torch.save(dict(state), buffer)
-    data = buffer.getvalue()
+    data = pack(state)
     try:
         run.write(f"{_folder(step)}/{name}.pt", data)
     except StorageError as error:
         raise CheckpointError(f"{error.message}; the last checkpoint stays") from error
-    return Part(hashlib.sha256(data).hexdigest(), len(data))
+    return part_of(data)
 
 
 def copy_part(run: Folder, earlier: Manifest, step: int, name: str) -> Part:
@@ -179,17 +232,7 @@ def read_part(run: Folder, manifest: Manifest, name: str) -> dict[str, Any]:
     Raises:
         CheckpointError: the part is missing, damaged, or holds more than tensors and plain values.
     """
-    import torch
-
-    data = _verified(run, manifest, name)
-    try:
-        check_stored(io.BytesIO(data))
-        state: dict[str, Any] = torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
-    except Exception as error:  # torch's reader of damaged bytes raises nearly anything
-        raise CheckpointError(f"{name}.pt of {manifest.folder} cannot be read: {one_line(error)}") from error
-    if not isinstance(state, dict):
-        raise CheckpointError(f"{name}.pt of {manifest.folder} is no mapping, but {type(state).__name__}")
-    return state
+    return unpack(_verified(run, manifest, name), f"{name}.pt of {manifest.folder}")
 
 
 def prune(run: Folder, keep: int, kept_for: Callable[[int], Collection[int]] = lambda step: ()) -> None:

@@ -160,6 +160,12 @@ class MetricsTable:
             self.run.with_limit(limit_s).write(name, self.unwritten[name])
             del self.unwritten[name]
 
+    def copied(self) -> MetricsTable:
+        """A table with the same rows and files, which stays as it is when rows are added to this one."""
+        table = MetricsTable(self.run)
+        table.rows, table._added, table.unwritten = self.rows[:], self._added[:], dict(self.unwritten)
+        return table
+
     def state_dict(self) -> dict[str, Any]:
         """The rows of an unfinished epoch, and unwritten files by name; all as bytes in uint8 tensors."""
         self._make_rows()

@@ -24,6 +24,7 @@ from kdcl_dist.run.checkpoint import read_manifest, read_part, write_part
 from kdcl_dist.run.run import Run
 from kdcl_dist.run.validation import best_of
 from kdcl_dist.student.answer_reader import AnswerReader
+from kdcl_dist.student.keeper import StateKeeper
 from kdcl_dist.student.step_part import StepPart, metrics_of
 from kdcl_dist.student.step_tape import Lesson
 from kdcl_dist.student.student import Student
@@ -67,9 +68,11 @@ class StudentLoop:
         exchange: Exchange,
         generation: GenerationSpec,
         stop: Callable[[], bool],
+        *,
+        keeper: StateKeeper,
     ) -> None:
         self.run, self.worker, self.student, self.training_data = run, worker, student, training_data
-        self.exchange, self.stop = exchange, stop
+        self.exchange, self.stop, self.keeper = exchange, stop, keeper
         self.answers = AnswerReader(student, worker.student, generation.students)
         self.schedule = replace(training_data.schedule, epochs=generation.epochs)
         self.position = generation.at
@@ -91,6 +94,8 @@ class StudentLoop:
             if Flag.LAST in flags:
                 self.schedule = replace(self.schedule, epochs=round.epoch + 1)
             self.position = self.schedule.after(round)
+            if Flag.KEEP in flags and self.worker.replica == 0:  # the others have the same state
+                self.keeper.keep(f"{self.run.generation}/{self.position.step}", self.student)
             if Flag.LAST in flags:  # the batches that are loaded ahead are of rounds that do not come
                 self.batches = self._batches()
             if round.kind is Kind.TRAIN and flags & (Flag.STOP | Flag.SAVE):

@@ -7,6 +7,7 @@ import os
 from collections.abc import Callable
 from contextlib import closing, suppress
 from dataclasses import asdict, dataclass, replace
+from typing import Any
 
 import torch
 
@@ -22,11 +23,12 @@ from kdcl_dist.membership.failure_detector import diagnose
 from kdcl_dist.membership.rendezvous import GenerationSpec, WorkerInfo
 from kdcl_dist.membership.tcp_store import scoped
 from kdcl_dist.models.remote.network import ServedNetwork
-from kdcl_dist.run.checkpoint import read_part
+from kdcl_dist.run.checkpoint import InMemory, Manifest, read_part
 from kdcl_dist.run.process import prepare_process
 from kdcl_dist.run.run import Run, versions
 from kdcl_dist.run.usage import write_usage
 from kdcl_dist.student.dry_run import dry_run
+from kdcl_dist.student.keeper import StateKeeper
 from kdcl_dist.student.loop import StudentLoop
 from kdcl_dist.student.student import Student
 from kdcl_dist.utils.devices import describe_device
@@ -100,6 +102,12 @@ class _StudentRuntime(Member):
         super().__init__(run, rank, endpoint, host, last_loss)
         self.device, self.stop, self.worker = device, stop, run.recipe.workers[rank]
         self.spec = run.recipe.students[self.worker.student]
+        self.keeper = StateKeeper(self.store, self.monitor, self.spec.name, self.limits.startup_s)
+
+    def participate(self) -> bool:
+        """As of `Member`."""
+        with closing(self.keeper):
+            return super().participate()
 
     def is_over(self, epoch: int) -> bool:
         """Whether the student has left the cohort by an epoch."""
@@ -187,7 +195,8 @@ class _StudentRuntime(Member):
             connect=(lambda: closing(self._join_replicas(spec.number))) if self.spec.replicas > 1 else None,
         )
         with exchange_group as exchange:
-            loop = StudentLoop(run, self.worker, self.student, self.training_data, exchange, spec, self.stop)
+            own = self.worker, self.student, self.training_data
+            loop = StudentLoop(run, *own, exchange, spec, self.stop, keeper=self.keeper)
             try:
                 flags = loop.run_rounds()
             finally:
@@ -205,9 +214,14 @@ class _StudentRuntime(Member):
         if self.position is not None or not hasattr(self, "student"):
             self.student = _build(self.run, self.worker, self.device, self.training_data)
         if state is None and spec.start is not None and self.spec.name in spec.start.parts:
-            state = read_part(self.run.folder, spec.start, self.spec.name)
+            state = self._saved(spec.start)
         if state is not None:
             self.student.load_state_dict(state)
+
+    def _saved(self, start: Manifest) -> dict[str, Any]:
+        if isinstance(start, InMemory):
+            return self.keeper.state(start)
+        return read_part(self.run.folder, start, self.spec.name)
 
     def _join_replicas(self, generation: int) -> Replicas:
         try:

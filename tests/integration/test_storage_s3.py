@@ -261,7 +261,7 @@ def test_a_checkpoint_that_cannot_be_written_ends_the_run(
 def test_metrics_wait_for_the_storage(
     make_recipe: MakeRecipe, make_run: MakeRun, proxy: s3.Proxy, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("kdcl_dist.coordinator.loop.BRIEF_S", 0.3)
+    monkeypatch.setattr("kdcl_dist.coordinator.folder_care.BRIEF_S", 0.3)
     recipe = make_recipe("limits.storage_s=1", "epochs=3")
     here = Cohort(make_run(recipe, "here")).train()
     second = threading.Event()
@@ -285,7 +285,7 @@ def test_metrics_wait_for_the_storage(
 def test_unwritten_metrics_travel_in_the_checkpoint(
     make_recipe: MakeRecipe, make_run: MakeRun, proxy: s3.Proxy, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("kdcl_dist.coordinator.loop.BRIEF_S", 0.3)
+    monkeypatch.setattr("kdcl_dist.coordinator.folder_care.BRIEF_S", 0.3)
     recipe = make_recipe("limits.storage_s=1")
     here = Cohort(make_run(recipe, "here")).train()
     proxy.rule = lambda method, path: 503 if method == "PUT" and "/metrics/" in path else None

@@ -62,7 +62,10 @@ def measure_bank_memory(recipe: Recipe, samples: int, classes: int) -> BankMemor
     bank, students = recipe.distillation.bank, len(recipe.students)
     size = f"{students} students, {samples:,} samples, {classes:,} classes"
     size += "" if bank.top_k is None or bank.top_k >= classes else f", the largest {bank.top_k} of them kept"
-    needed = bank_bytes(students, samples, classes, bank.top_k)
+    copies = (
+        3 if recipe.checkpoint.in_memory_every_steps else 1
+    )  # the newest checkpoint in memory, and the next
+    needed = copies * bank_bytes(students, samples, classes, bank.top_k)
     free = _free_memory() if bank.folder is None else _free_disk(bank.folder)
     return BankMemory(size, needed, bank.folder, free)
 

@@ -6,7 +6,8 @@ file `once` exists, which it creates, or the file `after` does not.
 
 The fault "hold" keeps tests independent of the machine's speed: the process waits for `until`. That is a
 file, which another fault or the test creates, or for the coordinator "stop" (somebody has asked the run to
-stop) or "returns" (a student that is away asks to join again).
+stop), "returns" (a student that is away asks to join again) or "kept" (the states of a checkpoint in memory
+have arrived).
 """
 
 import contextlib
@@ -51,6 +52,8 @@ def _meet(how: str, until: str) -> None:
         _cut_links()
     if how == "nan":  # in the next message
         _poison_logits()
+    if how == "half sent":  # killed in the middle of sending its next state
+        _die_in_sending()
     if how.startswith("disk"):
         _disturb_disk(how)
     if how == "torn":  # killed in the middle of its next write to a disk
@@ -67,6 +70,18 @@ def _poison_logits() -> None:
         write_rows(message, ids, logits * float("nan"), labels)
 
     Message.write_rows = poisoned
+
+
+def _die_in_sending() -> None:
+    from kdcl_dist.student.keeper import StateKeeper, pack
+
+    def half_sent(self, checkpoint, student):
+        data, link = pack(student.state_dict()), self.store.connection.another().link
+        request = json.dumps(["put", checkpoint, self.name, "", len(data)]).encode() + b"\n"
+        link.sendall(request + data[: len(data) // 2])
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    StateKeeper.keep = half_sent
 
 
 def _disturb_disk(how: str) -> None:
@@ -90,6 +105,9 @@ def _disturb_disk(how: str) -> None:
 def _hold(until: str) -> None:
     if until == "stop":
         _await(_coordinator_loop().stop)
+    elif until == "kept":
+        memory = _coordinator_loop().memory
+        _await(lambda: not memory.is_on_its_way())
     elif until == "returns":
         loop = _coordinator_loop()
         if len(loop.present) < len(loop.recipe.students):

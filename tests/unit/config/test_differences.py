@@ -22,6 +22,7 @@ OLD = parse_recipe(BASE)
     [
         "name=other",
         "checkpoint.every_epochs=5",
+        "checkpoint.in_memory_every_steps=9",
         "analysis.every_steps=0",
         "failure={policy: stop}",
         "limits.step_s=1",

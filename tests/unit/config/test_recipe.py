@@ -52,7 +52,12 @@ def test_defaults_are_complete_and_survive_writing() -> None:
         "layer_decay": 1.0,
     }
     assert written["limits"] == {"startup_s": 300.0, "step_s": 120.0, "storage_s": 30.0}
-    assert written["checkpoint"] == {"every_epochs": 1, "keep": 2, "best": None}
+    assert written["checkpoint"] == {
+        "every_epochs": 1,
+        "keep": 2,
+        "in_memory_every_steps": 0,
+        "best": None,
+    }
     assert written["evaluate"] == {"every_epochs": 1, "on": None}
 
 
@@ -393,3 +398,10 @@ def test_mistakes_in_a_model(model: str, words: str) -> None:
         parse_recipe(MINIMAL, [f"students.one.model={model}"])
     assert words in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+def test_a_bank_in_a_file_is_not_kept_in_memory() -> None:
+    overrides = ["checkpoint.in_memory_every_steps=9", "distillation.window=epoch"]
+    parse_recipe(MINIMAL, overrides)
+    with pytest.raises(RecipeError, match=r"checkpoint\.in_memory_every_steps: 9 takes memory .*folder 'x'"):
+        parse_recipe(MINIMAL, [*overrides, "distillation.bank.folder=x"])

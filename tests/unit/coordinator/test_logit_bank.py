@@ -161,6 +161,8 @@ def test_room_in_memory(make_recipe: MakeRecipe, monkeypatch: pytest.MonkeyPatch
     small = measure_bank_memory(recipe, 60, 4)
     assert small is not None
     assert (small.needed, small.free) == (2 * 60 * 12 + 240, 1024)
+    kept = make_recipe("distillation.window=4", "checkpoint.in_memory_every_steps=9")
+    assert measure_bank_memory(kept, 60, 4).needed == 3 * small.needed  # type: ignore[union-attr]
     assert small.lack == (
         "2 students, 60 samples, 4 classes: 0.0 MB in memory, 0.0 MB free; set distillation.bank.folder, for "
         "a file, or a small distillation.bank.top_k"

@@ -56,9 +56,8 @@ def run_loop(training_data: TrainingData, run: Run, left_out: int = -1) -> tuple
     exchange: Any = Answers(student, left_out)
     at = training_data.schedule.first(0)
     generation: Any = SimpleNamespace(students=[0, 1], epochs=2, at=at)
-    loop = StudentLoop(
-        run, run.recipe.workers[0], student, training_data, exchange, generation, stop=lambda: False
-    )
+    own: Any = run.recipe.workers[0], student, training_data, exchange, generation
+    loop = StudentLoop(run, *own, stop=lambda: False, keeper=SimpleNamespace())  # type: ignore[arg-type]
     assert loop.run_rounds() is Flag.REFORM
     return student, exchange
 
