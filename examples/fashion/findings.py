@@ -82,11 +82,16 @@ def conflict_answer(results: Results) -> str:
 def dml_answer(results: Results) -> str:
     """Whether `dml` harms the large network and a growing gap does, by the rule of the protocol."""
     gains = {end: results.gain("dml" + end, "large", "none") for end in PARTNERS}
-    harmed = [direction(interval(own)) for own in gains.values()].count(-1)
-    lines = [f"`dml` harms the large network beside {harmed} of {len(PARTNERS)} partners:", ""]
+    enough = [interval(own) for own in gains.values() if len(own) >= FEW]
+    harmed = [direction(found) for found in enough].count(-1)
+    lines = [
+        f"`dml` harms the large network beside {harmed} of the {len(enough)} partners with runs enough:",
+        "",
+    ]
     lines += [f"- beside {name} it {told(gains[end])}" for end, name in PARTNERS.items()]
-    fall = interval(minus(gains["_nano"], gains["_twin"]))
-    if fall:
+    change = minus(gains["_nano"], gains["_twin"])
+    if len(change) >= FEW:
+        fall = interval(change)
         harm = "a growing gap does harm" if direction(fall) < 0 else "a growing gap is not shown to harm"
         lines.append(f"- from the twin to the smallest its gain changes by {shown(fall, '+')}: {harm}")
     return "\n".join(lines)

@@ -146,7 +146,7 @@ def test_findings_are_worded_as_the_intervals_say(tmp_path: Path) -> None:
     assert findings.measured(found, "large", "dml", "gradient_cosine") == "-0.50 ± 0.25"
     assert findings.measured(found, "large", "mean", "gradient_cosine") == "(no run yet)"
     answer = findings.dml_answer(found)
-    assert answer.startswith("`dml` harms the large network beside 2 of 4 partners:\n")
+    assert answer.startswith("`dml` harms the large network beside 2 of the 3 partners with runs enough:\n")
     assert (
         "- beside 1 M (medium) it has no run yet\n- beside 0.3 M (small) it loses 3.00 ± 0.25 points\n"
         in answer
