@@ -37,8 +37,13 @@ class Head:
         self.limit_s = float(os.environ.get(VARIABLE, RAY_S)) / 2
         self._clock, self._answered_at, self._looked_at = clock, clock(), clock()
 
+    @property
+    def is_away(self) -> bool:
+        """Whether the head did not answer at the latest look."""
+        return self._answered_at < self._looked_at
+
     def is_lost(self) -> bool:
-        """Whether the head has been away for `limit_s`."""
+        """Whether the head has been away for `limit_s`; looks now and then."""
         if self._clock() - self._looked_at > LOOK_S:
             self._looked_at = self._clock()
             if self._answers():

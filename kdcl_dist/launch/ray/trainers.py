@@ -38,7 +38,7 @@ __all__ = ["Trainers"]
 
 #: Seconds that Ray Train may take to end after the run; its controller may hang.
 LEAVE_S = 180.0
-#: The same where Ray ends this process soon, since its head is away.
+#: The same while the head is away, without which Ray Train does not end.
 HEADLESS_S = 5.0
 #: Failures of workers that Ray Train allows for each failure that the recipe allows.
 WORKER_FAILURES = 4
@@ -143,7 +143,8 @@ class Trainers:
         self._poll()
         if not self.head_is_lost and self.head.is_lost():
             self.head_is_lost = True
-            self.on_event(Warned(f"{self._head_lost()}; the run takes a checkpoint and ends"))
+            if not self.progress.is_over:
+                self.on_event(Warned(f"{self._head_lost()}; the run takes a checkpoint and ends"))
 
     def _head_lost(self) -> str:
         return f"the head of the Ray cluster, {self.head.address}, is away for {self.head.limit_s:g} s"
@@ -180,7 +181,7 @@ class Trainers:
         """Seconds that trainers have to end by themselves after the run."""
         if not self.progress.has_begun:
             return 0.0
-        return HEADLESS_S if self.head_is_lost else LEAVE_S
+        return HEADLESS_S if self.head.is_away else LEAVE_S
 
     def _leave_within(self, limit_s: float) -> None:
         self.leave_at = min(self.leave_at, time.monotonic() + limit_s)

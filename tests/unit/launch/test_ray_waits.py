@@ -59,7 +59,8 @@ class Trainers:
             await_outcome=SimpleNamespace(remote=lambda: self.outcome),
         )
         self.head_is_lost = False
-        head = SimpleNamespace(address="h:1", limit_s=30.0, is_lost=lambda: self.head_is_lost)
+        head = SimpleNamespace(address="h:1", limit_s=30.0, is_away=False, is_lost=lambda: self.head_is_lost)
+        self.head = head
         patch.setattr(trainers_module, "Head", lambda: head)
         patch.setattr(trainers_module, "HEADLESS_S", 0.1)
         patch.setattr(trainers_module.ray, "get", lambda answer, timeout: answer)
@@ -137,7 +138,7 @@ def test_without_a_head_the_run_is_stopped_and_ends_in_one_line(trainers: Traine
         trainers.progress, trainers.outcome = replace(trainers.progress, is_over=True), False
         return True
 
-    trainers.actor.stop.remote, trainers.head_is_lost = stop, True
+    trainers.actor.stop.remote, trainers.head_is_lost, trainers.head.is_away = stop, True, True
     trainers.turns = [lambda kind: trainers.hang.wait(300)]
     lost = "the head of the Ray cluster, h:1, is away for 30 s"
     with pytest.raises(KdclError, match=rf"^{lost}; start the cluster again, and use --resume$"):
@@ -146,10 +147,16 @@ def test_without_a_head_the_run_is_stopped_and_ends_in_one_line(trainers: Traine
     assert trainers.events == [Warned(f"{lost}; the run takes a checkpoint and ends")]
 
 
-def test_a_run_that_ends_without_a_head_has_ended(trainers: Trainers) -> None:
-    trainers.head_is_lost, trainers.turns = True, [lambda kind: trainers.hang.wait(300)]
-    trainers.progress = replace(trainers.progress, is_over=True)
+def test_a_run_that_ends_while_the_head_is_away_does_not_wait_for_ray_train(
+    trainers: Trainers, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(trainers_module, "LEAVE_S", 300.0)
+    trainers.turns = [lambda kind: trainers.hang.wait(300)]
+    trainers.head.is_away, trainers.progress = True, replace(trainers.progress, is_over=True)
+    began = time.monotonic()
     assert trainers.train()
+    assert time.monotonic() - began < 200
+    assert not trainers.events
 
 
 def test_a_head_is_lost_that_takes_no_connection_for_half_of_rays_limit(
@@ -165,7 +172,9 @@ def test_a_head_is_lost_that_takes_no_connection_for_half_of_rays_limit(
 
     assert not is_lost(300)
     listener.close()
+    assert not found.is_away
     assert [is_lost(4) for _ in range(4)] == [False, False, True, True]
+    assert found.is_away
 
 
 @pytest.fixture
