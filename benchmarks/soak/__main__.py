@@ -1,182 +1,160 @@
-"""One run under `rollback` that meets a fault in each epoch, against the same run without any.
+"""Runs that meet a fault in each epoch, against the same runs without any.
 
     python -m benchmarks.soak FOLDER --faults 2000 --out docs/results/soak.md
     python -m benchmarks.soak FOLDER --faults 200 --launcher ray --out docs/results/soak-ray.md
+    python -m benchmarks.soak FOLDER --faults 100 --policy continue --seeds 5 \\
+        --out docs/results/soak-continue.md
 
-The weights of all students must be equal bit for bit, and nothing may be left: no process, no shared memory,
-no half-written file. Otherwise the exit code is 1. All state is in FOLDER: the same command goes on with a
-soak that was interrupted.
+Under `rollback` the weights of all students must be equal bit for bit. Under `continue` no student's accuracy
+may fall by more than chance: the interval of the changes, paired by seed, must contain zero or lie above it.
+Nothing may be left: no process, no shared memory, no half-written file. Otherwise the exit code is 1. All
+state is in FOLDER: the same command goes on with a soak that was interrupted. The times of all faults are
+written beside the page, as CSV.
 """
 
 from __future__ import annotations
 
 import argparse
-import hashlib
-import os
 import signal
-import subprocess
 import sys
-import tempfile
-import time
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from benchmarks.soak.check import differing_students, leftovers
-from benchmarks.soak.faults import ENDS_LAUNCHER, Fault, draw, offer
-from benchmarks.soak.page import page
-from benchmarks.soak.timeline import outcomes, process_ids, read_events
+from benchmarks.soak.check import accuracies, differing_students, leftovers
+from benchmarks.soak.faults import draw
+from benchmarks.soak.page import accuracy_table, change_of, page, remains, verdict
+from benchmarks.soak.run import RECIPE, Soak, SoakFailed
+from benchmarks.soak.timeline import Outcome, as_csv, duration_s, outcomes, process_ids
 from kdcl_dist.config.recipe_file import load_recipe
-from kdcl_dist.run.storage import Folder
 
-RECIPE = "examples/digits.yaml"
-#: Digits that are trained on, and samples a step: a step takes longer to recover than to repeat.
+#: Digits of a class that are trained on, and samples a step: few under `continue`, so that a student that was
+#: away is back before the next fault, an epoch later.
+PER_CLASS, BATCH = 64, {"rollback": 64, "continue": 16}
 OVERRIDES = (
-    "data.train_per_class=64",
-    "batch_size=64",
+    f"data.train_per_class={PER_CLASS}",
     "students.small.replicas=2",
     "limits.step_s=10",
     "failure.max_bad_steps=0",
 )
-STEPS_PER_EPOCH = 10
-#: Faults that the processes of the run look for at once.
-WINDOW = 6
-POLL_S = 0.05
-#: Seconds without any event after which the run counts as hanging: no limit of the recipe is as long.
+#: Epochs without faults at the end under `continue`, in which a student that was away comes back.
+QUIET_EPOCHS = 20
+#: Seconds without any event after which a run counts as hanging: no limit of the recipe is as long.
 HANGS_S = 600.0
-INJECT = Path("tests/support/inject")
 
 
-class SoakFailed(Exception):
-    """The run hangs, or ended in a way that no fault explains."""
+@dataclass(frozen=True)
+class Pair:
+    """The two runs of one seed.
 
-
-@dataclass
-class Soak:
-    """One run and its faults.
-
-    Args:
-        folder: of all its state.
-        faults: to inject; none for the undisturbed run.
-        launcher: "local" or "ray".
-        overrides: of the recipe.
+    Attributes:
+        quiet, stormy: the run without faults, and the one with them.
+        outcomes: of the faults that happened.
+        left: what the run with faults left behind.
     """
 
-    folder: Path
-    faults: list[Fault]
-    launcher: str
-    overrides: list[str]
+    quiet: Soak
+    stormy: Soak
+    outcomes: list[Outcome]
+    left: list[str]
 
-    @property
-    def events(self) -> Path:
-        """The file of events with their times."""
-        return self.folder / "events.jsonl"
 
-    @property
-    def run(self) -> Folder:
-        """The run folder."""
-        return Folder(str(self.folder)) / "run"
+def overrides_of(given: argparse.Namespace, seed: int) -> list[str]:
+    """What both runs of a seed change in the recipe."""
+    failure = [f"failure.policy={given.policy}", f"failure.max_failures={10 * given.faults}"]
+    epochs = given.faults + (QUIET_EPOCHS if given.policy == "continue" else 0)
+    own = [f"batch_size={BATCH[given.policy]}", f"epochs={epochs}", f"seed={seed}"]
+    if given.policy == "continue":  # its accuracy counts, so that it learns to its end
+        milestones = [epochs * 6 // 10, epochs * 17 // 20]
+        own += [f"students.{name}.schedule.milestones={milestones}" for name in load_recipe(RECIPE).names]
+    return [*OVERRIDES, *failure, *own]
 
-    @property
-    def temporary(self) -> Path:
-        """The folder of temporary files; a short path, since those of sockets have 107 characters at most."""
-        digest = hashlib.sha256(str(self.folder).encode()).hexdigest()[:8]
-        return Path(tempfile.gettempdir()) / f"soak-{digest}"
 
-    def train(self) -> None:
-        """Train to the end, through all faults; after a launcher's end start another."""
-        (self.folder / "met").mkdir(parents=True, exist_ok=True)
-        self.temporary.mkdir(exist_ok=True)
-        while not self._has_finished():
-            self._launch()
+def train_pair(given: argparse.Namespace, seed: int) -> Pair:
+    """Train both runs of a seed, or what is missing of them."""
+    overrides = overrides_of(given, seed)
+    recipe = load_recipe(RECIPE, overrides)
+    steps_per_epoch = 10 * PER_CLASS // recipe.batch_size
+    faults = draw(given.faults, seed, [worker.name for worker in recipe.workers], steps_per_epoch)
+    folder = given.folder.absolute() / str(seed)
+    stormy = Soak(folder / "disturbed", faults, given.launcher, overrides, HANGS_S)
+    quiet = Soak(folder / "undisturbed", [], "local", overrides, HANGS_S)
+    for soak in (stormy, quiet):
+        soak.train()
+    events = stormy.events.read()
+    left = leftovers(stormy.folder, stormy.temporary, process_ids(events))
+    for soak in (stormy, quiet):
+        soak.tidy()
+    return Pair(quiet, stormy, outcomes(faults, stormy.folder, events), left)
 
-    def _has_finished(self) -> bool:
-        return any(event.get("finished") for event in read_events(self.events))
 
-    def _launch(self) -> None:
-        """One life of the launching process."""
-        expected = {fault.number for fault in self._met() if fault.how in ENDS_LAUNCHER}
-        command = [sys.executable, "-m", "benchmarks.soak.launcher", self.launcher, str(self.folder), "run"]
-        with (self.folder / "output.log").open("a") as log:
-            process = subprocess.Popen(
-                [*command, str(self.events), RECIPE, *self.overrides],
-                env=self._environment(),
-                stdout=log,
-                stderr=log,
-                start_new_session=True,  # Ctrl-C ends the soak, which then ends the run
-            )
-            try:
-                self._watch(process, expected)
-            except BaseException:
-                process.terminate()
-                process.wait()
-                raise
-        met = {fault.number for fault in self._met() if fault.how in ENDS_LAUNCHER}
-        if process.returncode and met == expected:
-            raise SoakFailed(f"the run ended by itself with exit code {process.returncode}: see {log.name}")
+def cost(pairs: list[Pair]) -> str:
+    """How long the runs took, in a sentence."""
+    quiet_s = sum(duration_s(pair.quiet.events.read()) for pair in pairs)
+    stormy_s = sum(duration_s(pair.stormy.events.read()) for pair in pairs)
+    count = sum(len(pair.outcomes) for pair in pairs)
+    each = f": {(stormy_s - quiet_s) / count:.2f} s a fault, with what was trained again" if count else ""
+    return f"The training took {stormy_s:.0f} s with the faults and {quiet_s:.0f} s without{each}."
 
-    def _watch(self, process: subprocess.Popen[bytes], known: set[int]) -> None:
-        """Offer the next faults, and kill the launching process where it is a fault's turn to do so."""
-        while process.poll() is None:
-            met = self._met()
-            offer(self._next({fault.number for fault in met}), self.folder)
-            if any(fault.how == "launcher killed" and fault.number not in known for fault in met):
-                process.kill()
-                process.wait()
-                return
-            if self.events.exists() and time.time() - self.events.stat().st_mtime > HANGS_S:
-                raise SoakFailed(f"no event for {HANGS_S:g} s: the run hangs")
-            time.sleep(POLL_S)
 
-    def _met(self) -> list[Fault]:
-        names = {int(path.name) for path in (self.folder / "met").iterdir()}
-        return [self.faults[number] for number in sorted(names)]
+def judge_rollback(pairs: list[Pair], names: list[str]) -> tuple[list[str], bool]:
+    """What was lost, in lines, and whether that is nothing."""
+    lines, kept = list[str](), True
+    for pair in pairs:
+        differ = differing_students(pair.quiet.run, pair.stormy.run, names)
+        lines.append(verdict(differ, pair.left))
+        kept &= not differ and not pair.left
+    return lines, kept
 
-    def _next(self, met: set[int]) -> Iterator[Fault]:
-        """The first faults that can still be met: those of steps that no checkpoint holds yet."""
-        saved = max((event["step"] for event in read_events(self.events) if "step" in event), default=0)
-        ahead = (f for f in self.faults if f.number not in met and f.step >= saved)
-        return (fault for fault, _ in zip(ahead, range(WINDOW), strict=False))
 
-    def _environment(self) -> dict[str, str]:
-        paths = [str(INJECT.absolute()), str(Path.cwd()), os.environ.get("PYTHONPATH", "")]
-        return os.environ | {
-            "KDCL_TEST_FAULTS": str(self.folder / "faults.jsonl"),
-            "PYTHONPATH": os.pathsep.join(filter(None, paths)),
-            "TMPDIR": str(self.temporary),
-            "TORCHINDUCTOR_CACHE_DIR": str(self.folder / "inductor"),
-            "CUDA_VISIBLE_DEVICES": "",
-        }
+def judge_continue(pairs: list[Pair], names: list[str]) -> tuple[list[str], bool]:
+    """As `judge_rollback`."""
+    rows = {
+        name: (
+            accuracies([pair.quiet.run for pair in pairs], name),
+            accuracies([pair.stormy.run for pair in pairs], name),
+        )
+        for name in [*names, "ensemble"]
+    }
+    left = [each for pair in pairs for each in pair.left]
+    falls = any(change_of(*rows[name]).high < 0 for name in names)
+    steps = 10 * PER_CLASS // BATCH["continue"]
+    seeds = f"{len(pairs)} seeds, a fault in each epoch of {steps} steps but the last {QUIET_EPOCHS}. "
+    return [seeds + remains(left), "", *accuracy_table(rows)], not falls and not left
 
 
 def main() -> int:
-    """Train the run with faults and the one without, compare them, and write the page."""
+    """Train the runs with faults and those without, compare them, and write the page."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("folder", type=Path)
-    parser.add_argument("--faults", type=int, default=2000)
-    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--faults", type=int, default=2000, help="of each seed")
+    parser.add_argument("--policy", choices=["rollback", "continue"], default="rollback")
+    parser.add_argument("--seed", type=int, default=0, help="the first seed")
+    parser.add_argument("--seeds", type=int, default=1)
     parser.add_argument("--launcher", choices=["local", "ray"], default="local")
     parser.add_argument("--out", type=Path)
     given = parser.parse_args()
     for number in (signal.SIGINT, signal.SIGTERM):  # also in the background, where a shell ignores Ctrl-C
         signal.signal(number, signal.default_int_handler)
-    common = [*OVERRIDES, f"epochs={given.faults}", f"failure.max_failures={10 * given.faults}"]
-    recipe = load_recipe(RECIPE, common)
-    faults = draw(given.faults, given.seed, [worker.name for worker in recipe.workers], STEPS_PER_EPOCH)
-    folder = given.folder.absolute()
-    quiet = Soak(folder / "undisturbed", [], "local", common)
-    stormy = Soak(folder / "disturbed", faults, given.launcher, common)
-    for soak in (stormy, quiet):
-        soak.train()
-    events = read_events(stormy.events)
-    differ = differing_students(quiet.run, stormy.run, recipe.names)
-    left = leftovers(stormy.folder, stormy.temporary, process_ids(events))
-    found = outcomes(faults, stormy.folder, events)
-    text = page(given.launcher, found, len(faults), given.seed, differ, left)
+    seeds = range(given.seed, given.seed + given.seeds)
+    pairs = {seed: train_pair(given, seed) for seed in seeds}
+    judge = judge_rollback if given.policy == "rollback" else judge_continue
+    verdicts, kept = judge([*pairs.values()], load_recipe(RECIPE).names)
+    if given.launcher == "local":  # as that of the runs without faults
+        verdicts += ["", cost([*pairs.values()])]
+    settings = f"--faults {given.faults} --policy {given.policy} --seed {given.seed} --seeds {given.seeds}"
+    found = [outcome for pair in pairs.values() for outcome in pair.outcomes]
+    text = page(
+        f"under `{given.policy}`, launcher `{given.launcher}`",
+        f"soak FOLDER {settings} --launcher {given.launcher}",
+        given.faults * given.seeds,
+        found,
+        verdicts,
+    )
     print(text)
     if given.out is not None:
         given.out.write_text(text)
-    return int(bool(differ or left))
+        given.out.with_suffix(".csv").write_text(as_csv({s: pair.outcomes for s, pair in pairs.items()}))
+    return int(not kept)
 
 
 if __name__ == "__main__":

@@ -1,17 +1,19 @@
-"""What a soak must find: students whose weights differ, and what a run has left behind."""
+"""What a soak must find: other weights, lost accuracy, and what a run has left behind."""
 
 from __future__ import annotations
 
 import contextlib
 import os
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
 
 from kdcl_dist.run.checkpoint import latest, read_part
+from kdcl_dist.run.record import read_record, scores_of
 from kdcl_dist.run.storage import Folder
 
-__all__ = ["differing_students", "leftovers"]
+__all__ = ["accuracies", "differing_students", "leftovers"]
 
 
 def differing_students(undisturbed: Folder, disturbed: Folder, names: list[str]) -> list[str]:
@@ -29,6 +31,15 @@ def differing_students(undisturbed: Folder, disturbed: Folder, names: list[str])
 
 def _same(one: torch.Tensor, other: torch.Tensor) -> bool:
     return one.dtype == other.dtype and one.numpy().tobytes() == other.numpy().tobytes()
+
+
+def accuracies(runs: Sequence[Folder], name: str) -> list[float]:
+    """Test top-1 of a student, or of the ensemble, at the end of each run, in percent.
+
+    Raises:
+        KeyError: it was away at the end of a run.
+    """
+    return [100 * scores_of(read_record(run))[name]["top1"] for run in runs]
 
 
 def leftovers(folder: Path, temporary: Path, pids: set[int]) -> list[str]:

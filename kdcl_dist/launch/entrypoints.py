@@ -135,7 +135,7 @@ def _await_next(link: Connection, lost: Endpoint, limit_s: float) -> Endpoint:
 def _report(link: Connection, work: Callable[[], bool], student: str | None) -> None:
     """Do a process's work and report to the launcher how it ended."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches all processes; the launcher decides
-    end_with_parent()
+    end_with_parent(waking=True)
     gc.freeze()  # a collection would write to every imported object, and so copy the server's pages
     try:
         link.send(Finished(work()))

@@ -86,6 +86,7 @@ class _Cohort:
         logs: theirs, by name.
         endpoint: of the coordinator's store; None while a coordinator starts.
         is_over: whether the run has ended, or is about to: then no process is replaced.
+        coordinator_since: when the latest coordinator was started, by the monotonic clock.
         placed: the workers of the latest generation.
         gives_up: whether the run is asked to stop, since one that it needs later is not replaced.
         stops: whether the run is asked to stop, for whatever reason.
@@ -107,6 +108,7 @@ class _Cohort:
             on_event(remark)
         self.context, self.limit_s = start_server(), run.recipe.limits.startup_s
         self.endpoint: Endpoint | None = None
+        self.coordinator_since = 0.0
         self.processes: list[Process] = []
         names = [COORDINATOR, *run.recipe.members]
         self.logs = {name: ProcessLog(run.folder, name) for name in names}
@@ -137,7 +139,9 @@ class _Cohort:
 
     def _start_coordinator(self) -> Process:
         entry = "kdcl_dist.launch.entrypoints:coordinate"
-        return self._start(COORDINATOR, entry, self.run.for_coordinator(), HOST, False)
+        started = self._start(COORDINATOR, entry, self.run.for_coordinator(), HOST, False)
+        self.coordinator_since = time.monotonic()
+        return started
 
     def _start_member(self, rank: int) -> Process:
         """Start a worker, or an assistant of the coordinator."""
@@ -161,7 +165,8 @@ class _Cohort:
             for process in await_ready(active, POLL_S):
                 self._handle(process, receive(process))
             self._replace_failed()
-            over = any(p.failed for p in self.processes) or self.processes[0].finished is not None
+            self._end_late_coordinator()
+            over = self._has_failed() or self.processes[0].finished is not None
             over_at = (over_at or time.monotonic()) if over else None
             if self.is_over and not self.stops and self._fails_unnoticed():
                 self.gives_up, grace_s = True, max(GRACE_S, limits.startup_s)
@@ -231,6 +236,17 @@ class _Cohort:
                 self.processes[0] = self._start_coordinator()
             else:
                 self.processes[index] = self._start_member(index - 1)
+
+    def _has_failed(self) -> bool:
+        """Whether processes have failed that none replaces; a new coordinator must open its store before."""
+        is_held_up = self.endpoint is None and not self.is_over
+        return not is_held_up and any(process.failed for process in self.processes)
+
+    def _end_late_coordinator(self) -> None:
+        """End a coordinator that does not open its store, in time for the next one to find the students."""
+        if self.endpoint is None and time.monotonic() - self.coordinator_since > self.limit_s / 4:
+            self.processes[0].end_reason = "ended, since it did not open its store"
+            self.processes[0].handle.kill()
 
     def _fails_unnoticed(self) -> bool:
         """Whether none but students have failed without which the others train on, unaware of it."""

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import multiprocessing
 import multiprocessing.util
 import os
 import shutil
+import signal
 import threading
 import time
 from multiprocessing.connection import wait
@@ -51,10 +53,13 @@ def is_over(pid: int) -> bool:
     return state_of(pid) in (None, "Z", "X")
 
 
-def end_with_parent() -> None:
+def end_with_parent(*, waking: bool = False) -> None:
     """End this process, with exit code 1, when its parent dies in any way.
 
     An orphan would hold its memory and its device for ever. The process must be one of multiprocessing.
+
+    Args:
+        waking: whether it then wakes the processes of its group, so that one that is stopped ends as well.
     """
     parent = multiprocessing.parent_process()
     assert parent is not None
@@ -69,6 +74,9 @@ def end_with_parent() -> None:
         folder = config.get("tempdir")
         if folder and (folder != handed_on or (config.get(OWNER) == parent.pid and _ends(parent.pid))):
             shutil.rmtree(folder, ignore_errors=True)
+        if waking:
+            with contextlib.suppress(OSError):
+                os.killpg(0, signal.SIGCONT)
         os._exit(1)
 
     threading.Thread(target=watch, name="kdcl-parent", daemon=True).start()

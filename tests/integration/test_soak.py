@@ -14,9 +14,9 @@ from cohorts import ROOT
 SOAK = ("--faults", "3", "--seed", "3")
 
 
-def soak(folder: Path, broken: str | None = None) -> subprocess.CompletedProcess[str]:
+def soak(folder: Path, *arguments: str, broken: str | None = None) -> subprocess.CompletedProcess[str]:
     more = {} if broken is None else {"KDCL_TEST_BROKEN": broken}
-    command = [sys.executable, "-m", "benchmarks.soak", str(folder), *SOAK]
+    command = [sys.executable, "-m", "benchmarks.soak", str(folder), *SOAK, *arguments]
     return subprocess.run(
         command, cwd=ROOT, env=os.environ | more, capture_output=True, text=True, check=False, timeout=900
     )
@@ -31,8 +31,15 @@ def test_a_soak_ends_as_the_run_without_faults(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
+def test_a_soak_under_continue_compares_the_accuracies(tmp_path: Path) -> None:
+    done = soak(tmp_path, "--policy", "continue")
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "| ensemble | " in done.stdout
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("broken", ["skipped_step", "lost_part", "old_message"])
 def test_a_soak_finds_a_defect_of_recovery(broken: str, tmp_path: Path) -> None:
-    done = soak(tmp_path, broken)
+    done = soak(tmp_path, broken=broken)
     assert done.returncode == 1, done.stdout + done.stderr
     assert "differ" in done.stdout

@@ -201,10 +201,11 @@ def test_the_site_has_every_document() -> None:
     assert {named(path) for path in DOCUMENTS} - {*listed} == {"release/index.md", "tests/golden/README.md"}
 
 
-def test_the_figure_of_the_ensembles_is_what_its_script_draws() -> None:
-    script = ROOT / "docs/images/ensembles.py"
+@pytest.mark.parametrize("figure", ["ensembles", "time-lost"])
+def test_a_figure_is_what_its_script_draws(figure: str) -> None:
+    script = ROOT / f"docs/images/{figure.replace('-', '_')}.py"
     drawn = runpy.run_path(str(script))["figure"]()
-    assert script.with_suffix(".svg").read_text(encoding="utf-8") == f"{drawn}\n"
+    assert (script.parent / f"{figure}.svg").read_text(encoding="utf-8") == f"{drawn}\n"
 
 
 def fields_of(model: type[BaseModel], prefix: str = "") -> Iterator[str]:

@@ -25,6 +25,8 @@ from pathlib import Path
 HOLD_S = 140.0
 #: Seconds for which a disk is disturbed: less than a storage is retried for.
 DISK_S = 1.5
+#: What the process gets whose id is in the file `until`: that which launched the run.
+LAUNCHER = {"launcher killed": signal.SIGKILL, "launcher stopped": signal.SIGSTOP}
 #: The run's store as this process has it, once for each of its monitors.
 STORES = []
 
@@ -56,6 +58,8 @@ def _meet(how: str, until: str) -> None:
         _die_in_sending()
     if how.startswith("disk"):
         _disturb_disk(how)
+    if how in LAUNCHER:
+        os.kill(int(Path(until).read_text()), LAUNCHER[how])
     if how == "torn":  # killed in the middle of its next write to a disk
         os.fsync = lambda file: os.kill(os.getpid(), signal.SIGKILL)
 

@@ -60,6 +60,47 @@ def test_a_child_ends_with_its_killed_parent() -> None:
         pytest.fail("the child outlived its parent")
 
 
+STOPPED = """
+import multiprocessing, os, signal, time
+from kdcl_dist.utils.process import end_with_parent
+
+def child(pipe, is_stopped):
+    end_with_parent(waking=True)
+    pipe.send(os.getpid())
+    if is_stopped:
+        os.kill(os.getpid(), signal.SIGSTOP)
+    time.sleep(60)
+
+if __name__ == "__main__":
+    context = multiprocessing.get_context("fork")
+    pids = []
+    for is_stopped in (True, False):
+        parent_end, child_end = context.Pipe()
+        context.Process(target=child, args=(child_end, is_stopped)).start()
+        pids.append(parent_end.recv())
+    while " T " not in open(f"/proc/{pids[0]}/stat").read():
+        time.sleep(0.02)
+    print(*pids, flush=True)
+    os.kill(os.getpid(), signal.SIGKILL)
+"""
+
+
+def test_a_stopped_child_ends_with_its_killed_parent_as_its_siblings_do() -> None:
+    command = [sys.executable, "-c", STOPPED]
+    with subprocess.Popen(
+        command, cwd=ROOT, stdout=subprocess.PIPE, text=True, start_new_session=True
+    ) as parent:
+        assert parent.stdout is not None
+        children = [int(pid) for pid in parent.stdout.readline().split()]
+    assert len(children) == 2
+    deadline = time.monotonic() + 20
+    while (left := [pid for pid in children if lives(pid)]) and time.monotonic() < deadline:
+        time.sleep(0.02)
+    for pid in left:
+        os.kill(pid, signal.SIGKILL)
+    assert not left
+
+
 def test_both_thresholds_are_set(monkeypatch: pytest.MonkeyPatch) -> None:
     calls: list[tuple[int, int]] = []
     library = SimpleNamespace(mallopt=lambda *arguments: calls.append(arguments))
