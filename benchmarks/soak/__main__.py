@@ -66,6 +66,7 @@ def overrides_of(given: argparse.Namespace, seed: int) -> list[str]:
     if given.policy == "continue":  # its accuracy counts, so that it learns to its end
         milestones = [epochs * 6 // 10, epochs * 17 // 20]
         own += [f"students.{name}.schedule.milestones={milestones}" for name in load_recipe(RECIPE).names]
+        own.append("students.mlp.optimizer.lr=0.01")  # the recipe's is too much for so few samples a step
     return [*OVERRIDES, *failure, *own]
 
 
