@@ -190,7 +190,7 @@ def main() -> int:
     parser.add_argument("--policy", choices=["rollback", "continue"], default="rollback")
     parser.add_argument("--launcher", choices=["local", "ray"], default="local")
     parser.add_argument("--every", type=int, default=1, help="only one pair in so many")
-    parser.add_argument("--count", type=int, help="only the first so many; more may follow later")
+    parser.add_argument("--count", type=int, help="only the first so many")
     parser.add_argument("--out", type=Path)
     given = parser.parse_args()
     for number in (signal.SIGINT, signal.SIGTERM):  # also in the background, where a shell ignores Ctrl-C
