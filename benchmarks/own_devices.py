@@ -36,7 +36,7 @@ from kdcl_dist.run.storage import Folder
 from kdcl_dist.training import Launcher, train
 from kdcl_dist.utils.process import keep_freed_memory
 
-__all__ = ["figures"]
+__all__ = ["WARMUP_STEPS", "Case", "figures", "images", "typical"]
 
 WARMUP_STEPS = 10
 #: Seconds that the steps of one run take about.
@@ -118,13 +118,13 @@ def _alone(case: Case, steps: int) -> float:
     with tempfile.TemporaryDirectory() as notes:
         network = Waiting(case.classes, case.milliseconds, notes)
         optimizer = torch.optim.SGD(network.parameters(), lr=0.1, momentum=0.9)
-        images, labels = torch.randn(case.batch, 1, SIDE, SIDE), torch.randint(case.classes, (case.batch,))
+        inputs, labels = torch.randn(case.batch, 1, SIDE, SIDE), torch.randint(case.classes, (case.batch,))
         for _ in range(steps):
-            loss = F.cross_entropy(network(images), labels)
+            loss = F.cross_entropy(network(inputs), labels)
             optimizer.zero_grad()
             loss.backward()  # type: ignore[no-untyped-call]
             optimizer.step()
-        return _typical(steps_of(Path(notes)))
+        return typical(steps_of(Path(notes)))
 
 
 def _together(case: Case, steps: int) -> tuple[float, dict[str, float]]:
@@ -134,12 +134,12 @@ def _together(case: Case, steps: int) -> tuple[float, dict[str, float]]:
         notes.mkdir()
         recipe = _recipe(case, steps, Path(folder), notes)
         path = train(recipe, launcher=case.launcher, storage=str(Path(folder, "runs"))).path
-        return _typical(steps_of(notes)), _parts(path)
+        return typical(steps_of(notes)), _parts(path)
 
 
 def _recipe(case: Case, steps: int, folder: Path, notes: Path) -> Recipe:
     """The recipe of one epoch on random images, which it writes."""
-    train, test = (_images(case, count, folder) for count in (steps, 1))
+    train, test = (images(case, count, folder) for count in (steps, 1))
     model = f"{{name: 'benchmarks.waiting:Waiting', milliseconds: {case.milliseconds}, notes: '{notes}'}}"
     students = ", ".join(f"{{name: s{index}, model: {model}}}" for index in range(case.students))
     return parse_recipe(
@@ -148,13 +148,13 @@ def _recipe(case: Case, steps: int, folder: Path, notes: Path) -> Recipe:
     )
 
 
-def _images(case: Case, batches: int, folder: Path) -> Path:
+def images(case: Case, batches: int, folder: Path) -> Path:
     """A new data set of random images."""
     path, count = folder / f"{batches}.arrow", batches * case.batch
-    images = np.random.default_rng(batches).integers(256, size=(count, 1, SIDE, SIDE), dtype=np.uint8)
+    pixels = np.random.default_rng(batches).integers(256, size=(count, 1, SIDE, SIDE), dtype=np.uint8)
     classes = tuple(f"class {number}" for number in range(case.classes))
     info = Info(classes, "raw", 1, (1, SIDE, SIDE), mean=(0.5,), std=(0.3,))
-    write_batches(path, [(np.arange(count) % case.classes, images)], info)
+    write_batches(path, [(np.arange(count) % case.classes, pixels)], info)
     return path
 
 
@@ -168,7 +168,7 @@ def _parts(path: str) -> dict[str, float]:
     return {name: median(median(own) for (_, part), own in values.items() if part == name) for name in PARTS}
 
 
-def _typical(seconds: list[list[float]]) -> float:
+def typical(seconds: list[list[float]]) -> float:
     """Milliseconds of a step: the median over steps, then over processes, without those of trials."""
     return 1e3 * median(median(own[WARMUP_STEPS:]) for own in seconds if len(own) > WARMUP_STEPS)
 

@@ -28,7 +28,7 @@ from kdcl_dist.errors import (
 )
 from kdcl_dist.launch.devices import ignored_accelerators
 from kdcl_dist.launch.forkserver import start_server
-from kdcl_dist.launch.preflight.bank_memory import measure_bank_memory
+from kdcl_dist.launch.preflight.bank_memory import measure_bank_memory, measure_record_memory
 from kdcl_dist.launch.signals import stop_on_signals
 from kdcl_dist.membership.monitor import COORDINATOR
 from kdcl_dist.run.cohort_requests import changed, is_changing, unchanged
@@ -140,21 +140,25 @@ def _check_call(recipe: Recipe, launcher: Launcher) -> None:
 
 
 def open_data(recipe: Recipe, on_event: Callable[[Event], None]) -> TrainingData:
-    """The training data, after the warnings on it and the recipe, and checks of stored logits and the bank.
+    """The training data, after the warnings on it and the recipe, and checks of all logits that are kept.
 
     Raises:
-        UserError: the data or a file of logits cannot be used, or the bank has no room.
+        UserError: the data or a file of logits cannot be used, or the bank or the record has no room.
     """
     training_data = TrainingData.open(recipe, lambda text: on_event(Note(text)))
     for warning in (*recipe.warnings(), *data_warnings(training_data)):
         on_event(Warned(warning))
     for line in check_stored(training_data):
         on_event(Note(f"stored logits: {line}"))
-    memory = measure_bank_memory(recipe, len(training_data.train), len(training_data.train.classes))
-    if memory is not None:
-        on_event(Note(f"bank of logits: {memory}"))
-        if memory.lack:
-            raise PreflightError(f"bank of logits: {memory.lack}")
+    sizes = len(training_data.train), len(training_data.train.classes)
+    for what, memory in (
+        ("bank of logits", measure_bank_memory(recipe, *sizes)),
+        ("record of logits", measure_record_memory(recipe, *sizes)),
+    ):
+        if memory is not None:
+            on_event(Note(f"{what}: {memory}"))
+            if memory.lack:
+                raise PreflightError(f"{what}: {memory.lack}")
     return training_data
 
 

@@ -21,7 +21,7 @@ from kdcl_dist.distillation.divergences import LOSSES
 from kdcl_dist.distillation.methods import METHODS
 from kdcl_dist.utils.import_strings import IMPORT_STRING, is_import_string
 
-__all__ = ["Bank", "Distillation", "OwnMethod"]
+__all__ = ["Bank", "Distillation", "OwnMethod", "RecordLogits"]
 
 if TYPE_CHECKING:
     Method = str
@@ -75,6 +75,33 @@ class Bank(Strict):
     )
 
 
+class RecordLogits(Strict):
+    """Files of the logits of the training steps, with which this cohort teaches a later one.
+
+    The end of the run writes a file `logits/NAME.arrow` of each student named here into the run folder. It
+    has the `data.views` views of each sample, and of a view the logits of the last step that showed it.
+    """
+
+    students: list[Name] = Field(
+        default=["ensemble"],
+        min_length=1,
+        description="Names of students, and `ensemble` for the mean of the probabilities of all.",
+    )
+    top_k: PositiveInt | None = Field(
+        default=None,
+        description="Number of the largest logits to keep of each row, beside the total of the other "
+        "classes. `null`: all.",
+    )
+    dtype: Literal["fp32", "fp16"] = Field(
+        default="fp32", description="Number format of the logits. `fp16` halves files and memory."
+    )
+
+    @property
+    def number_format(self) -> Literal["float32", "float16"]:
+        """The name of `dtype` in a file."""
+        return "float32" if self.dtype == "fp32" else "float16"
+
+
 class Distillation(Strict):
     """The soft target, and its share of the loss. Equations and sections are those of the KDCL paper.
 
@@ -112,6 +139,9 @@ class Distillation(Strict):
         default=None, description="Greatest age in steps of logits in a soft target. `null`: no limit."
     )
     bank: Bank = Field(default=Bank(), description="Store of the last logits.")
+    record_logits: RecordLogits | None = Field(
+        default=None, description="Files of the training logits to write. `null`: none."
+    )
     threads: PositiveInt | None = Field(
         default=None,
         description="Threads of the coordinator that solve `linear`; no result depends on them. `null`: one "

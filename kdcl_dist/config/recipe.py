@@ -17,6 +17,7 @@ from kdcl_dist.config.data import Data
 from kdcl_dist.config.distillation import Distillation
 from kdcl_dist.config.own_data import check_own_data
 from kdcl_dist.config.presence import changes_of, check_presence, members_of
+from kdcl_dist.config.recording import check_recording
 from kdcl_dist.config.schedules import Constant, MultiStep
 from kdcl_dist.config.sections import Analysis, Checkpoint, EarlyStopping, Evaluate, Failure, Limits
 from kdcl_dist.config.student import Student, Worker
@@ -297,6 +298,12 @@ def _members_can_learn(recipe: Recipe) -> None:
     check_presence(recipe.students, recipe.epochs, recipe.learns, recipe.distillation.teachers)
 
 
+def _logits_can_be_recorded(recipe: Recipe) -> None:
+    stored = {recipe.names[index] for index in recipe.stored}
+    cohort = recipe.names, stored, recipe.coordinators, recipe.epochs
+    check_recording(recipe.distillation, recipe.data, *cohort)
+
+
 def _validation_has_samples(recipe: Recipe) -> None:
     if recipe.evaluate.on == "val" and not recipe.data.has_val:
         raise ValueError("evaluate.on: 'val' needs validation samples: set data.val or data.val_fraction")
@@ -331,4 +338,5 @@ CHECKS = (
     _coordinators_can_share,
     _mixed_samples_can_be_learned,
     _members_can_learn,
+    _logits_can_be_recorded,
 )

@@ -51,6 +51,7 @@ SECTIONS = (
     Section("### `loss`: bdkd", losses.BalancedLoss),
     Section("### `loss`: your own", losses.OwnLoss),
     Section("### `distillation.bank`", distillation.Bank),
+    Section("### `distillation.record_logits`", distillation.RecordLogits, "stored-logits.md"),
     Section("## `students`", student.Student, "gpu.md"),
     Section("### `data`: of one student", own_data.OwnData, "shards.md"),
     Section("### `model`: with arguments", model.Model),

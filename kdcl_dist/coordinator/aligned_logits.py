@@ -153,8 +153,8 @@ def align(
     bad = tuple(i for i in present if i in arrivals.bad or not arrivals.sorted[i].finite)
     if not bad and len(present) == len(parts):
         return Aligned(ids_B, labels_B, logits_SBC)
-    # Rows that are not finite count as no opinion for every reader.
-    logits_SBC[~torch.isfinite(logits_SBC).all(dim=2)] = 0
+    if bad:  # rows that are not finite count as no opinion for every reader
+        logits_SBC[~torch.isfinite(logits_SBC).all(dim=2)] = 0
     sound = [index for index in present if index not in bad] or list(present)
     age_SB = torch.full(logits_SBC.shape[:2], -1)
     age_SB[sound] = 0

@@ -12,7 +12,8 @@ from typing import Any, NamedTuple
 from kdcl_dist.config.rounds import Round, RunSchedule
 from kdcl_dist.config.student import Worker
 from kdcl_dist.coordinator.aggregator import Aggregator
-from kdcl_dist.coordinator.logit_bank import PREFIX, make_bank
+from kdcl_dist.coordinator.logit_bank import PREFIX, LogitBank, make_bank
+from kdcl_dist.coordinator.logit_record import RECORD_PREFIX, LogitRecord
 from kdcl_dist.coordinator.metrics_collector import MetricsCollector
 from kdcl_dist.coordinator.stored_members import StoredMembers
 from kdcl_dist.coordinator.window_check import make_window_check
@@ -43,6 +44,7 @@ class CoordinatorState:
     Attributes:
         schedule: of the run; early stopping shortens it.
         validation: the tests on validation samples so far.
+        record: of training logits.
         position: the next round.
         saved: the latest checkpoint.
     """
@@ -51,6 +53,7 @@ class CoordinatorState:
     metrics: MetricsCollector
     schedule: RunSchedule
     validation: Validation
+    record: LogitRecord
     position: Round
     saved: Manifest | None
 
@@ -77,7 +80,8 @@ class CoordinatorState:
         aggregator.stored = StoredMembers.open(run.recipe)
         metrics, position = MetricsCollector(run, schedule, tracking), schedule.first(run.step)
         saved = run.start if kept is None else kept.saved
-        state = cls(aggregator, metrics, schedule, Validation(), position, saved)
+        record = LogitRecord(run.recipe, schedule.samples, classes)
+        state = cls(aggregator, metrics, schedule, Validation(), record, position, saved)
         if kept is not None:
             parts = kept.parts()
             state._load(run.step, parts, parts.__getitem__)
@@ -94,9 +98,9 @@ class CoordinatorState:
         if self.validation.tests and self.validation.tests[-1]["step"] == step:
             self.stop_early()
         self.position = self.schedule.first(step)
-        if (bank := self.aggregator.bank) is not None:
-            for name in (name for name in names if name.startswith(PREFIX)):
-                bank.load(read(name))
+        for prefix, store in self.stores.items():
+            for name in (name for name in names if name.startswith(prefix)):
+                store.load(read(name))
 
     def kept(self, step: int) -> KeptState:
         """A copy of the state before a step, for a checkpoint in memory."""
@@ -104,8 +108,14 @@ class CoordinatorState:
             {"coordinator": self.aggregator.state_dict(), "validation": self.validation.tests}
         )
         metrics = self.metrics.kept()
-        bank = {} if self.aggregator.bank is None else dict(self.aggregator.bank.parts(step))
-        return KeptState(lambda: {COORDINATOR: copy.deepcopy(own | metrics()), **bank}, self.saved)
+        logits = {name: part for store in self.stores.values() for name, part in store.parts(step)}
+        return KeptState(lambda: {COORDINATOR: copy.deepcopy(own | metrics()), **logits}, self.saved)
+
+    @property
+    def stores(self) -> dict[str, LogitBank | LogitRecord]:
+        """The stores of logits that have parts of their own in a checkpoint, by the prefix of these."""
+        bank = self.aggregator.bank
+        return ({} if bank is None else {PREFIX: bank}) | {RECORD_PREFIX: self.record}
 
     @property
     def early_end(self) -> str | None:
@@ -166,8 +176,8 @@ def save_checkpoint(run: Run, state: CoordinatorState, step: int, parts: dict[st
     if (earlier := state.saved) is not None:
         absent = [name for name in run.recipe.names if name not in parts and name in earlier.parts]
         parts = parts | {name: copy_part(folder, earlier, step, name) for name in absent}
-    if (bank := state.aggregator.bank) is not None:
-        parts = parts | {name: write_part(folder, step, name, part) for name, part in bank.parts(step)}
+    for store in state.stores.values():
+        parts = parts | {name: write_part(folder, step, name, part) for name, part in store.parts(step)}
     epoch = step // state.schedule.steps_per_epoch
     manifest = Manifest(step, parts | {COORDINATOR: own}, epoch=epoch)
     commit(folder, manifest)

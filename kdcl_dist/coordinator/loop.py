@@ -14,12 +14,13 @@ from kdcl_dist.coordinator.assistants import Assistants
 from kdcl_dist.coordinator.checkpointing import CoordinatorState, save_checkpoint, student_parts
 from kdcl_dist.coordinator.folder_care import FolderCare
 from kdcl_dist.coordinator.memory_checkpoints import MemoryCheckpoints
+from kdcl_dist.coordinator.run_end import record_end
 from kdcl_dist.coordinator.step_sums import StepSums
 from kdcl_dist.coordinator.validation import check_messages
-from kdcl_dist.errors import CheckpointError, KdclError, StorageError
+from kdcl_dist.errors import KdclError
 from kdcl_dist.exchange.group import Exchange
 from kdcl_dist.exchange.message import Flag, Message
-from kdcl_dist.run.checkpoint import latest, prune
+from kdcl_dist.run.checkpoint import prune
 from kdcl_dist.run.cohort_requests import has_requests
 from kdcl_dist.run.events import CheckpointSaved, Evaluating, Event, Note, Stepped, Values, Warned
 from kdcl_dist.run.record import update_record
@@ -250,6 +251,7 @@ class CoordinatorLoop:
         sums = StepSums.of(self.recipe, answer, self.aggregator.weights_S, ensemble_s, round.step)
         self.assistants.add_reports(sums)
         self.metrics.step(round, answer.bad, sums)
+        self.state.record.add(round.epoch, answer, self.aggregator.predict)
         if self.schedule.ends_step(round) and self._may_emit():
             self.emit(Stepped(round.step + 1, self.metrics.latest()))
 
@@ -264,7 +266,9 @@ class CoordinatorLoop:
     def _holdout(self, round: Round, messages: Sequence[Message]) -> None:
         if round.part == 0:
             self.aggregator.begin_holdout()
-        self.aggregator.add_holdout(self.aggregator.align(messages, round.kind))
+        aligned = self.aggregator.align(messages, round.kind)
+        self.aggregator.add_holdout(aligned)
+        self.state.record.add_held_out(aligned, self.aggregator.senders, self.aggregator.predict)
         if round.part + 1 == self.schedule.holdout_batches:
             self.aggregator.update_weights()
             self.metrics.weights(round, self.aggregator.weights_S, self.aggregator.members)
@@ -310,18 +314,6 @@ class CoordinatorLoop:
         self.folder.attempt(lambda: prune(self.folder.brief, keep, self.state.best_steps))
 
     def _finish(self) -> None:
-        """Record the run's end. The last checkpoint holds all that a failed write here would lose."""
         self.exchange.monitor.heartbeat.enter("record")
         self.folder.check()
-        try:
-            if self.folder.restored and latest(self.run.folder, lambda text: self.emit(Warned(text))) is None:
-                raise CheckpointError(
-                    f"the last checkpoint was deleted from {self.run.folder}: nothing is saved"
-                )
-            if (error := self.metrics.flush(self.recipe.limits.patience_s)) is not None:
-                raise error
-            early = {} if (why := self.state.early_end) is None else {"stopped_early": why}
-            update_record(self.run.folder, state="finished", results=self.metrics.results, **early)
-        except StorageError as error:
-            error.message += "; the training is complete and saved: --resume writes what is missing"
-            raise
+        record_end(self.run, self.state, self.emit, restored=self.folder.restored)

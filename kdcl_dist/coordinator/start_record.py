@@ -51,6 +51,7 @@ def record_start(
         absences=roster.absences.found,
         stored=dict(stored),
         **({"cohort": history} if history else {}),
+        **({"class_names": names} if (names := workers[0].class_names) else {}),
     )
     return placement
 

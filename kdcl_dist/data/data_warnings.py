@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import numpy as np
 from torch import Tensor
 
 from kdcl_dist.data.dataset import ImageDataset
 from kdcl_dist.data.loader import Batch
 from kdcl_dist.data.samples import named
+from kdcl_dist.data.sampling import epoch_steps
 from kdcl_dist.data.training_data import TrainingData
 from kdcl_dist.utils.random_state import random_state_kept
 
@@ -28,9 +30,31 @@ def data_warnings(training_data: TrainingData) -> list[str]:
     found = []
     if isinstance(window, int) and window > max(1, steps):
         found.append(f"distillation.window: an epoch has {steps} steps, so {window} is as much as 'epoch'")
+    found += _of_recording(training_data)
     with random_state_kept():
         of_images = isinstance(training_data.train, ImageDataset)
         return found + (_of_views if of_images else _of_samples)(training_data)
+
+
+def _of_recording(training_data: TrainingData) -> list[str]:
+    """Views that no step shows, of which `distillation.record_logits` finds no logits."""
+    recipe, (ids, _) = training_data.recipe, training_data.split
+    if recipe.distillation.record_logits is None or recipe.data.views is None:
+        return []
+    unseen = [ids] * recipe.data.views
+    for epoch in reversed(range(recipe.epochs)):
+        if not any(map(len, unseen)):
+            return []
+        view = recipe.data.view_of(epoch)
+        if len(unseen[view]):
+            shown = epoch_steps(ids, recipe.batch_size, recipe.seed, epoch)
+            unseen[view] = np.setdiff1d(unseen[view], shown)
+    count, rest = sum(map(len, unseen)), len(ids) % recipe.batch_size
+    return [
+        f"distillation.record_logits: no epoch shows {count:,} of the {len(ids) * len(unseen):,} views of "
+        f"samples, and the files will lack them: {recipe.epochs} epochs have {len(unseen)} views, each epoch "
+        f"without the {rest} samples of an incomplete batch; more epochs show more"
+    ] * (count > 0)
 
 
 def _of_views(training_data: TrainingData) -> list[str]:

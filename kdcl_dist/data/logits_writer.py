@@ -3,14 +3,13 @@
     with LogitsWriter(Path("teacher.arrow"), LogitsInfo(classes, fingerprint, samples)) as writer:
         writer.add(ids_B, TEST_VIEW, logits_BC)
 
-Shapes: B samples, C classes, L stored logits of a row.
+Shapes: B samples, C classes.
 """
 
 from __future__ import annotations
 
 import contextlib
-import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -18,9 +17,9 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
-import torch
 from torch import Tensor
 
+from kdcl_dist.data.logits_columns import batch_of, columns_of
 from kdcl_dist.data.stored_logits import LogitsInfo, StoredLogits
 from kdcl_dist.errors import DataError, one_line
 
@@ -84,45 +83,23 @@ class LogitsWriter:
                 f"{self.path}: logits of shape {tuple(logits_BC.shape)} for {len(ids_B)} samples of "
                 f"{len(self.info.classes)} classes"
             )
-        views_B = np.full(len(ids_B), view, np.int32)
-        arrays = [
-            pa.array(ids_B, pa.int64()),
-            pa.array(views_B),
-            *self._columns(ids_B, logits_BC.float().cpu()),
-        ]
-        batch = pa.record_batch(arrays, schema=self.schema)
+        columns = columns_of(logits_BC.float().cpu(), self.info.top_k, self.info.dtype)
+        self._check_finite(ids_B, columns)
+        batch = batch_of(self.schema, ids_B, view, columns)
         self._batches.append(batch)
         self._bytes, self.rows = self._bytes + batch.nbytes, self.rows + len(ids_B)
         if self._bytes >= BATCH_BYTES:
             with self._naming_path():
                 self._flush()
 
-    def _columns(self, ids_B: npt.NDArray[np.int64], logits_BC: Tensor) -> Iterator[pa.Array]:
-        """The logits; with `top_k` the largest, their classes, and each other class's share of the rest."""
-        if self.info.top_k is None:
-            yield self._lists(ids_B, logits_BC)
-            return
-        logits_BL, classes_BL = logits_BC.topk(self.info.top_k, dim=1)
-        yield self._lists(ids_B, logits_BL)
-        classes = pa.array(classes_BL.int().numpy().reshape(-1))
-        yield pa.FixedSizeListArray.from_arrays(classes, type=self.schema.field("classes").type)
-        others = logits_BC.shape[1] - self.info.top_k
-        rest_B = logits_BC.scatter(1, classes_BL, -math.inf).logsumexp(dim=1) - math.log(max(others, 1))
-        yield self._stored(ids_B, (rest_B if others else logits_BL[:, -1])[:, None])
-
-    def _lists(self, ids_B: npt.NDArray[np.int64], logits_BL: Tensor) -> pa.Array:
-        values = self._stored(ids_B, logits_BL)
-        return pa.FixedSizeListArray.from_arrays(values, type=self.schema.field("logits").type)
-
-    def _stored(self, ids_B: npt.NDArray[np.int64], values_BL: Tensor) -> pa.Array:
-        """The numbers of all rows in the file's type, one after another."""
-        stored_BL = values_BL.to(torch.float16 if self.info.dtype == "float16" else torch.float32)
-        bad_B = ~torch.isfinite(stored_BL).all(dim=1).numpy()
+    def _check_finite(self, ids_B: npt.NDArray[np.int64], columns: Mapping[str, npt.NDArray[Any]]) -> None:
+        bad_B = ~np.isfinite(columns["logits"]).all(axis=1)
+        if "rest" in columns:
+            bad_B |= ~np.isfinite(columns["rest"])
         if bad_B.any():
             raise DataError(
                 f"{self.path}: a logit of sample {ids_B[bad_B][0]} is no finite number in {self.info.dtype}"
             )
-        return pa.array(stored_BL.numpy().reshape(-1))
 
     def _flush(self) -> None:
         if self._batches:

@@ -10,7 +10,7 @@ import numpy as np
 from kdcl_dist.config.recipe import Recipe
 from kdcl_dist.config.student import Student
 from kdcl_dist.data.dataset import fingerprint
-from kdcl_dist.data.sampling import Ids
+from kdcl_dist.data.sampling import Ids, epoch_steps
 from kdcl_dist.data.stored_logits import TEST_VIEW, LogitsInfo, StoredLogits
 from kdcl_dist.data.training_data import TrainingData
 from kdcl_dist.errors import DataError
@@ -37,7 +37,8 @@ def check_stored(training_data: TrainingData) -> list[str]:
         views = range(found.info.views) if found.info.views else [TEST_VIEW]
         ids, holdout_ids = training_data.split
         for view in views:
-            _check_ids(student, found, ids, view, "training")
+            if _needs(training_data, found, found.missing(ids, view), view):
+                _check_ids(student, found, ids, view, "training")
         if recipe.distillation.needs_holdout:
             _check_ids(student, found, holdout_ids, TEST_VIEW, "held-out")
         with _naming_field(student):
@@ -86,6 +87,22 @@ def _check_views(recipe: Recipe, student: Student, info: LogitsInfo) -> None:
                 f"is of other views than distillation.invariant: false shows all students: {field} is "
                 f"{_shown(wanted)}, and of the file {_shown(found)}",
             )
+
+
+def _needs(training_data: TrainingData, found: StoredLogits, missing: Ids, view: int) -> bool:
+    """Whether a step takes one of the samples of which a file lacks a view.
+
+    The steps of an epoch leave out an incomplete batch: a file that a run recorded may lack these samples,
+    and suits a run with the same seed and batches.
+    """
+    recipe, ids = training_data.recipe, training_data.split[0]
+    if any(student.sees_part for student in recipe.students):
+        return bool(len(missing))
+    return bool(len(missing)) and any(
+        np.isin(missing, epoch_steps(ids, recipe.batch_size, recipe.seed, epoch)).any()
+        for epoch in range(recipe.epochs)
+        if found.info.view_of(epoch) == view
+    )
 
 
 def _check_ids(student: Student, found: StoredLogits, ids: Ids, view: int, kind: str) -> None:

@@ -1,7 +1,4 @@
-"""An export behind HTTP: batches of samples in, logits out. The protocol: docs/serving.md.
-
-Shapes: B samples, C classes.
-"""
+"""An export behind HTTP: batches of samples in, logits out. The protocol: docs/serving.md."""
 
 from __future__ import annotations
 
@@ -14,15 +11,10 @@ from http.server import BaseHTTPRequestHandler
 from socketserver import ThreadingTCPServer
 from typing import Any
 
-from torch import Tensor
-
-from kdcl_dist.data.layout import Column, Layout
-from kdcl_dist.data.samples import ALONE, Inputs
 from kdcl_dist.errors import KdclError, UserError, one_line
+from kdcl_dist.export.answering import Answering
 from kdcl_dist.export.prediction import Export
-from kdcl_dist.models.remote.served import Served
 from kdcl_dist.models.remote.time_limit import cut_off
-from kdcl_dist.models.remote.wire import decode, encode
 
 __all__ = ["LogitsServer"]
 
@@ -58,9 +50,8 @@ class LogitsServer(ThreadingTCPServer):
         max_bytes: int,
         tell: Callable[[str], None] = lambda line: None,
     ) -> None:
-        self.export, self.tell = export, tell
-        self.served = _description(export, max_rows, max_bytes)
-        self.busy, self.free = threading.Lock(), threading.BoundedSemaphore(CONNECTIONS)
+        self.answering, self.tell = Answering(export, max_rows, max_bytes), tell
+        self.served, self.free = self.answering.served, threading.BoundedSemaphore(CONNECTIONS)
         self.room = threading.BoundedSemaphore(REQUESTS)
         self.address_family = socket.AF_INET6 if ":" in host else socket.AF_INET
         try:
@@ -73,31 +64,6 @@ class LogitsServer(ThreadingTCPServer):
         """Where the server listens."""
         host, port = self.server_address[:2]
         return f"http://[{host!s}]:{port}" if ":" in str(host) else f"http://{host!s}:{port}"
-
-    def logits(self, tensors: dict[str, Tensor]) -> Tensor:
-        """The logits (B, C) of a request, one request at a time.
-
-        Raises:
-            ValueError: the network takes no such batch; one line of text.
-            KdclError: the network fails.
-        """
-        self.served.check(tensors)
-        for name, length in (self.export.description.lengths or {}).items():
-            if tensors[name].shape[1] != length:
-                raise ValueError(
-                    f"{name!r} is of length {tensors[name].shape[1]}, where this file takes {length}"
-                )
-        kind = self.served.inputs.kind
-        names = [column.name for column in self.served.inputs.columns]
-        inputs: Inputs = (
-            tensors[ALONE]
-            if kind == "tensor"
-            else {name: tensors[name] for name in names}
-            if kind == "dict"
-            else tuple(tensors[name] for name in names)
-        )
-        with self.busy:
-            return self.export.logits(inputs).float()
 
     def process_request(self, request: Any, client_address: Any) -> None:
         """Serve a connection in a thread, once fewer than `CONNECTIONS` are open."""
@@ -138,7 +104,7 @@ class _Handler(BaseHTTPRequestHandler):
     def do_GET(self) -> None:
         """The description of the network."""
         self.close_connection = True  # a body, which is not read, would count as the next request
-        self._respond("/", lambda: self.server.served.model_dump_json().encode(), "application/json")
+        self._respond("/", self.server.answering.description, "application/json")
 
     def do_POST(self) -> None:
         """The logits of a batch."""
@@ -166,7 +132,7 @@ class _Handler(BaseHTTPRequestHandler):
             body = self._body()
             self.receiving.close()
             try:
-                return encode({"logits": self.server.logits(decode(body))})
+                return self.server.answering.answer(body)
             except ValueError as error:
                 raise _Refused(HTTPStatus.BAD_REQUEST, str(error)) from error
             except KdclError as error:
@@ -189,16 +155,3 @@ class _Handler(BaseHTTPRequestHandler):
 
     def log_message(self, format: str, *args: Any) -> None:
         """Nothing: a training asks thousands of times."""
-
-
-def _description(export: Export, max_rows: int, max_bytes: int) -> Served:
-    description = export.description
-    images = Layout("tensor", (Column(ALONE, "float32", description.input_shape or ()),))
-    return Served(
-        name=f"{description.student} of {description.run}",
-        sha256=description.sha256,
-        inputs=description.inputs or images,
-        classes=description.classes,
-        max_rows=max_rows,
-        max_bytes=max_bytes,
-    )

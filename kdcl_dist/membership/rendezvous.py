@@ -32,7 +32,7 @@ class WorkerInfo:
     """What one student's worker reports to the cohort before its first step.
 
     `peak_memory` is that of its rehearsal, in bytes; see `kdcl_dist.student.dry_run`. `cores` counts those
-    of its host on which it may run.
+    of its host on which it may run. `class_names` are those of the data, where files of logits need them.
     """
 
     name: str
@@ -46,6 +46,7 @@ class WorkerInfo:
     versions: dict[str, str]
     peak_memory: int = 0
     cores: int = 0
+    class_names: list[str] = field(default_factory=list)
 
 
 @dataclass(frozen=True)

@@ -103,6 +103,7 @@ class _Record(TypedDict, total=False):
     versions: dict[str, str]
     data: dict[str, str]
     stored: dict[str, str]
+    class_names: list[str]
     placement: dict[str, _Place]
     classes: int
     samples: int

@@ -31,6 +31,7 @@ class Run:
         metrics/       see kdcl_dist.run.metrics
         checkpoints/   see kdcl_dist.run.checkpoint
         tensorboard/   the metrics for TensorBoard
+        logits/        see kdcl_dist.coordinator.logit_record
         logs/          see kdcl_dist.run.process_log
 
     Attributes:
@@ -79,7 +80,7 @@ class Run:
 
     def remove_partial(self) -> None:
         """Delete the partial files of a coordinator that died in a write; the next one has begun."""
-        for name in ("", "metrics"):
+        for name in ("", "metrics", "logits"):
             self.folder.remove_partial(name)
 
 

@@ -161,6 +161,7 @@ class _StudentRuntime(Member):
         return self.info
 
     def _info(self) -> WorkerInfo:
+        records = self.run.recipe.distillation.record_logits is not None
         return WorkerInfo(
             name=self.worker.name,
             host=self.host,
@@ -173,6 +174,7 @@ class _StudentRuntime(Member):
             versions=versions(),
             peak_memory=self.peak_memory,
             cores=len(os.sched_getaffinity(0)),
+            class_names=list(self.training_data.train.classes) if records else [],
         )
 
     def run_generation(self, spec: GenerationSpec) -> Flag:

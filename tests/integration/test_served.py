@@ -95,7 +95,7 @@ def test_a_server_that_ends_ends_its_member(
 
     def count() -> bool:
         if next(steps) == 3:
-            server.logits = lambda tensors: (_ for _ in ()).throw(ConnectionError())  # type: ignore[method-assign]
+            server.answering.logits = lambda tensors: (_ for _ in ()).throw(ConnectionError())  # type: ignore[method-assign]
         return False
 
     cause = Cohort(make_run(served)).train(stop=count).errors["coordinator"]

@@ -120,8 +120,12 @@ def train(
     averages: dict[str, dict[str, Tensor]] | None = None,
     passes: list[Pass] | None = None,
     pauses: dict[str, list[int]] | None = None,
+    records: dict[str, dict[tuple[int, int], Tensor]] | None = None,
 ) -> list[dict[str, Tensor]]:
-    """Train all students; their final weights. `averages`, `passes` and `pauses`, steps, are filled."""
+    """Train all students; their final weights. `averages`, `passes` and `pauses`, steps, are filled.
+
+    So are `records`: by student, and for "ensemble", the last logits of each sample and view.
+    """
     S, method, T = len(recipe.students), recipe.distillation.method_name, recipe.distillation.temperature
     data = dataset_at(recipe.data.train)
     labels = torch.from_numpy(data.labels)
@@ -229,6 +233,16 @@ def train(
                     noise = torch.randn(sent.shape, generator=torch.Generator().manual_seed(seed))
                     sent = sent + recipe.distillation.logit_noise * noise
                 all_sent[i] = on_the_wire(recipe, sent)
+            if records is not None:
+                view = epoch % recipe.data.views
+                for i in there:
+                    last_of = records.setdefault(recipe.names[i], {})
+                    last_of.update({(int(id), view): z for id, z in zip(mine[i], all_sent[i], strict=True)})
+                if W == 1:
+                    aligned = [all_sent[i][np.argsort(mine[i])] for i in there]
+                    mean = soft_target("general", aligned, labels[np.sort(ids)], 1.0, w_there, {})
+                    last_of = records.setdefault("ensemble", {})
+                    last_of.update({(int(id), view): z for id, z in zip(np.sort(ids), mean, strict=True)})
             target: dict[int, Tensor] = {}
             if W > 1 and method != "none":
                 always = {i: rows_of_epoch(rows, epoch) for i, rows in files.items()}

@@ -1,4 +1,4 @@
-"""The memory, or disk space, that the bank of logits takes and that the coordinator's host has free."""
+"""The memory, or disk space, that logits take which the coordinator keeps: the bank, and the record."""
 
 from __future__ import annotations
 
@@ -8,8 +8,9 @@ from pathlib import Path
 
 from kdcl_dist.config.recipe import Recipe
 from kdcl_dist.coordinator.logit_bank import bank_bytes
+from kdcl_dist.coordinator.logit_record import record_bytes
 
-__all__ = ["BankMemory", "measure_bank_memory"]
+__all__ = ["BankMemory", "RecordMemory", "measure_bank_memory", "measure_record_memory"]
 
 MEMINFO = Path("/proc/meminfo")
 #: The limit and the use of the memory of this process's container, in version 2 of control groups.
@@ -59,7 +60,7 @@ def measure_bank_memory(recipe: Recipe, samples: int, classes: int) -> BankMemor
     """
     if not recipe.distillation.keeps_logits:
         return None
-    bank, students = recipe.distillation.bank, len(recipe.students)
+    bank, students = recipe.distillation.bank, len(recipe.networks)  # files take no room in it
     size = f"{students} students, {samples:,} samples, {classes:,} classes"
     size += "" if bank.top_k is None or bank.top_k >= classes else f", the largest {bank.top_k} of them kept"
     copies = (
@@ -68,6 +69,54 @@ def measure_bank_memory(recipe: Recipe, samples: int, classes: int) -> BankMemor
     needed = copies * bank_bytes(students, samples, classes, bank.top_k)
     free = _free_memory() if bank.folder is None else _free_disk(bank.folder)
     return BankMemory(size, needed, bank.folder, free)
+
+
+@dataclass(frozen=True)
+class RecordMemory:
+    """What the record of training logits takes and what is free.
+
+    Attributes:
+        size: the students, and the numbers of samples, views and classes, in words.
+        stored: bytes of a checkpoint's share, and of all files.
+        needed: bytes of memory, with those of a file while it is made.
+        free: bytes of memory; None where they are not known.
+    """
+
+    size: str
+    stored: int
+    needed: int
+    free: int | None
+
+    def __str__(self) -> str:
+        """The size in words, and the bytes in MB."""
+        free = "" if self.free is None else f", {self.free / MB:,.1f} MB free"
+        stored, needed = self.stored / MB, self.needed / MB
+        return (
+            f"{self.size}: {stored:,.1f} MB in each checkpoint and in files, {needed:,.1f} MB in memory{free}"
+        )
+
+    @property
+    def lack(self) -> str | None:
+        """Why the record does not fit, and the fields to change; None if it fits."""
+        if self.free is None or self.needed <= self.free:
+            return None
+        return f"{self}; set distillation.record_logits.top_k, dtype fp16, fewer students or data.views"
+
+
+def measure_record_memory(recipe: Recipe, samples: int, classes: int) -> RecordMemory | None:
+    """The memory of a recipe's record of logits on this host; None for a recipe without one.
+
+    Args:
+        recipe: the run.
+        samples, classes: of its training data.
+    """
+    if (asked := recipe.distillation.record_logits) is None:
+        return None
+    kept = f"the largest {asked.top_k} of {classes:,}" if asked.top_k else f"{classes:,}"
+    size = f"{', '.join(asked.students)}, {samples:,} samples, {recipe.data.views} views, {kept} classes"
+    stored = record_bytes(recipe, samples, classes)
+    needed = stored + 2 * stored // len(asked.students)
+    return RecordMemory(f"{size} in {asked.dtype}", stored, needed, _free_memory())
 
 
 def _free_disk(folder: str) -> int | None:

@@ -33,6 +33,7 @@ __all__ = [
     "logits",
     "network",
     "placement",
+    "record",
     "require",
     "shared_memory",
     "storage",
@@ -115,6 +116,7 @@ def evaluate_reports(
         clocks(reports, asked, answered),
         shared_memory(recipe, reports),
         *bank(reports),
+        *record(reports),
         *logits(recipe, reports),
     ]
 
@@ -262,6 +264,12 @@ def bank(reports: Sequence[HostReport]) -> list[Check]:
     """Memory for the bank of logits, where the run has one, on the first host, the coordinator's."""
     memory = reports[0].bank_memory if reports else None
     return [] if memory is None else [Check("bank", str(memory), [memory.lack] if memory.lack else [])]
+
+
+def record(reports: Sequence[HostReport]) -> list[Check]:
+    """Memory for the record of training logits, where the run has one, on the coordinator's host."""
+    memory = reports[0].record_memory if reports else None
+    return [] if memory is None else [Check("record", str(memory), [memory.lack] if memory.lack else [])]
 
 
 def logits(recipe: Recipe, reports: Sequence[HostReport]) -> list[Check]:

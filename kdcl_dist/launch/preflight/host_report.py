@@ -10,6 +10,7 @@ import threading
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 from kdcl_dist.config.recipe import Recipe
 from kdcl_dist.data.dataset import fingerprint
@@ -17,7 +18,12 @@ from kdcl_dist.data.sources.opening import DataSets
 from kdcl_dist.data.stored_fit import check_stored
 from kdcl_dist.data.training_data import TrainingData
 from kdcl_dist.errors import KdclError, one_line
-from kdcl_dist.launch.preflight.bank_memory import BankMemory, measure_bank_memory
+from kdcl_dist.launch.preflight.bank_memory import (
+    BankMemory,
+    RecordMemory,
+    measure_bank_memory,
+    measure_record_memory,
+)
 from kdcl_dist.run.run import versions
 from kdcl_dist.run.storage import Folder
 
@@ -42,6 +48,7 @@ class HostReport:
         shm_bytes: free space of /dev/shm, in bytes; None where there is none.
         bank_memory: what the bank of logits takes and what is free here; None for a run without a bank.
         stored: a line on each file of stored logits.
+        record_memory: what the record of training logits takes and what is free here; None without one.
     """
 
     address: str
@@ -53,6 +60,7 @@ class HostReport:
     shm_bytes: int | None = field(default=None)
     bank_memory: BankMemory | None = None
     stored: list[str] = field(default_factory=list)
+    record_memory: RecordMemory | None = None
 
     @property
     def has_data(self) -> bool:
@@ -75,13 +83,13 @@ def inspect_host(
     clock = time.time()
     data: dict[str, str] = {}
     problems: dict[str, str] = {}
-    bank_memory: BankMemory | None = None
+    memory: dict[str, Any] = {}
     sets = DataSets(recipe.data)
     for name in recipe.data.sets:
         try:
             data[name] = fingerprint(dataset := sets.open(name))
             if name == "train":
-                bank_memory = measure_bank_memory(recipe, len(dataset), len(dataset.classes))
+                memory = _memory(recipe, len(dataset), len(dataset.classes))
         except KdclError as error:
             problems[name] = str(error)
         except Exception as error:  # a user's data set can raise anything
@@ -98,7 +106,15 @@ def inspect_host(
         problems["storage"] = str(error)
     found = versions() | dict(extra_versions)
     host = address, platform.node(), found
-    return HostReport(*host, data, problems, clock, _shm_bytes(), bank_memory, stored)
+    return HostReport(*host, data, problems, clock, _shm_bytes(), stored=stored, **memory)
+
+
+def _memory(recipe: Recipe, *sizes: int) -> dict[str, Any]:
+    """The fields of the report on what kept logits take here, of so many samples and classes."""
+    return {
+        "bank_memory": measure_bank_memory(recipe, *sizes),
+        "record_memory": measure_record_memory(recipe, *sizes),
+    }
 
 
 def missing_files(folder: Folder, names: Sequence[str], wait_s: float = VISIBLE_S) -> list[str]:

@@ -37,6 +37,7 @@ def test_defaults_are_complete_and_survive_writing() -> None:
         "window": 1,
         "max_staleness": None,
         "bank": {"folder": None, "top_k": None},
+        "record_logits": None,
         "threads": None,
         "logit_noise": 0.0,
         "wire_precision": "fp32",
