@@ -31,7 +31,7 @@ from kdcl_dist.launch.forkserver import start_server
 from kdcl_dist.launch.preflight.bank_memory import measure_bank_memory, measure_record_memory
 from kdcl_dist.launch.signals import stop_on_signals
 from kdcl_dist.membership.monitor import COORDINATOR
-from kdcl_dist.run.cohort_requests import changed, is_changing, unchanged
+from kdcl_dist.run.cohort_requests import as_begun, changed, is_changing, unchanged
 from kdcl_dist.run.creation import abandon
 from kdcl_dist.run.events import Ended, Event, Note, Warned
 from kdcl_dist.run.launcher_log import LauncherLog
@@ -228,7 +228,8 @@ def _train(
             if stop_requested.is_set():
                 record_interruption(run)
                 return False
-            starts.append(changed(run, tell))
+            starts[-1] = as_begun(run)
+            starts.append(changed(starts[-1], tell))
 
 
 def _add_last_lines(run: Run, error: BaseException) -> None:

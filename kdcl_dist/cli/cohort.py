@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 from typing import TYPE_CHECKING
 
 import click
@@ -22,7 +21,7 @@ __all__ = ["cohort"]
 @click.argument("run")
 @click.pass_context
 def cohort(context: click.Context, run: str) -> None:
-    """Change who takes part in a RUN while it trains, after its next checkpoint at an epoch's end."""
+    """Change who takes part in a RUN while it trains, at the end of an epoch."""
     context.obj = run
 
 
@@ -43,7 +42,7 @@ def add(run: str, student: str, no_rehearsal: bool, allow_imports: tuple[str, ..
     if not no_rehearsal:
         _rehearse(wanted, folder, allow_imports)
     ask(folder, request)
-    echo(f"{wanted.names[-1]} joins after the next checkpoint at an epoch's end")
+    echo(f"{wanted.names[-1]} joins at the end of an epoch, as soon as it is ready")
 
 
 def _rehearse(wanted: Recipe, folder: Folder, allow_imports: Collection[str]) -> None:
@@ -78,7 +77,7 @@ def remove(run: str, name: str) -> None:
     request = Request(remove=name)
     apply(recipe, request, epoch)
     ask(folder, request)
-    echo(f"{name} leaves after the next checkpoint at an epoch's end")
+    echo(f"{name} leaves at the end of an epoch")
 
 
 def _training(run: str) -> tuple[Recipe, Folder, int]:
@@ -90,9 +89,9 @@ def _training(run: str) -> tuple[Recipe, Folder, int]:
         RunFolderError: it is no run, or does not train.
         RecipeError: its cohort does not change any more.
     """
-    from kdcl_dist.errors import CheckpointError, RunFolderError
-    from kdcl_dist.run.checkpoint import read_manifest, steps
+    from kdcl_dist.errors import RunFolderError
     from kdcl_dist.run.cohort_requests import next_change, requested
+    from kdcl_dist.run.metrics import recorded_epochs
     from kdcl_dist.run.record import read_record
     from kdcl_dist.run.run import load_run
     from kdcl_dist.utils.process import is_dead
@@ -104,9 +103,5 @@ def _training(run: str) -> tuple[Recipe, Folder, int]:
         raise RunFolderError(f"{str(folder)!r} does not train: it is {state}")
     if is_dead(record.get("launcher", "")):
         raise RunFolderError(f"{str(folder)!r} does not train: its process has died")
-    done = 0
-    for step in steps(folder):
-        with contextlib.suppress(CheckpointError):  # the last may be in the making
-            done = read_manifest(folder, step).epoch
-    epoch = next_change(recipe, done)
+    epoch = next_change(recipe, 1 + max(recorded_epochs(folder), default=-1))
     return requested(recipe, folder, epoch), folder, epoch

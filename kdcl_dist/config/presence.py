@@ -6,7 +6,10 @@ from collections.abc import Callable, Collection, Sequence
 
 from kdcl_dist.config.student import Student
 
-__all__ = ["changes_of", "check_presence", "members_of"]
+__all__ = ["MAX_STUDENTS", "changes_of", "check_presence", "members_of"]
+
+#: The most students of one run; each has a bit in the header of the coordinator's answers.
+MAX_STUDENTS = 256
 
 Learns = Callable[[Student, int], bool]
 
@@ -27,6 +30,8 @@ def check_presence(
 ) -> None:
     """See that every student's epochs are some of the run's, and that each epoch has a student that learns.
 
+    And that there are not too many.
+
     Args:
         students: the cohort.
         epochs: of the run.
@@ -36,6 +41,10 @@ def check_presence(
     Raises:
         ValueError: they do not fit; the message names the field.
     """
+    if len(students) > MAX_STUDENTS:
+        raise ValueError(
+            f"students: {len(students)} are more than the {MAX_STUDENTS} that a run can have in all"
+        )
     for student in students:
         _check_epochs(student, epochs)
     for epoch in _turns(students, epochs):

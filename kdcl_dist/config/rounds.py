@@ -87,6 +87,10 @@ class RunSchedule:
         """The schedule whose fields were sent as JSON, which has no tuples."""
         return cls(**{**fields, "changes": tuple(fields["changes"])})
 
+    def for_cohort(self, changes: tuple[int, ...], *, averages: bool) -> RunSchedule:
+        """The schedule of the same data for another cohort; `averages`: whether it has averaged weights."""
+        return replace(self, changes=changes, test_passes=2 if averages else 1)
+
     def shortened(self, steps: int) -> RunSchedule:
         """Some of the first epoch's steps, one batch of each pass, and a checkpoint: what a dry run does."""
         return replace(

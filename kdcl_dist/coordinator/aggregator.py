@@ -101,6 +101,21 @@ class Aggregator:
             self.method = load_method(own)
             try_method(self.method, tuple(self.names), classes, mixed=self.recipe.data.mixes)
 
+    def adopt(self, recipe: Recipe, window_check: WindowCheck | None) -> None:
+        """Take over a recipe, whose students that are new are the last ones.
+
+        Args:
+            recipe: of the run from here on.
+            window_check: a new one for it; it goes on with the sums of the one before.
+        """
+        state = self.state_dict()
+        self.recipe, self.names, self.window_check = recipe, recipe.names, window_check
+        count = len(self.names)
+        if self.bank is not None:
+            self.bank.extend(count)
+        self.weights_S = torch.full((count,), 1 / count, dtype=torch.float64)
+        self.load_state_dict(state)
+
     @property
     def senders(self) -> list[int]:
         """Indices of the students that take part and send messages."""
@@ -242,7 +257,7 @@ class Aggregator:
         if self.recipe.distillation.needs_holdout or len(state["weights"]) == len(self.names):
             self.weights_S = _padded(state["weights"], len(self.names))
         self.method_state = state.get("method", {})
-        if self.window_check is not None:
+        if self.window_check is not None and "walks" in state:
             sums_S = _padded(state["walks"], len(self.names))
             self.window_check.sums_S, self.window_check.whole = sums_S, state["whole"]
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 
+from kdcl_dist.config.recipe import Recipe
+from kdcl_dist.config.rounds import RunSchedule
 from kdcl_dist.coordinator.stored_members import StoredMembers
 from kdcl_dist.errors import (
     DataError,
@@ -15,8 +17,10 @@ from kdcl_dist.membership.rendezvous import WorkerInfo
 from kdcl_dist.run.record import read_record
 from kdcl_dist.run.run import Run
 
-__all__ = ["changed_devices", "check_agreement", "check_same_data", "check_stored"]
+__all__ = ["changed_devices", "check_agreement", "check_same_data", "check_stored", "schedule_of"]
 
+#: The fields of a schedule that follow from the cohort.
+OF_COHORT = ("changes", "test_passes")
 #: Which of its host's GPUs a device is, at the end of its text; see `kdcl_dist.utils.devices`.
 NUMBER = re.compile(r" \((GPU|MIG)[^()]*\)$")
 
@@ -43,13 +47,24 @@ def check_agreement(workers: Sequence[WorkerInfo], assistants: Sequence[WorkerIn
                     host=worker.host,
                 )
     for worker in workers[1:]:
-        if (worker.data, worker.schedule, worker.classes) != (first.data, first.schedule, first.classes):
+        if _read_by(worker) != _read_by(first):
             raise DataError(
                 f"reads other data than {first.name!r} on {first.host}: the fingerprints or sizes differ "
                 "(`kdcl data inspect` shows them)",
                 student=worker.name,
                 host=worker.host,
             )
+
+
+def _read_by(worker: WorkerInfo) -> tuple[object, ...]:
+    """What a worker reads, whatever it knows of the cohort: it may have begun before the last change."""
+    sizes = {name: size for name, size in worker.schedule.items() if name not in OF_COHORT}
+    return worker.data, sizes, worker.classes
+
+
+def schedule_of(recipe: Recipe, worker: WorkerInfo) -> RunSchedule:
+    """The schedule of a run's rounds: the sizes that a worker reports, for the cohort of the recipe."""
+    return RunSchedule.of(worker.schedule).for_cohort(recipe.changes, averages=bool(recipe.averaged))
 
 
 def check_same_data(run: Run, worker: WorkerInfo) -> None:

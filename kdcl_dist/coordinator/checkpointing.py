@@ -9,7 +9,8 @@ from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, NamedTuple
 
-from kdcl_dist.config.rounds import Round, RunSchedule
+from kdcl_dist.config.recipe import Recipe
+from kdcl_dist.config.rounds import Kind, Round, RunSchedule
 from kdcl_dist.config.student import Worker
 from kdcl_dist.coordinator.aggregator import Aggregator
 from kdcl_dist.coordinator.logit_bank import PREFIX, LogitBank, make_bank
@@ -116,6 +117,22 @@ class CoordinatorState:
         """The stores of logits that have parts of their own in a checkpoint, by the prefix of these."""
         bank = self.aggregator.bank
         return ({} if bank is None else {PREFIX: bank}) | {RECORD_PREFIX: self.record}
+
+    def adopt(self, recipe: Recipe) -> None:
+        """Take over a recipe with another cohort: the state is that of a run whose recipe said so."""
+        self.schedule = self.schedule.for_cohort(recipe.changes, averages=bool(recipe.averaged))
+        self.aggregator.adopt(recipe, make_window_check(recipe, self.schedule))
+        self.metrics.adopt(recipe, self.schedule)
+
+    def interrupt(self, restored: Sequence[int]) -> None:
+        """Go on in another generation, into which some students bring the weights of a checkpoint."""
+        for index in restored:
+            self.aggregator.bad_steps.pop(index, None)
+        if self.position.kind in (Kind.EVALUATE, Kind.CHECKPOINT):  # after the epoch's validation
+            names = [self.aggregator.names[index] for index in restored]
+            self.validation.lose(names, self.position.step)
+        if self.aggregator.window_check is not None:
+            self.aggregator.window_check.interrupt()
 
     @property
     def early_end(self) -> str | None:

@@ -66,6 +66,7 @@ class LogitBank:
         max_staleness: int | None = None,
     ) -> None:
         self.samples, self.classes, self.max_staleness = samples, classes, max_staleness
+        self.folder = folder
         self.fields = {
             name: _zeros((students, samples, *shape), dtype, folder)
             for name, (shape, dtype) in _layout(classes, top_k).items()
@@ -73,6 +74,12 @@ class LogitBank:
         #: By entry the step + 1, and by sample the label + 1; 0 is unknown, and takes no memory yet.
         self.steps = _zeros((students, samples), np.int32, folder)
         self.labels = _zeros((samples,), np.int32, folder)
+
+    def extend(self, students: int) -> None:
+        """Make room for students that come after those of the bank, to so many in all."""
+        for name, array in self.fields.items():
+            self.fields[name] = _extended(array, students, self.folder)
+        self.steps = _extended(self.steps, students, self.folder)
 
     def put(self, student: int, ids_B: Tensor, logits_BC: Tensor, step: int) -> None:
         """Store a student's logits of a step in place of its earlier logits of these samples."""
@@ -156,6 +163,13 @@ def _zeros(shape: tuple[int, ...], dtype: npt.DTypeLike, folder: str | None) -> 
         return np.zeros(shape, dtype)
     with tempfile.TemporaryFile(dir=folder) as file:
         return np.memmap(file, dtype=dtype, mode="w+", shape=shape)
+
+
+def _extended(array: Array, students: int, folder: str | None) -> Array:
+    """A copy with room for so many students."""
+    larger = _zeros((students, *array.shape[1:]), array.dtype, folder)
+    larger[: len(array)] = array
+    return larger
 
 
 def _packed(logits_BC: Tensor, fields: Mapping[str, Array]) -> dict[str, Array]:

@@ -13,6 +13,7 @@ from kdcl_dist.coordinator.answering import answer_round, gather_rows
 from kdcl_dist.coordinator.assistants import Assistants
 from kdcl_dist.coordinator.checkpointing import CoordinatorState, save_checkpoint, student_parts
 from kdcl_dist.coordinator.folder_care import FolderCare
+from kdcl_dist.coordinator.live_change import LiveChange
 from kdcl_dist.coordinator.memory_checkpoints import MemoryCheckpoints
 from kdcl_dist.coordinator.run_end import record_end
 from kdcl_dist.coordinator.step_sums import StepSums
@@ -21,7 +22,6 @@ from kdcl_dist.errors import KdclError
 from kdcl_dist.exchange.group import Exchange
 from kdcl_dist.exchange.message import Flag, Message
 from kdcl_dist.run.checkpoint import prune
-from kdcl_dist.run.cohort_requests import has_requests
 from kdcl_dist.run.events import CheckpointSaved, Evaluating, Event, Note, Stepped, Values, Warned
 from kdcl_dist.run.record import update_record
 from kdcl_dist.run.run import Run
@@ -30,7 +30,7 @@ __all__ = ["CoordinatorLoop"]
 
 #: Seconds between two `Stepped` or `Evaluating` events.
 EMIT_S = 0.2
-#: Seconds between two checks for returning students and for termination notices.
+#: Seconds between two checks for returning students, changes of the cohort and termination notices.
 POLL_S = 0.5
 
 
@@ -39,12 +39,12 @@ class CoordinatorLoop:
 
     Args:
         run: the run.
-        state: of the coordinator; kept up to date.
-        present: indices of the students that take part.
+        state: of the coordinator, with the students that take part; kept up to date.
         exchange: the group.
         memory: the checkpoints in memory.
         stop: asked at each step whether the run shall stop, with a checkpoint.
         has_returned: asked now and then whether an absent student is ready to join again.
+        change: asked now and then whether the cohort can change.
         notice: asked now and then for a reason to take a checkpoint before the next of the schedule.
         emit: called with each event.
     """
@@ -53,28 +53,28 @@ class CoordinatorLoop:
         self,
         run: Run,
         state: CoordinatorState,
-        present: Sequence[int],
         exchange: Exchange,
         memory: MemoryCheckpoints,
         *,
         stop: Callable[[], bool],
         has_returned: Callable[[], bool],
+        change: LiveChange,
         notice: Callable[[], str | None],
         emit: Callable[[Event], None],
     ) -> None:
         self.run, self.recipe, self.state = run, run.recipe, state
         self.exchange, self.stop, self.emit = exchange, stop, emit
-        self.has_returned, self.notice, self.memory = has_returned, notice, memory
-        self.workers = [worker for worker in run.recipe.workers if worker.student in present]
-        self.present = state.aggregator.present = list(present)
+        self.has_returned, self.change, self.notice = has_returned, change, notice
+        self.memory = memory
+        self.present = state.aggregator.present
+        self.workers = [worker for worker in run.recipe.workers if worker.student in self.present]
         self.aggregator, self.metrics = state.aggregator, state.metrics
         self.assistants = Assistants(exchange)
         self.folder = FolderCare(run, emit)
         self.arrivals = Arrivals(0)  # of this round's messages
         self.step: tuple[Answer, float] | None = None  # not recorded yet, and its seconds
-        self.stopping = self.changing = False
-        self.skipped: set[int] = set()
-        self.bad: set[int] = set()
+        self.stopping = False
+        self.skipped, self.bad = set[int](), set[int]()
         self.last_emitted_s = self.last_polled_s = 0.0
 
     @property
@@ -99,7 +99,7 @@ class CoordinatorLoop:
                 self._run_round(Round(Kind.CHECKPOINT, round.epoch, round.step + 1))
             if Flag.STOP in flags:
                 self.folder.attempt(lambda: self.metrics.flush(self.folder.brief.limit_s))
-                state = "changing" if self.changing else "interrupted"
+                state = "changing" if self.change.restarts else "interrupted"
                 self.folder.attempt(lambda: update_record(self.folder.brief, state=state))  # noqa: B023
             if flags & (Flag.STOP | Flag.REFORM):
                 return flags
@@ -204,7 +204,8 @@ class CoordinatorLoop:
         if not self.schedule.ends_step(round) or time.monotonic() - self.last_polled_s < POLL_S:
             return Flag.NONE
         self.last_polled_s = time.monotonic()
-        if len(self.present) < len(self.aggregator.members) and self.has_returned():
+        some_away = len(self.present) < len(self.aggregator.members)
+        if (some_away and self.has_returned()) or self.change.is_due(round.epoch):
             return Flag.REFORM
         if self.schedule.can_resume_after(round) and (notice := self.notice()) is not None:
             self.emit(Note(f"{notice}: all take a checkpoint"))
@@ -217,8 +218,8 @@ class CoordinatorLoop:
             return False
         if self.stop() or any(message.has(Flag.STOP) for message in messages):
             return True
-        self.changing = self.schedule.saves_epoch(round) and has_requests(self.folder.brief)
-        return self.changing
+        self.change.restarts = self.schedule.saves_epoch(round) and self.change.needs_restart
+        return self.change.restarts
 
     def _train(self, round: Round, messages: Sequence[Message]) -> None:
         started_s = time.perf_counter()

@@ -15,6 +15,7 @@ from typing import Any
 
 from torch import Tensor
 
+from kdcl_dist.config.recipe import Recipe
 from kdcl_dist.config.rounds import Kind, Round, RunSchedule
 from kdcl_dist.config.student import Worker
 from kdcl_dist.coordinator.aligned_logits import Aligned
@@ -83,6 +84,13 @@ class MetricsCollector:
         self.results: Values = {}
         self.tests: dict[str, Values] = {}
         self.staleness = Staleness(sources_of(run.recipe))
+
+    def adopt(self, recipe: Recipe, schedule: RunSchedule) -> None:
+        """Take over a recipe, whose students that are new are the last ones, and its schedule."""
+        self.recipe, self.schedule = recipe, schedule
+        self.losses = {name: RunningLoss() for name in recipe.names} | self.losses
+        counts, self.staleness = self.staleness.state_dict(), Staleness(sources_of(recipe))
+        self.staleness.load_state_dict(counts)
 
     def running(self) -> Values:
         """Means over the training steps of the current epoch."""

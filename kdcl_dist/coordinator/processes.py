@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Protocol
 
+from kdcl_dist.config.recipe import Recipe
+
 __all__ = ["SAVE_ASKED", "Processes"]
 
 #: The notice where a callback of the caller's asks for a checkpoint.
@@ -21,6 +23,17 @@ class Processes(Protocol):
 
     def end(self, name: str, pid: int | None) -> None:
         """End a worker's process that does not answer, so that it is replaced; None: the one it has now."""
+
+    def admit(self, recipe: Recipe, wanted: Recipe) -> bool:
+        """Start processes for students that are to join while the others train.
+
+        Args:
+            recipe: of the run, as it is now.
+            wanted: with those who are to join, the last ones; processes of others who were to are ended.
+
+        Returns:
+            False where this launcher starts processes at a run's start only.
+        """
 
     def notice(self) -> str | None:
         """Once for each: why a checkpoint is wanted now, as when a worker's host is to go; else None."""

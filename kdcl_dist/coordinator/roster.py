@@ -28,11 +28,15 @@ class Roster:
     """
 
     def __init__(self, recipe: Recipe, absences: Sequence[dict[str, Any]] = ()) -> None:
-        self.recipe, self.students = recipe, range(len(recipe.students))
-        self.assistants = range(len(recipe.workers), len(recipe.members))
-        self.members = list(self.students)
         self.away: set[int] = set()
         self.failed: set[int] = set()
+        self.adopt(recipe, absences)
+        self.members = list(self.students)
+
+    def adopt(self, recipe: Recipe, absences: Sequence[dict[str, Any]]) -> None:
+        """Take over a recipe, whose students that are new are the last ones; `absences` as of the class."""
+        self.recipe, self.students = recipe, range(len(recipe.students))
+        self.assistants = range(len(recipe.workers), len(recipe.members))
         self.absences = Absences(recipe.names, absences)
 
     def ranks(self, students: Collection[int]) -> list[int]:
@@ -49,13 +53,11 @@ class Roster:
 
     def has_quorum(self) -> bool:
         """Whether the students that are not away suffice for a generation."""
-        failure = self.recipe.failure
-        least = 1 if failure.policy == "stop" else min(failure.min_students, len(self.members))
-        remaining = self._remaining()
+        failure, remaining = self.recipe.failure, self._remaining()
+        there, all_there = (len(self._with_processes(each)) for each in (remaining, self.members))
+        least = 1 if failure.policy == "stop" else max(1, min(failure.min_students, all_there))
         teachers = {self.recipe.names.index(name) for name in self.recipe.distillation.teachers}
-        if not self.ranks(remaining):  # stored logits alone learn nothing
-            return False
-        return len(remaining) >= least and (not teachers or not teachers.isdisjoint(remaining))
+        return there >= least and (not teachers or not teachers.isdisjoint(remaining))
 
     def named(self, names: Collection[str | None]) -> set[int]:
         """The students that are named, themselves or by one of their workers."""
@@ -153,6 +155,10 @@ class Roster:
             else:
                 rounds.append(round)
         return max(rounds, key=lambda round: round.moment).rewound, restored
+
+    def _with_processes(self, students: Collection[int]) -> list[int]:
+        """Those that have processes: files of logits neither learn nor fail."""
+        return [index for index in students if index in self.recipe.networks]
 
     def _remaining(self) -> list[int]:
         return [index for index in self.members if index not in self.away]

@@ -8,15 +8,17 @@ from dataclasses import replace
 
 import torch
 
-from kdcl_dist.config.rounds import Kind, RunSchedule
-from kdcl_dist.coordinator.agreement import changed_devices, check_agreement, check_same_data, check_stored
+from kdcl_dist.config.rounds import RunSchedule
+from kdcl_dist.coordinator import agreement
 from kdcl_dist.coordinator.checkpointing import CoordinatorState
 from kdcl_dist.coordinator.last_failure import complete_last
+from kdcl_dist.coordinator.live_change import LiveChange
 from kdcl_dist.coordinator.loop import CoordinatorLoop
 from kdcl_dist.coordinator.memory_checkpoints import MemoryCheckpoints
 from kdcl_dist.coordinator.preparation import prepare_coordinator
 from kdcl_dist.coordinator.processes import Processes
-from kdcl_dist.coordinator.recovery_policy import Decision, decide, is_fatal, survivors_can_continue
+from kdcl_dist.coordinator.recovery_policy import Decision, decide, survivors_can_continue
+from kdcl_dist.coordinator.returns import Returns
 from kdcl_dist.coordinator.roster import Roster
 from kdcl_dist.coordinator.start_record import record_start
 from kdcl_dist.coordinator.wait_report import WaitReport
@@ -29,6 +31,7 @@ from kdcl_dist.membership.rendezvous import GenerationSpec, Joins, Rendezvous, W
 from kdcl_dist.membership.store import Store
 from kdcl_dist.membership.tcp_store import scoped, shelf_of
 from kdcl_dist.run.checkpoint import Manifest, latest
+from kdcl_dist.run.cohort_requests import as_begun
 from kdcl_dist.run.events import Event, Note, Started, Warned
 from kdcl_dist.run.record import (
     next_generation,
@@ -75,6 +78,7 @@ def run_coordinator(
         CoordinatorCutOff: this process cannot reach the store; another coordinator can continue.
         KdclError: the failure that ended the run.
     """
+    run = as_begun(run)
     names = run.recipe.members
     is_gone = None if processes is None else processes.is_gone
     monitor = Monitor(scoped(store, run.id), names, len(names), is_gone=is_gone)
@@ -98,6 +102,8 @@ class _CoordinatorRuntime:
         state: the coordinator's state; None where the latest checkpoint has it.
         past: the failures that the run has survived.
         memory: the checkpoints in memory.
+        change: what is asked of the cohort.
+        cohort: the number of the recipe that the run has; each change of the cohort brings another.
     """
 
     def __init__(
@@ -118,6 +124,8 @@ class _CoordinatorRuntime:
         self.roster = Roster(run.recipe, read_record(run.folder).get("absences", ()))
         self.tracking = Tracking(run, emit)
         self.memory = MemoryCheckpoints(run.recipe, shelf_of(monitor.store))
+        self.change, self.cohort = LiveChange(run, processes, self.rendezvous.wait_to_join, emit), 0
+        self.returns = Returns(self.roster, self.rendezvous, self.past, self._survive, emit)
 
     def coordinate(self) -> bool:
         """Coordinate the run to its end; see `run_coordinator`."""
@@ -125,7 +133,7 @@ class _CoordinatorRuntime:
         try:
             finished = recorded_end(self.run) if self.number > 0 else None
             if finished is None:
-                with WaitReport(self.monitor, lambda: self.rendezvous.missing, self.emit):
+                with WaitReport(self.monitor, lambda: self.rendezvous.missing, self.emit), self.change:
                     finished = self._run_generations()
             self.rendezvous.complete(finished)
             status = "finished" if finished else "interrupted"
@@ -151,12 +159,22 @@ class _CoordinatorRuntime:
         while True:
             try:
                 flags = self._run_generation(self.stop)
-            except Exception as error:
-                self._recover(wrap(error, student=None, step=None, phase=self.monitor.heartbeat.phase))
-            else:
                 if Flag.REFORM not in flags:
                     return Flag.STOP not in flags
+                self._change_cohort()
+            except Exception as error:
+                self._recover(wrap(error, student=None, step=None, phase=self.monitor.heartbeat.phase))
             self.number += 1
+
+    def _change_cohort(self) -> None:
+        """Take over the recipe that meets what is asked of the cohort, if something can be met now."""
+        assert self.state is not None
+        if (recipe := self.change.meet(self._epoch(self.run, self.state.schedule))) is None:
+            return
+        self.run, self.recipe, self.cohort = replace(self.run, recipe=recipe), recipe, self.cohort + 1
+        self.roster.adopt(recipe, self.roster.absences.found)
+        self.monitor.adopt(recipe.members)
+        self.state.adopt(recipe)
 
     def _run_generation(self, stop: Callable[[], bool], *, alone: bool = False) -> Flag:
         """Coordinate one generation: to the run's end, to the next generation, or to the first failure.
@@ -170,27 +188,28 @@ class _CoordinatorRuntime:
         joins, assisting = self._assemble(run, assistants)
         present = self.roster.complete(joins)
         workers = [join.info for join in joins.values()]
-        schedule = RunSchedule.of(workers[0].schedule)
-        check_same_data(run, workers[0])
-        if changed := changed_devices(run, workers):
+        schedule = agreement.schedule_of(self.recipe, workers[0])
+        agreement.check_same_data(run, workers[0])
+        if changed := agreement.changed_devices(run, workers):
             self.emit(Warned(f"results may differ in the last bits: {'; '.join(changed)} (another device)"))
         restored = self._resume_state(run, schedule, joins, present)
         assert self.state is not None
-        check_stored(run, self.state.aggregator.stored, workers[0], [own.info for own in assisting.values()])
-        state, joins, classes = self.state, joins | assisting, workers[0].classes
-        state.aggregator.members = self.roster.members
-        at, epochs, students = state.position, state.schedule.epochs, tuple(present)
-        self.rendezvous.announce(
-            GenerationSpec(
-                self.number, run.start, at, students, restored, epochs, classes, tuple(assistants)
-            ),
-            list(joins),
+        agreement.check_stored(
+            run, self.state.aggregator.stored, workers[0], [own.info for own in assisting.values()]
         )
+        state, joins, classes = self.state, joins | assisting, workers[0].classes
+        state.aggregator.members, state.aggregator.present = self.roster.members, present
+        at, epochs, students = state.position, state.schedule.epochs, tuple(present)
+        spec = GenerationSpec(
+            self.number, run.start, at, students, restored, epochs, classes, tuple(assistants), self.cohort
+        )
+        self.rendezvous.publish(self.cohort, self.recipe.model_dump(mode="json"))
+        self.rendezvous.announce(spec, list(joins))
         processes = {rank: (join.info.host, join.info.pid) for rank, join in joins.items()}
         monitor.enter(self.number, list(joins), processes, state.position.step)
         with open_exchange(run, monitor, host=self.host, classes=classes) as exchange:
             self._record_start(run, schedule, workers)
-            return self._run_rounds(run, present, exchange, stop)
+            return self._run_rounds(run, exchange, stop)
 
     def _assemble(self, run: Run, assistants: Sequence[int]) -> tuple[Joins, Joins]:
         """Await the next generation; returns by rank the joins of its workers, and of some assistants."""
@@ -201,42 +220,26 @@ class _CoordinatorRuntime:
         complete_last(self.run, self.past, [join.lost for join in joins.values() if join.lost is not None])
         assisting = {rank: joins.pop(rank) for rank in assistants}
         workers = [join.info for join in joins.values()]
-        check_agreement(workers, [join.info for join in assisting.values()])
-        self.roster.expect(self._epoch(run, RunSchedule.of(workers[0].schedule)))
+        agreement.check_agreement(workers, [join.info for join in assisting.values()])
+        self.roster.expect(self._epoch(run, agreement.schedule_of(self.recipe, workers[0])))
         return {rank: joins[rank] for rank in self.roster.ranks(self.roster.complete(joins))}, assisting
 
-    def _run_rounds(
-        self, run: Run, present: Sequence[int], exchange: Exchange, stop: Callable[[], bool]
-    ) -> Flag:
+    def _run_rounds(self, run: Run, exchange: Exchange, stop: Callable[[], bool]) -> Flag:
         assert self.state is not None
         loop = CoordinatorLoop(
             run,
             self.state,
-            present,
             exchange,
             self.memory,
             stop=stop,
-            has_returned=self._has_returned,
+            has_returned=self.returns.has_returned,
+            change=self.change,
             notice=(lambda: None) if self.processes is None else self.processes.notice,
             emit=self.emit,
         )
         flags = loop.run_rounds()
         exchange.flush()
         return flags
-
-    def _has_returned(self) -> bool:
-        """Whether a student that is away is ready to join again; one that hangs on the way is ended."""
-        found = [index for index in self.roster.away if self.rendezvous.are_ready(self.roster.ranks([index]))]
-        for error in self.rendezvous.failures():
-            self.emit(Warned(str(error)))
-        limit_s = self.recipe.limits.startup_s
-        overdue = self.rendezvous.overdue(self.roster.ranks(self.roster.away), limit_s)
-        if overdue is not None and is_fatal(self.recipe.failure, self.past, overdue):
-            self.emit(Warned(f"{overdue}; it stays away"))
-        elif overdue is not None:
-            self._survive(overdue, "the others go on")
-        self.monitor.lost = []  # nobody of this generation
-        return bool(found)
 
     # -- the state of a generation ----------------------------------------------------------------
 
@@ -269,12 +272,7 @@ class _CoordinatorRuntime:
             return tuple(present)
         state, positions = self.state, {rank: join.position for rank, join in joins.items()}
         state.position, restored = self.roster.resume(present, positions, state.position)
-        for index in restored:
-            state.aggregator.bad_steps.pop(index, None)
-        if state.position.kind in (Kind.EVALUATE, Kind.CHECKPOINT):  # after the epoch's validation
-            state.validation.lose([self.recipe.names[index] for index in restored], state.position.step)
-        if state.aggregator.window_check is not None:
-            state.aggregator.window_check.interrupt()
+        state.interrupt(restored)
         now = state.position.step, schedule.steps_per_epoch
         for line in self.roster.begin(present, restored, *now, run.start):
             self.emit(Note(line))

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
@@ -73,6 +73,12 @@ class TrainingData:
         training_data = cls(recipe, found["train"], found["test"], found.get("val"))
         training_data.check()
         return training_data
+
+    def of(self, recipe: Recipe) -> TrainingData:
+        """The same data for a recipe with another cohort; what is known of all samples is kept."""
+        other = replace(self, recipe=recipe)
+        vars(other).update({name: known for name, known in vars(self).items() if name in ("_split", "scale")})
+        return other
 
     def check(self) -> None:
         """Build the schedule and every student's transforms: what can fail shall fail before training."""

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable
+from dataclasses import replace
 
+from kdcl_dist.config.recipe import Recipe
 from kdcl_dist.config.rounds import Round
 from kdcl_dist.errors import CoordinatorLost, KdclError, NonFiniteLogits, from_dict
 from kdcl_dist.exchange.message import Flag
@@ -62,6 +64,7 @@ class Member(ABC):
 
     Attributes:
         position: the next round; None before the first generation.
+        cohort: the number of the recipe that `run` has; None before the first generation.
     """
 
     def __init__(
@@ -72,6 +75,7 @@ class Member(ABC):
         self.monitor = Monitor(self.store, run.recipe.members, rank, generation=-1)  # of no generation yet
         self.rendezvous = Rendezvous(self.monitor)
         self.position: Round | None = None
+        self.cohort: int | None = None
 
     def is_over(self, epoch: int) -> bool:
         """Whether this process takes part no more in an epoch, from 0, nor later."""
@@ -80,6 +84,11 @@ class Member(ABC):
     @abstractmethod
     def prepare(self) -> None:
         """Do what comes before the first generation; a failure is reported to the coordinator."""
+
+    def adopt(self, recipe: Recipe) -> None:
+        """Take over a recipe whose cohort has changed; this process belongs to it as before."""
+        self.run = replace(self.run, recipe=recipe)
+        self.monitor.adopt(recipe.members)
 
     @abstractmethod
     def describe(self) -> WorkerInfo:
@@ -98,8 +107,9 @@ class Member(ABC):
             self.prepare()
             while True:
                 spec = self.rendezvous.join(
-                    self.describe(), self.position, self.limits.startup_s, self.last_loss, self.is_over
+                    self.describe(), self.position, self.limits.startup_s, self.last_loss, self._has_left
                 )
+                self._follow(spec)
                 try:
                     flags = self.run_generation(spec)
                 except KdclError as error:
@@ -113,6 +123,19 @@ class Member(ABC):
         finally:
             self.monitor.report_departure()
             self.monitor.close()
+
+    def _follow(self, spec: GenerationSpec) -> None:
+        """Take over the recipe of a generation, unless this process is no member of its cohort yet."""
+        if spec.cohort == self.cohort:
+            return
+        self.cohort, recipe = spec.cohort, Recipe.model_validate(self.rendezvous.cohort(spec.cohort))
+        if recipe != self.run.recipe and self.monitor.name in recipe.members:
+            self.adopt(recipe)
+
+    def _has_left(self, spec: GenerationSpec) -> bool:
+        """Whether this process takes part no more in a generation that others are called to."""
+        self._follow(spec)
+        return self.is_over(spec.epoch)
 
     def _leaves(self) -> bool:
         return self.position is not None and self.is_over(self.position.epoch)

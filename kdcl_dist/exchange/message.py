@@ -19,13 +19,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from kdcl_dist.config.presence import MAX_STUDENTS
 from kdcl_dist.config.rounds import Kind
 from kdcl_dist.errors import ShapeMismatch
 
 __all__ = [
     "HEADER",
     "MAGIC",
-    "MAX_STUDENTS",
     "PROTOCOL",
     "Contribution",
     "Flag",
@@ -38,8 +38,6 @@ __all__ = [
 
 MAGIC = 0x4B44434C
 PROTOCOL = 6
-#: The most students of one cohort; each has a bit in the header of the coordinator's answer.
-MAX_STUDENTS = 256
 
 
 class Flag(IntFlag):

@@ -10,7 +10,9 @@ from collections import deque
 from multiprocessing.connection import Connection
 from queue import Empty, SimpleQueue
 
+from kdcl_dist.config.recipe import Recipe
 from kdcl_dist.launch.messages import (
+    CohortAsked,
     EndProcess,
     EventEmitted,
     Message,
@@ -72,6 +74,11 @@ class CoordinatorLink:
         """Let the launcher end the process."""
         self.queue.put(EndProcess(name, pid))
 
+    def admit(self, recipe: Recipe, wanted: Recipe) -> bool:
+        """Let the launcher start processes for those who are to join."""
+        self.queue.put(CohortAsked(recipe, wanted))
+        return True
+
     def notice(self) -> str | None:
         """Once for each notice of the launcher: why a checkpoint is wanted now."""
         return self._notices.popleft() if self._notices else None
@@ -108,6 +115,10 @@ class LinkToHosts(CoordinatorLink):
     def has(self, name: str) -> bool:
         """Whether the launcher has started a process for a worker."""
         return self._ask("has", name)
+
+    def admit(self, recipe: Recipe, wanted: Recipe) -> bool:
+        """False: Ray Train starts workers at a run's start only."""
+        return False
 
     def _ask(self, method: str, *arguments: str | int) -> bool:
         """The launcher's answer; False where it does not answer in time."""

@@ -7,6 +7,7 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Callable
+from dataclasses import replace
 
 from kdcl_dist.config.recipe import Recipe
 from kdcl_dist.coordinator.processes import SAVE_ASKED
@@ -17,6 +18,7 @@ from kdcl_dist.launch.failures import failure_of, first_cause
 from kdcl_dist.launch.forkserver import start_server
 from kdcl_dist.launch.gpu_remarks import remarks
 from kdcl_dist.launch.messages import (
+    CohortAsked,
     CoordinatorUnreachable,
     EndpointOpened,
     EndProcess,
@@ -28,6 +30,7 @@ from kdcl_dist.launch.messages import (
     RunEndedByFailure,
     StopAsked,
 )
+from kdcl_dist.launch.newcomers import Newcomers
 from kdcl_dist.launch.preflight.checks import Check, check_here
 from kdcl_dist.launch.preflight.rehearsal import opens_data, rehearsal, rehearse
 from kdcl_dist.launch.processes import (
@@ -82,8 +85,11 @@ class _Cohort:
     """All processes of a run; a process that dies is replaced while the run goes on.
 
     Attributes:
-        processes: the coordinator's, then one for each worker.
-        logs: theirs, by name.
+        run: with the recipe that it has now.
+        processes: the coordinator's, then one for each member that has taken part.
+        newcomers: processes of students that are to join.
+        devices: of the workers, by name.
+        logs: of all processes, by name.
         endpoint: of the coordinator's store; None while a coordinator starts.
         is_over: whether the run has ended, or is about to: then no process is replaced.
         coordinator_since: when the latest coordinator was started, by the monotonic clock.
@@ -103,16 +109,17 @@ class _Cohort:
         self.run, self.on_event = run, on_event
         self.stop_requested, self.save_requested = stop_requested, save_requested or threading.Event()
         gpus = usable_gpus()
-        self.devices = assign_devices(run.recipe, gpus)
-        for remark in remarks(run.recipe, self.devices, gpus):
+        devices = assign_devices(run.recipe, gpus)
+        for remark in remarks(run.recipe, devices, gpus):
             on_event(remark)
+        self.devices = dict(zip(run.recipe.members, devices, strict=False))  # assistants have none
         self.context, self.limit_s = start_server(), run.recipe.limits.startup_s
         self.endpoint: Endpoint | None = None
         self.coordinator_since = 0.0
         self.processes: list[Process] = []
-        names = [COORDINATOR, *run.recipe.members]
-        self.logs = {name: ProcessLog(run.folder, name) for name in names}
-        self.replacements = Counter[int]()
+        self.newcomers = Newcomers(run.folder, self._start_newcomer, on_event)
+        self.logs: dict[str, ProcessLog] = {}
+        self.replacements = Counter[str]()
         self.is_over = self.gives_up = self.stops = False
         self.told: Process | None = None
         self.placed: set[str] = set()
@@ -122,10 +129,10 @@ class _Cohort:
         try:
             self.processes.append(self._start_coordinator())
             self.endpoint = _await_endpoint(self.processes[0], self.limit_s)
-            for rank in range(len(self.run.recipe.members)):
-                self.processes.append(self._start_member(rank))
+            self._start_members()
             self._supervise()
         finally:
+            self.newcomers.close()
             for process in reversed(self.processes):  # the coordinator, which hosts the store, ends last
                 finish(process)
             close_all(self.logs.values())
@@ -143,16 +150,28 @@ class _Cohort:
         self.coordinator_since = time.monotonic()
         return started
 
-    def _start_member(self, rank: int) -> Process:
-        """Start a worker, or an assistant of the coordinator."""
-        recipe = self.run.recipe
-        name, entry = recipe.members[rank], "kdcl_dist.launch.entrypoints:"
-        if rank < len(recipe.workers):
-            arguments = self.run, rank, self.endpoint, HOST, self.devices[rank]
-            return self._start(name, f"{entry}train", *arguments)
-        return self._start(name, f"{entry}assist", self.run.for_coordinator(), rank, self.endpoint, HOST)
+    def _start_members(self) -> None:
+        """Start the members that have no process yet."""
+        started = {process.name for process in self.processes}
+        for name in (name for name in self.run.recipe.members if name not in started):
+            self.processes.append(self._start_member(name, self.run))
+
+    def _start_member(self, name: str, run: Run) -> Process:
+        """Start a worker of a run, or an assistant of its coordinator."""
+        entry, rank = "kdcl_dist.launch.entrypoints:", run.recipe.members.index(name)
+        if name in run.recipe.assistants:
+            return self._start(name, f"{entry}assist", run.for_coordinator(), rank, self.endpoint, HOST)
+        return self._start(name, f"{entry}train", run, rank, self.endpoint, HOST, self.devices[name])
+
+    def _start_newcomer(self, name: str, wanted: Recipe) -> Process:
+        """Start a worker that is to join; raises `RecipeError` where this machine has no room for it."""
+        devices = assign_devices(wanted, usable_gpus())
+        self.devices = dict(zip(wanted.members, devices, strict=False)) | self.devices
+        return self._start_member(name, replace(self.run, recipe=wanted))
 
     def _start(self, name: str, entry: str, *arguments: object) -> Process:
+        if name not in self.logs:
+            self.logs[name] = ProcessLog(self.run.folder, name)
         return start(self.context, name, entry, *arguments, limit_s=self.limit_s, log=self.logs[name])
 
     def _supervise(self) -> None:
@@ -160,11 +179,14 @@ class _Cohort:
         over_at: float | None = None
         limits, stops = self.run.recipe.limits, self.run.recipe.failure.policy == "stop"
         grace_s = max(GRACE_S, limits.startup_s) if stops else GRACE_S  # the others take a checkpoint
-        while active := [process for process in self.processes if not process.ended]:
+        while not all(process.ended for process in self.processes):
             self._forward_requests()
-            for process in await_ready(active, POLL_S):
-                self._handle(process, receive(process))
+            known = [*self.processes, *self.newcomers.processes.values()]
+            for process in await_ready([each for each in known if not each.ended], POLL_S):
+                if not process.link.closed:  # as it is once a message of another has ended the process
+                    self._handle(process, receive(process))
             self._replace_failed()
+            self.newcomers.refuse_failed()
             self._end_late_coordinator()
             over = self._has_failed() or self.processes[0].finished is not None
             over_at = (over_at or time.monotonic()) if over else None
@@ -192,15 +214,30 @@ class _Cohort:
                 self.on_event(event)
             case EndpointOpened(endpoint):
                 self._set_endpoint(endpoint)
+            case CohortAsked(recipe, wanted):
+                self._admit(recipe, wanted)
             case EndProcess(name, pid):
                 self._kill_silent(name, pid)
             case CoordinatorUnreachable(endpoint_id):
                 self._handle_unreachable(process, endpoint_id)
+            case _ if process.name not in self.newcomers.processes:
+                self._note_end(process, message)
+
+    def _note_end(self, process: Process, message: Message | None) -> None:
+        """Note what the end of a member's process says of the run's."""
+        match message:
             case Failed(error):
                 decided = process.name == COORDINATOR and not isinstance(error, CoordinatorCutOff)
                 self.is_over |= decided or is_fatal(self.run.recipe.failure, [], error)
             case Finished() | RunEndedByFailure():  # the coordinator, if it lives, reports the same
                 self.is_over |= not self._leaves_early(process)
+
+    def _admit(self, recipe: Recipe, wanted: Recipe) -> None:
+        """Take over the recipe that the run has now, and have processes for those who are to join."""
+        self.run = replace(self.run, recipe=recipe)
+        self.processes += self.newcomers.take(recipe)
+        self._start_members()
+        self.newcomers.admit(recipe, wanted)
 
     def _leaves_early(self, process: Process) -> bool:
         """Whether a process is of a student that leaves before the run's end."""
@@ -223,10 +260,10 @@ class _Cohort:
         for index, process in enumerate(self.processes):
             if self.is_over or not process.failed or (index > 0 and self.endpoint is None):
                 continue
-            if self.replacements[index] >= self.run.recipe.failure.allowed:
+            if self.replacements[process.name] >= self.run.recipe.failure.allowed:
                 self.is_over = True
                 return
-            self.replacements[index] += 1
+            self.replacements[process.name] += 1
             finish(process)
             why = process.error.message if process.error else how_it_ended(process)
             died = f"process {process.handle.pid} failed ({why})"
@@ -235,7 +272,7 @@ class _Cohort:
                 self.endpoint = None
                 self.processes[0] = self._start_coordinator()
             else:
-                self.processes[index] = self._start_member(index - 1)
+                self.processes[index] = self._start_member(process.name, self.run)
 
     def _has_failed(self) -> bool:
         """Whether processes have failed that none replaces; a new coordinator must open its store before."""
@@ -264,8 +301,8 @@ class _Cohort:
     def _set_endpoint(self, endpoint: Endpoint) -> None:
         """Send the students the endpoint of a coordinator that replaces another."""
         self.endpoint = endpoint
-        for student in self.processes[1:]:  # a dead student is replaced, with the new endpoint
-            _tell(student, endpoint)
+        for student in (*self.processes[1:], *self.newcomers.processes.values()):
+            _tell(student, endpoint)  # a dead student is replaced, with the new endpoint
 
 
 def _tell(process: Process, message: object) -> None:

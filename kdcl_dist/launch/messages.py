@@ -8,14 +8,18 @@ sends `StopAsked`, `Noticed` and `Reply`.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from kdcl_dist.errors import KdclError
 from kdcl_dist.membership.endpoint import Endpoint
 from kdcl_dist.run.events import Event
 
+if TYPE_CHECKING:
+    from kdcl_dist.config.recipe import Recipe
+
 __all__ = [
     "Answered",
+    "CohortAsked",
     "CoordinatorUnreachable",
     "EndProcess",
     "EndpointOpened",
@@ -98,6 +102,19 @@ class Noticed:
 
 
 @dataclass(frozen=True)
+class CohortAsked:
+    """The coordinator says who takes part, and who is to join.
+
+    Attributes:
+        recipe: of the run, as it is now.
+        wanted: with those who are to join, for whom the coordinator asks for processes.
+    """
+
+    recipe: Recipe
+    wanted: Recipe
+
+
+@dataclass(frozen=True)
 class CoordinatorUnreachable:
     """A student lost the store with this endpoint id, and waits for the endpoint of the next coordinator."""
 
@@ -137,6 +154,7 @@ Message = (
     | EventEmitted
     | EndProcess
     | Question
+    | CohortAsked
     | CoordinatorUnreachable
     | Finished
     | Answered

@@ -63,7 +63,7 @@ def await_all(monitor: Monitor, limit_s: float) -> None:
 
 
 def _ready_key(monitor: Monitor, rank: int) -> str:
-    return monitor.own_key(f"ready/{rank}")
+    return monitor.own_key(f"ready/{monitor.names[rank]}")
 
 
 def _start_failure(monitor: Monitor, decision: Decision) -> KdclError:
@@ -117,7 +117,7 @@ def diagnose(
 
 
 def _broke_key(monitor: Monitor, rank: int) -> str:
-    return monitor.own_key(f"broke/{rank}")
+    return monitor.own_key(f"broke/{monitor.names[rank]}")
 
 
 def _answer_s(monitor: Monitor) -> float:

@@ -9,7 +9,7 @@ import sys
 import threading
 import time
 import traceback
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -73,9 +73,9 @@ class HeartbeatWatch:
         return self._clock() - self.since > after_s
 
 
-def heartbeat_key(rank: int) -> str:
-    """The store's key of a process's heartbeat."""
-    return f"heartbeat/{rank}"
+def heartbeat_key(name: str) -> str:
+    """The store's key of the heartbeat of a process of a name; ranks change with the cohort."""
+    return f"heartbeat/{name}"
 
 
 class HeartbeatThread:
@@ -83,7 +83,7 @@ class HeartbeatThread:
 
     Args:
         store: of the run.
-        rank: of this process.
+        name: of this process.
         heartbeat: what this process does.
 
     Attributes:
@@ -92,9 +92,10 @@ class HeartbeatThread:
         unanswered_since: when the heartbeat that the store has not answered yet was sent, None without one.
     """
 
-    def __init__(self, store: Store, rank: int, heartbeat: Heartbeat) -> None:
-        self.store, self.rank, self.heartbeat = store, rank, heartbeat
+    def __init__(self, store: Store, name: str, heartbeat: Heartbeat) -> None:
+        self.store, self.name, self.heartbeat = store, name, heartbeat
         self.generation, self.watches = 0, dict[int, HeartbeatWatch]()
+        self._watched: list[tuple[str, HeartbeatWatch]] = []
         self.unanswered_since: float | None = None
         self._counter = itertools.count()
         self._stop = threading.Event()
@@ -106,9 +107,10 @@ class HeartbeatThread:
         """Whether the thread was started."""
         return self._thread is not None
 
-    def watch(self, generation: int, ranks: Iterable[int]) -> None:
-        """Send another generation, and observe the processes of other ranks from now on."""
-        self.generation, self.watches = generation, {rank: HeartbeatWatch() for rank in ranks}
+    def watch(self, generation: int, names: Mapping[int, str]) -> None:
+        """Send another generation, and observe other processes from now on; `names` are theirs by rank."""
+        self.generation, self.watches = generation, {rank: HeartbeatWatch() for rank in names}
+        self._watched = [(heartbeat_key(names[rank]), watch) for rank, watch in self.watches.items()]
 
     def start(self, host: str, slow_s: float) -> None:
         """Start the thread; arguments as of `kdcl_dist.membership.monitor.Monitor.start_heartbeat`."""
@@ -129,7 +131,7 @@ class HeartbeatThread:
         beat = {"count": next(self._counter)} | process | activity
         self.unanswered_since = time.monotonic()
         try:
-            self.store.set(heartbeat_key(self.rank), json.dumps(beat))
+            self.store.set(heartbeat_key(self.name), json.dumps(beat))
             self._observe()
         except Exception:
             return False
@@ -137,9 +139,9 @@ class HeartbeatThread:
         return True
 
     def _observe(self) -> None:
-        watches = self.watches  # another generation brings others
-        found = self.store.lookup([heartbeat_key(rank) for rank in watches])
-        for watch, heartbeat in zip(watches.values(), found, strict=True):
+        watched = self._watched  # another generation brings others
+        found = self.store.lookup([key for key, _ in watched])
+        for (_, watch), heartbeat in zip(watched, found, strict=True):
             if heartbeat is not None:
                 watch.observe(json.loads(heartbeat))
 

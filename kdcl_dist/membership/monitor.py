@@ -58,7 +58,7 @@ class Monitor:
         self.names, self.rank = [*names, COORDINATOR], rank
         self.client = StoreClient(store, self._store_lost)
         self.heartbeat = Heartbeat()
-        self._thread = HeartbeatThread(store, rank, self.heartbeat)
+        self._thread = HeartbeatThread(store, self.name, self.heartbeat)
         self.enter(generation)
 
     @property
@@ -75,6 +75,14 @@ class Monitor:
     def coordinator_rank(self) -> int:
         """The coordinator's rank, the last one."""
         return len(self.names) - 1
+
+    def adopt(self, names: Sequence[str]) -> None:
+        """Take the names of a cohort that has changed; this process keeps its own, maybe with another rank.
+
+        Ranks of the generation before mean nothing then: another is entered next.
+        """
+        name, self.names = self.name, [*names, COORDINATOR]
+        self.rank = self.names.index(name)
 
     def enter(
         self,
@@ -97,7 +105,8 @@ class Monitor:
         self.cause: KdclError | None = None
         self.lost: list[tuple[str, int | None]] = []
         # Observed with each heartbeat: so a heartbeat that stands still is known as soon as a limit ends.
-        self._thread.watch(generation, self.present if self.is_coordinator else [self.coordinator_rank])
+        watched = self.present if self.is_coordinator else [self.coordinator_rank]
+        self._thread.watch(generation, {rank: self.names[rank] for rank in watched})
         self.heartbeat.enter("start", step)
         if self._thread.is_running:  # at once: its last heartbeat is of the generation before
             self.client.call(self._thread.beat)
@@ -176,7 +185,11 @@ class Monitor:
 
     def heartbeat_of(self, rank: int) -> dict[str, Any] | None:
         """The last heartbeat of a worker, if it sent one."""
-        key = heartbeat_key(rank)
+        return self.heartbeat_by_name(self.names[rank])
+
+    def heartbeat_by_name(self, name: str) -> dict[str, Any] | None:
+        """As `heartbeat_of`, also of a process that does not belong to the cohort yet."""
+        key = heartbeat_key(name)
         heartbeat: dict[str, Any] | None = self.client.read(key) if self.client.has(key) else None
         return heartbeat
 
@@ -210,4 +223,4 @@ class Monitor:
         return self.client.has(key) and bool(self.client.read(key))
 
     def _departure_key(self, rank: int) -> str:
-        return f"departed/{rank}"
+        return f"departed/{self.names[rank]}"

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import time
 import uuid
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -63,6 +63,7 @@ class GenerationSpec:
         epochs: of the run; fewer than the recipe's once it ends by early stopping.
         classes: of the data.
         assistants: ranks of the coordinator's assistants that take part.
+        cohort: the number of the recipe whose cohort it is; see `Rendezvous.publish`.
     """
 
     number: int
@@ -73,6 +74,7 @@ class GenerationSpec:
     epochs: int
     classes: int
     assistants: tuple[int, ...] = ()
+    cohort: int = 0
 
     @property
     def epoch(self) -> int:
@@ -89,6 +91,7 @@ class PendingJoin:
         info: of the worker.
         position: the round that it would take next, None before its first generation.
         lost: how it lost the previous coordinator, if it did.
+        rank: that it has in its recipe.
         watch: of its heartbeat.
     """
 
@@ -96,6 +99,7 @@ class PendingJoin:
     info: WorkerInfo
     position: Round | None
     lost: KdclError | None = None
+    rank: int = 0
     watch: HeartbeatWatch = field(default_factory=HeartbeatWatch)
 
 
@@ -134,7 +138,7 @@ class Rendezvous:
         self.monitor, self.client = monitor, monitor.client
         self._arrivals = Arrivals(monitor, is_started)
         self.missing = frozenset[int]()
-        self._joins: Joins = {}
+        self._joins: dict[str, PendingJoin] = {}
         self._failures: list[KdclError] = []
         self._unread: set[int] = set()
         self._counted = 0
@@ -147,7 +151,7 @@ class Rendezvous:
         position: Round | None,
         silence_s: float,
         lost: KdclError | None = None,
-        is_over: Callable[[int], bool] = lambda epoch: False,
+        is_over: Callable[[GenerationSpec], bool] = lambda spec: False,
     ) -> GenerationSpec:
         """Report that this student is ready; wait for its next generation while the coordinator lives.
 
@@ -156,7 +160,7 @@ class Rendezvous:
             position: the round that it would take next, if it was in a generation.
             silence_s: seconds without a heartbeat after which the coordinator counts as dead.
             lost: how this student lost the previous coordinator, if it did.
-            is_over: whether this student has left the cohort by an epoch.
+            is_over: whether this student has left the cohort by a generation that others are called to.
 
         Raises:
             RunCompleted, RunFailed: the run has ended, for this student also where others go on without it.
@@ -175,7 +179,7 @@ class Rendezvous:
                 spec = _generation_spec(announced)
                 if ticket in announced["tickets"]:
                     return spec
-                if is_over(spec.epoch):
+                if is_over(spec):
                     raise RunCompleted(True)
             time.sleep(POLL_S)
         raise CoordinatorLost(
@@ -189,8 +193,14 @@ class Rendezvous:
     def _write(self, request: dict[str, Any]) -> str:
         """Write a request; returns its ticket."""
         ticket, number = uuid.uuid4().hex, self.client.count(REQUESTS, 1)
-        self.client.write(f"request/{number}", request | {"rank": self.monitor.rank, "ticket": ticket})
+        sender = {"name": self.monitor.name, "rank": self.monitor.rank}
+        self.client.write(f"request/{number}", request | sender | {"ticket": ticket})
         return ticket
+
+    def cohort(self, number: int) -> dict[str, Any]:
+        """The fields of the recipe with this number, which the coordinator has published."""
+        fields: dict[str, Any] = self.client.read(f"cohort/{number}")
+        return fields
 
     def _raise_end(self) -> None:
         if self.client.has(COMPLETED):
@@ -232,14 +242,32 @@ class Rendezvous:
         A worker that died after its request does not count; the process that replaces it writes its own.
         """
         self._read_requests()
-        return {rank: pending for rank, pending in self._joins.items() if self._lives(rank, pending)}
+        workers = self.monitor.names[: self.monitor.coordinator_rank]
+        return {rank: self._joins[name] for rank, name in enumerate(workers) if self._is_ready(name)}
 
     def are_ready(self, ranks: Collection[int]) -> bool:
         """Whether the workers of some ranks are ready, and wait for the next generation."""
         return set(ranks) <= set(self.ready())
 
-    def _lives(self, rank: int, pending: PendingJoin) -> bool:
-        heartbeat = self.monitor.heartbeat_of(rank)
+    def wait_to_join(self, ranks: Mapping[str, int]) -> bool:
+        """Whether processes that do not belong to the cohort yet are ready.
+
+        Args:
+            ranks: by their names those that they will have; a process of another rank is another student's.
+        """
+        self._read_requests()
+        return all(self._is_ready(name) and self._comes(name, rank) for name, rank in ranks.items())
+
+    def _comes(self, name: str, rank: int) -> bool:
+        pending, is_gone = self._joins[name], self.monitor.is_gone
+        return pending.rank == rank and (is_gone is None or not is_gone(name, pending.info.pid))
+
+    def _is_ready(self, name: str) -> bool:
+        pending = self._joins.get(name)
+        return pending is not None and self._lives(name, pending)
+
+    def _lives(self, name: str, pending: PendingJoin) -> bool:
+        heartbeat = self.monitor.heartbeat_by_name(name)
         own = pending.info.pid, pending.info.host
         is_replaced = heartbeat is not None and (heartbeat["pid"], heartbeat["host"]) != own
         return not pending.watch.is_stale(heartbeat) and not is_replaced
@@ -249,9 +277,18 @@ class Rendezvous:
         found, self._failures = self._failures, []
         return found
 
+    def publish(self, number: int, fields: dict[str, Any]) -> None:
+        """Publish a recipe, of which later generations are; its members take it over from their own.
+
+        Args:
+            number: of the recipe; each change of the cohort has the next.
+            fields: of the recipe.
+        """
+        self.client.write(f"cohort/{number}", fields)
+
     def announce(self, spec: GenerationSpec, ranks: Collection[int]) -> None:
         """Announce a generation to the workers of some ranks, which are ready."""
-        tickets = [self._joins.pop(rank).ticket for rank in ranks]
+        tickets = [self._joins.pop(self.monitor.names[rank]).ticket for rank in ranks]
         self.client.write(GENERATION, asdict(spec) | {"tickets": tickets})
 
     def complete(self, finished: bool) -> None:
@@ -274,11 +311,12 @@ class Rendezvous:
 
     def _handle(self, request: dict[str, Any]) -> None:
         if "failed" in request:
-            self._failures.append(from_dict(request["failed"]))
+            if request["name"] in self.monitor.names:  # of others, who were to join, the launcher tells
+                self._failures.append(from_dict(request["failed"]))
             return
         info, position = WorkerInfo(**request["info"]), _round(request["position"])
         lost = None if request["lost"] is None else from_dict(request["lost"])
-        self._joins[request["rank"]] = PendingJoin(request["ticket"], info, position, lost)
+        self._joins[request["name"]] = PendingJoin(request["ticket"], info, position, lost, request["rank"])
 
 
 def _generation_spec(data: dict[str, Any]) -> GenerationSpec:
@@ -293,6 +331,7 @@ def _generation_spec(data: dict[str, Any]) -> GenerationSpec:
         data["epochs"],
         data["classes"],
         tuple(data["assistants"]),
+        data["cohort"],
     )
 
 

@@ -1,7 +1,7 @@
 """Requests to change the cohort of a run that trains: a file each in the run folder, until they are met.
 
-The coordinator looks for them when it has taken the checkpoint at an epoch's end. The launcher then writes
-the recipe that has them, and the run goes on with it.
+The coordinator meets them while the run trains; see `kdcl_dist.coordinator.live_change`. Where its launcher
+starts no process beside those that train, the run stops at a checkpoint, and goes on with the other cohort.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import time
 import uuid
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from typing import Any
@@ -19,25 +19,30 @@ from typing_extensions import TypedDict
 
 from kdcl_dist.config.cohort_changes import with_student, without_student
 from kdcl_dist.config.recipe import Recipe
-from kdcl_dist.config.rounds import RunSchedule
 from kdcl_dist.errors import KdclError, RecipeError, RunFolderError, StorageError, one_line
 from kdcl_dist.run.checkpoint import latest
 from kdcl_dist.run.creation import new_id
 from kdcl_dist.run.record import read_record, update_record
-from kdcl_dist.run.run import Run, write_recipe
+from kdcl_dist.run.run import Run, load_run, write_recipe
 from kdcl_dist.run.storage import Folder
 from kdcl_dist.utils.process import this_process
 
 __all__ = [
     "Request",
     "apply",
+    "as_begun",
     "ask",
+    "begin",
     "changed",
     "has_requests",
     "is_changing",
+    "names_of",
     "next_change",
+    "read",
     "requested",
+    "told",
     "unchanged",
+    "withdraw",
 ]
 
 #: The folder of the requests in the run folder.
@@ -65,9 +70,75 @@ def ask(folder: Folder, request: Request) -> None:
 def has_requests(folder: Folder) -> bool:
     """Whether a run has requests that are not met; a storage that fails is asked again later."""
     try:
-        return bool(_names(folder))
+        return bool(names_of(folder))
     except StorageError:
         return False
+
+
+def names_of(folder: Folder) -> list[str]:
+    """The names of the files of the requests that are not met, in their order."""
+    return sorted(name for name in folder.names(ROOT) if name.endswith(".json"))
+
+
+def read(folder: Folder, name: str) -> Request:
+    """The request in the file of a name.
+
+    Raises:
+        RecipeError: it is none, or cannot be read.
+    """
+    try:
+        return _REQUEST.validate_json(folder.read(f"{ROOT}/{name}", MAX_BYTES))
+    except (ValidationError, ValueError, OSError) as error:
+        raise RecipeError(one_line(error)) from error
+
+
+def withdraw(folder: Folder, *names: str, student: str | None = None) -> None:
+    """Delete the files of some names, and those that ask for a student to join.
+
+    Raises:
+        StorageError: the storage refuses.
+    """
+    asks = [name for name in names_of(folder) if student is not None and _adds(folder, name) == student]
+    for name in (*names, *asks):
+        folder.delete_file(f"{ROOT}/{name}")
+
+
+def _adds(folder: Folder, name: str) -> str | None:
+    with suppress(RecipeError):
+        return str(read(folder, name).get("add", {}).get("name"))
+    return None
+
+
+def begin(run: Run, met: Collection[str]) -> None:
+    """Let a run that trains go on with its recipe, which meets the requests in the files of some names.
+
+    Raises:
+        StorageError: the storage refuses; the run goes on with the recipe before.
+    """
+    write_recipe(run.folder, run.recipe)
+    update_record(run.folder, recipe_of=run.id)
+    with suppress(StorageError):  # a file that stays is refused, since its request is met
+        withdraw(run.folder, *met)
+
+
+def as_begun(run: Run) -> Run:
+    """The run with the recipe with which it goes on; see `begin`. A coordinator that died may have begun it.
+
+    Raises:
+        RunFolderError, RecipeError: recipe.yaml was damaged meanwhile.
+    """
+    if read_record(run.folder).get("recipe_of") != run.id:
+        return run
+    return replace(run, recipe=load_run(run.folder.uri)[0])
+
+
+def told(what: Request | RecipeError, epoch: int = 0) -> str:
+    """A line on a request that is met after so many epochs, or on why it is refused."""
+    if isinstance(what, RecipeError):
+        return f"a request to change the cohort is refused: {what}"
+    if "add" in what:
+        return f"{what['add'].get('name')} joins after epoch {epoch}"
+    return f"{what['remove']} leaves after epoch {epoch}"
 
 
 def apply(recipe: Recipe, request: Mapping[str, Any], epoch: int) -> Recipe:
@@ -78,33 +149,22 @@ def apply(recipe: Recipe, request: Mapping[str, Any], epoch: int) -> Recipe:
     """
     if "add" in request:
         return with_student(recipe, request["add"], epoch + 1)
-    return without_student(recipe, request["remove"], epoch)
+    if "remove" in request:
+        return without_student(recipe, request["remove"], epoch)
+    raise RecipeError("it asks neither to add a student nor to remove one")
 
 
 def next_change(recipe: Recipe, done: int) -> int:
     """The epoch, from 1, after which a run of which so many epochs are done can change its cohort.
 
     Raises:
-        RecipeError: there is none, since no checkpoint at an epoch's end is left but the last.
+        RecipeError: there is none, since the last epoch trains.
     """
-    checkpoint, evaluate = recipe.checkpoint, recipe.evaluate
-    schedule = RunSchedule(
-        epochs=recipe.epochs,
-        steps_per_epoch=1,
-        holdout_batches=0,
-        test_batches=0,
-        checkpoint_epochs=checkpoint.every_epochs,
-        evaluate_epochs=evaluate.every_epochs,
-        best=checkpoint.best is not None,
-        changes=recipe.changes,
-    )
-    for epoch in range(done + 1, recipe.epochs):
-        if schedule.saves(epoch - 1):
-            return epoch
-    raise RecipeError(
-        f"no checkpoint follows at an epoch's end but that of the last epoch, {recipe.epochs} "
-        f"(checkpoint.every_epochs is {checkpoint.every_epochs}): the cohort cannot change any more"
-    )
+    if done + 1 >= recipe.epochs:
+        raise RecipeError(
+            f"the run trains its last epoch, {recipe.epochs}: the cohort cannot change any more"
+        )
+    return done + 1
 
 
 def is_changing(run: Run) -> bool:
@@ -124,11 +184,10 @@ def changed(run: Run, tell: Callable[[str], None]) -> Run:
     """
     if (start := latest(run.folder, tell)) is None:
         raise RunFolderError(f"{str(run.folder)!r} has no complete checkpoint any more")
-    names = _names(run.folder)
+    names = names_of(run.folder)
     recipe = _met(run.recipe, run.folder, names, start.epoch, tell)
     new = _begun(replace(run, recipe=recipe, start=start))
-    for name in names:
-        run.folder.delete_file(f"{ROOT}/{name}")
+    withdraw(run.folder, *names)
     return new
 
 
@@ -155,7 +214,7 @@ def unchanged(starts: Sequence[Run], why: KdclError, tell: Callable[[str], None]
 
 def requested(recipe: Recipe, folder: Folder, epoch: int) -> Recipe:
     """The recipe with the requests that are not met yet, as if after so many epochs; bad ones left out."""
-    return _met(recipe, folder, _names(folder), epoch, lambda text: None)
+    return _met(recipe, folder, names_of(folder), epoch, lambda text: None)
 
 
 def _met(
@@ -163,15 +222,12 @@ def _met(
 ) -> Recipe:
     for name in names:
         try:
-            request = _REQUEST.validate_json(folder.read(f"{ROOT}/{name}", MAX_BYTES))
+            request = read(folder, name)
             recipe = apply(recipe, request, epoch)
-        except (RecipeError, ValidationError, ValueError, KeyError, OSError) as error:
-            reason = str(error) if isinstance(error, RecipeError) else one_line(error)
-            tell(f"a request to change the cohort is refused: {reason}")
+        except RecipeError as error:
+            tell(told(error))
         else:
-            joins = "add" in request
-            who = recipe.names[-1] if joins else request["remove"]
-            tell(f"{who} {'joins' if joins else 'leaves'} after epoch {epoch}")
+            tell(told(request, epoch))
     return recipe
 
 
@@ -181,7 +237,3 @@ def _begun(run: Run) -> Run:
     write_recipe(run.folder, run.recipe)
     update_record(run.folder, state="starting", cause=None, owner=new.id, launcher=this_process())
     return new
-
-
-def _names(folder: Folder) -> list[str]:
-    return sorted(name for name in folder.names(ROOT) if name.endswith(".json"))

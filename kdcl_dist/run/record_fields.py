@@ -91,6 +91,7 @@ class _Record(TypedDict, total=False):
     launcher: str
     root: str
     recipe_file: str
+    recipe_of: str
     updated: str
     cause: _Cause | None
     failures: _Failures

@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 
+from kdcl_dist.config.recipe import Recipe
 from kdcl_dist.config.student import Worker
 from kdcl_dist.data.training_data import TrainingData
 from kdcl_dist.errors import KdclError, RecipeError, wrap
@@ -30,6 +31,7 @@ from kdcl_dist.run.usage import write_usage
 from kdcl_dist.student.dry_run import dry_run
 from kdcl_dist.student.keeper import StateKeeper
 from kdcl_dist.student.loop import StudentLoop
+from kdcl_dist.student.step_part import StepPart
 from kdcl_dist.student.student import Student
 from kdcl_dist.utils.devices import describe_device
 
@@ -102,6 +104,7 @@ class _StudentRuntime(Member):
         super().__init__(run, rank, endpoint, host, last_loss)
         self.device, self.stop, self.worker = device, stop, run.recipe.workers[rank]
         self.spec = run.recipe.students[self.worker.student]
+        self.unsent: list[StepPart] = []  # figures of the last step of the generation before
         self.keeper = StateKeeper(self.store, self.monitor, self.spec.name, self.limits.startup_s)
 
     def participate(self) -> bool:
@@ -136,6 +139,13 @@ class _StudentRuntime(Member):
             cause = wrap(error, student=self.worker.name, step=None, phase="start").at(host=self.host)
             self.rendezvous.report(cause)
             raise cause from error
+
+    def adopt(self, recipe: Recipe) -> None:
+        """Take over a recipe; the network, and what is known of the data, stay."""
+        super().adopt(recipe)
+        self.spec, self.training_data = recipe.students[self.worker.student], self.training_data.of(recipe)
+        if hasattr(self, "student"):
+            self.student.recipe, self.student.spec = recipe, self.spec
 
     def _claim_device(self) -> None:
         """Make a GPU the current one of this process, which else holds memory on the first GPU too."""
@@ -199,10 +209,12 @@ class _StudentRuntime(Member):
         with exchange_group as exchange:
             own = self.worker, self.student, self.training_data
             loop = StudentLoop(run, *own, exchange, spec, self.stop, keeper=self.keeper)
+            loop.parts, self.unsent = self.unsent, []
             try:
                 flags = loop.run_rounds()
             finally:
                 self.position = loop.position
+            self.unsent = loop.parts
             with suppress(KdclError):  # the next generation, if there is one, misses a peer that is lost now
                 exchange.flush()
             return flags
@@ -210,6 +222,8 @@ class _StudentRuntime(Member):
     def _restore(self, spec: GenerationSpec) -> None:
         """Give the student the state with which the generation begins: its own, or that of a checkpoint."""
         state = None if self.worker.student in spec.restored else self.student.state_dict()
+        if state is None:
+            self.unsent = []  # the step is trained again
         if state is not None and self.spec.replicas == 1:
             return
         # A new student, where there is none, or one that has learned or is joined to replicas.

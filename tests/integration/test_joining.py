@@ -20,16 +20,20 @@ from equality import VIEWS, check
 from kdcl_dist import models, training
 from kdcl_dist.cli import kdcl
 from kdcl_dist.config.recipe import Recipe
+from kdcl_dist.coordinator import loop
+from kdcl_dist.coordinator.live_change import LiveChange
 from kdcl_dist.errors import StudentLost
 from kdcl_dist.evaluation import evaluate
 from kdcl_dist.export.source import Source
 from kdcl_dist.launch import local
 from kdcl_dist.report.writing import write_report
 from kdcl_dist.run.checkpoint import latest
-from kdcl_dist.run.events import CheckpointSaved, Event, Note, Started
+from kdcl_dist.run.cohort_requests import ask
+from kdcl_dist.run.events import CheckpointSaved, Event, Note, Started, Warned
 from kdcl_dist.run.metrics import read_metrics
 from kdcl_dist.run.record import read_record
 from kdcl_dist.run.run import Run, load_run
+from kdcl_dist.run.storage import Folder
 from kdcl_dist.utils.process import is_over
 
 MakeRun = Callable[..., Run]
@@ -72,11 +76,16 @@ def make_cohort(make_recipe: MakeRecipe) -> Callable[..., Recipe]:
     return lambda *overrides: make_recipe(COHORT, "epochs=4", *overrides)
 
 
-def epochs_of(run: Run, name: str, per_epoch: int) -> set[int]:
-    """The epochs of which there are figures of a student's training steps."""
+def losses(run: Run, name: str) -> list[int]:
+    """The training steps of which there are figures of a student."""
     rows = read_metrics(run.folder).to_pylist()
     wanted = (name, "train", "loss")
-    steps = [row["step"] for row in rows if (row["student"], row["split"], row["name"]) == wanted]
+    return [row["step"] for row in rows if (row["student"], row["split"], row["name"]) == wanted]
+
+
+def epochs_of(run: Run, name: str, per_epoch: int) -> set[int]:
+    """The epochs of which there are figures of a student's training steps."""
+    steps = losses(run, name)
     assert len({*steps}) == len(steps)
     return {step // per_epoch for step in steps}
 
@@ -180,18 +189,22 @@ def test_the_death_of_who_joins_later_costs_nothing_under_stop(
 def test_of_a_run_that_trains_one_leaves_and_one_joins(
     make_recipe: MakeRecipe, inject: Inject, tmp_path: Path
 ) -> None:
-    """By command; the run equals one whose recipe said so from the start."""
-    asked, student = tmp_path / "asked", tmp_path / "c.yaml"
+    """By command, while `a` keeps its process; the run equals one whose recipe said so from the start.
+
+    One whose network cannot be built changes nothing, but for the place of `c` in the recipe.
+    """
+    student, events = tmp_path / "c.yaml", list[Event]()
     student.write_text("{name: c, model: mlp, optimizer: {lr: 0.02}, schedule: {name: cosine}}")
-    inject("coordinator", "gather", 4, "hold", until=asked)
+    inject("coordinator", "gather", 4, "hold", until="changes")
     folder = str(tmp_path / "runs/r")
 
     def on_event(event: Event) -> None:
+        events.append(event)
         if isinstance(event, CheckpointSaved) and event.step == 3:
+            ask(Folder(folder), {"add": {"name": "x", "model": "mlp", "weights": "none.pt"}})
             for command in (["add", str(student)], ["remove", "b"]):
                 told = CliRunner().invoke(kdcl, ["cohort", folder, *command])
                 assert told.exit_code == 0, told.output
-            asked.touch()
 
     recipe = make_recipe(
         "epochs=4",
@@ -210,6 +223,48 @@ def test_of_a_run_that_trains_one_leaves_and_one_joins(
     assert stored.cohort(2) == [0, 2]
     check(Run(stored, "r", run_folder, None, "."))
     assert [entry["students"] for entry in read_record(run_folder)["cohort"]] == [["a", "b"], ["a", "c"]]
+    assert [len(pids(events, name)) for name in "abc"] == [1, 1, 1]
+    assert [epochs_of(Run(stored, "r", run_folder, None, "."), name, 3) for name in "abc"] == [
+        {0, 1, 2, 3},
+        {0, 1},
+        {2, 3},
+    ]
+    lines = [event.text for event in events if isinstance(event, Note | Warned)]
+    assert [line.partition(":")[0] for line in lines if " join" in line] == [
+        "x does not join",
+        "c joins after epoch 2",
+        "c joins at step 6",
+    ]
+
+
+@pytest.mark.parametrize("case", ["mean, in windows", "naive, coordinators"])
+def test_one_leaves_at_once_whatever_the_coordinator_keeps(
+    case: str, make_recipe: MakeRecipe, make_run: MakeRun, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A bank of logits and assistants take over the recipe in the middle of an epoch."""
+    three = "students=[{name: a, model: mlp}, {name: b, model: mlp}, {name: c, model: cnn_small}]"
+    run, asked = make_run(make_recipe(three, "epochs=3", *CASES[case]), "r"), itertools.count()
+    is_due = LiveChange.is_due
+
+    def look_and_see(change: LiveChange, epoch: int) -> bool:
+        change.look()
+        return is_due(change, epoch)
+
+    def stop() -> bool:
+        if next(asked) == 1:
+            ask(run.folder, {"remove": "b"})
+        return False
+
+    monkeypatch.setattr(loop, "POLL_S", 0.0)
+    monkeypatch.setattr(LiveChange, "is_due", look_and_see)
+    cohort = Cohort(run).train(stop)
+    assert not cohort.errors
+    stored, run_folder = load_run(run.folder.uri)
+    assert [each.until_epoch for each in stored.students] == [None, 1, None]
+    check(Run(stored, "r", run_folder, None, "."))
+    per_epoch = 8 if "batch_size=7" in CASES[case] else 3
+    assert len(losses(run, "a")) == 3 * per_epoch, "no figure of a step is lost"
+    assert epochs_of(run, "b", per_epoch) == {0}
 
 
 def pids(events: list[Event], name: str) -> list[int]:

@@ -6,8 +6,8 @@ file `once` exists, which it creates, or the file `after` does not.
 
 The fault "hold" keeps tests independent of the machine's speed: the process waits for `until`. That is a
 file, which another fault or the test creates, or for the coordinator "stop" (somebody has asked the run to
-stop), "returns" (a student that is away asks to join again) or "kept" (the states of a checkpoint in memory
-have arrived).
+stop), "returns" (a student that is away asks to join again), "kept" (the states of a checkpoint in memory
+have arrived) or "changes" (all that is asked of the cohort can be met).
 """
 
 import contextlib
@@ -117,6 +117,10 @@ def _hold(until: str) -> None:
         if len(loop.present) < len(loop.recipe.students):
             _await(loop.has_returned)
             time.sleep(sys.modules[type(loop).__module__].POLL_S + 0.1)  # so that this step looks for them
+    elif until == "changes":
+        loop = _coordinator_loop()
+        _await(lambda: loop.change.asked and loop.change.asked == loop.change.ready())
+        time.sleep(sys.modules[type(loop).__module__].POLL_S + 0.1)  # so that this step looks for them
     else:
         _await(Path(until).exists)
 

@@ -107,3 +107,12 @@ def test_a_resumed_run_keeps_who_is_there_when() -> None:
     ]
     (line,) = forbidden_changes(recipe(*bound), recipe(*bound, "epochs=12"))
     assert "the learning rate of a (schedule 'cosine') depends on the epochs" in line
+
+
+def test_a_run_has_so_many_students_and_no_more() -> None:
+    def many(count: int) -> str:
+        return ", ".join(f"{{name: s{number}, model: mlp}}" for number in range(count))
+
+    assert len(recipe(cohort=many(256)).students) == 256
+    with pytest.raises(RecipeError, match="students: 257 are more than the 256 that a run can have in all"):
+        recipe(cohort=many(257))

@@ -217,3 +217,12 @@ def test_a_file_of_logits_is_always_there_and_never_enough() -> None:
     found.remove({2})
     assert not found.has_quorum()
     assert found.awaited() == [0, 1]
+
+
+def test_a_file_of_logits_is_none_of_the_students_that_must_be_left() -> None:
+    cohort = "{name: t, logits: t.arrow}, {name: a, model: mlp}, {name: b, model: mlp}, {name: c, model: mlp}"
+    found = roster("failure={policy: continue, min_students: 2}", cohort=cohort)
+    found.remove({1})
+    assert found.has_quorum()
+    found.remove({2})
+    assert not found.has_quorum()

@@ -14,6 +14,7 @@ from typing import Any
 
 import pytest
 
+from kdcl_dist.config.recipe_file import parse_recipe
 from kdcl_dist.errors import (
     CoordinatorLost,
     KdclError,
@@ -25,6 +26,7 @@ from kdcl_dist.launch import messages
 from kdcl_dist.launch.failures import failure_of, first_cause, first_worker_failure
 from kdcl_dist.launch.messages import (
     Answered,
+    CohortAsked,
     CoordinatorUnreachable,
     EndpointOpened,
     EndProcess,
@@ -43,6 +45,7 @@ from kdcl_dist.membership.endpoint import Endpoint
 from kdcl_dist.run.events import Note
 
 ERROR = ShapeMismatch("9 rows", student="a", step=3, phase="gather", host="h", detail="more")
+RECIPE = parse_recipe("data: {train: x, test: x}\nstudents: [{name: a, model: mlp}]")
 MESSAGES: list[Any] = [
     EndpointOpened(Endpoint("h", 1)),
     EventEmitted(Note("a line")),
@@ -51,6 +54,7 @@ MESSAGES: list[Any] = [
     Reply(1, True),
     StopAsked(),
     Noticed("why"),
+    CohortAsked(RECIPE, RECIPE),
     CoordinatorUnreachable("x"),
     Finished(True),
     Answered({"a": 1}),

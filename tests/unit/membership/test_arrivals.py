@@ -39,7 +39,7 @@ class Awaited:
             self.now += 1
             for rank, pid in beating:
                 beat = {"host": f"h{rank}", "pid": pid, "count": self.now, "stack": "line 1"}
-                self.store.set(heartbeat_key(rank), json.dumps(beat))
+                self.store.set(heartbeat_key("abc"[rank]), json.dumps(beat))
             if (error := self.arrivals.failure({1, 2}, LIMIT_S)) is not None:
                 return error
         return None

@@ -16,6 +16,7 @@ from kdcl_dist.membership.failure_detector import await_all, diagnose, timed_out
 from kdcl_dist.membership.monitor import Monitor
 
 NAMES = ["a", "b", "c"]
+PROCESSES = [*NAMES, "coordinator"]
 CLOSED, LATE = RuntimeError("Connection closed by peer"), RuntimeError("Timed out waiting 5000ms for recv")
 
 
@@ -23,13 +24,13 @@ def heartbeat(store: MemoryStore, rank: int, **fields: Any) -> None:
     """Write the heartbeat of a process that does not run."""
     beat = {"count": 0, "host": f"host-{rank}", "pid": 100 + rank, "generation": 0}
     activity = {"step": 0, "phase": "start", "stack": None}
-    store.set(f"heartbeat/{rank}", json.dumps(beat | activity | fields))
+    store.set(f"heartbeat/{PROCESSES[rank]}", json.dumps(beat | activity | fields))
 
 
 def report_broken(store: MemoryStore, how: str, *ranks: int) -> None:
     """What the processes of these ranks write when their exchange breaks."""
     for rank in ranks:
-        store.set(f"0/broke/{rank}", json.dumps(how))
+        store.set(f"0/broke/{PROCESSES[rank]}", json.dumps(how))
 
 
 @pytest.mark.parametrize(("cause", "ended"), [(CLOSED, False), (LATE, True)])
@@ -124,7 +125,7 @@ def test_a_coordinator_that_is_stuck_in_its_ensemble_is_named_at_once() -> None:
     store = MemoryStore()
     heartbeat(store, 3, step=2, phase="ensemble", stack="line 1")
     monitor, began = Monitor(store, NAMES, 0), time.monotonic()
-    monitor.watches[3].observe(json.loads(store.get("heartbeat/3")))
+    monitor.watches[3].observe(json.loads(store.get("heartbeat/coordinator")))
     error = diagnose(monitor, LATE, limit_s=100)
     assert isinstance(error, CoordinatorLost)
     assert "the coordinator did not answer within limits.step_s" in str(error)

@@ -82,22 +82,22 @@ def test_the_stack_is_that_of_a_loop_that_stays_in_a_phase() -> None:
 
 def test_a_heartbeat_tells_what_the_process_does_and_observes_the_others() -> None:
     store, heartbeat = MemoryStore(), Heartbeat()
-    thread = HeartbeatThread(store, 0, heartbeat)
-    thread.watch(7, [1, 2])
-    store.set(heartbeat_key(1), json.dumps({"count": 5}))
+    thread = HeartbeatThread(store, "a", heartbeat)
+    thread.watch(7, {1: "b", 2: "c"})
+    store.set(heartbeat_key("b"), json.dumps({"count": 5}))
     heartbeat.enter("forward", 3)
     assert thread.beat()
-    sent = json.loads(store.get(heartbeat_key(0)))
+    sent = json.loads(store.get(heartbeat_key("a")))
     assert sent.items() >= {"count": 0, "generation": 7, "step": 3, "phase": "forward"}.items()
     assert sent["pid"] == os.getpid()
     assert (thread.watches[1].last, thread.watches[2].last) == ({"count": 5}, None)
     assert thread.beat()
-    assert json.loads(store.get(heartbeat_key(0)))["count"] == 1
+    assert json.loads(store.get(heartbeat_key("a")))["count"] == 1
     assert thread.unanswered_since is None
 
 
 def test_the_thread_ends_with_the_store() -> None:
-    thread = HeartbeatThread(LostStore(), 0, Heartbeat())
+    thread = HeartbeatThread(LostStore(), "a", Heartbeat())
     assert not thread.is_running
     thread.start("127.0.0.1", slow_s=60)
     thread.close(limit_s=10)

@@ -154,3 +154,30 @@ def test_a_letter_of_a_process_that_was_replaced_does_not_count() -> None:
             assert list(rendezvous.ready()) == [0] * counts
     finally:
         student.close()
+
+
+def test_who_is_to_join_waits_outside_of_the_cohort() -> None:
+    """Until its recipe is taken over: nobody counts it as ready, and its failure is not the cohort's."""
+    store, gone = MemoryStore(), set[int]()
+    coordinator = Rendezvous(Monitor(store, NAMES, 3, is_gone=lambda name, pid: pid in gone))
+    newcomer = Monitor(store, [*NAMES, "d"], 3)
+    newcomer.start_heartbeat("127.0.0.1")
+    try:
+        other = Rendezvous(Monitor(store, [*NAMES, "x", "d"], 4))
+        other.report(DataError("no such file", student="d"))
+        info = WorkerInfo("d", "127.0.0.1", os.getpid(), "cpu", 1, 3, {}, {}, {})
+        assert not coordinator.wait_to_join({"d": 3})
+        Rendezvous(newcomer)._write({"info": asdict(info), "position": None, "lost": None})
+        assert coordinator.wait_to_join({"d": 3})
+        assert not coordinator.wait_to_join({"d": 4}), "it is of another place in the recipe"
+        assert coordinator.failures() == []
+        assert not coordinator.ready()
+        coordinator.publish(1, {"students": ["a", "d"]})
+        assert other.cohort(1) == {"students": ["a", "d"]}
+        coordinator.monitor.adopt([*NAMES, "d"])
+        assert coordinator.monitor.is_coordinator
+        assert [*coordinator.ready()] == [3]
+        gone.add(os.getpid())
+        assert not coordinator.wait_to_join({"d": 3})
+    finally:
+        newcomer.close()

@@ -43,6 +43,8 @@ def run(make_recipe: MakeRecipe, tmp_path: Path) -> Run:
     made = prepare(recipe, str(tmp_path / "runs"), "r", resume=False, warn=print)
     parts = {name: write_part(made.folder, 6, name, {}) for name in ("a", "b", "coordinator")}
     commit(made.folder, Manifest(6, parts, epoch=2))
+    for epoch in range(2):
+        made.folder.write(f"metrics/epoch-{epoch:04d}.parquet", b"")
     update_record(made.folder, state="changing")
     return made
 
@@ -209,11 +211,11 @@ def test_nobody_leaves_twice(make_recipe: MakeRecipe) -> None:
         apply(left, {"remove": "b"}, 2)
 
 
-def test_the_cohort_changes_with_the_next_checkpoint(make_recipe: MakeRecipe) -> None:
+def test_the_cohort_changes_with_each_epoch_but_the_last(make_recipe: MakeRecipe) -> None:
     recipe = make_recipe("epochs=8", "checkpoint.every_epochs=3", "students.b.until_epoch=5")
-    assert [next_change(recipe, done) for done in range(6)] == [3, 3, 3, 5, 5, 6]
-    with pytest.raises(RecipeError, match="no checkpoint follows at an epoch's end but that of the last"):
-        next_change(recipe, 6)
+    assert [next_change(recipe, done) for done in range(7)] == [1, 2, 3, 4, 5, 6, 7]
+    with pytest.raises(RecipeError, match="the run trains its last epoch, 8: the cohort cannot change any"):
+        next_change(recipe, 7)
 
 
 def test_who_is_not_there_cannot_leave(make_recipe: MakeRecipe) -> None:
@@ -234,7 +236,7 @@ def test_the_command_writes_requests(run: Run, tmp_path: Path) -> None:
     student = tmp_path / "c.yaml"
     student.write_text("{name: c, model: mlp}")
     code, output = kdcl_cohort(run.folder.uri, "add", str(student), "--no-rehearsal")
-    assert (code, output) == (0, "c joins after the next checkpoint at an epoch's end\n")
+    assert (code, output) == (0, "c joins at the end of an epoch, as soon as it is ready\n")
     assert kdcl_cohort(run.folder.uri, "remove", "b")[0] == 0
     files = sorted(Path(run.folder.uri, "cohort").iterdir())
     found = [json.loads(path.read_text()) for path in files]

@@ -1,0 +1,1 @@
+"""One run whose cohort changes at random while it trains, against the replay of its record."""

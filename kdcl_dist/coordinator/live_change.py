@@ -1,0 +1,172 @@
+"""What is asked of the cohort of a run that trains: who is to join it or to leave it, and whether they can.
+
+A request is met between two steps, by a recipe that says so: the student joins, or leaves, at the end of that
+epoch. All that follows is as if the recipe had said so from the start.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import threading
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+
+from kdcl_dist.config.recipe import Recipe
+from kdcl_dist.coordinator.processes import Processes
+from kdcl_dist.errors import RecipeError, StorageError
+from kdcl_dist.run.cohort_requests import Request, apply, begin, names_of, read, told, withdraw
+from kdcl_dist.run.events import Event, Note, Warned
+from kdcl_dist.run.run import Run
+
+__all__ = ["LiveChange"]
+
+#: Seconds between two looks for requests: on a disk of this host, and elsewhere, where each look has a price.
+LOOK_S, LOOK_FAR_S = 0.5, 5.0
+#: Seconds after which a change that the storage refused is tried again.
+AGAIN_S = 30.0
+#: Seconds for which a write is tried while the students wait, and a look is awaited at the end.
+BRIEF_S = 3.0
+
+
+class LiveChange:
+    """The requests to change the cohort of a run.
+
+    A thread looks for them in the run folder, since a storage may take its time. The launcher is told for
+    whom it shall start processes: the recipe with all who are to join.
+
+    Args:
+        run: the run.
+        processes: of the cohort; None: none is started while the others train.
+        waits: whether processes wait to join; takes the ranks that they will have, by name.
+        emit: called with each event.
+
+    Attributes:
+        asked: the requests by the names of their files, in their order; a new dict with each look.
+        done: epochs that are done when a change takes effect.
+        needs_restart: whether a student is to join for whom the launcher can start no process now.
+        restarts: whether the run stops for that.
+    """
+
+    def __init__(
+        self,
+        run: Run,
+        processes: Processes | None,
+        waits: Callable[[Mapping[str, int]], bool],
+        emit: Callable[[Event], None],
+    ) -> None:
+        self.run, self.processes, self.waits, self.emit = run, processes, waits, emit
+        self.asked: dict[str, Request] = {}
+        self.done, self.needs_restart, self.restarts = run.epoch + 1, False, False
+        self._told: tuple[Recipe, Recipe] | None = None
+        self._not_before = 0.0
+        self._lock, self._stop = threading.Lock(), threading.Event()
+        self._thread = threading.Thread(target=self._watch, name="kdcl-requests", daemon=True)
+
+    def __enter__(self) -> LiveChange:
+        self._thread.start()
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *error: object) -> None:
+        self._stop.set()
+        self._thread.join(BRIEF_S)  # no longer: it may wait for the storage
+        for request in () if kind or self.restarts else self.asked.values():
+            self.emit(Note(f"not met before the run's end: {told(request, self.done)}"))
+
+    def _watch(self) -> None:
+        wait_s = LOOK_S if self.run.folder.local else LOOK_FAR_S
+        while not self._stop.wait(wait_s):
+            with contextlib.suppress(StorageError):
+                self.look()
+
+    def look(self) -> None:
+        """Read the requests that are there, refuse what does not fit, and tell the launcher who is to join.
+
+        Raises:
+            StorageError: the storage fails.
+        """
+        run, asked, recipe = self.run, dict[str, Request](), self.run.recipe
+        for name in names_of(run.folder):
+            try:
+                request = self.asked.get(name) or read(run.folder, name)
+                recipe, asked[name] = apply(recipe, request, self.done), request
+            except RecipeError as error:
+                self._refuse(name, error)
+        with self._lock:
+            if run is self.run and not self._stop.is_set():  # else a change was met, or the run ends
+                self._note(run, asked)
+
+    def _note(self, run: Run, asked: dict[str, Request]) -> None:
+        """Note the requests of a run, and tell its launcher who is to join.
+
+        For the launcher they take part from the run's start: so they keep their networks while they wait.
+        """
+        self.run, self.asked, wanted = run, asked, run.recipe
+        for request in asked.values():
+            wanted = apply(wanted, request, run.epoch) if "add" in request else wanted
+        if (run.recipe, wanted) != self._told:
+            self._told = run.recipe, wanted
+            beside = self.processes is not None and self.processes.admit(*self._told)
+            self.needs_restart = not beside and wanted != run.recipe
+
+    def _refuse(self, name: str, error: RecipeError) -> None:
+        self.emit(Warned(told(error)))
+        with contextlib.suppress(StorageError):
+            withdraw(self.run.folder, name)
+
+    def is_due(self, epoch: int) -> bool:
+        """Whether some requests can be met in an epoch, from 0."""
+        self.done = epoch + 1
+        return bool(self.asked) and time.monotonic() >= self._not_before and bool(self.ready())
+
+    def ready(self) -> dict[str, Request]:
+        """The requests that can be met: who leaves, and who is to join and waits, in their order.
+
+        A student's numbers depend on its place in the recipe: nobody joins before one who has asked earlier.
+        """
+        ready, all_wait = dict[str, Request](), True
+        for name, request in self.asked.items():
+            if "add" in request:
+                all_wait = all_wait and self._waits(str(request["add"].get("name")))
+            if all_wait or "add" not in request:
+                ready[name] = request
+        return ready
+
+    def _waits(self, student: str) -> bool:
+        workers = enumerate([] if self._told is None else self._told[1].workers)
+        ranks = {worker.name: rank for rank, worker in workers if worker.name.partition("/")[0] == student}
+        return bool(ranks) and self.waits(ranks)
+
+    def meet(self, epoch: int) -> Recipe | None:
+        """Meet the requests that can be met: write the recipe that says so, from the end of an epoch on.
+
+        Args:
+            epoch: of the next round, from 0.
+
+        Returns:
+            The recipe; None where there is nothing to meet, or the storage refuses.
+        """
+        if not self.is_due(epoch):
+            return None
+        recipe, met = self.run.recipe, dict[str, Request]()
+        for name, request in self.ready().items():
+            try:
+                recipe, met[name] = apply(recipe, request, self.done), request
+            except RecipeError as error:
+                self._refuse(name, error)
+        return self._begun(recipe, met) if met else None
+
+    def _begun(self, recipe: Recipe, met: dict[str, Request]) -> Recipe | None:
+        folder = self.run.folder.with_limit(BRIEF_S)
+        run = replace(self.run, recipe=recipe)
+        try:
+            begin(replace(run, folder=folder), met)
+        except StorageError as error:
+            self._not_before = time.monotonic() + AGAIN_S
+            self.emit(Warned(f"the cohort cannot change yet: {error.message}; this is tried again"))
+            return None
+        with self._lock:
+            self._note(run, {name: request for name, request in self.asked.items() if name not in met})
+        for request in met.values():
+            self.emit(Note(told(request, self.done)))
+        return recipe

@@ -1,0 +1,83 @@
+"""The processes of students that are to join a run that trains; until then their failures are not its own."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+
+from kdcl_dist.config.recipe import Recipe
+from kdcl_dist.errors import KdclError, StorageError
+from kdcl_dist.launch.failures import failure_of
+from kdcl_dist.launch.processes import Process, finish
+from kdcl_dist.run.cohort_requests import withdraw
+from kdcl_dist.run.events import Event, Warned
+from kdcl_dist.run.storage import Folder
+
+__all__ = ["Newcomers"]
+
+#: Seconds for which the launcher tries to delete a request.
+BRIEF_S = 3.0
+
+
+class Newcomers:
+    """Starts and ends these processes, and refuses a student whose process fails.
+
+    Args:
+        folder: of the run.
+        start: starts the process of the worker of a name, for a recipe that has it.
+        on_event: called with each event.
+
+    Attributes:
+        processes: by the names of their workers.
+    """
+
+    def __init__(
+        self, folder: Folder, start: Callable[[str, Recipe], Process], on_event: Callable[[Event], None]
+    ) -> None:
+        self.folder, self.start, self.on_event = folder.with_limit(BRIEF_S), start, on_event
+        self.processes: dict[str, Process] = {}
+        self._places: dict[str, int] = {}
+
+    def take(self, recipe: Recipe) -> list[Process]:
+        """The processes of those that belong to the run by now, whose recipe this is."""
+        names = [worker.name for worker in recipe.workers if worker.name in self.processes]
+        return [self.processes.pop(name) for name in names]
+
+    def admit(self, recipe: Recipe, wanted: Recipe) -> None:
+        """Have a process for each worker that is to join, and no other.
+
+        A student's numbers depend on its place in the recipe: one whose place has changed begins anew.
+
+        Args:
+            recipe: of the run.
+            wanted: with those who are to join, the last ones.
+        """
+        places = {each.name: each.student for each in wanted.workers if each.student >= len(recipe.students)}
+        self._end([name for name in self.processes if self._places[name] != places.get(name)])
+        self._places = places
+        for name in (name for name in places if name not in self.processes):
+            try:
+                self.processes[name] = self.start(name, wanted)
+            except KdclError as error:  # no room, or no process in time
+                self._refuse(name, error)
+
+    def refuse_failed(self) -> None:
+        """Refuse those whose processes have failed, with a line."""
+        for name, process in [item for item in self.processes.items() if item[1].failed]:
+            self._refuse(name, failure_of(process))
+
+    def close(self) -> None:
+        """End all processes."""
+        self._end(list(self.processes))
+
+    def _refuse(self, name: str, why: KdclError) -> None:
+        student = name.partition("/")[0]
+        self._end([other for other in self.processes if other.partition("/")[0] == student])
+        self.on_event(Warned(f"{student} does not join: {'; '.join(str(why).splitlines())}"))
+        with suppress(StorageError):
+            withdraw(self.folder, student=student)
+
+    def _end(self, names: Sequence[str]) -> None:
+        for process in map(self.processes.pop, names):
+            process.handle.kill()
+            finish(process)

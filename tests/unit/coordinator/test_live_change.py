@@ -1,0 +1,218 @@
+"""Requests to change the cohort of a run that trains: when they are met, and what follows then."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import torch
+from cohorts import MakeRecipe
+
+from kdcl_dist.config.recipe import Recipe
+from kdcl_dist.config.rounds import RunSchedule
+from kdcl_dist.config.student import Worker
+from kdcl_dist.coordinator import live_change
+from kdcl_dist.coordinator.checkpointing import CoordinatorState, save_checkpoint
+from kdcl_dist.coordinator.live_change import LiveChange
+from kdcl_dist.errors import StorageError
+from kdcl_dist.exchange.message import StepMetrics
+from kdcl_dist.run.checkpoint import write_part
+from kdcl_dist.run.cohort_requests import apply, as_begun, ask, names_of
+from kdcl_dist.run.events import Event, Note, Warned
+from kdcl_dist.run.run import Run, load_run
+
+C, D = ({"add": {"name": name, "model": "mlp"}} for name in "cd")
+
+
+class Launched:
+    """A launcher of which only the processes of newcomers matter."""
+
+    def __init__(self, beside: bool = True) -> None:
+        self.beside, self.told = beside, list[tuple[Recipe, Recipe]]()
+        self.waiting = set[str]()
+
+    def admit(self, recipe: Recipe, wanted: Recipe) -> bool:
+        self.told.append((recipe, wanted))
+        return self.beside
+
+    def wait(self, ranks: Mapping[str, int]) -> bool:
+        wanted = {worker.name: rank for rank, worker in enumerate(self.told[-1][1].workers)}
+        assert ranks.items() <= wanted.items()
+        return {*ranks} <= self.waiting
+
+
+class Asked:
+    """A run of four epochs, and what is asked of it."""
+
+    def __init__(self, run: Run, launched: Launched | None) -> None:
+        self.run, self.events, self.launched = run, list[Event](), launched
+        waits = launched.wait if launched else lambda names: False
+        self.change = LiveChange(run, launched, waits, self.events.append)  # type: ignore[arg-type]
+
+    def ask(self, *requests: dict[str, Any]) -> None:
+        for request in requests:
+            ask(self.run.folder, request)  # type: ignore[arg-type]
+        self.change.look()
+
+    @property
+    def lines(self) -> list[str]:
+        return [event.text for event in self.events if isinstance(event, Note | Warned)]
+
+
+@pytest.fixture
+def run(make_recipe: MakeRecipe, make_run: Callable[..., Run]) -> Run:
+    return make_run(make_recipe("epochs=4"))
+
+
+def test_who_waits_joins_and_who_asked_later_joins_later(run: Run) -> None:
+    asked = Asked(run, launched := Launched())
+    asked.ask(C, D, {"remove": "b"})
+    assert [(recipe.names, wanted.names) for recipe, wanted in launched.told] == [([*"ab"], [*"abcd"])]
+    newcomer = launched.told[0][1].students[2]
+    assert newcomer.takes_part(run.epoch), "it keeps its network while it waits"
+    launched.waiting = {"d"}
+    assert [*asked.change.ready().values()] == [{"remove": "b"}], "the numbers of d depend on c's place"
+    launched.waiting = {"c"}
+    assert asked.change.is_due(1)
+    recipe = asked.change.meet(1)
+    assert recipe is not None
+    assert [(each.name, each.from_epoch, each.until_epoch) for each in recipe.students] == [
+        ("a", 1, None),
+        ("b", 1, 2),
+        ("c", 3, None),
+    ]
+    assert asked.lines == ["c joins after epoch 2", "b leaves after epoch 2"]
+    assert load_run(run.folder.uri)[0] == recipe == as_begun(run).recipe
+    assert as_begun(replace(run, id="resumed")).recipe == run.recipe, "each start states its recipe"
+    assert [recipe.names for recipe in launched.told[-1]] == [[*"abc"], [*"abcd"]]
+    assert len(names_of(run.folder)) == 1
+    asked.change.look()
+    assert not asked.change.is_due(2)
+    assert asked.change.meet(2) is None
+    launched.waiting = {"d"}
+    asked.change.meet(2)
+    assert asked.lines[2:] == ["d joins after epoch 3"]
+    assert not names_of(run.folder)
+
+
+def test_all_replicas_must_wait(run: Run) -> None:
+    asked = Asked(run, launched := Launched())
+    asked.ask({"add": {"name": "c", "model": "mlp", "replicas": 2}})
+    launched.waiting = {"c/0"}
+    assert not asked.change.is_due(0)
+    launched.waiting = {"c/0", "c/1"}
+    assert asked.change.is_due(0)
+
+
+def test_what_does_not_fit_is_refused_once(run: Run) -> None:
+    asked = Asked(run, launched := Launched())
+    asked.ask({"add": {"name": "a", "model": "mlp"}}, {"remove": "x"}, {})
+    run.folder.write("cohort/9.json", b"{")
+    asked.change.look()
+    assert len(asked.lines) == 4
+    assert all(line.startswith("a request to change the cohort is refused: ") for line in asked.lines)
+    assert launched.told == [(run.recipe, run.recipe)]
+    assert not names_of(run.folder)
+    assert not asked.change.is_due(0)
+
+
+def test_nobody_joins_after_the_last_epoch(run: Run) -> None:
+    asked = Asked(run, launched := Launched())
+    launched.waiting = {"c"}
+    asked.ask(C)
+    assert asked.change.meet(3) is None
+    assert "c.from_epoch: 5 is more than the run has" in asked.lines[0]
+    assert not names_of(run.folder)
+
+
+def test_a_request_that_is_gone_is_forgotten(run: Run) -> None:
+    """As the launcher deletes it where a newcomer's process fails."""
+    asked = Asked(run, launched := Launched())
+    asked.ask(C, D)
+    run.folder.delete_file(f"cohort/{names_of(run.folder)[0]}")
+    asked.change.look()
+    assert launched.told[-1][1].names == [*"abd"]
+
+
+def test_a_storage_that_refuses_leaves_the_cohort_as_it_is(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: object) -> None:
+        raise StorageError("the disk is full")
+
+    monkeypatch.setattr(live_change, "begin", refuse)
+    asked = Asked(run, Launched())
+    asked.ask({"remove": "b"})
+    assert asked.change.is_due(0)
+    assert asked.change.meet(0) is None
+    assert asked.lines == ["the cohort cannot change yet: the disk is full; this is tried again"]
+    assert not asked.change.is_due(0), "not at once"
+    assert len(names_of(run.folder)) == 1
+
+
+@pytest.mark.parametrize("launched", [None, Launched(beside=False)])
+def test_a_launcher_that_starts_no_process_beside_the_others_starts_all_anew(
+    run: Run, launched: Launched | None
+) -> None:
+    asked = Asked(run, launched)
+    asked.ask({"remove": "b"})
+    assert not asked.change.needs_restart
+    asked.ask(C)
+    assert asked.change.needs_restart
+
+
+def test_the_thread_looks_by_itself(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(live_change, "LOOK_S", 0.01)
+    asked = Asked(run, launched := Launched())
+    ask(run.folder, C)  # type: ignore[arg-type]
+    with asked.change as change:
+        change._thread.join(0.02)
+        while not launched.told:
+            change._thread.join(0.02)
+    assert launched.told[0][1].names == [*"abc"]
+    assert asked.lines == ["not met before the run's end: c joins after epoch 1"]
+
+
+def test_the_state_is_that_of_a_run_that_resumes_with_the_recipe(
+    make_recipe: MakeRecipe, make_run: Callable[..., Run]
+) -> None:
+    run = make_run(
+        make_recipe("distillation={method: general, window: 2}", "data.holdout_per_class=1", "epochs=4")
+    )
+    schedule = RunSchedule(4, 3, 1, 1, 1, 40)
+    state = CoordinatorState.of(run, schedule, 4)
+    aggregator, metrics = state.aggregator, state.metrics
+    assert aggregator.bank is not None
+    assert aggregator.window_check is not None
+    aggregator.weights_S = torch.tensor([0.25, 0.75], dtype=torch.float64)
+    aggregator.window_check.sums_S += torch.tensor([5, -7])
+    aggregator.bank.put(1, torch.tensor([3, 8]), torch.eye(4)[:2], 2)
+    metrics.step_metrics([Worker(0, 0, "a")], [StepMetrics(step=2, loss=0.5, task_loss=0.5)])
+    metrics.staleness.sums_S3 += 9
+    parts = {name: write_part(run.folder, 3, name, {}) for name in "ab"}
+    save_checkpoint(run, state, 3, parts)
+    recipe = apply(
+        apply(run.recipe, {"add": {"name": "c", "model": "mlp", "ema": {}}}, 2), {"remove": "b"}, 2
+    )
+    wanted = schedule.for_cohort((1,), averages=True)
+    resumed = CoordinatorState.of(replace(run, recipe=recipe, start=state.saved), wanted, 4)
+    state.adopt(recipe)
+    assert state.schedule == wanted == state.metrics.schedule
+    for one, other in ((state, resumed), (resumed, state)):
+        assert one.aggregator.window_check is not None
+        assert other.aggregator.window_check is not None
+        assert one.aggregator.bank is not None
+        assert other.aggregator.bank is not None
+        assert one.aggregator.names == [*"abc"] == one.metrics.recipe.names
+        assert torch.equal(one.aggregator.weights_S, other.aggregator.weights_S)
+        assert torch.equal(one.aggregator.window_check.sums_S, other.aggregator.window_check.sums_S)
+        found = zip(
+            one.aggregator.bank.latest(torch.arange(40), 3),
+            other.aggregator.bank.latest(torch.arange(40), 3),
+            strict=True,
+        )
+        assert all(torch.equal(left, right) for left, right in found)
+        assert torch.equal(one.metrics.staleness.vector(), other.metrics.staleness.vector())
+        assert one.metrics.running() == other.metrics.running() != {}
+    for each in (state, resumed):
+        each.close()
