@@ -253,10 +253,11 @@ def test_the_local_launcher_takes_what_pytorch_can_use(
     monkeypatch.setattr(local, "usable_gpus", lambda: 1)
     told: list[Event] = []
     launched = local._Cohort(make_run(make_recipe()), told.append, threading.Event())
-    assert (launched.devices, told) == (["cuda:0", "cuda:0"], [Note("resources.gpu auto: GPU 0: a, b")])
+    assert launched.devices == {"a": "cuda:0", "b": "cuda:0"}
+    assert told == [Note("resources.gpu auto: GPU 0: a, b")]
     stated = make_recipe("students.a.resources.gpu=0", "students.b.resources.gpu=0")
     launched = local._Cohort(make_run(stated), told.append, threading.Event())
-    assert launched.devices == ["cpu", "cpu"]
+    assert launched.devices == {"a": "cpu", "b": "cpu"}
     assert texts(told[1:], Warned) == [
         "a, b: on the CPU, while the run uses 0 of 1 GPUs (resources.gpu is 0; auto takes a GPU)"
     ]
