@@ -18,7 +18,7 @@ from kdcl_dist.config.recipe_file import load_recipe
 from kdcl_dist.run import data_wait
 
 _COMMAND = re.compile(rf"(?:^|[ /])(kdcl (?:{'|'.join(kdcl.commands)})\b[^\n#`|>]*)", re.MULTILINE)
-_FENCE = re.compile(r"^ *```\w*(?: title=.*)?\n(.*?)^ *```", re.MULTILINE | re.DOTALL)
+_FENCE = re.compile(r"^ *```\w*(?: title=[^\n]*)?\n(.*?)^ *```", re.MULTILINE | re.DOTALL)
 
 
 def fences(markdown: str) -> list[str]:

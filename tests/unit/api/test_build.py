@@ -63,6 +63,7 @@ def test_validation_samples_keep_the_best_epoch() -> None:
     assert build(data=(*SETS, "val.arrow"), checkpoint={"keep": 5}).checkpoint.model_dump() == {
         "every_epochs": 1,
         "keep": 5,
+        "in_memory_every_steps": 0,
         "best": "top1",
     }
     assert build(val_fraction=0.1, checkpoint={"best": "loss"}).checkpoint.best == "loss"

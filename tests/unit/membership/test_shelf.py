@@ -53,14 +53,12 @@ def test_what_is_not_asked_for_is_not_kept(hosted: tuple[RunStore, Endpoint]) ->
 
 def test_a_state_whose_student_dies_while_it_is_sent_is_not_kept(hosted: tuple[RunStore, Endpoint]) -> None:
     shelf, before = shelf_of(hosted[0]), threading.active_count()
-    shelf.retain("0/4")
+    shelf.retain("2/4")
     connection = connect_store(hosted[1], 10).connection.another()
-    connection.link.sendall(json.dumps(["put", "0/4", "a", "", len(STATE)]).encode() + b"\n" + STATE[:1000])
+    connection.link.sendall(json.dumps(["put", "2/4", "a", "", len(STATE)]).encode() + b"\n" + STATE[:1000])
     connection.close()
     deadline = time.monotonic() + 20
-    while (
-        threading.active_count() > before + 1
-    ):  # the server's thread; that of the member's own connection stays
+    while threading.active_count() > before + 1:  # that of the member's own connection stays
         assert time.monotonic() < deadline
         time.sleep(0.01)
-    assert shelf.parts("0/4") == {}
+    assert shelf.parts("2/4") == {}
