@@ -94,6 +94,6 @@ class Staleness:
 
 def sources_of(recipe: Recipe) -> list[list[int]]:
     """For each student the peers whose logits form its soft target; none for stored logits."""
-    students = range(len(recipe.students))
+    students, stored = range(len(recipe.students)), recipe.stored
     sources = [recipe.names.index(name) for name in recipe.distillation.teachers] or list(students)
-    return [[source for source in sources if index not in {source, *recipe.stored}] for index in students]
+    return [[source for source in sources if index != source and index not in stored] for index in students]
