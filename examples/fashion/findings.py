@@ -65,7 +65,7 @@ def verdicts(results: Results, student: str, label: str) -> str:
             name = f"`{method}` over `{base}`" if method in BASES else f"`{method}`"
             cases[name] = results.gain(method, student, base)
     found = {name: interval(own) for name, own in cases.items() if own}
-    return grouped({f"{name} ({shown(own, '+')})": direction(own) for name, own in found.items()})
+    return grouped({f"{name} ({shown(own, '+')})": own for name, own in found.items()})
 
 
 def conflict_answer(results: Results) -> str:

@@ -132,11 +132,17 @@ def direction(found: Interval | None) -> int:
     return (found.low > 0) - (found.high < 0) if found else 0
 
 
-def grouped(signs: Mapping[str, int]) -> str:
-    """Names by their direction, as a part of a sentence."""
+def _verdict(found: Interval | None) -> str:
+    if found is None or math.isnan(found.low):
+        return "has too few runs"
+    return {1: "gains", -1: "loses", 0: "is not clear of zero"}[direction(found)]
+
+
+def grouped(gains: Mapping[str, Interval | None]) -> str:
+    """Names by what the intervals of their gains say, as a part of a sentence."""
     parts = []
-    for verb, wanted in (("gains", 1), ("loses", -1), ("is not clear of zero", 0)):
-        names = [name for name, sign in signs.items() if sign == wanted]
+    for verb in ("gains", "loses", "is not clear of zero", "has too few runs"):
+        names = [name for name, found in gains.items() if _verdict(found) == verb]
         if names:
             parts.append(f"{verb} with " + " and ".join([*filter(None, [", ".join(names[:-1])]), names[-1]]))
     return "; ".join(parts)

@@ -11,7 +11,6 @@ from examples.fashion.results import (
     BySeed,
     Results,
     compared,
-    direction,
     grouped,
     interval,
     markdown,
@@ -104,9 +103,8 @@ def who_gains(name: str, results: Results) -> str:
     """For each student of a table the arms that lift it and that cost it points, by the gains' intervals."""
     table = planned(name)
     gains = _gains(table, results.within(table.seeds))
-    signs = {at: direction(interval(gain)) for at, gain in gains.items()}
     told = {
-        student: grouped({f"`{arm}`": sign for (arm, who), sign in signs.items() if who == student})
+        student: grouped({f"`{arm}`": interval(gain) for (arm, who), gain in gains.items() if who == student})
         for student in STUDENTS
     }
     return "\n".join(f"- `{student}` {text}." for student, text in told.items() if text)

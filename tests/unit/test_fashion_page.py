@@ -14,7 +14,7 @@ from cohorts import ROOT
 from examples.fashion import again, analysis, findings, page, tables
 from examples.fashion.intervals_chart import interval_chart
 from examples.fashion.predictors import predictor_table, predictors_told, rank_correlation
-from examples.fashion.results import METHODS, PARTNERS, SIZES, Results, direction, interval, marked
+from examples.fashion.results import METHODS, PARTNERS, SIZES, Results, direction, interval, marked, shown
 from kdcl_dist.compare.experiment import jobs_of, load_table
 from kdcl_dist.errors import RecipeError, RunFolderError
 from kdcl_dist.run.metrics import MetricsTable
@@ -77,7 +77,10 @@ def test_a_table_pairs_by_seed_and_says_what_it_lacks(results: Results) -> None:
     assert tables.progress(results).startswith("**Incomplete: 8 of ")
     assert "| `dml` |  |  | -1.33 ± 1.43 (3) |  |  |" in tables.gap_table(results)
     assert "| `dml`, large | 1 of 5 | 0.500 | 1.250 |" in tables.noise_table(results)
-    assert tables.who_gains("a", results) == "- `large` is not clear of zero with `dml` and `naive`."
+    assert (
+        tables.who_gains("a", results)
+        == "- `large` is not clear of zero with `dml`; has too few runs with `naive`."
+    )
     assert findings.gain(results, "large", "dml") == "shows no clear difference (-1.33 ± 1.43)"
     assert findings.gain(results, "large", "general") == "has no run yet"
     assert len(results.within([0]).of("dml", "large")) == 1
@@ -154,16 +157,26 @@ def test_findings_are_worded_as_the_intervals_say(tmp_path: Path) -> None:
     assert answer.endswith("its gain changes by -5.00 ± 0.00: a growing gap does harm")
 
 
-def test_what_the_other_documents_say_of_the_page_holds() -> None:
-    """README.md and docs/method.md: a change of these needs other words there."""
+def test_what_the_other_documents_and_page_txt_say_holds() -> None:
+    """README.md, docs/method.md and page.txt: a change of these needs other words there."""
     found = Results(RESULTS / "fashion")
     large, small = ({m: interval(found.gain(m, who, "none")) for m in METHODS} for who in ("large", "small"))
     assert {direction(gain) for gain in large.values()} == {-1}
     assert min(METHODS, key=lambda m: large[m].value) == "dml"
     assert all(abs(gain.value) < 0.7 for gain in small.values())
+    assert {m for m, gain in small.items() if direction(gain) > 0} == {"mean"}
+    assert {m for m, gain in small.items() if direction(gain) < 0} == {"naive", "min_logit", "general"}
+    beside_as_few = [interval(found.gain("general", who, "none_held_out")) for who in ("large", "small")]
+    assert [direction(gain) for gain in beside_as_few] == [0, 1]
+    for name in page.READMES:
+        text = (ROOT / name).read_text(encoding="utf-8")
+        assert all(shown(gain, "+") in text for gain in beside_as_few)
     cosines = {m: interval(found.measured(m, "large", "gradient_cosine")) for m in METHODS}
     assert {m for m in METHODS if direction(cosines[m]) > 0} >= {"naive", "linear", "min_logit"}
     assert {direction(cosines[m]) for m in ("dml", "mean")} == {-1}
+    of_small = {m: interval(found.measured(m, "small", "gradient_cosine")).value for m in METHODS}
+    assert min(METHODS, key=of_small.__getitem__) == "mean"
+    assert max(METHODS, key=of_small.__getitem__) == "min_logit"
 
 
 def test_equal_values_share_a_rank() -> None:
