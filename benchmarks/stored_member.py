@@ -135,7 +135,7 @@ def page(first: list[str], second: list[str], rounds: int) -> str:
         "logits of a student and the ensemble with `distillation.record_logits`, while the students learn.",
         "The goal of the ratio is 1.02. One more member of any kind takes the solver of `linear` longer.",
         "",
-        *conditions("stored_member", f"The shortest of {REPEATS} steps each, in turn, --rounds {rounds}"),
+        *conditions(f"stored_member --rounds {rounds}", f"The shortest of {REPEATS} steps each, in turn"),
         "",
         "| cohort | answer | with a file | ratio of the step | recording |",
         "| --- |" + " ---: |" * 4,
