@@ -12,7 +12,6 @@ import os
 import re
 import shlex
 import shutil
-import signal
 import subprocess
 import sys
 import threading
@@ -158,7 +157,7 @@ class Reader:
     def leave(self) -> None:
         """End the servers, and forget the modules of the folder."""
         for process in self.servers:
-            os.kill(process.pid, signal.SIGTERM)
+            process.terminate()
             process.join(LIMIT_S)
             assert process.exitcode == 0, Path("serve.log").read_text()
         for name, module in list(sys.modules.items()):

@@ -50,6 +50,22 @@ def words_of(text: str) -> list[str]:
 WORDS = sorted({line for page, text in TEXTS.items() if page != "CHANGELOG.md" for line in words_of(text)})
 
 
+def test_commands_are_found_with_their_marks() -> None:
+    text = (
+        "```sh\nkdcl a \\\n  --b  # a note\nkdcl c    # takes minutes\n# needs a cluster\nkdcl d\n```\n"
+        '  ```python title="x.py"\n  e = 1\n  ```\n```sh\nkdcl f > log &\nwait\n```\n'
+    )
+    assert commands(text) == [
+        ("kdcl a --b", "sh", ""),
+        ("kdcl c", "sh", "takes"),
+        ("kdcl d", "sh", "needs"),
+        ("kdcl f > log &\nwait\n", "sh", ""),
+    ]
+    assert [(block.title, block.code) for block in blocks(text)][1] == ("x.py", "e = 1\n")
+    assert commands("The commands on this page\nneed a cluster.\n\n```sh\na\n```\n") == [("a", "sh", "needs")]
+    assert {"README.md", "docs/data.md"} <= {page for page in TEXTS if commands(TEXTS[page])}
+
+
 @pytest.mark.parametrize("page", TEXTS)
 def test_every_block_says_its_language(page: str) -> None:
     found = blocks(TEXTS[page])
