@@ -174,6 +174,7 @@ def test_what_the_other_documents_and_page_txt_say_holds() -> None:
     cosines = {m: interval(found.measured(m, "large", "gradient_cosine")) for m in METHODS}
     assert {m for m in METHODS if direction(cosines[m]) > 0} >= {"naive", "linear", "min_logit"}
     assert {direction(cosines[m]) for m in ("dml", "mean")} == {-1}
+    assert {f"{cosines[m].value:.2f}" for m in ("dml", "mean")} == {"-0.06"}
     of_small = {m: interval(found.measured(m, "small", "gradient_cosine")).value for m in METHODS}
     assert min(METHODS, key=of_small.__getitem__) == "mean"
     assert max(METHODS, key=of_small.__getitem__) == "min_logit"
