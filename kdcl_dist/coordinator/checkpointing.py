@@ -20,7 +20,7 @@ from kdcl_dist.coordinator.stored_members import StoredMembers
 from kdcl_dist.coordinator.window_check import make_window_check
 from kdcl_dist.exchange.message import Message
 from kdcl_dist.membership.monitor import COORDINATOR
-from kdcl_dist.run.checkpoint import Manifest, Part, commit, copy_part, read_part, write_part
+from kdcl_dist.run.checkpoint import Manifest, Part, commit, copy_part, read_part, write_content, write_part
 from kdcl_dist.run.run import Run
 from kdcl_dist.run.validation import Best, Validation
 from kdcl_dist.tracking.tracking import Tracking
@@ -118,6 +118,11 @@ class CoordinatorState:
         bank = self.aggregator.bank
         return ({} if bank is None else {PREFIX: bank}) | {RECORD_PREFIX: self.record}
 
+    @property
+    def next_change(self) -> int:
+        """The epoch, from 0, at whose end the cohort can change next: one whose tests are still to come."""
+        return self.position.epoch + (self.position.kind is Kind.CHECKPOINT)
+
     def adopt(self, recipe: Recipe) -> None:
         """Take over a recipe with another cohort: the state is that of a run whose recipe said so."""
         self.schedule = self.schedule.for_cohort(recipe.changes, averages=bool(recipe.averaged))
@@ -173,16 +178,23 @@ class CoordinatorState:
             self.aggregator.bank.close()
 
 
-def save_checkpoint(run: Run, state: CoordinatorState, step: int, parts: dict[str, Part]) -> None:
+def save_checkpoint(
+    run: Run,
+    state: CoordinatorState,
+    step: int,
+    parts: dict[str, Part],
+    in_memory: Callable[[str], tuple[bytes, int] | None] = lambda student: None,
+) -> None:
     """Write the coordinator's parts of a checkpoint, then the manifest, which completes it.
 
-    The part of an absent student is copied from the checkpoint before.
+    The part of an absent student is that of the newest checkpoint in memory, or copied from the one before.
 
     Args:
         run: the run.
         state: of the coordinator; `saved` becomes the new checkpoint.
         step: training steps before the checkpoint.
         parts: by name those that the present students have written.
+        in_memory: gives the content of a student's part that is in memory, and its step; None without one.
     """
     folder = run.folder
     own_state = {"coordinator": state.aggregator.state_dict()} | state.metrics.state_dict()
@@ -190,9 +202,11 @@ def save_checkpoint(run: Run, state: CoordinatorState, step: int, parts: dict[st
         state.validation.lose([name for name in run.recipe.names if name not in parts], step)
         own_state["validation"] = state.validation.tests
     own = write_part(folder, step, COORDINATOR, own_state)
-    if (earlier := state.saved) is not None:
-        absent = [name for name in run.recipe.names if name not in parts and name in earlier.parts]
-        parts = parts | {name: copy_part(folder, earlier, step, name) for name in absent}
+    for name in (name for name in run.recipe.names if name not in parts):
+        if (kept := in_memory(name)) is not None:
+            parts = parts | {name: write_content(folder, step, name, *kept)}
+        elif state.saved is not None and name in state.saved.parts:
+            parts = parts | {name: copy_part(folder, state.saved, step, name)}
     for store in state.stores.values():
         parts = parts | {name: write_part(folder, step, name, part) for name, part in store.parts(step)}
     epoch = step // state.schedule.steps_per_epoch

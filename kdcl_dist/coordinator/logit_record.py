@@ -103,17 +103,19 @@ class LogitRecord:
         rows.put_columns(part["view"], part["ids"].numpy(), columns)
 
     def save(self, run: Run) -> list[str]:
-        """Write the files, each whole or not at all; returns a line on each.
+        """Write the files, each whole or not at all, but none without rows; returns a line on each.
 
         Raises:
             StorageError: the storage refuses.
         """
         lines = []
         for name, rows in self.rows.items():
-            if len(rows):
-                file, info = f"logits/{name}.arrow", self._info(name, run)
-                run.folder.write(file, rows.arrow(info))
-                lines.append(f"{run.folder}/{file}: {len(rows):,} rows of {info.seen}")
+            if not len(rows):
+                lines.append(f"{name} has taken part in no step, so it has no file")
+                continue
+            file, info = f"logits/{name}.arrow", self._info(name, run)
+            run.folder.write(file, rows.arrow(info))
+            lines.append(f"{run.folder}/{file}: {len(rows):,} rows of {info.seen}")
         return lines
 
     def _info(self, name: str, run: Run) -> LogitsInfo:

@@ -159,7 +159,11 @@ class CoordinatorLoop:
                 exchange.broadcast(with_rows)
                 exchange.flush()
             return flags
-        return exchange.broadcast(with_rows).flags
+        try:
+            return exchange.broadcast(with_rows).flags
+        except KdclError:
+            self._record_logits(round)  # a student that has the answer learns from them all the same
+            raise
 
     def _process(self, round: Round, messages: Sequence[Message]) -> None:
         identity, rows = (self.run.number, self.run.generation), self.assistants.share_rows(round)
@@ -246,15 +250,19 @@ class CoordinatorLoop:
             )
 
     def _record_step(self, round: Round) -> None:
+        self._record_logits(round)
         if self.step is None:
             return
         (answer, ensemble_s), self.step = self.step, None
         sums = StepSums.of(self.recipe, answer, self.aggregator.weights_S, ensemble_s, round.step)
         self.assistants.add_reports(sums)
         self.metrics.step(round, answer.bad, sums)
-        self.state.record.add(round.epoch, answer, self.aggregator.predict)
         if self.schedule.ends_step(round) and self._may_emit():
             self.emit(Stepped(round.step + 1, self.metrics.latest()))
+
+    def _record_logits(self, round: Round) -> None:
+        if self.step is not None:
+            self.state.record.add(round.epoch, self.step[0], self.aggregator.predict)
 
     def _may_emit(self) -> bool:
         """Whether the last event of this kind was long enough ago; then one follows now."""
@@ -308,7 +316,7 @@ class CoordinatorLoop:
     def _checkpoint(self, round: Round, messages: Sequence[Message]) -> None:
         self.folder.check()
         parts = student_parts(self.recipe.names, self.workers, messages)
-        save_checkpoint(self.run, self.state, round.step, parts)
+        save_checkpoint(self.run, self.state, round.step, parts, self.memory.state_of)
         self.memory.clear()
         self.emit(CheckpointSaved(round.step))
         keep = self.recipe.checkpoint.keep

@@ -15,7 +15,7 @@ from kdcl_dist.coordinator.checkpointing import CoordinatorState, KeptState
 from kdcl_dist.errors import KdclError, NonFiniteLogits, SilentCorruption
 from kdcl_dist.exchange.message import Flag
 from kdcl_dist.membership.shelf import Shelf
-from kdcl_dist.run.checkpoint import InMemory
+from kdcl_dist.run.checkpoint import InMemory, part_of
 
 __all__ = ["MemoryCheckpoints"]
 
@@ -96,6 +96,14 @@ class MemoryCheckpoints:
     def own_state(self) -> KeptState | None:
         """The coordinator's state in the newest whole checkpoint."""
         return None if self._whole is None else self._whole.own
+
+    def state_of(self, student: str) -> tuple[bytes, int] | None:
+        """A student's state in the newest whole checkpoint, as the content of a part, and its step."""
+        manifest = None if self._whole is None else self._whole.manifest
+        if manifest is None or student not in manifest.parts:
+            return None
+        data = self.shelf.state(manifest.key, student)
+        return (data, manifest.step) if part_of(data) == manifest.parts[student] else None
 
     def consequence(self) -> str:
         """What follows a failure after which all go back, in a few words."""

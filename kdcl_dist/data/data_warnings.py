@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 from torch import Tensor
 
+from kdcl_dist.config.recipe import Recipe
 from kdcl_dist.data.dataset import ImageDataset
 from kdcl_dist.data.loader import Batch
 from kdcl_dist.data.samples import named
@@ -39,22 +40,42 @@ def data_warnings(training_data: TrainingData) -> list[str]:
 def _of_recording(training_data: TrainingData) -> list[str]:
     """Views that no step shows, of which `distillation.record_logits` finds no logits."""
     recipe, (ids, _) = training_data.recipe, training_data.split
-    if recipe.distillation.record_logits is None or recipe.data.views is None:
+    if (asked := recipe.distillation.record_logits) is None or (views := recipe.data.views) is None:
         return []
-    unseen = [ids] * recipe.data.views
-    for epoch in reversed(range(recipe.epochs)):
+    whose: dict[range, list[str]] = {}
+    for name in asked.students:
+        whose.setdefault(_epochs_with(recipe, name), []).append(name)
+    counts = {epochs: _unseen(training_data, epochs, views) for epochs in whose}
+    return [
+        f"distillation.record_logits: no epoch{' of ' + ', '.join(whose[epochs]) if len(whose) > 1 else ''} "
+        f"shows {count:,} of the {len(ids) * views:,} views of samples, and the files will lack them: "
+        f"{len(epochs)} epochs have {views} views, each epoch without the {len(ids) % recipe.batch_size} "
+        "samples of an incomplete batch; more epochs show more"
+        for epochs, count in counts.items()
+        if count
+    ]
+
+
+def _epochs_with(recipe: Recipe, name: str) -> range:
+    """The epochs, from 0, in which a student, or the ensemble, takes part."""
+    if name not in recipe.names:
+        return range(recipe.epochs)
+    student = recipe.students[recipe.names.index(name)]
+    return range(student.from_epoch - 1, student.until_epoch or recipe.epochs)
+
+
+def _unseen(training_data: TrainingData, epochs: range, views: int) -> int:
+    """How many of the views of training samples no step of some epochs shows."""
+    recipe, (ids, _) = training_data.recipe, training_data.split
+    unseen = [ids] * views
+    for epoch in reversed(epochs):
         if not any(map(len, unseen)):
-            return []
+            break
         view = recipe.data.view_of(epoch)
         if len(unseen[view]):
             shown = epoch_steps(ids, recipe.batch_size, recipe.seed, epoch)
             unseen[view] = np.setdiff1d(unseen[view], shown)
-    count, rest = sum(map(len, unseen)), len(ids) % recipe.batch_size
-    return [
-        f"distillation.record_logits: no epoch shows {count:,} of the {len(ids) * len(unseen):,} views of "
-        f"samples, and the files will lack them: {recipe.epochs} epochs have {len(unseen)} views, each epoch "
-        f"without the {rest} samples of an incomplete batch; more epochs show more"
-    ] * (count > 0)
+    return sum(map(len, unseen))
 
 
 def _of_views(training_data: TrainingData) -> list[str]:

@@ -35,6 +35,11 @@ class Shelf:
         with self._lock:
             return {name: part for name, (part, _) in self._states.get(checkpoint, {}).items()}
 
+    def state(self, checkpoint: str, name: str) -> bytes:
+        """A student's state; no bytes where there is none."""
+        with self._lock:
+            return self._states.get(checkpoint, {}).get(name, (None, b""))[1]
+
     def put(self, stream: BufferedRWPair, checkpoint: str, name: str, sha256: str, size: int) -> None:
         """Take a student's state.
 
@@ -51,7 +56,6 @@ class Shelf:
 
     def fetch(self, stream: BufferedRWPair, checkpoint: str, name: str) -> None:
         """Send a state; no bytes where there is none."""
-        with self._lock:
-            _, data = self._states.get(checkpoint, {}).get(name, (None, b""))
+        data = self.state(checkpoint, name)
         stream.write(json.dumps(len(data)).encode() + b"\n")
         stream.write(data)

@@ -40,6 +40,7 @@ __all__ = [
     "steps",
     "unpack",
     "whole",
+    "write_content",
     "write_part",
 ]
 
@@ -158,22 +159,21 @@ def write_part(run: Folder, step: int, name: str, state: Mapping[str, Any]) -> P
     Raises:
         CheckpointError: the part cannot be written.
     """
-    data = pack(state)
+    return write_content(run, step, name, pack(state))
+
+
+def write_content(run: Folder, step: int, name: str, data: bytes, of_step: int | None = None) -> Part:
+    """As `write_part`, of the part's content, which may be that of an earlier step."""
     try:
         run.write(f"{_folder(step)}/{name}.pt", data)
     except StorageError as error:
         raise CheckpointError(f"{error.message}; the last checkpoint stays") from error
-    return part_of(data)
+    return replace(part_of(data), step=of_step)
 
 
 def copy_part(run: Folder, earlier: Manifest, step: int, name: str) -> Part:
     """Copy a part of an earlier checkpoint to a later one; errors as `write_part` and `read_part`."""
-    data, part = _verified(run, earlier, name), earlier.parts[name]
-    try:
-        run.write(f"{_folder(step)}/{name}.pt", data)
-    except StorageError as error:
-        raise CheckpointError(f"{error.message}; the last checkpoint stays") from error
-    return replace(part, step=earlier.step_of(name))
+    return write_content(run, step, name, _verified(run, earlier, name), earlier.step_of(name))
 
 
 def commit(run: Folder, manifest: Manifest) -> None:

@@ -45,16 +45,17 @@ class StateKeeper:
     def keep(self, checkpoint: str, student: Student) -> None:
         """Copy the student's state; while the student goes on, a thread keeps and sends it.
 
-        Nothing is kept while the state before is still on its way.
+        The coordinator asks for one while another is on its way only where it has given that up, as in a
+        failure: the new one then waits for its turn.
         """
-        if self._thread is not None and self._thread.is_alive():
-            return
-        self.states = dict(list(self.states.items())[-1:])
-        work = (checkpoint, on_host(student.state_dict()))
+        work = (checkpoint, on_host(student.state_dict()), self._thread)
         self._thread = threading.Thread(target=self._send, args=work, name="state-keeper", daemon=True)
         self._thread.start()
 
-    def _send(self, checkpoint: str, state: dict[str, Any]) -> None:
+    def _send(self, checkpoint: str, state: dict[str, Any], before: threading.Thread | None) -> None:
+        if before is not None:
+            before.join()  # it has the limits of the store
+        self.states = dict(list(self.states.items())[-1:])
         data = pack(state)
         self.states = {**self.states, checkpoint: data}
         with suppress(OSError, RuntimeError, ForeignPeer):  # the student itself notices who is lost

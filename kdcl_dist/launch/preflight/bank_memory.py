@@ -63,10 +63,7 @@ def measure_bank_memory(recipe: Recipe, samples: int, classes: int) -> BankMemor
     bank, students = recipe.distillation.bank, len(recipe.networks)  # files take no room in it
     size = f"{students} students, {samples:,} samples, {classes:,} classes"
     size += "" if bank.top_k is None or bank.top_k >= classes else f", the largest {bank.top_k} of them kept"
-    copies = (
-        3 if recipe.checkpoint.in_memory_every_steps else 1
-    )  # the newest checkpoint in memory, and the next
-    needed = copies * bank_bytes(students, samples, classes, bank.top_k)
+    needed = _copies(recipe) * bank_bytes(students, samples, classes, bank.top_k)
     free = _free_memory() if bank.folder is None else _free_disk(bank.folder)
     return BankMemory(size, needed, bank.folder, free)
 
@@ -78,7 +75,7 @@ class RecordMemory:
     Attributes:
         size: the students, and the numbers of samples, views and classes, in words.
         stored: bytes of a checkpoint's share, and of all files.
-        needed: bytes of memory, with those of a file while it is made.
+        needed: bytes of memory, with those of a file while it is made, and of checkpoints in memory.
         free: bytes of memory; None where they are not known.
     """
 
@@ -115,8 +112,13 @@ def measure_record_memory(recipe: Recipe, samples: int, classes: int) -> RecordM
     kept = f"the largest {asked.top_k} of {classes:,}" if asked.top_k else f"{classes:,}"
     size = f"{', '.join(asked.students)}, {samples:,} samples, {recipe.data.views} views, {kept} classes"
     stored = record_bytes(recipe, samples, classes)
-    needed = stored + 2 * stored // len(asked.students)
+    needed = _copies(recipe) * stored + 2 * stored // len(asked.students)
     return RecordMemory(f"{size} in {asked.dtype}", stored, needed, _free_memory())
+
+
+def _copies(recipe: Recipe) -> int:
+    """How often logits lie in memory: also for the newest checkpoint in memory, and the next."""
+    return 3 if recipe.checkpoint.in_memory_every_steps else 1
 
 
 def _free_disk(folder: str) -> int | None:

@@ -4,21 +4,24 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 import torch
 from cohorts import MakeRecipe
 from torch import Tensor
 
+from kdcl_dist.config.rounds import Kind, Round
 from kdcl_dist.coordinator import logit_record
 from kdcl_dist.coordinator.aggregator import Aggregator, Answer
 from kdcl_dist.coordinator.aligned_logits import Aligned
 from kdcl_dist.coordinator.logit_record import LogitRecord, record_bytes
+from kdcl_dist.coordinator.loop import CoordinatorLoop
 from kdcl_dist.data.data_warnings import data_warnings
 from kdcl_dist.data.stored_logits import TEST_VIEW, StoredLogits
 from kdcl_dist.data.training_data import TrainingData
-from kdcl_dist.errors import PreflightError
-from kdcl_dist.exchange.message import Contribution
+from kdcl_dist.errors import PreflightError, StudentLost
+from kdcl_dist.exchange.message import Contribution, Flag
 from kdcl_dist.launch.preflight import bank_memory, checks
 from kdcl_dist.launch.preflight.bank_memory import measure_record_memory
 from kdcl_dist.launch.preflight.host_report import HostReport
@@ -137,6 +140,34 @@ def test_the_views_are_told(
     assert (info.seed, info.augment) == (seed, (crop,))
 
 
+def test_a_student_that_took_part_in_no_step_has_no_file(
+    make_recipe: MakeRecipe, make_run: Callable[..., Run]
+) -> None:
+    run = make_run(make_recipe(*BOTH))
+    assert LogitRecord(run.recipe, N, C).save(run) == [
+        f"{name} has taken part in no step, so it has no file" for name in ("a", "ensemble")
+    ]
+    assert not run.folder.exists("logits")
+
+
+def test_logits_stay_of_a_step_whose_answer_did_not_reach_all(
+    make_recipe: MakeRecipe, saved: Callable[..., StoredLogits]
+) -> None:
+    """Under `continue` those whom it reached go on with what they learned from them."""
+
+    def broadcast(with_rows: bool) -> None:
+        raise StudentLost("b died", student="b")
+
+    recipe, (a, b) = make_recipe(*BOTH), torch.randn(2, 3, C)
+    loop, record = object.__new__(CoordinatorLoop), LogitRecord(recipe, N, C)
+    loop.exchange = SimpleNamespace(answer=SimpleNamespace(flags=Flag.NONE), broadcast=broadcast)  # type: ignore[assignment]
+    loop.state, loop.aggregator = SimpleNamespace(record=record), Aggregator(recipe)  # type: ignore[assignment]
+    loop.stopping, loop.step = False, (answer(a, b), 0.1)
+    with pytest.raises(StudentLost):
+        loop._broadcast(Round(Kind.TRAIN, 0, 0), True)
+    assert torch.equal(saved(record, "a").rows(IDS.numpy(), 0)[0], a)
+
+
 # -- before a run ----------------------------------------------------------------------------------
 
 
@@ -163,6 +194,10 @@ def test_a_lack_of_memory_is_told_before_the_start(
     assert checks.record([report]) == []
     full = replace(report, record_memory=measure_record_memory(make_recipe(*BOTH), 60, 4))
     assert "dtype fp16" in checks.record([full])[0].failures[0]
+    kept = measure_record_memory(make_recipe(*BOTH, "checkpoint.in_memory_every_steps=3"), 60, 4)
+    assert full.record_memory is not None
+    assert kept is not None
+    assert kept.needed == full.record_memory.needed + 2 * kept.stored, "of two checkpoints in memory"
 
 
 def test_views_that_no_epoch_shows_are_told(make_recipe: MakeRecipe) -> None:
@@ -176,3 +211,7 @@ def test_views_that_no_epoch_shows_are_told(make_recipe: MakeRecipe) -> None:
     assert "each epoch without the 12 samples of an incomplete batch" in line
     assert told("epochs=30") == told("batch_size=15") == []
     assert "60 of the 120" in told("batch_size=15", "epochs=1")[0]
+    leaves = "students.b.until_epoch=1", "distillation.record_logits.students=[a, b, ensemble]"
+    (line,) = told("batch_size=15", *leaves)
+    assert "no epoch of b shows 60 of the 120 views" in line
+    assert "1 epochs have 2 views" in line

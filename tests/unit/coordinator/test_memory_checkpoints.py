@@ -13,7 +13,7 @@ from cohorts import MakeRecipe
 
 from kdcl_dist.config.rounds import Kind, Round, RunSchedule
 from kdcl_dist.config.student import Worker
-from kdcl_dist.coordinator.checkpointing import CoordinatorState
+from kdcl_dist.coordinator.checkpointing import CoordinatorState, save_checkpoint
 from kdcl_dist.coordinator.memory_checkpoints import MemoryCheckpoints
 from kdcl_dist.errors import (
     ExchangeBroke,
@@ -25,7 +25,7 @@ from kdcl_dist.errors import (
 )
 from kdcl_dist.exchange.message import Flag, StepMetrics
 from kdcl_dist.membership.shelf import Shelf
-from kdcl_dist.run.checkpoint import part_of
+from kdcl_dist.run.checkpoint import Manifest, latest, part_of, write_part
 from kdcl_dist.run.run import Run
 
 SCHEDULE = RunSchedule(2, 7, 1, 1, 1, 40)
@@ -132,6 +132,26 @@ def test_the_next_generation_does_not_mix_its_states_with_those_before(state: Co
     send(memory.shelf, "0/3", "b")
     send(memory.shelf, "1/3", "b")
     assert memory.is_on_its_way()
+
+
+def test_a_checkpoint_on_the_storage_has_the_state_in_memory_of_who_is_away(
+    state: CoordinatorState, make_run: Callable[..., Run]
+) -> None:
+    """But for one that arrived with other bits."""
+    run, memory = make_run(state.aggregator.recipe), memory_of(state)
+    state.saved = Manifest(1, {name: write_part(run.folder, 1, name, {"of": 1}) for name in ("a", "b")})
+    take(memory, state, 3, "a", "b")
+    assert memory.newest() is not None
+    parts = {"a": write_part(run.folder, 7, "a", {"of": 7})}
+    save_checkpoint(run, state, 7, dict(parts), memory.state_of)
+    assert state.saved.step_of("b") == 3
+    assert run.folder.read("checkpoints/step-00000007/b.pt") == b"b 0/3"
+    assert latest(run.folder, print) == state.saved
+    memory.shelf._states["0/3"]["b"] = part_of(b"b 0/3"), b"x 0/3"
+    save_checkpoint(run, state, 7, dict(parts), memory.state_of)
+    assert run.folder.read("checkpoints/step-00000007/b.pt") == b"b 0/3", "a copy of the one before"
+    memory.clear()
+    assert memory.state_of("b") is None
 
 
 @pytest.mark.parametrize(
