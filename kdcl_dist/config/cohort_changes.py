@@ -13,7 +13,7 @@ from kdcl_dist.config.stored_imports import import_strings
 from kdcl_dist.config.student import Student
 from kdcl_dist.errors import RecipeError
 
-__all__ = ["with_student", "without_student"]
+__all__ = ["foreign_imports", "with_student", "without_student"]
 
 
 def with_student(recipe: Recipe, fields: Mapping[str, Any], epoch: int) -> Recipe:
@@ -34,8 +34,8 @@ def with_student(recipe: Recipe, fields: Mapping[str, Any], epoch: int) -> Recip
         raise RecipeError("logits: a file takes part in all epochs of a run: name it in a new run's recipe")
     found = _made(recipe, [*_students(recipe), {**fields, "from_epoch": epoch}])
     _check_steps(recipe, found.students[-1])
-    if foreign := sorted(import_strings(found) - import_strings(recipe)):
-        raise RecipeError(f"{foreign[0]!r} is not among the import strings and servers of the run's recipe")
+    if foreign := foreign_imports(found, recipe):
+        raise RecipeError(foreign)
     return found
 
 
@@ -60,11 +60,20 @@ def without_student(recipe: Recipe, name: str, epoch: int) -> Recipe:
     if not student.takes_part(epoch - 1):
         when = "has left" if student.has_left(epoch - 1) else "has not joined yet"
         raise RecipeError(f"student {name!r} {when}")
+    if epoch >= recipe.epochs:
+        raise RecipeError(f"student {name!r} cannot leave any more: epoch {epoch} is the last of the run")
     if epoch == student.until_epoch:
         raise RecipeError(f"student {name!r} leaves after epoch {epoch} already")
     learns = {} if recipe.is_frozen(student) else {"epochs": recipe.epochs_of(student)}
     students[index] |= {"until_epoch": epoch, **learns}
     return _made(recipe, students)
+
+
+def foreign_imports(found: Recipe, recipe: Recipe) -> str | None:
+    """What is wrong with a recipe that imports, or asks of servers, what that of the run does not."""
+    if foreign := sorted(import_strings(found) - import_strings(recipe)):
+        return f"{foreign[0]!r} is not among the import strings and servers of the run's recipe"
+    return None
 
 
 def _check_steps(recipe: Recipe, student: Student) -> None:

@@ -169,7 +169,7 @@ class _CoordinatorRuntime:
     def _change_cohort(self) -> None:
         """Take over the recipe that meets what is asked of the cohort, if something can be met now."""
         assert self.state is not None
-        if (recipe := self.change.meet(self._epoch(self.run, self.state.schedule))) is None:
+        if (recipe := self.change.meet(self.state.next_change)) is None:
             return
         self.run, self.recipe, self.cohort = replace(self.run, recipe=recipe), recipe, self.cohort + 1
         self.roster.adopt(recipe, self.roster.absences.found)
@@ -188,7 +188,7 @@ class _CoordinatorRuntime:
         joins, assisting = self._assemble(run, assistants)
         present = self.roster.complete(joins)
         workers = [join.info for join in joins.values()]
-        schedule = agreement.schedule_of(self.recipe, workers[0])
+        schedule, self.change.member = agreement.schedule_of(self.recipe, workers[0]), workers[0]
         agreement.check_same_data(run, workers[0])
         if changed := agreement.changed_devices(run, workers):
             self.emit(Warned(f"results may differ in the last bits: {'; '.join(changed)} (another device)"))

@@ -249,14 +249,15 @@ class Rendezvous:
         """Whether the workers of some ranks are ready, and wait for the next generation."""
         return set(ranks) <= set(self.ready())
 
-    def wait_to_join(self, ranks: Mapping[str, int]) -> bool:
-        """Whether processes that do not belong to the cohort yet are ready.
+    def wait_to_join(self, ranks: Mapping[str, int]) -> list[WorkerInfo]:
+        """What processes that do not belong to the cohort yet report, once all are ready; empty before.
 
         Args:
             ranks: by their names those that they will have; a process of another rank is another student's.
         """
         self._read_requests()
-        return all(self._is_ready(name) and self._comes(name, rank) for name, rank in ranks.items())
+        ready = all(self._is_ready(name) and self._comes(name, rank) for name, rank in ranks.items())
+        return [self._joins[name].info for name in ranks] if ready else []
 
     def _comes(self, name: str, rank: int) -> bool:
         pending, is_gone = self._joins[name], self.monitor.is_gone

@@ -17,7 +17,7 @@ from typing import Any
 from pydantic import TypeAdapter, ValidationError
 from typing_extensions import TypedDict
 
-from kdcl_dist.config.cohort_changes import with_student, without_student
+from kdcl_dist.config.cohort_changes import foreign_imports, with_student, without_student
 from kdcl_dist.config.recipe import Recipe
 from kdcl_dist.errors import KdclError, RecipeError, RunFolderError, StorageError, one_line
 from kdcl_dist.run.checkpoint import latest
@@ -76,8 +76,16 @@ def has_requests(folder: Folder) -> bool:
 
 
 def names_of(folder: Folder) -> list[str]:
-    """The names of the files of the requests that are not met, in their order."""
-    return sorted(name for name in folder.names(ROOT) if name.endswith(".json"))
+    """The names of the files of the requests that are not met, in their order.
+
+    Raises:
+        StorageError: the storage refuses, or a file has the place of their folder: a running process treats
+            both alike.
+    """
+    try:
+        return sorted(name for name in folder.names(ROOT) if name.endswith(".json"))
+    except RunFolderError as error:
+        raise StorageError(error.message) from error
 
 
 def read(folder: Folder, name: str) -> Request:
@@ -125,16 +133,20 @@ def as_begun(run: Run) -> Run:
     """The run with the recipe with which it goes on; see `begin`. A coordinator that died may have begun it.
 
     Raises:
-        RunFolderError, RecipeError: recipe.yaml was damaged meanwhile.
+        RunFolderError, RecipeError: recipe.yaml was damaged meanwhile, or imports what the run does not:
+            others may be able to write to the run folder.
     """
     if read_record(run.folder).get("recipe_of") != run.id:
         return run
-    return replace(run, recipe=load_run(run.folder.uri)[0])
+    recipe = load_run(run.folder.uri)[0]
+    if foreign := foreign_imports(recipe, run.recipe):
+        raise RecipeError(f"{run.folder}/recipe.yaml was changed while the run trains: {foreign}")
+    return replace(run, recipe=recipe)
 
 
-def told(what: Request | RecipeError, epoch: int = 0) -> str:
+def told(what: Request | KdclError, epoch: int = 0) -> str:
     """A line on a request that is met after so many epochs, or on why it is refused."""
-    if isinstance(what, RecipeError):
+    if isinstance(what, KdclError):
         return f"a request to change the cohort is refused: {what}"
     if "add" in what:
         return f"{what['add'].get('name')} joins after epoch {epoch}"
@@ -187,7 +199,8 @@ def changed(run: Run, tell: Callable[[str], None]) -> Run:
     names = names_of(run.folder)
     recipe = _met(run.recipe, run.folder, names, start.epoch, tell)
     new = _begun(replace(run, recipe=recipe, start=start))
-    withdraw(run.folder, *names)
+    with suppress(StorageError):  # as in `begin`
+        withdraw(run.folder, *names)
     return new
 
 
@@ -224,7 +237,7 @@ def _met(
         try:
             request = read(folder, name)
             recipe = apply(recipe, request, epoch)
-        except RecipeError as error:
+        except (RecipeError, StorageError) as error:
             tell(told(error))
         else:
             tell(told(request, epoch))

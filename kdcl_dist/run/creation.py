@@ -20,7 +20,7 @@ __all__ = ["abandon", "create", "new_id"]
 
 #: All that a run writes into its folder.
 CONTENT = (
-    *("recipe.yaml", "run.json", "metrics", "checkpoints", "logits", "logs", "ray"),
+    *("recipe.yaml", "run.json", "metrics", "checkpoints", "cohort", "logits", "logs", "ray"),
     *("tensorboard", "tracking", "metrics.csv", "wandb"),
 )
 #: States of a run that trains no more, in words.

@@ -124,7 +124,7 @@ class Folder:
         return bool(self._info(name).type != fs.FileType.NotFound)
 
     def names(self, name: str = "") -> list[str]:
-        """Names directly below a folder, sorted; empty if the folder does not exist.
+        """Names directly below a folder, sorted, but for those that are no text; empty without the folder.
 
         Raises:
             RunFolderError: a file or the like has the place of a folder that a run has made.
@@ -136,7 +136,7 @@ class Folder:
         def names(path: str) -> list[str]:
             """The folder's names."""
             infos = self._fs.get_file_info(fs.FileSelector(path, allow_not_found=True))
-            return sorted(info.base_name for info in infos)
+            return sorted(name for info in infos if (name := _name_of(info)) is not None)
 
         return self._try("listed in", name, names)
 
@@ -211,6 +211,14 @@ class Folder:
         # The block holds one call only, after whose failure S3 refuses to close.
         with self._fs.open_output_stream(path) as stream:
             stream.write(data)
+
+
+def _name_of(info: fs.FileInfo) -> str | None:
+    """The name of a file; None if it is no text, and so none that a run has made."""
+    try:
+        return str(info.base_name)
+    except UnicodeDecodeError:
+        return None
 
 
 def _write_local(path: Path, data: bytes) -> None:

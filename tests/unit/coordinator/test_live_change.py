@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -11,19 +13,25 @@ import torch
 from cohorts import MakeRecipe
 
 from kdcl_dist.config.recipe import Recipe
-from kdcl_dist.config.rounds import RunSchedule
+from kdcl_dist.config.rounds import Kind, Round, RunSchedule
 from kdcl_dist.config.student import Worker
 from kdcl_dist.coordinator import live_change
 from kdcl_dist.coordinator.checkpointing import CoordinatorState, save_checkpoint
 from kdcl_dist.coordinator.live_change import LiveChange
 from kdcl_dist.errors import StorageError
 from kdcl_dist.exchange.message import StepMetrics
+from kdcl_dist.membership.rendezvous import WorkerInfo
 from kdcl_dist.run.checkpoint import write_part
 from kdcl_dist.run.cohort_requests import apply, as_begun, ask, names_of
 from kdcl_dist.run.events import Event, Note, Warned
 from kdcl_dist.run.run import Run, load_run
+from kdcl_dist.run.storage import Folder
 
 C, D = ({"add": {"name": name, "model": "mlp"}} for name in "cd")
+
+
+def worker(name: str, data: str = "f") -> WorkerInfo:
+    return WorkerInfo(name, "127.0.0.1", 1, "cpu", 1, 4, {}, {"train": data}, {})
 
 
 class Launched:
@@ -37,10 +45,10 @@ class Launched:
         self.told.append((recipe, wanted))
         return self.beside
 
-    def wait(self, ranks: Mapping[str, int]) -> bool:
+    def wait(self, ranks: Mapping[str, int]) -> list[WorkerInfo]:
         wanted = {worker.name: rank for rank, worker in enumerate(self.told[-1][1].workers)}
         assert ranks.items() <= wanted.items()
-        return {*ranks} <= self.waiting
+        return [worker(name) for name in ranks] if {*ranks} <= self.waiting else []
 
 
 class Asked:
@@ -48,8 +56,8 @@ class Asked:
 
     def __init__(self, run: Run, launched: Launched | None) -> None:
         self.run, self.events, self.launched = run, list[Event](), launched
-        waits = launched.wait if launched else lambda names: False
-        self.change = LiveChange(run, launched, waits, self.events.append)  # type: ignore[arg-type]
+        waiting = launched.wait if launched else lambda names: []
+        self.change = LiveChange(run, launched, waiting, self.events.append)  # type: ignore[arg-type]
 
     def ask(self, *requests: dict[str, Any]) -> None:
         for request in requests:
@@ -59,6 +67,10 @@ class Asked:
     @property
     def lines(self) -> list[str]:
         return [event.text for event in self.events if isinstance(event, Note | Warned)]
+
+
+def refuse(*_: object) -> Any:
+    raise StorageError("the disk is full")
 
 
 @pytest.fixture
@@ -118,11 +130,97 @@ def test_what_does_not_fit_is_refused_once(run: Run) -> None:
     assert not asked.change.is_due(0)
 
 
+def test_a_file_that_stays_is_refused_or_met_once(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It cannot be deleted, such as a folder, or one in a folder of another user."""
+    Path(run.folder.uri, "cohort/0.json").mkdir(parents=True)
+    monkeypatch.setattr(Folder, "delete_file", refuse)
+    asked = Asked(run, Launched())
+    asked.ask({"remove": "b"})
+    asked.change.look()
+    assert asked.change.meet(1) is not None
+    asked.change.look()
+    assert [line.partition(":")[0] for line in asked.lines] == [
+        "a request to change the cohort is refused",
+        "b leaves after epoch 2",
+    ]
+    assert not asked.change.is_due(0), "after a return to an earlier epoch, too"
+
+
+def test_a_file_that_cannot_be_read_holds_up_no_other(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    run.folder.write("cohort/0.json", b"")
+    read = live_change.read
+    monkeypatch.setattr(
+        live_change, "read", lambda folder, name: (refuse if name == "0.json" else read)(folder, name)
+    )
+    asked = Asked(run, launched := Launched())
+    asked.ask(C)
+    asked.change.look()
+    assert launched.told[-1][1].names == [*"abc"]
+    assert asked.lines == ["requests to change the cohort: the disk is full; this is tried again"]
+
+
+def test_who_reads_other_data_is_refused_and_ends_no_run(run: Run) -> None:
+    """Its files were written anew since the others opened them."""
+    asked = Asked(run, launched := Launched())
+    asked.ask(C, D)
+    launched.waiting = {"c", "d"}
+    asked.change.member = worker("a", "before")
+    assert not asked.change.is_due(0)
+    asked.change.look()
+    assert not asked.change.is_due(0)
+    assert [line.partition(" on ")[0] for line in asked.lines] == [
+        f"a request to change the cohort is refused: {name} reads other data than 'a'" for name in "cd"
+    ]
+    assert not names_of(run.folder)
+
+
+def test_no_request_is_met_in_the_place_of_one_that_is_refused(run: Run) -> None:
+    asked = Asked(run, launched := Launched())
+    asked.ask(C, D)
+    launched.waiting = {"c", "d"}
+    asked.change.asked = {
+        name: {"add": {**request["add"], "lr": 1}} if request == C else request
+        for name, request in asked.change.asked.items()
+    }
+    assert asked.change.meet(0) is None
+    assert len(asked.lines) == 1
+    asked.change.look()
+    assert launched.told[-1][1].names == [*"abd"]
+
+
+def test_who_is_not_ready_in_time_holds_up_nobody(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = [0.0]
+    monkeypatch.setattr(live_change, "time", SimpleNamespace(monotonic=lambda: clock[0]))
+    limit_s = run.recipe.limits.startup_s
+    asked = Asked(run, launched := Launched())
+    asked.ask(C, D)
+    launched.waiting = {"d"}
+    assert not asked.change.is_due(0)
+    clock[0] = limit_s
+    assert not asked.change.is_due(0)
+    assert asked.lines == []
+    clock[0] = limit_s + 1
+    assert not asked.change.is_due(0)
+    assert asked.lines == [
+        "a request to change the cohort is refused: c is not ready to join within "
+        f"{limit_s:g} s (limits.startup_s): it hangs, or needs longer to start"
+    ]
+    assert asked.change.meet(0) is None, "d's process has another place than d would have now"
+    launched.waiting = set()
+    asked.change.look()
+    clock[0] += limit_s + 1
+    assert not asked.change.is_due(0), "d begins anew at another place, and has its time for that"
+    launched.waiting = {"d"}
+    assert asked.change.is_due(0)
+    assert len(asked.lines) == 1
+
+
 def test_nobody_joins_after_the_last_epoch(run: Run) -> None:
     asked = Asked(run, launched := Launched())
     launched.waiting = {"c"}
     asked.ask(C)
     assert asked.change.meet(3) is None
+    assert not asked.change.is_due(3), "before the next look, too"
     assert "c.from_epoch: 5 is more than the run has" in asked.lines[0]
     assert not names_of(run.folder)
 
@@ -137,9 +235,6 @@ def test_a_request_that_is_gone_is_forgotten(run: Run) -> None:
 
 
 def test_a_storage_that_refuses_leaves_the_cohort_as_it_is(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
-    def refuse(*_: object) -> None:
-        raise StorageError("the disk is full")
-
     monkeypatch.setattr(live_change, "begin", refuse)
     asked = Asked(run, Launched())
     asked.ask({"remove": "b"})
@@ -171,6 +266,39 @@ def test_the_thread_looks_by_itself(run: Run, monkeypatch: pytest.MonkeyPatch) -
             change._thread.join(0.02)
     assert launched.told[0][1].names == [*"abc"]
     assert asked.lines == ["not met before the run's end: c joins after epoch 1"]
+
+
+def test_the_thread_outlives_what_it_cannot_read(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(live_change, "LOOK_S", 0.01)
+    run.folder.write("cohort", b"")
+    asked = Asked(run, launched := Launched())
+    with asked.change as change:
+        while not asked.lines:
+            change._thread.join(0.02)
+            assert change._thread.is_alive()
+        run.folder.delete_file("cohort")
+        ask(run.folder, C)  # type: ignore[arg-type]
+        while not launched.told or len(launched.told[-1][1].names) < 3:
+            change._thread.join(0.02)
+            assert change._thread.is_alive()
+    assert "cohort is no folder; delete it; this is tried again" in asked.lines[0]
+    assert asked.lines[1:] == ["not met before the run's end: c joins after epoch 1"]
+
+
+@pytest.mark.parametrize("last", [1, 2])
+def test_the_epoch_before_a_change_has_its_tests(
+    last: int, make_recipe: MakeRecipe, make_run: Callable[..., Run]
+) -> None:
+    """Also where the group forms anew between an epoch's last step and its checkpoint, without tests."""
+    run, schedule = make_run(make_recipe("epochs=4")), RunSchedule(4, 3, 0, 1, 1, 40, evaluate_epochs=4)
+    state = CoordinatorState.of(run, schedule, 4)
+    state.position = schedule.after(Round(Kind.TRAIN, 0, last))
+    state.adopt(apply(run.recipe, {"remove": "b"}, state.next_change + 1))
+    (changes,) = state.schedule.changes
+    assert changes == last - 1
+    kinds = [each.kind for each in state.schedule.rounds(state.position) if each.epoch == changes]
+    assert kinds[-2:] == [Kind.EVALUATE, Kind.CHECKPOINT]
+    state.close()
 
 
 def test_the_state_is_that_of_a_run_that_resumes_with_the_recipe(

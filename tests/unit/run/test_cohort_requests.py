@@ -15,24 +15,27 @@ from cohorts import MakeRecipe
 from kdcl_dist import training
 from kdcl_dist.cli import kdcl
 from kdcl_dist.config.recipe import Recipe
-from kdcl_dist.errors import PreflightError, RecipeError, RunFolderError, StudentLost
+from kdcl_dist.errors import PreflightError, RecipeError, RunFolderError, StorageError, StudentLost
 from kdcl_dist.launch import local
 from kdcl_dist.launch.preflight import rehearsal
 from kdcl_dist.launch.preflight.rehearsal import Rehearsal
 from kdcl_dist.run.checkpoint import Manifest, commit, write_part
 from kdcl_dist.run.cohort_requests import (
     apply,
+    as_begun,
     ask,
     changed,
     has_requests,
     is_changing,
+    names_of,
     next_change,
     unchanged,
 )
 from kdcl_dist.run.launcher_log import LauncherLog
 from kdcl_dist.run.prepare import prepare
 from kdcl_dist.run.record import read_record, record_failure, update_record
-from kdcl_dist.run.run import Run, load_run
+from kdcl_dist.run.run import Run, load_run, write_recipe
+from kdcl_dist.run.storage import Folder
 from kdcl_dist.utils.process import this_process
 
 
@@ -154,6 +157,48 @@ def test_a_file_that_is_no_request_is_refused(run: Run) -> None:
     assert all("is refused: " in line and "\n" not in line for line in lines)
 
 
+def test_a_file_that_cannot_be_read_or_deleted_holds_up_nothing(
+    run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    read, failing = Folder.read, "no permission"
+
+    def refuse(self: Folder, name: str, limit: int | None = None) -> bytes:
+        if name == "cohort/0.json":
+            raise StorageError(failing)
+        return read(self, name, limit)
+
+    def keep(*_: object) -> None:
+        raise StorageError(failing)
+
+    ask(run.folder, {"remove": "b"})
+    run.folder.write("cohort/0.json", b"")  # the first of both
+    monkeypatch.setattr(Folder, "read", refuse)
+    monkeypatch.setattr(Folder, "delete_file", keep)
+    lines: list[str] = []
+    assert changed(run, lines.append).recipe.students[1].until_epoch == 2
+    assert lines == [
+        "a request to change the cohort is refused: no permission",
+        "b leaves after epoch 2",
+    ]
+
+
+def test_a_file_in_the_place_of_their_folder_is_told(run: Run) -> None:
+    run.folder.write("cohort", b"")
+    assert not has_requests(run.folder)
+    with pytest.raises(StorageError, match="cohort is no folder; delete it"):
+        names_of(run.folder)
+
+
+def test_a_recipe_that_others_have_written_imports_nothing_new(run: Run, make_recipe: MakeRecipe) -> None:
+    """A coordinator that replaces another takes the recipe of the folder, to which others may write."""
+    write_recipe(run.folder, make_recipe("epochs=5"))
+    update_record(run.folder, recipe_of=run.id)
+    assert as_begun(run).recipe.epochs == 5
+    write_recipe(run.folder, make_recipe("students.b.model=nets:Tiny"))
+    with pytest.raises(RecipeError, match="changed while the run trains: 'nets:Tiny' is not among"):
+        as_begun(run)
+
+
 def test_without_a_checkpoint_no_run_goes_on(run: Run) -> None:
     run.folder.delete("checkpoints")
     with pytest.raises(RunFolderError, match="no complete checkpoint"):
@@ -182,6 +227,7 @@ def test_a_frozen_student_leaves_as_well(make_recipe: MakeRecipe) -> None:
         ({"add": {"name": "B", "model": "mlp"}}, 2, "names must differ"),
         ({"add": {"name": "c", "logits": "t.arrow"}}, 2, "logits: a file takes part in all epochs"),
         ({"remove": "x"}, 2, "no student is named 'x' (have a, b)"),
+        ({"remove": "b"}, 4, "student 'b' cannot leave any more: epoch 4 is the last of the run"),
     ],
 )
 def test_what_does_not_fit_is_one_line(

@@ -129,6 +129,7 @@ def test_the_name_of_a_run_that_ended_before_its_first_checkpoint_is_free(
     update_record(first.folder, state=state, classes=77)
     first.folder.write("metrics/epoch-0007.parquet", b"")
     first.folder.write("checkpoints/step-00000003/a.pt", b"")
+    first.folder.write("cohort/1.json", b"{}")
     first.folder.write("notes.txt", b"of the user")
     warnings: list[str] = []
     second = start(make_recipe("epochs=9"), tmp_path, warn=warnings.append)

@@ -147,6 +147,12 @@ def test_names_of_what_is_no_folder(tmp_path: Path) -> None:
     assert Folder(str(tmp_path)).names("missing") == []
 
 
+def test_a_name_that_is_no_text_is_passed_over(tmp_path: Path) -> None:
+    for name in (b"a.json", b"\xff.json"):
+        Path(os.fsdecode(bytes(tmp_path) + b"/" + name)).write_bytes(b"")
+    assert Folder(str(tmp_path)).names() == ["a.json"]
+
+
 def test_files_of_a_run_that_are_too_large_or_too_deep(tmp_path: Path) -> None:
     folder = Folder(str(tmp_path))
     nested = b"[" * 100_000 + b"]" * 100_000
