@@ -66,7 +66,7 @@ class LiveChange:
         self._not_before = 0.0
         self._settled, self._warned = set[str](), set[str]()  # files that are met or refused, and may stay
         self._since: dict[tuple[str, ...], float] = {}
-        self._lock, self._stop = threading.Lock(), threading.Event()
+        self._lock, self._stop, self._in_rounds = threading.Lock(), threading.Event(), threading.Event()
         self._thread = threading.Thread(target=self._watch, name="kdcl-requests", daemon=True)
 
     def __enter__(self) -> LiveChange:
@@ -82,6 +82,8 @@ class LiveChange:
     def _watch(self) -> None:
         wait_s = LOOK_S if self.run.folder.local else LOOK_FAR_S
         while not self._stop.wait(wait_s):
+            if not self._in_rounds.is_set():  # a coordinator that replaces another does not know its epoch
+                continue
             try:
                 self.look()
             except StorageError as error:
@@ -143,6 +145,7 @@ class LiveChange:
     def is_due(self, epoch: int) -> bool:
         """Whether some requests can be met in an epoch, from 0."""
         self.done = epoch + 1
+        self._in_rounds.set()
         for name, request in [] if self.needs_restart else self.pending.items():
             if "add" in request:
                 self._refuse_unfit(name, str(request["add"].get("name")))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -69,6 +70,13 @@ class Asked:
         return [event.text for event in self.events if isinstance(event, Note | Warned)]
 
 
+def eventually(happened: Callable[[], object]) -> None:
+    deadline = time.monotonic() + 20
+    while not happened():
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+
+
 def refuse(*_: object) -> Any:
     raise StorageError("the disk is full")
 
@@ -76,6 +84,20 @@ def refuse(*_: object) -> Any:
 @pytest.fixture
 def run(make_recipe: MakeRecipe, make_run: Callable[..., Run]) -> Run:
     return make_run(make_recipe("epochs=4"))
+
+
+def test_a_coordinator_that_replaces_another_looks_once_it_knows_its_epoch(
+    make_recipe: MakeRecipe, make_run: Callable[..., Run], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("kdcl_dist.coordinator.live_change.LOOK_S", 0.01)
+    asked = Asked(make_run(make_recipe("epochs=4", "students.b.from_epoch=3")), Launched())
+    ask(asked.run.folder, {"remove": "b"})
+    with asked.change:
+        time.sleep(0.1)
+        assert not asked.lines, "b has not joined yet in the run's first epoch, which has long passed"
+        asked.change.is_due(2)
+        eventually(lambda: asked.change.pending)
+    assert asked.lines == ["not met before the run's end: b leaves after epoch 3"]
 
 
 def test_who_waits_joins_and_who_asked_later_joins_later(run: Run) -> None:
@@ -261,9 +283,8 @@ def test_the_thread_looks_by_itself(run: Run, monkeypatch: pytest.MonkeyPatch) -
     asked = Asked(run, launched := Launched())
     ask(run.folder, C)  # type: ignore[arg-type]
     with asked.change as change:
-        change._thread.join(0.02)
-        while not launched.told:
-            change._thread.join(0.02)
+        change.is_due(0)
+        eventually(lambda: launched.told)
     assert launched.told[0][1].names == [*"abc"]
     assert asked.lines == ["not met before the run's end: c joins after epoch 1"]
 
@@ -273,14 +294,11 @@ def test_the_thread_outlives_what_it_cannot_read(run: Run, monkeypatch: pytest.M
     run.folder.write("cohort", b"")
     asked = Asked(run, launched := Launched())
     with asked.change as change:
-        while not asked.lines:
-            change._thread.join(0.02)
-            assert change._thread.is_alive()
+        change.is_due(0)
+        eventually(lambda: asked.lines)
         run.folder.delete_file("cohort")
         ask(run.folder, C)  # type: ignore[arg-type]
-        while not launched.told or len(launched.told[-1][1].names) < 3:
-            change._thread.join(0.02)
-            assert change._thread.is_alive()
+        eventually(lambda: launched.told and len(launched.told[-1][1].names) == 3)
     assert "cohort is no folder; delete it; this is tried again" in asked.lines[0]
     assert asked.lines[1:] == ["not met before the run's end: c joins after epoch 1"]
 
