@@ -169,7 +169,7 @@ def row(found: Followed) -> str:
     """A line of the table."""
     names = [describe(each) for each in found.pair]
     unmet = [name for name, met in zip(names, found.met, strict=True) if not met]
-    said = "; ".join(found.wrong) or "as promised"
+    said = "; ".join(found.wrong).replace("|", "\\|") or "as promised"  # the log has "name | line"
     said += f", not met: {' and '.join(unmet)}" if unmet else ""
     on = "" if found.on_s is None else f"{found.on_s:.2f}"
     return f"| {names[0]} | {names[1]} | {said} | {on} | {found.failures} |"

@@ -50,7 +50,8 @@ class Answering:
         """
         if len(body) > self.served.max_bytes:
             raise ValueError(f"a request has at most {self.served.max_bytes} bytes")
-        return encode({"logits": self.logits(decode(bytearray(body)))})
+        body = body if isinstance(body, bytearray) else bytearray(body)
+        return encode({"logits": self.logits(decode(body))})
 
     def logits(self, tensors: dict[str, Tensor]) -> Tensor:
         """The logits (B, C) of a batch; errors as of `answer`."""

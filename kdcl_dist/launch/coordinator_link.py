@@ -95,7 +95,7 @@ class CoordinatorLink:
                 match self.link.recv():
                     case StopAsked():
                         self.stop.set()
-                    case Noticed(text):
+                    case Noticed(text) if text not in self._notices:  # one checkpoint meets all that wait
                         self._notices.append(text)
                     case Reply() as reply:
                         self._replies.put(reply)

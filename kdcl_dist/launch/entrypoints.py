@@ -65,6 +65,8 @@ def coordinate(link: Connection, run: Run, host: str, across_hosts: bool) -> Non
         finally:
             launcher.close()
 
+    # Where all processes get it, as from a batch system, the launcher asks for a stop.
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
     _name_process(COORDINATOR)
     _report(link, work, student=None)
 

@@ -21,6 +21,7 @@ from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
 
+from kdcl_dist.errors import PreflightError, one_line
 from kdcl_dist.utils.process import state_of
 
 __all__ = ["UNKNOWN_CODE", "ServerDied", "fork", "start_server"]
@@ -29,6 +30,8 @@ __all__ = ["UNKNOWN_CODE", "ServerDied", "fork", "start_server"]
 MODULES = ["kdcl_dist.launch.entrypoints", "torch._dynamo"]
 #: The exit code of a process whose server died before it could tell; no process can end with it.
 UNKNOWN_CODE = 256
+#: Characters of the longest folder of temporary files: Linux takes 107 for a socket's path.
+MAX_TMPDIR = 75
 #: Seconds in which a live server tells the exit code of a process that has ended.
 ANSWER_S = 1.0
 #: Seconds for which a server may be stopped, and between two looks at it.
@@ -113,9 +116,19 @@ def start_server(modules: Sequence[str] | None = None) -> Any:
 
     Args:
         modules: the server imports these; None: what a student needs.
+
+    Raises:
+        PreflightError: no server can be started on this machine as it is.
     """
     forkserver.set_forkserver_preload(list(MODULES if modules is None else modules))
-    _ensure_running()
+    try:
+        _ensure_running()
+    except OSError as error:
+        raise PreflightError(
+            f"no server from which processes are forked can be started ({one_line(error)}): its folder of "
+            f"temporary files, TMPDIR={os.environ.get('TMPDIR', '')}, has to be one that can be written to, "
+            f"with a path of {MAX_TMPDIR} characters at most"
+        ) from error
     return _Context()
 
 

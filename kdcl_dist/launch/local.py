@@ -165,8 +165,9 @@ class _Cohort:
 
     def _start_newcomer(self, name: str, wanted: Recipe) -> Process:
         """Start a worker that is to join; raises `RecipeError` where this machine has no room for it."""
-        devices = assign_devices(wanted, usable_gpus())
-        self.devices = dict(zip(wanted.members, devices, strict=False)) | self.devices
+        devices = dict(zip(wanted.members, assign_devices(wanted, usable_gpus()), strict=False))
+        kept = {*self.run.recipe.members, *self.newcomers.processes} & self.devices.keys()
+        self.devices = devices | {name: self.devices[name] for name in kept}
         return self._start_member(name, replace(self.run, recipe=wanted))
 
     def _start(self, name: str, entry: str, *arguments: object) -> Process:
@@ -186,7 +187,6 @@ class _Cohort:
                 if not process.link.closed:  # as it is once a message of another has ended the process
                     self._handle(process, receive(process))
             self._replace_failed()
-            self.newcomers.refuse_failed()
             self._end_late_coordinator()
             over = self._has_failed() or self.processes[0].finished is not None
             over_at = (over_at or time.monotonic()) if over else None
@@ -220,7 +220,7 @@ class _Cohort:
                 self._kill_silent(name, pid)
             case CoordinatorUnreachable(endpoint_id):
                 self._handle_unreachable(process, endpoint_id)
-            case _ if process.name not in self.newcomers.processes:
+            case _ if process.name not in self.newcomers.processes or not isinstance(message, Failed):
                 self._note_end(process, message)
 
     def _note_end(self, process: Process, message: Message | None) -> None:
@@ -256,7 +256,9 @@ class _Cohort:
             coordinator.handle.kill()
 
     def _replace_failed(self) -> None:
-        """Replace processes that failed: the coordinator first, since the students need its store."""
+        """Replace processes that failed, the coordinator first: students need its store. Refuse newcomers."""
+        if not self.is_over:
+            self.newcomers.refuse_failed()
         for index, process in enumerate(self.processes):
             if self.is_over or not process.failed or (index > 0 and self.endpoint is None):
                 continue
@@ -276,21 +278,21 @@ class _Cohort:
 
     def _has_failed(self) -> bool:
         """Whether processes have failed that none replaces; a new coordinator must open its store before."""
-        is_held_up = self.endpoint is None and not self.is_over
-        return not is_held_up and any(process.failed for process in self.processes)
+        return (self.endpoint is not None or self.is_over) and any(each.failed for each in self.processes)
 
     def _end_late_coordinator(self) -> None:
         """End a coordinator that does not open its store, in time for the next one to find the students."""
-        if self.endpoint is None and time.monotonic() - self.coordinator_since > self.limit_s / 4:
-            self.processes[0].end_reason = "ended, since it did not open its store"
-            self.processes[0].handle.kill()
+        coordinator, since_s = self.processes[0], time.monotonic() - self.coordinator_since
+        if self.endpoint is None and since_s > self.limit_s / 4 and not coordinator.ended:
+            coordinator.end_reason = "ended, since it did not open its store"
+            coordinator.handle.kill()
 
     def _fails_unnoticed(self) -> bool:
         """Whether none but students have failed without which the others train on, unaware of it."""
         failed = {process.name for process in self.processes if process.failed}
         members = {COORDINATOR, *self.run.recipe.assistants, *self.placed}
-        trains = bool(self.placed) and self.processes[0].finished is None
-        return trains and bool(failed) and failed.isdisjoint(members)
+        trains = bool(self.placed and failed) and self.processes[0].finished is None
+        return trains and failed.isdisjoint(members)
 
     def _kill_silent(self, name: str, pid: int | None) -> None:
         for process in self.processes:

@@ -54,17 +54,20 @@ class Newcomers:
         """
         places = {each.name: each.student for each in wanted.workers if each.student >= len(recipe.students)}
         self._end([name for name in self.processes if self._places[name] != places.get(name)])
-        self._places = places
-        for name in (name for name in places if name not in self.processes):
+        self._places, refused = places, set[int]()
+        for name, place in places.items():
+            if name in self.processes or place in refused:
+                continue
             try:
                 self.processes[name] = self.start(name, wanted)
             except KdclError as error:  # no room, or no process in time
                 self._refuse(name, error)
+                refused.add(place)
 
     def refuse_failed(self) -> None:
         """Refuse those whose processes have failed, with a line."""
-        for name, process in [item for item in self.processes.items() if item[1].failed]:
-            self._refuse(name, failure_of(process))
+        while failed := next((process for process in self.processes.values() if process.failed), None):
+            self._refuse(failed.name, failure_of(failed))
 
     def close(self) -> None:
         """End all processes."""

@@ -135,7 +135,7 @@ def receive(process: Process) -> Message | None:
         if not process.link.poll():  # the process died, and a child process holds the link
             raise EOFError
         message: Message = process.link.recv()
-    except (EOFError, ConnectionResetError):
+    except (EOFError, OSError):  # OSError: it died in the middle of a message
         process.ended = True
         return None
     if isinstance(message, Finished):

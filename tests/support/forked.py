@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -73,6 +74,19 @@ def coordinate(link: Connection, *_: object) -> None:
                 link.send(EventEmitted(Note(text)))
             case Reply(_, answer):
                 link.send(EventEmitted(Note(f"has: {answer}")))
+
+
+def terminated(link: Connection, *_: object) -> None:
+    """Coordinate a run in which this process gets SIGTERM."""
+    from kdcl_dist.launch import entrypoints
+
+    def run_coordinator(*_: object, **__: object) -> bool:
+        os.kill(os.getpid(), signal.SIGTERM)
+        return True
+
+    changed = {"host_store": lambda host: (None, Endpoint(host, 1)), "run_coordinator": run_coordinator}
+    vars(entrypoints).update(changed)
+    entrypoints.coordinate(link, None, "h", False)  # type: ignore[arg-type]
 
 
 def opens_nothing(link: Connection, *_: object) -> None:

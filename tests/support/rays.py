@@ -25,7 +25,7 @@ def start_ray(start: Callable[[], T]) -> T:
     would only import for two seconds in each run.
     """
     data_parallel_trainer.PlacementGroupCleanerCallback = RayTrainCallback
-    with Path(os.environ.get("NUMBA_CACHE_DIR", tempfile.gettempdir()), "ray").open("w") as lock:
+    with Path(os.environ.get("NUMBA_CACHE_DIR", tempfile.gettempdir()), "starts-of-ray").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         for _ in range(TRIES - 1):
             try:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks.fault_pairs import STEPS_PER_EPOCH, at_once, follow, in_recovery, numbered
+from benchmarks.fault_pairs import STEPS_PER_EPOCH, Followed, at_once, follow, in_recovery, numbered, row
 from benchmarks.soak.faults import Fault, draw
 from benchmarks.soak.page import change_of
 from benchmarks.soak.run import Soak
@@ -95,6 +95,12 @@ def test_what_followed_a_pair_ends_with_the_checkpoint_after_it(tmp_path: Path) 
     assert second.met == (True, False)
     assert (second.failures, second.wrong) == (1, ["hangs"])
     assert second.on_s == pytest.approx(6, abs=1)
+
+
+def test_a_log_line_does_not_break_the_table() -> None:
+    pair = next(at_once())
+    line = row(Followed(pair, (True, True), 1.0, 1, ["the run hangs: coordinator | gave up"]))
+    assert line.replace("\\|", "").count("|") == 6
 
 
 def test_the_report_of_a_fault_names_its_process(tmp_path: Path) -> None:

@@ -32,7 +32,7 @@ from kdcl_dist.launch.processes import Process, await_ready, finish, receive, st
 from kdcl_dist.launch.ray.processes import RayProcesses
 from kdcl_dist.membership.endpoint import Endpoint
 from kdcl_dist.membership.monitor import COORDINATOR
-from kdcl_dist.run.events import Event
+from kdcl_dist.run.events import CheckpointSaved, Event
 from kdcl_dist.run.process_log import ProcessLog
 from kdcl_dist.run.record import recorded_end
 from kdcl_dist.run.run import Run
@@ -75,7 +75,7 @@ class CoordinatorProcess:
         self.process: Process | None = None
         self.endpoint: Endpoint | None = None
         self.stops = self.is_over = False
-        self._notices = list[Noticed]()
+        self._notices = dict[str, Noticed]()  # that no checkpoint has met, for the next process too
         self._changed = threading.Condition()
 
     def supervise(self) -> bool:
@@ -110,8 +110,8 @@ class CoordinatorProcess:
             self.process = process
             if self.stops:
                 _tell(process, StopAsked())
-            while self._notices:
-                _tell(process, self._notices.pop(0))
+            for notice in self._notices.values():
+                _tell(process, notice)
         return process
 
     def _forget(self) -> None:
@@ -127,6 +127,7 @@ class CoordinatorProcess:
         while True:
             if not await_ready([process], LOOK_S):
                 if self.endpoint is None and time.monotonic() > opens_by:
+                    process.end_reason = "ended, since it did not open its store"
                     return None
                 continue
             match message := receive(process):
@@ -142,6 +143,9 @@ class CoordinatorProcess:
     def _handle(self, process: Process, message: Message) -> None:
         match message:
             case EventEmitted(event):
+                if isinstance(event, CheckpointSaved):
+                    with self._changed:
+                        self._notices.clear()
                 self.emit(event)
             case EndpointOpened(endpoint):
                 with self._changed:
@@ -181,9 +185,8 @@ class CoordinatorProcess:
     def notice(self, text: str) -> None:
         """Ask for a checkpoint after the current step, for a reason."""
         with self._changed:
-            if self.process is None:
-                self._notices.append(Noticed(text))
-            else:
+            self._notices[text] = Noticed(text)
+            if self.process is not None:
                 _tell(self.process, Noticed(text))
 
 

@@ -36,14 +36,15 @@ class RayProcesses:
     Attributes:
         registered: the process and worker of each student or replica, by its name.
         names: for the id of each of the cohort's nodes, the name of a process there.
-        pings: the unanswered pings, by the id of the process whose worker was asked.
+        pings: the unanswered pings, by the name and id of the process whose worker was asked: processes of
+            several hosts may have the same id.
         announced: ids of the nodes whose notice was given.
     """
 
     def __init__(self) -> None:
         self.registered: dict[str, _Registered] = {}
         self.names = {ray.get_runtime_context().get_node_id(): "the coordinator"}
-        self.pings: dict[int, Any] = {}
+        self.pings: dict[tuple[str, int], Any] = {}
         self.announced: set[str] = set()
 
     def register(self, name: str, pid: int, node: str, worker: Any) -> None:
@@ -59,12 +60,12 @@ class RayProcesses:
         known = self.registered.get(name)
         if known is None or known.pid != pid:
             return known is not None
-        if pid not in self.pings:
-            self.pings[pid] = known.worker.__ray_call__.remote(ping)
-        if not ray.wait([self.pings[pid]], timeout=0)[0]:
+        if (name, pid) not in self.pings:
+            self.pings[name, pid] = known.worker.__ray_call__.remote(ping)
+        if not ray.wait([self.pings[name, pid]], timeout=0)[0]:
             return False
         try:
-            ray.get(self.pings.pop(pid))
+            ray.get(self.pings.pop((name, pid)))
         except RayError:
             return True
         return False

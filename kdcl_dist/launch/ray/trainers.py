@@ -153,8 +153,9 @@ class Trainers:
         """Pass on the coordinator's new events, if the actor lives."""
         try:
             self._forward_requests()
-            self.cursor, events = ray.get(self.actor.events.remote(self.cursor), timeout=END_S)
             self.progress = ray.get(self.actor.progress.remote(), timeout=END_S)
+            # Last: events that the cursor has passed are lost unless they are passed on.
+            self.cursor, events = ray.get(self.actor.events.remote(self.cursor), timeout=END_S)
         except RayError as error:
             if isinstance(error, RayActorError) and self._actor_is_gone():  # the workers notice in that time
                 self._leave_within(self.run.recipe.limits.startup_s + LEAVE_S)

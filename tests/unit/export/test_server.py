@@ -29,11 +29,12 @@ from torch import Tensor, nn
 from kdcl_dist.data.layout import Column, Layout
 from kdcl_dist.data.loader import Batch
 from kdcl_dist.errors import DataError, KdclError, ModelError, StudentLost, UserError
+from kdcl_dist.export import answering as answering_module
 from kdcl_dist.export.prediction import Export
 from kdcl_dist.export.server import LogitsServer
 from kdcl_dist.models.remote.client import Endpoint
 from kdcl_dist.models.remote.network import ServedNetwork
-from kdcl_dist.models.remote.wire import encode
+from kdcl_dist.models.remote.wire import decode, encode
 
 CLASSES = ["cat", "dog", "eel"]
 SEQUENCE = Layout("dict", (Column("tokens", "int64", (None,)), Column("mask", "bool", (None,))))
@@ -374,3 +375,12 @@ def test_the_command(exports: dict[str, Path], tmp_path: Path) -> None:
         process.send_signal(signal.SIGTERM)
         assert process.stdout.read() == "ended\n"
         assert process.wait(20) == 0
+
+
+def test_a_request_is_held_in_memory_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    bodies: list[bytearray] = []
+    monkeypatch.setattr(answering_module, "decode", lambda body: bodies.append(body) or decode(body))
+    export = export_of(nn.Flatten(), ["cat", "dog"], input_shape=(2, 1, 1))
+    body = bytearray(encode({"input": torch.zeros(1, 2, 1, 1)}))
+    answering_module.Answering(export).answer(body)
+    assert bodies[0] is body

@@ -40,8 +40,9 @@ def test_a_late_answer_is_not_taken_for_another(
 
 
 def test_requests_arrive_each_once(ends: tuple[Connection, LinkToHosts]) -> None:
+    """Also one that is repeated before it is met, as a callback's."""
     launcher, link = ends
-    for message in (Noticed("one"), Noticed("two"), StopAsked()):
+    for message in (Noticed("one"), Noticed("two"), Noticed("one"), StopAsked()):
         launcher.send(message)
     deadline = time.monotonic() + 60
     while not link.stop.is_set():

@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 from cohorts import ROOT, SUPPORT
 
-from kdcl_dist.errors import StartupTimeout
+from kdcl_dist.errors import PreflightError, StartupTimeout
 from kdcl_dist.launch import forkserver, processes
 from kdcl_dist.launch.forkserver import UNKNOWN_CODE, start_server
 from kdcl_dist.launch.processes import Process, await_ready, finish, how_it_ended, receive, start
@@ -76,6 +76,17 @@ def until(happened: Callable[[], object]) -> None:
 def stop(pid: int) -> None:
     os.kill(pid, signal.SIGSTOP)
     until(lambda: state_of(pid) == "T")
+
+
+def test_a_temporary_folder_that_holds_no_socket_is_told_in_one_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    long = tmp_path / ("x" * 76)
+    long.mkdir()
+    monkeypatch.setenv("TMPDIR", str(long))
+    monkeypatch.setattr("tempfile.tempdir", str(long))
+    with pytest.raises(PreflightError, match=rf"^no server .*TMPDIR={long}, .* of 75 characters at most$"):
+        start_server()
 
 
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGSTOP, None])

@@ -149,6 +149,15 @@ def test_a_process_is_dead_though_its_child_holds_the_link(process: tuple[Proces
     assert how_it_ended(known) == "ended, since it did not answer"
 
 
+def test_a_process_that_dies_in_the_middle_of_a_message_is_dead(process: tuple[Process, Connection]) -> None:
+    known, link = process
+    os.write(link.fileno(), (100_000).to_bytes(4, "big") + b"its beginning")
+    known.handle.die(-signal.SIGKILL)  # type: ignore[attr-defined]
+    link.close()
+    assert receive(known) is None
+    assert known.failed
+
+
 def test_a_process_that_goes_on_is_ended(process: tuple[Process, Connection]) -> None:
     known, _ = process
     finish(known)

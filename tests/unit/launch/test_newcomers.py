@@ -69,6 +69,18 @@ def test_those_who_are_to_join_have_processes_and_others_none(run: Run, host: Ho
     assert len(host.ended) == 4
 
 
+@pytest.mark.parametrize("why", ["no room", "it dies"])
+def test_a_student_with_replicas_is_refused_once(run: Run, host: Host, why: str) -> None:
+    if why == "no room":
+        host.full = {"c/0", "c/1"}
+    host.newcomers.admit(run.recipe, with_students(run, "c", "d", replicas=2))
+    for name, process in host.newcomers.processes.items():
+        process.ended = name.startswith("c")
+    host.newcomers.refuse_failed()
+    assert [*host.newcomers.processes] == ["d/0", "d/1"]
+    assert len(host.events) == 1
+
+
 @pytest.mark.parametrize("why", ["no room", "it fails", "it dies"])
 def test_who_cannot_join_is_told_in_a_line(run: Run, host: Host, why: str) -> None:
     for name in "cd":

@@ -14,10 +14,11 @@ import pytest
 from cohorts import MakeRecipe
 
 from kdcl_dist.errors import CoordinatorLost
+from kdcl_dist.launch.messages import EventEmitted
 from kdcl_dist.launch.ray import coordinator_process
 from kdcl_dist.launch.ray.coordinator_process import CoordinatorProcess
 from kdcl_dist.membership.endpoint import Endpoint
-from kdcl_dist.run.events import Event, Note
+from kdcl_dist.run.events import CheckpointSaved, Event, Note
 from kdcl_dist.run.record import update_record
 from kdcl_dist.run.run import Run
 from kdcl_dist.utils.process import is_over
@@ -112,6 +113,28 @@ def test_what_is_asked_of_the_run_reaches_the_next_process_too(
     assert one.end() is False
 
 
+def test_a_notice_reaches_the_next_process_until_a_checkpoint_is_taken(
+    run: Run, supervise: Callable[[Run], Supervised]
+) -> None:
+    """The one that got it may have died before it took one."""
+    one = supervise(run)
+    first = one.find(None)
+    one.process.notice("a host is to go")
+    one.until("a host is to go")
+    os.kill(first.port, signal.SIGKILL)
+    second = one.find(first.id)
+    one.process.notice("later")
+    one.until("later")
+    assert one.events.count(Note("a host is to go")) == 2
+    assert one.process.process is not None
+    one.process._handle(one.process.process, EventEmitted(CheckpointSaved(3)))
+    os.kill(second.port, signal.SIGKILL)
+    one.find(second.id)
+    one.process.notice("last")
+    one.until("last")
+    assert one.events.count(Note("a host is to go")) == 2
+
+
 def test_a_process_that_dies_too_often_ends_the_run(run: Run, supervise: Callable[[Run], Supervised]) -> None:
     one, lost = supervise(run), None
     for _ in range(3):
@@ -144,4 +167,6 @@ def test_a_process_that_opens_no_store_is_replaced(
     monkeypatch.setattr(coordinator_process, "ENTRY", "forked:opens_nothing")
     monkeypatch.setattr(coordinator_process, "OPEN_SHARE", 1000)
     one = supervise(make_run(make_recipe("failure.max_failures=0", "limits.startup_s=120")))
-    assert isinstance(one.end(), CoordinatorLost)
+    error = one.end()
+    assert isinstance(error, CoordinatorLost)
+    assert "ended, since it did not open its store" in str(error)

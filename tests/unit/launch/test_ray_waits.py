@@ -22,7 +22,7 @@ from kdcl_dist.launch.preflight.placement import Need, needs_of
 from kdcl_dist.launch.ray import coordinator, worker
 from kdcl_dist.launch.ray import head as head_module
 from kdcl_dist.launch.ray import trainers as trainers_module
-from kdcl_dist.launch.ray.coordinator import Progress, Whereabouts
+from kdcl_dist.launch.ray.coordinator import EventCursor, Progress, Whereabouts
 from kdcl_dist.membership.endpoint import Endpoint
 from kdcl_dist.run.events import Event, Note, Warned
 from kdcl_dist.run.record import update_record
@@ -145,6 +145,27 @@ def test_without_a_head_the_run_is_stopped_and_ends_in_one_line(trainers: Traine
         trainers.train()
     assert stops
     assert trainers.events == [Warned(f"{lost}; the run takes a checkpoint and ends")]
+
+
+def test_an_answer_that_fails_loses_no_event(trainers: Trainers) -> None:
+    """What the cursor has passed is not asked for again."""
+    failures, asked = [GetTimeoutError()], list[EventCursor]()
+
+    def progress() -> Progress:
+        if failures:
+            raise failures.pop()
+        return trainers.progress
+
+    def events(cursor: EventCursor) -> tuple[EventCursor, list[Event]]:
+        asked.append(cursor)
+        if len(asked) > 1:
+            trainers.hang.set()
+        return EventCursor("x", 1), [] if cursor.count else [Note("a line")]
+
+    trainers.actor.progress.remote, trainers.actor.events.remote = progress, events
+    trainers.turns = [lambda kind: trainers.hang.wait(300)]
+    assert trainers.train()
+    assert trainers.events == [Note("a line")]
 
 
 def test_a_run_that_ends_while_the_head_is_away_does_not_wait_for_ray_train(
