@@ -62,7 +62,9 @@ def test_two_that_hang_at_the_same_step_are_one_failure(
 def test_a_student_that_hangs_with_the_coordinator_is_replaced_too(
     inject: Inject, make_recipe: MakeRecipe, make_run: MakeRun, undisturbed: Folder
 ) -> None:
-    inject("coordinator", "ensemble", 4, "stop")
+    stopped = inject("coordinator", "ensemble", 4, "stop")
+    # A student that stops earlier may not have sent its logits: the coordinator then finds it, and stops later.
+    inject("b", "broadcast", 4, "hold", until=stopped)
     inject("b", "broadcast", 4, "stop")
     run = make_run(make_recipe(*OVERRIDES, *LIMITS))
     train(run)
