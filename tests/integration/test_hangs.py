@@ -63,7 +63,7 @@ def test_a_student_that_hangs_with_the_coordinator_is_replaced_too(
     inject: Inject, make_recipe: MakeRecipe, make_run: MakeRun, undisturbed: Folder
 ) -> None:
     stopped = inject("coordinator", "ensemble", 4, "stop")
-    # A student that stops earlier may not have sent its logits: the coordinator then finds it, and stops later.
+    # A student that stops earlier may not have sent its logits: the coordinator finds it, and stops later.
     inject("b", "broadcast", 4, "hold", until=stopped)
     inject("b", "broadcast", 4, "stop")
     run = make_run(make_recipe(*OVERRIDES, *LIMITS))
