@@ -116,10 +116,6 @@ class LinkToHosts(CoordinatorLink):
         """Whether the launcher has started a process for a worker."""
         return self._ask("has", name)
 
-    def admit(self, recipe: Recipe, wanted: Recipe) -> bool:
-        """False: Ray Train starts workers at a run's start only."""
-        return False
-
     def _ask(self, method: str, *arguments: str | int) -> bool:
         """The launcher's answer; False where it does not answer in time."""
         with self._asking:

@@ -6,10 +6,17 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from kdcl_dist.config.recipe import Recipe
+from kdcl_dist.config.student import Student
 from kdcl_dist.errors import RecipeError
 from kdcl_dist.launch.preflight.placement import ACCELERATOR, Host, Need, assign
 
-__all__ = ["assign_accelerators", "assign_devices", "devices_on_ray", "ignored_accelerators"]
+__all__ = [
+    "assign_accelerators",
+    "assign_devices",
+    "device_on_ray",
+    "devices_on_ray",
+    "ignored_accelerators",
+]
 
 #: A share of a GPU below which nothing is left of it.
 EPSILON = 1e-9
@@ -58,15 +65,21 @@ def _spread(workers: int, free: Sequence[float]) -> list[int]:
 
 
 def devices_on_ray(recipe: Recipe, needs: Sequence[Need]) -> list[str]:
-    """A device for each worker on Ray: "cpu", "cuda", or "auto" for CUDA where PyTorch can use it.
+    """The device of each worker, as `device_on_ray`, whose needs are those of `needs_of`."""
+    students = [recipe.students[worker.student] for worker in recipe.workers]
+    return [device_on_ray(student, need) for student, need in zip(students, needs, strict=True)]
+
+
+def device_on_ray(student: Student, need: Need) -> str:
+    """The device of a worker on Ray: "cpu", "cuda", or "auto" for CUDA where PyTorch can use it.
 
     Args:
-        recipe: the run.
-        needs: what Ray reserves for each worker; see `needs_of`.
+        student: of the worker.
+        need: what Ray reserves for it.
     """
-    students = [recipe.students[worker.student] for worker in recipe.workers]
-    kinds = ["auto" if student.resources.gpu == "auto" else "cuda" for student in students]
-    return [kind if need.gpu else "cpu" for kind, need in zip(kinds, needs, strict=True)]
+    if not need.gpu:
+        return "cpu"
+    return "auto" if student.resources.gpu == "auto" else "cuda"
 
 
 def ignored_accelerators(recipe: Recipe) -> list[str]:

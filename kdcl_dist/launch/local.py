@@ -30,7 +30,7 @@ from kdcl_dist.launch.messages import (
     RunEndedByFailure,
     StopAsked,
 )
-from kdcl_dist.launch.newcomers import Newcomers
+from kdcl_dist.launch.newcomers import LocalNewcomers
 from kdcl_dist.launch.preflight.checks import Check, check_here
 from kdcl_dist.launch.preflight.rehearsal import opens_data, rehearsal, rehearse
 from kdcl_dist.launch.processes import (
@@ -117,7 +117,7 @@ class _Cohort:
         self.endpoint: Endpoint | None = None
         self.coordinator_since = 0.0
         self.processes: list[Process] = []
-        self.newcomers = Newcomers(run.folder, self._start_newcomer, on_event)
+        self.newcomers = LocalNewcomers(run.folder, self._start_newcomer, on_event)
         self.logs: dict[str, ProcessLog] = {}
         self.replacements = Counter[str]()
         self.is_over = self.gives_up = self.stops = False

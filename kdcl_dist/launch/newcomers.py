@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from contextlib import suppress
+from typing import Generic, TypeVar
 
 from kdcl_dist.config.recipe import Recipe
 from kdcl_dist.errors import KdclError, StorageError
@@ -13,13 +15,16 @@ from kdcl_dist.run.cohort_requests import withdraw
 from kdcl_dist.run.events import Event, Warned
 from kdcl_dist.run.storage import Folder
 
-__all__ = ["Newcomers"]
+__all__ = ["LocalNewcomers", "Newcomers"]
 
 #: Seconds for which the launcher tries to delete a request.
 BRIEF_S = 3.0
 
 
-class Newcomers:
+T = TypeVar("T")
+
+
+class Newcomers(ABC, Generic[T]):
     """Starts and ends these processes, and refuses a student whose process fails.
 
     Args:
@@ -32,13 +37,21 @@ class Newcomers:
     """
 
     def __init__(
-        self, folder: Folder, start: Callable[[str, Recipe], Process], on_event: Callable[[Event], None]
+        self, folder: Folder, start: Callable[[str, Recipe], T], on_event: Callable[[Event], None]
     ) -> None:
         self.folder, self.start, self.on_event = folder.with_limit(BRIEF_S), start, on_event
-        self.processes: dict[str, Process] = {}
+        self.processes: dict[str, T] = {}
         self._places: dict[str, int] = {}
 
-    def take(self, recipe: Recipe) -> list[Process]:
+    @abstractmethod
+    def failure(self, process: T) -> KdclError | None:
+        """How a process has failed; None where it has not."""
+
+    @abstractmethod
+    def end(self, process: T) -> None:
+        """End a process."""
+
+    def take(self, recipe: Recipe) -> list[T]:
         """The processes of those that belong to the run by now, whose recipe this is."""
         names = [worker.name for worker in recipe.workers if worker.name in self.processes]
         return [self.processes.pop(name) for name in names]
@@ -66,8 +79,9 @@ class Newcomers:
 
     def refuse_failed(self) -> None:
         """Refuse those whose processes have failed, with a line."""
-        while failed := next((process for process in self.processes.values() if process.failed), None):
-            self._refuse(failed.name, failure_of(failed))
+        for name, process in list(self.processes.items()):
+            if name in self.processes and (why := self.failure(process)) is not None:
+                self._refuse(name, why)
 
     def close(self) -> None:
         """End all processes."""
@@ -82,5 +96,17 @@ class Newcomers:
 
     def _end(self, names: Sequence[str]) -> None:
         for process in map(self.processes.pop, names):
-            process.handle.kill()
-            finish(process)
+            self.end(process)
+
+
+class LocalNewcomers(Newcomers[Process]):
+    """The same for processes that this process has started."""
+
+    def failure(self, process: Process) -> KdclError | None:
+        """See `Newcomers`."""
+        return failure_of(process) if process.failed else None
+
+    def end(self, process: Process) -> None:
+        """See `Newcomers`."""
+        process.handle.kill()
+        finish(process)

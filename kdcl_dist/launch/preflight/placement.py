@@ -9,7 +9,7 @@ from typing import Any
 from kdcl_dist.config.recipe import Recipe
 from kdcl_dist.config.student import Student
 
-__all__ = ["ACCELERATOR", "Host", "Need", "Slot", "assign", "kinds_of", "lacks", "needs_of"]
+__all__ = ["ACCELERATOR", "Host", "Need", "Slot", "assign", "kinds_of", "lacks", "need_beside", "needs_of"]
 
 #: Ray's label of a host's type of accelerator.
 ACCELERATOR = "ray.io/accelerator-type"
@@ -82,6 +82,18 @@ def needs_of(recipe: Recipe, hosts: Sequence[Host] = ()) -> list[Need]:
             if not lacks(needs, hosts):
                 return needs
     return _needs(students, auto=0.0)
+
+
+def need_beside(student: Student, taken: Sequence[Need], hosts: Sequence[Host]) -> Need:
+    """The need of one more worker of a student, beside others that have their places.
+
+    With `gpu: auto` it takes the largest share, as of `needs_of`, that they leave; none if they leave none.
+    """
+    for sharing in range(1, len(taken) + 2):
+        (need,) = _needs([student], auto=RAY_UNITS // sharing / RAY_UNITS)
+        if not lacks([*taken, need], hosts):
+            return need
+    return _needs([student], auto=0.0)[0]
 
 
 def _needs(students: Sequence[Student], auto: float) -> list[Need]:

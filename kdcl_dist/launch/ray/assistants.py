@@ -16,10 +16,9 @@ import ray
 from ray.exceptions import RayError
 
 from kdcl_dist.errors import KdclError
-from kdcl_dist.launch.forkserver import start_server
 from kdcl_dist.launch.ray.common import POLL_S, actor_name, at_this_host
 from kdcl_dist.launch.ray.private import set_title
-from kdcl_dist.launch.ray.worker import ANSWER_S, Supervisor
+from kdcl_dist.launch.ray.worker import ANSWER_S, Supervisor, server_of_worker
 from kdcl_dist.run.run import Run
 
 __all__ = ["start_assistants"]
@@ -52,7 +51,7 @@ class AssistantActor:
 
     def _assist(self) -> None:
         try:
-            context = start_server()  # imports while this process waits for the workers
+            context = server_of_worker()  # imports while this process waits for the workers
             Supervisor(self.run, self.index, context, self._begun(), "assist").supervise()
         except (KdclError, RayError, ValueError):  # the coordinator's actor is gone, or failures are too many
             os._exit(1)  # Ray restarts the actor, as long as there is a run

@@ -16,6 +16,7 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from kdcl_dist.coordinator.processes import SAVE_ASKED
 from kdcl_dist.errors import StartupTimeout, wrap
+from kdcl_dist.launch.messages import CohortAsked
 from kdcl_dist.launch.ray.common import END_S, actor_name, at_this_host
 from kdcl_dist.launch.ray.coordinator_process import CoordinatorProcess
 from kdcl_dist.launch.ray.metrics import RayMetrics
@@ -27,6 +28,8 @@ from kdcl_dist.run.run import Run
 
 __all__ = ["EventCursor", "Progress", "Whereabouts", "start_coordinator"]
 
+#: Calls that the actor answers at once besides those of the members that the run has at its start.
+CALLS = 64
 #: Seconds for which one call waits for a coordinator that starts; shorter than its caller's patience.
 FIND_S = 5.0
 
@@ -37,7 +40,7 @@ def start_coordinator(run: Run) -> Any:
     return CoordinatorActor.options(  # type: ignore[attr-defined]
         name=actor_name(run),
         num_cpus=0,
-        max_concurrency=8 + len(run.recipe.members),
+        max_concurrency=CALLS + len(run.recipe.members),
         max_restarts=run.recipe.failure.allowed,
         scheduling_strategy=here,
     ).remote(run.for_coordinator())
@@ -96,7 +99,8 @@ class CoordinatorActor:
         id: another for each life of the actor.
         assignment: for each kind of workers that is there, and each rank of its trainer, the index of the
             worker in the cohort.
-        pending_events: the events that the driver has not acknowledged.
+        pending_events: the events, and changes that the cohort is asked for, that the driver has not
+            acknowledged.
         discarded: how many events were dropped after the driver acknowledged them.
         outcome: True at the end of the run, False when it was stopped before, or its error; None until then.
     """
@@ -108,7 +112,7 @@ class CoordinatorActor:
         self.coordinator = CoordinatorProcess(self.run, self.processes, self._emit)
         watch, notice = self.processes.watch_draining, self.coordinator.notice
         threading.Thread(target=watch, args=(notice,), name="kdcl-drains", daemon=True).start()
-        self.pending_events: deque[Event] = deque()
+        self.pending_events = deque[Event | CohortAsked]()
         self.discarded = 0
         self.outcome: bool | dict[str, Any] | None = None
         self.metrics = RayMetrics(run.name)
@@ -159,9 +163,10 @@ class CoordinatorActor:
                 phase="start",
             )
 
-    def _emit(self, event: Event) -> None:
+    def _emit(self, event: Event | CohortAsked) -> None:
         self.pending_events.append(event)
-        self.metrics.handle(event)
+        if not isinstance(event, CohortAsked):
+            self.metrics.handle(event)
 
     def index_of(self, kind: int, rank: int) -> int | None:
         """The index in the cohort of the student, or replica, that a kind's worker of this rank trains.
@@ -209,7 +214,7 @@ class CoordinatorActor:
         """Ask for a checkpoint after the current step."""
         self.coordinator.notice(SAVE_ASKED)
 
-    def events(self, cursor: EventCursor) -> tuple[EventCursor, list[Event]]:
+    def events(self, cursor: EventCursor) -> tuple[EventCursor, list[Event | CohortAsked]]:
         """The events after the cursor, with the next cursor; the events before it are discarded."""
         count = cursor.count if cursor.actor == self.id else 0
         while self.discarded < count:

@@ -17,6 +17,7 @@ from kdcl_dist.errors import CoordinatorCutOff
 from kdcl_dist.launch.failures import failure_of
 from kdcl_dist.launch.forkserver import start_server
 from kdcl_dist.launch.messages import (
+    CohortAsked,
     EndpointOpened,
     EndProcess,
     EventEmitted,
@@ -60,7 +61,7 @@ class CoordinatorProcess:
     Args:
         run: the run.
         processes: of the cohort.
-        emit: called with each event of the run.
+        emit: called with each event of the run, and where its cohort is asked to change.
 
     Attributes:
         endpoint: of the store; None while there is no process, or it starts.
@@ -68,7 +69,9 @@ class CoordinatorProcess:
         is_over: whether no process is replaced any more.
     """
 
-    def __init__(self, run: Run, processes: RayProcesses, emit: Callable[[Event], None]) -> None:
+    def __init__(
+        self, run: Run, processes: RayProcesses, emit: Callable[[Event | CohortAsked], None]
+    ) -> None:
         self.run, self.processes, self.emit = run, processes, emit
         self.host = ray.util.get_node_ip_address()
         self.context, self.limit_s = start_server(MODULES), run.recipe.limits.startup_s
@@ -147,6 +150,8 @@ class CoordinatorProcess:
                     with self._changed:
                         self._notices.clear()
                 self.emit(event)
+            case CohortAsked():
+                self.emit(message)
             case EndpointOpened(endpoint):
                 with self._changed:
                     self.endpoint = endpoint

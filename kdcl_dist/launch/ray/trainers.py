@@ -1,7 +1,7 @@
 """The trainers of a run on Ray Train, each in a thread, which the driver watches.
 
 Ray Train gives all workers of a trainer the same resources. So there is one trainer for each kind of workers;
-all workers meet at the one coordinator.
+all workers meet at the one coordinator. Those that join later have no trainer: see `newcomers`.
 """
 
 from __future__ import annotations
@@ -23,10 +23,12 @@ from kdcl_dist.errors import CoordinatorLost, KdclError, from_dict, one_line
 from kdcl_dist.launch.devices import devices_on_ray
 from kdcl_dist.launch.failures import first_worker_failure
 from kdcl_dist.launch.gpu_remarks import unusable_gpus
+from kdcl_dist.launch.messages import CohortAsked
 from kdcl_dist.launch.preflight.placement import Need, kinds_of
 from kdcl_dist.launch.ray.common import END_S, POLL_S, actor_name
 from kdcl_dist.launch.ray.coordinator import EventCursor, Progress
 from kdcl_dist.launch.ray.head import Head
+from kdcl_dist.launch.ray.newcomers import Joined
 from kdcl_dist.launch.ray.private import spare_data_sets
 from kdcl_dist.launch.ray.room import await_room, turn
 from kdcl_dist.launch.ray.worker import CohortConfig, train
@@ -52,6 +54,7 @@ class Trainers:
         restarts: how many trainers may still be started again after the death of their controllers.
         progress: of the run, as far as the coordinator has told.
         leave_at: from when on, by the monotonic clock, no trainer is waited for.
+        joined: the workers that join while the others train.
         head_is_lost: whether the run ends since the head of the cluster is away for too long.
         outcome: the coordinator's answer at the end; see `CoordinatorActor`.
     """
@@ -76,15 +79,19 @@ class Trainers:
         self.cursor, self.progress, self.leave_at = EventCursor(), Progress(), math.inf
         self.outcome: bool | dict[str, Any] | None = None
         self.head, self.head_is_lost = Head(), False
+        self.joined = Joined(run, needs, self.head, on_event)
 
     def fit(self) -> bool:
         """Train; see `kdcl_dist.launch.ray.driver.launch`."""
-        self._place()
-        while self._go_on():
-            self._watch()
-        self._conclude()
+        try:
+            self._place()
+            while self._go_on():
+                self._watch()
+            self._conclude()
+            errors = self._failures()
+        finally:
+            self.joined.close()
         failure = recorded_failure(self.run)
-        errors = [trainer.failure for trainer in self.trainers if trainer.failure is not None]
         if failure is None and errors and not isinstance(self.outcome, dict):
             if (end := recorded_end(self.run)) is not None:
                 return end  # what failed came after it
@@ -124,7 +131,8 @@ class Trainers:
             return True
         if not self.progress.has_begun and any(trainer.failure for trainer in self.trainers):
             return False  # the coordinator waits for workers that do not come
-        return time.monotonic() < self.leave_at and any(trainer.works for trainer in self.trainers)
+        works = self.joined.works or any(trainer.works for trainer in self.trainers)
+        return works and time.monotonic() < self.leave_at
 
     def _start_again(self) -> bool:
         """Start a trainer again whose controller died; whether there is one."""
@@ -141,6 +149,8 @@ class Trainers:
         trainer = next((trainer for trainer in self.trainers if trainer.works), None)
         trainer.thread.join(POLL_S) if trainer else time.sleep(POLL_S)
         self._poll()
+        if not self.progress.is_over:
+            self.joined.care()
         if not self.head_is_lost and self.head.is_lost():
             self.head_is_lost = True
             if not self.progress.is_over:
@@ -161,6 +171,9 @@ class Trainers:
                 self._leave_within(self.run.recipe.limits.startup_s + LEAVE_S)
             return
         for event in events:
+            if isinstance(event, CohortAsked):
+                self.joined.admit(event)
+                continue
             self.on_event(event)
             if isinstance(event, Started):
                 for warning in unusable_gpus(self.run.recipe, self.devices, event):
@@ -197,6 +210,11 @@ class Trainers:
             self.save_requested.clear()
 
     # -- end ------------------------------------------------------------------------------------------
+
+    def _failures(self) -> list[BaseException]:
+        """The failures of trainers, and of workers that have joined."""
+        own = [trainer.failure for trainer in self.trainers if trainer.failure is not None]
+        return [*own, *self.joined.failures]
 
     def _conclude(self) -> None:
         """Wait until the coordinator has finished its record, and pass on its last events."""
@@ -284,7 +302,10 @@ def _trainer(run: Run, needs: Sequence[Need], devices: Sequence[str], kind: int)
 
 def _first_failure(errors: Sequence[BaseException]) -> KdclError:
     """The failure behind errors of Ray Train: one of the workers', else the first error itself."""
-    found = [first_worker_failure(getattr(error, "worker_failures", {})) for error in errors]
+    found = [
+        error if isinstance(error, KdclError) else first_worker_failure(getattr(error, "worker_failures", {}))
+        for error in errors
+    ]
     if reported := first_worker_failure({rank: error for rank, error in enumerate(found) if error}):
         return reported
     if isinstance(errors[0], RayActorError):

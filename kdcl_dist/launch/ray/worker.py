@@ -20,7 +20,7 @@ from ray.exceptions import ActorUnavailableError, GetTimeoutError, RayActorError
 from ray.train.backend import Backend, BackendConfig
 
 from kdcl_dist.coordinator.recovery_policy import is_fatal
-from kdcl_dist.errors import CoordinatorLost
+from kdcl_dist.errors import CoordinatorLost, KdclError
 from kdcl_dist.launch.devices import assign_accelerators
 from kdcl_dist.launch.failures import failure_of
 from kdcl_dist.launch.forkserver import start_server
@@ -34,7 +34,7 @@ from kdcl_dist.membership.endpoint import Endpoint
 from kdcl_dist.run.process_log import ProcessLog
 from kdcl_dist.run.run import Run
 
-__all__ = ["ANSWER_S", "CohortConfig", "Supervisor", "train"]
+__all__ = ["ANSWER_S", "CohortConfig", "Supervisor", "server_of_worker", "train"]
 
 #: Seconds within which a coordinator answers, unless it is stopped or cut off.
 ANSWER_S = 10.0
@@ -52,16 +52,23 @@ def train(config: dict[str, Any]) -> None:
     Raises:
         KdclError: the student's failure, where the coordinator did not end the run with it.
     """
-    # The process that trains must not import the file that Ray runs as the main module of its workers.
-    vars(sys.modules["__main__"]).pop("__file__", None)
     run, devices = at_this_host(config["run"]), config["devices"]
-    context = start_server()  # imports while this process waits for the coordinator
+    context = server_of_worker()  # imports while this process waits for the coordinator
     actor = ray.get_actor(actor_name(run))
     rank = ray.train.get_context().get_world_rank()
     waits_s = run.recipe.limits.startup_s + ANSWER_S
     index: int | None = ray.get(actor.index_of.remote(config["kind"], rank), timeout=waits_s)
     if index is not None:
         Supervisor(run, index, context, actor, "train", devices[index]).supervise()
+
+
+def server_of_worker() -> Any:
+    """The context of the server that forks the processes of this worker of Ray; see `start_server`.
+
+    What it forks must not import the file that Ray runs as the main module of its workers.
+    """
+    vars(sys.modules["__main__"]).pop("__file__", None)
+    return start_server()
 
 
 class Supervisor:
@@ -93,21 +100,39 @@ class Supervisor:
         finally:
             self.log.close()
 
+    def supervise_one(self) -> KdclError | None:
+        """Start one process: how it failed; None once its work is done, or where the run is over.
+
+        Raises:
+            CoordinatorLost: no coordinator answers within limits.startup_s.
+        """
+        try:
+            failed = self._supervise_one()
+        finally:
+            self.log.close()
+        return None if failed is None else failure_of(failed)
+
     def _supervise_all(self) -> None:
         for _ in range(1 + self.run.recipe.failure.allowed):
-            if (endpoint := self._find_endpoint(None)) is None:
+            if (failed := self._supervise_one()) is None:
                 return
-            process = self._start(endpoint)
-            try:
-                if self._supervise(process):
-                    return
-                self._register(0)
-            finally:
-                finish(process)
-            if process.error is not None and is_fatal(self.run.recipe.failure, [], process.error):
+            if failed.error is not None and is_fatal(self.run.recipe.failure, [], failed.error):
                 break
         if not self._is_over(DECIDE_S):  # else Ray Train must not start this worker again
-            raise failure_of(process)
+            raise failure_of(failed)
+
+    def _supervise_one(self) -> Process | None:
+        """Keep one process at work; returns it if it has failed."""
+        if (endpoint := self._find_endpoint(None)) is None:
+            return None
+        process = self._start(endpoint)
+        try:
+            if self._supervise(process):
+                return None
+            self._register(0)
+        finally:
+            finish(process)
+        return process
 
     def _start(self, endpoint: Endpoint) -> Process:
         arguments = (self.run, self.index, endpoint, ray.util.get_node_ip_address(), *self.more)
