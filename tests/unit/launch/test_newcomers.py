@@ -11,7 +11,7 @@ from cohorts import MakeRecipe
 from kdcl_dist.config.recipe import Recipe
 from kdcl_dist.errors import ModelError, RecipeError
 from kdcl_dist.launch import newcomers
-from kdcl_dist.launch.newcomers import Newcomers
+from kdcl_dist.launch.newcomers import LocalNewcomers
 from kdcl_dist.launch.processes import Process
 from kdcl_dist.run.cohort_requests import apply, ask, names_of
 from kdcl_dist.run.events import Event, Warned
@@ -25,7 +25,7 @@ class Host:
         self.started, self.ended = list[str](), list[str]()
         self.full = set[str]()
         self.events = list[Event]()
-        self.newcomers = Newcomers(run.folder, self.start, self.events.append)
+        self.newcomers = LocalNewcomers(run.folder, self.start, self.events.append)
 
     def start(self, name: str, wanted: Recipe) -> Process:
         if name in self.full:
