@@ -17,7 +17,6 @@ from kdcl_dist.data.stored_fit import check_stored
 from kdcl_dist.data.training_data import TrainingData
 from kdcl_dist.errors import (
     CoordinatorLost,
-    KdclError,
     PreflightError,
     RecipeError,
     RunFolderError,
@@ -31,7 +30,6 @@ from kdcl_dist.launch.forkserver import start_server
 from kdcl_dist.launch.preflight.bank_memory import measure_bank_memory, measure_record_memory
 from kdcl_dist.launch.signals import stop_on_signals
 from kdcl_dist.membership.monitor import COORDINATOR
-from kdcl_dist.run.cohort_requests import as_begun, changed, is_changing, unchanged
 from kdcl_dist.run.creation import abandon
 from kdcl_dist.run.events import Ended, Event, Note, Warned
 from kdcl_dist.run.launcher_log import LauncherLog
@@ -182,31 +180,26 @@ def launch(
     Raises:
         KdclError: the first cause of the failure.
     """
-    starts = [run]
     try:
         with told.kept(run.folder):
-            finished = _train(starts, launcher, told.handle, stop, save)
+            finished = _train(run, launcher, told.handle, stop, save)
             told.handle(Ended(finished))
             return finished
     except BaseException as error:
-        _add_last_lines(starts[-1], error)
-        _record_end(starts[-1], error)
+        _add_last_lines(run, error)
+        _record_end(run, error)
         raise
 
 
 def _train(
-    starts: list[Run],
+    run: Run,
     launcher: Launcher,
     on_event: Callable[[Event], None],
     stop: threading.Event | None,
     save: threading.Event | None,
 ) -> bool:
-    """Start the run, the last of `starts`, and again for each change of its cohort: a start that is added."""
-
-    def tell(text: str) -> None:
-        on_event(Note(text))
-
-    request = nullcontext(stop) if stop else stop_on_signals(tell)
+    """Train with the launcher; arguments and result as of `launch`."""
+    request = nullcontext(stop) if stop else stop_on_signals(lambda text: on_event(Note(text)))
     with request as stop_requested:
         # Each launcher is imported only where it is used: Ray takes seconds to import, and may be absent.
         if launcher == "local":
@@ -214,22 +207,9 @@ def _train(
         else:
             from kdcl_dist.launch.ray.driver import launch as start
 
-        while True:
-            run = starts[-1]
-            for line in ignored_accelerators(run.recipe) if launcher == "local" else ():
-                on_event(Warned(line))
-            try:
-                finished = start(run, on_event, stop_requested, save)
-            except KdclError as error:
-                starts[:] = [unchanged(starts, error, tell)]
-                continue
-            if finished or not is_changing(run):
-                return finished
-            if stop_requested.is_set():
-                record_interruption(run)
-                return False
-            starts[-1] = as_begun(run)
-            starts.append(changed(starts[-1], tell))
+        for line in ignored_accelerators(run.recipe) if launcher == "local" else ():
+            on_event(Warned(line))
+        return start(run, on_event, stop_requested, save)
 
 
 def _add_last_lines(run: Run, error: BaseException) -> None:

@@ -87,7 +87,7 @@ class Run:
 
     @property
     def state(self) -> str:
-        """starting, running, changing, interrupted, failed or finished; unknown without a record."""
+        """starting, running, interrupted, failed or finished; unknown without a record."""
         return str(read_record(self._folder).get("state", "unknown"))
 
     @property

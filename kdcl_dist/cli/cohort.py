@@ -99,7 +99,7 @@ def _training(run: str) -> tuple[Recipe, Folder, int]:
     recipe, folder = load_run(run)
     record = read_record(folder)
     state = record.get("state", "unknown")
-    if state not in ("starting", "running", "changing"):
+    if state not in ("starting", "running"):
         raise RunFolderError(f"{str(folder)!r} does not train: it is {state}")
     if is_dead(record.get("launcher", "")):
         raise RunFolderError(f"{str(folder)!r} does not train: its process has died")

@@ -131,13 +131,9 @@ class RunSchedule:
         return self.ends_test(round) and self.after(round).kind is not Kind.EVALUATE
 
     def changes_cohort(self, round: Round) -> bool:
-        """Whether students join or leave after a round."""
-        return round.epoch in self.changes and self.saves_epoch(round)
-
-    def saves_epoch(self, round: Round) -> bool:
-        """Whether a round is the checkpoint at the end of an epoch, and another epoch follows."""
+        """Whether students join or leave after a round: the checkpoint of an epoch that another follows."""
         at_end = round.kind is Kind.CHECKPOINT and round.step == (round.epoch + 1) * self.steps_per_epoch
-        return at_end and round.epoch + 1 < self.epochs
+        return at_end and round.epoch in self.changes and round.epoch + 1 < self.epochs
 
     def can_resume_after(self, round: Round) -> bool:
         """Whether the run can be resumed after a round: between an epoch's steps, and after a checkpoint."""

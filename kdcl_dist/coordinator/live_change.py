@@ -39,15 +39,13 @@ class LiveChange:
 
     Args:
         run: the run.
-        processes: of the cohort; None: none is started while the others train.
+        processes: of the cohort; None: none is started, so nobody joins.
         waiting: what processes that wait to join report, once all do; takes their ranks to be, by name.
         emit: called with each event.
 
     Attributes:
         asked: the requests by the names of their files, in their order; a new dict with each look.
         done: epochs that are done when a change takes effect.
-        needs_restart: whether a student is to join for whom the launcher can start no process now.
-        restarts: whether the run stops for that.
         member: what a worker of the cohort reports, with which those who join must agree.
     """
 
@@ -60,7 +58,7 @@ class LiveChange:
     ) -> None:
         self.run, self.processes, self.waiting, self.emit = run, processes, waiting, emit
         self.asked: dict[str, Request] = {}
-        self.done, self.needs_restart, self.restarts = run.epoch + 1, False, False
+        self.done = run.epoch + 1
         self.member: WorkerInfo | None = None
         self._told: tuple[Recipe, Recipe] | None = None
         self._not_before = 0.0
@@ -76,7 +74,7 @@ class LiveChange:
     def __exit__(self, kind: type[BaseException] | None, *error: object) -> None:
         self._stop.set()
         self._thread.join(BRIEF_S)  # no longer: it may wait for the storage
-        for request in () if kind or self.restarts else self.pending.values():
+        for request in () if kind else self.pending.values():
             self.emit(Note(f"not met before the run's end: {told(request, self.done)}"))
 
     def _watch(self) -> None:
@@ -123,8 +121,8 @@ class LiveChange:
             wanted = apply(wanted, request, run.epoch) if "add" in request else wanted
         if (run.recipe, wanted) != self._told:
             self._told = run.recipe, wanted
-            beside = self.processes is not None and self.processes.admit(*self._told)
-            self.needs_restart = not beside and wanted != run.recipe
+            if self.processes is not None:
+                self.processes.admit(*self._told)
 
     def _refuse(self, name: str, error: KdclError) -> None:
         """Refuse a request, once: its file may be one that cannot be deleted.
@@ -146,7 +144,7 @@ class LiveChange:
         """Whether some requests can be met in an epoch, from 0."""
         self.done = epoch + 1
         self._in_rounds.set()
-        for name, request in [] if self.needs_restart else self.pending.items():
+        for name, request in self.pending.items():
             if "add" in request:
                 self._refuse_unfit(name, str(request["add"].get("name")))
         return bool(self.pending) and time.monotonic() >= self._not_before and bool(self.ready())

@@ -99,8 +99,7 @@ class CoordinatorLoop:
                 self._run_round(Round(Kind.CHECKPOINT, round.epoch, round.step + 1))
             if Flag.STOP in flags:
                 self.folder.attempt(lambda: self.metrics.flush(self.folder.brief.limit_s))
-                state = "changing" if self.change.restarts else "interrupted"
-                self.folder.attempt(lambda: update_record(self.folder.brief, state=state))  # noqa: B023
+                self.folder.attempt(lambda: update_record(self.folder.brief, state="interrupted"))
             if flags & (Flag.STOP | Flag.REFORM):
                 return flags
             if round.kind is Kind.END:
@@ -217,13 +216,9 @@ class CoordinatorLoop:
         return Flag.NONE
 
     def _stops(self, round: Round, messages: Sequence[Message]) -> bool:
-        """Whether the run stops after a round: it is asked to, or goes on with another cohort."""
-        if not self.schedule.can_resume_after(round):
-            return False
-        if self.stop() or any(message.has(Flag.STOP) for message in messages):
-            return True
-        self.change.restarts = self.schedule.saves_epoch(round) and self.change.needs_restart
-        return self.change.restarts
+        """Whether the run stops after a round, since it is asked to."""
+        asked = self.schedule.can_resume_after(round)
+        return asked and (self.stop() or any(message.has(Flag.STOP) for message in messages))
 
     def _train(self, round: Round, messages: Sequence[Message]) -> None:
         started_s = time.perf_counter()

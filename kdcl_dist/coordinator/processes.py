@@ -24,15 +24,12 @@ class Processes(Protocol):
     def end(self, name: str, pid: int | None) -> None:
         """End a worker's process that does not answer, so that it is replaced; None: the one it has now."""
 
-    def admit(self, recipe: Recipe, wanted: Recipe) -> bool:
+    def admit(self, recipe: Recipe, wanted: Recipe) -> None:
         """Start processes for students that are to join while the others train.
 
         Args:
             recipe: of the run, as it is now.
             wanted: with those who are to join, the last ones; processes of others who were to are ended.
-
-        Returns:
-            False where this launcher starts processes at a run's start only.
         """
 
     def notice(self) -> str | None:

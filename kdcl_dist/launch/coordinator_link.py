@@ -74,10 +74,9 @@ class CoordinatorLink:
         """Let the launcher end the process."""
         self.queue.put(EndProcess(name, pid))
 
-    def admit(self, recipe: Recipe, wanted: Recipe) -> bool:
+    def admit(self, recipe: Recipe, wanted: Recipe) -> None:
         """Let the launcher start processes for those who are to join."""
         self.queue.put(CohortAsked(recipe, wanted))
-        return True
 
     def notice(self) -> str | None:
         """Once for each notice of the launcher: why a checkpoint is wanted now."""

@@ -84,7 +84,7 @@ class RunData:
 
     @property
     def state(self) -> str:
-        """The state of the run: starting, running, changing, interrupted, failed or finished."""
+        """The state of the run: starting, running, interrupted, failed or finished."""
         return str(self.record.get("state", "unknown"))
 
     @property

@@ -1,7 +1,6 @@
 """Requests to change the cohort of a run that trains: a file each in the run folder, until they are met.
 
-The coordinator meets them while the run trains; see `kdcl_dist.coordinator.live_change`. Where its launcher
-starts no process beside those that train, the run stops at a checkpoint, and goes on with the other cohort.
+The coordinator meets them; see `kdcl_dist.coordinator.live_change`.
 """
 
 from __future__ import annotations
@@ -9,7 +8,7 @@ from __future__ import annotations
 import json
 import time
 import uuid
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Collection, Mapping
 from contextlib import suppress
 from dataclasses import replace
 from typing import Any
@@ -20,12 +19,9 @@ from typing_extensions import TypedDict
 from kdcl_dist.config.cohort_changes import foreign_imports, with_student, without_student
 from kdcl_dist.config.recipe import Recipe
 from kdcl_dist.errors import KdclError, RecipeError, RunFolderError, StorageError, one_line
-from kdcl_dist.run.checkpoint import latest
-from kdcl_dist.run.creation import new_id
 from kdcl_dist.run.record import read_record, update_record
 from kdcl_dist.run.run import Run, load_run, write_recipe
 from kdcl_dist.run.storage import Folder
-from kdcl_dist.utils.process import this_process
 
 __all__ = [
     "Request",
@@ -33,15 +29,11 @@ __all__ = [
     "as_begun",
     "ask",
     "begin",
-    "changed",
-    "has_requests",
-    "is_changing",
     "names_of",
     "next_change",
     "read",
     "requested",
     "told",
-    "unchanged",
     "withdraw",
 ]
 
@@ -65,14 +57,6 @@ def ask(folder: Folder, request: Request) -> None:
     """Write a request, after all earlier ones; raises `StorageError` where the storage refuses."""
     name = f"{ROOT}/{time.time_ns():020d}-{uuid.uuid4().hex[:8]}.json"
     folder.write(name, json.dumps(request).encode())
-
-
-def has_requests(folder: Folder) -> bool:
-    """Whether a run has requests that are not met; a storage that fails is asked again later."""
-    try:
-        return bool(names_of(folder))
-    except StorageError:
-        return False
 
 
 def names_of(folder: Folder) -> list[str]:
@@ -179,74 +163,9 @@ def next_change(recipe: Recipe, done: int) -> int:
     return done + 1
 
 
-def is_changing(run: Run) -> bool:
-    """Whether the run has stopped for the requests that it has."""
-    return read_record(run.folder).get("state") == "changing"
-
-
-def changed(run: Run, tell: Callable[[str], None]) -> Run:
-    """The run as it goes on: with the recipe that meets the requests, which are deleted.
-
-    Args:
-        run: that has stopped for them, at an epoch's end.
-        tell: takes a line for each request, met or refused.
-
-    Raises:
-        RunFolderError: the last checkpoint was deleted or damaged meanwhile.
-    """
-    if (start := latest(run.folder, tell)) is None:
-        raise RunFolderError(f"{str(run.folder)!r} has no complete checkpoint any more")
-    names = names_of(run.folder)
-    recipe = _met(run.recipe, run.folder, names, start.epoch, tell)
-    new = _begun(replace(run, recipe=recipe, start=start))
-    with suppress(StorageError):  # as in `begin`
-        withdraw(run.folder, *names)
-    return new
-
-
-def unchanged(starts: Sequence[Run], why: KdclError, tell: Callable[[str], None]) -> Run:
-    """The run as it goes on with the cohort before the last change, if the other one could not begin.
-
-    Args:
-        starts: of the run, each with another cohort; a failure has ended the last.
-        why: the failure.
-        tell: takes a line.
-
-    Raises:
-        KdclError: `why`, where nothing was changed, or the cohort that failed has trained.
-    """
-    *earlier, run = starts
-    record: dict[str, Any] = {}
-    with suppress(StorageError, RunFolderError):  # the failure that ended the run counts more
-        record = read_record(run.folder) if earlier else {}
-    if record.get("owner") != run.id or record.get("generation", {}).get("run") == run.id:
-        raise why
-    tell(f"the cohort stays as it was, since the other one cannot begin: {'; '.join(str(why).splitlines())}")
-    return _begun(replace(earlier[-1], start=run.start))
-
-
 def requested(recipe: Recipe, folder: Folder, epoch: int) -> Recipe:
     """The recipe with the requests that are not met yet, as if after so many epochs; bad ones left out."""
-    return _met(recipe, folder, names_of(folder), epoch, lambda text: None)
-
-
-def _met(
-    recipe: Recipe, folder: Folder, names: Sequence[str], epoch: int, tell: Callable[[str], None]
-) -> Recipe:
-    for name in names:
-        try:
-            request = read(folder, name)
-            recipe = apply(recipe, request, epoch)
-        except (RecipeError, StorageError) as error:
-            tell(told(error))
-        else:
-            tell(told(request, epoch))
+    for name in names_of(folder):
+        with suppress(RecipeError, StorageError):
+            recipe = apply(recipe, read(folder, name), epoch)
     return recipe
-
-
-def _begun(run: Run) -> Run:
-    """The run as another start of it, which owns the folder and whose recipe is there."""
-    new = replace(run, id=new_id(run.name))
-    write_recipe(run.folder, run.recipe)
-    update_record(run.folder, state="starting", cause=None, owner=new.id, launcher=this_process())
-    return new

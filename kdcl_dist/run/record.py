@@ -138,7 +138,7 @@ def recorded_end(run: Run) -> bool | None:
         True where it is complete, False where it was stopped after a checkpoint; None without such a record.
     """
     try:
-        ends = {"finished": True, "interrupted": False, "changing": False}
+        ends = {"finished": True, "interrupted": False}
         return ends.get(read_record(run.folder).get("state", ""))
     except (StorageError, RunFolderError):
         return None

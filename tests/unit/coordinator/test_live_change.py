@@ -38,13 +38,12 @@ def worker(name: str, data: str = "f") -> WorkerInfo:
 class Launched:
     """A launcher of which only the processes of newcomers matter."""
 
-    def __init__(self, beside: bool = True) -> None:
-        self.beside, self.told = beside, list[tuple[Recipe, Recipe]]()
+    def __init__(self) -> None:
+        self.told = list[tuple[Recipe, Recipe]]()
         self.waiting = set[str]()
 
-    def admit(self, recipe: Recipe, wanted: Recipe) -> bool:
+    def admit(self, recipe: Recipe, wanted: Recipe) -> None:
         self.told.append((recipe, wanted))
-        return self.beside
 
     def wait(self, ranks: Mapping[str, int]) -> list[WorkerInfo]:
         wanted = {worker.name: rank for rank, worker in enumerate(self.told[-1][1].workers)}
@@ -55,10 +54,9 @@ class Launched:
 class Asked:
     """A run of four epochs, and what is asked of it."""
 
-    def __init__(self, run: Run, launched: Launched | None) -> None:
+    def __init__(self, run: Run, launched: Launched) -> None:
         self.run, self.events, self.launched = run, list[Event](), launched
-        waiting = launched.wait if launched else lambda names: []
-        self.change = LiveChange(run, launched, waiting, self.events.append)  # type: ignore[arg-type]
+        self.change = LiveChange(run, launched, launched.wait, self.events.append)  # type: ignore[arg-type]
 
     def ask(self, *requests: dict[str, Any]) -> None:
         for request in requests:
@@ -265,17 +263,6 @@ def test_a_storage_that_refuses_leaves_the_cohort_as_it_is(run: Run, monkeypatch
     assert asked.lines == ["the cohort cannot change yet: the disk is full; this is tried again"]
     assert not asked.change.is_due(0), "not at once"
     assert len(names_of(run.folder)) == 1
-
-
-@pytest.mark.parametrize("launched", [None, Launched(beside=False)])
-def test_a_launcher_that_starts_no_process_beside_the_others_starts_all_anew(
-    run: Run, launched: Launched | None
-) -> None:
-    asked = Asked(run, launched)
-    asked.ask({"remove": "b"})
-    assert not asked.change.needs_restart
-    asked.ask(C)
-    assert asked.change.needs_restart
 
 
 def test_the_thread_looks_by_itself(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import subprocess
-import threading
 from pathlib import Path
 from typing import Any
 
@@ -12,11 +11,9 @@ import pytest
 from click.testing import CliRunner
 from cohorts import MakeRecipe
 
-from kdcl_dist import training
 from kdcl_dist.cli import kdcl
 from kdcl_dist.config.recipe import Recipe
-from kdcl_dist.errors import PreflightError, RecipeError, RunFolderError, StorageError, StudentLost
-from kdcl_dist.launch import local
+from kdcl_dist.errors import RecipeError, StorageError
 from kdcl_dist.launch.preflight import rehearsal
 from kdcl_dist.launch.preflight.rehearsal import Rehearsal
 from kdcl_dist.run.checkpoint import Manifest, commit, write_part
@@ -24,31 +21,27 @@ from kdcl_dist.run.cohort_requests import (
     apply,
     as_begun,
     ask,
-    changed,
-    has_requests,
-    is_changing,
     names_of,
     next_change,
-    unchanged,
+    read,
+    requested,
 )
-from kdcl_dist.run.launcher_log import LauncherLog
 from kdcl_dist.run.prepare import prepare
-from kdcl_dist.run.record import read_record, record_failure, update_record
-from kdcl_dist.run.run import Run, load_run, write_recipe
+from kdcl_dist.run.record import update_record
+from kdcl_dist.run.run import Run, write_recipe
 from kdcl_dist.run.storage import Folder
 from kdcl_dist.utils.process import this_process
 
 
 @pytest.fixture
 def run(make_recipe: MakeRecipe, tmp_path: Path) -> Run:
-    """A run of four epochs that has stopped after the second, as another cohort is asked for."""
+    """A run of four epochs, two of which are done."""
     recipe = make_recipe("epochs=4", "students.b.schedule={name: cosine}")
     made = prepare(recipe, str(tmp_path / "runs"), "r", resume=False, warn=print)
     parts = {name: write_part(made.folder, 6, name, {}) for name in ("a", "b", "coordinator")}
     commit(made.folder, Manifest(6, parts, epoch=2))
     for epoch in range(2):
         made.folder.write(f"metrics/epoch-{epoch:04d}.parquet", b"")
-    update_record(made.folder, state="changing")
     return made
 
 
@@ -59,132 +52,49 @@ def kdcl_cohort(*arguments: str) -> tuple[int, str]:
 
 def test_the_recipe_says_what_the_requests_made_of_it(run: Run) -> None:
     before = run.recipe
-    assert not has_requests(run.folder)
     ask(run.folder, {"add": {"name": "c", "model": "mlp"}})
     ask(run.folder, {"add": {"name": "a", "model": "mlp"}})
     ask(run.folder, {"remove": "b"})
-    assert has_requests(run.folder)
-    assert is_changing(run)
-    lines: list[str] = []
-    new = changed(run, lines.append)
-    assert lines[0] == "c joins after epoch 2"
-    assert lines[1].startswith("a request to change the cohort is refused: ")
-    assert "more than once: a" in lines[1]
-    assert lines[2:] == ["b leaves after epoch 2"]
-    assert new.start is not None
-    assert (new.start.step, new.recipe) == (6, load_run(run.folder.uri)[0])
-    a, b, c = new.recipe.students
+    recipe = requested(before, run.folder, 2)
+    a, b, c = recipe.students
     assert (a, c.from_epoch, c.until_epoch) == (before.students[0], 3, None)
-    assert (b.until_epoch, new.recipe.epochs_of(b)) == (2, before.epochs_of(before.students[1]))
-    assert not has_requests(run.folder)
-    record = read_record(run.folder)
-    assert (record["state"], record["owner"]) == ("starting", new.id)
-    assert new.id != run.id
+    assert (b.until_epoch, recipe.epochs_of(b)) == (2, before.epochs_of(before.students[1]))
+    with pytest.raises(RecipeError, match="more than once: a"):
+        apply(before, read(run.folder, names_of(run.folder)[1]), 2)
 
 
 def test_a_request_that_asks_for_both_adds(run: Run) -> None:
     ask(run.folder, {"add": {"name": "c", "model": "mlp"}, "remove": "b"})
-    lines: list[str] = []
-    assert changed(run, lines.append).recipe.names == ["a", "b", "c"]
-    assert lines == ["c joins after epoch 2"]
-
-
-def test_a_cohort_that_cannot_begin_leaves_the_one_before(run: Run) -> None:
-    ask(run.folder, {"add": {"name": "c", "model": "mlp"}})
-    new, why, lines = changed(run, print), PreflightError("c cannot train"), list[str]()
-    record_failure(new, why)
-    old = unchanged([run, new], why, lines.append)
-    assert lines == ["the cohort stays as it was, since the other one cannot begin: c cannot train"]
-    assert (old.recipe, old.start) == (run.recipe, new.start)
-    assert load_run(run.folder.uri)[0] == run.recipe
-    record = read_record(run.folder)
-    assert (record["state"], record["cause"], record["owner"]) == ("starting", None, old.id)
-
-
-@pytest.mark.parametrize("how", ["nothing was changed", "it has trained", "another start owns the folder"])
-def test_else_the_failure_ends_the_run(run: Run, how: str) -> None:
-    new, why = changed(run, print), PreflightError("c cannot train")
-    if how == "it has trained":
-        update_record(run.folder, generation={"run": new.id, "number": 0})
-    if how == "another start owns the folder":
-        update_record(run.folder, owner="another")
-    owner = read_record(run.folder)["owner"]
-    with pytest.raises(PreflightError, match="c cannot train"):
-        unchanged([new] if how == "nothing was changed" else [run, new], why, print)
-    assert read_record(run.folder)["owner"] == owner
-
-
-def test_the_launcher_goes_on_without_who_cannot_join(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
-    """And it records the failure that ends the run then, whose start has another id than the first."""
-    cohorts: list[list[str]] = []
-
-    def launch(run: Run, *more: object) -> bool:
-        cohorts.append(run.recipe.names)
-        if "c" in run.recipe.names:
-            raise PreflightError("c cannot train")
-        if len(cohorts) > 1:
-            raise StudentLost("b died", student="b")
-        ask(run.folder, {"add": {"name": "c", "model": "mlp"}})
-        return False
-
-    monkeypatch.setattr(local, "launch", launch)
-    with pytest.raises(StudentLost, match="b died"):
-        training.launch(run, "local", LauncherLog(lambda event: None), threading.Event())
-    assert cohorts == [["a", "b"], ["a", "b", "c"], ["a", "b"]]
-    record = read_record(run.folder)
-    assert (record["state"], record["cause"]["message"]) == ("failed", "b died")
-
-
-def test_a_stop_in_a_change_of_the_cohort_is_recorded(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
-    stop = threading.Event()
-
-    def launch(*_: object) -> bool:
-        stop.set()
-        return False
-
-    monkeypatch.setattr(local, "launch", launch)
-    assert not training.launch(run, "local", LauncherLog(lambda event: None), stop)
-    assert read_record(run.folder)["state"] == "interrupted"
+    assert requested(run.recipe, run.folder, 2).names == ["a", "b", "c"]
 
 
 def test_a_file_that_is_no_request_is_refused(run: Run) -> None:
     texts = [b"{", b"[]", b"{}", b'{"remove": 3}', b'{"add": {"name": 5}}']
     for number, text in enumerate(texts):
         run.folder.write(f"cohort/{number}.json", text)
-    lines: list[str] = []
-    assert changed(run, lines.append).recipe == run.recipe
-    assert len(lines) == len(texts)
-    assert all("is refused: " in line and "\n" not in line for line in lines)
+    assert requested(run.recipe, run.folder, 2) == run.recipe
+    for name in names_of(run.folder):
+        with pytest.raises(RecipeError) as caught:
+            apply(run.recipe, read(run.folder, name), 2)
+        assert "\n" not in str(caught.value)
 
 
-def test_a_file_that_cannot_be_read_or_deleted_holds_up_nothing(
-    run: Run, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    read, failing = Folder.read, "no permission"
+def test_a_file_that_cannot_be_read_holds_up_nothing(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    read = Folder.read
 
     def refuse(self: Folder, name: str, limit: int | None = None) -> bytes:
         if name == "cohort/0.json":
-            raise StorageError(failing)
+            raise StorageError("no permission")
         return read(self, name, limit)
-
-    def keep(*_: object) -> None:
-        raise StorageError(failing)
 
     ask(run.folder, {"remove": "b"})
     run.folder.write("cohort/0.json", b"")  # the first of both
     monkeypatch.setattr(Folder, "read", refuse)
-    monkeypatch.setattr(Folder, "delete_file", keep)
-    lines: list[str] = []
-    assert changed(run, lines.append).recipe.students[1].until_epoch == 2
-    assert lines == [
-        "a request to change the cohort is refused: no permission",
-        "b leaves after epoch 2",
-    ]
+    assert requested(run.recipe, run.folder, 2).students[1].until_epoch == 2
 
 
 def test_a_file_in_the_place_of_their_folder_is_told(run: Run) -> None:
     run.folder.write("cohort", b"")
-    assert not has_requests(run.folder)
     with pytest.raises(StorageError, match="cohort is no folder; delete it"):
         names_of(run.folder)
 
@@ -197,12 +107,6 @@ def test_a_recipe_that_others_have_written_imports_nothing_new(run: Run, make_re
     write_recipe(run.folder, make_recipe("students.b.model=nets:Tiny"))
     with pytest.raises(RecipeError, match="changed while the run trains: 'nets:Tiny' is not among"):
         as_begun(run)
-
-
-def test_without_a_checkpoint_no_run_goes_on(run: Run) -> None:
-    run.folder.delete("checkpoints")
-    with pytest.raises(RunFolderError, match="no complete checkpoint"):
-        changed(run, print)
 
 
 def test_a_frozen_student_leaves_as_well(make_recipe: MakeRecipe) -> None:
@@ -307,7 +211,7 @@ def test_bad_commands_are_one_line_and_exit_code_2(run: Run, tmp_path: Path) -> 
     assert "no student is named 'x'" in refused(uri, "remove", "x")
     assert "is not a run folder" in refused(str(tmp_path / "none"), "remove", "a")
     student.write_text("{name: c, model: mlp}")
-    assert not has_requests(run.folder)
+    assert not names_of(run.folder)
     assert kdcl_cohort(uri, "add", str(student), "--no-rehearsal")[0] == 0
     assert "names must differ" in refused(uri, "add", str(student), "--no-rehearsal")
     assert "student 'c' has not joined yet" in refused(uri, "remove", "c")
