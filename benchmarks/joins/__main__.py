@@ -1,11 +1,12 @@
 """Students join, leave and are killed at random in one run; its weights against the replay of its record.
 
     python -m benchmarks.joins FOLDER --changes 200 --out docs/results/joins.md
+    python -m benchmarks.joins FOLDER --changes 40 --launcher ray --out docs/results/joins.md
 
 The recipe in the run folder says who took part when. A sequential computation of that recipe, by the
 reference of the tests, must give the weights of all students bit for bit, also of those that have left.
 Otherwise the exit code is 1. The pause of the others is measured at each change. All state is in FOLDER: the
-same command goes on after an interruption.
+same command goes on after an interruption. The page keeps the part of the other launcher.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from __future__ import annotations
 import argparse
 import sys
 import threading
+from importlib import import_module
 from pathlib import Path
 from statistics import median
 
@@ -27,9 +29,13 @@ from kdcl_dist.config.recipe_file import parse_recipe
 from kdcl_dist.run.checkpoint import has_committed
 from kdcl_dist.run.run import load_run
 from kdcl_dist.run.storage import Folder
-from kdcl_dist.training import train
+from kdcl_dist.training import Launcher, train
 
 DIGITS = Path("kdcl_dist/demo").absolute()
+#: Seconds between two questions for events on Ray: the pauses are known to that.
+RAY_POLL_S = 0.02
+#: Where the part on Ray begins in the page.
+ON_RAY = "\n## On Ray"
 #: The run ends when enough has changed, long before its last epoch.
 RECIPE = f"""
     name: joins
@@ -44,7 +50,7 @@ RECIPE = f"""
 """
 
 
-def trained(folder: Path, count: int, seed: int) -> Watch:
+def trained(folder: Path, count: int, seed: int, launcher: Launcher) -> Watch:
     """Train until so many changes have happened; what was seen of the run.
 
     Raises:
@@ -54,11 +60,13 @@ def trained(folder: Path, count: int, seed: int) -> Watch:
     resume = has_committed(run)
     changes = Changes(count, seed, run, folder / "changes.jsonl", watch, stop)
     changes.start()
+    if launcher == "ray":
+        import_module("kdcl_dist.launch.ray.trainers").POLL_S = RAY_POLL_S  # type: ignore[attr-defined]
     try:
         recipe = load_run(run.uri)[0] if resume else parse_recipe(RECIPE)
         train(
             recipe,
-            launcher="local",
+            launcher=launcher,
             storage=str(folder),
             name="run",
             resume=resume,
@@ -73,9 +81,11 @@ def trained(folder: Path, count: int, seed: int) -> Watch:
     return watch
 
 
-def page(changes: list[Change], watch: Watch, seed: int, differ: list[str], recipe: Recipe) -> str:
-    """The page in Markdown."""
-    kinds = [change.kind for change in changes]
+def page(
+    changes: list[Change], watch: Watch, given: argparse.Namespace, differ: list[str], recipe: Recipe
+) -> str:
+    """The launcher's part of the page in Markdown."""
+    kinds, title = [change.kind for change in changes], f"{len(changes)} changes of the cohort of one run"
     fired = sum(change.killed is not None for change in changes)
     how = f"{len(changes)} changes, one after another; {fired} newcomers joined while a process died"
     verdict = (
@@ -83,12 +93,13 @@ def page(changes: list[Change], watch: Watch, seed: int, differ: list[str], reci
         if differ
         else f"The weights of all {len(recipe.students)} students are those of the replay, bit for bit."
     )
+    command, on_ray = f"joins FOLDER --changes {len(changes)} --seed {given.seed}", given.launcher == "ray"
     refused = sum(change.refused for change in changes)
     return "\n".join(
         [
-            f"# {len(changes)} changes of the cohort of one run",
+            f"{ON_RAY}: {title}" if on_ray else f"# {title}",
             "",
-            *conditions(f"joins FOLDER --changes {len(changes)} --seed {seed}", how),
+            *conditions(command + " --launcher ray" * on_ray, how),
             "",
             f"{verdict} {refused} newcomers could not join, since their own process was killed.",
             "",
@@ -119,21 +130,23 @@ def main() -> int:
     parser.add_argument("folder", type=Path)
     parser.add_argument("--changes", type=int, default=200)
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--launcher", choices=("local", "ray"), default="local")
     parser.add_argument("--out", type=Path)
     given = parser.parse_args()
     torch.set_num_threads(1)  # as in each student's process
     folder = given.folder.absolute()
     folder.mkdir(parents=True, exist_ok=True)
-    watch = trained(folder, given.changes, given.seed)
+    watch = trained(folder, given.changes, given.seed, given.launcher)
     changes = read_changes(folder / "changes.jsonl")
     if len(changes) < given.changes:
         raise JoinsFailed(f"only {len(changes)} changes have happened")
     run = Folder(str(folder)) / "run"
     differ = differing_students(run)
-    text = page(changes, watch, given.seed, differ, load_run(run.uri)[0])
+    text = page(changes, watch, given, differ, load_run(run.uri)[0])
     print(text)
     if given.out is not None:
-        given.out.write_text(text)
+        before, _, ray = (given.out.read_text() if given.out.exists() else "").partition(ON_RAY)
+        given.out.write_text(before + text if given.launcher == "ray" else text + ON_RAY * bool(ray) + ray)
     return int(bool(differ))
 
 

@@ -9,6 +9,7 @@ import random
 import signal
 import threading
 import time
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -140,14 +141,17 @@ class Changes(threading.Thread):
 
 
 def process_of(name: str) -> int | None:
-    """The process of a student or the coordinator, forked by a server that this process has started."""
-
-    def parent(pid: int) -> int:
-        return int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1])
-
+    """The process of a student or the coordinator, among those that go back to this process."""
     for entry in Path("/proc").iterdir():
         with contextlib.suppress(OSError, ValueError):
             named = (entry / "comm").read_text() == f"kdcl:{name}"[:15] + "\n"
-            if named and os.getpid() in (parent(int(entry.name)), parent(parent(int(entry.name)))):
+            if named and os.getpid() in _ancestors(int(entry.name)):
                 return int(entry.name)
     return None
+
+
+def _ancestors(pid: int) -> Iterator[int]:
+    """The process that has started one, the process that has started that, and so on."""
+    while pid > 1:
+        pid = int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1])
+        yield pid

@@ -49,7 +49,7 @@ def launch(
     Args, returns, raises: as `kdcl_dist.launch.local.launch`.
     """
     _check_storage_of_job(run)
-    with cluster([run.recipe], on_event):
+    with cluster([run.recipe], on_event) as is_own:
         actors = [start_coordinator(run), *start_assistants(run)]
         try:
             require(_checks(run.recipe, run.folder, on_event), lambda text: on_event(Warned(text)))
@@ -57,7 +57,8 @@ def launch(
             needs = needs_of(run.recipe, offered)
             for remark in remarks_on_ray(run.recipe, needs, offered):
                 on_event(remark)
-            return Trainers(run, actors[0], needs, on_event, stop_requested, save_requested).fit()
+            trainers = Trainers(run, actors[0], needs, on_event, stop_requested, save_requested, is_own)
+            return trainers.fit()
         finally:
             for actor in actors:
                 ray.kill(actor)
@@ -92,10 +93,11 @@ def _checks(
 
 
 @contextmanager
-def cluster(recipes: Sequence[Recipe], on_event: Callable[[Event], None]) -> Iterator[None]:
+def cluster(recipes: Sequence[Recipe], on_event: Callable[[Event], None]) -> Iterator[bool]:
     """Join the cluster of RAY_ADDRESS, or of `ray start` on this machine, or start one that ends with this.
 
-    A process that is connected already stays connected, and nothing is started.
+    A process that is connected already stays connected, and nothing is started. Yields whether the cluster
+    was started: then it is this process's own, and its workers may share the cores of this machine.
 
     Args:
         recipes: the runs; a cluster that is started has CPUs for the largest of them.
@@ -105,11 +107,11 @@ def cluster(recipes: Sequence[Recipe], on_event: Callable[[Event], None]) -> Ite
         KdclError: the cluster at RAY_ADDRESS does not answer.
     """
     if ray.is_initialized():
-        yield
+        yield False
         return
-    _connect(recipes, on_event)
+    is_own = _connect(recipes, on_event)
     try:
-        yield
+        yield is_own
     finally:
         ray.shutdown()
 
@@ -123,12 +125,13 @@ def max_concurrent_runs(recipe: Recipe) -> int:
     return max(1, bisect_left(runs, True, key=lambda count: None in assign(needs * count, offered)))
 
 
-def _connect(recipes: Sequence[Recipe], on_event: Callable[[Event], None]) -> None:
+def _connect(recipes: Sequence[Recipe], on_event: Callable[[Event], None]) -> bool:
+    """Join a cluster, or start one; returns whether it was started."""
     options: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
     try:
         if found := address_of_cluster():
             _init(address=found, **options)
-            return
+            return False
     except (ConnectionError, RuntimeError):  # the cluster has ended, or is about to
         ray.shutdown()
         if address := os.environ.get("RAY_ADDRESS"):
@@ -140,6 +143,7 @@ def _connect(recipes: Sequence[Recipe], on_event: Callable[[Event], None]) -> No
             Note(f"the students ask for {needed} CPU cores, this machine has {cores}: they will share them")
         )
     _init(address="local", num_cpus=max(needed, cores), include_dashboard=False, **options)
+    return True
 
 
 def _init(**options: Any) -> None:

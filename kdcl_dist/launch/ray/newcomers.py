@@ -7,6 +7,7 @@ the student has joined, and replaces one that fails later.
 
 from __future__ import annotations
 
+import math
 import time
 from collections import Counter
 from collections.abc import Callable, Sequence
@@ -17,6 +18,7 @@ import ray
 from ray.exceptions import RayError
 
 from kdcl_dist.config.recipe import Recipe
+from kdcl_dist.config.student import Student
 from kdcl_dist.coordinator.recovery_policy import is_fatal
 from kdcl_dist.errors import KdclError, RecipeError, StartupTimeout, StudentLost, from_dict, one_line
 from kdcl_dist.launch.devices import device_on_ray
@@ -46,6 +48,7 @@ class Joined:
         needs: of the workers that Ray Train has started.
         head: of the cluster.
         on_event: called with each event.
+        shares_cores: whether workers may share cores: then those that join reserve none.
 
     Attributes:
         newcomers: those that do not belong to the run yet.
@@ -54,9 +57,14 @@ class Joined:
     """
 
     def __init__(
-        self, run: Run, needs: Sequence[Need], head: Head, on_event: Callable[[Event], None]
+        self,
+        run: Run,
+        needs: Sequence[Need],
+        head: Head,
+        on_event: Callable[[Event], None],
+        shares_cores: bool = False,
     ) -> None:
-        self.run, self.needs, self.head = run, needs, head
+        self.run, self.needs, self.head, self.shares_cores = run, needs, head, shares_cores
         self.newcomers = _Newcomers(run.folder, self._start, on_event)
         self.members = list[_Worker]()
         self.replacements = Counter[str]()
@@ -107,12 +115,19 @@ class Joined:
         if self.head.is_away:
             raise KdclError(f"the head of the Ray cluster, {self.head.address}, does not answer")
         rank = next(rank for rank, worker in enumerate(wanted.workers) if worker.name == name)
-        student, offered = wanted.students[wanted.workers[rank].student], hosts()
-        others = [*self.members, *self.newcomers.processes.values()]
+        student = wanted.students[wanted.workers[rank].student]
+        need = self._need(student)
+        return _Worker(replace(self.run, recipe=wanted), rank, need, device_on_ray(student, need))
+
+    def _need(self, student: Student) -> Need:
+        """What a worker that is to join reserves; raises `RecipeError` where no host could have it."""
+        offered, others = hosts(), [*self.members, *self.newcomers.processes.values()]
+        if self.shares_cores:
+            offered = [replace(host, cpu=math.inf) for host in offered]
         need = need_beside(student, [*self.needs, *(other.need for other in others)], offered)
         if (lack := lacks([need], offered)) and not may_grow():
             raise RecipeError(lack[0])
-        return _Worker(replace(self.run, recipe=wanted), rank, need, device_on_ray(student, need))
+        return replace(need, cpu=0.0) if self.shares_cores else need
 
 
 class _Worker:

@@ -67,6 +67,7 @@ class Trainers:
         on_event: Callable[[Event], None],
         stop_requested: threading.Event,
         save_requested: threading.Event | None = None,
+        shares_cores: bool = False,
     ) -> None:
         self.run, self.actor, self.needs, self.on_event = run, actor, needs, on_event
         self.stop_requested, self.save_requested = stop_requested, save_requested or threading.Event()
@@ -79,7 +80,7 @@ class Trainers:
         self.cursor, self.progress, self.leave_at = EventCursor(), Progress(), math.inf
         self.outcome: bool | dict[str, Any] | None = None
         self.head, self.head_is_lost = Head(), False
-        self.joined = Joined(run, needs, self.head, on_event)
+        self.joined = Joined(run, needs, self.head, on_event, shares_cores)
 
     def fit(self) -> bool:
         """Train; see `kdcl_dist.launch.ray.driver.launch`."""

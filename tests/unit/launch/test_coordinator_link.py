@@ -8,10 +8,11 @@ from collections.abc import Iterator
 from multiprocessing.connection import Connection
 
 import pytest
+from cohorts import MakeRecipe
 
 from kdcl_dist.launch import coordinator_link
 from kdcl_dist.launch.coordinator_link import LinkToHosts
-from kdcl_dist.launch.messages import Noticed, Question, Reply, StopAsked
+from kdcl_dist.launch.messages import CohortAsked, Noticed, Question, Reply, StopAsked
 
 
 @pytest.fixture
@@ -37,6 +38,14 @@ def test_a_late_answer_is_not_taken_for_another(
     assert not link.has("a")
     launcher.send(Reply(2, True))
     assert link.has("a")
+
+
+def test_the_launcher_is_told_who_is_to_join(
+    ends: tuple[Connection, LinkToHosts], make_recipe: MakeRecipe
+) -> None:
+    launcher, link = ends
+    link.admit(recipe := make_recipe(), wanted := make_recipe("students.b.name=c"))
+    assert launcher.recv() == CohortAsked(recipe, wanted)
 
 
 def test_requests_arrive_each_once(ends: tuple[Connection, LinkToHosts]) -> None:

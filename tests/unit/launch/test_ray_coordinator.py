@@ -14,7 +14,7 @@ import pytest
 from cohorts import MakeRecipe
 
 from kdcl_dist.errors import CoordinatorLost
-from kdcl_dist.launch.messages import EventEmitted
+from kdcl_dist.launch.messages import CohortAsked, EventEmitted
 from kdcl_dist.launch.ray import coordinator_process
 from kdcl_dist.launch.ray.coordinator_process import CoordinatorProcess
 from kdcl_dist.membership.endpoint import Endpoint
@@ -31,7 +31,7 @@ class Supervised:
     """A process under supervision; its port is its process id."""
 
     def __init__(self, run: Run) -> None:
-        self.events, self.result = list[Event](), list[Any]()
+        self.events, self.result = list[Event | CohortAsked](), list[Any]()
         processes: Any = SimpleNamespace(has=lambda name: name == "a")
         self.process = CoordinatorProcess(run, processes, self.events.append)
         self.thread = threading.Thread(target=self._supervise, daemon=True)
@@ -170,3 +170,11 @@ def test_a_process_that_opens_no_store_is_replaced(
     error = one.end()
     assert isinstance(error, CoordinatorLost)
     assert "ended, since it did not open its store" in str(error)
+
+
+def test_the_driver_is_told_who_is_to_join(run: Run, supervise: Callable[[Run], Supervised]) -> None:
+    one = supervise(run)
+    one.find(None)
+    assert one.process.process is not None
+    one.process._handle(one.process.process, asked := CohortAsked(run.recipe, run.recipe))
+    assert asked in one.events

@@ -108,6 +108,12 @@ def test_a_newcomer_takes_what_its_student_asks_for(cluster: Cluster) -> None:
     assert not cluster.joined.works, "who waits is not waited for"
 
 
+def test_on_a_cluster_of_the_runs_own_it_shares_the_cores(cluster: Cluster) -> None:
+    cluster.joined.shares_cores = True
+    cluster.ask(cluster.run.recipe, with_student(cluster.run, resources={"cpu": 5, "gpu": "auto"}))
+    assert [(each.options["num_cpus"], each.options["num_gpus"]) for each in cluster.actors] == [(0, 1)]
+
+
 def test_the_largest_share_of_a_gpu_that_is_left() -> None:
     (student,) = Recipe.model_validate(
         {"data": {"train": "x", "test": "x"}, "students": [{"name": "c", "model": "mlp"}]}

@@ -18,6 +18,7 @@ from ray.exceptions import GetTimeoutError, RayActorError
 from ray.train import WorkerGroupError
 
 from kdcl_dist.errors import CoordinatorLost, KdclError, StartupTimeout, StudentFailed, from_dict
+from kdcl_dist.launch.messages import CohortAsked
 from kdcl_dist.launch.preflight.placement import Need, needs_of
 from kdcl_dist.launch.ray import coordinator, worker
 from kdcl_dist.launch.ray import head as head_module
@@ -166,6 +167,39 @@ def test_an_answer_that_fails_loses_no_event(trainers: Trainers) -> None:
     trainers.turns = [lambda kind: trainers.hang.wait(300)]
     assert trainers.train()
     assert trainers.events == [Note("a line")]
+
+
+def test_the_run_goes_on_while_only_who_has_joined_trains(
+    trainers: Trainers, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The driver passes on who is to join, and ends all workers with the run."""
+    asked, told = CohortAsked(trainers.run.recipe, trainers.run.recipe), [True, True, False]
+    calls: list[object] = []
+
+    class Joined:
+        failures = ()
+
+        def __init__(self, *_: object) -> None:
+            self.admit = calls.append
+
+        @property
+        def works(self) -> bool:
+            calls.append("works")
+            return told.pop(0)
+
+        def care(self) -> None:
+            calls.append("care")
+
+        def close(self) -> None:
+            calls.append("close")
+
+    monkeypatch.setattr(trainers_module, "Joined", Joined)
+    news = [[], [asked]]
+    trainers.actor.events.remote = lambda cursor: (cursor, news.pop() if news else [])
+    trainers.turns = [lambda kind: None]
+    assert trainers.train()
+    assert calls == ["works", asked, "care", "works", "care", "works", "close"]
+    assert not trainers.events
 
 
 def test_a_run_that_ends_while_the_head_is_away_does_not_wait_for_ray_train(
