@@ -42,7 +42,7 @@ from kdcl_dist.run.process import use_root
 from kdcl_dist.run.storage import Folder
 from kdcl_dist.utils.objects import Objects, carry, known
 
-__all__ = ["hosts", "run_checks"]
+__all__ = ["hosts", "may_grow", "run_checks"]
 
 #: Versions that must be the same on every host besides those of `kdcl_dist.run.run.versions`.
 VERSION = {"ray": ray.__version__}
