@@ -30,6 +30,7 @@ class NewcomerActor:
         self.context = server_of_worker()  # imports while the actor is asked to train
         set_title(f"{run.name}/{run.recipe.workers[rank].name}")
 
+    @ray.method(max_task_retries=-1)  # type: ignore[untyped-decorator]  # by the next actor, if this one dies
     def train(self) -> dict[str, Any] | None:
         """Train with a process to the end of the run, or of its student; returns how it failed, if it did."""
         try:

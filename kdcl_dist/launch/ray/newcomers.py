@@ -154,7 +154,7 @@ class _Worker:
         self.begin()
 
     def begin(self) -> None:
-        """Start a process, which trains; by another actor where that of the worker died."""
+        """Start a process, which trains. Ray starts an actor that dies again, which then does so."""
         self._result = self._actor.train.remote()
 
     @property

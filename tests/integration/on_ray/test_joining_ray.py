@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import signal
 from pathlib import Path
 from typing import Any
 
@@ -22,22 +24,29 @@ def adding(name: str, **fields: Any) -> Any:
     return {"add": {"name": name, "model": "mlp", **fields}}
 
 
-#: What is asked for at the checkpoints of some steps: first of those that cannot be met.
-ASKED: dict[int, list[Any]] = {
-    3: [
-        adding("x", weights="none.pt"),
-        adding("big", resources={"cpu": 1000}),
-        adding("c", optimizer={"lr": 0.02}),
-        {"remove": "b"},
-    ],
-    9: [adding("y", resources={"cpu": 15}), {"remove": "a"}],
-}
+def pids(events: list[Event], name: str) -> list[int]:
+    """The processes of a student, by the starts of generations."""
+    starts = [event.placement for event in events if isinstance(event, Started)]
+    return list(dict.fromkeys(int(placed[name]["pid"]) for placed in starts if name in placed))
+
+
+def parent(pid: int) -> int:
+    return int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1])
 
 
 def test_one_joins_others_leave_and_the_newcomer_trains_on_alone(
     inject: Inject, make_recipe: MakeRecipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Its process dies in its first epoch; the weights are those of the recipe that the folder has then."""
+    """Its process dies, then its worker; the weights are those of the recipe that the folder has then."""
+    asked: dict[int, list[Any]] = {  # at the checkpoints of some steps
+        3: [
+            adding("x", weights="none.pt"),
+            adding("big", resources={"cpu": 1000}),
+            adding("c", optimizer={"lr": 0.02}),
+            {"remove": "b"},
+        ],
+        9: [adding("y", resources={"cpu": 15}), {"remove": "a"}],
+    }
     inject("coordinator", "gather", 4, "hold", until="changes")
     killed = inject("c", "forward", 7, "kill")
     inject("coordinator", "gather", 10, "hold", after=killed, until="changes")
@@ -45,13 +54,14 @@ def test_one_joins_others_leave_and_the_newcomer_trains_on_alone(
 
     def on_event(event: Event) -> None:
         events.append(event)
-        if isinstance(event, CheckpointSaved) and event.step in ASKED:
-            if event.step == 9:  # from now on nobody waits long for a place
-                monkeypatch.setattr(newcomers, "ROOM_SHARE", 100)
-            for request in ASKED[event.step]:
+        if isinstance(event, CheckpointSaved) and event.step in asked:
+            for request in asked.pop(event.step):
                 ask(folder, request)
+            if event.step == 9:
+                monkeypatch.setattr(newcomers, "ROOM_SHARE", 100)  # from now on nobody waits long for a place
+                os.kill(parent(parent(pids(events, "c")[-1])), signal.SIGKILL)
 
-    recipe = make_recipe("epochs=5", "failure.max_failures=1", "limits.step_s=150")
+    recipe = make_recipe("epochs=5", "failure.max_failures=2", "limits.step_s=150")
     found = training.train(
         recipe, launcher="ray", storage=str(tmp_path / "runs"), name="r", on_event=on_event
     )
@@ -66,10 +76,8 @@ def test_one_joins_others_leave_and_the_newcomer_trains_on_alone(
         (6, ["a", "c"]),
         (12, ["c"]),
     ]
-    assert [cause["student"] for cause in record["failures"]["causes"]] == ["c"]
-    starts = [event.placement for event in events if isinstance(event, Started)]
-    pids = {name: {placed[name]["pid"] for placed in starts if name in placed} for name in "abc"}
-    assert {name: len(own) for name, own in pids.items()} == {"a": 1, "b": 1, "c": 2}
+    assert [cause["student"] for cause in record["failures"]["causes"]] == ["c", "c"]
+    assert [len(pids(events, name)) for name in "abc"] == [1, 1, 3]
     lines = [event.text for event in events if isinstance(event, Note | Warned) and " join" in event.text]
     assert [line.partition(":")[0] for line in lines] == [
         "big does not join",
