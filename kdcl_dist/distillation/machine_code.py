@@ -24,6 +24,7 @@ from typing import Any
 import numba
 import torch
 from llvmlite import binding
+from numba.core.registry import cpu_target
 
 from kdcl_dist.distillation.linear import solve
 
@@ -34,6 +35,10 @@ SOURCES = ("active_set.py", "kernels.py", "linear.py", "newton.py", "newton_of_t
 NUMBERS = {torch.float32: numba.float32, torch.float64: numba.float64}
 #: One thread at a time compiles; others that need the same code wait for it.
 _compiling = threading.Lock()
+
+# Numba imports half of itself at its first compilation: here a server does it once, before it forks.
+cpu_target.typing_context.refresh()
+cpu_target.target_context.refresh()
 
 
 def solver_of(kind: torch.dtype) -> Callable[..., None]:

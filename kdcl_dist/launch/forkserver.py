@@ -24,10 +24,19 @@ from typing import Any
 from kdcl_dist.errors import PreflightError, one_line
 from kdcl_dist.utils.process import state_of
 
-__all__ = ["UNKNOWN_CODE", "ServerDied", "fork", "start_server"]
+__all__ = ["FOR_COORDINATORS", "FOR_STUDENTS", "UNKNOWN_CODE", "ServerDied", "fork", "start_server"]
 
-#: The server imports these. torch's optimisers import torch._dynamo at their first use: 2 s in each process.
-MODULES = ["kdcl_dist.launch.entrypoints", "torch._dynamo"]
+#: What the server of students imports: torch's optimisers import torch._dynamo at their first use, for 2 s.
+FOR_STUDENTS = ["kdcl_dist.launch.entrypoints", "torch._dynamo"]
+#: What that of coordinators imports: also numba (half a second) and TensorBoard's files (as much).
+FOR_COORDINATORS = [
+    "kdcl_dist.launch.entrypoints",
+    "kdcl_dist.distillation.machine_code",
+    "tensorboardX.event_file_writer",
+    "tensorboardX.summary",
+]
+#: What one server for all imports.
+MODULES = [*FOR_STUDENTS, *FOR_COORDINATORS[1:]]
 #: The exit code of a process whose server died before it could tell; no process can end with it.
 UNKNOWN_CODE = 256
 #: Characters of the longest folder of temporary files: Linux takes 107 for a socket's path.
@@ -115,7 +124,7 @@ def start_server(modules: Sequence[str] | None = None) -> Any:
     """The multiprocessing context of the server; starts the server where none lives, without a wait.
 
     Args:
-        modules: the server imports these; None: what a student needs.
+        modules: the server imports these; None: what all processes of a run need.
 
     Raises:
         PreflightError: no server can be started on this machine as it is.

@@ -15,7 +15,7 @@ import ray
 
 from kdcl_dist.errors import CoordinatorCutOff
 from kdcl_dist.launch.failures import failure_of
-from kdcl_dist.launch.forkserver import start_server
+from kdcl_dist.launch.forkserver import FOR_COORDINATORS, start_server
 from kdcl_dist.launch.messages import (
     CohortAsked,
     EndpointOpened,
@@ -40,13 +40,6 @@ from kdcl_dist.run.run import Run
 
 __all__ = ["CoordinatorProcess"]
 
-#: The server imports these: what a coordinator does, numba (half a second) and TensorBoard's files (as much).
-MODULES = [
-    "kdcl_dist.launch.entrypoints",
-    "kdcl_dist.distillation.machine_code",
-    "tensorboardX.event_file_writer",
-    "tensorboardX.summary",
-]
 #: What the process runs.
 ENTRY = "kdcl_dist.launch.entrypoints:coordinate"
 #: The part of `limits.startup_s` within which a process opens its store: one in so many.
@@ -74,7 +67,7 @@ class CoordinatorProcess:
     ) -> None:
         self.run, self.processes, self.emit = run, processes, emit
         self.host = ray.util.get_node_ip_address()
-        self.context, self.limit_s = start_server(MODULES), run.recipe.limits.startup_s
+        self.context, self.limit_s = start_server(FOR_COORDINATORS), run.recipe.limits.startup_s
         self.process: Process | None = None
         self.endpoint: Endpoint | None = None
         self.stops = self.is_over = False

@@ -23,7 +23,7 @@ from kdcl_dist.coordinator.recovery_policy import is_fatal
 from kdcl_dist.errors import CoordinatorLost, KdclError
 from kdcl_dist.launch.devices import assign_accelerators
 from kdcl_dist.launch.failures import failure_of
-from kdcl_dist.launch.forkserver import start_server
+from kdcl_dist.launch.forkserver import FOR_STUDENTS, start_server
 from kdcl_dist.launch.messages import CoordinatorUnreachable, Failed, Finished, RunEndedByFailure
 from kdcl_dist.launch.preflight.placement import ACCELERATOR, Need
 from kdcl_dist.launch.processes import Process, await_ready, finish, receive, start
@@ -68,7 +68,7 @@ def server_of_worker() -> Any:
     What it forks must not import the file that Ray runs as the main module of its workers.
     """
     vars(sys.modules["__main__"]).pop("__file__", None)
-    return start_server()
+    return start_server(FOR_STUDENTS)
 
 
 class Supervisor:
