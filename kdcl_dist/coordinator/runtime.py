@@ -5,24 +5,25 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import partial
 
 import torch
 
 from kdcl_dist.config.rounds import RunSchedule
 from kdcl_dist.coordinator import agreement
 from kdcl_dist.coordinator.checkpointing import CoordinatorState
-from kdcl_dist.coordinator.last_failure import complete_last
 from kdcl_dist.coordinator.live_change import LiveChange
 from kdcl_dist.coordinator.loop import CoordinatorLoop
 from kdcl_dist.coordinator.memory_checkpoints import MemoryCheckpoints
+from kdcl_dist.coordinator.past_failures import PastFailures
 from kdcl_dist.coordinator.preparation import prepare_coordinator
 from kdcl_dist.coordinator.processes import Processes
 from kdcl_dist.coordinator.recovery_policy import Decision, decide, survivors_can_continue
 from kdcl_dist.coordinator.returns import Returns
 from kdcl_dist.coordinator.roster import Roster
-from kdcl_dist.coordinator.start_record import record_start
+from kdcl_dist.coordinator.start_record import placement_of, record_start
 from kdcl_dist.coordinator.wait_report import WaitReport
-from kdcl_dist.errors import CoordinatorCutOff, CoordinatorLost, KdclError, StorageError, wrap
+from kdcl_dist.errors import CoordinatorCutOff, CoordinatorLost, KdclError, wrap
 from kdcl_dist.exchange.generation import open_exchange
 from kdcl_dist.exchange.group import Exchange
 from kdcl_dist.exchange.message import Flag
@@ -35,10 +36,8 @@ from kdcl_dist.run.cohort_requests import as_begun
 from kdcl_dist.run.events import Event, Note, Started, Warned
 from kdcl_dist.run.record import (
     next_generation,
-    past_failures,
     read_record,
     record_failure,
-    record_survival,
     recorded_end,
 )
 from kdcl_dist.run.run import Run
@@ -118,14 +117,14 @@ class _CoordinatorRuntime:
         self.run, self.recipe, self.monitor, self.host = run, run.recipe, monitor, host
         self.stop, self.emit, self.processes = stop, emit, processes
         self.rendezvous = Rendezvous(monitor, (lambda name: False) if processes is None else processes.has)
-        self.past = past_failures(run)
+        self.past = PastFailures(run)
         self.number = next_generation(run)
         self.state: CoordinatorState | None = None
         self.roster = Roster(run.recipe, read_record(run.folder).get("absences", ()))
         self.tracking = Tracking(run, emit)
         self.memory = MemoryCheckpoints(run.recipe, shelf_of(monitor.store))
         self.change, self.cohort = LiveChange(run, processes, self.rendezvous.wait_to_join, emit), 0
-        self.returns = Returns(self.roster, self.rendezvous, self.past, self._survive, emit)
+        self.returns = Returns(self.roster, self.rendezvous, self.past.causes, self._survive, emit)
 
     def coordinate(self) -> bool:
         """Coordinate the run to its end; see `run_coordinator`."""
@@ -207,9 +206,11 @@ class _CoordinatorRuntime:
         self.rendezvous.announce(spec, list(joins))
         processes = {rank: (join.info.host, join.info.pid) for rank, join in joins.items()}
         monitor.enter(self.number, list(joins), processes, state.position.step)
-        with open_exchange(run, monitor, host=self.host, classes=classes) as exchange:
-            self._record_start(run, schedule, workers)
-            return self._run_rounds(run, exchange, stop)
+        names, per_epoch = self.recipe.names, schedule.steps_per_epoch
+        started = Started(names, placement_of(workers), epochs, per_epoch, at.step)
+        record = partial(self._record_start, run, schedule, workers)
+        with open_exchange(run, monitor, host=self.host, classes=classes, prepare=record) as exchange:
+            return self._run_rounds(run, exchange, stop, started)
 
     def _assemble(self, run: Run, assistants: Sequence[int]) -> tuple[Joins, Joins]:
         """Await the next generation; returns by rank the joins of its workers, and of some assistants."""
@@ -217,15 +218,17 @@ class _CoordinatorRuntime:
         self.roster.expect(epoch, later=self.state is None)
         awaited = [*self.roster.awaited(), *assistants]
         joins = self.rendezvous.assemble(awaited, self.recipe.limits.startup_s)
-        complete_last(self.run, self.past, [join.lost for join in joins.values() if join.lost is not None])
+        self.past.complete_last([join.lost for join in joins.values() if join.lost is not None])
         assisting = {rank: joins.pop(rank) for rank in assistants}
         workers = [join.info for join in joins.values()]
         agreement.check_agreement(workers, [join.info for join in assisting.values()])
         self.roster.expect(self._epoch(run, agreement.schedule_of(self.recipe, workers[0])))
         return {rank: joins[rank] for rank in self.roster.ranks(self.roster.complete(joins))}, assisting
 
-    def _run_rounds(self, run: Run, exchange: Exchange, stop: Callable[[], bool]) -> Flag:
+    def _run_rounds(self, run: Run, exchange: Exchange, stop: Callable[[], bool], started: Started) -> Flag:
         assert self.state is not None
+        self.tracking.start()
+        self.emit(started)
         loop = CoordinatorLoop(
             run,
             self.state,
@@ -280,21 +283,19 @@ class _CoordinatorRuntime:
 
     def _record_start(self, run: Run, schedule: RunSchedule, workers: Sequence[WorkerInfo]) -> None:
         assert self.state is not None
-        step, per_epoch = self.state.position.step, schedule.steps_per_epoch
         stored, epoch = self.state.aggregator.stored.fingerprints, self._epoch(run, schedule)
-        placement = record_start(run, self.roster, workers, stored, epoch, per_epoch)
-        self.tracking.start()
-        self.emit(Started(self.recipe.names, placement, schedule.epochs, per_epoch, step))
+        self.past.settle()
+        record_start(run, self.roster, workers, stored, epoch, schedule.steps_per_epoch)
 
     # -- failures --------------------------------------------------------------------------------
 
     def _recover(self, cause: KdclError) -> None:
         """Prepare the next generation as the recovery policy decides; raises the cause where the run ends."""
         failure = self.recipe.failure
-        if isinstance(cause, CoordinatorLost) and len(self.past) < failure.allowed:
+        if isinstance(cause, CoordinatorLost) and len(self.past.causes) < failure.allowed:
             self._check_store()
         lost = self.roster.named({name for name, _ in self.monitor.lost} | {cause.student})
-        decision = decide(failure, self.past, cause, has_state=self.state is not None)
+        decision = decide(failure, self.past.causes, cause, has_state=self.state is not None)
         if decision is Decision.END:
             if failure.policy == "stop" and survivors_can_continue(cause):
                 self._save_survivors(lost)
@@ -311,14 +312,12 @@ class _CoordinatorRuntime:
     def _survive(self, cause: KdclError, consequence: str) -> None:
         """Count a failure, end the processes that are lost, which are then replaced, and say what follows."""
         failure = self.recipe.failure
-        self.past.append(cause)
+        self.past.add(cause)
         if self.processes is not None:
             for name, pid in self.monitor.lost:
                 self.processes.end(name, pid)
-        count = f"failure {len(self.past)} of at most {failure.max_failures}"
+        count = f"failure {len(self.past.causes)} of at most {failure.max_failures}"
         self.emit(Note(f"{cause}; {consequence} ({count}, failure.max_failures)"))
-        with contextlib.suppress(StorageError):
-            record_survival(self.run, self.past)
 
     def _check_store(self) -> None:
         """See that this process reaches its own store: without it every generation would fail."""

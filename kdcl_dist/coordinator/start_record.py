@@ -11,12 +11,17 @@ from kdcl_dist.membership.rendezvous import WorkerInfo
 from kdcl_dist.run.record import read_record, update_record
 from kdcl_dist.run.run import Run
 
-__all__ = ["Placement", "record_start"]
+__all__ = ["Placement", "placement_of", "record_start"]
 
 #: By worker its host, process and device.
 Placement = dict[str, dict[str, Any]]
 #: The fields of `WorkerInfo` that the record has.
 FIELDS = ("host", "pid", "device", "parameters", "peak_memory", "cores")
+
+
+def placement_of(workers: Sequence[WorkerInfo]) -> Placement:
+    """Where the workers of a generation are, by what they report of themselves."""
+    return {worker.name: {field: asdict(worker)[field] for field in FIELDS} for worker in workers}
 
 
 def record_start(
@@ -26,8 +31,8 @@ def record_start(
     stored: Mapping[str, str],
     epoch: int,
     steps_per_epoch: int,
-) -> Placement:
-    """Record the start of a generation; returns the placement of its workers.
+) -> None:
+    """Record the start of a generation.
 
     Args:
         run: the run, of this generation.
@@ -40,20 +45,18 @@ def record_start(
     Raises:
         StorageError: the storage refuses.
     """
-    placement = {worker.name: {field: asdict(worker)[field] for field in FIELDS} for worker in workers}
     history = roster.history(epoch, steps_per_epoch)
     update_record(
         run.folder,
         state="running",
         data=workers[0].data,
-        placement=_of_leavers(run, epoch) | placement,
+        placement=_of_leavers(run, epoch) | placement_of(workers),
         generation={"run": run.id, "number": run.generation},
         absences=roster.absences.found,
         stored=dict(stored),
         **({"cohort": history} if history else {}),
         **({"class_names": names} if (names := workers[0].class_names) else {}),
     )
-    return placement
 
 
 def _of_leavers(run: Run, epoch: int) -> Placement:

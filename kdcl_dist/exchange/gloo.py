@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hmac
+import json
 import threading
 from datetime import timedelta
 from typing import Any
@@ -10,9 +11,9 @@ from typing import Any
 import torch
 
 from kdcl_dist.membership.tcp_store import RunStore, c10d
-from kdcl_dist.utils.listeners import listeners, refuse_newcomers
+from kdcl_dist.utils.listeners import Link, address_of, links, listeners, refuse_newcomers
 
-__all__ = ["form_gloo"]
+__all__ = ["find_links", "form_gloo"]
 
 #: Tag of the proofs, the first messages of a group.
 PROOF = 0
@@ -40,6 +41,8 @@ def form_gloo(store: RunStore, rank: int, size: int, *, host: str, limit: timede
         before = listeners()
         device = c10d.ProcessGroupGloo.create_device(hostname=host)
         opened = listeners() - before
+    for listener in opened:
+        store.set(_address_key(rank), json.dumps(address_of(listener)))
     options = c10d.ProcessGroupGloo._Options()
     options._devices, options._timeout = [device], limit
     group = c10d.ProcessGroupGloo(store, rank, size, options)
@@ -47,6 +50,26 @@ def form_gloo(store: RunStore, rank: int, size: int, *, host: str, limit: timede
     for listener in opened:
         refuse_newcomers(listener)
     return group
+
+
+def find_links(store: RunStore, rank: int, size: int) -> list[Link]:
+    """The connections of a group that has formed: gloo takes 10 ms to close each, one after the other.
+
+    None where they cannot be told from others': without /proc, or where members are threads of one process.
+
+    Args:
+        store, rank, size: as of `form_gloo`.
+    """
+    found = store.lookup([_address_key(peer) for peer in range(size)])
+    addresses = [tuple(json.loads(each)) for each in found if each is not None]
+    here = {address_of(listener) for listener in listeners()}
+    if len(addresses) < size or len(here.intersection(addresses)) > 1:
+        return []
+    return [link for link in links() if link.own == addresses[rank] or link.other in addresses]
+
+
+def _address_key(rank: int) -> str:
+    return f"listens/{rank}"
 
 
 def _prove(group: Any, store: RunStore, rank: int, size: int, limit: timedelta) -> None:

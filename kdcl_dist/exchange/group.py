@@ -19,6 +19,7 @@ loopback wherever the host's name resolves to that.
 from __future__ import annotations
 
 import contextlib
+import threading
 import time
 from collections.abc import Callable, Sequence
 from datetime import timedelta
@@ -28,12 +29,13 @@ from torch import Tensor
 
 from kdcl_dist.errors import ForeignMessage, KdclError, SilentCorruption
 from kdcl_dist.exchange.checksum import is_intact, write_checksum
-from kdcl_dist.exchange.gloo import form_gloo
+from kdcl_dist.exchange.gloo import find_links, form_gloo
 from kdcl_dist.exchange.layout import ExchangeLayout
 from kdcl_dist.exchange.message import HEADER, Flag, Identity, Message
 from kdcl_dist.membership import failure_detector
 from kdcl_dist.membership.monitor import Monitor
 from kdcl_dist.membership.tcp_store import RunStore, scoped
+from kdcl_dist.utils.listeners import Link, end_link
 
 __all__ = ["ANSWER", "MESSAGE", "PATIENCE_S", "Exchange", "await_each"]
 
@@ -102,9 +104,11 @@ class Exchange:
         self._arrived: Callable[[int], object] | None = None
         self._limit = "limits.step_s"
         self._store = scoped(store, "gloo")  # torch may use it for as long as the group lives
+        self._links: list[Link] = []
         self._group = self._guard(
             lambda: form_gloo(self._store, self.rank, self.size, host=host, limit=limit)
         )
+        self._links = self._guard(lambda: find_links(self._store, self.rank, self.size))
 
     def gather(
         self, limit_s: float | None = None, arrived: Callable[[int], object] | None = None
@@ -179,9 +183,13 @@ class Exchange:
         Gloo closes its sockets when the last reference to the group is dropped, and not before (neither
         `shutdown` nor `abort` closes them). So no other object may hold the group.
         """
+        for link in self._links:  # gloo closes one after the other
+            end_link(link)
         # Transfers hold the group too.
-        self._posted, self._sent, self._sent_before, self._expected = None, [], [], []
+        held = [self._group, self._posted, self._sent, self._sent_before, self._expected]
+        self._links, self._posted, self._sent, self._sent_before, self._expected = [], None, [], [], []
         self._group = None
+        threading.Thread(target=held.clear, name="closing-group").start()
 
     def _part(self, with_rows: bool) -> Tensor:
         """The part of the answer that is sent."""

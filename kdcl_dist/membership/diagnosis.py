@@ -90,6 +90,11 @@ class StudentsObservation:
         """The silent students that count as dead."""
         return tuple(rank for rank, state in self.silent.items() if state.is_dead(bool(self.late)))
 
+    @property
+    def busy(self) -> tuple[int, ...]:
+        """The silent students that do not count as dead."""
+        return tuple(rank for rank in self.silent if rank not in self.dead)
+
 
 def classify(seen: StudentsObservation, *, limit_s: float, unfinished: Collection[int] = ()) -> Decision:
     """Which students are lost, for the coordinator.
@@ -118,11 +123,9 @@ def _is_complete(seen: StudentsObservation, limit_s: float) -> bool:
     """Whether every live student that is able to report has done so."""
     if seen.elapsed_s >= (GRACE_S if seen.late else limit_s):
         return True
-    dead = seen.dead
-    busy = [state for rank, state in seen.silent.items() if rank not in dead]
     # A live student notices by its next heartbeat, unless it is busy; then the limit ended because of it.
-    noticed = seen.late and seen.elapsed_s > NOTICE_S and all(state.beats > 1 for state in busy)
-    return bool(noticed) or not busy
+    all_beat = all(seen.silent[rank].beats > 1 for rank in seen.busy)
+    return (bool(seen.late) and seen.elapsed_s > NOTICE_S and all_beat) or not seen.busy
 
 
 @dataclass(frozen=True)

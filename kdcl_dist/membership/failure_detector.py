@@ -59,7 +59,7 @@ def await_all(monitor: Monitor, limit_s: float) -> None:
         if decision != WAIT:
             monitor.cause = monitor.report(_start_failure(monitor, decision))
             raise monitor.cause
-        time.sleep(POLL_S)
+        monitor.client.has(*keys, wait_s=POLL_S)
 
 
 def _ready_key(monitor: Monitor, rank: int) -> str:
@@ -145,7 +145,7 @@ def _diagnose_students(
         decision = classify(seen, limit_s=limit_s, unfinished=unfinished)
         if decision != WAIT:
             break
-        time.sleep(POLL_S)
+        monitor.client.has(*(_broke_key(monitor, rank) for rank in seen.busy), wait_s=POLL_S)
     if decision.outcome is Outcome.NOBODY_LOST:
         return monitor.report(_nobody_lost(monitor, cause, seen.late, limit_name))
     how = "died" if decision.outcome is Outcome.DIED else f"did not answer within {limit_name}"
@@ -207,7 +207,7 @@ def _await_diagnosis(monitor: Monitor, own_limit: bool, limit_s: float, limit_na
             died = outcome is Outcome.DIED
             how = "gives no sign of life" if died else f"did not answer within {limit_name}"
             return monitor.report(monitor.coordinator_lost(how))
-        time.sleep(POLL_S)
+        monitor.client.has(monitor.failure_key, wait_s=POLL_S)
     return error
 
 

@@ -117,11 +117,16 @@ class Monitor:
 
     # -- failures --------------------------------------------------------------------------------
 
+    @property
+    def failure_key(self) -> str:
+        """The key of this generation's first failure."""
+        return self.own_key("failure")
+
     def report(self, error: KdclError) -> KdclError:
         """Record a failure unless there is one already; returns the first failure of the generation."""
         try:
             error.at(host=self._host_of(error))
-            first = from_dict(self.client.write_first(self.own_key("failure"), error.to_dict()))
+            first = from_dict(self.client.write_first(self.failure_key, error.to_dict()))
         except CoordinatorLost:  # no other process can know a failure before this one
             return error
         return error if first.to_dict() == error.to_dict() else first
@@ -134,8 +139,7 @@ class Monitor:
 
     def failure(self) -> KdclError | None:
         """The first failure that was reported, if any."""
-        key = self.own_key("failure")
-        return from_dict(self.client.read(key)) if self.client.has(key) else None
+        return from_dict(self.client.read(self.failure_key)) if self.client.has(self.failure_key) else None
 
     def raise_failure(self) -> None:
         """Raise the first failure that was reported, if any."""

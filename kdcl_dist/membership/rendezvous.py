@@ -7,7 +7,6 @@ A request is answered once. A process that replaces another, or that failed in a
 
 from __future__ import annotations
 
-import time
 import uuid
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import asdict, dataclass, field
@@ -23,7 +22,8 @@ from kdcl_dist.run.checkpoint import InMemory, Manifest, Part
 
 __all__ = ["GenerationSpec", "Joins", "PendingJoin", "Rendezvous", "RunCompleted", "RunFailed", "WorkerInfo"]
 
-#: Keys of the store: the number of requests, the latest generation, and the two ends of a run.
+#: Keys of the store: the number of requests, the latest generation, and the two ends of a run. Besides, each
+#: request and each announcement of a generation has a key of its own, which wakes those who wait for it.
 REQUESTS, GENERATION, COMPLETED, FAILED = "requests", "generation", "completed", "failed"
 
 
@@ -141,7 +141,7 @@ class Rendezvous:
         self._joins: dict[str, PendingJoin] = {}
         self._failures: list[KdclError] = []
         self._unread: set[int] = set()
-        self._counted = 0
+        self._counted = self._calls = 0
 
     # -- students --------------------------------------------------------------------------------
 
@@ -176,12 +176,12 @@ class Rendezvous:
             self._raise_end()
             if self.client.has(GENERATION):
                 announced = self.client.read(GENERATION)
-                spec = _generation_spec(announced)
+                spec, self._calls = _generation_spec(announced), announced["calls"]
                 if ticket in announced["tickets"]:
                     return spec
                 if is_over(spec):
                     raise RunCompleted(True)
-            time.sleep(POLL_S)
+            self.client.has(f"call/{self._calls + 1}", wait_s=POLL_S)
         raise CoordinatorLost(
             f"the coordinator gives no sign of life for {silence_s:g} s (limits.startup_s)", phase="start"
         )
@@ -224,7 +224,7 @@ class Rendezvous:
                 raise self._failures.pop(0)
             if (error := self._arrivals.failure(self.missing, limit_s)) is not None:
                 raise error
-            time.sleep(POLL_S)
+            self.client.has(f"request/{min(self._unread, default=self._counted + 1)}", wait_s=POLL_S)
         self._arrivals.clear()
         return dict(sorted(ready.items()))
 
@@ -290,7 +290,9 @@ class Rendezvous:
     def announce(self, spec: GenerationSpec, ranks: Collection[int]) -> None:
         """Announce a generation to the workers of some ranks, which are ready."""
         tickets = [self._joins.pop(self.monitor.names[rank]).ticket for rank in ranks]
-        self.client.write(GENERATION, asdict(spec) | {"tickets": tickets})
+        self._calls += 1
+        self.client.write(GENERATION, asdict(spec) | {"tickets": tickets, "calls": self._calls})
+        self.client.write(f"call/{self._calls}", True)
 
     def complete(self, finished: bool) -> None:
         """Announce to students that are away that the run has completed, or was stopped, without them."""

@@ -15,7 +15,7 @@ __all__ = ["ANSWER_S", "POLL_S", "Store", "StoreClient", "call_with_timeout"]
 
 #: Seconds in which the coordinator's store answers, however busy it is.
 ANSWER_S = 10.0
-#: Seconds between two polls of the store.
+#: Seconds between two looks at what the store does not tell; what it tells wakes who waits for it.
 POLL_S = 0.02
 
 
@@ -31,8 +31,8 @@ class Store(Protocol):
     def add(self, key: str, value: int, /) -> int:
         """Add to a counter that begins at 0; return its new value."""
 
-    def check(self, keys: list[str], /) -> bool:
-        """Whether all keys exist."""
+    def exist(self, keys: Sequence[str], wait_s: float, /) -> bool:
+        """Whether all keys exist, at the latest after `wait_s` seconds."""
 
     def lookup(self, keys: Sequence[str], /) -> list[bytes | None]:
         """The values of keys, None for absent ones."""
@@ -53,9 +53,9 @@ class StoreClient:
     def __init__(self, store: Store, lost: Callable[[Exception], KdclError]) -> None:
         self.store, self._lost = store, lost
 
-    def has(self, *keys: str) -> bool:
-        """Whether all keys exist."""
-        return bool(self.call(lambda: self.store.check(list(keys))))
+    def has(self, *keys: str, wait_s: float = 0.0) -> bool:
+        """Whether all keys exist, at the latest after `wait_s` seconds, for which other threads wait too."""
+        return bool(self.call(lambda: self.store.exist(keys, wait_s)))
 
     def read(self, key: str) -> Any:
         """The value of a key that exists."""

@@ -208,13 +208,13 @@ class RunStore(c10d.Store):  # type: ignore[misc]
 
     def check(self, keys: list[str], /) -> bool:
         """Whether all keys exist."""
-        return self._exist(keys, 0.0)
+        return self.exist(keys, 0.0)
 
     def wait(self, keys: list[str], limit: timedelta | None = None, /) -> None:
         """Wait until all keys exist; raises DistStoreError after the limit, by default the connection's."""
         limit_s = self.connection.limit_s if limit is None else limit.total_seconds()
         deadline = time.monotonic() + limit_s
-        while not self._exist(keys, WAIT_S):
+        while not self.exist(keys, WAIT_S):
             if time.monotonic() > deadline:
                 raise c10d.DistStoreError(f"no value of {', '.join(keys)} within {limit_s:g} s")
 
@@ -225,7 +225,8 @@ class RunStore(c10d.Store):  # type: ignore[misc]
             return self.get(key)
         return found
 
-    def _exist(self, keys: Sequence[str], wait_s: float) -> bool:
+    def exist(self, keys: Sequence[str], wait_s: float, /) -> bool:
+        """Whether all keys exist, at the latest after `wait_s` seconds; other threads wait meanwhile."""
         return bool(self.connection.ask("check", [self.prefix + key for key in keys], wait_s))
 
 

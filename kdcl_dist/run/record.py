@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import threading
 from collections.abc import Mapping, Sequence
 from datetime import datetime, timezone
 from typing import Any
@@ -33,6 +34,8 @@ __all__ = [
 OWNER_S = 3.0
 #: Bytes of the largest run.json that is read; most have some thousand.
 MAX_BYTES = 10_000_000
+#: One thread at a time reads the record to write it.
+_updating = threading.Lock()
 
 
 def read_record(folder: Folder) -> dict[str, Any]:
@@ -63,7 +66,8 @@ def update_record(folder: Folder, **changes: Any) -> None:
             alike, and the damage must not hide the cause of a failure.
     """
     try:
-        new_record(folder, **read_record(folder) | changes)
+        with _updating:
+            new_record(folder, **read_record(folder) | changes)
     except RunFolderError as error:
         raise StorageError(error.message) from error
 

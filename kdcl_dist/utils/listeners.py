@@ -1,4 +1,4 @@
-"""The TCP sockets on which this process accepts connections, and how one of them accepts no more."""
+"""The TCP sockets of this process: those that listen, how one of them accepts no more, and connections."""
 
 from __future__ import annotations
 
@@ -7,10 +7,11 @@ import ctypes
 import os
 import socket
 import struct
+from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
-__all__ = ["Listener", "listeners", "refuse_newcomers"]
+__all__ = ["Link", "Listener", "address_of", "end_link", "links", "listeners", "refuse_newcomers"]
 
 #: Linux's option of a socket that filters its packets, which Python does not name.
 SO_ATTACH_FILTER = 26
@@ -25,21 +26,59 @@ class Listener(NamedTuple):
     inode: int
 
 
+class Link(NamedTuple):
+    """A connection of this process; `own` and `other` are the addresses and ports of its ends."""
+
+    fd: int
+    inode: int
+    own: tuple[str, int]
+    other: tuple[str, int]
+
+
 def listeners() -> set[Listener]:
     """The TCP sockets on which this process listens; none where there is no /proc."""
+    return {
+        Listener(fd, os.fstat(found.fileno()).st_ino)
+        for fd, found in _tcp_sockets()
+        if found.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN)
+    }
+
+
+def address_of(listener: Listener) -> tuple[str, int] | None:
+    """The address and port of a socket that listens; None once it is closed."""
+    with contextlib.suppress(OSError), _socket_of(listener.fd) as found:
+        host, port, *_ = found.getsockname()
+        return host, port
+    return None
+
+
+def links() -> list[Link]:
+    """The TCP connections of this process; none where there is no /proc."""
+    found = []
+    for fd, each in _tcp_sockets():
+        with contextlib.suppress(OSError):  # it is not connected
+            own, other = each.getsockname()[:2], each.getpeername()[:2]
+            found.append(Link(fd, os.fstat(each.fileno()).st_ino, own, other))
+    return found
+
+
+def end_link(link: Link) -> None:
+    """End a connection at once, whose owner closes it later; another one that has its descriptor stays."""
+    with contextlib.suppress(OSError), _socket_of(link.fd) as found:
+        if os.fstat(found.fileno()).st_ino == link.inode:
+            found.shutdown(socket.SHUT_RDWR)
+
+
+def _tcp_sockets() -> Iterator[tuple[int, socket.socket]]:
+    """Each TCP socket of this process, by a descriptor of its own that closes with the next one."""
     try:
         numbers = [int(entry.name) for entry in Path("/proc/self/fd").iterdir()]
     except OSError:
-        return set()
-    return {found for found in map(_listener, numbers) if found}
-
-
-def _listener(fd: int) -> Listener | None:
-    with contextlib.suppress(OSError), _socket_of(fd) as found:
-        is_tcp = found.family in (socket.AF_INET, socket.AF_INET6)
-        if is_tcp and found.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN):
-            return Listener(fd, os.fstat(found.fileno()).st_ino)
-    return None
+        return
+    for fd in numbers:
+        with contextlib.suppress(OSError), _socket_of(fd) as found:
+            if found.family in (socket.AF_INET, socket.AF_INET6) and found.type == socket.SOCK_STREAM:
+                yield fd, found
 
 
 def refuse_newcomers(listener: Listener) -> None:

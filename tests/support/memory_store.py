@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Sequence
 
 
@@ -25,8 +26,11 @@ class MemoryStore:
             self.values[key] = str(total).encode()
             return total
 
-    def check(self, keys: list[str], /) -> bool:
-        return all(key in self.values for key in keys)
+    def exist(self, keys: Sequence[str], wait_s: float, /) -> bool:
+        deadline = time.monotonic() + wait_s
+        while not (found := all(key in self.values for key in keys)) and time.monotonic() < deadline:
+            time.sleep(0.001)
+        return found
 
     def lookup(self, keys: Sequence[str]) -> list[bytes | None]:
         return [self.values.get(key) for key in keys]
@@ -47,7 +51,7 @@ class LostStore(MemoryStore):
     def get(self, key: str, /) -> bytes:
         raise ConnectionResetError("connection reset by peer")
 
-    def check(self, keys: list[str], /) -> bool:
+    def exist(self, keys: Sequence[str], wait_s: float, /) -> bool:
         raise ConnectionResetError("connection reset by peer")
 
     def lookup(self, keys: Sequence[str]) -> list[bytes | None]:
