@@ -75,6 +75,16 @@ def test_modules_import_what_they_use(code: str, without: set[str]) -> None:
     assert loaded(code) & without == set()
 
 
+def test_a_server_that_has_imported_the_compiler_leaves_coordinators_nothing_to_import() -> None:
+    loaded(
+        "import sys, kdcl_dist.coordinator.runtime, kdcl_dist.distillation.machine_code\n"
+        "before = {*sys.modules}\n"
+        "from kdcl_dist.distillation.solving import prepare_solver\n"
+        "prepare_solver()\n"
+        "assert {*sys.modules} == before, {*sys.modules} - before"
+    )
+
+
 def test_the_processes_of_a_run_on_this_machine(data: dict[str, str], tmp_path: Path) -> None:
     found = trained(data, tmp_path)
     for name in ("a", "b", "coordinator"):

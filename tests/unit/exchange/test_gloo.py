@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import multiprocessing
 import socket
 from collections.abc import Sequence
 from datetime import timedelta
+from multiprocessing.connection import Connection
 from typing import Any
 
 import groups
@@ -13,10 +15,10 @@ import torch
 from together import at_once
 
 from kdcl_dist.errors import ExchangeBroke
-from kdcl_dist.exchange.gloo import form_gloo
+from kdcl_dist.exchange.gloo import find_links, form_gloo
 from kdcl_dist.membership.endpoint import Endpoint
 from kdcl_dist.membership.tcp_store import RunStore, connect_store, host_store, scoped
-from kdcl_dist.utils.listeners import listeners
+from kdcl_dist.utils.listeners import end_link, listeners
 
 HOST, LIMIT = "127.0.0.1", timedelta(seconds=60)
 
@@ -88,3 +90,42 @@ def test_the_run_takes_it_for_a_broken_connection(monkeypatch: pytest.MonkeyPatc
     for error in found:
         assert isinstance(error, ExchangeBroke)
         assert "every process lives" in str(error)
+
+
+def peer(endpoint: Endpoint, ready: Connection) -> None:
+    """The other member of a group: it waits for a message that never comes."""
+    group = form_gloo(scoped(connect_store(endpoint, 60), "group"), 1, 2, host=HOST, limit=LIMIT)
+    work = group.recv([torch.zeros(2)], 0, 1)
+    ready.send("waits")
+    with pytest.raises(RuntimeError, match="closed"):
+        work.wait(LIMIT)
+    ready.send("has noticed")
+
+
+def test_the_connections_of_a_group_are_told_from_others_and_end_at_once() -> None:
+    store, endpoint = host_store(HOST)
+    context = multiprocessing.get_context("spawn")
+    ours, theirs = context.Pipe()
+    process = context.Process(target=peer, args=(endpoint, theirs))
+    process.start()
+    group = form_gloo(scoped(store, "group"), 0, 2, host=HOST, limit=LIMIT)
+    try:
+        (link,) = find_links(scoped(store, "group"), 0, 2)
+        assert ours.poll(60)
+        assert ours.recv() == "waits"
+        end_link(link)  # while this process keeps the group
+        assert ours.poll(30)
+        assert ours.recv() == "has noticed"
+        assert connect_store(endpoint, 10).check(["absent"]) is False
+    finally:
+        del group
+        process.kill()
+        process.join()
+
+
+def test_where_members_are_threads_no_connection_is_taken_for_another_s() -> None:
+    store, endpoint = host_store(HOST)
+    stores = [scoped(each, "group") for each in (store, connect_store(endpoint, 20))]
+    groups = form(stores)
+    assert len(groups) == 2
+    assert [find_links(each, rank, 2) for rank, each in enumerate(stores)] == [[], []]

@@ -10,8 +10,10 @@ from typing import Any
 
 import pytest
 from memory_store import LostStore, MemoryStore
+from together import at_once
 
 from kdcl_dist.errors import CoordinatorLost, ExchangeBroke, KdclError, StudentFailed, StudentLost
+from kdcl_dist.membership import failure_detector
 from kdcl_dist.membership.failure_detector import await_all, diagnose, timed_out
 from kdcl_dist.membership.monitor import Monitor
 
@@ -174,7 +176,28 @@ def test_who_is_not_there_when_the_group_is_to_be_formed_is_named() -> None:
         await_all(monitor, 0.2)
 
 
-def test_the_group_forms_once_all_are_ready() -> None:
+@pytest.fixture
+def no_polls(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The store wakes those who wait for it; a look every 100 s does for all else."""
+    monkeypatch.setattr(failure_detector, "POLL_S", 100.0)
+
+
+def test_the_diagnosis_waits_for_the_last_that_lives_and_wakes_all(no_polls: None) -> None:
+    store = MemoryStore()
+    monitors = [Monitor(store, NAMES, rank, is_gone=lambda name, pid: name == "a") for rank in range(4)]
+    heartbeat(store, 0)
+    found: list[KdclError | None] = [None] * 4
+
+    def work(rank: int) -> None:
+        if rank == 2:  # the coordinator waits for it, and the other student for the coordinator
+            time.sleep(0.2)
+        found[rank] = diagnose(monitors[rank], CLOSED, limit_s=200) if rank else None
+
+    at_once(work, 4, limit_s=60)
+    assert [(type(error), error and error.student) for error in found[1:]] == [(StudentLost, "a")] * 3
+
+
+def test_the_group_forms_once_all_are_ready(no_polls: None) -> None:
     store = MemoryStore()
     monitors = [Monitor(store, NAMES, rank) for rank in range(4)]
     threads = [threading.Thread(target=await_all, args=(monitor, 30)) for monitor in monitors]

@@ -6,7 +6,7 @@ import os
 import threading
 import time
 from collections.abc import Callable
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from typing import Any
 
 import pytest
@@ -181,3 +181,19 @@ def test_who_is_to_join_waits_outside_of_the_cohort() -> None:
         assert not coordinator.wait_to_join({"d": 3})
     finally:
         newcomer.close()
+
+
+def test_who_waits_is_woken(cohort: list[Rendezvous], monkeypatch: pytest.MonkeyPatch) -> None:
+    """A look at the store every 100 s does for all but what the store does not tell."""
+    monkeypatch.setattr("kdcl_dist.membership.rendezvous.POLL_S", 100.0)
+    *students, coordinator = cohort
+    for number in range(3):
+        assembled: list[Any] = []
+        waits = threading.Thread(target=lambda: assembled.append(coordinator.assemble([0, 1], 200)))  # noqa: B023
+        waits.start()
+        eventually(lambda: coordinator.missing == {0, 1})
+        joins = [Join(student, AT if number else None) for student in students[:2]]
+        waits.join(60)
+        assert list(assembled[0]) == [0, 1]
+        coordinator.announce(replace(SPEC, number=number), [0, 1])
+        assert [join.wait().number for join in joins] == [number, number]

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from kdcl_dist.utils.listeners import Listener, listeners, refuse_newcomers
+from kdcl_dist.utils.listeners import Listener, address_of, end_link, links, listeners, refuse_newcomers
 
 
 @pytest.mark.parametrize(
@@ -64,3 +64,28 @@ def test_a_socket_that_was_opened_by_its_path_leaves_nothing_open(tmp_path: Path
             assert len(list(Path("/proc/self/fd").iterdir())) == before
         finally:
             os.close(by_path)
+
+
+def test_a_connection_ends_at_once_and_no_other_does() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        pairs = [(socket.create_connection(server.getsockname(), 20), server.accept()[0]) for _ in range(2)]
+        own = next(link for link in links() if link.own == pairs[0][0].getsockname())
+        assert (own.fd, own.other) == (pairs[0][0].fileno(), server.getsockname())
+        end_link(own._replace(inode=0))  # its descriptor is another's by now
+        pairs[0][0].sendall(b"still there")
+        assert pairs[0][1].recv(100) == b"still there"
+        end_link(own)
+        assert pairs[0][1].recv(100) == b""
+        pairs[1][0].sendall(b"still there")
+        assert pairs[1][1].recv(100) == b"still there"
+        for link in (each for pair in pairs for each in pair):
+            link.close()
+        end_link(own)  # it is closed
+
+
+def test_a_listener_has_an_address_until_it_is_closed() -> None:
+    before = listeners()
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        (found,) = listeners() - before
+        assert address_of(found) == server.getsockname()
+    assert address_of(found) is None
