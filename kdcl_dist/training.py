@@ -99,19 +99,27 @@ def train(
     _check_call(recipe, launcher)
     if launcher == "local":
         start_server()  # imports while this process prepares the run
-    check_trackers(recipe)
     told = LauncherLog(on_event)
     training_data = open_data(recipe, told.handle)
     run = prepare(recipe, storage, name, resume=resume, warn=told.warn, recipe_file=recipe_file)
-    begins = f", from step {run.step}" if run.start else ""
-    told.handle(Note(f"run folder {displayed(run.folder.uri)}{begins}"))
+    told.handle(Note(_where(run)))
     if read_record(run.folder).get("state") == "finished":
         finished = _tell_finished(run, on_event)
     else:
-        samples = sum(len(ids) for ids in training_data.split)
-        update_record(run.folder, classes=len(training_data.train.classes), samples=samples)
+        _record_samples(run, training_data)
         finished = launch(replace(run, objects=known()), launcher, told, stop, save)
     return Result(run.folder.uri, finished, scores_of(read_record(run.folder)))
+
+
+def _where(run: Run) -> str:
+    """A line on the run's folder, and the step from which it goes on."""
+    begins = f", from step {run.step}" if run.start else ""
+    return f"run folder {displayed(run.folder.uri)}{begins}"
+
+
+def _record_samples(run: Run, training_data: TrainingData) -> None:
+    samples = sum(len(ids) for ids in training_data.split)
+    update_record(run.folder, classes=len(training_data.train.classes), samples=samples)
 
 
 def _tell_finished(run: Run, on_event: Callable[[Event], None]) -> bool:
@@ -124,7 +132,7 @@ def _tell_finished(run: Run, on_event: Callable[[Event], None]) -> bool:
 
 
 def _check_call(recipe: Recipe, launcher: Launcher) -> None:
-    """Check what no field says: Ray and the objects are there, and this is the script's own start."""
+    """Check what no field says: Ray, trackers and objects are there, and this is the script's own start."""
     if launcher == "ray":
         import_module("kdcl_dist.launch.ray")  # raises if Ray is missing
     if getattr(multiprocessing.current_process(), "_inheriting", False):
@@ -135,6 +143,7 @@ def _check_call(recipe: Recipe, launcher: Launcher) -> None:
     for text in sorted(import_strings(recipe)):
         if names_object(text) and not knows(text):
             raise RecipeError(not_passed(text))
+    check_trackers(recipe)
 
 
 def open_data(recipe: Recipe, on_event: Callable[[Event], None]) -> TrainingData:

@@ -2,7 +2,7 @@
 
     python -m examples.fashion.again again docs/results/fashion none-seed3 dml_nano-seed1
 
-The first folder is for the new runs. The exit code is 1 if a figure differs.
+The first folder is for the new runs. The exit code is 1 if a figure differs, and 2 if no table has a name.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from examples.fashion.run import HERE, say
 from examples.fashion.tables import TABLES, planned
 from kdcl_dist.compare.experiment import Job, jobs_of
 from kdcl_dist.compare.runs import run_jobs
-from kdcl_dist.errors import RecipeError
+from kdcl_dist.errors import RecipeError, UserError
 from kdcl_dist.launch.signals import stop_on_signals
 from kdcl_dist.run.storage import Folder
 
@@ -64,5 +64,17 @@ def main(again: Path, results: Path, names: Sequence[str]) -> int:
     return sum(map(bool, found.values()))
 
 
+def command(arguments: Sequence[str]) -> int:
+    """The exit code: 1 if a figure differs, and 2 after a line on arguments that cannot be used."""
+    try:
+        if len(arguments) < 3:
+            raise RecipeError("give the folder for the new runs, that of results.csv, and names of runs")
+        again, results, *names = arguments
+        return int(main(Path(again), Path(results), names) > 0)
+    except UserError as error:
+        print(f"again: {error}", file=sys.stderr)
+        return error.exit_code
+
+
 if __name__ == "__main__":
-    sys.exit(bool(main(Path(sys.argv[1]), Path(sys.argv[2]), sys.argv[3:])))
+    sys.exit(command(sys.argv[1:]))

@@ -41,7 +41,9 @@ class Student:
     """One student of `train(students=...)`.
 
     Args:
-        model: the network, as `train` takes it without this class; none of a student with `logits`, a file.
+        model: the network: a `torch.nn.Module`, which begins with its very weights; a function or class that
+            makes one, which begins with weights by the student's seed; or the name of a network in a recipe.
+            None of a student with `logits`, a file.
         fields: fields of the student by their names in a recipe, such as `optimizer={"lr": 0.01}`.
     """
 

@@ -73,13 +73,10 @@ def train(  # noqa: PLR0913 - what is no field of a recipe
 
     Args:
         recipe: what to train, or the path of a recipe file; without `students` and `data`.
-        students: networks by the students' names. A network is a `torch.nn.Module`, which begins with its
-            very weights; a function or class that makes one, which begins with weights by the student's seed;
-            the name of a network in a recipe; or a `Student` of one of these with fields of its own.
+        students: networks by the students' names; see `Student`, which also gives one fields of its own.
         data: (training set, test set), and a validation set as the third; or the section `data` as a mapping.
             A set is a path, an import string, an object, or a function that makes one.
-        launcher: "ray" joins the cluster of RAY_ADDRESS or of `ray start` here, or starts its own; "local"
-            works without Ray.
+        launcher: "ray" takes the cluster of RAY_ADDRESS or `ray start`, or its own; "local" works without it.
         storage: path or URI of the folder that holds runs.
         name: the run's folder within it; by default the recipe's name and the time.
         resume: continue the run from its latest checkpoint.
@@ -93,13 +90,11 @@ def train(  # noqa: PLR0913 - what is no field of a recipe
         Of `students` and `data` the run; of a recipe its result.
 
     Raises:
-        UserError: the recipe, its data, networks, objects or the run folder cannot be used as they are, or a
-            callback failed; what was trained is saved.
+        UserError: what is given cannot be used as it is, or a callback failed; what was trained is saved.
         KdclError: the first cause of the run's failure; what was saved stays in the run folder.
     """
     chosen, objects = _recipe_of(recipe, students, data, fields)
-    carried = pickled(objects)
-    result = run_session(chosen, carried, launcher, storage, name, resume, on_event, callbacks, stop)
+    result = run_session(chosen, pickled(objects), launcher, storage, name, resume, on_event, callbacks, stop)
     return result if recipe is not None else Run(result.path, objects=objects)
 
 

@@ -9,11 +9,9 @@ from kdcl_dist.errors import StorageError
 from kdcl_dist.run.events import Event, Warned
 from kdcl_dist.run.record import check_owner, read_record, restore_deleted
 from kdcl_dist.run.run import Run
+from kdcl_dist.run.storage import BRIEF_S
 
 __all__ = ["FolderCare"]
-
-#: Seconds for which a write that can be repeated later is tried while the students wait.
-BRIEF_S = 3.0
 
 
 class FolderCare:

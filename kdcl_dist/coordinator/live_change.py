@@ -20,6 +20,7 @@ from kdcl_dist.membership.rendezvous import WorkerInfo
 from kdcl_dist.run.cohort_requests import Request, apply, begin, names_of, read, told, withdraw
 from kdcl_dist.run.events import Event, Note, Warned
 from kdcl_dist.run.run import Run
+from kdcl_dist.run.storage import BRIEF_S
 
 __all__ = ["LiveChange"]
 
@@ -27,8 +28,6 @@ __all__ = ["LiveChange"]
 LOOK_S, LOOK_FAR_S = 0.5, 5.0
 #: Seconds after which a change that the storage refused is tried again.
 AGAIN_S = 30.0
-#: Seconds for which a write is tried while the students wait, and a look is awaited at the end.
-BRIEF_S = 3.0
 
 
 class LiveChange:

@@ -8,6 +8,7 @@ from torch import Tensor
 from kdcl_dist.config.recipe import Recipe
 from kdcl_dist.data.dataset import ImageDataset
 from kdcl_dist.data.loader import Batch
+from kdcl_dist.data.probes import first_test_views, first_views
 from kdcl_dist.data.samples import named
 from kdcl_dist.data.sampling import epoch_steps
 from kdcl_dist.data.training_data import TrainingData
@@ -25,7 +26,7 @@ def data_warnings(training_data: TrainingData) -> list[str]:
     """Settings that are allowed but hardly intended, one line each.
 
     Raises:
-        DataError: as `TrainingData.first_views`.
+        DataError: as `kdcl_dist.data.probes.first_views`.
     """
     window, steps = training_data.recipe.distillation.window, training_data.schedule.steps_per_epoch
     found = []
@@ -79,10 +80,10 @@ def _unseen(training_data: TrainingData, epochs: range, views: int) -> int:
 
 
 def _of_views(training_data: TrainingData) -> list[str]:
-    tested = tuple(_images(training_data.first_test_views(SEEN)).shape[1:])
+    tested = tuple(_images(first_test_views(training_data, SEEN)).shape[1:])
     found = {}
     for index, field in _fields(training_data).items():
-        images_BCHW = _images(training_data.first_views(index, SEEN))
+        images_BCHW = _images(first_views(training_data, index, SEEN))
         deviation, shape = float(images_BCHW.std()), tuple(images_BCHW.shape[1:])
         found[field] = [
             f"{field}: the first images have deviation {deviation:.3g} after normalisation, where 1 is "
@@ -95,10 +96,10 @@ def _of_views(training_data: TrainingData) -> list[str]:
 
 def _of_samples(training_data: TrainingData) -> list[str]:
     """Numbers of samples that are no images, far from those that networks usually learn from."""
-    training_data.first_test_views(SEEN)
+    first_test_views(training_data, SEEN)
     lines = []
     for index, field in _fields(training_data).items():
-        for name, tensor in named(training_data.first_views(index, SEEN).inputs).items():
+        for name, tensor in named(first_views(training_data, index, SEEN).inputs).items():
             deviation = float(tensor.double().std()) if tensor.is_floating_point() else 1.0
             if not SMALL <= deviation <= LARGE:
                 lines.append(

@@ -15,17 +15,15 @@ import numpy as np
 from torch import Tensor
 
 from kdcl_dist.config.recipe import Recipe
-from kdcl_dist.config.rounds import Kind, Round, RunSchedule, share_of
+from kdcl_dist.config.rounds import Kind, Round, RunSchedule
 from kdcl_dist.data.class_weights import class_weights
 from kdcl_dist.data.dataset import Dataset, ImageDataset, channels_of, fingerprint
-from kdcl_dist.data.first_images import check_views
-from kdcl_dist.data.first_samples import check_finite, check_samples
+from kdcl_dist.data.first_samples import check_samples
 from kdcl_dist.data.fit import check_fit
-from kdcl_dist.data.loader import Batch, BatchSpec, batches, mixed_batches
+from kdcl_dist.data.loader import Batch, BatchSpec, mixed_batches
 from kdcl_dist.data.mixing import mix_of_round
 from kdcl_dist.data.own_samples import own_parts, own_samples
 from kdcl_dist.data.sample_views import AnyViews, SampleViews, collate_of, transforms_of
-from kdcl_dist.data.samples import Inputs, named, repeated
 from kdcl_dist.data.sampling import (
     Ids,
     batches_of,
@@ -40,7 +38,7 @@ from kdcl_dist.data.statistics import Scale, scale_of
 from kdcl_dist.data.views import Views
 from kdcl_dist.errors import DataError, RecipeError, of_user_code
 
-__all__ = ["TrainingData"]
+__all__ = ["TrainingData", "naming_field"]
 
 
 @dataclass(frozen=True)
@@ -67,7 +65,7 @@ class TrainingData:
         found: dict[str, Dataset] = {}
         sets = DataSets(recipe.data, tell)
         for name in recipe.data.sets:
-            with _naming_field(f"data.{name}"):
+            with naming_field(f"data.{name}"):
                 found[name] = sets.open(name)
         check_fit(recipe, found)
         training_data = cls(recipe, found["train"], found["test"], found.get("val"))
@@ -88,11 +86,11 @@ class TrainingData:
                 "at least two are needed"
             )
         _ = self.own, self.schedule
-        with _naming_field("data.test_view"):
+        with naming_field("data.test_view"):
             transforms_of(self.test, self.recipe.data.test_items)
         collate_of(self.recipe.data.collate)
         for index, student in self.recipe.networks.items():
-            with _naming_field(self.augment_field(index)):
+            with naming_field(self.augment_field(index)):
                 transforms_of(self.train, self.recipe.augment_of(student))
             self.class_weights(index)
 
@@ -213,20 +211,6 @@ class TrainingData:
         """
         return self._load([self._training_views(index)], self._training_specs(index, start, replica))
 
-    def first_views(self, index: int, count: int) -> Batch:
-        """The first few training samples, as a student sees them in training.
-
-        Raises:
-            DataError: a transform fails, or `check_views` refuses what it gives.
-        """
-        recipe, student = self.recipe, self.recipe.students[index]
-        views = self._made(self.train, recipe.augment_of(student), recipe.seed)
-        return _checked_batch(self.augment_field(index), views, self.own[index][:count], student.name)
-
-    def first_test_views(self, count: int) -> Batch:
-        """The first few test samples, as all students see them; errors as `first_views`."""
-        return _checked_batch("data.test_view", self.test_views(self.test), np.arange(len(self.test))[:count])
-
     def first_batch(self, index: int, replica: int = 0) -> Batch:
         """One replica's share of a student's first batch; one loader process makes it if the run has such.
 
@@ -238,36 +222,6 @@ class TrainingData:
         loading = mixed_batches(views, specs, workers=workers, timeout_s=self.recipe.limits.startup_s)
         with of_user_code(DataError, "data.loader_workers: a loader process fails"), closing(loading):
             return next(loading)
-
-    def probes(self, index: int) -> Iterator[tuple[str, Inputs]]:
-        """Samples of test and held-out batches, in each number that a worker of a student gets.
-
-        They are the ends of the first and the last batch, and of others where the shape is a new one,
-        repeated to the batch's size. Each comes with a text that says where it is from.
-
-        Raises:
-            DataError: as `first_views`.
-        """
-        replicas, seen = self.recipe.students[index].replicas, set[tuple[tuple[int, ...], ...]]()
-        holdout_ids = self.split[1] if self.schedule.holdout_batches else self.split[1][:0]
-        val_field = "data.val_fraction" if self.val is None else "data.val"
-        for field, dataset, ids in (
-            ("data.test", self.test, np.arange(len(self.test))),
-            (val_field, *self.validation),
-            ("data.holdout_per_class", self.train, holdout_ids),
-        ):
-            parts, views = batches_of(ids, self.recipe.part_size), self.test_views(dataset)
-            evenly = np.linspace(0, len(parts) - 1, min(len(parts), 4))  # none of no parts
-            for number in np.unique(evenly.round().astype(int)).tolist():
-                ends_B = np.unique(parts[number][[0, -1]])
-                inputs = _checked_batch("data.test_view", views, ends_B).inputs
-                shapes = tuple(tuple(tensor.shape[1:]) for tensor in named(inputs).values())
-                if shapes in seen and number not in (0, len(parts) - 1):
-                    continue
-                seen.add(shapes)
-                where, rows = f"batch {number + 1} of {len(parts)} of {field}", len(parts[number])
-                for size in sorted({share_of(rows, replica, replicas) for replica in range(replicas)} - {0}):
-                    yield where, repeated(inputs, size)
 
     def holdout_batches(self) -> Iterator[Batch]:
         """The held-out samples once, seen through the test view."""
@@ -288,13 +242,14 @@ class TrainingData:
     def _training_views(self, index: int) -> AnyViews:
         recipe = self.recipe
         seed = self._seed(index) if recipe.distillation.invariant else recipe.seed
-        return self._made(self.train, recipe.augment_of(recipe.students[index]), seed)
+        return self.views(self.train, recipe.augment_of(recipe.students[index]), seed)
 
     def test_views(self, dataset: Dataset) -> AnyViews:
         """The views of a data set's samples in tests; `batches` normalises those of images."""
-        return self._made(dataset, self.recipe.data.test_items, self.recipe.seed)
+        return self.views(dataset, self.recipe.data.test_items, self.recipe.seed)
 
-    def _made(self, dataset: Dataset, items: Sequence[Mapping[str, Any]], seed: int) -> AnyViews:
+    def views(self, dataset: Dataset, items: Sequence[Mapping[str, Any]], seed: int) -> AnyViews:
+        """The views of a data set's samples by some transforms, whose random numbers are of a seed."""
         transforms = transforms_of(dataset, items)
         if isinstance(dataset, ImageDataset):
             return Views(dataset, transforms, seed)
@@ -305,7 +260,7 @@ class TrainingData:
         """What normalises samples that are no images; None: nothing does."""
         if not self.recipe.data.normalise:
             return None
-        with _naming_field("data.normalise"):
+        with naming_field("data.normalise"):
             return scale_of(self.train, check_samples("data.train", self.train))
 
     def _training_specs(self, index: int, start: int, replica: int) -> Iterator[BatchSpec]:
@@ -330,21 +285,9 @@ class TrainingData:
 
 
 @contextmanager
-def _naming_field(field: str) -> Iterator[None]:
+def naming_field(field: str) -> Iterator[None]:
     """Prefix errors of the data and of transforms with the field of the recipe."""
     try:
         yield
     except (DataError, RecipeError) as error:
         raise type(error)(f"{field}: {error.message}", detail=error.detail) from error
-
-
-def _checked_batch(field: str, views: AnyViews, ids_B: Ids, student: str | None = None) -> Batch:
-    """One batch of views that `check_views` or `check_finite` has seen."""
-    with _naming_field(field):
-        inputs = views.batch(0, ids_B)
-    if isinstance(views, SampleViews):
-        check_finite(f"{field}: the first batch", inputs, student)
-    else:
-        assert isinstance(inputs, Tensor)
-        check_views(field, inputs, views.dataset.channels, student)
-    return next(batches(views, [(0, ids_B)]))

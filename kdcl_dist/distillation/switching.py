@@ -51,11 +51,9 @@ def switched_loss(
 
     Returns None if the student pauses.
     """
-    learn_P = [True] * len(peers_PBC) if learn_P is None else learn_P
     gains = _compare(logits_BC.detach(), peers_PBC, labels_B, temperature, average)
-    ahead_P = [ahead and learns for (ahead, _), learns in zip(gains, learn_P, strict=True)]
-    too_far_P = [ahead and far for ahead, (_, far) in zip(ahead_P, gains, strict=True)]
-    if any(ahead_P) and too_far_P == ahead_P:
+    too_far_P = _too_far(gains, [True] * len(peers_PBC) if learn_P is None else learn_P)
+    if too_far_P is None:
         return None
     log_q_BC = F.log_softmax(logits_BC.float() / temperature, dim=1)
     log_p_PBC = F.log_softmax(peers_PBC.to(log_q_BC) / temperature, dim=2)
@@ -65,6 +63,18 @@ def switched_loss(
         if not too_far
     ]
     return temperature**2 * (torch.stack(totals).sum() / (len(peers_PBC) * len(logits_BC)))
+
+
+def _too_far(gains: Sequence[tuple[bool, bool]], learn_P: Sequence[bool]) -> list[bool] | None:
+    """For each peer whether the student is too far ahead of it; None if it is of all that it is ahead of.
+
+    Args:
+        gains: as `_compare` gives them.
+        learn_P: whether a peer learns.
+    """
+    ahead_P = [ahead and learns for (ahead, _), learns in zip(gains, learn_P, strict=True)]
+    too_far_P = [ahead and far for ahead, (_, far) in zip(ahead_P, gains, strict=True)]
+    return None if any(ahead_P) and too_far_P == ahead_P else too_far_P
 
 
 def _compare(

@@ -121,17 +121,13 @@ class Source:
         training_data = open_training_data(recipe, folder)
         newest, parts = _checkpoints(folder, training_data, chosen, "last" if last else epoch, warn)
         members = [each for each in members if each.name in parts]
-        networks = {
-            each: _load(folder, part, chosen[each], training_data, ema=ema and chosen[each].ema is not None)
-            for each, part in parts.items()
-        }
+        networks = {n: _load(folder, part, chosen[n], training_data, ema=ema) for n, part in parts.items()}
         network = _ensemble(folder, newest, recipe, networks) if members else networks[name]
         # The part of an absent student is older than its checkpoint.
         steps = {each: part.step_of(each) for each, part in parts.items()}
         record = read_record(folder)
-        of_best = epoch == "best" and record.get("state") == "finished"
-        results = _best_results(record, name + (EMA if ema else "")) if of_best else {}
-        results = results or _results(folder, steps.values(), training_data.schedule.steps_per_epoch)
+        best = _best_results(record, name + (EMA if ema else "")) if epoch == "best" else {}
+        results = best or _results(folder, steps.values(), training_data.schedule.steps_per_epoch)
         origin = (folder, recipe, student, max(steps.values()), network, training_data, record, results)
         return cls(*origin, members, steps if members else {}, ema)
 
@@ -286,7 +282,8 @@ def _load(
     network = models.build(student.model, len(training_data.train.classes), training_data.channels)
     try:
         part = read_part(folder, manifest, student.name)
-        network.load_state_dict((part["ema"] if ema else part)["model"])
+        averaged = ema and student.ema is not None
+        network.load_state_dict((part["ema"] if averaged else part)["model"])
     except (RuntimeError, KeyError, TypeError, AttributeError) as error:
         raise ModelError(
             f"student {student.name!r} of {str(folder)!r} does not fit model {student.model!r} as it is "
@@ -330,6 +327,6 @@ def _results(folder: Folder, steps: Collection[int], per_epoch: int) -> Results:
 
 
 def _best_results(record: Mapping[str, Any], title: str) -> Results:
-    """The final test results of the best weights; empty if there are none."""
+    """The final test results of the best weights; empty if there are none, or the run is not finished."""
     values = scores_of(record).get(title + BEST)
-    return {} if values is None else {title: values}
+    return {title: values} if values is not None and record.get("state") == "finished" else {}

@@ -13,12 +13,9 @@ from kdcl_dist.launch.failures import failure_of
 from kdcl_dist.launch.processes import Process, finish
 from kdcl_dist.run.cohort_requests import withdraw
 from kdcl_dist.run.events import Event, Warned
-from kdcl_dist.run.storage import Folder
+from kdcl_dist.run.storage import BRIEF_S, Folder
 
 __all__ = ["LocalNewcomers", "Newcomers"]
-
-#: Seconds for which the launcher tries to delete a request.
-BRIEF_S = 3.0
 
 
 T = TypeVar("T")

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from kdcl_dist import models
 from kdcl_dist.config.recipe import Recipe
 from kdcl_dist.data.dataset import channels_of
+from kdcl_dist.data.probes import first_views
 from kdcl_dist.data.sources.opening import DataSets
 from kdcl_dist.data.training_data import TrainingData
 from kdcl_dist.errors import DataError
@@ -172,5 +173,5 @@ def _gradient_bytes(recipe: Recipe, index: int, shape: tuple[int, int | None]) -
         return 0
     network = models.build(student.model, *shape)
     if has_lazy_layers(network):
-        initialise(network, str(student.model), TrainingData.open(recipe).first_views(index, 2).inputs)
+        initialise(network, str(student.model), first_views(TrainingData.open(recipe), index, 2).inputs)
     return sum(4 * parameter.numel() for parameter in network.parameters() if parameter.requires_grad)

@@ -20,12 +20,14 @@ from kdcl_dist.errors import RunFolderError, StorageError, one_line
 from kdcl_dist.run.retry import retry
 from kdcl_dist.run.uris import OBJECT_STORES, displayed, join, open_uri, parent, without_secrets
 
-__all__ = ["Folder"]
+__all__ = ["BRIEF_S", "Folder"]
 
 Result = TypeVar("Result")
 
 #: Seconds for which a failing operation is retried, unless a recipe says otherwise.
 LIMIT_S = 30.0
+#: The same for an operation that can be repeated later, while others wait.
+BRIEF_S = 3.0
 #: Ending of a partial file.
 PARTIAL = ".tmp"
 

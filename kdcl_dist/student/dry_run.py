@@ -18,6 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from kdcl_dist.config.rounds import Kind, Round
+from kdcl_dist.data.probes import first_test_views, first_views, probes
 from kdcl_dist.data.samples import Inputs, described, forward, map_tensors, rows
 from kdcl_dist.data.training_data import TrainingData
 from kdcl_dist.distillation.losses import Losses
@@ -56,10 +57,10 @@ def dry_run(student: Student, training_data: TrainingData, index: int) -> int:
         torch.cuda.reset_peak_memory_stats(student.device)
     known = {path for path, _ in student.model.named_parameters()}
     with random_state_kept(), _unchanged(student.model):
-        training_data.first_views(index, 2)
-        check_output(student, training_data.first_test_views(2).inputs)  # before a whole batch is loaded
+        first_views(training_data, index, 2)
+        check_output(student, first_test_views(training_data, 2).inputs)  # before a whole batch is loaded
         first = training_data.first_batch(index, student.replica)
-        for where, inputs in training_data.probes(index):
+        for where, inputs in probes(training_data, index):
             check_output(student, inputs, where)
         if student.head is not None:
             check_head(student, student.head, first.inputs)

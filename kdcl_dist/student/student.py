@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from kdcl_dist.config.model import Model
 from kdcl_dist.config.recipe import Recipe
+from kdcl_dist.data.probes import first_views
 from kdcl_dist.data.samples import Inputs, forward, map_tensors, rows
 from kdcl_dist.data.sampling import student_seed
 from kdcl_dist.data.training_data import TrainingData
@@ -22,12 +23,11 @@ from kdcl_dist.distillation.losses import Losses
 from kdcl_dist.errors import ModelError, of_user_code
 from kdcl_dist.exchange.replicas import Replicas, summing_gradients
 from kdcl_dist.models.compilation import compiled, keep_graphs
-from kdcl_dist.models.lazy import has_lazy_layers, initialise
-from kdcl_dist.models.pretrained import load_weights
-from kdcl_dist.models.registry import BUILT_IN, prepare
-from kdcl_dist.models.transfer import freeze_body, head_of, train_head
+from kdcl_dist.models.registry import BUILT_IN
+from kdcl_dist.models.transfer import train_head
 from kdcl_dist.student.ema import AveragedWeights
 from kdcl_dist.student.gradient import apply_gradient, is_bad
+from kdcl_dist.student.initial_network import initial_network
 from kdcl_dist.student.learning_rate import learning_rate
 from kdcl_dist.student.optimizer import build_optimizer, load_optimizer
 from kdcl_dist.student.student_loss import StudentLoss
@@ -82,12 +82,9 @@ class Student:
         self._drawn = (-1, -1), 0  # a part of a step, and its seed
         self.frozen = recipe.is_frozen(self.spec)
         keep_graphs()
-        self.model, self.compiles = self._initial_network(channels, example)
-        self.head = head_of(self.model, str(self.spec.model), classes) if self.spec.transfer else None
-        if self.spec.weights is not None and not resumed:
-            load_weights(self.model, self.spec.weights, fresh=self.head)
-        if self.head is not None and self.spec.transfer == "probe":
-            freeze_body(self.model, self.head)
+        self.model, self.head, self.compiles = initial_network(
+            self.spec, self.seed, classes, channels, example, resumed=resumed
+        )
         self.memory_format = self._memory_format(channels)
         self.model.to(device).to(memory_format=self.memory_format)
         self.set_training(self.model, not self.frozen)
@@ -123,27 +120,10 @@ class Student:
             device=device,
             resumed=resumed,
             trains=trains,
-            example=lambda: training_data.first_views(index, 2).inputs,
+            example=lambda: first_views(training_data, index, 2).inputs,
         )
         student.loss.learn_from(training_data, index)
         return student
-
-    def _initial_network(
-        self, channels: int | None, example: Callable[[], Inputs] | None
-    ) -> tuple[nn.Module, bool]:
-        """The network with its initial weights, and whether its training steps are compiled."""
-        torch.manual_seed(derive(self.seed, Purpose.INITIAL_WEIGHTS))
-        network, compiles = prepare(self.spec.model, self.classes, channels)
-        if has_lazy_layers(network):
-            if example is None:
-                raise ModelError(
-                    f"model {self.spec.model!r} has lazy layers, whose sizes the data's samples give"
-                )
-            inputs = example()  # which seeds torch's generator
-            torch.manual_seed(derive(self.seed, Purpose.INITIAL_WEIGHTS, 1))
-            initialise(network, str(self.spec.model), inputs)
-        # torch.compile cannot follow the messages of synchronised batch norm.
-        return network, self.spec.compile or (compiles and not self.spec.sync_batchnorm)
 
     def _memory_format(self, channels: int | None) -> torch.memory_format:
         if self.spec.channels_last and channels is None:

@@ -220,7 +220,9 @@ def record_run(folder: Path, state: str, top1: float) -> None:
     table.flush(5.0)
 
 
-def test_the_csv_files_have_the_finished_runs_and_their_means(tmp_path: Path) -> None:
+def test_the_csv_files_have_the_finished_runs_and_their_means(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     record_run(tmp_path / "runs/dml-seed1", "finished", 0.75)
     record_run(tmp_path / "runs/dml-seed0", "running", 0.5)
     (tmp_path / "runs/dml-seed1/noise.csv").write_text(
@@ -247,6 +249,11 @@ def test_the_csv_files_have_the_finished_runs_and_their_means(tmp_path: Path) ->
     ]
     with pytest.raises(RecipeError, match="no table has this run"):
         again.job_of("dml-seed99")
+    for words, line in ((["a", "b", "x"], "x: no table has this run"), (["a"], "give the folder for")):
+        assert again.command(words) == 2
+        told = capsys.readouterr().err
+        assert told.startswith(f"again: {line}")
+        assert told.count("\n") == 1
     with pytest.raises(RunFolderError, match="no finished run"):
         analysis.main(tmp_path, tmp_path / "out")
 

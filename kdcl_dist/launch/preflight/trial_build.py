@@ -18,6 +18,7 @@ import torch
 from kdcl_dist.config.model import Model, library_of
 from kdcl_dist.config.recipe import Recipe
 from kdcl_dist.config.stored_imports import import_strings
+from kdcl_dist.data.probes import first_views
 from kdcl_dist.data.samples import Inputs
 from kdcl_dist.data.training_data import TrainingData
 from kdcl_dist.data.views import Transforms
@@ -96,7 +97,7 @@ def _build(recipe: Recipe, index: int) -> str | None:
         if _has_data(recipe) or _cannot_import(error):
             raise
         return _build_without_data(recipe, index, error)
-    classes, example = len(training_data.train.classes), partial(training_data.first_views, index, 2)
+    classes, example = len(training_data.train.classes), partial(first_views, training_data, index, 2)
     _build_student(recipe, index, classes, training_data.channels, lambda: example().inputs)
     return None
 

@@ -7,6 +7,7 @@ import pytest
 from cohorts import MakeRecipe
 
 from kdcl_dist.config.recipe_file import parse_recipe
+from kdcl_dist.data.probes import first_views
 from kdcl_dist.data.training_data import TrainingData
 from kdcl_dist.errors import KdclError, RecipeError
 
@@ -33,7 +34,7 @@ def test_each_student_sees_its_own_samples_only(make_recipe: MakeRecipe) -> None
         assert all(len(np.unique(batch)) == 5 for batch in batches)
         rest = [batch.ids.numpy() for batch in training_data.training_batches(index, 9)]
         assert np.array_equal(np.stack(rest), np.stack(batches[9:]))
-        assert training_data.first_views(index, 4).ids.tolist() == ids[:4].tolist()
+        assert first_views(training_data, index, 4).ids.tolist() == ids[:4].tolist()
 
 
 def test_a_file_of_logits_makes_no_epoch_longer(make_recipe: MakeRecipe) -> None:

@@ -17,6 +17,7 @@ from kdcl_dist.config.recipe import Recipe
 from kdcl_dist.config.recipe_file import parse_recipe
 from kdcl_dist.config.stored_imports import check_recipe_imports
 from kdcl_dist.data.data_warnings import data_warnings
+from kdcl_dist.data.probes import first_test_views, first_views, probes
 from kdcl_dist.data.samples import named
 from kdcl_dist.data.training_data import TrainingData
 from kdcl_dist.errors import DataError, ImportRefused, KdclError, RecipeError
@@ -171,7 +172,7 @@ def test_an_own_collate(path: Path) -> None:
 
 def test_probes_have_each_size_and_shape(path: Path) -> None:
     data = opened(path, "students.a.replicas=2")
-    sizes = [len(inputs["tokens"]) for _, inputs in data.probes(0)]
+    sizes = [len(inputs["tokens"]) for _, inputs in probes(data, 0)]
     assert set(sizes) == {4, 1}, "10 test samples: 4 of each worker, then 1"
 
 
@@ -219,8 +220,8 @@ def test_large_numbers_are_a_warning(path: Path) -> None:
 def test_what_is_refused_before_a_run(fields: list[str], words: str, path: Path) -> None:
     def look() -> None:
         data = opened(path, *fields)
-        data.first_views(0, 16)
-        data.first_test_views(16)
+        first_views(data, 0, 16)
+        first_test_views(data, 16)
 
     with pytest.raises((DataError, RecipeError), match=words) as caught:
         look()

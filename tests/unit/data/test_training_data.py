@@ -11,6 +11,7 @@ from cohorts import MakeRecipe, write_images
 from kdcl_dist.config.rounds import Kind, Round
 from kdcl_dist.data.data_warnings import data_warnings
 from kdcl_dist.data.loader import Batch
+from kdcl_dist.data.probes import first_views, probes
 from kdcl_dist.data.training_data import TrainingData
 from kdcl_dist.errors import DataError, RecipeError
 
@@ -163,7 +164,7 @@ def test_views_of_other_channels_or_failing_transforms_are_refused(
     item: dict, words: str, make_recipe: MakeRecipe
 ) -> None:
     with pytest.raises((DataError, RecipeError), match=words):
-        TrainingData.open(make_recipe(f"data.augment=[{item}]")).first_views(0, 2)
+        first_views(TrainingData.open(make_recipe(f"data.augment=[{item}]")), 0, 2)
 
 
 def test_a_window_longer_than_an_epoch_is_a_warning(make_recipe: MakeRecipe) -> None:
@@ -248,7 +249,7 @@ def test_probes_have_the_sizes_of_a_worker_s_batches(
 ) -> None:
     training_data = TrainingData.open(make_recipe(*fields))
     found: dict[str, list[int]] = {}
-    for where, images_BCHW in training_data.probes(0):
+    for where, images_BCHW in probes(training_data, 0):
         found.setdefault(where.rpartition(" of ")[2], []).append(len(images_BCHW))
     assert found == sizes
 
@@ -269,8 +270,8 @@ def test_probes_show_each_shape_of_the_test_images(make_recipe: MakeRecipe) -> N
             return torch.zeros(1, sides[index], sides[index], dtype=torch.uint8)
 
     several = TrainingData(training_data.recipe, training_data.train, Sized())
-    shapes = [tuple(images.shape) for _, images in several.probes(0)]
+    shapes = [tuple(images.shape) for _, images in probes(several, 0)]
     assert len(set(shapes)) == len({shape[2] for shape in shapes}) > 1
     sides[21] = 99
     with pytest.raises(DataError, match="samples 20 and 21 have shapes"):
-        list(several.probes(0))
+        list(probes(several, 0))
