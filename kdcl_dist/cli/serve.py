@@ -37,6 +37,7 @@ def serve(
 
     Whoever reaches the address may ask.
     """
+    import os
     import signal
 
     from kdcl_dist.export.prediction import Export
@@ -47,8 +48,9 @@ def serve(
     with LogitsServer(found, host, port, **limits, tell=lambda line: echo(line, err=True)) as server:
         echo(f"{server.served.name}: {server.served.inputs}, {len(server.served.classes)} classes")
         echo(f"listens at {server.url} (Ctrl-C ends it)")
-        signal.signal(signal.SIGTERM, signal.default_int_handler)
-        try:
-            server.serve_forever()
-        except KeyboardInterrupt:
-            echo("ended")
+        for number in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(number, lambda *_: server.stopping.set())
+        server.serve()
+    echo("ended")
+    if server.handlers:  # a network still computes: the interpreter's end would abort its thread
+        os._exit(0)

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import socket
 import threading
+import time
 from collections.abc import Callable
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from http import HTTPStatus
 from http.server import BaseHTTPRequestHandler
 from socketserver import ThreadingTCPServer
@@ -22,6 +23,8 @@ __all__ = ["LogitsServer"]
 CONNECTIONS, REQUESTS = 256, 16
 #: Seconds without a byte of a connection, and for all bytes of a request.
 SILENCE_S, REQUEST_S = 60.0, 600.0
+#: Seconds between two looks whether the server shall end, and for the last answers.
+POLL_S, END_S = 0.5, 20.0
 
 
 class LogitsServer(ThreadingTCPServer):
@@ -34,11 +37,15 @@ class LogitsServer(ThreadingTCPServer):
         max_bytes: of a request.
         tell: takes a line for each request that failed by the network.
 
+    Attributes:
+        stopping: set to end `serve`; a signal's handler may do so.
+        handlers: the threads of the open connections.
+
     Raises:
         UserError: the address is taken, or none of this machine.
     """
 
-    daemon_threads = allow_reuse_address = True
+    allow_reuse_address, timeout = True, POLL_S
 
     def __init__(
         self,
@@ -53,6 +60,7 @@ class LogitsServer(ThreadingTCPServer):
         self.answering, self.tell = Answering(export, max_rows, max_bytes), tell
         self.served, self.free = self.answering.served, threading.BoundedSemaphore(CONNECTIONS)
         self.room = threading.BoundedSemaphore(REQUESTS)
+        self.stopping, self.handlers = threading.Event(), dict[threading.Thread, socket.socket]()
         self.address_family = socket.AF_INET6 if ":" in host else socket.AF_INET
         try:
             super().__init__((host, port), _Handler)
@@ -65,15 +73,39 @@ class LogitsServer(ThreadingTCPServer):
         host, port = self.server_address[:2]
         return f"http://[{host!s}]:{port}" if ":" in str(host) else f"http://{host!s}:{port}"
 
+    def serve(self) -> None:
+        """Answer until `stopping` is set."""
+        while not self.stopping.is_set():
+            self.handle_request()
+
     def process_request(self, request: Any, client_address: Any) -> None:
         """Serve a connection in a thread, once fewer than `CONNECTIONS` are open."""
-        self.free.acquire()
-        super().process_request(request, client_address)
+        while not self.free.acquire(timeout=POLL_S):
+            if self.stopping.is_set():
+                self.shutdown_request(request)
+                return
+        arguments = (request, client_address)
+        thread = threading.Thread(target=self.process_request_thread, args=arguments, daemon=True)
+        self.handlers[thread] = request
+        thread.start()
 
-    def shutdown_request(self, request: Any) -> None:
-        """Close a connection."""
-        super().shutdown_request(request)
-        self.free.release()
+    def process_request_thread(self, request: Any, client_address: Any) -> None:
+        """Serve a connection to its end."""
+        try:
+            super().process_request_thread(request, client_address)
+        finally:
+            del self.handlers[threading.current_thread()]
+            self.free.release()
+
+    def server_close(self) -> None:
+        """Take no more requests, and give the answers to those that are there, for `END_S` at most."""
+        super().server_close()
+        handlers, deadline = list(self.handlers.items()), time.monotonic() + END_S
+        for _, connection in handlers:
+            with suppress(OSError):  # it is closed already
+                connection.shutdown(socket.SHUT_RD)
+        for thread, _ in handlers:
+            thread.join(max(0.0, deadline - time.monotonic()))
 
     def handle_error(self, request: Any, client_address: Any) -> None:
         """Nothing: a client that went away is no error of the server."""

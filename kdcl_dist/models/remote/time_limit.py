@@ -35,5 +35,6 @@ def cut_off(connection: socket.socket, after_s: float) -> Iterator[None]:
         yield
     finally:
         timer.cancel()
+        timer.join()  # no thread is left where the interpreter ends
     if late.is_set():
         raise TimeoutError(f"not complete within {after_s:.1f} s")

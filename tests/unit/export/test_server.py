@@ -296,6 +296,44 @@ def test_connections_that_ask_nothing_keep_nobody_out() -> None:
             assert endpoint.logits({"input": images(2)}, 3).shape == (2, 3)
 
 
+def test_the_end_waits_for_answers_that_are_begun_and_leaves_no_thread() -> None:
+    """A thread that the interpreter's end meets in machine code would abort the process."""
+    begun, go_on = threading.Event(), threading.Event()
+
+    class Slow(nn.Module):
+        def forward(self, images: Tensor) -> Tensor:
+            begun.set()
+            assert go_on.wait(20)
+            return images.flatten(1)[:, :3]
+
+    before = set(threading.enumerate())
+    with ThreadPoolExecutor(1) as pool, ExitStack() as open_ones:
+        with serving(export_of(Slow(), CLASSES, input_shape=(2, 2, 2))) as server:
+            endpoint = open_ones.enter_context(closing(Endpoint(server.url, 20)))
+            open_ones.enter_context(create_connection(server.server_address[:2], 20))
+            answer = pool.submit(endpoint.logits, {"input": images(2)}, 3)
+            assert begun.wait(20)
+            timer = threading.Timer(0.2, go_on.set)
+            timer.start()
+        timer.join()
+        assert torch.equal(answer.result(), images(2).flatten(1)[:, :3])
+        assert not server.handlers
+        server.server_close()
+    assert set(threading.enumerate()) <= before
+
+
+def test_a_server_whose_connections_are_all_taken_ends_all_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("kdcl_dist.export.server.CONNECTIONS", 1)
+    with LogitsServer(flat(), "127.0.0.1", 0, max_rows=1, max_bytes=1) as server, ExitStack() as silent:
+        thread = threading.Thread(target=server.serve)
+        thread.start()
+        for _ in range(3):
+            silent.enter_context(create_connection(server.server_address[:2], 20))
+        server.stopping.set()
+        thread.join(20)
+        assert not thread.is_alive()
+
+
 def test_a_body_is_never_the_next_request() -> None:
     hidden = b"GET / HTTP/1.1\r\n\r\n"
     heads = (
@@ -370,11 +408,12 @@ def test_the_command(exports: dict[str, Path], tmp_path: Path) -> None:
         assert process.stdout is not None
         lines = [process.stdout.readline() for _ in range(2)]
         url = lines[1].split()[2]
-        with closing(Endpoint(url, 20)) as endpoint:
+        silent = create_connection(tuple(url.removeprefix("http://").split(":")), 20)
+        with silent, closing(Endpoint(url, 20)) as endpoint:
             assert len(endpoint.describe().classes) == 4
-        process.send_signal(signal.SIGTERM)
-        assert process.stdout.read() == "ended\n"
-        assert process.wait(20) == 0
+            process.send_signal(signal.SIGTERM)
+            assert process.stdout.read() == "ended\n"
+            assert process.wait(20) == 0
 
 
 def test_a_request_is_held_in_memory_once(monkeypatch: pytest.MonkeyPatch) -> None:
