@@ -20,12 +20,21 @@ from kdcl_dist.coordinator.stored_members import StoredMembers
 from kdcl_dist.coordinator.window_check import make_window_check
 from kdcl_dist.exchange.message import Message
 from kdcl_dist.membership.monitor import COORDINATOR
-from kdcl_dist.run.checkpoint import Manifest, Part, commit, copy_part, read_part, write_content, write_part
+from kdcl_dist.run.checkpoint import (
+    InMemory,
+    Manifest,
+    Part,
+    commit,
+    copy_part,
+    read_part,
+    write_content,
+    write_part,
+)
 from kdcl_dist.run.run import Run
-from kdcl_dist.run.validation import Best, Validation
+from kdcl_dist.run.validation import Best, Validation, read_validation
 from kdcl_dist.tracking.tracking import Tracking
 
-__all__ = ["CoordinatorState", "KeptState", "save_checkpoint", "student_parts"]
+__all__ = ["CoordinatorState", "KeptState", "epoch_of", "save_checkpoint", "student_parts"]
 
 
 class KeptState(NamedTuple):
@@ -156,10 +165,9 @@ class CoordinatorState:
 
         None: the run goes on, or that is its last epoch anyway.
         """
-        recipe, tests = self.aggregator.recipe, self.validation.tests
-        stopping = recipe.early_stopping
-        if stopping and self.validation.waited(recipe.names, stopping.metric) >= stopping.patience:
-            self.schedule = replace(self.schedule, epochs=tests[-1]["epoch"] + 1)
+        recipe = self.aggregator.recipe
+        if (epochs := self.validation.early_end(recipe.names, recipe.early_stopping)) is not None:
+            self.schedule = replace(self.schedule, epochs=epochs)
         return self.early_end
 
     def bests(self, until: float = math.inf) -> dict[str, Best]:
@@ -209,10 +217,28 @@ def save_checkpoint(
             parts = parts | {name: copy_part(folder, state.saved, step, name)}
     for store in state.stores.values():
         parts = parts | {name: write_part(folder, step, name, part) for name, part in store.parts(step)}
-    epoch = step // state.schedule.steps_per_epoch
+    is_end = state.early_end is not None
+    epoch = state.schedule.epochs - 1 if is_end else step // state.schedule.steps_per_epoch
     manifest = Manifest(step, parts | {COORDINATOR: own}, epoch=epoch)
     commit(folder, manifest)
     state.saved = manifest
+
+
+def epoch_of(run: Run, schedule: RunSchedule) -> int:
+    """The epoch, from 0, in which `run.start` goes on; the run's last also after its end by early stopping.
+
+    Args:
+        run: the run.
+        schedule: of its recipe.
+    """
+    recipe, start, epoch = run.recipe, run.start, schedule.first(run.step).epoch
+    if recipe.early_stopping is None or start is None or isinstance(start, InMemory):
+        return epoch
+    validation = read_validation(run.folder, start)
+    if validation.tests and validation.tests[-1]["step"] == start.step:
+        epochs = validation.early_end(recipe.names, recipe.early_stopping)
+        return epoch if epochs is None else epochs - 1
+    return epoch
 
 
 def student_parts(

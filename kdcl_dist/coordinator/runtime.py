@@ -11,7 +11,7 @@ import torch
 
 from kdcl_dist.config.rounds import RunSchedule
 from kdcl_dist.coordinator import agreement
-from kdcl_dist.coordinator.checkpointing import CoordinatorState
+from kdcl_dist.coordinator.checkpointing import CoordinatorState, epoch_of
 from kdcl_dist.coordinator.live_change import LiveChange
 from kdcl_dist.coordinator.loop import CoordinatorLoop
 from kdcl_dist.coordinator.memory_checkpoints import MemoryCheckpoints
@@ -259,7 +259,7 @@ class _CoordinatorRuntime:
     def _epoch(self, run: Run, schedule: RunSchedule) -> int:
         """The epoch, from 0, of the generation's first round; the run's last also after its end."""
         if self.state is None:
-            return schedule.first(run.step).epoch
+            return epoch_of(run, schedule)
         return min(self.state.position.epoch, self.state.schedule.epochs - 1)
 
     def _resume_state(

@@ -78,7 +78,8 @@ class Manifest:
         step: training steps done.
         parts: by name: one for each student, and "coordinator".
         format: version of the manifest's format.
-        epoch: in which training goes on, from 0; 0 in checkpoints of 0.1.0.
+        epoch: in which training goes on, from 0, or the last where early stopping has ended it; 0 in
+            checkpoints of 0.1.0.
     """
 
     step: int

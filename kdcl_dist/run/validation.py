@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 from pydantic import TypeAdapter, ValidationError
 from typing_extensions import TypedDict
 
-from kdcl_dist.config.sections import Figure
+from kdcl_dist.config.sections import EarlyStopping, Figure
 from kdcl_dist.errors import CheckpointError, one_line
 from kdcl_dist.run.checkpoint import Manifest, read_manifest, read_part
 from kdcl_dist.run.events import Values
@@ -78,6 +78,12 @@ class Validation:
         """`best` of each student that has one; none where no metric decides."""
         found = {} if metric is None else {name: self.best(name, metric, until) for name in names}
         return {name: best for name, best in found.items() if best is not None}
+
+    def early_end(self, names: Collection[str], stopping: EarlyStopping | None) -> int | None:
+        """The epochs of a run that early stopping ends with the last test; None if it goes on."""
+        if stopping is None or self.waited(names, stopping.metric) < stopping.patience:
+            return None
+        return int(self.tests[-1]["epoch"]) + 1
 
     def waited(self, names: Collection[str], metric: Figure) -> int:
         """The number of tests since the last in which any student was better than ever before."""

@@ -16,6 +16,7 @@ from commands import assert_one_line
 from commands import run as command
 
 from kdcl_dist import models
+from kdcl_dist.coordinator.metrics_collector import MetricsCollector
 from kdcl_dist.evaluation import evaluate
 from kdcl_dist.export.source import Source
 from kdcl_dist.launch import local
@@ -142,6 +143,31 @@ def test_early_stopping_is_exact_over_a_break(make_recipe: MakeRecipe, make_run:
     assert read_record(longer.folder)["state"] == "starting"
     assert not Cohort(longer).train().errors
     check_best(longer)
+
+
+def test_the_end_by_early_stopping_is_that_of_its_cohort_after_a_break_too(
+    make_recipe: MakeRecipe, make_run: MakeRun, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The run ends where one would leave and one join, and breaks off in the test of the best weights."""
+    slow = "optimizer: {lr: 1.0e-9}"  # no test is better than the first
+    a, b = (f"{{name: {name}, model: mlp, {slow}" for name in "ab")
+    students = f"students=[{a}}}, {b}, until_epoch: 2}}, {{name: c, model: mlp, from_epoch: 3}}]"
+    more = ["epochs=4", "checkpoint.best=top1", "early_stopping={patience: 1}", "data.val_fraction=0.4"]
+    recipe = make_recipe(students, *more)
+    with monkeypatch.context() as patch:
+        patch.setattr(MetricsCollector, "end_best", lambda *_: 1 / 0)
+        assert Cohort(make_run(recipe, "r")).train().errors
+    run = make_run(recipe, "r", resume=True)
+    assert not Cohort(run).train().errors
+    record = read_record(run.folder)
+    results = scores_of(record)
+    assert set(results) == {"a", "b", "ensemble", "a/best", "b/best", "ensemble/best"}
+    assert results["ensemble/best"]["loss"] == pytest.approx(results["ensemble"]["loss"], rel=1e-4)
+    assert [entry["students"] for entry in record["cohort"]] == [["a", "b"]]
+    # With more patience it goes on, with the cohort of the next epoch.
+    longer = make_run(make_recipe(students, *more, "early_stopping=null"), "r", resume=True)
+    assert not Cohort(longer).train().errors
+    assert [entry["students"] for entry in read_record(run.folder)["cohort"]] == [["a", "b"], ["a", "c"]]
 
 
 def test_a_student_of_its_best_epoch(make_recipe: MakeRecipe, make_run: MakeRun) -> None:
