@@ -23,7 +23,7 @@ from kdcl_dist.launch.ray.metrics import RayMetrics
 from kdcl_dist.launch.ray.private import set_title
 from kdcl_dist.launch.ray.processes import RayProcesses
 from kdcl_dist.membership.endpoint import Endpoint
-from kdcl_dist.run.events import Event
+from kdcl_dist.run.events import Event, Started
 from kdcl_dist.run.run import Run
 
 __all__ = ["EventCursor", "Progress", "Whereabouts", "start_coordinator"]
@@ -103,6 +103,8 @@ class CoordinatorActor:
             acknowledged.
         discarded: how many events were dropped after the driver acknowledged them.
         outcome: True at the end of the run, False when it was stopped before, or its error; None until then.
+        placed: the workers of the latest generation.
+        lack: the failure of a worker that is not replaced, where the others trained on without it.
     """
 
     def __init__(self, run: Run) -> None:
@@ -115,6 +117,7 @@ class CoordinatorActor:
         self.pending_events = deque[Event | CohortAsked]()
         self.discarded = 0
         self.outcome: bool | dict[str, Any] | None = None
+        self.placed, self.lack = set[str](), dict[str, Any]()
         self.metrics = RayMetrics(run.name)
         set_title(f"{run.name}/coordinator")
         self.some_are_here, self.begun, self.over = (threading.Event() for _ in range(3))
@@ -137,7 +140,7 @@ class CoordinatorActor:
     def _coordinate(self) -> None:
         try:
             self._await_workers()
-            self.outcome = self.coordinator.supervise()
+            self.outcome = self.coordinator.supervise() or self.lack or False
         except Exception as error:  # the run's record has it, if the storage takes it
             self.outcome = wrap(error, student=None, step=None, phase="start").to_dict()
         finally:
@@ -164,6 +167,8 @@ class CoordinatorActor:
             )
 
     def _emit(self, event: Event | CohortAsked) -> None:
+        if isinstance(event, Started):
+            self.placed = {*event.placement}
         self.pending_events.append(event)
         if not isinstance(event, CohortAsked):
             self.metrics.handle(event)
@@ -209,6 +214,17 @@ class CoordinatorActor:
         """Ask for a checkpoint and an end after the current step; False if the workers are not there yet."""
         self.coordinator.stop()
         return self.begun.is_set()
+
+    def give_up(self, name: str, failure: dict[str, Any]) -> bool:
+        """A member has failed and is not replaced; whether the run stops for it, with a checkpoint.
+
+        It does where the others train on, unaware of it, since it joins later. Else the coordinator decides.
+        """
+        if not self.placed or name in {*self.placed, *self.run.recipe.assistants}:
+            return False
+        self.lack = self.lack or failure
+        self.coordinator.stop()
+        return True
 
     def save(self) -> None:
         """Ask for a checkpoint after the current step."""

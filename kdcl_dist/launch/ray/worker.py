@@ -118,8 +118,8 @@ class Supervisor:
                 return
             if failed.error is not None and is_fatal(self.run.recipe.failure, [], failed.error):
                 break
-        if not self._is_over(DECIDE_S):  # else Ray Train must not start this worker again
-            raise failure_of(failed)
+        if not self._ends(failure := failure_of(failed)):  # else Ray Train must not start this worker again
+            raise failure
 
     def _supervise_one(self) -> Process | None:
         """Keep one process at work; returns it if it has failed."""
@@ -204,6 +204,15 @@ class Supervisor:
         context = ray.get_runtime_context()
         name, node = self.name, context.get_node_id()
         self._ask(self.actor.register_process.remote(name, pid, node, context.current_actor))
+
+    def _ends(self, failure: KdclError) -> bool:
+        """Whether the run ends, soon, with the failure of a member that is not replaced here."""
+        stops = self._ask(self.actor.give_up.remote(self.name, failure.to_dict()))
+        deadline = time.monotonic() + (self.limit_s if stops else DECIDE_S)
+        while not self._is_over(DECIDE_S):
+            if time.monotonic() > deadline:
+                return False
+        return True
 
     def _is_over(self, wait_s: float) -> bool:
         """Whether the coordinator has ended the run, or does so within some seconds."""
