@@ -113,13 +113,14 @@ class Supervisor:
         return None if failed is None else failure_of(failed)
 
     def _supervise_all(self) -> None:
-        for _ in range(1 + self.run.recipe.failure.allowed):
-            if (failed := self._supervise_one()) is None:
-                return
-            if failed.error is not None and is_fatal(self.run.recipe.failure, [], failed.error):
+        failure, failed = self.run.recipe.failure, self._supervise_one()
+        for _ in range(failure.allowed):
+            if failed is None or (failed.error is not None and is_fatal(failure, [], failed.error)):
                 break
-        if not self._ends(failure := failure_of(failed)):  # else Ray Train must not start this worker again
-            raise failure
+            failed = self._supervise_one()
+        # At the run's end Ray Train must not start this worker again.
+        if failed is not None and not self._ends(error := failure_of(failed)):
+            raise error
 
     def _supervise_one(self) -> Process | None:
         """Keep one process at work; returns it if it has failed."""
