@@ -95,7 +95,8 @@ class Failure(Strict):
         default="rollback", description="The reaction to a failure."
     )
     max_failures: NonNegativeInt = Field(
-        default=8, description="Failures that one start of the run survives; `--resume` counts anew. One more ends it."
+        default=8,
+        description="Failures that one start of the run survives; `--resume` counts anew. One more ends it.",
     )
     min_students: PositiveInt = Field(
         default=2, description="Students that must remain for `continue`. With fewer, the others wait."
