@@ -1,4 +1,4 @@
-"""`kdcl train --dry-run`: some steps of the whole cohort, and what they tell of the run; nothing is left."""
+"""`kdcl train --dry-run`: some steps of the whole cohort, and what they show of the run; nothing is left."""
 
 from __future__ import annotations
 

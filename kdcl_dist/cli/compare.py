@@ -1,4 +1,4 @@
-"""`kdcl compare`."""
+"""`kdcl compare`: the arms and seeds of a table, trained and summarised."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from kdcl_dist.cli.group import echo, kdcl, reports_errors
+from kdcl_dist.cli.group import echo, kdcl, reports_errors, takes_launcher, takes_storage
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -24,8 +24,8 @@ __all__ = ["compare"]
 
 @kdcl.command()
 @click.argument("table", type=click.Path(path_type=Path))
-@click.option("--launcher", type=click.Choice(["ray", "local"]), default="ray", show_default=True)
-@click.option("--storage", default="runs", show_default=True, help="Path or URI of the folder of runs.")
+@takes_launcher
+@takes_storage
 @click.option(
     "--at-once",
     type=click.IntRange(1),
@@ -36,7 +36,7 @@ __all__ = ["compare"]
     "--dry-run",
     type=click.IntRange(min=1),
     metavar="STEPS",
-    help="Take so many steps of each arm, tell how long the table takes, and leave nothing.",
+    help="Take this many steps of each arm, say how long the table takes, and leave nothing.",
 )
 @reports_errors
 def compare(

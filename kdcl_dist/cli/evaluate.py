@@ -1,4 +1,4 @@
-"""`kdcl evaluate`."""
+"""`kdcl evaluate`: the students of a run and their ensemble, tested."""
 
 from __future__ import annotations
 

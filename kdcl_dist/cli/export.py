@@ -1,4 +1,4 @@
-"""`kdcl export`."""
+"""`kdcl export`: a student, or the ensemble, as a folder for other programs."""
 
 from __future__ import annotations
 

@@ -14,7 +14,18 @@ from kdcl_dist.errors import KdclError, PreflightError, UserError
 from kdcl_dist.utils.text import shown
 from kdcl_dist.version import __version__
 
-__all__ = ["allows_imports", "echo", "echo_error", "kdcl", "reports_errors", "takes_device", "takes_epoch"]
+__all__ = [
+    "allows_imports",
+    "echo",
+    "echo_error",
+    "kdcl",
+    "reports_errors",
+    "takes_device",
+    "takes_epoch",
+    "takes_launcher",
+    "takes_overrides",
+    "takes_storage",
+]
 
 
 def echo(text: object, *, err: bool = False) -> None:
@@ -98,6 +109,32 @@ class _Epoch(click.ParamType[int | str]):
         if number < 1:
             self.fail(f"{value!r} is neither best nor the number of an epoch, from 1 on", param, ctx)
         return number
+
+
+#: Of commands that read a recipe.
+takes_overrides = click.option(
+    "--set",
+    "overrides",
+    multiple=True,
+    metavar="PATH=VALUE",
+    help="Override a field, such as epochs=3 or students.small.optimizer.lr=0.01; repeatable.",
+)
+
+
+#: Of commands that start runs.
+takes_launcher = click.option(
+    "--launcher",
+    type=click.Choice(["ray", "local"]),
+    default="ray",
+    show_default=True,
+    help="ray: on a Ray cluster, one of this machine if there is none. local: processes of this machine.",
+)
+
+
+#: Of commands that write run folders.
+takes_storage = click.option(
+    "--storage", default="runs", show_default=True, help="Path or URI of the folder of runs."
+)
 
 
 #: Of commands that read a run folder.

@@ -1,4 +1,4 @@
-"""Standard output of commands that take long: where it breaks, the command goes on."""
+"""Standard output of long commands: where the pipe breaks, the command goes on."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`kdcl logits`."""
+"""`kdcl logits`: the logits of a network on a data set, as a file that can be a member of a cohort."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ __all__ = ["logits"]
 @click.option(
     "--recipe",
     metavar="FILE",
-    help="The recipe that the file is for, instead of --data: its data set, its data.views, and its views.",
+    help="The recipe that the file is for, instead of --data: its training set and its data.views.",
 )
 @click.option("--student", help="Of a run: name of the student, or `ensemble`. [default: ensemble]")
 @click.option("--views", type=click.IntRange(0), help="Training views of a sample beside the test view.")

@@ -1,4 +1,4 @@
-"""`kdcl models`."""
+"""`kdcl models`: the built-in networks and their cost."""
 
 from __future__ import annotations
 

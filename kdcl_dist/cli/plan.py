@@ -1,17 +1,17 @@
-"""`kdcl plan`."""
+"""`kdcl plan`: the predicted step of a cohort, and replicas that shorten it."""
 
 from __future__ import annotations
 
 import click
 
-from kdcl_dist.cli.group import echo, kdcl, reports_errors, takes_device
+from kdcl_dist.cli.group import echo, kdcl, reports_errors, takes_device, takes_overrides
 
 __all__ = ["plan"]
 
 
 @kdcl.command()
 @click.argument("recipe", type=click.Path())
-@click.option("--set", "overrides", multiple=True, metavar="PATH=VALUE", help="Override a field.")
+@takes_overrides
 @click.option("--workers", type=int, help="Workers available. [default: as many as the recipe asks for]")
 @click.option(
     "--given",

@@ -1,4 +1,4 @@
-"""`kdcl predict`."""
+"""`kdcl predict`: the classes that an export finds in images or samples."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`kdcl preflight`."""
+"""`kdcl preflight`: the checks of all hosts before a run."""
 
 from __future__ import annotations
 
@@ -6,7 +6,14 @@ from typing import TYPE_CHECKING
 
 import click
 
-from kdcl_dist.cli.group import echo, kdcl, reports_errors
+from kdcl_dist.cli.group import (
+    echo,
+    kdcl,
+    reports_errors,
+    takes_launcher,
+    takes_overrides,
+    takes_storage,
+)
 
 if TYPE_CHECKING:
     from kdcl_dist.launch.preflight.checks import Check
@@ -16,9 +23,9 @@ __all__ = ["preflight"]
 
 @kdcl.command()
 @click.argument("recipe", type=click.Path())
-@click.option("--set", "overrides", multiple=True, metavar="PATH=VALUE", help="Override a field.")
-@click.option("--launcher", type=click.Choice(["ray", "local"]), default="ray", show_default=True)
-@click.option("--storage", default="runs", show_default=True, help="Path or URI of the folder of runs.")
+@takes_overrides
+@takes_launcher
+@takes_storage
 @reports_errors
 def preflight(recipe: str, overrides: tuple[str, ...], launcher: str, storage: str) -> None:
     """Check whether the hosts are ready to train the cohort of a RECIPE.

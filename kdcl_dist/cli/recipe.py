@@ -1,4 +1,4 @@
-"""`kdcl recipe`: the reference of the recipe's fields, and an example."""
+"""`kdcl recipe`: the reference and the JSON schema of the recipe's fields, and an example."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ __all__ = ["recipe"]
 
 @kdcl.group()
 def recipe() -> None:
-    """Print the reference of the recipe's fields, or an example."""
+    """Print the reference or the JSON schema of the recipe's fields, or an example."""
 
 
 @recipe.command()

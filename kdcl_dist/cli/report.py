@@ -1,4 +1,4 @@
-"""`kdcl report`."""
+"""`kdcl report`: the HTML page on a run, or on several."""
 
 from __future__ import annotations
 

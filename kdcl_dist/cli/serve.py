@@ -1,4 +1,4 @@
-"""`kdcl serve`."""
+"""`kdcl serve`: an export that answers with logits over HTTP."""
 
 from __future__ import annotations
 

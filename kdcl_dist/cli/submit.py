@@ -1,4 +1,4 @@
-"""`kdcl submit`."""
+"""`kdcl submit`: `kdcl train` as a job of a Ray cluster."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from pathlib import Path
 
 import click
 
-from kdcl_dist.cli.group import echo, kdcl, reports_errors
+from kdcl_dist.cli.group import echo, kdcl, reports_errors, takes_overrides
 
 __all__ = ["submit"]
 
@@ -17,13 +17,17 @@ __all__ = ["submit"]
 @click.argument("recipe", type=click.Path())
 @click.option("--address", required=True, help="The cluster, such as http://10.0.0.10:8265.")
 @click.option("--storage", required=True, help="As of `kdcl train`: a path or URI that all hosts share.")
-@click.option("--set", "overrides", multiple=True, metavar="PATH=VALUE", help="Override a field.")
+@takes_overrides
 @click.option("--name", help="The run's folder below the storage.")
 @click.option(
     "--resume", is_flag=True, help="Continue from the latest checkpoint; without --name, of the latest run."
 )
 @click.option("--working-dir", default=".", show_default=True, help="Folder to upload; the recipe is in it.")
-@click.option("--runtime-env", type=click.Path(), help="Instead of what cluster/runtime_env.yaml says.")
+@click.option(
+    "--runtime-env",
+    type=click.Path(),
+    help="File with the job's runtime environment. [default: as cluster/runtime_env.yaml]",
+)
 @click.option("--no-wait", is_flag=True, help="End when the job is submitted.")
 @reports_errors
 def submit(

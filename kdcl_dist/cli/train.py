@@ -1,4 +1,4 @@
-"""`kdcl train`."""
+"""`kdcl train`: the cohort of a recipe, trained; or some steps of it (`--dry-run`)."""
 
 from __future__ import annotations
 
@@ -8,7 +8,14 @@ from typing import TYPE_CHECKING
 
 import click
 
-from kdcl_dist.cli.group import echo, kdcl, reports_errors
+from kdcl_dist.cli.group import (
+    echo,
+    kdcl,
+    reports_errors,
+    takes_launcher,
+    takes_overrides,
+    takes_storage,
+)
 
 if TYPE_CHECKING:
     from kdcl_dist.config.recipe import Recipe
@@ -18,9 +25,9 @@ __all__ = ["train"]
 
 @kdcl.command()
 @click.argument("recipe", type=click.Path())
-@click.option("--set", "overrides", multiple=True, metavar="PATH=VALUE", help="Override a field.")
-@click.option("--launcher", type=click.Choice(["ray", "local"]), default="ray", show_default=True)
-@click.option("--storage", default="runs", show_default=True, help="Path or URI of the folder of runs.")
+@takes_overrides
+@takes_launcher
+@takes_storage
 @click.option("--name", help="The run's folder below it. [default: the recipe's name and the time]")
 @click.option(
     "--resume", is_flag=True, help="Continue from the latest checkpoint; without --name, of the latest run."
@@ -29,9 +36,9 @@ __all__ = ["train"]
     "--dry-run",
     type=click.IntRange(min=1),
     metavar="STEPS",
-    help="Take so many steps, tell memory, times and sizes, and leave nothing.",
+    help="Take this many steps, report memory, times and sizes, and leave nothing.",
 )
-@click.option("--json", "as_json", is_flag=True, help="What --dry-run tells as JSON.")
+@click.option("--json", "as_json", is_flag=True, help="The report of --dry-run as JSON.")
 @reports_errors
 def train(
     recipe: str,
@@ -43,7 +50,11 @@ def train(
     dry_run: int | None,
     as_json: bool,
 ) -> None:
-    """Train the cohort of a RECIPE."""
+    """Train the cohort of a RECIPE.
+
+    A recipe is a YAML file: `kdcl recipe example` prints one, `kdcl recipe reference` describes its fields.
+    Ctrl-C takes a checkpoint; --resume goes on from there.
+    """
     if dry_run is not None and (name is not None or resume):
         raise click.UsageError("--dry-run takes no --name and no --resume: it leaves no run")
     if as_json and dry_run is None:
@@ -62,7 +73,7 @@ def train(
 
 
 def _try(recipe: Recipe, steps: int, launcher: str, storage: str, as_json: bool) -> None:
-    """Take some steps and tell what they show; with JSON all else goes to standard error."""
+    """Take some steps and report what they show; with JSON all else goes to standard error."""
     from kdcl_dist.cli.lasting_output import lasting_console
     from kdcl_dist.cli.training_display import display
     from kdcl_dist.cli.trial_display import memory_table, trial_lines

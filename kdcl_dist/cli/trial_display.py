@@ -1,4 +1,4 @@
-"""What a dry run tells, on the terminal."""
+"""The report of a dry run, on the terminal: memory, times and sizes."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The coordinator's care of the run folder, while students wait."""
+"""The coordinator's care of the run folder while students wait: its owner, and files that were deleted."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What is asked of the cohort of a run that trains: who is to join it or to leave it, and whether they can.
+"""Requests to change a cohort that trains: who is to join it or to leave it, and whether they can.
 
 A request is met between two steps, by a recipe that says so: the student joins, or leaves, at the end of that
 epoch. All that follows is as if the recipe had said so from the start.

@@ -1,4 +1,4 @@
-"""What the coordinator asks of the launcher that started the cohort's processes."""
+"""The coordinator's requests to the launcher that started the cohort's processes."""
 
 from __future__ import annotations
 

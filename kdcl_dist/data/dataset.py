@@ -1,4 +1,4 @@
-"""What training needs of a data set.
+"""The interfaces of a data set: what training asks of images, and of samples that are no images.
 
 Shapes: N samples, C channels, H W image.
 """

@@ -1,4 +1,4 @@
-"""Whether data sets fit each other, and the fields of a recipe the kind of their samples."""
+"""Whether data sets fit each other, and whether a recipe's fields fit the kind of their samples."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The processes of students that are to join a run that trains; until then their failures are not its own."""
+"""Newcomers' processes: students that join a run that trains. Until then their failures are not the run's."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Who of those that are awaited will not come: a process that is stopped, or that takes too long.
+"""Which awaited processes will not come: one that is stopped, or that takes too long.
 
 A student that is dead is replaced by its launcher, which needs no report. One that hangs before it joins is
 named here, so that the policy applies to it as to any other.

@@ -1,4 +1,4 @@
-"""What every process knows of the run that it belongs to."""
+"""One start of a run: its recipe, folder and id, as every process of it knows them."""
 
 from __future__ import annotations
 

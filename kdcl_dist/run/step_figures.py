@@ -1,4 +1,4 @@
-"""The figures of a training step, from those of its parts."""
+"""The figures of a training step from those of its parts (`accumulate`)."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The protocol of a tracker: what it is told of a run, and when."""
+"""The protocol of a tracker: what it gets of a run, and when."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A data set that is open, with what another one of the same run must know of it."""
+"""An open data set, with the facts that the other sets of its run follow."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What is used of Ray's private interfaces: one function each, with what happens where Ray lacks it."""
+"""The private interfaces of Ray that a run uses: one function each, with a way out where Ray lacks it."""
 
 from __future__ import annotations
 
