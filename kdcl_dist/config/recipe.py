@@ -42,8 +42,8 @@ class Recipe(Strict):
     )
     accumulate: PositiveInt = Field(
         default=1,
-        description="Parts in which the samples of a step go through, which saves memory. Each part is "
-        "exchanged, and the optimisers step once, after the last.",
+        description="Parts in which a step's samples pass through the networks, to save memory. Each part "
+        "has an exchange; the optimisers step once, after the last part.",
     )
     coordinators: PositiveInt = Field(
         default=1,

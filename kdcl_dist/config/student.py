@@ -72,9 +72,11 @@ class Student(Strict):
 
     A student with fewer `epochs` than the run ends its schedule there, and goes on teaching as it is. With
     `from_epoch` a student joins a cohort that trains already, and with `until_epoch` it leaves the others
-    ([joining and leaving](joining.md)). A
-    `frozen` student only teaches, from its `weights`: it runs in evaluation mode, without a backward pass and
-    without an optimiser. `precision`, `compile`, `replicas` and `resources` are those of its forward passes.
+    ([joining and leaving](joining.md)).
+
+    A `frozen` student only teaches, from its `weights`: it runs in evaluation mode, without a backward pass
+    and without an optimiser. `precision`, `compile`, `replicas` and `resources` are those of its forward
+    passes.
 
     With `logits` and no other field than `name`, a student is a file of stored logits. It only teaches, and
     has no process, no GPU and no part in a checkpoint: the coordinator reads the rows of each step.
@@ -83,7 +85,7 @@ class Student(Strict):
     frozen, and has no weights and no GPU here.
 
     `channels_last` and `compile` make the training steps faster on many GPUs, and change last bits of the
-    results.
+    results ([GPUs](gpu.md)).
     """
 
     name: Name = Field(description="Name of the student, unlike that of any other.")
@@ -104,8 +106,8 @@ class Student(Strict):
     )
     weights: str | None = Field(
         default=None,
-        description="Initial weights: a file of `torch.save(model.state_dict())`, or the student's part of a "
-        "checkpoint. `null`: random.",
+        description="[Initial weights](models.md#weights-of-a-file): a file of `torch.save`, of safetensors, "
+        "or a student's part of a checkpoint. `null`: random.",
     )
     frozen: bool = Field(
         default=False,
