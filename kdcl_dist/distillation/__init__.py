@@ -1,1 +1,1 @@
-"""The method: ensembles, losses and diagnostics. This package imports torch and numpy only."""
+"""The method: ensembles, losses and diagnostics. This package imports torch, NumPy and numba only."""
