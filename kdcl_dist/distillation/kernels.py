@@ -1,7 +1,7 @@
 """Compiled loops over one sample's logits, in float64.
 
 `fused` lets sums be reordered, so that the processor adds several numbers at a time. In which order depends
-on the length alone, and not on the sample's place in the batch or the number of threads.
+on the length alone, and not on the sample's position in the batch or the number of threads.
 
 Shapes: C classes.
 """

@@ -1,6 +1,6 @@
 """The `linear` ensemble of KDCL (Guo et al., CVPR 2020, eq. 5), sample by sample; `machine_code` compiles it.
 
-A sample's result depends on the sample alone, and not on its place in the batch.
+A sample's result depends on the sample alone, and not on its position in the batch.
 
 Shapes: S students, B batch, C classes.
 """
