@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, ExitStack, closing, contextmanager
-from typing import Any
+from contextlib import ExitStack, closing, contextmanager
+from typing import Any, Protocol
 
 from kdcl_dist.errors import wrap
 from kdcl_dist.exchange.group import Exchange
@@ -15,7 +15,14 @@ from kdcl_dist.membership.monitor import Monitor
 from kdcl_dist.membership.tcp_store import scoped
 from kdcl_dist.run.run import Run
 
-__all__ = ["open_exchange"]
+__all__ = ["Closes", "open_exchange"]
+
+
+class Closes(Protocol):
+    """Connections of a process that can be closed, more than once."""
+
+    def close(self) -> None:
+        """Close them."""
 
 
 @contextmanager
@@ -27,7 +34,7 @@ def open_exchange(
     classes: int,
     pinned: bool = False,
     prepare: Callable[[], None] | None = None,
-    connect: Callable[[], AbstractContextManager[object]] | None = None,
+    connect: Callable[[], Closes] | None = None,
 ) -> Iterator[Exchange]:
     """Form the exchange group of `run.generation`; close it at the end of the block.
 
@@ -49,9 +56,10 @@ def open_exchange(
             if prepare is not None:
                 prepare()
             await_all(monitor, run.recipe.limits.startup_s)
-            if connect is not None:
-                opened.enter_context(connect())
+            others = None if connect is None else opened.enter_context(closing(connect()))
             exchange = _form(run, monitor, host, ExchangeLayout.of(run.recipe, classes), pinned)
+            if others is not None:
+                exchange.beside = others.close
             yield opened.enter_context(closing(exchange))
         except Exception as error:
             if error is monitor.cause:

@@ -67,6 +67,7 @@ class Exchange:
         workers: number of ranks that send messages and are answered, the first ones.
         outgoing: the message that this student sends next.
         answer: the coordinator's answer: written by the coordinator, received by the students.
+        beside: called when a connection breaks, to close others by which processes wait for this one.
     """
 
     def __init__(
@@ -96,6 +97,7 @@ class Exchange:
         self.answer = Message(layout.answer, pinned=pinned)
         self.answer.set_identity(run=run, generation=generation, sender=self.root)
         limit = timedelta(seconds=max(step_s, FORM_S))
+        self.beside: Callable[[], object] = lambda: None
         self._group: Any | None = None
         self._posted: Any | None = None
         self._sent: list[Any] = []
@@ -294,6 +296,7 @@ class Exchange:
     def diagnose(self, cause: BaseException) -> KdclError:
         """Close the connections after one broke; returns the first failure of the generation."""
         self.close()
+        self.beside()
         indices = cause.indices if isinstance(cause, _Unfinished) else ()
         unfinished = [self.monitor.present[index] for index in indices]
         return failure_detector.diagnose(

@@ -21,9 +21,10 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 from kdcl_dist.exchange import sync_batchnorm
-from kdcl_dist.exchange.gloo import form_gloo
+from kdcl_dist.exchange.gloo import find_links, form_gloo
 from kdcl_dist.membership.store import Store
 from kdcl_dist.membership.tcp_store import RunStore, c10d
+from kdcl_dist.utils.listeners import end_link
 from kdcl_dist.utils.network import interface_of
 
 __all__ = ["Replicas", "broke_off", "have_own_gpus", "summing_gradients"]
@@ -48,6 +49,7 @@ class Replicas:
     ) -> None:
         self._store = store  # torch may use it for as long as the group lives
         self.group: Any | None = _form(store, replica, count, host, device, timedelta(seconds=limit_s))
+        self._links = find_links(store, replica, count) if count > 1 else []
         self.count, self.replica, self.device = count, replica, device
 
     @classmethod
@@ -101,8 +103,14 @@ class Replicas:
         return found
 
     def close(self) -> None:
-        """Release the group; its connections close once the wrapped network is released too."""
-        self.group = None
+        """Release the group, and end its connections: a replica that waits for this one fails at once.
+
+        The wrapped network holds the group until the next generation builds another. Between GPUs it has
+        no connections of gloo; there NCCL's own limit ends the wait.
+        """
+        for link in self._links:
+            end_link(link)
+        self._links, self.group = [], None
 
 
 def summing_gradients(wrapped: nn.Module) -> AbstractContextManager[None]:
@@ -131,7 +139,7 @@ def _no_stderr() -> Iterator[None]:
 def broke_off(error: BaseException) -> bool:
     """Whether an error is of a connection between replicas, not of the network."""
     text = str(error).lower()
-    kinds = (dist.DistBackendError, dist.DistStoreError)
+    kinds = (dist.DistBackendError, dist.DistNetworkError, dist.DistStoreError)
     return isinstance(error, kinds) or "gloo" in text or "connection closed by peer" in text
 
 

@@ -204,7 +204,7 @@ class _StudentRuntime(Member):
             classes=self.info.classes,
             pinned=self.device.type == "cuda",
             prepare=prepare,
-            connect=(lambda: closing(self._join_replicas(spec.number))) if self.spec.replicas > 1 else None,
+            connect=(lambda: self._join_replicas(spec.number)) if self.spec.replicas > 1 else None,
         )
         with exchange_group as exchange:
             own = self.worker, self.student, self.training_data

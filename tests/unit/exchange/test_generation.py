@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
@@ -97,12 +96,11 @@ def test_a_failure_before_the_group_is_formed_is_found_by_all(run: Run) -> None:
 def test_other_connections_open_when_all_are_ready_and_close_after_the_report(run: Run) -> None:
     order: list[str] = []
 
-    @contextmanager
-    def connection() -> Iterator[None]:
-        order.append("open")
-        try:
-            yield
-        finally:
+    class Connection:
+        def __init__(self) -> None:
+            order.append("open")
+
+        def close(self) -> None:
             order.append("close")
 
     def fails(exchange: Exchange) -> None:
@@ -116,5 +114,5 @@ def test_other_connections_open_when_all_are_ready_and_close_after_the_report(ru
         raises(exchange)
 
     ready = {rank: lambda: order.append("ready") for rank in range(3)}
-    run_ranks(run, {A: fails}, prepare=ready, connect={A: connection})
+    run_ranks(run, {A: fails}, prepare=ready, connect={A: Connection})
     assert order == ["ready"] * 3 + ["open", "report", "close"]

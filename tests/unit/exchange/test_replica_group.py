@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import multiprocessing
 import subprocess
 import sys
 import threading
 import weakref
 from collections.abc import Callable, Sequence
+from multiprocessing.connection import Connection
 from typing import Any
 
 import numpy as np
@@ -21,7 +23,8 @@ from kdcl_dist.config.rounds import Kind, Round, share_of
 from kdcl_dist.data.training_data import TrainingData
 from kdcl_dist.distillation.diagnostics import Conflict, conflict
 from kdcl_dist.distillation.losses import kdcl_loss
-from kdcl_dist.exchange.replicas import Replicas, have_own_gpus, summing_gradients
+from kdcl_dist.exchange.replicas import Replicas, broke_off, have_own_gpus, summing_gradients
+from kdcl_dist.membership.endpoint import Endpoint
 from kdcl_dist.membership.store import Store
 from kdcl_dist.membership.tcp_store import connect_store, host_store, scoped
 from kdcl_dist.utils.network import interface_of
@@ -118,6 +121,38 @@ def test_synchronised_batch_norm_equals_that_of_the_whole_batch(
     for part in found:
         for value, expected in zip(part[4:], whole.state_dict().values(), strict=True):
             assert torch.allclose(value.double(), expected.double())
+
+
+def waits(endpoint: Endpoint, ready: Connection) -> None:
+    """The other replica of a student: it waits for a gradient that never comes."""
+    store = scoped(connect_store(endpoint, 60), "test")
+    link = Replicas(store, 1, 2, host="127.0.0.1", device=torch.device("cpu"), limit_s=600)
+    ready.send("waits")
+    with pytest.raises(RuntimeError) as raised:
+        link.average([torch.ones(3)])
+    ready.send(broke_off(raised.value))
+
+
+def test_a_replica_that_waits_for_one_that_has_closed_its_link_fails_at_once() -> None:
+    """The wrapped network of the one that has closed holds the group still."""
+    store, endpoint = host_store("127.0.0.1")
+    context = multiprocessing.get_context("spawn")
+    ours, theirs = context.Pipe()
+    process = context.Process(target=waits, args=(endpoint, theirs))
+    process.start()
+    try:
+        device = torch.device("cpu")
+        link = Replicas(scoped(store, "test"), 0, 2, host="127.0.0.1", device=device, limit_s=600)
+        group = link.group
+        assert ours.poll(60)
+        assert ours.recv() == "waits"
+        link.close()
+        assert ours.poll(60)
+        assert ours.recv() is True
+        assert group is not None
+    finally:
+        process.kill()
+        process.join()
 
 
 def test_a_closed_group_is_held_by_no_layer() -> None:
