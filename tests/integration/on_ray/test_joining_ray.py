@@ -40,9 +40,9 @@ def test_one_joins_others_leave_and_the_newcomer_trains_on_alone(
     """Its process dies, then its worker; the weights are those of the recipe that the folder has then."""
     asked: dict[int, list[Any]] = {  # at the checkpoints of some steps
         3: [
+            adding("c", optimizer={"lr": 0.02}),
             adding("x", weights="none.pt"),
             adding("big", resources={"cpu": 1000}),
-            adding("c", optimizer={"lr": 0.02}),
             {"remove": "b"},
         ],
         9: [adding("y", resources={"cpu": 15}), {"remove": "a"}],
