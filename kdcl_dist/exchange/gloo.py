@@ -41,8 +41,9 @@ def form_gloo(store: RunStore, rank: int, size: int, *, host: str, limit: timede
         before = listeners()
         device = c10d.ProcessGroupGloo.create_device(hostname=host)
         opened = listeners() - before
-    for listener in opened:
-        store.set(_address_key(rank), json.dumps(address_of(listener)))
+    addresses = [address for listener in opened if (address := address_of(listener)) is not None]
+    if len(addresses) == 1:  # else another thread has opened a socket meanwhile
+        store.set(_address_key(rank), json.dumps(addresses[0]))
     options = c10d.ProcessGroupGloo._Options()
     options._devices, options._timeout = [device], limit
     group = c10d.ProcessGroupGloo(store, rank, size, options)
@@ -55,7 +56,7 @@ def form_gloo(store: RunStore, rank: int, size: int, *, host: str, limit: timede
 def find_links(store: RunStore, rank: int, size: int) -> list[Link]:
     """The connections of a group that has formed: gloo takes 10 ms to close each, one after the other.
 
-    None where they cannot be told from others': without /proc, or where members are threads of one process.
+    None where they cannot be told from others: without /proc, or where members are threads of one process.
 
     Args:
         store, rank, size: as of `form_gloo`.
