@@ -6,8 +6,8 @@ Each round measures, each on a Ray of its own: (a) this package, which replaces 
 others; (b) a plain Ray Train trainer with as many workers of the same networks, which all-gather their logits
 each step and save a checkpoint each epoch; Ray Train starts all workers again; (c) this package with the
 policy `continue`, until the surviving students take their next step; (d) this package, where Ray's worker
-dies and with it the process that it has started; (e) this package without Ray. Every process records the time
-of each step; SIGKILL ends one process in the middle.
+dies and with it the process that it has started; (e) the same with a spare worker, which takes over; (f) this
+package without Ray. Every process records the time of each step; SIGKILL ends one process in the middle.
 """
 
 from __future__ import annotations
@@ -44,6 +44,14 @@ NOTES = "KDCL_RECOVERY_NOTES"
 STUDENTS, CLASSES, BATCH = ("cnn_medium", "cnn_small"), 10, 64
 #: Steps of a worker before it is killed, of 22 in an epoch; and epochs of the run.
 KILL_AT, EPOCHS = 60, 200
+CASES = {
+    "ours": "kdcl_dist on Ray, policy `rollback`: the dead process is replaced",
+    "theirs": "plain Ray Train: all workers are started again",
+    "continue": "kdcl_dist on Ray, policy `continue`: the next step of the surviving students",
+    "worker": "kdcl_dist on Ray, policy `rollback`: Ray's worker dies, and Ray Train replaces it",
+    "spare": "the same with `failure.spares: 1`: a spare worker takes over",
+    "local": "kdcl_dist, local launcher, `rollback`: the dead process is replaced",
+}
 
 
 class Recording(nn.Module):
@@ -117,8 +125,10 @@ def recovery_s(
     raise RuntimeError("the job ended before it recovered")
 
 
-def ours(launcher: Any, folder: Path, policy: str = "rollback", *, with_worker: bool = False) -> None:
-    """Measure (a), (c), (d) or (e)."""
+def ours(
+    launcher: Any, folder: Path, policy: str = "rollback", *, with_worker: bool = False, spares: int = 0
+) -> None:
+    """Measure (a), (c), (d), (e) or (f)."""
     students = ", ".join(
         f"{{name: {name}, model: 'benchmarks.recovery:{factory}'}}"
         for name, factory in zip(STUDENTS, ("medium", "small"), strict=True)
@@ -128,7 +138,7 @@ def ours(launcher: Any, folder: Path, policy: str = "rollback", *, with_worker: 
         batch_size: {BATCH}
         data: {{train: kdcl:digits-train, test: kdcl:digits-test}}
         students: [{students}]
-        failure: {{policy: {policy}, min_students: 1}}
+        failure: {{policy: {policy}, min_students: 1, spares: {spares}}}
     """)
     run = prepare(recipe, str(folder), "run", resume=False, warn=print)
     asked = threading.Event()
@@ -212,7 +222,7 @@ def measured(rounds: int) -> dict[str, list[float]]:
     """Seconds of each case, by round."""
     found: dict[str, list[float]] = defaultdict(list)
     for number in range(rounds):
-        for name in ("ours", "theirs", "continue", "worker", "local"):
+        for name in CASES:
             with tempfile.TemporaryDirectory() as folder:
                 found[name].append(_seconds(name, Path(folder)))
             print(number, name, f"{found[name][-1]:.2f} s", flush=True)
@@ -229,7 +239,8 @@ def _seconds(name: str, folder: Path) -> float:
             theirs(folder)
         else:
             policy = "continue" if name == "continue" else "rollback"
-            ours(local if name == "local" else on_ray, folder, policy, with_worker=name == "worker")
+            launcher, spares = local if name == "local" else on_ray, int(name == "spare")
+            ours(launcher, folder, policy, with_worker=name in ("worker", "spare"), spares=spares)
     finally:
         ray.shutdown()
     return float((folder / "seconds").read_text())
@@ -237,17 +248,10 @@ def _seconds(name: str, folder: Path) -> float:
 
 def _table(found: dict[str, list[float]], rounds: int) -> str:
     base = median(found["theirs"])
-    titles = {
-        "ours": "kdcl_dist on Ray, policy `rollback`: the dead process is replaced",
-        "theirs": "plain Ray Train: all workers are started again",
-        "continue": "kdcl_dist on Ray, policy `continue`: the next step of the surviving students",
-        "worker": "kdcl_dist on Ray, policy `rollback`: Ray's worker dies, and Ray Train replaces it",
-        "local": "kdcl_dist, local launcher, `rollback`: the dead process is replaced",
-    }
     rows = []
     for name, times in found.items():
         figures = f"{median(times):.2f} | {min(times):.2f} to {max(times):.2f} | {median(times) / base:.2f}"
-        rows.append(f"| {titles[name]} | {figures} |")
+        rows.append(f"| {CASES[name]} | {figures} |")
     return "\n".join(
         [
             "# From the death of a worker to the next common step",

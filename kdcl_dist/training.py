@@ -25,7 +25,7 @@ from kdcl_dist.errors import (
     UserError,
     wrap,
 )
-from kdcl_dist.launch.devices import ignored_accelerators
+from kdcl_dist.launch.devices import ignored_locally
 from kdcl_dist.launch.forkserver import start_server
 from kdcl_dist.launch.preflight.bank_memory import measure_bank_memory, measure_record_memory
 from kdcl_dist.launch.signals import stop_on_signals
@@ -216,7 +216,7 @@ def _train(
         else:
             from kdcl_dist.launch.ray.driver import launch as start
 
-        for line in ignored_accelerators(run.recipe) if launcher == "local" else ():
+        for line in ignored_locally(run.recipe) if launcher == "local" else ():
             on_event(Warned(line))
         return start(run, on_event, stop_requested, save)
 

@@ -8,6 +8,7 @@ from pydantic import (
     Field,
     NonNegativeInt,
     PositiveInt,
+    model_validator,
 )
 
 from kdcl_dist.config.base import Strict
@@ -109,6 +110,19 @@ class Failure(Strict):
         description="One step in so many is computed twice by each student and compared, as is the step "
         "before each checkpoint, to find silent corruption. `0`: none.",
     )
+    spares: NonNegativeInt = Field(
+        default=0,
+        description="Workers of Ray that wait to take over at once for one that dies: so many for each group "
+        "of students with the same `resources` and `accelerator`, and each reserves the same. Without effect "
+        "with launcher `local`.",
+    )
+
+    @model_validator(mode="after")
+    def _spares_are_of_use(self) -> Failure:
+        if self.spares and not self.allowed:
+            why = "policy is 'stop'" if self.policy == "stop" else "max_failures is 0"
+            raise ValueError(f"spares: {self.spares} take over for nobody, since {why}; set it to 0")
+        return self
 
     @property
     def allowed(self) -> int:

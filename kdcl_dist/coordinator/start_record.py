@@ -45,7 +45,7 @@ def record_start(
     Raises:
         StorageError: the storage refuses.
     """
-    history = roster.history(epoch, steps_per_epoch)
+    history, spares = roster.history(epoch, steps_per_epoch), _spares(run, workers)
     update_record(
         run.folder,
         state="running",
@@ -55,8 +55,20 @@ def record_start(
         absences=roster.absences.found,
         stored=dict(stored),
         **({"cohort": history} if history else {}),
+        **({"spares": spares} if spares else {}),
         **({"class_names": names} if (names := workers[0].class_names) else {}),
     )
+
+
+def _spares(run: Run, workers: Sequence[WorkerInfo]) -> list[dict[str, str]]:
+    """The spare workers of Ray that took over in this run: those recorded, and those that are new now."""
+    now = [
+        {"student": worker.name, "at": worker.took_over, "host": worker.host}
+        for worker in workers
+        if worker.took_over
+    ]
+    before: list[dict[str, str]] = read_record(run.folder).get("spares", []) if now else []
+    return [*before, *(spare for spare in now if spare not in before)]
 
 
 def _of_leavers(run: Run, epoch: int) -> Placement:

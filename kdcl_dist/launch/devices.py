@@ -10,13 +10,7 @@ from kdcl_dist.config.student import Student
 from kdcl_dist.errors import RecipeError
 from kdcl_dist.launch.preflight.placement import ACCELERATOR, Host, Need, assign
 
-__all__ = [
-    "assign_accelerators",
-    "assign_devices",
-    "device_on_ray",
-    "devices_on_ray",
-    "ignored_accelerators",
-]
+__all__ = ["assign_accelerators", "assign_devices", "device_on_ray", "devices_on_ray", "ignored_locally"]
 
 #: A share of a GPU below which nothing is left of it.
 EPSILON = 1e-9
@@ -82,9 +76,14 @@ def device_on_ray(student: Student, need: Need) -> str:
     return "auto" if student.resources.gpu == "auto" else "cuda"
 
 
-def ignored_accelerators(recipe: Recipe) -> list[str]:
-    """A line for each accelerator type of a recipe that the local launcher ignores."""
-    return [
+def ignored_locally(recipe: Recipe) -> list[str]:
+    """A line for each accelerator type, and for the spares, of a recipe that the local launcher ignores."""
+    spares = recipe.failure.spares
+    lines = [
+        f"failure.spares: {spares} have no effect with launcher 'local', which replaces a dead process as "
+        "fast; use launcher 'ray', or set it to 0"
+    ]
+    return lines[: bool(spares)] + [
         f"students.{student.name}.accelerator: {student.accelerator!r} is not looked for by launcher "
         "'local'; use launcher 'ray', or set it to null"
         for student in recipe.students

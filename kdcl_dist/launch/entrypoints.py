@@ -71,7 +71,9 @@ def coordinate(link: Connection, run: Run, host: str, across_hosts: bool) -> Non
     _report(link, work, student=None)
 
 
-def train(link: Connection, run: Run, rank: int, endpoint: Endpoint, host: str, device: str) -> None:
+def train(
+    link: Connection, run: Run, rank: int, endpoint: Endpoint, host: str, device: str, took_over: str = ""
+) -> None:
     """Train the student, or replica, of one rank.
 
     Args:
@@ -81,6 +83,7 @@ def train(link: Connection, run: Run, rank: int, endpoint: Endpoint, host: str, 
         endpoint: where the coordinator's store listens.
         host: this host's address.
         device: the name of a torch device, or "auto".
+        took_over: see `kdcl_dist.membership.rendezvous.WorkerInfo`.
     """
     stop_requested = threading.Event()
     signal.signal(signal.SIGTERM, lambda *_: stop_requested.set())
@@ -89,7 +92,8 @@ def train(link: Connection, run: Run, rank: int, endpoint: Endpoint, host: str, 
     def work() -> bool:
         """Train the student."""
         chosen = choose_device(device) if device == "auto" else torch.device(device)
-        return run_student(run, rank, find_endpoint, host=host, device=chosen, stop=stop_requested.is_set)
+        stop = stop_requested.is_set
+        return run_student(run, rank, find_endpoint, host=host, device=chosen, stop=stop, took_over=took_over)
 
     _name_process(run.recipe.workers[rank].name)
     _report(link, work, student=run.recipe.workers[rank].name)

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from kdcl_dist.config.recipe import Recipe
 from kdcl_dist.launch.devices import devices_on_ray
-from kdcl_dist.launch.preflight.placement import Host, Need
+from kdcl_dist.launch.preflight.placement import Host, Need, with_spares
 from kdcl_dist.run.events import Event, Note, Started, Warned
 from kdcl_dist.utils.gpu_names import gpu_name
 
@@ -46,7 +46,7 @@ def remarks_on_ray(recipe: Recipe, needs: Sequence[Need], hosts: Sequence[Host])
         gpu = needs[devices.index("auto")].gpu
         takes = "a GPU" if gpu == 1 else f"{gpu:g} of a GPU"
         found.append(Note(f"resources.gpu auto: {takes} each for {', '.join(names)}"))
-    return found + _idle(recipe, devices, count, sum(need.gpu for need in needs))
+    return found + _idle(recipe, devices, count, sum(need.gpu for need in with_spares(recipe, needs)))
 
 
 def unusable_gpus(recipe: Recipe, devices: Sequence[str], started: Started) -> list[Event]:

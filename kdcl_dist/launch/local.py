@@ -13,7 +13,7 @@ from kdcl_dist.config.recipe import Recipe
 from kdcl_dist.coordinator.processes import SAVE_ASKED
 from kdcl_dist.coordinator.recovery_policy import is_fatal
 from kdcl_dist.errors import CoordinatorCutOff, RecipeError, StartupTimeout
-from kdcl_dist.launch.devices import assign_devices, ignored_accelerators
+from kdcl_dist.launch.devices import assign_devices, ignored_locally
 from kdcl_dist.launch.failures import failure_of, first_cause
 from kdcl_dist.launch.forkserver import start_server
 from kdcl_dist.launch.gpu_remarks import remarks
@@ -323,7 +323,7 @@ def check(recipe: Recipe, storage: Folder) -> list[Check]:
     count = usable_gpus()
     gpus = f"{count} GPU{'s' * (count > 1)}" if count else "no GPU"
     figure = f"{len(recipe.workers)} workers on this machine, {gpus}"
-    placement = Check("placement", figure, warnings=ignored_accelerators(recipe))
+    placement = Check("placement", figure, warnings=ignored_locally(recipe))
     devices: list[str] = []
     try:
         devices = assign_devices(recipe, count)

@@ -33,6 +33,7 @@ class WorkerInfo:
 
     `peak_memory` is that of its rehearsal, in bytes; see `kdcl_dist.student.dry_run`. `cores` counts those
     of its host on which it may run. `class_names` are those of the data, where files of logits need them.
+    `took_over` is when its worker of Ray took over for a dead one as a spare, in UTC; empty for others.
     """
 
     name: str
@@ -47,6 +48,7 @@ class WorkerInfo:
     peak_memory: int = 0
     cores: int = 0
     class_names: list[str] = field(default_factory=list)
+    took_over: str = ""
 
 
 @dataclass(frozen=True)

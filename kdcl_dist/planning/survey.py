@@ -14,6 +14,7 @@ from kdcl_dist.data.sources.opening import DataSets
 from kdcl_dist.data.training_data import TrainingData
 from kdcl_dist.errors import DataError
 from kdcl_dist.exchange.layout import DTYPES, answer_rows
+from kdcl_dist.launch.preflight.placement import reserved, spares_in_words
 from kdcl_dist.models.lazy import has_lazy_layers, initialise
 from kdcl_dist.planning.given import ENSEMBLE
 from kdcl_dist.planning.measure_cores import measure_cores
@@ -86,7 +87,7 @@ def survey(
     else:
         shared = link or DEFAULT_LINK, DEFAULT_ENSEMBLE_S, cores or math.inf
     source = f"{', '.join(measured)} measured on this machine" if measured else "nothing measured here"
-    notes = [f"{source}, the rest given or default", *notes, *_parts(recipe)]
+    notes = [f"{source}, the rest given or default", *notes, *_parts(recipe), *_spares(recipe)]
     return Survey(recipe, _model(recipe, classes, students, given, shared), notes)
 
 
@@ -95,6 +96,11 @@ def _parts(recipe: Recipe) -> list[str]:
     parts, samples = recipe.accumulate, recipe.part_size
     note = f"accumulate: a step here is one of the {parts} parts of the run's step, {samples} samples"
     return [note] if parts > 1 else []
+
+
+def _spares(recipe: Recipe) -> list[str]:
+    """A note on the spares of the run, if it has some."""
+    return list(filter(None, [spares_in_words(reserved(recipe))]))
 
 
 def _on(recipe: Recipe, device: str) -> Recipe:

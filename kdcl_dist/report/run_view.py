@@ -38,7 +38,8 @@ class RunView:
         failure: the first cause of the run's failure.
         traceback: the traceback of that cause.
         facts: terms and their values.
-        survived: failures that the run survived, absences of students, and who took part from when on.
+        survived: failures that the run survived, absences of students, who took part from when on, and the
+            spare workers that took over.
         not_finite: number of recorded values that are NaN or infinite.
         results: test results.
         recorded: whether any metric was recorded.
@@ -146,7 +147,7 @@ def _failure(cause: Mapping[str, Any]) -> str:
 
 
 def _survived(record: Mapping[str, Any]) -> list[Table]:
-    """The failures that the run survived, the absences of students, and who took part by the recipe."""
+    """The failures that the run survived, the absences of students, who took part, and the spares used."""
     causes = (record.get("failures") or {}).get("causes") or []
     absences = record.get("absences") or []
     found = []
@@ -162,6 +163,10 @@ def _survived(record: Mapping[str, Any]) -> list[Table]:
     if cohort := record.get("cohort"):
         rows = [[_plain(entry.get("step")), ", ".join(entry.get("students") or ())] for entry in cohort]
         found.append(Table("Who took part, from which step on.", ["from step", "students"], rows))
+    if spares := record.get("spares"):
+        heads = ["student", "at", "host"]
+        rows = [[_plain(spare.get(key)) for key in heads] for spare in spares]
+        found.append(Table("Spare workers of Ray that took over for one that died.", heads, rows))
     return found
 
 

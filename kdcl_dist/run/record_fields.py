@@ -55,6 +55,12 @@ class _Cohort(TypedDict):
     students: list[str]
 
 
+class _Spare(TypedDict):
+    student: str
+    at: str
+    host: str
+
+
 class _Prolonged(TypedDict):
     step: int
     epochs_before: int
@@ -98,6 +104,7 @@ class _Record(TypedDict, total=False):
     generation: _Generation
     absences: list[_Absence]
     cohort: list[_Cohort]
+    spares: list[_Spare]
     prolonged: list[_Prolonged]
     stopped_early: str | None
     results: dict[str, _Scores] | dict[str, _Precision] | None

@@ -46,6 +46,7 @@ def run_student(
     host: str,
     device: torch.device,
     stop: Callable[[], bool],
+    took_over: str = "",
 ) -> bool:
     """Train one student of a run, or one of its replicas, to the run's end.
 
@@ -57,6 +58,7 @@ def run_student(
         host: this process's address, by which the others reach it.
         device: of the network.
         stop: asked at each step whether this process wants the run to stop.
+        took_over: see `WorkerInfo`.
     """
     prepare_process(run, threads=run.recipe.students[run.recipe.workers[rank].student].resources.cpu)
 
@@ -66,7 +68,7 @@ def run_student(
         """Take part under one coordinator."""
         nonlocal prepared
         runtime = _StudentRuntime(run, rank, endpoint, host, device, stop, last_loss)
-        runtime.prepared = prepared
+        runtime.prepared, runtime.took_over = prepared, took_over
         try:
             finished = runtime.participate()
         finally:
@@ -90,6 +92,7 @@ class _StudentRuntime(Member):
     """A student's process under one coordinator."""
 
     prepared: _Prepared | None = None
+    took_over = ""
 
     def __init__(
         self,
@@ -185,6 +188,7 @@ class _StudentRuntime(Member):
             peak_memory=self.peak_memory,
             cores=len(os.sched_getaffinity(0)),
             class_names=list(self.training_data.train.classes) if records else [],
+            took_over=self.took_over,
         )
 
     def run_generation(self, spec: GenerationSpec) -> Flag:

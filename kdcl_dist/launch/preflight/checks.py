@@ -122,8 +122,10 @@ def evaluate_reports(
 
 
 def placement(needs: Sequence[Need], hosts: Sequence[Host]) -> Check:
-    """Capacity for every worker."""
-    figure = f"{len(needs)} workers, {len(hosts)} hosts ({'; '.join(map(str, hosts))})"
+    """Capacity for every worker, and every spare."""
+    spares = sum(need.is_spare for need in needs)
+    workers = f"{len(needs) - spares} workers" + f" and {spares} spares" * bool(spares)
+    figure = f"{workers}, {len(hosts)} hosts ({'; '.join(map(str, hosts))})"
     return Check("placement", figure, lacks(needs, hosts))
 
 

@@ -2,14 +2,28 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from kdcl_dist.config.recipe import Recipe
 from kdcl_dist.config.student import Student
 
-__all__ = ["ACCELERATOR", "Host", "Need", "Slot", "assign", "kinds_of", "lacks", "need_beside", "needs_of"]
+__all__ = [
+    "ACCELERATOR",
+    "Host",
+    "Need",
+    "Slot",
+    "assign",
+    "kinds_of",
+    "lacks",
+    "need_beside",
+    "needs_of",
+    "reserved",
+    "spares_in_words",
+    "with_spares",
+]
 
 #: Ray's label of a host's type of accelerator.
 ACCELERATOR = "ray.io/accelerator-type"
@@ -19,12 +33,16 @@ RAY_UNITS = 10_000
 
 @dataclass(frozen=True)
 class Need:
-    """What one worker takes: CPU cores, GPUs or a share of one, and the accelerator type, None for any."""
+    """What one worker takes: CPU cores, GPUs or a share of one, and the accelerator type, None for any.
+
+    `is_spare`: whether it waits to take over for another; it then has no student.
+    """
 
     student: str
     cpu: float
     gpu: float = 0.0
     accelerator: str | None = None
+    is_spare: bool = False
 
     def __str__(self) -> str:
         parts = [f"CPU {self.cpu:g}"] + [f"GPU {self.gpu:g}"] * bool(self.gpu)
@@ -73,13 +91,13 @@ def needs_of(recipe: Recipe, hosts: Sequence[Host] = ()) -> list[Need]:
     """The needs of the cohort's workers: each takes what its own student asks for.
 
     Students of `gpu: auto` take the largest of the shares 1, 1/2, 1/3, ... of a GPU with which all workers of
-    the cohort find a place on the hosts; none if there is no such share.
+    the cohort, and its spares, find a place on the hosts; none if there is no such share.
     """
     students = [recipe.students[worker.student] for worker in recipe.workers]
     if any(student.resources.gpu == "auto" for student in students):
-        for sharing in range(1, len(students) + 1):
+        for sharing in range(1, len(with_spares(recipe, _needs(students, auto=0.0))) + 1):
             needs = _needs(students, auto=RAY_UNITS // sharing / RAY_UNITS)
-            if not lacks(needs, hosts):
+            if not lacks(with_spares(recipe, needs), hosts):
                 return needs
     return _needs(students, auto=0.0)
 
@@ -94,6 +112,25 @@ def need_beside(student: Student, taken: Sequence[Need], hosts: Sequence[Host]) 
         if not lacks([*taken, need], hosts):
             return need
     return _needs([student], auto=0.0)[0]
+
+
+def reserved(recipe: Recipe, hosts: Sequence[Host] = ()) -> list[Need]:
+    """The needs of all that a run reserves on the hosts: of its workers, and then of its spares."""
+    return with_spares(recipe, needs_of(recipe, hosts))
+
+
+def with_spares(recipe: Recipe, needs: Sequence[Need]) -> list[Need]:
+    """The needs of the cohort's workers, and then of its spares: `failure.spares` for each different need."""
+    different = dict.fromkeys(replace(need, student="", is_spare=True) for need in needs)
+    return [*needs, *(spare for spare in different for _ in range(recipe.failure.spares))]
+
+
+def spares_in_words(needs: Sequence[Need]) -> str:
+    """How many spares there are, and what they reserve; empty without any."""
+    if not (counts := Counter(str(need) for need in needs if need.is_spare)):
+        return ""
+    parts = "; ".join(f"{count} of {text}" for text, count in counts.items())
+    return f"failure.spares: on Ray {counts.total()} more workers wait to take over ({parts})"
 
 
 def _needs(students: Sequence[Student], auto: float) -> list[Need]:
@@ -116,18 +153,18 @@ def kinds_of(needs: Sequence[Need]) -> list[list[int]]:
     return sorted(kinds.values(), key=lambda kind: min(_precedence(needs[index]) for index in kind))
 
 
-def _precedence(need: Need) -> tuple[bool, float, float]:
-    """The place in the order in which needs choose hosts: the hardest to place first."""
-    return need.accelerator is None, -need.gpu, -need.cpu
+def _precedence(need: Need) -> tuple[bool, bool, float, float]:
+    """The place in the order in which needs choose hosts: the hardest to place first, and spares last."""
+    return need.is_spare, need.accelerator is None, -need.gpu, -need.cpu
 
 
 def assign(needs: Sequence[Need], hosts: Sequence[Host]) -> list[Slot | None]:
     """A slot for each need, on the first host with free capacity; None where there is none.
 
     Needs of an accelerator type choose first. Where that leaves a need without a slot, those of more of a GPU
-    and of more cores choose first too. A share of a GPU is taken of one device.
+    and of more cores choose first too. Spares choose last. A share of a GPU is taken of one device.
     """
-    in_order = _assign(needs, hosts, lambda need: need.accelerator is None)
+    in_order = _assign(needs, hosts, lambda need: (need.is_spare, need.accelerator is None))
     if None not in in_order:
         return in_order
     hardest_first = _assign(needs, hosts, _precedence)
@@ -180,6 +217,11 @@ class _FreeCapacity:
 
 def _line(need: Need, needs: Sequence[Need], hosts: Sequence[Host]) -> str:
     offered = "; ".join(str(host) for host in hosts) or "there is no host"
+    if need.is_spare:
+        return (
+            f"failure.spares: no capacity left for a spare of {need} beside the {len(needs) - 1} others "
+            f"({offered}); add a host, or lower failure.spares"
+        )
     fields = [f"students.{need.student}.{name}" for name in ("accelerator", "resources")]
     remedy = f"add a host, or change {fields[0] if need.accelerator else fields[1]}"
     if not any(host.suits(need) for host in hosts):

@@ -12,8 +12,9 @@ from typing import Any
 import ray
 
 from kdcl_dist.run.run import Run
+from kdcl_dist.utils.process import state_of
 
-__all__ = ["END_S", "POLL_S", "actor_name", "at_this_host", "end_process", "ping"]
+__all__ = ["END_S", "POLL_S", "actor_name", "at_this_host", "end_process", "end_stopped", "ping"]
 
 #: Seconds between two polls.
 POLL_S = 0.2
@@ -48,3 +49,9 @@ def end_process(worker: Any, pid: int) -> None:
     with suppress(ProcessLookupError):
         if pid:
             os.kill(pid, signal.SIGKILL)
+
+
+def end_stopped(worker: Any, pid: int) -> None:
+    """Runs in a worker, and ends a process of its host that another worker has left behind stopped."""
+    if state_of(pid) == "T":
+        end_process(worker, pid)

@@ -22,13 +22,14 @@ from kdcl_dist.launch.ray.coordinator_process import CoordinatorProcess
 from kdcl_dist.launch.ray.metrics import RayMetrics
 from kdcl_dist.launch.ray.private import set_title
 from kdcl_dist.launch.ray.processes import RayProcesses
+from kdcl_dist.launch.ray.spares import Assigned, Place, Places
 from kdcl_dist.membership.endpoint import Endpoint
-from kdcl_dist.run.events import Event, Started
+from kdcl_dist.run.events import Event, Note, Started
 from kdcl_dist.run.run import Run
 
 __all__ = ["EventCursor", "Progress", "Whereabouts", "start_coordinator"]
 
-#: Calls that the actor answers at once besides those of the members that the run has at its start.
+#: Calls that the actor answers at once besides those of spares, and of the members that the run has at its start.
 CALLS = 64
 #: Seconds for which one call waits for a coordinator that starts; shorter than its caller's patience.
 FIND_S = 5.0
@@ -37,10 +38,11 @@ FIND_S = 5.0
 def start_coordinator(run: Run) -> Any:
     """Start the coordinator's actor on this node; its server imports, and it waits for `begin`."""
     here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=True)
+    spares = run.recipe.failure.spares * len(run.recipe.students)  # at most
     return CoordinatorActor.options(  # type: ignore[attr-defined]
         name=actor_name(run),
         num_cpus=0,
-        max_concurrency=CALLS + len(run.recipe.members),
+        max_concurrency=CALLS + len(run.recipe.members) + spares,
         max_restarts=run.recipe.failure.allowed,
         scheduling_strategy=here,
     ).remote(run.for_coordinator())
@@ -97,8 +99,7 @@ class CoordinatorActor:
 
     Attributes:
         id: another for each life of the actor.
-        assignment: for each kind of workers that is there, and each rank of its trainer, the index of the
-            worker in the cohort.
+        places: of the workers, and whom each of them trains.
         pending_events: the events, and changes that the cohort is asked for, that the driver has not
             acknowledged.
         discarded: how many events were dropped after the driver acknowledged them.
@@ -109,7 +110,7 @@ class CoordinatorActor:
 
     def __init__(self, run: Run) -> None:
         self.run, self.id = at_this_host(run), uuid.uuid4().hex
-        self.assignment: dict[int, list[int]] = {}
+        self.places = Places(run.recipe, lambda text: self._emit(Note(text)))
         self.processes = RayProcesses()
         self.coordinator = CoordinatorProcess(self.run, self.processes, self._emit)
         watch, notice = self.processes.watch_draining, self.coordinator.notice
@@ -124,17 +125,19 @@ class CoordinatorActor:
         if ray.get_runtime_context().was_current_actor_reconstructed:
             self.some_are_here.set()
             self.begun.set()
+        if run.recipe.failure.spares:
+            threading.Thread(target=self.places.watch, name="kdcl-spares", daemon=True).start()
         threading.Thread(target=self._coordinate, name="kdcl-coordinator", daemon=True).start()
 
-    def begin(self, kind: int, assignment: list[int]) -> None:
-        """The workers of a kind are there, with this assignment of ranks; begin with the last kind."""
-        self.assignment[kind] = assignment
+    def begin(self, kind: int, assignment: list[int | None], anew: bool) -> None:
+        """The workers of a kind are there, as of `Places.begin`; begin with the last kind."""
+        self.places.begin(kind, assignment, anew=anew)
         self.some_are_here.set()
         if not self._absent():
             self.begun.set()
 
     def _absent(self) -> list[str]:
-        here = {index for indices in list(self.assignment.values()) for index in indices}
+        here = self.places.students
         return [worker.name for index, worker in enumerate(self.run.recipe.workers) if index not in here]
 
     def _coordinate(self) -> None:
@@ -145,6 +148,7 @@ class CoordinatorActor:
             self.outcome = wrap(error, student=None, step=None, phase="start").to_dict()
         finally:
             self.over.set()
+            self.places.end()
 
     def _await_workers(self) -> None:
         """Wait until the workers of all kinds are there.
@@ -173,18 +177,20 @@ class CoordinatorActor:
         if not isinstance(event, CohortAsked):
             self.metrics.handle(event)
 
-    def index_of(self, kind: int, rank: int) -> int | None:
-        """The index in the cohort of the student, or replica, that a kind's worker of this rank trains.
+    def student_of(self, place: Place, worker: Any, accelerator: str | None) -> Assigned:
+        """Whom a worker trains, once the workers of all kinds are there; waits for it for some seconds."""
+        if not self.begun.wait(FIND_S):
+            return Assigned(None, self.over.is_set())
+        self.places.report(place, worker, accelerator)
+        return self.places.student_of(place, FIND_S)
 
-        Waits for the workers of all kinds; None where they are not there in time, and the run is over.
-        """
-        if not self.begun.wait(self.run.recipe.limits.startup_s):
-            return None
-        return self.assignment[kind][rank]
-
-    def register_process(self, name: str, pid: int, node: str, worker: Any) -> None:
-        """Note which process, 0 for none, a worker on a node has started to train."""
+    def register_process(
+        self, name: str, pid: int, node: str, worker: Any, place: Place | None = None
+    ) -> None:
+        """Note which process, 0 for none, a worker on a node, in a place, has started to train."""
         self.processes.register(name, pid, node, worker)
+        if place is not None:
+            self.places.hold(place, self.run.recipe.members.index(name), worker)
 
     def find(self, lost: str | None) -> Whereabouts:
         """Where the store listens; waits for it for some seconds.
@@ -202,7 +208,7 @@ class CoordinatorActor:
 
     def progress(self) -> Progress:
         """How far the run is."""
-        return Progress(frozenset(self.assignment), self.begun.is_set(), self.over.is_set())
+        return Progress(frozenset(self.places.kinds), self.begun.is_set(), self.over.is_set())
 
     def await_outcome(self) -> bool | dict[str, Any] | None:
         """The outcome; None if the coordination does not end in time, or has not begun."""

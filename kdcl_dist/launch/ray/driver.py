@@ -22,7 +22,7 @@ from kdcl_dist.config.recipe import Recipe
 from kdcl_dist.errors import KdclError, RunFolderError
 from kdcl_dist.launch.gpu_remarks import remarks_on_ray
 from kdcl_dist.launch.preflight.checks import Check, require
-from kdcl_dist.launch.preflight.placement import assign, needs_of
+from kdcl_dist.launch.preflight.placement import assign, needs_of, reserved
 from kdcl_dist.launch.ray.assistants import start_assistants
 from kdcl_dist.launch.ray.coordinator import start_coordinator
 from kdcl_dist.launch.ray.preflight import hosts, run_checks
@@ -119,7 +119,7 @@ def cluster(recipes: Sequence[Recipe], on_event: Callable[[Event], None]) -> Ite
 def max_concurrent_runs(recipe: Recipe) -> int:
     """For how many runs of a recipe the hosts of the connected cluster have room; at least 1."""
     offered = hosts()
-    needs = needs_of(recipe, offered)
+    needs = reserved(recipe, offered)
     most = int(sum(host.cpu for host in offered) / sum(need.cpu for need in needs))
     runs = range(1, most + 1)
     return max(1, bisect_left(runs, True, key=lambda count: None in assign(needs * count, offered)))
@@ -136,7 +136,7 @@ def _connect(recipes: Sequence[Recipe], on_event: Callable[[Event], None]) -> bo
         ray.shutdown()
         if address := os.environ.get("RAY_ADDRESS"):
             raise KdclError(f"the Ray cluster at RAY_ADDRESS={address} does not answer") from None
-    needed = max(int(sum(need.cpu for need in needs_of(recipe))) for recipe in recipes)
+    needed = max(int(sum(need.cpu for need in reserved(recipe))) for recipe in recipes)
     cores = os.cpu_count() or 1
     if needed > cores:
         on_event(

@@ -35,7 +35,7 @@ from kdcl_dist.launch.preflight.host_report import (
     missing_files,
     unreachable,
 )
-from kdcl_dist.launch.preflight.placement import Host, lacks, needs_of
+from kdcl_dist.launch.preflight.placement import Host, lacks, needs_of, reserved, with_spares
 from kdcl_dist.launch.preflight.rehearsal import opens_data, rehearsal
 from kdcl_dist.launch.ray.rehearsal import rehearse_on
 from kdcl_dist.run.process import use_root
@@ -73,7 +73,7 @@ def run_checks(
     nodes = await_capacity(recipe, deadline, notify)
     found = [node.host for node in nodes]
     needs = needs_of(recipe, found)
-    first = placement(needs, found)
+    first = placement(with_spares(recipe, needs), found)
     here = ray.get_runtime_context().get_node_id()
     used = [node for node in nodes if node.id == here or any(node.host.suits(need) for need in needs)]
     if [node.id for node in used] in ([here], []):
@@ -113,7 +113,7 @@ def _nodes() -> list[_Node]:
 
 
 def await_capacity(recipe: Recipe, deadline: float, notify: Callable[[str], None]) -> list[_Node]:
-    """The hosts, as soon as they have the capacity for the cohort.
+    """The hosts, as soon as they have the capacity for the cohort and its spares.
 
     Only an autoscaler can add what lacks: without one the hosts are returned at once.
 
@@ -123,7 +123,7 @@ def await_capacity(recipe: Recipe, deadline: float, notify: Callable[[str], None
         notify: called with a line when the autoscaler is asked for hosts.
     """
     nodes = _nodes()
-    needs = needs_of(recipe, [node.host for node in nodes])
+    needs = reserved(recipe, [node.host for node in nodes])
     if not lacks(needs, [node.host for node in nodes]) or not may_grow():
         return nodes
     from ray.autoscaler.sdk import request_resources

@@ -11,7 +11,7 @@ from typing import Any
 import ray
 from ray.exceptions import RayError
 
-from kdcl_dist.launch.ray.common import end_process, ping
+from kdcl_dist.launch.ray.common import end_process, end_stopped, ping
 from kdcl_dist.launch.ray.private import draining_nodes
 
 __all__ = ["RayProcesses"]
@@ -24,10 +24,11 @@ KILL_S = 5.0
 
 @dataclass(frozen=True)
 class _Registered:
-    """A process that trains (0: none at present), and the actor of the worker that started it."""
+    """A process that trains (0: none at present), the actor of the worker that started it, and their node."""
 
     pid: int
     worker: Any
+    node: str
 
 
 class RayProcesses:
@@ -49,8 +50,16 @@ class RayProcesses:
 
     def register(self, name: str, pid: int, node: str, worker: Any) -> None:
         """Note which process, 0 for none, a worker on a node has started to train."""
-        self.registered[name] = _Registered(pid, worker)
+        before, self.registered[name] = self.registered.get(name), _Registered(pid, worker, node)
         self.names[node] = name
+        if before is not None and before.pid not in (0, pid):
+            self._end_left(before)
+
+    def _end_left(self, before: _Registered) -> None:
+        """End the process of a worker that has died: it cannot end itself while it is stopped."""
+        there = [known.worker for known in list(self.registered.values()) if known.node == before.node]
+        for worker in there[:1]:
+            worker.__ray_call__.remote(end_stopped, before.pid)
 
     def is_gone(self, name: str, pid: int) -> bool:
         """Whether the process is known to be dead: its worker says so, or is dead itself.
@@ -80,7 +89,9 @@ class RayProcesses:
         if known is None or pid not in (known.pid, None):  # the process is replaced already
             return
         answer = known.worker.__ray_call__.remote(end_process, known.pid)
-        if not ray.wait([answer], timeout=KILL_S)[0]:
+        try:
+            ray.get(answer, timeout=KILL_S)
+        except RayError:
             ray.kill(known.worker)
 
     def watch_draining(self, notice: Callable[[str], None]) -> None:

@@ -16,7 +16,7 @@ from typing import Any
 
 import ray
 from ray.exceptions import RayActorError, RayError
-from ray.train import FailureConfig, LoggingConfig, RunConfig, ScalingConfig
+from ray.train import ControllerError, FailureConfig, LoggingConfig, RunConfig, ScalingConfig
 from ray.train.torch import TorchTrainer
 
 from kdcl_dist.errors import CoordinatorLost, KdclError, from_dict, one_line
@@ -24,7 +24,7 @@ from kdcl_dist.launch.devices import devices_on_ray
 from kdcl_dist.launch.failures import first_worker_failure
 from kdcl_dist.launch.gpu_remarks import unusable_gpus
 from kdcl_dist.launch.messages import CohortAsked
-from kdcl_dist.launch.preflight.placement import Need, kinds_of
+from kdcl_dist.launch.preflight.placement import Need, kinds_of, spares_in_words, with_spares
 from kdcl_dist.launch.ray.common import END_S, POLL_S, actor_name
 from kdcl_dist.launch.ray.coordinator import EventCursor, Progress
 from kdcl_dist.launch.ray.head import Head
@@ -51,7 +51,7 @@ class Trainers:
 
     Attributes:
         trainers: one for each kind of workers, in the order in which the kinds take their places.
-        restarts: how many trainers may still be started again after the death of their controllers.
+        restarts: how many trainers may still be started again after they have ended; see `_start_again`.
         progress: of the run, as far as the coordinator has told.
         leave_at: from when on, by the monotonic clock, no trainer is waited for.
         joined: the workers that join while the others train.
@@ -69,18 +69,19 @@ class Trainers:
         save_requested: threading.Event | None = None,
         shares_cores: bool = False,
     ) -> None:
-        self.run, self.actor, self.needs, self.on_event = run, actor, needs, on_event
+        self.run, self.actor, self.on_event = run, actor, on_event
+        self.needs = with_spares(run.recipe, needs)
         self.stop_requested, self.save_requested = stop_requested, save_requested or threading.Event()
         self.devices = devices_on_ray(run.recipe, needs)
         self.trainers = [
-            _Trainer(lambda kind=kind: _trainer(run, needs, self.devices, kind))  # type: ignore[misc]
-            for kind in range(len(kinds_of(needs)))
+            _Trainer(lambda kind=kind: _trainer(run, self.needs, self.devices, kind))  # type: ignore[misc]
+            for kind in range(len(kinds_of(self.needs)))
         ]
         self.restarts = run.recipe.failure.allowed
         self.cursor, self.progress, self.leave_at = EventCursor(), Progress(), math.inf
         self.outcome: bool | dict[str, Any] | None = None
         self.head, self.head_is_lost = Head(), False
-        self.joined = Joined(run, needs, self.head, on_event, shares_cores)
+        self.joined = Joined(run, self.needs, self.head, on_event, shares_cores)
 
     def fit(self) -> bool:
         """Train; see `kdcl_dist.launch.ray.driver.launch`."""
@@ -105,6 +106,8 @@ class Trainers:
 
     def _place(self) -> None:
         """Start the trainers; several one after another, in a moment when there is room for all workers."""
+        if spares := spares_in_words(self.needs):
+            self.on_event(Note(spares))
         if len(self.trainers) == 1:
             self.trainers[0].start()
             return
@@ -118,9 +121,9 @@ class Trainers:
 
     def _reserved(self) -> str:
         """What each kind of workers reserves."""
-        parts = []
+        parts, workers = [], self.run.recipe.workers
         for kind in kinds_of(self.needs):
-            names = [self.run.recipe.workers[index].name for index in kind]
+            names = ["a spare" if self.needs[index].is_spare else workers[index].name for index in kind]
             parts.append(f"{replace(self.needs[kind[0]], accelerator=None)} for {', '.join(names)}")
         return "; ".join(parts)
 
@@ -136,13 +139,14 @@ class Trainers:
         return works and time.monotonic() < self.leave_at
 
     def _start_again(self) -> bool:
-        """Start a trainer again whose controller died; whether there is one."""
-        dead = next((each for each in self.trainers if isinstance(each.failure, RayActorError)), None)
-        if dead is None or not self.restarts or recorded_end(self.run) is not None:
+        """Start a trainer again that death ended, not a failure of its workers; whether there is one."""
+        ended = next(((each, why) for each in self.trainers if (why := _death(each.failure))), None)
+        if ended is None or not self.restarts or recorded_end(self.run) is not None:
             return False
+        trainer, why = ended
         self.restarts -= 1
-        self.on_event(Note("the controller of Ray Train died; another starts the workers again"))
-        dead.start()
+        self.on_event(Note(f"{why}; another starts the workers again"))
+        trainer.start()
         return True
 
     def _watch(self) -> None:
@@ -274,7 +278,7 @@ def _trainer(run: Run, needs: Sequence[Need], devices: Sequence[str], kind: int)
 
     Args:
         run: the run.
-        needs, devices: of each of the cohort's workers.
+        needs, devices: of each of the cohort's workers; the needs also of its spares.
         kind: its number in `kinds_of(needs)`.
     """
     kinds = kinds_of(needs)
@@ -289,6 +293,8 @@ def _trainer(run: Run, needs: Sequence[Need], devices: Sequence[str], kind: int)
             use_gpu=of_kind[0].gpu > 0,
             resources_per_worker=of_kind[0].resources,
             label_selector=selectors if any(selectors) else None,
+            # A spare on the host of a student would die with it.
+            placement_strategy="SPREAD" if run.recipe.failure.spares else "PACK",
         ),
         run_config=RunConfig(
             name="ray" if len(kinds) == 1 else f"ray/{kind}",
@@ -301,6 +307,18 @@ def _trainer(run: Run, needs: Sequence[Need], devices: Sequence[str], kind: int)
     )
 
 
+def _death(failure: BaseException | None) -> str | None:
+    """Whose death has ended a trainer; None where that is not why it has ended.
+
+    Ray Train replaces one dead worker at a time, and fails to where another one is dead meanwhile.
+    """
+    if isinstance(failure, RayActorError):
+        return "the controller of Ray Train died"
+    if isinstance(failure, ControllerError) and isinstance(failure.controller_failure, RayActorError):
+        return "several workers of Ray died at once, and its controller ended"
+    return None
+
+
 def _first_failure(errors: Sequence[BaseException]) -> KdclError:
     """The failure behind errors of Ray Train: one of the workers', else the first error itself."""
     found = [
@@ -309,9 +327,7 @@ def _first_failure(errors: Sequence[BaseException]) -> KdclError:
     ]
     if reported := first_worker_failure({rank: error for rank, error in enumerate(found) if error}):
         return reported
-    if isinstance(errors[0], RayActorError):
-        return KdclError(
-            "the controller of Ray Train died; out of memory, or killed by hand? --resume goes on",
-            detail=str(errors[0]),
-        )
+    if (why := _death(errors[0])) is not None:
+        remedy = "out of memory, or killed by hand? --resume goes on"
+        return KdclError(f"{why}; {remedy}", detail=str(errors[0]))
     return KdclError(f"Ray Train failed: {one_line(errors[0])}", detail=str(errors[0]))

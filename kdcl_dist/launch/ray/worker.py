@@ -30,6 +30,7 @@ from kdcl_dist.launch.processes import Process, await_ready, finish, receive, st
 from kdcl_dist.launch.ray.common import POLL_S, actor_name, at_this_host
 from kdcl_dist.launch.ray.coordinator import Whereabouts
 from kdcl_dist.launch.ray.private import set_title
+from kdcl_dist.launch.ray.spares import Place, await_student, students_first
 from kdcl_dist.membership.endpoint import Endpoint
 from kdcl_dist.run.process_log import ProcessLog
 from kdcl_dist.run.run import Run
@@ -43,7 +44,7 @@ DECIDE_S = 1.0
 
 
 def train(config: dict[str, Any]) -> None:
-    """What a worker runs: train one student, or one of its replicas, to the run's end.
+    """What a worker runs: train one student, or one of its replicas, to the run's end; a spare waits for one.
 
     Args:
         config: the run, under "run", the device of each of the cohort's workers, under "devices", and the
@@ -55,11 +56,14 @@ def train(config: dict[str, Any]) -> None:
     run, devices = at_this_host(config["run"]), config["devices"]
     context = server_of_worker()  # imports while this process waits for the coordinator
     actor = ray.get_actor(actor_name(run))
-    rank = ray.train.get_context().get_world_rank()
-    waits_s = run.recipe.limits.startup_s + ANSWER_S
-    index: int | None = ray.get(actor.index_of.remote(config["kind"], rank), timeout=waits_s)
-    if index is not None:
-        Supervisor(run, index, context, actor, "train", devices[index]).supervise()
+    place = config["kind"], ray.train.get_context().get_world_rank()
+    if run.recipe.failure.spares:
+        set_title(f"{run.name}/spare")
+    found = await_student(actor, place, _accelerator(), run.recipe.limits.startup_s + ANSWER_S)
+    if found.index is not None and not found.is_over:
+        set_title(f"{run.name}/{run.recipe.workers[found.index].name}")
+        more = devices[found.index], found.took_over
+        Supervisor(run, found.index, context, actor, "train", *more, place=place).supervise()
 
 
 def server_of_worker() -> Any:
@@ -81,10 +85,20 @@ class Supervisor:
         actor: the coordinator's.
         job: the function of `kdcl_dist.launch.entrypoints` that the process runs.
         more: the function's last arguments.
+        place: of the worker; None for one that Ray Train has not started.
     """
 
-    def __init__(self, run: Run, index: int, context: Any, actor: Any, job: str, *more: str) -> None:
-        self.run, self.limit_s = run, run.recipe.limits.startup_s
+    def __init__(
+        self,
+        run: Run,
+        index: int,
+        context: Any,
+        actor: Any,
+        job: str,
+        *more: str,
+        place: Place | None = None,
+    ) -> None:
+        self.run, self.limit_s, self.place = run, run.recipe.limits.startup_s, place
         self.index, self.name, self.context, self.actor = index, run.recipe.members[index], context, actor
         self.entry, self.more = f"kdcl_dist.launch.entrypoints:{job}", more
         self.log = ProcessLog(run.folder, self.name)
@@ -204,7 +218,7 @@ class Supervisor:
         """Register the process that trains here: the coordinator then notices at once when it dies."""
         context = ray.get_runtime_context()
         name, node = self.name, context.get_node_id()
-        self._ask(self.actor.register_process.remote(name, pid, node, context.current_actor))
+        self._ask(self.actor.register_process.remote(name, pid, node, context.current_actor, self.place))
 
     def _ends(self, failure: KdclError) -> bool:
         """Whether the run ends, soon, with the failure of a member that is not replaced here."""
@@ -233,8 +247,8 @@ class CohortConfig(BackendConfig):  # type: ignore[misc]
     Attributes:
         run: the run.
         kind: the number of the kind.
-        workers: the indices in the cohort of the workers of this kind.
-        needs: of the cohort's workers.
+        workers: the indices in `needs` of the workers of this kind.
+        needs: of the cohort's workers, and then of its spares.
         backend: the name of a process group's backend, which TorchTrainer asks for; no such group is formed.
     """
 
@@ -259,30 +273,38 @@ class CohortBackend(Backend):  # type: ignore[misc]
     has_replica_groups = True
 
     def on_start(self, worker_group: Any, backend_config: CohortConfig) -> None:
-        """Tell the coordinator that the workers are there, and name their processes."""
-        run, kind, workers = backend_config.run, backend_config.kind, backend_config.workers
-        ranks = [worker.distributed_context.world_rank for worker in worker_group.get_workers()]
-        if len(ranks) == len(workers):
-            needs = [backend_config.needs[index] for index in workers]
-            offered = worker_group.execute(_accelerator)
-            self.assignment = [workers[position] for position in assign_accelerators(needs, offered)]
+        """Tell the coordinator that the workers are there."""
+        run = backend_config.run
+        anew = len(worker_group.get_workers()) == len(backend_config.workers)
+        if anew:
+            self.assignment = _assignment(worker_group, backend_config)
             self.actor = ray.get_actor(actor_name(run))
-        self._begin(kind, run.recipe.limits.startup_s)
-        for position, rank in enumerate(ranks):
-            name = run.recipe.workers[self.assignment[rank]].name
-            worker_group.execute_single_async(position, set_title, f"{run.name}/{name}")
+        self._begin(backend_config.kind, anew, run.recipe.limits.startup_s)
 
-    def _begin(self, kind: int, limit_s: float) -> None:
+    def _begin(self, kind: int, anew: bool, limit_s: float) -> None:
         """Let the coordinator begin; one that has died meanwhile is awaited until Ray has restarted it."""
         deadline = time.monotonic() + limit_s
         while True:
             try:
-                ray.get(self.actor.begin.remote(kind, self.assignment), timeout=limit_s)
+                ray.get(self.actor.begin.remote(kind, self.assignment, anew), timeout=limit_s)
                 return
             except ActorUnavailableError:
                 if time.monotonic() > deadline:
                     raise
                 time.sleep(POLL_S)
+
+
+def _assignment(worker_group: Any, config: CohortConfig) -> list[int | None]:
+    """For each rank the index of its student, or replica, in the cohort; None for a spare."""
+    needs = [config.needs[index] for index in config.workers]
+    offered, ranks = worker_group.execute(_accelerator), list(range(len(needs)))
+    if any(need.is_spare for need in needs):
+        ranks = students_first([worker.metadata.node_id for worker in worker_group.get_workers()])
+    found: list[int | None] = [None] * len(needs)
+    positions = assign_accelerators(needs, [offered[rank] for rank in ranks])
+    for rank, position in zip(ranks, positions, strict=True):
+        found[rank] = None if needs[position].is_spare else config.workers[position]
+    return found
 
 
 def _accelerator() -> str | None:

@@ -98,24 +98,49 @@ def test_a_run_with_faults_ends_as_one_without(
     assert "Traceback" not in logs["a"]
 
 
-def test_a_worker_of_ray_that_dies_is_replaced_by_ray(
-    inject: Inject, make_recipe: MakeRecipe, make_run: MakeRun, tmp_path: Path
+def await_spare(run: Run, worker: int) -> None:
+    """Wait until Ray Train has started another spare than this worker."""
+    title, deadline = f"ray::kdcl:{run.name}/spare", time.monotonic() + 120
+    while True:
+        for path in Path("/proc").glob("[0-9]*/cmdline"):
+            with suppress(OSError):  # it has ended, or is another user's
+                if title in path.read_text() and int(path.parent.name) != worker:
+                    return
+        assert time.monotonic() < deadline, "there is none"
+        time.sleep(0.1)
+
+
+def test_a_worker_of_ray_that_dies_is_replaced_by_a_spare_and_that_by_the_next(
+    inject: Inject, make_recipe: MakeRecipe, make_run: MakeRun, undisturbed: Folder, tmp_path: Path
 ) -> None:
-    killed = tmp_path / "killed"
-    inject("coordinator", "gather", 4, "hold", until=killed)
-    run = make_run(make_recipe(*OVERRIDES))
-    events: list[Event] = []
+    """The worker that Ray Train starts in place of the first is the next spare."""
+    killed = [tmp_path / "first", tmp_path / "second"]
+    inject("coordinator", "gather", 4, "hold", until=killed[0])
+    inject("b", "forward", 5, "hold", until=killed[1])  # the second process is the first to come so far
+    run = make_run(make_recipe(*OVERRIDES, "failure.spares=1"))
+    events, left = list[Event](), iter(killed)
 
     def on_event(event: Event) -> None:
         events.append(event)
-        if isinstance(event, CheckpointSaved) and event.step == 3:
-            os.kill(worker_of(pids(events, "b")[0]), signal.SIGKILL)
-            killed.touch()
+        saved = isinstance(event, CheckpointSaved) and event.step == 3
+        if saved or (isinstance(event, Started) and len(set(pids(events, "b"))) == 2):
+            process = pids(events, "b")[-1]
+            worker = worker_of(process)
+            if not saved:
+                await_spare(run, worker)
+            for pid in (worker, process):  # which would end by itself, but maybe in its next step
+                os.kill(pid, signal.SIGKILL)
+            next(left).touch()
 
     assert on_ray.launch(run, on_event, threading.Event())
-    assert len(set(pids(events, "a"))) == 1
-    assert len(set(pids(events, "b"))) == 2
-    assert read_record(run.folder)["state"] == "finished"
+    assert [len(set(pids(events, name))) for name in ("a", "b")] == [1, 3]
+    for name in ("a", "b"):
+        assert_same(weights(run.folder, 6, name), weights(undisturbed, 6, name))
+    assert Note("failure.spares: on Ray 1 more workers wait to take over (1 of CPU 1)") in events
+    assert events.count(Note("b: its worker of Ray died; a spare takes over")) == 2
+    record = read_record(run.folder)
+    assert record["state"] == "finished"
+    assert [spare["student"] for spare in record["spares"]] == ["b", "b"]
     assert_nothing_left(events)
 
 

@@ -216,6 +216,8 @@ def test_idle_gpus_are_warned_about() -> None:
     assert remarks(mixed, assign_devices(mixed, 1), 1) == [], "the one GPU is taken"
     assert len(remarks(mixed, assign_devices(mixed, 2), 2)) == 1
     assert on_ray(mixed, Host("x", 8, 1)) == []
+    failure = mixed.failure.model_copy(update={"spares": 1})
+    assert on_ray(mixed.model_copy(update={"failure": failure}), Host("x", 8, 2)) == [], "a spare takes it"
     for beside in ([], [(1, 1)]):
         automatic = cohort(*[("auto", 1)] * 3, *beside)
         (line,) = texts(on_ray(automatic, Host("x", 2, 4), Host("y", 8)), Warned)

@@ -15,7 +15,11 @@ from kdcl_dist.launch.preflight.placement import (
     kinds_of,
     lacks,
     needs_of,
+    reserved,
+    spares_in_words,
 )
+
+MANY = "failure.max_failures=8"
 
 
 def test_a_cohort_that_fits() -> None:
@@ -102,3 +106,37 @@ def test_needs_in_the_words_of_ray(make_recipe: MakeRecipe) -> None:
     assert [need.resources for need in needs] == [{"CPU": 1, "GPU": 0.5}] * 2 + [{"CPU": 1}]
     assert [need.label_selector for need in needs] == [{}, {}, {ACCELERATOR: "T4"}]
     assert needs_of(make_recipe())[0].resources == {"CPU": 1}, "no student needs a GPU"
+
+
+def test_spares_reserve_what_the_different_students_do(make_recipe: MakeRecipe) -> None:
+    recipe = make_recipe("students.a.replicas=2", "students.b.accelerator=T4", "failure.spares=2", MANY)
+    spares = [Need("", 1, is_spare=True)] * 2 + [Need("", 1, 0, "T4", is_spare=True)] * 2
+    assert reserved(recipe) == [*needs_of(recipe), *spares]
+    assert spares_in_words(reserved(recipe)) == (
+        "failure.spares: on Ray 4 more workers wait to take over (2 of CPU 1; 2 of CPU 1 on a host with T4)"
+    )
+    assert kinds_of(reserved(recipe)) == [[0, 1, 2, 3, 4, 5, 6]]
+    assert spares_in_words(needs_of(recipe)) == ""
+    assert reserved(make_recipe()) == needs_of(make_recipe())
+
+
+def test_what_lacks_room_is_the_spare(make_recipe: MakeRecipe) -> None:
+    """The students choose their hosts first, whatever the spares ask for."""
+    recipe = make_recipe("students.b.accelerator=T4", "students.b.resources.cpu=2", "failure.spares=1", MANY)
+    hosts = [Host("x", 5, 0, {ACCELERATOR: "T4"})]
+    (line,) = placement(reserved(recipe), hosts).failures
+    assert line == (
+        "failure.spares: no capacity left for a spare of CPU 1 beside the 3 others "
+        "(x: CPU 5, T4); add a host, or lower failure.spares"
+    )
+    check = placement(reserved(recipe), [Host("x", 6, 0, {ACCELERATOR: "T4"})])
+    assert not check.failures
+    assert check.figure.startswith("2 workers and 2 spares, 1 hosts")
+
+
+def test_spares_take_their_shares_of_a_gpu_too(make_recipe: MakeRecipe) -> None:
+    automatic = ("students.a.resources.gpu=auto", "students.b.resources.gpu=auto", MANY)
+    hosts = [Host("x", 4, 1)]
+    assert [need.gpu for need in needs_of(make_recipe(*automatic), hosts)] == [0.5, 0.5]
+    shared = reserved(make_recipe(*automatic, "failure.spares=1"), hosts)
+    assert [need.gpu for need in shared] == [0.3333] * 3

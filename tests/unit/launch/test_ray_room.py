@@ -78,6 +78,14 @@ def test_a_rehearsal_takes_what_its_student_does(recipe: Recipe) -> None:
         (["students.a.resources.gpu=0.9", "students.b.resources.gpu=0.1"], 2),
         (["students.a.resources.gpu=1", "students.b.resources.gpu=1"], 1),
         (["students.a.resources.cpu=9"], 1),
+        (
+            [
+                "failure={max_failures: 1, spares: 1}",
+                "students.a.resources.gpu=0",
+                "students.b.resources.gpu=0",
+            ],
+            2,
+        ),
     ],
 )
 def test_as_many_runs_at_once_as_there_is_room_for(

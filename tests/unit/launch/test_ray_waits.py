@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 from cohorts import MakeRecipe
 from ray.exceptions import GetTimeoutError, RayActorError
-from ray.train import WorkerGroupError
+from ray.train import ControllerError, WorkerGroupError
 
 from kdcl_dist.errors import CoordinatorLost, KdclError, StartupTimeout, StudentFailed, from_dict
 from kdcl_dist.launch.messages import CohortAsked
@@ -24,6 +24,7 @@ from kdcl_dist.launch.ray import coordinator, worker
 from kdcl_dist.launch.ray import head as head_module
 from kdcl_dist.launch.ray import trainers as trainers_module
 from kdcl_dist.launch.ray.coordinator import EventCursor, Progress, Whereabouts
+from kdcl_dist.launch.ray.spares import Assigned, Places
 from kdcl_dist.membership.endpoint import Endpoint
 from kdcl_dist.run.events import Event, Note, Warned
 from kdcl_dist.run.record import update_record
@@ -31,6 +32,7 @@ from kdcl_dist.run.run import Run
 
 MakeRun = Callable[..., Run]
 DIED = "the controller of Ray Train died"
+SEVERAL = "several workers of Ray died at once, and its controller ended"
 
 
 class Trainers:
@@ -90,16 +92,26 @@ def dies(kind: int) -> None:
     raise RayActorError
 
 
-def test_a_controller_that_dies_is_made_again(trainers: Trainers) -> None:
-    trainers.turns = [dies, dies, lambda kind: None]
+def fails_over_a_second_death(kind: int) -> None:
+    raise ControllerError(RayActorError())
+
+
+@pytest.mark.parametrize(("end", "why"), [(dies, DIED), (fails_over_a_second_death, SEVERAL)])
+def test_a_controller_that_death_ends_is_made_again(
+    end: Callable[[int], None], why: str, trainers: Trainers
+) -> None:
+    trainers.turns = [end, end, lambda kind: None]
     assert trainers.train()
     notes = [event.text for event in trainers.events if isinstance(event, Note)]
-    assert notes == [f"{DIED}; another starts the workers again"] * 2
+    assert notes == [f"{why}; another starts the workers again"] * 2
 
 
-def test_a_controller_that_dies_too_often_ends_the_run_in_one_line(trainers: Trainers) -> None:
-    trainers.turns = [dies, dies, dies]
-    with pytest.raises(KdclError, match=rf"{DIED}; out of memory, or killed by hand\? --resume goes on"):
+@pytest.mark.parametrize(("end", "why"), [(dies, DIED), (fails_over_a_second_death, SEVERAL)])
+def test_a_controller_that_death_ends_too_often_ends_the_run_in_one_line(
+    end: Callable[[int], None], why: str, trainers: Trainers
+) -> None:
+    trainers.turns = [end, end, end]
+    with pytest.raises(KdclError, match=rf"{why}; out of memory, or killed by hand\? --resume goes on"):
         trainers.train()
     assert not trainers.turns
 
@@ -310,34 +322,37 @@ def actor_of(run: Run) -> Any:
     """The coordinator's actor before its workers are there, as an object of this process."""
     kind = coordinator.CoordinatorActor.__ray_metadata__.modified_class  # type: ignore[attr-defined]
     actor = kind.__new__(kind)
-    actor.run, actor.assignment, actor.outcome = run, {}, None
+    actor.run, actor.places, actor.outcome = run, Places(run.recipe), None
     actor.some_are_here, actor.begun, actor.over = (threading.Event() for _ in range(3))
     return actor
 
 
 def test_the_coordination_begins_with_the_last_kind(two_kinds: Trainers) -> None:
     actor = actor_of(two_kinds.run)
-    actor.begin(1, [1])
+    actor.begin(1, [1], True)
     assert actor.progress() == Progress(frozenset({1}), has_begun=False, is_over=False)
-    actor.begin(1, [1])  # a worker was replaced
+    actor.begin(1, [1], False)  # a worker was replaced
     assert not actor.begun.is_set()
-    actor.begin(0, [0])
+    actor.begin(0, [0], True)
     assert actor.progress().has_begun
-    assert (actor.index_of(0, 0), actor.index_of(1, 0)) == (0, 1)
+    found = [actor.student_of((kind, 0), f"actor {kind}", None) for kind in range(2)]
+    assert found == [Assigned(0, is_over=False), Assigned(1, is_over=False)]
 
 
 def test_the_wait_for_the_rest_of_the_cohort_has_a_limit(
-    two_kinds: Trainers, make_recipe: MakeRecipe
+    two_kinds: Trainers, make_recipe: MakeRecipe, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(coordinator, "FIND_S", 0.01)
     short = make_recipe("students.a.resources.cpu=2", "limits.startup_s=0.1")
     actor = actor_of(replace(two_kinds.run, recipe=short))
     thread = threading.Thread(target=actor._coordinate, daemon=True)
     thread.start()
     assert not actor.is_over(0.3)
     assert not actor.progress().is_over, "without a limit for the first kind"
-    actor.begin(0, [0])
-    assert actor.index_of(0, 0) is None
+    actor.begin(0, [0], True)
+    assert actor.student_of((0, 0), "actor", None).index is None
     assert actor.is_over(60)
+    assert actor.student_of((0, 0), "actor", None) == Assigned(None, is_over=True)
     thread.join(60)
     assert actor.progress() == Progress(frozenset({0}), has_begun=False, is_over=True)
     error = from_dict(actor.await_outcome())

@@ -55,6 +55,12 @@ mlp             1         64     10.0  68.8%
 """
 
 
+def test_the_spares_of_a_run_are_told() -> None:
+    result = plan(*GIVEN, "--set", "failure.spares=2", "--set", "students.large.resources.cpu=4")
+    more = "failure.spares: on Ray 4 more workers wait to take over (2 of CPU 4; 2 of CPU 1)"
+    assert more in result.output.splitlines()
+
+
 def test_a_file_of_logits_needs_no_worker() -> None:
     result = plan("--set", "students.mlp={name: mlp, logits: t.arrow}", *GIVEN, "--workers", "2")
     assert result.exit_code == 0, result.output

@@ -164,6 +164,7 @@ def test_hostile_names_are_text(tmp_path: Path) -> None:
         "cause": cause,
         "failures": {"run": attack, "causes": [cause]},
         "absences": [{"student": attack, "since": 1, "until": 2, "state_of": 1}],
+        "spares": [{"student": attack, "at": attack, "host": attack}],
         "placement": {attack: {"host": attack, "pid": 1, "device": attack, "parameters": 1}},
         "versions": {attack: attack},
     }
@@ -173,7 +174,7 @@ def test_hostile_names_are_text(tmp_path: Path) -> None:
         assert html.count("<script>") == 1
         assert "<img" not in html
         assert "<b>" not in html
-        assert unescape(html).count(attack) >= 11
+        assert unescape(html).count(attack) >= 14
         Page(html)
 
 
@@ -367,6 +368,7 @@ def test_a_damaged_record_is_shown_or_refused(tmp_path: Path) -> None:
         cause=cause,
         failures={"run": "r", "causes": [cause]},
         absences=[{"student": "big", "since": 1, "until": 2, "state_of": 1}],
+        spares=[{"student": "big", "at": "2026-11-30T10:00:00+00:00", "host": "10.0.0.1"}],
         results={"big": scores},
         classes=4,
         data={"train": "0" * 64},

@@ -46,6 +46,7 @@ RECORD: dict[str, Any] = {
     "failures": {"run": "r-1", "causes": [CAUSE]},
     "generation": {"run": "r-1", "number": 2},
     "absences": [{"student": "a", "since": 1, "until": None, "state_of": None}],
+    "spares": [{"student": "a", "at": "2026-11-30T10:00:00+00:00", "host": "10.0.0.1"}],
     "results": {"a": SCORES, "ensemble": SCORES},
     "versions": {"torch": "2.6"},
     "data": {"train": "0" * 64},
