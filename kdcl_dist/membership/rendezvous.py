@@ -31,9 +31,8 @@ REQUESTS, GENERATION, COMPLETED, FAILED = "requests", "generation", "completed",
 class WorkerInfo:
     """What one student's worker reports to the cohort before its first step.
 
-    `peak_memory` is that of its rehearsal, in bytes; see `kdcl_dist.student.dry_run`. `cores` counts those
-    of its host on which it may run. `class_names` are those of the data, where files of logits need them.
-    `took_over` is when its worker of Ray took over for a dead one as a spare, in UTC; empty for others.
+    `peak_memory` is that of its rehearsal, in bytes. `cores` counts those of its host that it may use;
+    `class_names` are of the data, where files of logits need them. `took_over`: when its spare worker did, UTC.
     """
 
     name: str

@@ -29,7 +29,7 @@ from kdcl_dist.run.run import Run
 
 __all__ = ["EventCursor", "Progress", "Whereabouts", "start_coordinator"]
 
-#: Calls that the actor answers at once besides those of spares, and of the members that the run has at its start.
+#: Calls that the actor answers at once besides those of spares, and of members at the run's start.
 CALLS = 64
 #: Seconds for which one call waits for a coordinator that starts; shorter than its caller's patience.
 FIND_S = 5.0
