@@ -32,7 +32,7 @@ class WorkerInfo:
     """What one student's worker reports to the cohort before its first step.
 
     `peak_memory` is that of its rehearsal, in bytes. `cores` counts those of its host that it may use;
-    `class_names` are of the data, where files of logits need them. `took_over`: when its spare worker did, UTC.
+    `class_names` are of the data, if files of logits need them. `took_over`: when its spare worker did, UTC.
     """
 
     name: str
