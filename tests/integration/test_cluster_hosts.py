@@ -20,7 +20,7 @@ from datetime import datetime
 from pathlib import Path
 
 import pytest
-from cohorts import ROOT, assert_same, weights
+from cohorts import ROOT, SUPPORT, assert_same, weights
 from commands import run
 from hosts import Host, hosts, why_not
 
@@ -39,6 +39,9 @@ URL = "http://10.0.0.10:8265"
 SCRIPT = "cluster/on-premises/cluster.sh"
 #: Left out of what is uploaded; each has a file that would be too large to.
 NOT_UPLOADED = (".git", ".venv", "runs", "data")
+#: Variables of tests/conftest.py, and the folder from which all processes import what it is for.
+SPARING = ("RAY_prestart_worker_first_driver", "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER")
+INJECT = str(SUPPORT / "inject")
 
 
 def documented(beginning: str) -> str:
@@ -88,6 +91,8 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
     path = f"{tools}:{Path(sys.executable).parent}:/usr/local/bin:/usr/bin:/bin:/usr/sbin:/sbin"
     environment = {"PATH": path, "LANG": "C.UTF-8", "TERM": "dumb"}
     environment["NUMBA_CACHE_DIR"] = os.environ["NUMBA_CACHE_DIR"]  # no host compiles what this one has
+    # Of Ray's processes as few as in the other tests, with as few imports.
+    environment |= {name: os.environ[name] for name in SPARING} | {"PYTHONPATH": INJECT}
     with hosts(folder, ADDRESSES, environment) as made:
         _imitate_ssh(tools, made)
         for host in made.values():  # what `cluster.sh install` leaves
@@ -112,7 +117,7 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
 def _laptop(project: Path) -> dict[str, str]:
     """What the laptop's shell has: the checkout installed, and what is documented to be exported."""
     name, _, value = documented("export RAY_AUTH_MODE").removeprefix("export ").partition("=")
-    return {name: value, "PYTHONPATH": str(project)}
+    return {name: value, "PYTHONPATH": f"{project}{os.pathsep}{INJECT}"}
 
 
 def _imitate_ssh(tools: Path, made: dict[str, Host]) -> None:

@@ -145,7 +145,7 @@ def test_an_assistant_is_replaced_and_nothing_is_lost(
 ) -> None:
     """With `continue` the students keep their state, and begin the step anew that nobody has learned from."""
     inject(ASSISTANT, phase, 4, how)
-    limit = ["limits.step_s=6", "limits.startup_s=20"] if how == "stop" else []  # as in test_hangs.py
+    limit = ["limits.step_s=12", "limits.startup_s=20"] if how == "stop" else []  # as in test_hangs.py
     run = make_run(make_recipe(*OVERRIDES, "coordinators=3", f"failure.policy={policy}", *limit))
     events = train(run)
     for name in ("a", "b"):

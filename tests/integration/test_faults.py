@@ -145,7 +145,7 @@ def test_a_hanging_student_is_found_within_the_limit(
     make_recipe: MakeRecipe, make_run: MakeRun, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(local, "GRACE_S", 3.0)
-    run = make_run(make_recipe("students.b.model=nets:Hangs", "limits.step_s=5"))
+    run = make_run(make_recipe("students.b.model=nets:Hangs", "limits.step_s=12"))
     with pytest.raises(StudentLost, match=r"limits\.step_s") as caught:
         local.launch(run, lambda event: None, threading.Event())
     assert (caught.value.student, caught.value.step, caught.value.phase) == ("b", 3, "forward")

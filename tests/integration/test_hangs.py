@@ -15,8 +15,9 @@ from kdcl_dist.run.storage import Folder
 
 MakeRun = Callable[..., Run]
 OVERRIDES = ("failure.max_failures=3", "batch_size=20", "students.b.model=nets:Plain")
-#: Where a process hangs: what the others wait for it at a step, or before it joins.
-LIMITS = ("limits.step_s=6", "limits.startup_s=20")
+#: Where a process hangs: what the others wait for it at a step, longer than a machine stands still, or before
+#: it joins.
+LIMITS = ("limits.step_s=12", "limits.startup_s=20")
 
 
 @pytest.fixture(scope="module")

@@ -76,7 +76,7 @@ def watched(tmp_path_factory: pytest.TempPathFactory) -> Watched:
         patch.setenv("RAY_metrics_report_interval_ms", "1000")  # instead of ten seconds
         patch.setenv("KDCL_TEST_IMPORTS", str(notes))
         patch.setenv("PYTHONPATH", str(NOTES), prepend=os.pathsep)
-        own_ray(2, num_gpus=1)
+        own_ray(2, num_gpus=1, metrics=True)
     scraper = Scraper(ray.nodes()[0]["MetricsExportPort"])
     scraper.start()
     collecting = threading.Thread(target=collect_titles)

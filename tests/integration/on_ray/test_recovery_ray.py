@@ -157,25 +157,33 @@ def controller() -> int:
     raise AssertionError("there is none")
 
 
-def test_the_run_goes_on_when_the_controller_of_ray_train_dies(
+def test_the_run_goes_on_when_a_worker_of_ray_dies_and_then_the_controller_of_ray_train(
     inject: Inject, make_recipe: MakeRecipe, make_run: MakeRun, undisturbed: Folder, tmp_path: Path
 ) -> None:
-    killed = tmp_path / "killed"
-    inject("coordinator", "gather", 4, "hold", until=killed)
+    """Ray replaces the worker, and the other's process lives on; all workers end with the controller."""
+    worker, all_workers = tmp_path / "worker", tmp_path / "all workers"
+    inject("coordinator", "gather", 4, "hold", until=worker)
+    inject("coordinator", "gather", 5, "hold", until=all_workers)
     run, events = make_run(make_recipe(*OVERRIDES)), list[Event]()
 
     def on_event(event: Event) -> None:
         events.append(event)
-        if isinstance(event, CheckpointSaved) and event.step == 3:
+        if isinstance(event, CheckpointSaved) and event.step == 3 and not worker.exists():
+            os.kill(worker_of(pids(events, "b")[0]), signal.SIGKILL)
+            worker.touch()
+        if isinstance(event, Started) and len(pids(events, "b")) == 2:
+            assert len(set(pids(events, "b"))) == 2
+            assert len(set(pids(events, "a"))) == 1
             os.kill(controller(), signal.SIGKILL)
         if isinstance(event, Note) and "the controller of Ray Train died" in event.text:
-            assert_nothing_left(events)  # the workers end with it
-            killed.touch()
+            assert_nothing_left(events)
+            all_workers.touch()
 
     assert on_ray.launch(run, on_event, threading.Event())
     for name in ("a", "b"):
         assert_same(weights(run.folder, 6, name), weights(undisturbed, 6, name))
-    assert len(set(pids(events, "a"))) == 2
+    assert (len(set(pids(events, "a"))), len(set(pids(events, "b")))) == (2, 3)
+    assert read_record(run.folder)["state"] == "finished"
     assert_nothing_left(events)
 
 

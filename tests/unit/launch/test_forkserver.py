@@ -90,7 +90,10 @@ def test_a_temporary_folder_that_holds_no_socket_is_told_in_one_line(
 
 
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGSTOP, None])
-def test_the_life_of_a_process_does_not_hang_on_the_server(begin: Begin, number: int | None) -> None:
+def test_the_life_of_a_process_does_not_hang_on_the_server(
+    begin: Begin, number: int | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(processes, "GRACE_S", 120.0)
     process, pid = begin()
     if number is not None:
         os.kill(server(), number)
