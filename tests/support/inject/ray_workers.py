@@ -8,12 +8,12 @@ import sys
 from pathlib import Path
 
 
-def start() -> None:
-    """In place of that program do what it does to start a worker of Python: `RuntimeEnvContext.exec_worker`.
+def start():
+    """Do what that program does for a worker of Python, `RuntimeEnvContext.exec_worker`, without the import.
 
-    Other programs go on, and so does this one if the worker is to be a special one.
+    Another program goes on, and so does this one where the worker is a special one.
     """
-    python, *words = sys.orig_argv
+    words = sys.orig_argv[1:]
     if Path(words[0] if words else "").parts[-4:] != ("ray", "_private", "workers", "setup_worker.py"):
         return
     parser = argparse.ArgumentParser()
@@ -26,5 +26,5 @@ def start() -> None:
     if options.language != "PYTHON" or special:
         return
     os.environ |= variables
-    command = ["exec", context.get("py_executable") or python, *map(shlex.quote, worker)]
+    command = ["exec", context.get("py_executable") or sys.executable, *map(shlex.quote, worker)]
     os.execvp("bash", ["bash", "-c", " ".join([*(context.get("command_prefix") or []), *command])])
