@@ -32,17 +32,16 @@ def start_ray(start: Callable[[], T], *, metrics: bool = False) -> T:
     """
     # What frees the places of a dead controller asks the dashboard, and none of these clusters has one.
     data_parallel_trainer.PlacementGroupCleanerCallback = RayTrainCallback
-    with Path(os.environ.get("NUMBA_CACHE_DIR", tempfile.gettempdir()), "starts-of-ray").open("w") as lock:
+    path = Path(os.environ.get("NUMBA_CACHE_DIR", tempfile.gettempdir()), "starts-of-ray")
+    with path.open("w") as lock, _few_processes(metrics):
         fcntl.flock(lock, fcntl.LOCK_EX)
         for _ in range(TRIES - 1):
             try:
-                with _few_processes(metrics):
-                    return start()
+                return start()
             except Exception as error:
                 if "timed out during startup" not in str(error):
                     raise
-        with _few_processes(metrics):
-            return start()
+        return start()
 
 
 @contextmanager

@@ -163,7 +163,8 @@ def test_the_run_goes_on_when_a_worker_of_ray_dies_and_then_the_controller_of_ra
     """Ray replaces the worker, and the other's process lives on; all workers end with the controller."""
     worker, all_workers = tmp_path / "worker", tmp_path / "all workers"
     inject("coordinator", "gather", 4, "hold", until=worker)
-    inject("coordinator", "gather", 5, "hold", until=all_workers)
+    replaced = inject("b", "start", 0, "hold", until=worker, after=worker)
+    inject("coordinator", "gather", 5, "hold", until=all_workers, after=replaced)
     run, events = make_run(make_recipe(*OVERRIDES)), list[Event]()
 
     def on_event(event: Event) -> None:
