@@ -23,6 +23,7 @@ import pytest
 from cohorts import ROOT, SUPPORT, assert_same, weights
 from commands import run
 from hosts import Host, hosts, why_not
+from rays import TRIES
 
 from kdcl_dist.run.record import read_record
 from kdcl_dist.run.storage import Folder
@@ -239,10 +240,13 @@ def test_a_link_that_is_cut_and_a_host_that_dies(cluster: Cluster) -> None:
     cluster.await_step("disturbed", now + 1)
     assert "failures" not in read_record(cluster.run("disturbed"))
     everything = "for p in /proc/[0-9]*; do p=${p#/proc/}; [ $p -le 2 -o $p = $$ ] || kill -9 $p; done; true"
-    own.run(["bash", "-c", everything])  # but for what keeps the host up
     joins = f"ray start --address={ADDRESSES['head']}:6379 --node-ip-address={own.address}"
     label = f"--labels=ray.io/accelerator-type={'A100' if own.name == 'a' else 'T4'}"
-    code, written = own.run(["bash", "-c", f"RAY_AUTH_MODE=token {joins} {label} --disable-usage-stats"])
+    for _ in range(TRIES):  # Ray gives a node 30 s to start
+        own.run(["bash", "-c", everything])  # but for what keeps the host up
+        code, written = own.run(["bash", "-c", f"RAY_AUTH_MODE=token {joins} {label} --disable-usage-stats"])
+        if "timed out during startup" not in written:
+            break
     assert code == 0, written
     # While Ray finds out that the host has died:
     cluster.train_here(f"kdcl train {recipe} --name undisturbed --launcher local")
