@@ -20,7 +20,6 @@ from __future__ import annotations
 
 import contextlib
 import threading
-import time
 from collections.abc import Callable, Sequence
 from datetime import timedelta
 from typing import Any
@@ -32,12 +31,13 @@ from kdcl_dist.exchange.checksum import is_intact, write_checksum
 from kdcl_dist.exchange.gloo import find_links, form_gloo
 from kdcl_dist.exchange.layout import ExchangeLayout
 from kdcl_dist.exchange.message import HEADER, Flag, Identity, Message
+from kdcl_dist.exchange.transfers import Unfinished, await_each
 from kdcl_dist.membership import failure_detector
 from kdcl_dist.membership.monitor import Monitor
 from kdcl_dist.membership.tcp_store import RunStore, scoped
 from kdcl_dist.utils.listeners import Link, end_link
 
-__all__ = ["ANSWER", "MESSAGE", "PATIENCE_S", "Exchange", "await_each"]
+__all__ = ["ANSWER", "MESSAGE", "PATIENCE_S", "Exchange"]
 
 #: Seconds that forming the group may take at least, since many connections are made at once.
 FORM_S = 30.0
@@ -297,7 +297,7 @@ class Exchange:
         """Close the connections after one broke; returns the first failure of the generation."""
         self.close()
         self.beside()
-        indices = cause.indices if isinstance(cause, _Unfinished) else ()
+        indices = cause.indices if isinstance(cause, Unfinished) else ()
         unfinished = [self.monitor.present[index] for index in indices]
         return failure_detector.diagnose(
             self.monitor, cause, limit_s=self.step_s, limit_name=self._limit, unfinished=unfinished
@@ -309,45 +309,3 @@ class Exchange:
         if found != expected:
             names = Identity._fields[: len(found)]
             raise ForeignMessage(f"the coordinator's answer has ({', '.join(names)}) {found}, not {expected}")
-
-
-class _Unfinished(RuntimeError):
-    """The limit ended before the transfers with some ranks of the group were done.
-
-    Args:
-        indices: these ranks.
-        message: of the first transfer's exception.
-    """
-
-    def __init__(self, indices: Sequence[int], message: str) -> None:
-        super().__init__(message)
-        self.indices = indices
-
-
-def await_each(
-    works: Sequence[Any],
-    limit: timedelta,
-    done: Callable[[int], object] | None = None,
-    *,
-    first: int = 0,
-) -> None:
-    """Wait for the transfers with ranks `first`, `first` + 1, ..., and call `done` after each.
-
-    The limit is that of all.
-
-    When it ends, gloo closes the connections of the group. What was transferred by then is kept.
-    """
-    deadline, indices, message = time.monotonic() + limit.total_seconds(), list[int](), ""
-    for index, work in enumerate(works):
-        try:
-            work.wait(timedelta(seconds=max(0.001, deadline - time.monotonic())))
-        except RuntimeError as error:
-            if not indices and not failure_detector.timed_out(error):
-                raise
-            indices.append(first + index)
-            message = message or str(error)
-            continue
-        if done is not None:
-            done(index)
-    if indices:
-        raise _Unfinished(indices, message)

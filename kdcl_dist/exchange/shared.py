@@ -21,8 +21,9 @@ from torch import Tensor
 
 from kdcl_dist.config.recipe import Recipe
 from kdcl_dist.config.rounds import Kind, share_of
-from kdcl_dist.exchange.group import ANSWER, MESSAGE, PATIENCE_S, Exchange, await_each
+from kdcl_dist.exchange.group import ANSWER, MESSAGE, PATIENCE_S, Exchange
 from kdcl_dist.exchange.message import Flag, Message, MessageLayout
+from kdcl_dist.exchange.transfers import await_each
 from kdcl_dist.membership.monitor import Monitor
 from kdcl_dist.membership.tcp_store import RunStore
 
