@@ -239,7 +239,7 @@ def page(given: argparse.Namespace, found: list[Followed], wrong: int, result: s
         *conditions(f"fault_pairs FOLDER {settings}", limits),
         "",
         "The fourth column has the seconds from the first fault to the last new group before the next "
-        "checkpoint.",
+        "checkpoint, as the launching process noted them: none where it was stopped or dead meanwhile.",
         "",
         "| first fault | second fault | outcome | goes on, s | failures |",
         "| --- | --- | --- | ---: | ---: |",
