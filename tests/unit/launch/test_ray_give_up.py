@@ -24,6 +24,7 @@ def actor(make_run: Callable[..., Run], make_recipe: MakeRecipe) -> Any:
     kind = coordinator.CoordinatorActor.__ray_metadata__.modified_class  # type: ignore[attr-defined]
     actor, stop = kind.__new__(kind), threading.Event()
     actor.run, actor.placed, actor.lack, actor.pending_events = make_run(make_recipe()), set(), {}, []
+    actor.places = SimpleNamespace(end=lambda: None)
     actor.over, actor.metrics = threading.Event(), SimpleNamespace(handle=lambda event: None)
     actor._await_workers = lambda: None
     supervise = lambda: not stop.wait(60)  # noqa: E731
