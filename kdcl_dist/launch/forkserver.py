@@ -24,7 +24,7 @@ from typing import Any
 from kdcl_dist.errors import PreflightError, one_line
 from kdcl_dist.utils.process import state_of
 
-__all__ = ["FOR_COORDINATORS", "FOR_STUDENTS", "UNKNOWN_CODE", "ServerDied", "fork", "start_server"]
+__all__ = ["FOR_COORDINATORS", "FOR_STUDENTS", "LATER", "UNKNOWN_CODE", "ServerDied", "fork", "start_server"]
 
 #: What the server of students imports: torch's optimisers import torch._dynamo at their first use, for 2 s.
 FOR_STUDENTS = ["kdcl_dist.launch.entrypoints", "torch._dynamo"]
@@ -35,8 +35,11 @@ FOR_COORDINATORS = [
     "tensorboardX.event_file_writer",
     "tensorboardX.summary",
 ]
-#: What one server for all imports.
-MODULES = [*FOR_STUDENTS, *FOR_COORDINATORS[1:]]
+#: What one server for all imports; the rest of FOR_COORDINATORS once this signal tells it that a run trains.
+MODULES = [*FOR_STUDENTS, "kdcl_dist.launch.later_imports"]
+LATER = signal.SIGUSR1
+#: Seconds after which a run trains; its first coordinator imports for itself, beside the students.
+LATER_S = 10.0
 #: The exit code of a process whose server died before it could tell; no process can end with it.
 UNKNOWN_CODE = 256
 #: Characters of the longest folder of temporary files: Linux takes 107 for a socket's path.
@@ -120,11 +123,12 @@ class _Context(context.ForkServerContext):
     Process = _Process
 
 
-def start_server(modules: Sequence[str] | None = None) -> Any:
+def start_server(modules: Sequence[str] | None = None, *, for_run: bool = False) -> Any:
     """The multiprocessing context of the server; starts the server where none lives, without a wait.
 
     Args:
-        modules: the server imports these; None: what all processes of a run need.
+        modules: the server imports these; None: what the processes of a run on this machine need.
+        for_run: a run begins now: the server imports what another coordinator needs, once the run trains.
 
     Raises:
         PreflightError: no server can be started on this machine as it is.
@@ -138,7 +142,18 @@ def start_server(modules: Sequence[str] | None = None) -> Any:
             f"temporary files, TMPDIR={os.environ.get('TMPDIR', '')}, has to be one that can be written to, "
             f"with a path of {MAX_TMPDIR} characters at most"
         ) from error
+    if for_run and modules is None:
+        timer = threading.Timer(LATER_S, _let_import, [_server_pid()])
+        timer.daemon = True
+        timer.start()
     return _Context()
+
+
+def _let_import(pid: int | None) -> None:
+    """Tell a server, unless it has died, that it may import the rest."""
+    if pid is not None and pid == _server_pid():
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(pid, LATER)
 
 
 def _ensure_running() -> None:

@@ -113,7 +113,7 @@ class _Cohort:
         for remark in remarks(run.recipe, devices, gpus):
             on_event(remark)
         self.devices = dict(zip(run.recipe.members, devices, strict=False))  # assistants have none
-        self.context, self.limit_s = start_server(), run.recipe.limits.startup_s
+        self.context, self.limit_s = start_server(for_run=True), run.recipe.limits.startup_s
         self.endpoint: Endpoint | None = None
         self.coordinator_since = 0.0
         self.processes: list[Process] = []

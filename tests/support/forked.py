@@ -60,6 +60,11 @@ def tell_environment(link: Connection, name: str) -> None:
     link.send(os.environ.get(name))
 
 
+def has_imported(link: Connection, name: str) -> None:
+    """Send whether a module is imported."""
+    link.send(name in sys.modules)
+
+
 def coordinate(link: Connection, *_: object) -> None:
     """Open a store at the port of the process id; tell what is noticed and replied; end as asked."""
     end_with_parent()

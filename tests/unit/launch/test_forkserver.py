@@ -193,6 +193,29 @@ def test_a_server_leaves_other_sockets_of_its_process_alone(begin: Begin) -> Non
     assert (folder / "listener-x").exists()
 
 
+def test_once_a_run_trains_the_server_imports_what_another_coordinator_needs(
+    begin: Begin, started: list[Process], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def has_numba() -> bool:
+        process = start(start_server(), "a", "forked:has_imported", "numba", limit_s=LIMIT_S)
+        started.append(process)
+        assert process.link.poll(LIMIT_S)
+        return bool(process.link.recv())
+
+    monkeypatch.setattr(forkserver, "MODULES", ["kdcl_dist.launch.later_imports"])
+    process, pid = begin()
+    assert not has_numba()
+    os.kill(pid, forkserver.LATER)  # as a batch system may: it is not for those that are forked
+    monkeypatch.setattr(forkserver, "LATER_S", 0.0)
+    server = forkserver._server_pid()
+    start_server(for_run=True)
+    deadline = time.monotonic() + LIMIT_S
+    while not has_numba():
+        assert time.monotonic() < deadline
+    assert forkserver._server_pid() == server
+    assert process.handle.is_alive()
+
+
 LAUNCHER = """
 import sys, time
 from kdcl_dist.launch import forkserver

@@ -61,7 +61,7 @@ def test_a_coordinator_that_does_not_open_its_store_is_made_again_while_a_studen
             started[1][1].kill()
         return Process(name, child, child.link)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(local, "start_server", lambda: SimpleNamespace(Event=threading.Event))
+    monkeypatch.setattr(local, "start_server", lambda for_run: SimpleNamespace(Event=threading.Event))
     monkeypatch.setattr(local, "start", start)
     monkeypatch.setattr(local, "GRACE_S", 0.1)
     recipe = make_recipe("failure.max_failures=8", "limits.startup_s=2")
@@ -93,7 +93,7 @@ def cohort(
     events: list[Event],
 ) -> local._Cohort:
     """A cohort none of whose processes is started."""
-    monkeypatch.setattr(local, "start_server", lambda: None)
+    monkeypatch.setattr(local, "start_server", lambda for_run: None)
     return local._Cohort(make_run(make_recipe("epochs=4")), events.append, threading.Event())
 
 
