@@ -135,6 +135,7 @@ def faults(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
         patch.setenv("OMP_NUM_THREADS", "1")
         # Ray's workers give way to all other processes by default: beside busy ones they would hardly run.
         patch.setenv("RAY_worker_niceness", "0")
+        patch.setenv("KDCL_TEST_LIGHT_WORKERS", "1")
         # Those that it starts in advance serve nobody: most of a run's have an environment of their own.
         patch.setenv("RAY_prestart_worker_first_driver", "0")
         # Of hosts that are taken away only test_hosts_ray.py knows; who looks for such takes 1.5 s each time.

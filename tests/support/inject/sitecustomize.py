@@ -22,7 +22,6 @@ from collections import Counter
 from pathlib import Path
 
 import ray_workers
-import without_dynamo
 
 #: Seconds after which a held process gives up: more than any machine takes for what it waits for.
 HOLD_S = 140.0
@@ -202,8 +201,8 @@ def _install(path: Path) -> None:
     Monitor.__init__, Heartbeat.enter = named, entered
 
 
-ray_workers.start()
-without_dynamo.install()
+if "KDCL_TEST_LIGHT_WORKERS" in os.environ:  # not in benchmarks, which inject faults too
+    ray_workers.start()
 if "KDCL_TEST_FAULTS" in os.environ:
     _install(Path(os.environ["KDCL_TEST_FAULTS"]))
 if "KDCL_TEST_BROKEN" in os.environ:
