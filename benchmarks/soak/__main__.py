@@ -17,6 +17,7 @@ from __future__ import annotations
 import argparse
 import signal
 import sys
+import time
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -40,6 +41,8 @@ OVERRIDES = (
 QUIET_EPOCHS = 20
 #: Seconds without any event after which a run counts as hanging: no limit of the recipe is as long.
 HANGS_S = 600.0
+#: Seconds after which Ray's own agents have ended whose raylet was killed: they wait for a minute.
+RAY_ENDS_S = 90.0
 
 
 @dataclass(frozen=True)
@@ -82,7 +85,11 @@ def train_pair(given: argparse.Namespace, seed: int) -> Pair:
     for soak in (stormy, quiet):
         soak.train()
     events = stormy.events.read()
-    left = leftovers(stormy.folder, stormy.temporary, process_ids(events))
+    deadline = time.monotonic() + (RAY_ENDS_S if given.launcher == "ray" else 0.0)
+    while left := leftovers(stormy.folder, stormy.temporary, process_ids(events)):
+        if time.monotonic() > deadline:
+            break
+        time.sleep(1.0)
     for soak in (stormy, quiet):
         soak.tidy()
     return Pair(quiet, stormy, outcomes(faults, stormy.folder, events), left)
