@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 from kdcl_dist.membership.tcp_store import RunStore, c10d
-from kdcl_dist.utils.listeners import Link, address_of, links, listeners, refuse_newcomers
+from kdcl_dist.utils.listeners import Link, links, listeners, refuse_newcomers
 
 __all__ = ["find_links", "form_gloo"]
 
@@ -41,19 +41,17 @@ def form_gloo(store: RunStore, rank: int, size: int, *, host: str, limit: timede
         before = listeners()
         device = c10d.ProcessGroupGloo.create_device(hostname=host)
         opened = listeners() - before
-    addresses = [address for listener in opened if (address := address_of(listener)) is not None]
-    if len(addresses) == 1:  # else another thread has opened a socket meanwhile
-        store.set(_address_key(rank), json.dumps(addresses[0]))
+    if len(opened) == 1:  # else another thread has opened a socket meanwhile
+        store.set(_address_key(rank), json.dumps(next(iter(opened)).own))
     options = c10d.ProcessGroupGloo._Options()
     options._devices, options._timeout = [device], limit
     group = c10d.ProcessGroupGloo(store, rank, size, options)
     _prove(group, store, rank, size, limit)
-    for listener in opened:
-        refuse_newcomers(listener)
+    refuse_newcomers(opened)
     return group
 
 
-def find_links(store: RunStore, rank: int, size: int) -> list[Link]:
+def find_links(store: RunStore, rank: int, size: int) -> set[Link]:
     """The connections of a group that has formed: gloo takes 10 ms to close each, one after the other.
 
     None where they cannot be told from others: without /proc, or where members are threads of one process.
@@ -63,10 +61,10 @@ def find_links(store: RunStore, rank: int, size: int) -> list[Link]:
     """
     found = store.lookup([_address_key(peer) for peer in range(size)])
     addresses = [tuple(json.loads(each)) for each in found if each is not None]
-    here = {address_of(listener) for listener in listeners()}
+    here = {listener.own for listener in listeners()}
     if len(addresses) < size or len(here.intersection(addresses)) > 1:
-        return []
-    return [link for link in links() if link.own == addresses[rank] or link.other in addresses]
+        return set()
+    return {link for link in links() if link.own == addresses[rank] or link.other in addresses}
 
 
 def _address_key(rank: int) -> str:

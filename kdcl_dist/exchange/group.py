@@ -35,7 +35,7 @@ from kdcl_dist.exchange.transfers import Unfinished, await_each
 from kdcl_dist.membership import failure_detector
 from kdcl_dist.membership.monitor import Monitor
 from kdcl_dist.membership.tcp_store import RunStore, scoped
-from kdcl_dist.utils.listeners import Link, end_link
+from kdcl_dist.utils.listeners import Link, end_links
 
 __all__ = ["ANSWER", "MESSAGE", "PATIENCE_S", "Exchange"]
 
@@ -106,7 +106,7 @@ class Exchange:
         self._arrived: Callable[[int], object] | None = None
         self._limit = "limits.step_s"
         self._store = scoped(store, "gloo")  # torch may use it for as long as the group lives
-        self._links: list[Link] = []
+        self._links = set[Link]()
         self._group = self._guard(
             lambda: form_gloo(self._store, self.rank, self.size, host=host, limit=limit)
         )
@@ -185,11 +185,10 @@ class Exchange:
         Gloo closes its sockets when the last reference to the group is dropped, and not before (neither
         `shutdown` nor `abort` closes them). So no other object may hold the group.
         """
-        for link in self._links:  # gloo closes one after the other
-            end_link(link)
+        end_links(self._links)  # gloo closes one after the other
         # Transfers hold the group too.
         held = [self._group, self._posted, self._sent, self._sent_before, self._expected]
-        self._links, self._posted, self._sent, self._sent_before, self._expected = [], None, [], [], []
+        self._links, self._posted, self._sent, self._sent_before, self._expected = set(), None, [], [], []
         self._group = None
         threading.Thread(target=held.clear, name="closing-group").start()
 

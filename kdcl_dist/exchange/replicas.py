@@ -24,7 +24,7 @@ from kdcl_dist.exchange import sync_batchnorm
 from kdcl_dist.exchange.gloo import find_links, form_gloo
 from kdcl_dist.membership.store import Store
 from kdcl_dist.membership.tcp_store import RunStore, c10d
-from kdcl_dist.utils.listeners import end_link
+from kdcl_dist.utils.listeners import end_links
 from kdcl_dist.utils.network import interface_of
 
 __all__ = ["Replicas", "broke_off", "have_own_gpus", "summing_gradients"]
@@ -49,7 +49,7 @@ class Replicas:
     ) -> None:
         self._store = store  # torch may use it for as long as the group lives
         self.group: Any | None = _form(store, replica, count, host, device, timedelta(seconds=limit_s))
-        self._links = find_links(store, replica, count) if count > 1 else []
+        self._links = find_links(store, replica, count) if count > 1 else set()
         self.count, self.replica, self.device = count, replica, device
 
     @classmethod
@@ -108,9 +108,8 @@ class Replicas:
         The wrapped network holds the group until the next generation builds another. Between GPUs it has
         no connections of gloo; there NCCL's own limit ends the wait.
         """
-        for link in self._links:
-            end_link(link)
-        self._links, self.group = [], None
+        end_links(self._links)
+        self._links, self.group = set(), None
 
 
 def summing_gradients(wrapped: nn.Module) -> AbstractContextManager[None]:

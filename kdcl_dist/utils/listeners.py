@@ -1,4 +1,8 @@
-"""The TCP sockets of this process: those that listen, how one of them accepts no more, and connections."""
+"""The TCP sockets of this process: those that listen, how one of them accepts no more, and connections.
+
+A socket is known by its inode. Descriptors do not name it: the kernel gives that of a closed socket to the
+next, and other threads may hold copies for a moment, as the functions below do.
+"""
 
 from __future__ import annotations
 
@@ -7,11 +11,11 @@ import ctypes
 import os
 import socket
 import struct
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
-__all__ = ["Link", "Listener", "address_of", "end_link", "links", "listeners", "refuse_newcomers"]
+__all__ = ["Link", "Listener", "end_links", "links", "listeners", "refuse_newcomers"]
 
 #: Linux's option of a socket that filters its packets, which Python does not name.
 SO_ATTACH_FILTER = 26
@@ -20,16 +24,15 @@ DROP_ALL = struct.pack("HBBI", 0x06, 0, 0, 0)
 
 
 class Listener(NamedTuple):
-    """A socket on which this process listens; the kernel gives the descriptor of a closed one to the next."""
+    """A socket on which this process listens, and its address and port."""
 
-    fd: int
     inode: int
+    own: tuple[str, int]
 
 
 class Link(NamedTuple):
     """A connection of this process; `own` and `other` are the addresses and ports of its ends."""
 
-    fd: int
     inode: int
     own: tuple[str, int]
     other: tuple[str, int]
@@ -38,39 +41,46 @@ class Link(NamedTuple):
 def listeners() -> set[Listener]:
     """The TCP sockets on which this process listens; none where there is no /proc."""
     return {
-        Listener(fd, os.fstat(found.fileno()).st_ino)
-        for fd, found in _tcp_sockets()
+        Listener(inode, found.getsockname()[:2])
+        for inode, found in _tcp_sockets()
         if found.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN)
     }
 
 
-def address_of(listener: Listener) -> tuple[str, int] | None:
-    """The address and port of a socket that listens; None once it is closed."""
-    with contextlib.suppress(OSError), _socket_of(listener.fd) as found:
-        host, port, *_ = found.getsockname()
-        return host, port
-    return None
-
-
-def links() -> list[Link]:
+def links() -> set[Link]:
     """The TCP connections of this process; none where there is no /proc."""
-    found = []
-    for fd, each in _tcp_sockets():
+    found = set()
+    for inode, each in _tcp_sockets():
         with contextlib.suppress(OSError):  # it is not connected
-            own, other = each.getsockname()[:2], each.getpeername()[:2]
-            found.append(Link(fd, os.fstat(each.fileno()).st_ino, own, other))
+            found.add(Link(inode, each.getsockname()[:2], each.getpeername()[:2]))
     return found
 
 
-def end_link(link: Link) -> None:
-    """End a connection at once, whose owner closes it later; another one that has its descriptor stays."""
-    with contextlib.suppress(OSError), _socket_of(link.fd) as found:
-        if os.fstat(found.fileno()).st_ino == link.inode:
-            found.shutdown(socket.SHUT_RDWR)
+def end_links(ended: Collection[Link]) -> None:
+    """End connections at once, whose owner closes them later; what is closed by now is passed over."""
+    inodes = {link.inode for link in ended}
+    for inode, found in _tcp_sockets():
+        if inode in inodes:
+            with contextlib.suppress(OSError):
+                found.shutdown(socket.SHUT_RDWR)
+
+
+def refuse_newcomers(refusing: Collection[Listener]) -> None:
+    """Let sockets, whose owner cannot close them, accept no further connection; those that they have stay.
+
+    A socket stays as it was where the kernel has no such filters.
+    """
+    inodes = {listener.inode for listener in refusing}
+    program = ctypes.create_string_buffer(DROP_ALL)
+    option = struct.pack("HP", 1, ctypes.addressof(program))
+    for inode, found in _tcp_sockets():
+        if inode in inodes:
+            with contextlib.suppress(OSError):
+                found.setsockopt(socket.SOL_SOCKET, SO_ATTACH_FILTER, option)
 
 
 def _tcp_sockets() -> Iterator[tuple[int, socket.socket]]:
-    """Each TCP socket of this process, by a descriptor of its own that closes with the next one."""
+    """The inode and a descriptor, which closes with the next one, of each TCP socket of this process."""
     try:
         numbers = [int(entry.name) for entry in Path("/proc/self/fd").iterdir()]
     except OSError:
@@ -78,17 +88,7 @@ def _tcp_sockets() -> Iterator[tuple[int, socket.socket]]:
     for fd in numbers:
         with contextlib.suppress(OSError), _socket_of(fd) as found:
             if found.family in (socket.AF_INET, socket.AF_INET6) and found.type == socket.SOCK_STREAM:
-                yield fd, found
-
-
-def refuse_newcomers(listener: Listener) -> None:
-    """Let a socket, whose owner cannot close it, accept no further connection; those that it has stay.
-
-    The socket stays as it was where the kernel has no such filters.
-    """
-    program = ctypes.create_string_buffer(DROP_ALL)
-    with contextlib.suppress(OSError), _socket_of(listener.fd) as found:
-        found.setsockopt(socket.SOL_SOCKET, SO_ATTACH_FILTER, struct.pack("HP", 1, ctypes.addressof(program)))
+                yield os.fstat(found.fileno()).st_ino, found
 
 
 def _socket_of(fd: int) -> socket.socket:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import multiprocessing
 import socket
+import threading
 from collections.abc import Sequence
 from datetime import timedelta
 from multiprocessing.connection import Connection
@@ -18,7 +19,7 @@ from kdcl_dist.errors import ExchangeBroke
 from kdcl_dist.exchange.gloo import find_links, form_gloo
 from kdcl_dist.membership.endpoint import Endpoint
 from kdcl_dist.membership.tcp_store import RunStore, connect_store, host_store, scoped
-from kdcl_dist.utils.listeners import end_link, listeners
+from kdcl_dist.utils.listeners import end_links, listeners
 
 HOST, LIMIT = "127.0.0.1", timedelta(seconds=60)
 
@@ -53,11 +54,10 @@ def test_members_form_a_group_that_takes_no_newcomers() -> None:
     opened = listeners() - before - served
     assert len(opened) == len(groups)
     for found in opened:
-        with socket.socket(fileno=found.fd) as listener, socket.socket() as newcomer:
+        with socket.socket() as newcomer:
             newcomer.settimeout(0.3)
             with pytest.raises(TimeoutError):
-                newcomer.connect(listener.getsockname())
-            listener.detach()  # gloo's
+                newcomer.connect(found.own)
     received = torch.zeros(2)
     for work in (groups[2].send([torch.ones(2)], 0, 1), groups[0].recv([received], 2, 1)):
         work.wait(LIMIT)
@@ -113,7 +113,7 @@ def test_the_connections_of_a_group_are_told_from_others_and_end_at_once() -> No
         (link,) = find_links(scoped(store, "group"), 0, 2)
         assert ours.poll(60)
         assert ours.recv() == "waits"
-        end_link(link)  # while this process keeps the group
+        end_links([link])  # while this process keeps the group
         assert ours.poll(30)
         assert ours.recv() == "has noticed"
         assert connect_store(endpoint, 10).check(["absent"]) is False
@@ -128,4 +128,29 @@ def test_where_members_are_threads_no_connection_is_taken_for_another_s() -> Non
     stores = [scoped(each, "group") for each in (store, connect_store(endpoint, 20))]
     groups = form(stores)
     assert len(groups) == 2
-    assert [find_links(each, rank, 2) for rank, each in enumerate(stores)] == [[], []]
+    assert [find_links(each, rank, 2) for rank, each in enumerate(stores)] == [set(), set()]
+
+
+def test_groups_form_while_another_thread_looks_at_the_sockets() -> None:
+    """It holds copies of their descriptors, and the kernel gives the number of a copy to the next socket."""
+    store, endpoint = host_store(HOST)
+    stores, done = [store, *(connect_store(endpoint, 20) for _ in range(2))], threading.Event()
+    looking = [threading.Thread(target=look, args=(done,)) for _ in range(2)]
+    for thread in looking:
+        thread.start()
+    try:
+        for number in range(25):
+            groups = form([scoped(each, str(number)) for each in stores])
+            received = torch.zeros(2)
+            for work in (groups[0].recv([received], 2, 1), groups[2].send([torch.ones(2)], 0, 1)):
+                work.wait(timedelta(seconds=10))
+            assert received.sum() == 2
+    finally:
+        done.set()
+        for thread in looking:
+            thread.join()
+
+
+def look(done: threading.Event) -> None:
+    while not done.is_set():
+        listeners()
