@@ -2,7 +2,8 @@
 
     python -m examples.fashion.analysis runs/fashion docs/results/fashion
 
-It reads the finished runs of a folder of `kdcl compare`, and writes
+It reads the finished runs of a folder of `kdcl compare`, and writes them into the files of the second folder,
+which keep the rows of all other runs: a table can be trained in several goes, on several machines.
 
 - results.csv: arm, seed, student, top1 (%), loss (nats) on the test images
 - noise.csv: arm, seed, student, deviation, top1 (%), loss, of the runs that have been tested under noise
@@ -16,7 +17,7 @@ from __future__ import annotations
 import csv
 import re
 import sys
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from pathlib import Path
 
 import pyarrow as pa
@@ -29,6 +30,8 @@ from kdcl_dist.run.record import read_record, scores_of
 from kdcl_dist.run.storage import Folder
 
 Row = tuple[object, ...]
+#: Arm and seed of a run.
+Key = tuple[str, int]
 RESULTS = ("arm", "seed", "student", "top1", "loss")
 NOISE = ("arm", "seed", "student", "deviation", "top1", "loss")
 MEANS = ("arm", "seed", "student", "name", "value")
@@ -89,12 +92,32 @@ def means_of(table: pa.Table) -> Iterator[Row]:
         yield (*(row[key] for key in keys), f"{row['value_mean']:.5f}")
 
 
-def write_csv(path: Path, heads: Sequence[str], rows: Iterable[Row]) -> None:
-    """Write a table as CSV."""
+def _rows(path: Path) -> list[list[str]]:
+    if not path.exists():
+        return []
+    with path.open(newline="") as file:
+        return list(csv.reader(file))[1:]
+
+
+def write_csv(path: Path, heads: Sequence[str], rows: Iterable[Row], new: Collection[Key]) -> None:
+    """Write rows into a table of CSV, in place of those of some runs, which are ordered by arm and seed."""
+    others = [row for row in _rows(path) if (row[0], int(row[1])) not in new]
+    found: list[list[str]] = [*others, *([str(value) for value in row] for row in rows)]
     with path.open("w", newline="") as file:
         writer = csv.writer(file, lineterminator="\n")
         writer.writerow(heads)
-        writer.writerows(rows)
+        writer.writerows(sorted(found, key=lambda row: (row[0], int(row[1]))))
+
+
+def write_analysis(path: Path, table: pa.Table, new: Collection[Key]) -> None:
+    """Write rows into analysis.parquet, as `write_csv`."""
+    kept = pq.read_table(path) if path.exists() else table.slice(0, 0)
+    keys = zip(kept["arm"].to_pylist(), kept["seed"].to_pylist(), strict=True)
+    kept = kept.filter(pa.array([key not in new for key in keys], pa.bool_()))
+    plain = [each.set_column(0, "arm", each["arm"].cast(pa.string())) for each in (kept, table)]
+    merged = pa.concat_tables(plain).sort_by([("arm", "ascending"), ("seed", "ascending")])  # a stable sort
+    merged = merged.set_column(0, "arm", merged["arm"].combine_chunks().dictionary_encode())
+    pq.write_table(merged, path, compression="zstd")
 
 
 def main(runs: Path, out: Path) -> None:
@@ -103,11 +126,12 @@ def main(runs: Path, out: Path) -> None:
     if not found:
         raise RunFolderError(f"{runs}: no finished run of a table is there")
     out.mkdir(parents=True, exist_ok=True)
-    write_csv(out / "results.csv", RESULTS, (row for run in found for row in results_of(*run)))
-    write_csv(out / "noise.csv", NOISE, (row for run in found for row in noise_of(*run)))
-    analysis = pa.concat_tables(analysis_of(*run) for run in found).unify_dictionaries()
-    pq.write_table(analysis, out / "analysis.parquet", compression="zstd")
-    write_csv(out / "analysis.csv", MEANS, means_of(analysis))
+    new = {(arm, seed) for arm, seed, _ in found}
+    write_csv(out / "results.csv", RESULTS, (row for run in found for row in results_of(*run)), new)
+    write_csv(out / "noise.csv", NOISE, (row for run in found for row in noise_of(*run)), new)
+    analysis = pa.concat_tables(analysis_of(*run) for run in found)
+    write_analysis(out / "analysis.parquet", analysis, new)
+    write_csv(out / "analysis.csv", MEANS, means_of(analysis), new)
     print(f"{len(found)} finished runs: {out}")
 
 

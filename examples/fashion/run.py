@@ -1,16 +1,21 @@
-"""Train all tables of this folder one after another, the most valuable first, on one core.
+"""Train all tables of this folder one after another, the most valuable first.
 
-    nice -n 19 python -m examples.fashion.run runs
+    OMP_NUM_THREADS=1 nice -n 19 python -m examples.fashion.run runs
+    OMP_NUM_THREADS=1 python -m examples.fashion.run runs --at-once 2 --recorded docs/results/fashion
 
 It is `kdcl compare` of each table, but with the first five seeds of all tables (H has no others) before the
 other seeds of A and B. Started again it goes on: finished runs are skipped, stopped ones resume, failed ones
-are repeated. Ctrl-C and SIGTERM stop it after a checkpoint.
+are repeated. Ctrl-C and SIGTERM stop it after a checkpoint. With `--recorded` it also goes on where the runs
+of another machine ended, whose results are in that folder; table F needs networks, and trains those that are
+not in `runs` again.
 """
 
 from __future__ import annotations
 
-import sys
+import argparse
+import csv
 import time
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from threading import Event
 
@@ -30,6 +35,12 @@ NOISY = ("none", "dml", "mean", "naive", "linear", "min_logit", "general")
 DEVIATIONS = (0.05, 0.1, 0.15)
 
 
+def recorded_runs(folder: Path) -> set[str]:
+    """The names, such as dml-seed0, of the runs whose results are in results.csv of a folder."""
+    with (folder / "results.csv").open(newline="") as file:
+        return {f"{row['arm']}-seed{row['seed']}" for row in csv.DictReader(file)}
+
+
 def say(text: str) -> None:
     """Print a line with the time."""
     print(f"{time.strftime('%d %b %H:%M:%S')}  {text}", flush=True)
@@ -41,10 +52,8 @@ def table_of(name: str, seeds: int) -> Table:
     return table.model_copy(update={"seeds": table.seeds[:seeds]})
 
 
-def train(name: str, seeds: int, storage: Path, stop: Event) -> None:
-    """Train the runs of a table."""
-    table = table_of(name, seeds)
-    jobs = jobs_of(table, HERE)
+def train(name: str, jobs: Sequence[Job], folder: Path, at_once: int, stop: Event) -> None:
+    """Train runs of a table."""
     began, done = time.monotonic(), 0
 
     def tell(outcome: Outcome) -> None:
@@ -56,9 +65,9 @@ def train(name: str, seeds: int, storage: Path, stop: Event) -> None:
 
     run_jobs(
         jobs,
-        str(storage / table.name),
+        str(folder),
         launcher="local",
-        max_concurrent_runs=1,
+        max_concurrent_runs=at_once,
         stop=stop,
         on_event=lambda job, event: None,
         on_outcome=tell,
@@ -83,19 +92,36 @@ def test_under_noise(job: Job, folder: Path) -> None:
     say(f"f: {job.name} under noise")
 
 
-def main(storage: Path) -> None:
-    """Go through all stages."""
+def main(storage: Path, stages: Sequence[tuple[str, int]], recorded: Collection[str], at_once: int) -> None:
+    """Go through stages, without the runs that are recorded elsewhere."""
     with stop_on_signals(say) as stop:
-        for name, seeds in STAGES:
+        for name, seeds in stages:
+            table = table_of("a" if name == "f" else name, seeds)
+            jobs, folder = jobs_of(table, HERE), storage / table.name
             if name != "f":
-                train(name, seeds, storage, stop)
+                train(name, [job for job in jobs if job.name not in recorded], folder, at_once, stop)
                 continue
-            table = table_of("a", seeds)
-            for job in jobs_of(table, HERE):
-                if job.arm in NOISY and not stop.is_set():
-                    test_under_noise(job, storage / table.name)
+            noisy = [job for job in jobs if job.arm in NOISY]
+            train(name, noisy, folder, at_once, stop)
+            for job in noisy:
+                if not stop.is_set():
+                    test_under_noise(job, folder)
     say("stopped" if stop.is_set() else "all tables are done")
 
 
+def command() -> None:
+    """Read the arguments."""
+    parser = argparse.ArgumentParser(prog="python -m examples.fashion.run")
+    parser.add_argument("runs", type=Path, help="folder of the runs")
+    parser.add_argument("--tables", nargs="+", choices=dict(STAGES), help="these only, such as a g50")
+    parser.add_argument("--recorded", type=Path, help="folder with results that are not made again")
+    parser.add_argument("--at-once", type=int, default=1, help="runs that train at the same time")
+    given = parser.parse_args()
+    stages = [stage for stage in STAGES if given.tables is None or stage[0] in given.tables]
+    main(
+        given.runs, stages, set() if given.recorded is None else recorded_runs(given.recorded), given.at_once
+    )
+
+
 if __name__ == "__main__":
-    main(Path(sys.argv[1]))
+    command()

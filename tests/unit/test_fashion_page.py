@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import math
 import re
+import shutil
 from pathlib import Path
 
 import pyarrow.parquet as pq
@@ -12,10 +13,11 @@ import pytest
 from cohorts import ROOT
 
 from examples.fashion import again, analysis, findings, page, tables
+from examples.fashion import run as fashion_run
 from examples.fashion.intervals_chart import interval_chart
 from examples.fashion.predictors import predictor_table, predictors_told, rank_correlation
 from examples.fashion.results import METHODS, PARTNERS, SIZES, Results, direction, interval, marked, shown
-from kdcl_dist.compare.experiment import jobs_of, load_table
+from kdcl_dist.compare.experiment import Job, jobs_of, load_table
 from kdcl_dist.errors import RecipeError, RunFolderError
 from kdcl_dist.run.metrics import MetricsTable
 from kdcl_dist.run.record import new_record
@@ -240,6 +242,7 @@ def test_the_csv_files_have_the_finished_runs_and_their_means(
     assert [(row["epoch"], row["value"]) for row in by_epoch] == [(0, 0.5), (1, 1.5)]
     found = Results(tmp_path / "out")
     assert found.course("dml", "large", "error", [1, 2]) == [{1: 0.5}, {1: 1.5}]
+    assert fashion_run.recorded_runs(tmp_path / "out") == {"dml-seed1"}
     job = again.job_of("dml-seed1")
     assert again.differing(job, tmp_path / "runs", tmp_path / "out") == []
     record_run(tmp_path / "runs/dml-seed1", "finished", 0.7501)
@@ -256,6 +259,44 @@ def test_the_csv_files_have_the_finished_runs_and_their_means(
         assert told.count("\n") == 1
     with pytest.raises(RunFolderError, match="no finished run"):
         analysis.main(tmp_path, tmp_path / "out")
+
+
+def test_the_files_keep_the_rows_of_runs_that_another_machine_trained(tmp_path: Path) -> None:
+    record_run(tmp_path / "first/dml-seed10", "finished", 0.5)
+    record_run(tmp_path / "first/dml-seed2", "finished", 0.25)
+    record_run(tmp_path / "second/dml-seed2", "finished", 0.75)
+    record_run(tmp_path / "second/naive-seed0", "finished", 1.0)
+    (tmp_path / "first/dml-seed10/noise.csv").write_text(
+        "deviation,repeat,student,loss,top1,top5\n0.03,0,large,1.5,0.5,1\n"
+    )
+    for folder in ("first", "second"):
+        analysis.main(tmp_path / folder, tmp_path / "out")
+    for folder in ("first", "second"):
+        shutil.copytree(tmp_path / folder, tmp_path / "both", dirs_exist_ok=True)
+    analysis.main(tmp_path / "both", tmp_path / "at-once")
+    for path in (tmp_path / "at-once").iterdir():
+        assert path.read_bytes() == (tmp_path / "out" / path.name).read_bytes(), path.name
+    assert Results(tmp_path / "out").top1["dml", "large"] == {2: 75.0, 10: 50.0}
+
+
+def test_runs_that_are_recorded_train_again_for_their_networks_only(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    trained: list[list[str]] = []
+    tested: list[str] = []
+
+    def run_jobs(jobs: list[Job], *_: object, **more: object) -> None:
+        trained.append([job.name for job in jobs])
+
+    monkeypatch.setattr(fashion_run, "run_jobs", run_jobs)
+    monkeypatch.setattr(fashion_run, "test_under_noise", lambda job, folder: tested.append(job.name))
+    arms = [arm.name for arm in tables.planned("a").arms]
+    recorded = {f"{arm}-seed{seed}" for arm in arms for seed in range(10)} - {"dml-seed7"}
+    fashion_run.main(tmp_path, [("a", 10), ("f", 5)], recorded, at_once=1)
+    assert trained[0] == ["dml-seed7"]
+    assert len(trained) == 2
+    assert sorted(trained[1]) == sorted(tested)
+    assert sorted(tested) == sorted(f"{arm}-seed{seed}" for arm in fashion_run.NOISY for seed in range(5))
 
 
 def test_a_chart_has_a_point_for_each_interval_and_none_where_there_is_none() -> None:
