@@ -102,11 +102,12 @@ def _rows(path: Path) -> list[list[str]]:
 def write_csv(path: Path, heads: Sequence[str], rows: Iterable[Row], new: Collection[Key]) -> None:
     """Write rows into a table of CSV, in place of those of some runs, which are ordered by arm and seed."""
     others = [row for row in _rows(path) if (row[0], int(row[1])) not in new]
-    found: list[list[str]] = [*others, *([str(value) for value in row] for row in rows)]
+    found = [*others, *([str(value) for value in row] for row in rows)]
+    found.sort(key=lambda row: (row[0], int(row[1])))
     with path.open("w", newline="") as file:
         writer = csv.writer(file, lineterminator="\n")
         writer.writerow(heads)
-        writer.writerows(sorted(found, key=lambda row: (row[0], int(row[1]))))
+        writer.writerows(found)
 
 
 def write_analysis(path: Path, table: pa.Table, new: Collection[Key]) -> None:

@@ -219,7 +219,8 @@ class _CoordinatorRuntime:
         awaited = [*self.roster.awaited(), *assistants]
         joins = self.rendezvous.assemble(awaited, self.recipe.limits.startup_s)
         self.past.complete_last([join.lost for join in joins.values() if join.lost is not None])
-        assisting = {rank: joins.pop(rank) for rank in assistants}
+        helpers = {rank: joins.pop(rank) for rank in self.roster.assistants if rank in joins}
+        assisting = {rank: helpers[rank] for rank in assistants}
         workers = [join.info for join in joins.values()]
         agreement.check_agreement(workers, [join.info for join in assisting.values()])
         self.roster.expect(self._epoch(run, agreement.schedule_of(self.recipe, workers[0])))

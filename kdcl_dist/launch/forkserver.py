@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from kdcl_dist.errors import PreflightError, one_line
-from kdcl_dist.utils.process import state_of
+from kdcl_dist.utils.process import catches, state_of
 
 __all__ = ["FOR_COORDINATORS", "FOR_STUDENTS", "LATER", "UNKNOWN_CODE", "ServerDied", "fork", "start_server"]
 
@@ -143,17 +143,28 @@ def start_server(modules: Sequence[str] | None = None, *, for_run: bool = False)
             f"with a path of {MAX_TMPDIR} characters at most"
         ) from error
     if for_run and modules is None:
-        timer = threading.Timer(LATER_S, _let_import, [_server_pid()])
-        timer.daemon = True
-        timer.start()
+        _tell_later()
     return _Context()
 
 
-def _let_import(pid: int | None) -> None:
-    """Tell a server, unless it has died, that it may import the rest."""
-    if pid is not None and pid == _server_pid():
-        with contextlib.suppress(ProcessLookupError):
-            os.kill(pid, LATER)
+def _tell_later() -> None:
+    timer = threading.Timer(LATER_S, _let_import)
+    timer.daemon = True
+    timer.start()
+
+
+def _let_import() -> None:
+    """Tell the server that it may import the rest; later, if it has not come so far, or is none of ours.
+
+    The signal ends a process that does not expect it.
+    """
+    if (pid := _server_pid()) is None:
+        return
+    if not catches(pid, LATER):
+        _tell_later()
+        return
+    with contextlib.suppress(ProcessLookupError):
+        os.kill(pid, LATER)
 
 
 def _ensure_running() -> None:

@@ -107,8 +107,8 @@ def begin(run: Run, met: Collection[str]) -> None:
     Raises:
         StorageError: the storage refuses; the run goes on with the recipe before.
     """
+    update_record(run.folder, recipe_of=run.id)  # before the recipe, which is then begun
     write_recipe(run.folder, run.recipe)
-    update_record(run.folder, recipe_of=run.id)
     with suppress(StorageError):  # a file that stays is refused, since its request is met
         withdraw(run.folder, *met)
 

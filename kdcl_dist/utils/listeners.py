@@ -99,7 +99,11 @@ def _socket_of(fd: int) -> socket.socket:
     """
     own = os.dup(fd)
     try:
-        return socket.socket(fileno=own)
+        blocks = os.get_blocking(own)
+        found = socket.socket(fileno=own)
     except OSError:
         os.close(own)
         raise
+    # With socket.setdefaulttimeout, Python lets no call block, and both descriptors share that.
+    os.set_blocking(own, blocks)
+    return found

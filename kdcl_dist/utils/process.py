@@ -7,6 +7,7 @@ import ctypes
 import multiprocessing
 import multiprocessing.util
 import os
+import re
 import shutil
 import signal
 import threading
@@ -16,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 __all__ = [
+    "catches",
     "end_with_parent",
     "is_dead",
     "is_over",
@@ -46,6 +48,15 @@ def _stat(pid: int) -> list[str]:
         return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
     except OSError:
         return []
+
+
+def catches(pid: int, number: int) -> bool:
+    """Whether a process of this machine handles a signal; False where there is no /proc."""
+    try:
+        found = re.search(r"^SigCgt:\s*(\w+)", Path(f"/proc/{pid}/status").read_text(), re.MULTILINE)
+    except OSError:
+        return False
+    return found is not None and bool(int(found[1], 16) >> (number - 1) & 1)
 
 
 def is_over(pid: int) -> bool:

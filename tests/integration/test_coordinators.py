@@ -6,7 +6,8 @@ On Ray: on_ray/test_equals_on_ray.py.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+import threading
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,10 +17,19 @@ from equality import check, recipe_for
 from torch import Tensor
 
 from kdcl_dist.config.recipe_file import parse_recipe
-from kdcl_dist.errors import KdclError, LabelMismatch, MisalignedIds, ShapeMismatch, StudentLost
+from kdcl_dist.errors import (
+    KdclError,
+    LabelMismatch,
+    MisalignedIds,
+    ShapeMismatch,
+    StudentFailed,
+    StudentLost,
+)
 from kdcl_dist.exchange.message import Message
+from kdcl_dist.membership.heartbeat import Heartbeat
+from kdcl_dist.membership.rendezvous import Joins, Rendezvous
 from kdcl_dist.run.checkpoint import latest
-from kdcl_dist.run.events import Note, Started
+from kdcl_dist.run.events import Note, Started, Warned
 from kdcl_dist.run.metrics import read_metrics
 from kdcl_dist.run.prepare import prepare
 from kdcl_dist.run.process_log import log_of
@@ -200,3 +210,28 @@ def test_with_stop_the_students_save_what_they_learned(
     train(make_run(make_recipe(*OVERRIDES, "coordinators=3"), "r", resume=True))
     for name in ("a", "b"):
         assert_same(weights(run.folder, 6, name), weights(undisturbed.folder, 6, name))
+
+
+def test_with_stop_an_assistant_that_joins_before_the_students_is_none_of_them(
+    make_recipe: MakeRecipe, make_run: MakeRun, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    recipe = make_recipe(*OVERRIDES, "coordinators=2", "failure.policy=stop")
+    enter, assemble = Heartbeat.enter, Rendezvous.assemble
+
+    def entered(heartbeat: Heartbeat, phase: str, step: int | None = None) -> None:
+        enter(heartbeat, phase, step)
+        if (threading.current_thread().name, phase, heartbeat.step) == ("b", "forward", 4):
+            raise ArithmeticError("an injected fault")
+
+    def together(rendezvous: Rendezvous, awaited: Sequence[int], limit_s: float) -> Joins:
+        return assemble(rendezvous, sorted({*awaited, recipe.members.index(ASSISTANT)}), limit_s)
+
+    monkeypatch.setattr(Heartbeat, "enter", entered)
+    monkeypatch.setattr(Rendezvous, "assemble", together)
+    cohort = Cohort(make_run(recipe)).train()
+    assert {type(error) for error in cohort.errors.values()} == {StudentFailed}
+    assert not [event for event in cohort.events if isinstance(event, Warned)]
+    saved = latest(cohort.run.folder, print)
+    assert saved is not None
+    assert saved.step == 5
+    assert "a" in saved.parts

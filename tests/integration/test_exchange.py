@@ -135,8 +135,8 @@ def test_who_waits_longer_than_the_limit_says_so_though_all_live(together: Toget
     def work(exchange: Exchange) -> None:
         exchange.outgoing.reset(Kind.TRAIN, 0)
         exchange.gather()
-        if exchange.monitor.is_coordinator:
-            time.sleep(3)  # as long as a storage may take
+        if exchange.monitor.is_coordinator:  # as long as a storage may take
+            stay(lambda: exchange.monitor.client.has(exchange.monitor.own_key("broke/b")))
         exchange.broadcast(with_rows=False, limit_s=1 if exchange.monitor.rank == 1 else 20)
         exchange.gather()
         exchange.broadcast(with_rows=False)  # those that have their answer find out here

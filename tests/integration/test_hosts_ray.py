@@ -116,6 +116,7 @@ def test_a_cohort_that_waits_for_room_holds_none(recipe: Recipe, make_run: MakeR
     """A request to stop ends its wait, and its turn."""
     taken, stop = placement_group([{"GPU": 1}]), threading.Event()
     assert taken.wait(60)
+    await_free_gpus(1, 1)
     notes: list[str] = []
 
     def on_event(event: Event) -> None:

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import itertools
 import threading
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import reference
@@ -19,6 +21,7 @@ from kdcl_dist.config.recipe import Recipe
 from kdcl_dist.errors import ModelError, StudentLost
 from kdcl_dist.export.server import LogitsServer
 from kdcl_dist.launch import local
+from kdcl_dist.models.remote import client
 from kdcl_dist.run.run import Run
 
 CLASSES = [f"class {number}" for number in range(4)]
@@ -88,20 +91,27 @@ def test_its_process_is_replaced_as_any_other(
 
 
 def test_a_server_that_ends_ends_its_member(
-    server: LogitsServer, make_recipe: MakeRecipe, make_run: Callable[..., Run], tmp_path: Path
+    server: LogitsServer,
+    make_recipe: MakeRecipe,
+    make_run: Callable[..., Run],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    served, _ = cohorts(make_recipe, server.url, tmp_path, "limits={step_s: 4, startup_s: 200}")
+    served, _ = cohorts(make_recipe, server.url, tmp_path, "limits={step_s: 120, startup_s: 200}")
     steps = itertools.count()
 
     def count() -> bool:
-        if next(steps) == 3:
+        if next(steps) == 3:  # from here on the member's clock runs fast
+            ticks = itertools.count(time.monotonic(), 20.0)
+            fast = SimpleNamespace(monotonic=lambda: next(ticks), sleep=lambda seconds: None)
+            monkeypatch.setattr(client, "time", fast)
             server.answering.logits = lambda tensors: (_ for _ in ()).throw(ConnectionError())  # type: ignore[method-assign]
         return False
 
     cause = Cohort(make_run(served)).train(stop=count).errors["coordinator"]
     assert isinstance(cause, StudentLost)
     assert cause.student == "t"
-    assert f"endpoint {server.url} gives no answer within 2 s" in str(cause)
+    assert f"endpoint {server.url} gives no answer within 60 s" in str(cause)
 
 
 def test_a_server_with_other_classes(

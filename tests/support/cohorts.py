@@ -122,11 +122,11 @@ class Cohort:
             jobs[self.run.recipe.members[rank]] = lambda rank=rank: run_assistant(  # type: ignore[misc]
                 self.run, rank, lambda lost: endpoint, host="127.0.0.1"
             )
-        threads = [threading.Thread(target=self._work, args=item) for item in jobs.items()]
+        threads = [threading.Thread(target=self._work, args=item, name=item[0]) for item in jobs.items()]
         for thread in threads:
             thread.start()
         for thread in threads:
-            thread.join(120)
+            thread.join(1500)
             assert not thread.is_alive(), f"hangs; errors so far: {self.errors}"
         return self
 

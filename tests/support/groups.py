@@ -22,7 +22,7 @@ RUN = 2**63 + 5
 
 
 def run_group(
-    work: Callable[[Exchange], Any], step_s: float = 3.0, layout: ExchangeLayout | None = None
+    work: Callable[[Exchange], Any], step_s: float = 60.0, layout: ExchangeLayout | None = None
 ) -> list[Any]:
     """The results or errors of `work` on three students and the coordinator, by rank."""
     layout = layout or small_layout(all_to_all=False)

@@ -78,7 +78,7 @@ class Host:
         return process
 
     def run(
-        self, command: Sequence[str], folder: Path | None = None, limit_s: float = 180
+        self, command: Sequence[str], folder: Path | None = None, limit_s: float = 900
     ) -> tuple[int, str]:
         """Run a command there; its exit code and all that it wrote."""
         process = self.start(command, folder)

@@ -137,6 +137,8 @@ def test_mps_ends_with_its_block(monkeypatch: pytest.MonkeyPatch, tmp_path: Path
     with pytest.raises(MpsError, match="not installed"), Mps():
         pass
     install(monkeypatch, tmp_path, refuses=False)
+    for name in ("START_S", "END_S"):
+        monkeypatch.setattr(gpu_mps, name, 200.0)
     daemon = Mps()
     with daemon as environment:
         assert Path(environment["CUDA_MPS_PIPE_DIRECTORY"], "control").exists()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import functools
 import importlib
 import pickle
 import sys
@@ -45,14 +46,22 @@ LAYERS = [
 FILES = sorted((ROOT / "kdcl_dist").rglob("*.py"))
 
 
-def imports(path: Path) -> set[str]:
+@functools.cache
+def nodes(path: Path) -> list[ast.Import | ast.ImportFrom]:
+    """The imports of a file, at its top or in a function."""
+    tree = ast.parse(path.read_text())
+    return [node for node in ast.walk(tree) if isinstance(node, ast.Import | ast.ImportFrom)]
+
+
+@functools.cache
+def imports(path: Path) -> frozenset[str]:
     found: set[str] = set()
-    for node in ast.walk(ast.parse(path.read_text())):
+    for node in nodes(path):
         if isinstance(node, ast.Import):
             found |= {name.name for name in node.names}
         elif isinstance(node, ast.ImportFrom) and node.module:
             found |= {node.module} | {f"{node.module}.{name.name}" for name in node.names}
-    return found
+    return frozenset(found)
 
 
 def layer(module: str) -> str:
@@ -124,7 +133,7 @@ def test_what_is_exported_exists_and_is_sorted(path: Path) -> None:
 
 @pytest.mark.parametrize("path", FILES, ids=str)
 def test_names_of_other_modules_are_in_their_all(path: Path) -> None:
-    for node in ast.walk(ast.parse(path.read_text())):
+    for node in nodes(path):
         if not isinstance(node, ast.ImportFrom) or node.module not in MODULES:
             continue
         names = {alias.name for alias in node.names} - {"*", "__all__"}

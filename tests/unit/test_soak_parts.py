@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import math
+import os
+import time
 from pathlib import Path
 
 import pytest
@@ -80,9 +82,10 @@ def test_each_pair_has_an_epoch_and_follows_its_own_first_fault(policy: str) -> 
 
 def test_what_followed_a_pair_ends_with_the_checkpoint_after_it(tmp_path: Path) -> None:
     soak = Soak(tmp_path / "run", numbered([*at_once()][:2]), "local", [], 1.0)
+    began = time.time()
     for number in (0, 1, 2):
         soak.faults[number].marker(soak.folder).touch()
-    began = soak.faults[0].marker(soak.folder).stat().st_mtime
+        os.utime(soak.faults[number].marker(soak.folder), (began, began))
     write(
         soak.events.path,
         {"time": began - 1, "kind": "started", "step": 0},
@@ -107,11 +110,11 @@ def test_the_report_of_a_fault_names_its_process(tmp_path: Path) -> None:
     (tmp_path / "met").mkdir()
     fault = Fault(0, "a", "data", 14, "kill")
     fault.marker(tmp_path).touch()
-    time = fault.marker(tmp_path).stat().st_mtime
+    met_at = fault.marker(tmp_path).stat().st_mtime
     events = [
-        {"time": time + 1, "kind": "failure", "text": "student 'b': died"},
-        {"time": time + 2, "kind": "failure", "text": "student 'a': died"},
-        {"time": time + 3, "kind": "started", "step": 10},
+        {"time": met_at + 1, "kind": "failure", "text": "student 'b': died"},
+        {"time": met_at + 2, "kind": "failure", "text": "student 'a': died"},
+        {"time": met_at + 3, "kind": "started", "step": 10},
     ]
     (found,) = outcomes([fault], tmp_path, events)
     assert (found.found_s, found.on_s, found.lost) == (pytest.approx(2), pytest.approx(3), 4)

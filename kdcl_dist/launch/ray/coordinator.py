@@ -8,6 +8,7 @@ from __future__ import annotations
 import threading
 import uuid
 from collections import deque
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -177,11 +178,13 @@ class CoordinatorActor:
         if not isinstance(event, CohortAsked):
             self.metrics.handle(event)
 
-    def student_of(self, place: Place, worker: Any, accelerator: str | None) -> Assigned:
+    def student_of(
+        self, place: Place, worker: Any, accelerator: str | None, assignment: Sequence[int | None]
+    ) -> Assigned:
         """Whom a worker trains, once the workers of all kinds are there; waits for it for some seconds."""
         if not self.begun.wait(FIND_S):
             return Assigned(None, self.over.is_set())
-        self.places.report(place, worker, accelerator)
+        self.places.report(place, worker, accelerator, assignment)
         return self.places.student_of(place, FIND_S)
 
     def register_process(

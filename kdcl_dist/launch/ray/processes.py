@@ -57,9 +57,9 @@ class RayProcesses:
 
     def _end_left(self, before: _Registered) -> None:
         """End the process of a worker that has died: it cannot end itself while it is stopped."""
-        there = [known.worker for known in list(self.registered.values()) if known.node == before.node]
-        for worker in there[:1]:
-            worker.__ray_call__.remote(end_stopped, before.pid)
+        for known in list(self.registered.values()):  # all of that host, since some may have died with it
+            if known.node == before.node:
+                known.worker.__ray_call__.remote(end_stopped, before.pid)
 
     def is_gone(self, name: str, pid: int) -> bool:
         """Whether the process is known to be dead: its worker says so, or is dead itself.
@@ -92,7 +92,7 @@ class RayProcesses:
         try:
             ray.get(answer, timeout=KILL_S)
         except RayError:
-            ray.kill(known.worker)
+            ray.kill(known.worker, no_restart=False)  # one that Ray is about to start again shall come back
 
     def watch_draining(self, notice: Callable[[str], None]) -> None:
         """Poll the draining nodes for ever; in a thread, since Ray's answer may take any time.

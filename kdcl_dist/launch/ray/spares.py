@@ -104,9 +104,12 @@ class Places:
                     self._workers[kind, rank] = _Worker(index)
             self._changed.notify_all()
 
-    def report(self, place: Place, actor: Any, accelerator: str | None) -> None:
-        """A worker that trains nobody yet is there."""
+    def report(
+        self, place: Place, actor: Any, accelerator: str | None, assignment: Sequence[int | None]
+    ) -> None:
+        """A worker that trains nobody yet is there; it knows the assignment of its kind, as of `begin`."""
         with self._changed:
+            self.kinds.setdefault(place[0], list(assignment))  # `begin` may have told another actor
             worker = self._workers.setdefault(place, _Worker())
             worker.actor, worker.accelerator, worker.has_died = actor, accelerator, False
             self._hand_over(place[0])
@@ -221,13 +224,16 @@ def _is_of_a_dead_actor(answer: Any) -> bool:
     return False
 
 
-def await_student(actor: Any, place: Place, accelerator: str | None, limit_s: float) -> Assigned:
+def await_student(
+    actor: Any, place: Place, accelerator: str | None, assignment: Sequence[int | None], limit_s: float
+) -> Assigned:
     """Ask the coordinator's actor whom this worker trains; a spare waits for that to the run's end.
 
     Args:
         actor: the coordinator's.
         place: of this worker.
         accelerator: type of this host.
+        assignment: of this worker's kind, as of `Places.begin`.
         limit_s: seconds within which the actor answers.
 
     Raises:
@@ -236,7 +242,8 @@ def await_student(actor: Any, place: Place, accelerator: str | None, limit_s: fl
     own, deadline = ray.get_runtime_context().current_actor, time.monotonic() + limit_s
     while (left_s := deadline - time.monotonic()) > 0:
         try:
-            found: Assigned = ray.get(actor.student_of.remote(place, own, accelerator), timeout=left_s)
+            asked = actor.student_of.remote(place, own, accelerator, assignment)
+            found: Assigned = ray.get(asked, timeout=left_s)
         except (RayActorError, GetTimeoutError):  # Ray restarts it
             time.sleep(POLL_S)
             continue

@@ -41,6 +41,8 @@ __all__ = ["ANSWER_S", "CohortConfig", "Supervisor", "server_of_worker", "train"
 ANSWER_S = 10.0
 #: Seconds in which the coordinator learns of a failure and decides.
 DECIDE_S = 1.0
+#: The assignment of this worker's kind; the coordinator's actor may die before it is asked for it.
+_assigned: list[int | None] = []
 
 
 def train(config: dict[str, Any]) -> None:
@@ -59,11 +61,17 @@ def train(config: dict[str, Any]) -> None:
     place = config["kind"], ray.train.get_context().get_world_rank()
     if run.recipe.failure.spares:
         set_title(f"{run.name}/spare")
-    found = await_student(actor, place, _accelerator(), run.recipe.limits.startup_s + ANSWER_S)
+    limit_s = run.recipe.limits.startup_s + ANSWER_S
+    found = await_student(actor, place, _accelerator(), _assigned, limit_s)
     if found.index is not None and not found.is_over:
         set_title(f"{run.name}/{run.recipe.workers[found.index].name}")
         more = devices[found.index], found.took_over
         Supervisor(run, found.index, context, actor, "train", *more, place=place).supervise()
+
+
+def _remember(assignment: Sequence[int | None]) -> None:
+    """Runs in a worker of Ray, before `train`."""
+    _assigned[:] = assignment
 
 
 def server_of_worker() -> Any:
@@ -279,6 +287,7 @@ class CohortBackend(Backend):  # type: ignore[misc]
         if anew:
             self.assignment = _assignment(worker_group, backend_config)
             self.actor = ray.get_actor(actor_name(run))
+        worker_group.execute(_remember, self.assignment)
         self._begin(backend_config.kind, anew, run.recipe.limits.startup_s)
 
     def _begin(self, kind: int, anew: bool, limit_s: float) -> None:

@@ -86,7 +86,7 @@ def test_all_jobs_run_in_order_with_their_events(
 def test_as_many_runs_at_once_as_asked_for(
     jobs: list[Job], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    together = threading.Barrier(2, timeout=20)
+    together = threading.Barrier(2, timeout=120)
 
     def train(recipe: Any, **_: Any) -> Result:
         together.wait()  # a single run at a time would never pass

@@ -111,10 +111,10 @@ def test_the_connections_of_a_group_are_told_from_others_and_end_at_once() -> No
     group = form_gloo(scoped(store, "group"), 0, 2, host=HOST, limit=LIMIT)
     try:
         (link,) = find_links(scoped(store, "group"), 0, 2)
-        assert ours.poll(60)
+        assert ours.poll(300)
         assert ours.recv() == "waits"
         end_links([link])  # while this process keeps the group
-        assert ours.poll(30)
+        assert ours.poll(60)
         assert ours.recv() == "has noticed"
         assert connect_store(endpoint, 10).check(["absent"]) is False
     finally:
@@ -143,7 +143,7 @@ def test_groups_form_while_another_thread_looks_at_the_sockets() -> None:
             groups = form([scoped(each, str(number)) for each in stores])
             received = torch.zeros(2)
             for work in (groups[0].recv([received], 2, 1), groups[2].send([torch.ones(2)], 0, 1)):
-                work.wait(timedelta(seconds=10))
+                work.wait(LIMIT)
             assert received.sum() == 2
     finally:
         done.set()

@@ -37,6 +37,7 @@ def started(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[Process]]:
     """The processes of a test; the server imports little."""
     forkserver._end(forkserver._server_pid())
     monkeypatch.setattr(forkserver, "MODULES", [])
+    monkeypatch.setattr(forkserver, "ANSWER_S", 1.0)  # some of these servers are stopped
     made: list[Process] = []
     yield made
     for process in made:
@@ -95,7 +96,9 @@ def test_the_life_of_a_process_does_not_hang_on_the_server(
 ) -> None:
     monkeypatch.setattr(processes, "GRACE_S", 120.0)
     process, pid = begin()
-    if number is not None:
+    if number is None:
+        monkeypatch.setattr(forkserver, "ANSWER_S", 60.0)
+    else:
         os.kill(server(), number)
         until(lambda: state_of(server()) in ("Z", "T"))
     assert process.handle.pid == pid
@@ -206,13 +209,38 @@ def test_once_a_run_trains_the_server_imports_what_another_coordinator_needs(
     process, pid = begin()
     assert not has_numba()
     os.kill(pid, forkserver.LATER)  # as a batch system may: it is not for those that are forked
-    monkeypatch.setattr(forkserver, "LATER_S", 0.0)
+    monkeypatch.setattr(forkserver, "LATER_S", 0.05)
     server = forkserver._server_pid()
     start_server(for_run=True)
     deadline = time.monotonic() + LIMIT_S
     while not has_numba():
         assert time.monotonic() < deadline
     assert forkserver._server_pid() == server
+    assert process.handle.is_alive()
+
+
+def test_a_server_that_expects_no_signal_gets_none(begin: Begin, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It still imports, or the user's code has started it: the signal would end it and its processes."""
+    looks, told = list[int](), list[int]()
+    original = forkserver.catches
+
+    def catches(pid: int, number: int) -> bool:
+        looks.append(pid)
+        return original(pid, number)
+
+    monkeypatch.setattr(forkserver, "MODULES", [])
+    process, _ = begin()
+    there = server()
+    monkeypatch.setattr(forkserver, "catches", catches)
+    monkeypatch.setattr(forkserver, "LATER_S", 0.02)
+    monkeypatch.setattr(os, "kill", lambda pid, number: told.append(pid))
+    start_server(for_run=True)
+    until(lambda: len(looks) >= 3)
+    assert set(looks) == {there}
+    assert not told
+    monkeypatch.setattr(forkserver, "catches", lambda pid, number: True)
+    until(lambda: told)
+    assert told == [there]
     assert process.handle.is_alive()
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from kdcl_dist.launch import forkserver
+from kdcl_dist.launch import forkserver, output
 from kdcl_dist.launch.failures import failure_of
 from kdcl_dist.launch.forkserver import start_server
 from kdcl_dist.launch.processes import Process, await_ready, finish, receive, start
@@ -24,6 +24,7 @@ def _server(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """A server that imports little."""
     forkserver._end(forkserver._server_pid())
     monkeypatch.setattr(forkserver, "MODULES", [])
+    monkeypatch.setattr(output, "CLOSE_S", 60.0)
     yield
     forkserver._end(forkserver._server_pid())
 

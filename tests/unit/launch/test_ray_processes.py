@@ -70,7 +70,11 @@ def test_a_worker_that_is_out_of_reach_is_ended_itself(
             if error is not None:
                 raise error
 
-        monkeypatch.setattr(processes, "ray", SimpleNamespace(get=get, kill=killed.append))
+        def kill(worker: Worker, no_restart: bool) -> None:
+            assert not no_restart, "Ray starts an actor again that a student has joined with"
+            killed.append(worker)
+
+        monkeypatch.setattr(processes, "ray", SimpleNamespace(get=get, kill=kill))
         known.register("a", 70, "one", worker := Worker())
         known.end("a", 70)
         assert worker.asked == [("end_process", 70)]
@@ -82,10 +86,11 @@ def test_a_process_that_its_dead_worker_left_stopped_is_ended_by_another_of_that
     known: RayProcesses,
 ) -> None:
     """It cannot notice itself that its worker has died."""
+    known.register("c", 72, "one", dead := Worker())
     known.register("b", 71, "one", there := Worker())
     known.register("a", 70, "one", Worker())
     known.register("a", 90, "other", Worker())
-    assert there.asked == [("end_stopped", 70)]
+    assert there.asked == dead.asked == [("end_stopped", 70)]
     known.register("a", 0, "other", Worker())
     known.register("a", 91, "other", Worker())
     known.register("a", 91, "other", Worker())  # under another coordinator

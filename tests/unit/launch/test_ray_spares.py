@@ -25,17 +25,24 @@ class Cohort:
     Attributes:
         lines: told.
         actors: the latest actor of each place that a test has started.
+        assignments: of each kind, as its workers know it.
     """
 
     def __init__(self, recipe: Any) -> None:
         self.lines, self.actors = list[str](), dict[tuple[int, int], object]()
         self.places = Places(recipe, self.lines.append)
+        self.assignments: dict[int, list[int | None]] = {0: [B, None, A]}
+
+    def begin(self, kind: int, assignment: list[int | None], *, anew: bool) -> None:
+        """The workers of a kind are there, which Ray Train tells them and the coordinator's actor."""
+        self.assignments[kind] = assignment
+        self.places.begin(kind, assignment, anew=anew)
 
     def start(self, *ranks: int, kind: int = 0, accelerator: str | None = None) -> None:
         """Workers of Ray report that they are there."""
         for rank in ranks:
             self.actors[kind, rank] = object()
-            self.places.report((kind, rank), self.actors[kind, rank], accelerator)
+            self.places.report((kind, rank), self.actors[kind, rank], accelerator, self.assignments[kind])
 
     def kill(self, *ranks: int, kind: int = 0) -> None:
         """Workers die, which is noticed."""
@@ -50,7 +57,7 @@ class Cohort:
 def cohort(make_recipe: MakeRecipe) -> Cohort:
     """Two students, and one spare at rank 1."""
     cohort = Cohort(make_recipe())
-    cohort.places.begin(0, [B, None, A], anew=True)
+    cohort.begin(0, [B, None, A], anew=True)
     cohort.start(0, 1, 2)
     return cohort
 
@@ -59,7 +66,7 @@ def test_a_spare_takes_over_and_the_next_worker_of_the_place_is_the_spare(cohort
     assert cohort.who(0, 1, 2) == [B, None, A]
     cohort.kill(2)
     assert cohort.who(0, 1, 2) == [B, A, None]
-    cohort.places.begin(0, [B, None, A], anew=False)  # as Ray Train knows it
+    cohort.begin(0, [B, None, A], anew=False)  # as Ray Train knows it
     cohort.start(2)
     assert cohort.who(0, 1, 2) == [B, A, None]
     cohort.kill(1)
@@ -104,8 +111,8 @@ def test_the_death_of_a_worker_that_is_replaced_already_changes_nothing(cohort: 
 
 def test_a_spare_takes_over_where_it_has_what_the_student_asks_for(make_recipe: MakeRecipe) -> None:
     cohort = Cohort(make_recipe("students.b.accelerator=T4"))
-    cohort.places.begin(0, [A, None], anew=True)
-    cohort.places.begin(1, [B, None, None], anew=True)
+    cohort.begin(0, [A, None], anew=True)
+    cohort.begin(1, [B, None, None], anew=True)
     cohort.start(0, 1, accelerator="T4")
     cohort.start(1, kind=1, accelerator="A100")
     cohort.start(0, kind=1, accelerator="T4")
@@ -121,7 +128,7 @@ def test_after_a_restart_of_the_actor_the_workers_say_who_is_who(
 ) -> None:
     """Rank 1 took over for rank 2, which Ray Train does not know, and whose next worker comes meanwhile."""
     restarted = Cohort(make_recipe())
-    restarted.places.begin(0, [B, None, A], anew=False)
+    restarted.begin(0, [B, None, A], anew=False)
     restarted.start(2)
     assert restarted.who(2) == [None], "unknown as long as others may have the student"
     restarted.places.hold((0, 1), A, "actor 1")
@@ -133,7 +140,7 @@ def test_after_a_restart_of_the_actor_the_workers_say_who_is_who(
 
 def test_after_a_restart_of_the_actor_nobody_is_forgotten(make_recipe: MakeRecipe) -> None:
     restarted = Cohort(make_recipe())
-    restarted.places.begin(0, [B, None, A], anew=False)
+    restarted.begin(0, [B, None, A], anew=False)
     restarted.places.hold((0, 0), B, "actor 0")
     restarted.start(2)
     assert restarted.who(2) == [None]
@@ -141,6 +148,18 @@ def test_after_a_restart_of_the_actor_nobody_is_forgotten(make_recipe: MakeRecip
     assert restarted.who(0, 1, 2) == [B, A, None]
     assert not restarted.lines
     assert not restarted.places.student_of((0, 1), 0).took_over, "it is not known whether it was a spare"
+
+
+def test_an_actor_that_restarts_before_any_worker_has_asked_learns_of_the_students(
+    make_recipe: MakeRecipe,
+) -> None:
+    """Ray Train tells a coordinator's actor only once that the workers are there."""
+    restarted = Cohort(make_recipe())
+    restarted.start(0, 1)
+    assert restarted.who(0, 1) == [None, None]
+    restarted.start(2)
+    assert sorted(restarted.who(0, 1, 2), key=str) == [A, B, None]
+    assert restarted.places.students == {A, B}
 
 
 def test_a_spare_waits_until_it_is_needed_or_the_run_is_over(cohort: Cohort) -> None:
@@ -190,8 +209,8 @@ def test_a_worker_counts_as_dead_once_ray_says_so(cohort: Cohort) -> None:
 
     actor, pings = Actor(), dict[tuple[int, int], tuple[Any, Any]]()
     for rank in (0, 1):
-        cohort.places.report((0, rank), Actor(), None)
-    cohort.places.report((0, 2), actor, None)
+        cohort.places.report((0, rank), Actor(), None, [B, None, A])
+    cohort.places.report((0, 2), actor, None, [B, None, A])
     answers: list[Callable[[], None] | None] = [None, None, lambda: None, unavailable, dead]
     for answer in answers:
         assert cohort.who(0, 1, 2) == [B, None, A]
@@ -219,7 +238,7 @@ def ask(monkeypatch: pytest.MonkeyPatch) -> Callable[..., Assigned]:
         monkeypatch.setattr(spares, "ray", ray)
         monkeypatch.setattr(spares, "POLL_S", 0.001)
         actor = SimpleNamespace(student_of=SimpleNamespace(remote=lambda *arguments: arguments))
-        return await_student(actor, (0, 1), None, limit_s)
+        return await_student(actor, (0, 1), None, [B, None, A], limit_s)
 
     return ask
 

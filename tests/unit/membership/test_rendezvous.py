@@ -14,6 +14,7 @@ from memory_store import MemoryStore
 
 from kdcl_dist.config.rounds import Kind, Round
 from kdcl_dist.errors import CoordinatorLost, DataError, StartupTimeout
+from kdcl_dist.membership.heartbeat import HeartbeatWatch
 from kdcl_dist.membership.monitor import Monitor
 from kdcl_dist.membership.rendezvous import GenerationSpec, Rendezvous, RunCompleted, RunFailed, WorkerInfo
 from kdcl_dist.run.checkpoint import Manifest, Part
@@ -29,8 +30,9 @@ def worker(rank: int) -> WorkerInfo:
 
 
 @pytest.fixture
-def cohort() -> list[Rendezvous]:
-    """The rendezvous of each of three students, and of the coordinator."""
+def cohort(monkeypatch: pytest.MonkeyPatch) -> list[Rendezvous]:
+    """The rendezvous of each of three students, and of the coordinator; they live without heartbeats."""
+    monkeypatch.setattr(HeartbeatWatch.is_stale, "__defaults__", (1000.0,))
     store = MemoryStore()
     return [Rendezvous(Monitor(store, NAMES, rank)) for rank in range(4)]
 

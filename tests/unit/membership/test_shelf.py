@@ -57,7 +57,7 @@ def test_a_state_whose_student_dies_while_it_is_sent_is_not_kept(hosted: tuple[R
     connection = connect_store(hosted[1], 10).connection.another()
     connection.link.sendall(json.dumps(["put", "2/4", "a", "", len(STATE)]).encode() + b"\n" + STATE[:1000])
     connection.close()
-    deadline = time.monotonic() + 20
+    deadline = time.monotonic() + 120
     while threading.active_count() > before + 1:  # that of the member's own connection stays
         assert time.monotonic() < deadline
         time.sleep(0.01)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import subprocess
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ from kdcl_dist.run.cohort_requests import (
     apply,
     as_begun,
     ask,
+    begin,
     names_of,
     next_change,
     read,
@@ -91,6 +93,23 @@ def test_a_file_that_cannot_be_read_holds_up_nothing(run: Run, monkeypatch: pyte
     run.folder.write("cohort/0.json", b"")  # the first of both
     monkeypatch.setattr(Folder, "read", refuse)
     assert requested(run.recipe, run.folder, 2).students[1].until_epoch == 2
+
+
+def test_a_change_that_the_storage_refuses_leaves_the_recipe_as_it_was(
+    run: Run, make_recipe: MakeRecipe, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Else a resumed run would take it for begun, with checkpoints of the cohort before."""
+    written, before = Folder.write, run.folder.read("recipe.yaml")
+
+    def refuse(folder: Folder, name: str, data: bytes) -> None:
+        if name == "run.json":
+            raise StorageError("full")
+        written(folder, name, data)
+
+    monkeypatch.setattr(Folder, "write", refuse)
+    with pytest.raises(StorageError, match="full"):
+        begin(replace(run, recipe=make_recipe("epochs=5")), [])
+    assert run.folder.read("recipe.yaml") == before
 
 
 def test_a_file_in_the_place_of_their_folder_is_told(run: Run) -> None:

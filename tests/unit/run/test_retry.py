@@ -41,7 +41,10 @@ def test_permanent_errors_are_raised_at_once(number: int) -> None:
         retry(failing(errno.ENOENT), "a cannot be read from b", 30)
 
 
-def test_the_limit_holds() -> None:
+def test_the_limit_holds(monkeypatch: pytest.MonkeyPatch) -> None:
+    now_s = [0.0]
+    monkeypatch.setattr(time, "monotonic", lambda: now_s[0])
+    monkeypatch.setattr(time, "sleep", lambda pause_s: now_s.append(now_s.pop() + pause_s))
     with pytest.raises(StorageError, match=r"tried 2 times in 0\.\d s \(limits\.storage_s\), last OSError"):
         retry(failing(*[errno.EIO] * 100), "it fails", 0.5)
 

@@ -68,6 +68,18 @@ def test_what_has_the_descriptor_of_a_closed_socket_stays_as_it_is() -> None:
             assert there.recv(100) == b"still there"
 
 
+def test_a_look_lets_the_sockets_of_others_block_as_before() -> None:
+    """After a user's `socket.setdefaulttimeout` Python makes sockets that do not block."""
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        socket.setdefaulttimeout(5)
+        try:
+            assert {found.own for found in listeners()} >= {server.getsockname()}
+            links()
+        finally:
+            socket.setdefaulttimeout(None)
+        assert os.get_blocking(server.fileno())
+
+
 def test_what_is_no_socket_is_passed_over() -> None:
     left, right = socket.socketpair()
     with left, right, Path(os.devnull).open() as file:
