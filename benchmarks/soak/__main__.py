@@ -38,6 +38,7 @@ OVERRIDES = (
     "data.augment=[{name: RandomCrop, size: 8, padding: 1}]",  # the recipe's takes a third of the time
     "students.small.replicas=2",
     "limits.step_s=10",
+    "limits.startup_s=60",  # that of a student which is stopped in a checkpoint
     "failure.max_bad_steps=0",
 )
 #: Epochs without faults at the end under `continue`, in which a student that was away comes back.

@@ -21,6 +21,7 @@ from __future__ import annotations
 import contextlib
 import threading
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
 from datetime import timedelta
 from typing import Any
 
@@ -104,7 +105,7 @@ class Exchange:
         self._sent_before: list[Any] = []
         self._expected: list[Any] = []
         self._arrived: Callable[[int], object] | None = None
-        self._limit = "limits.step_s"
+        self._limit, self._is_silent = "limits.step_s", False
         self._store = scoped(store, "gloo")  # torch may use it for as long as the group lives
         self._links = set[Link]()
         self._group = self._guard(
@@ -199,7 +200,19 @@ class Exchange:
     def _run(self, action: Callable[[Any, timedelta], None], limit_s: float | None) -> None:
         self._limit = "limits.step_s" if limit_s is None else "limits.startup_s"
         limit = timedelta(seconds=self.step_s if limit_s is None else limit_s)
-        self._guard(lambda: action(self._open_group(), limit))
+        with self._silence_breaks(limit_s):
+            self._guard(lambda: action(self._open_group(), limit))
+
+    def _silence_breaks(self, limit_s: float | None) -> AbstractContextManager[None]:
+        """In a wait as long as storages may need, the coordinator loses who sends no heartbeat sooner."""
+        if limit_s is None or not self.monitor.is_coordinator:
+            return contextlib.nullcontext()
+        return self.monitor.on_silence(self.step_s, self._break)
+
+    def _break(self) -> None:
+        """End the connections, and so the wait of the thread that uses them."""
+        self._limit, self._is_silent = "limits.step_s", True
+        end_links(self._links)
 
     def _open_group(self) -> Any:
         """The group; only the frame of a transfer may hold it."""
@@ -296,6 +309,8 @@ class Exchange:
         """Close the connections after one broke; returns the first failure of the generation."""
         self.close()
         self.beside()
+        if self._is_silent:
+            cause = RuntimeError("timed out: a student sends no heartbeat")
         indices = cause.indices if isinstance(cause, Unfinished) else ()
         unfinished = [self.monitor.present[index] for index in indices]
         return failure_detector.diagnose(

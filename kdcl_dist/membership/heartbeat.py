@@ -9,7 +9,8 @@ import sys
 import threading
 import time
 import traceback
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -70,6 +71,10 @@ class HeartbeatWatch:
     def is_stale(self, heartbeat: dict[str, Any] | None, after_s: float = STALE_S) -> bool:
         """Note the present heartbeat; whether it has been the same for more than `after_s` seconds."""
         self.observe(heartbeat)
+        return self.stands_still(after_s)
+
+    def stands_still(self, after_s: float) -> bool:
+        """Whether the last heartbeat was observed first more than `after_s` seconds ago."""
         return self._clock() - self.since > after_s
 
 
@@ -96,6 +101,8 @@ class HeartbeatThread:
         self.store, self.name, self.heartbeat = store, name, heartbeat
         self.generation, self.watches = 0, dict[int, HeartbeatWatch]()
         self._watched: list[tuple[str, HeartbeatWatch]] = []
+        self._alarm: tuple[float, Callable[[], object]] | None = None
+        self._alarms = threading.Lock()
         self.unanswered_since: float | None = None
         self._counter = itertools.count()
         self._stop = threading.Event()
@@ -144,6 +151,29 @@ class HeartbeatThread:
         for (_, watch), heartbeat in zip(watched, found, strict=True):
             if heartbeat is not None:
                 watch.observe(json.loads(heartbeat))
+
+        with self._alarms:  # a block that has ended gets none
+            if self._alarm is None:
+                return
+            after_s, act = self._alarm
+            if any(watch.stands_still(after_s) for _, watch in watched):
+                act()
+
+    @contextmanager
+    def on_silence(self, after_s: float, act: Callable[[], object]) -> Iterator[None]:
+        """Call `act` in the thread, again and again, while an observed heartbeat stands still in the block.
+
+        Args:
+            after_s: seconds that a heartbeat stands still before.
+            act: must not wait.
+        """
+        with self._alarms:
+            self._alarm = after_s, act
+        try:
+            yield
+        finally:
+            with self._alarms:
+                self._alarm = None
 
     def close(self, limit_s: float) -> None:
         """Stop the thread; after `limit_s` seconds leave it alone with the store that does not answer."""

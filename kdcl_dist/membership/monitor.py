@@ -11,11 +11,13 @@ from __future__ import annotations
 import contextlib
 import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from typing import Any
 
 from kdcl_dist.errors import CoordinatorLost, KdclError, from_dict, one_line
 from kdcl_dist.membership.heartbeat import (
     HEARTBEAT_S,
+    STALE_S,
     Heartbeat,
     HeartbeatThread,
     HeartbeatWatch,
@@ -186,6 +188,10 @@ class Monitor:
         """
         self.client.write(self._departure_key(self.rank), False)  # a process before this one may have left
         self._thread.start(host, slow_s)
+
+    def on_silence(self, after_s: float, act: Callable[[], object]) -> AbstractContextManager[None]:
+        """Call `act` while a heartbeat of `watches` stands still in the block; see `HeartbeatThread`."""
+        return self._thread.on_silence(max(after_s, STALE_S), act)
 
     def heartbeat_of(self, rank: int) -> dict[str, Any] | None:
         """The last heartbeat of a worker, if it sent one."""

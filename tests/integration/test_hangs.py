@@ -73,6 +73,19 @@ def test_a_student_that_hangs_with_the_coordinator_is_replaced_too(
     assert_as_undisturbed(run, undisturbed)
 
 
+def test_one_that_stops_in_a_checkpoint_is_found_long_before_a_storage_would_be_too_slow(
+    inject: Inject, make_recipe: MakeRecipe, make_run: MakeRun, undisturbed: Folder
+) -> None:
+    inject("b", "checkpoint", 3, "stop")
+    run = make_run(make_recipe(*OVERRIDES, "limits.step_s=12", "limits.startup_s=1500"))
+    train(run)
+    (cause,) = read_record(run.folder)["failures"]["causes"]
+    assert cause["error"] == "StudentLost"
+    assert cause["student"] == "b"
+    assert "b did not answer within limits.step_s" in cause["message"]
+    assert_as_undisturbed(run, undisturbed)
+
+
 def test_one_that_hangs_at_the_first_start_is_replaced(
     inject: Inject, make_recipe: MakeRecipe, make_run: MakeRun, undisturbed: Folder
 ) -> None:

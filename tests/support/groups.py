@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import closing
 from typing import Any
 
 import torch
@@ -43,9 +44,9 @@ def run_group(
                 generation=0,
                 step_s=step_s,
             )
-            results[rank] = work(exchange)
-            exchange.flush()
-            exchange.close()
+            with closing(exchange):
+                results[rank] = work(exchange)
+                exchange.flush()
         except KdclError as error:
             results[rank] = error
         finally:

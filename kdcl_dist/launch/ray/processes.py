@@ -52,7 +52,7 @@ class RayProcesses:
         """Note which process, 0 for none, a worker on a node has started to train."""
         before, self.registered[name] = self.registered.get(name), _Registered(pid, worker, node)
         self.names[node] = name
-        if before is not None and before.pid not in (0, pid):
+        if before is not None and before.pid and (before.node, before.pid) != (node, pid):
             self._end_left(before)
 
     def _end_left(self, before: _Registered) -> None:

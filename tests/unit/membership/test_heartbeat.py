@@ -96,6 +96,37 @@ def test_a_heartbeat_tells_what_the_process_does_and_observes_the_others() -> No
     assert thread.unanswered_since is None
 
 
+def test_silence_is_told_while_somebody_waits_for_it(clock: Clock) -> None:
+    store, told = MemoryStore(), list[int]()
+    thread = HeartbeatThread(store, "a", Heartbeat())
+    thread.watch(7, {1: "b", 2: "c"})
+    for name in "bc":
+        thread.watches[1 + (name == "c")] = HeartbeatWatch(clock)
+    thread._watched = [(heartbeat_key(name), thread.watches[rank]) for rank, name in ((1, "b"), (2, "c"))]
+
+    def beat(count: int, *alive: str) -> None:
+        clock.now_s += 5
+        for name in alive:
+            store.set(heartbeat_key(name), json.dumps({"count": count}))
+        assert thread.beat()
+
+    with thread.on_silence(12, lambda: told.append(1)):
+        for count in range(3):
+            beat(count, "b", "c")
+        beat(3, "b")
+        beat(4, "b")
+        assert not told, "for 10 s only"
+        beat(5, "b")
+        assert len(told) == 1
+        beat(6, "b", "c")
+        assert len(told) == 1, "it is back"
+        for count in (7, 8, 9):
+            beat(count, "c")
+        assert len(told) == 2
+    beat(10)
+    assert len(told) == 2, "nobody waits any more"
+
+
 def test_the_thread_ends_with_the_store() -> None:
     thread = HeartbeatThread(LostStore(), "a", Heartbeat())
     assert not thread.is_running
