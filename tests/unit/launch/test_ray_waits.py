@@ -335,7 +335,7 @@ def test_the_coordination_begins_with_the_last_kind(two_kinds: Trainers) -> None
     assert not actor.begun.is_set()
     actor.begin(0, [0], True)
     assert actor.progress().has_begun
-    found = [actor.student_of((kind, 0), f"actor {kind}", None) for kind in range(2)]
+    found = [actor.student_of((kind, 0), f"actor {kind}", None, [kind]) for kind in range(2)]
     assert found == [Assigned(0, is_over=False), Assigned(1, is_over=False)]
 
 
@@ -350,9 +350,9 @@ def test_the_wait_for_the_rest_of_the_cohort_has_a_limit(
     assert not actor.is_over(0.3)
     assert not actor.progress().is_over, "without a limit for the first kind"
     actor.begin(0, [0], True)
-    assert actor.student_of((0, 0), "actor", None).index is None
+    assert actor.student_of((0, 0), "actor", None, [0]).index is None
     assert actor.is_over(60)
-    assert actor.student_of((0, 0), "actor", None) == Assigned(None, is_over=True)
+    assert actor.student_of((0, 0), "actor", None, [0]) == Assigned(None, is_over=True)
     thread.join(60)
     assert actor.progress() == Progress(frozenset({0}), has_begun=False, is_over=True)
     error = from_dict(actor.await_outcome())
