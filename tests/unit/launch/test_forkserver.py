@@ -233,13 +233,14 @@ def test_a_server_that_expects_no_signal_gets_none(begin: Begin, monkeypatch: py
     there = server()
     monkeypatch.setattr(forkserver, "catches", catches)
     monkeypatch.setattr(forkserver, "LATER_S", 0.02)
-    monkeypatch.setattr(os, "kill", lambda pid, number: told.append(pid))
-    start_server(for_run=True)
-    until(lambda: len(looks) >= 3)
-    assert set(looks) == {there}
-    assert not told
-    monkeypatch.setattr(forkserver, "catches", lambda pid, number: True)
-    until(lambda: told)
+    with pytest.MonkeyPatch.context() as patch:  # the server's own end needs it
+        patch.setattr(os, "kill", lambda pid, number: told.append(pid))
+        start_server(for_run=True)
+        until(lambda: len(looks) >= 3)
+        assert set(looks) == {there}
+        assert not told
+        patch.setattr(forkserver, "catches", lambda pid, number: True)
+        until(lambda: told)
     assert told == [there]
     assert process.handle.is_alive()
 
