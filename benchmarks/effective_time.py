@@ -90,6 +90,8 @@ def train(folder: Path, epochs: int, every_s: float | None, in_memory: int, seed
         if every_s is not None:
             sender.join()
     assert kills.began is not None
+    if every_s is not None and not kills.count:
+        raise SystemExit(f"no student was killed within {ended - kills.began:.0f} s: give more --epochs")
     return ended - kills.began, kills.count
 
 

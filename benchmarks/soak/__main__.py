@@ -28,17 +28,13 @@ from benchmarks.soak.run import RECIPE, Soak, SoakFailed
 from benchmarks.soak.timeline import Outcome, as_csv, duration_s, outcomes, process_ids
 from kdcl_dist.config.recipe_file import load_recipe
 
-#: Samples a step: few, since it is faults that count.
-BATCH = 16
-#: Digits of a class that are trained on: 10 steps an epoch; 40 under `continue`, so that a student that was
+#: Digits of a class that are trained on, and samples a step: few under `continue`, so that a student that was
 #: away is back before the next fault, an epoch later.
-PER_CLASS = {"rollback": 16, "continue": 64}
+PER_CLASS, BATCH = 64, {"rollback": 64, "continue": 16}
 OVERRIDES = (
-    f"batch_size={BATCH}",
-    "data.augment=[{name: RandomCrop, size: 8, padding: 1}]",  # the recipe's takes a third of the time
+    f"data.train_per_class={PER_CLASS}",
     "students.small.replicas=2",
     "limits.step_s=10",
-    "limits.startup_s=60",  # that of a student which is stopped in a checkpoint
     "failure.max_bad_steps=0",
 )
 #: Epochs without faults at the end under `continue`, in which a student that was away comes back.
@@ -69,7 +65,7 @@ def overrides_of(given: argparse.Namespace, seed: int) -> list[str]:
     """What both runs of a seed change in the recipe."""
     failure = [f"failure.policy={given.policy}", f"failure.max_failures={10 * given.faults}"]
     epochs = given.faults + (QUIET_EPOCHS if given.policy == "continue" else 0)
-    own = [f"data.train_per_class={PER_CLASS[given.policy]}", f"epochs={epochs}", f"seed={seed}"]
+    own = [f"batch_size={BATCH[given.policy]}", f"epochs={epochs}", f"seed={seed}"]
     if given.policy == "continue":  # its accuracy counts, so that it learns to its end
         milestones = [epochs * 6 // 10, epochs * 17 // 20]
         own += [f"students.{name}.schedule.milestones={milestones}" for name in load_recipe(RECIPE).names]
@@ -81,7 +77,7 @@ def train_pair(given: argparse.Namespace, seed: int) -> Pair:
     """Train both runs of a seed, or what is missing of them."""
     overrides = overrides_of(given, seed)
     recipe = load_recipe(RECIPE, overrides)
-    steps_per_epoch = 10 * PER_CLASS[given.policy] // BATCH
+    steps_per_epoch = 10 * PER_CLASS // recipe.batch_size
     faults = draw(given.faults, seed, [worker.name for worker in recipe.workers], steps_per_epoch)
     folder = given.folder.absolute() / str(seed)
     stormy = Soak(folder / "disturbed", faults, given.launcher, overrides, HANGS_S)
@@ -129,7 +125,7 @@ def judge_continue(pairs: list[Pair], names: list[str]) -> tuple[list[str], bool
     }
     left = [each for pair in pairs for each in pair.left]
     falls = any(change_of(*rows[name]).high < 0 for name in names)
-    steps = 10 * PER_CLASS["continue"] // BATCH
+    steps = 10 * PER_CLASS // BATCH["continue"]
     seeds = f"{len(pairs)} seeds, a fault in each epoch of {steps} steps but the last {QUIET_EPOCHS}. "
     return [seeds + remains(left), "", *accuracy_table(rows)], not falls and not left
 
