@@ -204,8 +204,8 @@ class Exchange:
             self._guard(lambda: action(self._open_group(), limit))
 
     def _silence_breaks(self, limit_s: float | None) -> AbstractContextManager[None]:
-        """In a wait as long as storages may need, the coordinator loses who sends no heartbeat sooner."""
-        if limit_s is None or not self.monitor.is_coordinator:
+        """A wait as long as storages may need ends sooner when a process gives no sign of life."""
+        if limit_s is None:
             return contextlib.nullcontext()
         return self.monitor.on_silence(self.step_s, self._break)
 
@@ -310,7 +310,7 @@ class Exchange:
         self.close()
         self.beside()
         if self._is_silent:
-            cause = RuntimeError("timed out: a student sends no heartbeat")
+            cause = RuntimeError("timed out: a process gives no sign of life")
         indices = cause.indices if isinstance(cause, Unfinished) else ()
         unfinished = [self.monitor.present[index] for index in indices]
         return failure_detector.diagnose(

@@ -175,6 +175,36 @@ class HeartbeatThread:
             with self._alarms:
                 self._alarm = None
 
+    @contextmanager
+    def on_no_answer(self, after_s: float, act: Callable[[], object]) -> Iterator[None]:
+        """Call `act` once, in a thread, if the store leaves one heartbeat unanswered in the block.
+
+        The heartbeat's own thread waits for that answer, and so can't tell. The looks are counted, since by
+        the clock a machine that was suspended would find every answer late.
+
+        Args:
+            after_s: seconds without an answer before.
+            act: must not wait.
+        """
+        ended = threading.Event()
+
+        def watch() -> None:
+            sent, looks = None, 0
+            while not ended.wait(HEARTBEAT_S):
+                before, sent = sent, self.unanswered_since
+                looks = looks + 1 if sent is not None and sent == before else 0
+                if looks * HEARTBEAT_S >= after_s:
+                    act()
+                    return
+
+        watching = threading.Thread(target=watch, name="kdcl-silence", daemon=True)
+        watching.start()
+        try:
+            yield
+        finally:
+            ended.set()
+            watching.join()
+
     def close(self, limit_s: float) -> None:
         """Stop the thread; after `limit_s` seconds leave it alone with the store that does not answer."""
         self._stop.set()

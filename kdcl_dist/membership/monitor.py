@@ -190,8 +190,13 @@ class Monitor:
         self._thread.start(host, slow_s)
 
     def on_silence(self, after_s: float, act: Callable[[], object]) -> AbstractContextManager[None]:
-        """Call `act` while a heartbeat of `watches` stands still in the block; see `HeartbeatThread`."""
-        return self._thread.on_silence(max(after_s, STALE_S), act)
+        """Call `act` if a process that this one observes falls silent in the block; see `HeartbeatThread`.
+
+        The coordinator hosts the store: if it falls silent, heartbeats have no answer.
+        """
+        thread = self._thread
+        watch = thread.on_silence if self.is_coordinator else thread.on_no_answer
+        return watch(max(after_s, STALE_S), act)
 
     def heartbeat_of(self, rank: int) -> dict[str, Any] | None:
         """The last heartbeat of a worker, if it sent one."""

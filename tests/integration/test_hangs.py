@@ -86,6 +86,16 @@ def test_one_that_stops_in_a_checkpoint_is_found_long_before_a_storage_would_be_
     assert_as_undisturbed(run, undisturbed)
 
 
+def test_a_coordinator_that_stops_in_a_checkpoint_is_found_as_soon(
+    inject: Inject, make_recipe: MakeRecipe, make_run: MakeRun, undisturbed: Folder
+) -> None:
+    inject("coordinator", "checkpoint", 3, "stop")
+    run = make_run(make_recipe(*OVERRIDES, "limits.step_s=12", "limits.startup_s=1500"))
+    train(run)
+    assert causes(run) == ["CoordinatorLost"]
+    assert_as_undisturbed(run, undisturbed)
+
+
 def test_one_that_hangs_at_the_first_start_is_replaced(
     inject: Inject, make_recipe: MakeRecipe, make_run: MakeRun, undisturbed: Folder
 ) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import threading
+import time
 
 import pytest
 from memory_store import LostStore, MemoryStore
@@ -125,6 +126,25 @@ def test_silence_is_told_while_somebody_waits_for_it(clock: Clock) -> None:
         assert len(told) == 2
     beat(10)
     assert len(told) == 2, "nobody waits any more"
+
+
+def test_a_store_that_does_not_answer_is_told_while_somebody_waits_for_it(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("kdcl_dist.membership.heartbeat.HEARTBEAT_S", 0.01)
+    thread, told = HeartbeatThread(MemoryStore(), "a", Heartbeat()), threading.Event()
+    thread.unanswered_since = 1.0  # long ago by the clock, as after a machine's sleep
+    with thread.on_no_answer(0.05, told.set):
+        assert told.wait(30)
+    told.clear()
+    with thread.on_no_answer(1000, told.set):
+        time.sleep(0.1)
+    assert not told.is_set(), "as many looks it has not had"
+    thread.unanswered_since = None
+    with thread.on_no_answer(0.05, told.set):
+        time.sleep(0.2)
+    assert not told.is_set(), "all are answered"
+    assert "kdcl-silence" not in {each.name for each in threading.enumerate()}
 
 
 def test_the_thread_ends_with_the_store() -> None:
