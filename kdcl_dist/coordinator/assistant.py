@@ -27,7 +27,8 @@ from kdcl_dist.exchange.member import Find, Member, follow
 from kdcl_dist.exchange.message import Flag
 from kdcl_dist.exchange.shared import SharedExchange
 from kdcl_dist.membership.endpoint import Endpoint
-from kdcl_dist.membership.rendezvous import GenerationSpec, WorkerInfo
+from kdcl_dist.membership.generation_spec import GenerationSpec
+from kdcl_dist.membership.rendezvous import WorkerInfo
 from kdcl_dist.run.run import Run, versions
 from kdcl_dist.run.usage import write_usage
 

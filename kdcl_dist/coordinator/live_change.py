@@ -169,10 +169,17 @@ class LiveChange:
         ready, all_wait = dict[str, Request](), True
         for name, request in self.pending.items():
             if "add" in request:
-                all_wait = all_wait and self._waits(str(request["add"].get("name")))
+                all_wait = all_wait and self._fits(str(request["add"].get("name")))
             if all_wait or "add" not in request:
                 ready[name] = request
         return ready
+
+    def _fits(self, student: str) -> bool:
+        """Whether a student waits to join, and agrees with the others; else the next look refuses it."""
+        try:
+            return self._waits(student)
+        except KdclError:
+            return False
 
     def _waits(self, student: str) -> bool:
         """Whether a student waits to join; raises as `check_agreement`."""

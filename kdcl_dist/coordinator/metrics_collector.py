@@ -240,7 +240,7 @@ class MetricsCollector:
         self.tests = {}
         rows, self.recorded = self.table.end_epoch(epoch), epoch + 1
         if self.tensorboard is not None:
-            self.tensorboard.write(rows)
+            self.tensorboard.add(rows)
         return EpochEnded(epoch, train, tests.get("test", {}), tests.get("val", {}))
 
     def flush(self, limit_s: float) -> StorageError | None:

@@ -156,6 +156,17 @@ class Roster:
                 rounds.append(round)
         return max(rounds, key=lambda round: round.moment).rewound, restored
 
+    def has_lost_all(
+        self, positions: Mapping[int, Round | None], position: Round, start: Manifest | None
+    ) -> bool:
+        """Whether no worker has learned what the coordinator is ahead of the checkpoint `start`.
+
+        The other arguments are as of `resume`.
+        """
+        workers, first = self.recipe.workers, 0 if start is None else start.step
+        new = [at is None or workers[rank].student in self.failed for rank, at in positions.items()]
+        return position.step > first and all(new)
+
     def _with_processes(self, students: Collection[int]) -> list[int]:
         """Those that have processes: files of logits neither learn nor fail."""
         return [index for index in students if index in self.recipe.networks]

@@ -27,19 +27,15 @@ from kdcl_dist.errors import CoordinatorCutOff, CoordinatorLost, KdclError, wrap
 from kdcl_dist.exchange.generation import open_exchange
 from kdcl_dist.exchange.group import Exchange
 from kdcl_dist.exchange.message import Flag
+from kdcl_dist.membership.generation_spec import GenerationSpec
 from kdcl_dist.membership.monitor import COORDINATOR, Monitor
-from kdcl_dist.membership.rendezvous import GenerationSpec, Joins, Rendezvous, WorkerInfo
+from kdcl_dist.membership.rendezvous import Joins, Rendezvous, WorkerInfo
 from kdcl_dist.membership.store import Store
 from kdcl_dist.membership.tcp_store import scoped, shelf_of
 from kdcl_dist.run.checkpoint import Manifest, latest
 from kdcl_dist.run.cohort_requests import as_begun
 from kdcl_dist.run.events import Event, Note, Started, Warned
-from kdcl_dist.run.record import (
-    next_generation,
-    read_record,
-    record_failure,
-    recorded_end,
-)
+from kdcl_dist.run.record import next_generation, read_record, record_failure, recorded_end
 from kdcl_dist.run.run import Run
 from kdcl_dist.run.usage import write_usage
 from kdcl_dist.tracking.tracker import Status
@@ -182,9 +178,8 @@ class _CoordinatorRuntime:
         """
         monitor = self.monitor
         monitor.enter(self.number, step=self.state.position.step if self.state else None)
-        run = replace(self.run, start=self._start(), generation=self.number)
         assistants = [] if alone else self.roster.assistants
-        joins, assisting = self._assemble(run, assistants)
+        run, joins, assisting = self._assemble(assistants)
         present = self.roster.complete(joins)
         workers = [join.info for join in joins.values()]
         schedule, self.change.member = agreement.schedule_of(self.recipe, workers[0]), workers[0]
@@ -212,19 +207,30 @@ class _CoordinatorRuntime:
         with open_exchange(run, monitor, host=self.host, classes=classes, prepare=record) as exchange:
             return self._run_rounds(run, exchange, stop, started)
 
-    def _assemble(self, run: Run, assistants: Sequence[int]) -> tuple[Joins, Joins]:
-        """Await the next generation; returns by rank the joins of its workers, and of some assistants."""
+    def _assemble(self, assistants: Sequence[int]) -> tuple[Run, Joins, Joins]:
+        """Await the next generation; returns by rank the joins of its workers, and of some assistants.
+
+        The run that is returned starts where the generation takes restored states from.
+        """
+        run = replace(self.run, start=self._start(), generation=self.number)
         epoch = run.epoch if self.state is None else self._epoch(run, self.state.schedule)
         self.roster.expect(epoch, later=self.state is None)
         awaited = [*self.roster.awaited(), *assistants]
         joins = self.rendezvous.assemble(awaited, self.recipe.limits.startup_s)
+        positions = {
+            rank: join.position for rank, join in joins.items() if rank not in self.roster.assistants
+        }
+        if self.state is not None and self.roster.has_lost_all(positions, self.state.position, run.start):
+            self._discard_state()
+            self.emit(Note(f"no student has its state any more: {self.memory.consequence()}"))
+            return self._assemble(assistants)
         self.past.complete_last([join.lost for join in joins.values() if join.lost is not None])
         helpers = {rank: joins.pop(rank) for rank in self.roster.assistants if rank in joins}
         assisting = {rank: helpers[rank] for rank in assistants}
         workers = [join.info for join in joins.values()]
         agreement.check_agreement(workers, [join.info for join in assisting.values()])
         self.roster.expect(self._epoch(run, agreement.schedule_of(self.recipe, workers[0])))
-        return {rank: joins[rank] for rank in self.roster.ranks(self.roster.complete(joins))}, assisting
+        return run, {rank: joins[rank] for rank in self.roster.ranks(self.roster.complete(joins))}, assisting
 
     def _run_rounds(self, run: Run, exchange: Exchange, stop: Callable[[], bool], started: Started) -> Flag:
         assert self.state is not None
@@ -244,8 +250,6 @@ class _CoordinatorRuntime:
         flags = loop.run_rounds()
         exchange.flush()
         return flags
-
-    # -- the state of a generation ----------------------------------------------------------------
 
     def _start(self) -> Manifest | None:
         """The checkpoint from which restored students take their state."""
@@ -288,14 +292,12 @@ class _CoordinatorRuntime:
         self.past.settle()
         record_start(run, self.roster, workers, stored, epoch, schedule.steps_per_epoch)
 
-    # -- failures --------------------------------------------------------------------------------
-
     def _recover(self, cause: KdclError) -> None:
         """Prepare the next generation as the recovery policy decides; raises the cause where the run ends."""
         failure = self.recipe.failure
         if isinstance(cause, CoordinatorLost) and len(self.past.causes) < failure.allowed:
-            self._check_store()
-        lost = self.roster.named({name for name, _ in self.monitor.lost} | {cause.student})
+            self.monitor.check_own_store(self.host)
+        lost = self._lost(cause)
         decision = decide(failure, self.past.causes, cause, has_state=self.state is not None)
         if decision is Decision.END:
             if failure.policy == "stop" and survivors_can_continue(cause):
@@ -320,15 +322,8 @@ class _CoordinatorRuntime:
         count = f"failure {len(self.past.causes)} of at most {failure.max_failures}"
         self.emit(Note(f"{cause}; {consequence} ({count}, failure.max_failures)"))
 
-    def _check_store(self) -> None:
-        """See that this process reaches its own store: without it every generation would fail."""
-        try:
-            self.monitor.client.has("failed")
-        except CoordinatorLost as error:
-            raise CoordinatorCutOff(error.message, host=self.host, phase="recovery") from error
-
     def _save_survivors(self, lost: set[int]) -> None:
-        """Run a generation of the survivors that only takes a checkpoint."""
+        """Run a generation of the survivors that only takes a checkpoint; of those that survive it, again."""
         self.roster.away |= lost
         if self.state is None or not self.roster.has_quorum():
             return
@@ -339,6 +334,13 @@ class _CoordinatorRuntime:
             self.emit(Note(f"the state of the others at step {step} is saved: --resume goes on from there"))
         except Exception as error:
             self.emit(Warned(f"the others could not save their state: {error}"))
+            cause = wrap(error, student=None, step=None, phase=self.monitor.heartbeat.phase)
+            if another := self._lost(cause) - self.roster.away:
+                self._save_survivors(another)
+
+    def _lost(self, cause: KdclError) -> set[int]:
+        """The students that a failure of this generation has cost."""
+        return self.roster.named({name for name, _ in self.monitor.lost} | {cause.student})
 
     def _discard_state(self) -> None:
         """Forget the state that is not of a checkpoint."""

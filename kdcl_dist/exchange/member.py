@@ -11,8 +11,9 @@ from kdcl_dist.config.rounds import Round
 from kdcl_dist.errors import CoordinatorLost, KdclError, NonFiniteLogits, from_dict
 from kdcl_dist.exchange.message import Flag
 from kdcl_dist.membership.endpoint import Endpoint
+from kdcl_dist.membership.generation_spec import GenerationSpec
 from kdcl_dist.membership.monitor import Monitor
-from kdcl_dist.membership.rendezvous import GenerationSpec, Rendezvous, RunCompleted, WorkerInfo
+from kdcl_dist.membership.rendezvous import Rendezvous, RunCompleted, WorkerInfo
 from kdcl_dist.membership.tcp_store import connect_store, scoped
 from kdcl_dist.run.run import Run
 

@@ -10,7 +10,6 @@ import ctypes
 import gc
 import signal
 import sys
-import threading
 import time
 from collections.abc import Callable
 from multiprocessing.connection import Connection
@@ -85,15 +84,22 @@ def train(
         device: the name of a torch device, or "auto".
         took_over: see `kdcl_dist.membership.rendezvous.WorkerInfo`.
     """
-    stop_requested = threading.Event()
-    signal.signal(signal.SIGTERM, lambda *_: stop_requested.set())
+    asked_to_stop: list[bool] = []  # an Event has a lock, on which a second signal would wait for the first
+    signal.signal(signal.SIGTERM, lambda *_: asked_to_stop.append(True))
     find_endpoint = _finder(link, endpoint, run)
 
     def work() -> bool:
         """Train the student."""
         chosen = choose_device(device) if device == "auto" else torch.device(device)
-        stop = stop_requested.is_set
-        return run_student(run, rank, find_endpoint, host=host, device=chosen, stop=stop, took_over=took_over)
+        return run_student(
+            run,
+            rank,
+            find_endpoint,
+            host=host,
+            device=chosen,
+            stop=lambda: bool(asked_to_stop),
+            took_over=took_over,
+        )
 
     _name_process(run.recipe.workers[rank].name)
     _report(link, work, student=run.recipe.workers[rank].name)

@@ -6,9 +6,12 @@ import signal
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from queue import SimpleQueue
 from types import FrameType
 
 __all__ = ["stop_on_signals"]
+
+STOPPING = "stopping after this step, with a checkpoint; Ctrl-C again to give up the steps since the last"
 
 
 @contextmanager
@@ -25,18 +28,29 @@ def stop_on_signals(notify: Callable[[str], None]) -> Iterator[threading.Event]:
         yield stop_requested
         return
 
-    def handle(number: int, _frame: FrameType | None) -> None:
-        """Request a stop; a second Ctrl-C interrupts."""
-        if stop_requested.is_set() and number == signal.SIGINT:
-            raise KeyboardInterrupt
-        stop_requested.set()
-        notify(
-            "stopping after this step, with a checkpoint; Ctrl-C again to give up the steps since the last"
-        )
+    asked, news = list[int](), SimpleQueue[bool]()
 
+    def handle(number: int, _frame: FrameType | None) -> None:
+        """Request a stop; a second Ctrl-C interrupts.
+
+        It may run in the midst of a write to the terminal, or of itself, which hold locks: so a thread tells.
+        """
+        if asked and number == signal.SIGINT:
+            raise KeyboardInterrupt
+        asked.append(number)
+        news.put(True)
+
+    def tell() -> None:
+        """Tell of the first request; the end of the block ends this thread."""
+        if news.get():
+            stop_requested.set()
+            notify(STOPPING)
+
+    threading.Thread(target=tell, name="kdcl-signals", daemon=True).start()
     old = {number: signal.signal(number, handle) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
         yield stop_requested
     finally:
         for number, handler in old.items():
             signal.signal(number, handler)
+        news.put(False)

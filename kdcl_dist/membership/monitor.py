@@ -14,7 +14,7 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from typing import Any
 
-from kdcl_dist.errors import CoordinatorLost, KdclError, from_dict, one_line
+from kdcl_dist.errors import CoordinatorCutOff, CoordinatorLost, KdclError, from_dict, one_line
 from kdcl_dist.membership.heartbeat import (
     HEARTBEAT_S,
     STALE_S,
@@ -161,6 +161,20 @@ class Monitor:
             host=seen.get("host"),
             detail=seen.get("stack"),
         )
+
+    def check_own_store(self, host: str) -> None:
+        """See that the coordinator reaches the store that its process hosts: else every generation fails.
+
+        Args:
+            host: of this process.
+
+        Raises:
+            CoordinatorCutOff: it does not.
+        """
+        try:
+            self.client.has(self.failure_key)
+        except CoordinatorLost as error:
+            raise CoordinatorCutOff(error.message, host=host, phase="recovery") from error
 
     def _store_lost(self, error: Exception) -> CoordinatorLost:
         lost = self.coordinator_lost(f"died or cannot be reached ({one_line(error)})")

@@ -12,15 +12,15 @@ from collections.abc import Callable, Collection, Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from kdcl_dist.config.rounds import Kind, Round
+from kdcl_dist.config.rounds import Round
 from kdcl_dist.errors import CoordinatorLost, KdclError, from_dict
 from kdcl_dist.membership.arrivals import Arrivals
+from kdcl_dist.membership.generation_spec import GenerationSpec, round_of
 from kdcl_dist.membership.heartbeat import HeartbeatWatch
 from kdcl_dist.membership.monitor import Monitor
 from kdcl_dist.membership.store import POLL_S
-from kdcl_dist.run.checkpoint import InMemory, Manifest, Part
 
-__all__ = ["GenerationSpec", "Joins", "PendingJoin", "Rendezvous", "RunCompleted", "RunFailed", "WorkerInfo"]
+__all__ = ["Joins", "PendingJoin", "Rendezvous", "RunCompleted", "RunFailed", "WorkerInfo"]
 
 #: Keys of the store: the number of requests, the latest generation, and the two ends of a run. Besides, each
 #: request and each announcement of a generation has a key of its own, which wakes those who wait for it.
@@ -48,39 +48,6 @@ class WorkerInfo:
     cores: int = 0
     class_names: list[str] = field(default_factory=list)
     took_over: str = ""
-
-
-@dataclass(frozen=True)
-class GenerationSpec:
-    """What the coordinator announces of a generation.
-
-    Attributes:
-        number: the generation.
-        start: the latest checkpoint, on the storage or in memory, if there is one.
-        at: the first round.
-        students: indices of the students that take part.
-        restored: indices of those that load their state from `start`, or begin anew without one; the others
-            keep the state that they have.
-        epochs: of the run; fewer than the recipe's once it ends by early stopping.
-        classes: of the data.
-        assistants: ranks of the coordinator's assistants that take part.
-        cohort: the number of the recipe whose cohort it is; see `Rendezvous.publish`.
-    """
-
-    number: int
-    start: Manifest | None
-    at: Round
-    students: tuple[int, ...]
-    restored: tuple[int, ...]
-    epochs: int
-    classes: int
-    assistants: tuple[int, ...] = ()
-    cohort: int = 0
-
-    @property
-    def epoch(self) -> int:
-        """The epoch, from 0, whose students take part: the last one also after its end."""
-        return min(self.at.epoch, self.epochs - 1)
 
 
 @dataclass
@@ -177,7 +144,7 @@ class Rendezvous:
             self._raise_end()
             if self.client.has(GENERATION):
                 announced = self.client.read(GENERATION)
-                spec, self._calls = _generation_spec(announced), announced["calls"]
+                spec, self._calls = GenerationSpec.of(announced), announced["calls"]
                 if ticket in announced["tickets"]:
                     return spec
                 if is_over(spec):
@@ -220,7 +187,7 @@ class Rendezvous:
             KdclError: the first failure that a student reports meanwhile.
         """
         self._arrivals.clear()
-        while self._note_missing(ranks, ready := self.ready()):
+        while self._note_missing(ranks, ready := self.ready()) or self._forget_dead(ready):
             if self._failures:
                 raise self._failures.pop(0)
             if (error := self._arrivals.failure(self.missing, limit_s)) is not None:
@@ -228,6 +195,18 @@ class Rendezvous:
             self.client.has(f"request/{min(self._unread, default=self._counted + 1)}", wait_s=POLL_S)
         self._arrivals.clear()
         return dict(sorted(ready.items()))
+
+    def _forget_dead(self, ready: Collection[int]) -> bool:
+        """Forget the requests of processes that are known to be dead, before a heartbeat shows it."""
+        names = [self.monitor.names[rank] for rank in ready]
+        dead = [name for name in names if self._is_gone(name)]
+        for name in dead:
+            del self._joins[name]
+        return bool(dead)
+
+    def _is_gone(self, name: str) -> bool:
+        is_gone = self.monitor.is_gone
+        return is_gone is not None and is_gone(name, self._joins[name].info.pid)
 
     def _note_missing(self, ranks: Collection[int], ready: Collection[int]) -> bool:
         self.missing = frozenset(ranks) - frozenset(ready)
@@ -261,8 +240,7 @@ class Rendezvous:
         return [self._joins[name].info for name in ranks] if ready else []
 
     def _comes(self, name: str, rank: int) -> bool:
-        pending, is_gone = self._joins[name], self.monitor.is_gone
-        return pending.rank == rank and (is_gone is None or not is_gone(name, pending.info.pid))
+        return self._joins[name].rank == rank and not self._is_gone(name)
 
     def _is_ready(self, name: str) -> bool:
         pending = self._joins.get(name)
@@ -318,33 +296,6 @@ class Rendezvous:
             if request["name"] in self.monitor.names:  # of others, who were to join, the launcher tells
                 self._failures.append(from_dict(request["failed"]))
             return
-        info, position = WorkerInfo(**request["info"]), _round(request["position"])
+        info, position = WorkerInfo(**request["info"]), round_of(request["position"])
         lost = None if request["lost"] is None else from_dict(request["lost"])
         self._joins[request["name"]] = PendingJoin(request["ticket"], info, position, lost, request["rank"])
-
-
-def _generation_spec(data: dict[str, Any]) -> GenerationSpec:
-    at = _round(data["at"])
-    assert at is not None
-    return GenerationSpec(
-        data["number"],
-        _manifest(data["start"]),
-        at,
-        tuple(data["students"]),
-        tuple(data["restored"]),
-        data["epochs"],
-        data["classes"],
-        tuple(data["assistants"]),
-        data["cohort"],
-    )
-
-
-def _round(data: dict[str, Any] | None) -> Round | None:
-    return None if data is None else Round(**data | {"kind": Kind(data["kind"])})
-
-
-def _manifest(data: dict[str, Any] | None) -> Manifest | None:
-    if data is None:
-        return None
-    found = {**data, "parts": {name: Part(**part) for name, part in data["parts"].items()}}
-    return InMemory(**found) if "generation" in data else Manifest(**found)

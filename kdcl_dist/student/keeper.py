@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import threading
+import time
 from contextlib import suppress
 from typing import Any
 
@@ -21,6 +22,8 @@ __all__ = ["StateKeeper", "on_host"]
 #: Seconds for a state that is being written when the process ends its part in the run: no longer, since a
 #: coordinator that hangs takes none.
 END_S = 1.0
+#: Seconds before each try to send a state. Until it has come, the coordinator asks for no other.
+AGAIN_S = (0.0, 1.0, 5.0)
 
 
 class StateKeeper:
@@ -58,8 +61,11 @@ class StateKeeper:
         self.states = dict(list(self.states.items())[-1:])
         data = pack(state)
         self.states = {**self.states, checkpoint: data}
-        with suppress(OSError, RuntimeError, ForeignPeer):  # the student itself notices who is lost
-            put_state(self.store, checkpoint, self.name, data)
+        for again_s in AGAIN_S:
+            time.sleep(again_s)
+            with suppress(OSError, RuntimeError, ForeignPeer):  # the student itself notices who is lost
+                put_state(self.store, checkpoint, self.name, data)
+                return
 
     def state(self, start: InMemory) -> dict[str, Any]:
         """The student's state in a checkpoint in memory: the own copy, else that of the coordinator.

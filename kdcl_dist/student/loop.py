@@ -18,7 +18,7 @@ from kdcl_dist.exchange.alignment import OwnRows
 from kdcl_dist.exchange.group import Exchange
 from kdcl_dist.exchange.message import Flag, Message
 from kdcl_dist.exchange.replicas import broke_off
-from kdcl_dist.membership.rendezvous import GenerationSpec
+from kdcl_dist.membership.generation_spec import GenerationSpec
 from kdcl_dist.models.remote.network import asked_ahead
 from kdcl_dist.run.checkpoint import read_manifest, read_part, write_part
 from kdcl_dist.run.run import Run
@@ -271,8 +271,12 @@ class StudentLoop:
         return self._round_trip(round, self._limit_s(round)).flags
 
     def _limit_s(self, round: Round) -> float | None:
-        """The limit of a round's transfers; None: that of a step."""
-        return self.run.recipe.limits.startup_s if round.uses_checkpoints else None
+        """The limit of a round's transfers; None: that of a step.
+
+        At the run's end the coordinator writes the files of logits before it answers.
+        """
+        is_long = round.uses_checkpoints or round.kind is Kind.END
+        return self.run.recipe.limits.startup_s if is_long else None
 
     def _load_best(self, step: int) -> None:
         """Take the weights of this student's best epoch, if it has one; the newest are in the checkpoint.

@@ -21,7 +21,8 @@ from kdcl_dist.exchange.message import Flag
 from kdcl_dist.exchange.replicas import Replicas, broke_off
 from kdcl_dist.membership.endpoint import Endpoint
 from kdcl_dist.membership.failure_detector import diagnose
-from kdcl_dist.membership.rendezvous import GenerationSpec, WorkerInfo
+from kdcl_dist.membership.generation_spec import GenerationSpec
+from kdcl_dist.membership.rendezvous import WorkerInfo
 from kdcl_dist.membership.tcp_store import scoped
 from kdcl_dist.models.remote.network import ServedNetwork
 from kdcl_dist.run.checkpoint import InMemory, Manifest, read_part

@@ -33,18 +33,12 @@ class TensorBoard:
         self.staging = None if run.local else TemporaryDirectory(prefix="kdcl-tensorboard-")
         self.folder = Path(self.staging.name if self.staging else f"{run.local}/tensorboard")
         self.writers: dict[str, Any] = {}
+        self.unwritten: list[pa.Table] = []
         self.epochs = 0
 
-    def write(self, rows: pa.Table) -> None:
-        """Write the rows of an epoch as scalars `split/name` over the global step.
-
-        Raises:
-            StorageError: the disk does not take them.
-        """
-        try:
-            self._write(rows)
-        except OSError as error:
-            raise StorageError(f"{self.folder} cannot be written: {one_line(error)}") from error
+    def add(self, rows: pa.Table) -> None:
+        """Take the rows of an epoch, which `flush` writes as scalars `split/name` over the global step."""
+        self.unwritten.append(rows)
 
     def _write(self, rows: pa.Table) -> None:
         from tensorboardX.proto.event_pb2 import Event  # takes half a second, so not at the top
@@ -65,7 +59,15 @@ class TensorBoard:
             self._close_writers()
 
     def flush(self, limit_s: float) -> None:
-        """Copy finished files to the storage; arguments and errors as `MetricsTable.flush`."""
+        """Write the epochs, and copy finished files to the storage; as `MetricsTable.flush`."""
+        try:
+            while self.unwritten:
+                self._write(self.unwritten[0])
+                del self.unwritten[0]
+        except OSError as error:
+            with contextlib.suppress(OSError):  # the next try begins new files: a broken one may stay broken
+                self._close_writers()
+            raise StorageError(f"{self.folder} cannot be written: {one_line(error)}") from error
         for file in sorted(self.folder.rglob("*tfevents*")) if self.staging else ():
             name = f"tensorboard/{file.relative_to(self.folder)}"
             self.run.with_limit(limit_s).write(name, file.read_bytes())

@@ -240,6 +240,23 @@ def test_a_student_keeps_nothing_of_its_life_under_a_lost_coordinator(
         assert error.__traceback__ is error.__context__ is error.__cause__ is None
 
 
+def test_where_nobody_has_a_state_any_more_all_return_to_the_checkpoint(
+    inject: Inject, make_recipe: MakeRecipe, make_run: MakeRun
+) -> None:
+    """Otherwise all would go on at the step of the coordinator, and nobody would learn those before it."""
+    train(undisturbed := make_run(make_recipe(*CONTINUE), "undisturbed"))
+    for name in "ab":
+        inject(name, "forward", 5, "kill")
+    events = train(run := make_run(make_recipe(*CONTINUE), "r"))
+    assert [event.step for event in events if isinstance(event, Started)][-1] == 3
+    lines = [event.text for event in events if isinstance(event, Note)]
+    assert "no student has its state any more: all go back to the latest checkpoint" in lines
+    assert read_record(run.folder)["absences"] == []
+    for name in "ab":
+        assert set(values(run, name, "train", "loss")) == set(range(12))
+        assert_same(weights(run.folder, 12, name), weights(undisturbed.folder, 12, name))
+
+
 def test_stop_saves_what_the_others_learned(
     inject: Inject, make_recipe: MakeRecipe, make_run: MakeRun
 ) -> None:

@@ -138,6 +138,19 @@ def test_all_replicas_must_wait(run: Run) -> None:
     assert asked.change.is_due(0)
 
 
+def test_who_disagrees_and_comes_between_two_looks_does_not_end_the_run(run: Run) -> None:
+    asked = Asked(run, Launched())
+    asked.ask(C)
+    asked.change.member = worker("a", "other data")
+    looks = iter([(), ("c",), ("c",)])
+    asked.change.waiting = lambda ranks: [worker(name) for name in next(looks)]
+    assert not asked.change.is_due(0)
+    assert not asked.lines
+    assert not asked.change.is_due(0)
+    (line,) = asked.lines
+    assert "c reads other data" in line
+
+
 def test_what_does_not_fit_is_refused_once(run: Run) -> None:
     asked = Asked(run, launched := Launched())
     asked.ask({"add": {"name": "a", "model": "mlp"}}, {"remove": "x"}, {})

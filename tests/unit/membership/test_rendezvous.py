@@ -14,9 +14,10 @@ from memory_store import MemoryStore
 
 from kdcl_dist.config.rounds import Kind, Round
 from kdcl_dist.errors import CoordinatorLost, DataError, StartupTimeout
+from kdcl_dist.membership.generation_spec import GenerationSpec
 from kdcl_dist.membership.heartbeat import HeartbeatWatch
 from kdcl_dist.membership.monitor import Monitor
-from kdcl_dist.membership.rendezvous import GenerationSpec, Rendezvous, RunCompleted, RunFailed, WorkerInfo
+from kdcl_dist.membership.rendezvous import Rendezvous, RunCompleted, RunFailed, WorkerInfo
 from kdcl_dist.run.checkpoint import Manifest, Part
 
 NAMES = ["a", "b", "c"]
@@ -156,6 +157,25 @@ def test_a_letter_of_a_process_that_was_replaced_does_not_count() -> None:
             assert list(rendezvous.ready()) == [0] * counts
     finally:
         student.close()
+
+
+def test_who_dies_while_it_waits_for_the_others_is_awaited_anew() -> None:
+    store, gone = MemoryStore(), set[int]()
+    coordinator = Rendezvous(Monitor(store, NAMES, 3, is_gone=lambda name, pid: pid in gone))
+    monitors = [Monitor(store, NAMES, rank) for rank in (0, 1)]
+    for monitor in monitors:
+        monitor.start_heartbeat("127.0.0.1")
+    try:
+        for rank, monitor in enumerate(monitors):
+            request = {"info": asdict(replace(worker(rank), pid=os.getpid())), "position": None, "lost": None}
+            Rendezvous(monitor)._write(request)
+        assert list(coordinator.assemble([0, 1], 60)) == [0, 1]
+        gone.add(os.getpid())  # its heartbeat is no older than a second
+        with pytest.raises(StartupTimeout, match="a, b"):
+            coordinator.assemble([0, 1], 0.3)
+    finally:
+        for monitor in monitors:
+            monitor.close()
 
 
 def test_who_is_to_join_waits_outside_of_the_cohort() -> None:

@@ -73,6 +73,25 @@ def test_a_state_has_the_content_of_a_part(
     assert_same(student.model.state_dict(), expected["model"])
 
 
+def test_a_state_is_sent_again_where_a_connection_fails(
+    student: Student, store: RunStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The coordinator asks for no other state until it has this one."""
+    sent, put = list[str](), module.put_state
+
+    def once(store: RunStore, checkpoint: str, name: str, data: bytes) -> None:
+        sent.append(checkpoint)
+        if len(sent) == 1:
+            raise ConnectionResetError
+        put(store, checkpoint, name, data)
+
+    monkeypatch.setattr(module, "put_state", once)
+    monkeypatch.setattr(module, "AGAIN_S", (0.0, 0.01, 0.01))
+    monkeypatch.setattr(module, "END_S", 60.0)
+    assert kept_by(student, store)[1].parts.keys() == {"a"}
+    assert sent == ["0/1"] * 2
+
+
 def test_whoever_has_no_copy_takes_that_of_the_coordinator(student: Student, store: RunStore) -> None:
     keeper, start = kept_by(student, store)
     replacement = StateKeeper(store, MONITOR, "a", 10)
@@ -100,6 +119,7 @@ def test_the_last_two_are_kept_and_the_next_waits_for_its_turn(
         raise ConnectionError("the coordinator is gone")
 
     monkeypatch.setattr(module, "put_state", put)
+    monkeypatch.setattr(module, "AGAIN_S", (0.0,))
     monkeypatch.setattr(module, "END_S", 60.0)
     keeper.keep("0/1", student)
     keeper.keep("0/2", student)
