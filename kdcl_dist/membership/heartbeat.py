@@ -189,6 +189,7 @@ class HeartbeatThread:
         ended = threading.Event()
 
         def watch() -> None:
+            """Count the looks at which the same heartbeat has no answer."""
             sent, looks = None, 0
             while not ended.wait(HEARTBEAT_S):
                 before, sent = sent, self.unanswered_since
