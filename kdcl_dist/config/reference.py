@@ -143,8 +143,8 @@ TAIL = """\
 Of `resources.gpu` the warning comes with the start, if a student's device is of another kind than before.
 Every other change makes another run and is an error. With a larger `epochs` a finished run goes on too.
 They cannot grow where a student's learning rate depends on them: with every schedule but `constant` and
-`multistep`, unless the student has `epochs` of its own or is frozen. Then start a new run with
-the `weights` of its students. `--resume` without `--name` takes the latest run of the
+`multistep`, unless the student has `epochs` or `until_epoch` of its own or is frozen. Then start a new run
+with the `weights` of its students. `--resume` without `--name` takes the latest run of the
 recipe's name that has a checkpoint.
 
 `kdcl train --resume` needs no `--set` of the run's start again: while the recipe's file is unchanged, the

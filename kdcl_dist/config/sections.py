@@ -135,8 +135,8 @@ class Limits(Strict):
 
     startup_s: Seconds = Field(
         default=300.0,
-        description="Seconds for all processes to start and to form the cohort; also for a checkpoint, and for "
-        "the files of logits at the end.",
+        description="Seconds for all processes to start and to form the cohort; also for a checkpoint, and "
+        "for the files of logits at the end.",
     )
     step_s: Seconds = Field(default=120.0, description="Seconds for one step, or one part of it.")
     storage_s: Seconds = Field(
