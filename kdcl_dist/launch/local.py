@@ -268,13 +268,13 @@ class _Cohort:
             self.replacements[process.name] += 1
             finish(process)
             why = process.error.message if process.error else how_it_ended(process)
-            died = f"process {process.handle.pid} failed ({why})"
-            self.on_event(Note(f"{process.name}: {died}; a new one takes its place"))
+            what = f"process {process.handle.pid} failed ({why}); a new one takes its place"
             if index == 0:
                 self.endpoint = None
                 self.processes[0] = self._start_coordinator()
             else:
                 self.processes[index] = self._start_member(process.name, self.run)
+            self.on_event(Note(f"{process.name}: {what}"))  # only now: a held terminal holds up no recovery
 
     def _has_failed(self) -> bool:
         """Whether processes have failed that none replaces; a new coordinator must open its store before."""
