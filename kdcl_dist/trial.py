@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import threading
 import uuid
 from collections import defaultdict
@@ -128,7 +129,9 @@ def _temporary_run(recipe: Recipe, storage: str, on_event: Callable[[Event], Non
     root = runs_folder(storage, recipe.limits.patience_s)
     root_path = root.local
     made = (
-        [] if root_path is None else [path for path in (root_path, *root_path.parents) if not path.exists()]
+        []
+        if root_path is None
+        else [path for path in (root_path, *root_path.parents) if not os.path.lexists(path)]
     )
     name = f".dry-run-{uuid.uuid4().hex[:12]}"
     try:

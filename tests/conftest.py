@@ -30,10 +30,11 @@ from kdcl_dist.run.run import Run
 settings.register_profile("busy", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("busy")
 
-#: The test files that take longest, longest first; `ON_RAY` is a folder of them.
-ON_RAY = "on_ray"
+#: Folders whose files share what is costly to make: a Ray cluster, the exports of a run.
+SHARING = ("on_ray", "export")
+#: The test files that take longest, longest first; some are such folders.
 SLOW_FILES = (
-    ON_RAY,
+    "on_ray",
     "test_cluster_hosts.py",
     "test_detection.py",
     "test_pages.py",
@@ -45,6 +46,7 @@ SLOW_FILES = (
     "test_window.py",
     "test_exchange.py",
     "test_golden.py",
+    "export",
     "test_faults.py",
     "test_ray_metrics.py",
     "test_coordinators.py",
@@ -90,17 +92,18 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
     def place(item: pytest.Item) -> int:
         folder, name = item.path.parts[-2:]
-        return position.get(ON_RAY if folder == ON_RAY else name, len(SLOW_FILES))
+        return position.get(folder if folder in SHARING else name, len(SLOW_FILES))
 
     items.sort(key=place)
 
 
 class ByFile(LoadFileScheduling):
-    """A file's tests stay in one process, with what they share, and so do those on one Ray cluster."""
+    """A file's tests stay in one process, with what they share, and so do those of a folder of `SHARING`."""
 
     def _split_scope(self, nodeid: str) -> str:
         file: str = super()._split_scope(nodeid)
-        return ON_RAY if ON_RAY in Path(file).parts else file
+        folder = Path(file).parent.name
+        return folder if folder in SHARING else file
 
 
 @pytest.hookimpl(optionalhook=True)
@@ -139,6 +142,8 @@ def faults(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
         patch.setenv("KDCL_TEST_LIGHT_WORKERS", "1")
         # Those that it starts in advance serve nobody: most of a run's have an environment of their own.
         patch.setenv("RAY_prestart_worker_first_driver", "0")
+        # Ray Train looks at its workers every 2 s otherwise, and so notes an end or a death as late.
+        patch.setenv("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.5")
         # Of hosts that are taken away only test_hosts_ray.py knows; who looks for such takes 1.5 s each time.
         patch.setenv("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")
         for folder in (SUPPORT, SUPPORT / "inject"):

@@ -55,11 +55,11 @@ def compare(
     from kdcl_dist.cli.lasting_output import lasting_console
     from kdcl_dist.compare.experiment import jobs_of, load_table, only_arms
     from kdcl_dist.compare.runs import finished_before
-    from kdcl_dist.run.storage import Folder
+    from kdcl_dist.run.prepare import runs_folder
 
     wanted = load_table(table)
     jobs = jobs_of(wanted, table.parent)
-    chosen, folder = only_arms(wanted, jobs, only), Folder(storage) / wanted.name
+    chosen, folder = only_arms(wanted, jobs, only), runs_folder(storage) / wanted.name
     done = finished_before(jobs, folder.uri)
     if dry_run is not None:
         before = {outcome.job.name for outcome in done}

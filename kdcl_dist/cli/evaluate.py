@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import json
 import math
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from kdcl_dist.cli.group import allows_imports, echo, kdcl, reports_errors, takes_device, takes_epoch
+from kdcl_dist.errors import RunFolderError
 
 if TYPE_CHECKING:
     from kdcl_dist.run.epochs import Epoch
@@ -83,11 +84,20 @@ def evaluate(
         run, device=device, warn=_warn, allow_imports=allow_imports, data=data, epoch=epoch
     )
     if as_json:
-        click.echo(json.dumps(found.as_dict(), indent=2, allow_nan=False))
+        click.echo(json.dumps(_numbers(found.as_dict()), indent=2, allow_nan=False))
         return
     tables = [scores_table, *([class_table, mistakes_table] if per_class else [])]
     for table in tables:
         Console().print(table(found))
+
+
+def _numbers(value: Any) -> Any:
+    """A value for JSON, which knows neither NaN nor infinity: None in their places."""
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, dict):
+        return {key: _numbers(each) for key, each in value.items()}
+    return [_numbers(each) for each in value] if isinstance(value, list | tuple) else value
 
 
 def _under_noise(
@@ -100,6 +110,12 @@ def _under_noise(
     from kdcl_dist.evaluation import evaluate_under_noise
     from kdcl_dist.run.storage import Folder
 
+    folder = Folder(run)
+    try:
+        folder.check_writable()
+    except RunFolderError as error:  # before many tests, of which nothing could be kept
+        what = f"{folder}/noise.csv cannot be written; copy the run, and test the copy"
+        raise RunFolderError(what) from error
     console, rows = Console(), []
     with Progress(console=console, disable=not console.is_terminal) as progress:
         task = progress.add_task("noise", total=len(levels) * repeats)
@@ -110,9 +126,8 @@ def _under_noise(
             progress.advance(task)
     lines = ["deviation,repeat,student,loss,top1,top5"]
     lines += [f"{d:g},{r},{n},{v['loss']},{v['top1']},{v['top5']}" for d, r, n, v in rows]
-    folder = Folder(run)
-    folder.write("noise.csv", "".join(f"{line}\n" for line in lines).encode())
     console.print(noise_table(rows, f"test loss under pixel noise, mean of {repeats}"))
+    folder.write("noise.csv", "".join(f"{line}\n" for line in lines).encode())
     echo(f"written to {folder}/noise.csv")
 
 

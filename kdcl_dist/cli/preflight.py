@@ -36,11 +36,11 @@ def preflight(recipe: str, overrides: tuple[str, ...], launcher: str, storage: s
 
     wanted = load_recipe(recipe, overrides)  # a mistake shows before the imports, which take seconds
     from kdcl_dist.launch.preflight.checks import require
-    from kdcl_dist.run.storage import Folder
+    from kdcl_dist.run.prepare import runs_folder
     from kdcl_dist.tracking.tracking import check_trackers
 
     check_trackers(wanted)
-    folder = Folder(storage, wanted.limits.patience_s)
+    folder = runs_folder(storage, wanted.limits.patience_s)
     if launcher == "local":
         from kdcl_dist.launch import local
 

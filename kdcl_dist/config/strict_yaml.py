@@ -49,6 +49,14 @@ class StrictLoader(yaml.SafeLoader):
             _Extent().measure(node)
         return node
 
+    def construct_object(self, node: yaml.Node, deep: bool = False) -> Any:
+        """The value of a node; `ConstructorError` also where PyYAML fails on what an explicit tag says."""
+        try:
+            return super().construct_object(node, deep)
+        except (LookupError, AttributeError, ArithmeticError):  # of `!!bool x`, `!!timestamp x`, `!!int ''`
+            problem = f"{str(node.value)[:40]!r} is no {node.tag.rpartition(':')[2]}"
+            raise yaml.constructor.ConstructorError(None, None, problem, node.start_mark) from None
+
     def flatten_mapping(self, node: yaml.MappingNode) -> None:
         """Check a mapping for duplicate keys, then merge as PyYAML does.
 

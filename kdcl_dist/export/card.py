@@ -121,13 +121,14 @@ def _share(share: float, samples: int) -> str:
 
 
 def _over_seeds(seeds: Mapping[int, Mapping[str, Mapping[str, float]]], student: str) -> list[str]:
-    """The student's top-1 over the seeds of the same arm."""
-    if len(seeds) < 2:
+    """The student's top-1 over the seeds of the same arm at whose end it took part."""
+    found = [100 * results[student]["top1"] for results in seeds.values() if student in results]
+    if len(found) < 2:
         return []
-    top1 = mean_interval([100 * results[student]["top1"] for results in seeds.values()])
+    top1 = mean_interval(found)
     return [
         "",
-        f"Over the {len(seeds)} seeds of this arm that `kdcl compare` trained to their end, top-1 of "
+        f"Over the {len(found)} seeds of this arm that `kdcl compare` trained to their end, top-1 of "
         f"{student} is {top1.value:.2f} ± {top1.half_width:.2f} % (mean with the 95% interval, Student's t).",
     ]
 

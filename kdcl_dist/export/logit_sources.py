@@ -219,7 +219,7 @@ class OfFile:
         try:
             open_regular(path).close()
             found = np.lib.format.open_memmap(path, mode="r")
-        except (OSError, ValueError, EOFError, OverflowError) as error:
+        except Exception as error:  # damaged headers raise many types of exception
             raise DataError(f"{path}: no file of numpy.save: {one_line(error)}") from error
         if found.ndim != 2 or found.dtype.kind != "f":
             raise DataError(

@@ -150,8 +150,10 @@ class Export:
             for name, view in zip(names[start:], chunk, strict=False):
                 if isinstance(view, DataError):
                     yield DataError(f"{prefix}{name}: {view.message}")
+                elif not bool((row := next(rows)).isfinite().all()):
+                    yield DataError(f"{prefix}{name}: the network's logits of it are NaN or infinite")
                 else:
-                    yield from self._ranked(name, next(rows), top)
+                    yield from self._ranked(name, row, top)
 
     def _ranked(self, sample: str, logits_C: Tensor, top: int) -> Iterator[RankedClass]:
         probabilities, classes = torch.sort(F.softmax(logits_C.double(), 0), descending=True, stable=True)

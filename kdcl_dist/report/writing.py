@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from kdcl_dist.errors import RunFolderError, one_line
+from kdcl_dist.errors import RunFolderError, StorageError, one_line
 from kdcl_dist.report.page import page
 from kdcl_dist.report.run_data import load
 from kdcl_dist.run.storage import Folder
@@ -38,7 +38,7 @@ def write_report(uris: Sequence[str], out: str | Path | None = None) -> str:
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(content)
         return str(path)
-    except OSError as error:
+    except (OSError, StorageError) as error:
         raise RunFolderError(
             f"the report cannot be written: {one_line(error)}; choose another --out"
         ) from error

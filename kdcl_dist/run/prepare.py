@@ -12,12 +12,12 @@ from kdcl_dist.config.recipe import Recipe
 from kdcl_dist.config.recipe_file import parse_recipe
 from kdcl_dist.config.stored_imports import import_strings
 from kdcl_dist.config.strict_yaml import MAX_BYTES
-from kdcl_dist.errors import RecipeError, RunFolderError, StorageError
+from kdcl_dist.errors import RecipeError, RunFolderError, StorageError, one_line
 from kdcl_dist.run.checkpoint import Manifest, has_committed, latest
 from kdcl_dist.run.creation import create, new_id
 from kdcl_dist.run.record import read_record, update_record
 from kdcl_dist.run.run import Run, load_run, write_recipe
-from kdcl_dist.run.storage import Folder
+from kdcl_dist.run.storage import LIMIT_S, Folder
 from kdcl_dist.utils.process import this_process
 
 __all__ = ["NAME", "prepare", "resumed_recipe", "runs_folder"]
@@ -127,7 +127,7 @@ def _is_name(name: str | None) -> bool:
     return name is None or re.fullmatch(NAME, name) is not None
 
 
-def runs_folder(uri: str, limit_s: float) -> Folder:
+def runs_folder(uri: str, limit_s: float = LIMIT_S) -> Folder:
     """The folder of runs.
 
     Args:
@@ -139,7 +139,10 @@ def runs_folder(uri: str, limit_s: float) -> Folder:
     """
     if not uri.strip():
         raise RunFolderError("--storage is empty; give the folder of runs as a path or URI")
-    return Folder(uri if "://" in uri else str(Path(uri).expanduser()), limit_s)
+    try:
+        return Folder(uri if "://" in uri else str(Path(uri).expanduser()), limit_s)
+    except RuntimeError as error:  # `~name` of a user that is not there
+        raise RunFolderError(f"--storage {uri!r}: {one_line(error)}") from error
 
 
 def _resumable(folder: Folder, recipe: Recipe, warn: Callable[[str], None]) -> tuple[Recipe, Manifest]:

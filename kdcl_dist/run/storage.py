@@ -20,7 +20,7 @@ from kdcl_dist.errors import RunFolderError, StorageError, one_line
 from kdcl_dist.run.retry import retry
 from kdcl_dist.run.uris import OBJECT_STORES, displayed, join, open_uri, parent, without_secrets
 
-__all__ = ["BRIEF_S", "Folder"]
+__all__ = ["BRIEF_S", "LIMIT_S", "Folder"]
 
 Result = TypeVar("Result")
 

@@ -256,14 +256,15 @@ class Student:
     def predict(self, inputs: Inputs, *, averaged: bool = False) -> Tensor:
         """The logits (B, C) in evaluation mode, float32, without gradient; B may be 0.
 
-        With `averaged` they are those of the averaged weights, if the student has such.
+        With `averaged` they are those of the averaged weights, if the student has such. A row with NaN or
+        infinite logits is no answer: it becomes the same logit for every class.
         """
         if not rows(inputs):
             return torch.empty(0, self.classes)
         average = self.average.applied(self.model) if averaged and self.average else nullcontext()
         with average, self.evaluating(), self.autocast():
-            logits_BC: Tensor = forward(self.model, self.prepare(inputs))
-        return logits_BC.float()
+            logits_BC: Tensor = forward(self.model, self.prepare(inputs)).float()
+        return logits_BC.where(logits_BC.isfinite().all(dim=1, keepdim=True), 0.0)
 
     @contextmanager
     def evaluating(self) -> Iterator[None]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -16,9 +17,11 @@ def part_of(folder: Path) -> Path:
     """The path for the content of an incomplete folder: `FOLDER.part`.
 
     Raises:
-        DataError: the folder exists already and is not empty, or cannot be read.
+        DataError: the folder exists already and is not empty, cannot be read, or is a mount point.
     """
-    folder = folder.absolute()
+    folder = _real(folder)
+    if os.path.ismount(folder):
+        raise DataError(f"{folder}: is a mount point, which no new folder can replace: choose one below it")
     try:
         taken = folder.is_file() or (folder.exists() and any(folder.iterdir()))
     except OSError as error:
@@ -35,9 +38,14 @@ def publish(part: Path, folder: Path) -> None:
         DataError: the folder cannot be written.
     """
     try:
-        part.replace(folder.absolute())
+        part.replace(_real(folder))
     except OSError as error:
         raise DataError(f"{folder}: cannot be written: {one_line(error)}") from error
+
+
+def _real(folder: Path) -> Path:
+    """The folder itself where the path is a symbolic link: what is complete then moves on one disk."""
+    return Path(os.path.realpath(folder))
 
 
 @contextmanager

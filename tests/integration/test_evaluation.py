@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
-from collections.abc import Callable
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -12,21 +12,26 @@ import pytest
 import torch
 import torch.nn.functional as F
 from click.testing import CliRunner
-from cohorts import Cohort, MakeRecipe, weights, write_images
+from cohorts import Cohort, recipe_text, weights, write_images
 
 from kdcl_dist.cli import kdcl
 from kdcl_dist.cli.evaluate import Levels
+from kdcl_dist.config.recipe_file import parse_recipe
 from kdcl_dist.data.dataset import ArrowDataset
+from kdcl_dist.errors import StorageError
 from kdcl_dist.evaluation import evaluate, evaluate_under_noise
 from kdcl_dist.models import build
+from kdcl_dist.run.prepare import prepare
 from kdcl_dist.run.record import read_record
 from kdcl_dist.run.run import Run
+from kdcl_dist.run.storage import Folder
 from kdcl_dist.utils.seeding import Purpose, derive
 
 
-@pytest.fixture
-def trained(make_recipe: MakeRecipe, make_run: Callable[..., Run]) -> Run:
-    run = make_run(make_recipe("epochs=1"))
+@pytest.fixture(scope="module")
+def trained(data: dict[str, str], tmp_path_factory: pytest.TempPathFactory) -> Run:
+    recipe, folder = parse_recipe(recipe_text(data), ["epochs=1"]), tmp_path_factory.mktemp("runs")
+    run = prepare(recipe, str(folder), "run", resume=False, warn=print)
     assert not Cohort(run).train().errors
     return run
 
@@ -103,6 +108,45 @@ def test_json_holds_every_class_and_the_tables_show_it(trained: Run) -> None:
         assert name in table
     assert f"{100 * found['results']['a']['calibration_error']:.2f}" in table
     assert "most frequent mistakes" in table
+
+
+def test_a_student_without_numbers_answers_nothing(trained: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every class counts as likely as the others, and JSON has no NaN."""
+    forward = "kdcl_dist.student.student.forward"
+    monkeypatch.setattr(forward, lambda model, x: torch.full((len(x), 4), torch.nan))
+    found = evaluate(trained.folder.uri, device="cpu", warn=print).results["a"]
+    labels = ArrowDataset(trained.recipe.data.test).labels
+    assert found["loss"] == pytest.approx(np.log(4))
+    assert found["top1"] == pytest.approx((labels == 0).mean())
+    far = torch.tensor([3e38, -3e38, 0, 0])
+    monkeypatch.setattr(forward, lambda model, x: far.expand(len(x), 4))
+    shown = CliRunner().invoke(kdcl, ["evaluate", trained.folder.uri, "--json"])
+    assert shown.exit_code == 0, shown.output
+    json.loads(shown.output, parse_constant=pytest.fail)
+
+
+def test_noise_is_shown_whatever_its_file_meets(trained: Run, tmp_path: Path) -> None:
+    copied = tmp_path / "copied"
+    shutil.copytree(trained.folder.local or "", copied)
+    (copied / "noise.csv").unlink(missing_ok=True)
+    (copied / "noise.csv").mkdir()
+    shown = CliRunner().invoke(kdcl, ["evaluate", str(copied), "--noise", "0.1", "--repeats", "1"])
+    assert shown.exit_code == 1
+    assert "test loss under pixel noise" in shown.stdout
+    assert "noise.csv cannot be written" in shown.stderr
+
+
+def test_noise_is_refused_before_any_test_where_it_could_not_be_kept(
+    trained: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(folder: Folder, name: str, data: bytes) -> None:
+        raise StorageError("a read-only file system")
+
+    monkeypatch.setattr(Folder, "write", refuse)
+    monkeypatch.setattr("kdcl_dist.evaluation.evaluate_under_noise", pytest.fail)
+    shown = CliRunner().invoke(kdcl, ["evaluate", trained.folder.uri, "--noise", "0.1"])
+    assert shown.exit_code == 2
+    assert "noise.csv cannot be written; copy the run" in shown.stderr
 
 
 def test_another_test_set(trained: Run, data: dict[str, str], tmp_path: Path) -> None:

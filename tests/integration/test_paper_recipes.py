@@ -30,7 +30,7 @@ from kdcl_dist.data.views import Transforms
 from kdcl_dist.data.writer import write_dataset
 
 EXAMPLES = ROOT / "examples"
-FILES = {path: yaml.safe_load(path.read_text()) for path in sorted(EXAMPLES.rglob("*.yaml"))}
+FILES = {path: yaml.load(path.read_text(), yaml.CSafeLoader) for path in sorted(EXAMPLES.rglob("*.yaml"))}
 RECIPES = [path for path, content in FILES.items() if "students" in content]
 TABLES = [path for path, content in FILES.items() if "arms" in content]
 ARMS = [(path, arm) for path in TABLES for arm in FILES[path]["arms"]]

@@ -38,6 +38,7 @@ OVERRIDES = (
     "limits.step_s=150",
     "students.b.model=nets:Plain",
 )
+REPLICAS = ("students.b.replicas=2", "students.b.sync_batchnorm=true", "students.b.model=cnn_small")
 #: Seconds: the limit where a process hangs, longer than a machine stands still, and within which its failure
 #: is noted. The next limit after it is limits.startup_s, which is 200.
 HANGS_S, FOUND_S = 12.0, 60.0
@@ -238,21 +239,31 @@ def test_a_student_that_fails_before_the_group_is_formed_is_found_at_once(
     assert (cause["student"], cause["step"], cause["phase"]) == ("b", step, "start")
 
 
+@pytest.fixture(scope="module")
+def undisturbed_replicas(data: dict[str, str], tmp_path_factory: pytest.TempPathFactory) -> Folder:
+    """The run with replicas, without a fault."""
+    recipe = parse_recipe(recipe_text(data), (*OVERRIDES, *REPLICAS))
+    run = prepare(recipe, str(tmp_path_factory.mktemp("runs")), "whole", resume=False, warn=print)
+    train(run)
+    return run.folder
+
+
 @pytest.mark.parametrize(
     ("phase", "step"), [("start", 0), ("forward", 4), ("backward", 4), ("evaluation", 3)]
 )
 def test_replicas_are_replaced_too(
-    phase: str, step: int, inject: Inject, make_recipe: MakeRecipe, make_run: MakeRun
+    phase: str,
+    step: int,
+    inject: Inject,
+    make_recipe: MakeRecipe,
+    make_run: MakeRun,
+    undisturbed_replicas: Folder,
 ) -> None:
     """Batch norm, gradients and buffers are shared between them: the replica that lives is not to blame."""
-    more = ("students.b.replicas=2", "students.b.sync_batchnorm=true", "students.b.model=cnn_small")
-    recipe = make_recipe(*OVERRIDES, *more)
-    whole = make_run(recipe)
-    train(whole)
     inject("b/1", phase, step, "kill", nth=1 if step else 2)
-    run = make_run(recipe)
+    run = make_run(make_recipe(*OVERRIDES, *REPLICAS))
     events = train(run)
-    assert_as_undisturbed(run, whole.folder)
+    assert_as_undisturbed(run, undisturbed_replicas)
     (cause,) = read_record(run.folder)["failures"]["causes"]
     assert (cause["error"], cause["student"]) == ("StudentLost", "b/1")
     assert len(set(pids(events, "b/0"))) == 1

@@ -14,10 +14,11 @@ import pytest
 import s3
 import torch
 from click.testing import CliRunner
-from cohorts import Cohort, Inject, MakeRecipe, assert_same
+from cohorts import Cohort, Inject, MakeRecipe, assert_same, recipe_text
 
 from kdcl_dist.cli import kdcl
 from kdcl_dist.config.recipe import Recipe
+from kdcl_dist.config.recipe_file import parse_recipe
 from kdcl_dist.errors import CheckpointError, RunFolderError, StorageError
 from kdcl_dist.launch import local
 from kdcl_dist.run import uris
@@ -39,6 +40,15 @@ def port() -> Iterator[int]:
     with s3.server() as port:
         s3.make_bucket(port, "bucket")
         yield port
+
+
+@pytest.fixture(scope="module")
+def here(data: dict[str, str], tmp_path_factory: pytest.TempPathFactory) -> Folder:
+    """The run in a folder of this machine."""
+    folder = tmp_path_factory.mktemp("runs")
+    run = prepare(parse_recipe(recipe_text(data)), str(folder), "here", resume=False, warn=print)
+    assert not Cohort(run).train().errors
+    return run.folder
 
 
 @pytest.fixture
@@ -175,11 +185,9 @@ def test_a_large_file_is_whole_or_not_there(port: int, proxy: s3.Proxy, part: in
 
 
 def test_a_whole_run_stopped_resumed_and_evaluated(
-    inject: Inject, make_recipe: MakeRecipe, make_run: MakeRun, port: int
+    inject: Inject, make_recipe: MakeRecipe, here: Folder, port: int
 ) -> None:
     recipe = make_recipe()
-    here = Cohort(make_run(recipe, "here")).train()
-    assert not here.errors
     stop = threading.Event()
     inject("coordinator", "checkpoint", 3, "hold", until="stop")
 
@@ -192,7 +200,7 @@ def test_a_whole_run_stopped_resumed_and_evaluated(
     again = start(recipe, port, "whole", resume=True)
     assert again.step == 3
     assert local.launch(again, print, threading.Event())
-    same_runs(here.run.folder, run.folder)
+    same_runs(here, run.folder)
     assert run.folder.names("tensorboard") == ["a", "b", "ensemble"]
     result = CliRunner().invoke(kdcl, ["evaluate", run.folder.uri])
     assert result.exit_code == 0, result.output
@@ -223,25 +231,21 @@ def test_of_starts_at_once_one_gets_the_name(
     assert not [file for file in root.names() if file.startswith(".claim")]
 
 
-def test_training_survives_a_bad_connection(
-    make_recipe: MakeRecipe, make_run: MakeRun, proxy: s3.Proxy
-) -> None:
+def test_training_survives_a_bad_connection(make_recipe: MakeRecipe, here: Folder, proxy: s3.Proxy) -> None:
     recipe = make_recipe("limits.step_s=60", "limits.storage_s=20")
-    here = Cohort(make_run(recipe, "here")).train()
     faults = itertools.cycle([None, "cut", None, None, 503, 0.3])
     proxy.rule = lambda method, path: next(faults)
     there = Cohort(start(recipe, proxy.port, "bad")).train()
     assert not there.errors
     proxy.rule = lambda method, path: None
-    same_runs(here.run.folder, there.run.folder)
+    same_runs(here, there.run.folder)
 
 
 @pytest.mark.parametrize("file", ["b.pt", "coordinator.pt", "manifest.json"])
 def test_a_checkpoint_that_cannot_be_written_ends_the_run(
-    make_recipe: MakeRecipe, make_run: MakeRun, proxy: s3.Proxy, file: str
+    make_recipe: MakeRecipe, here: Folder, proxy: s3.Proxy, file: str
 ) -> None:
     recipe = make_recipe("limits.storage_s=1")
-    here = Cohort(make_run(recipe, "here")).train()
     name = f"lasting-{file}"
     proxy.rule = lambda method, path: 503 if method == "PUT" and f"step-00000006/{file}" in path else None
     cohort = Cohort(start(recipe, proxy.port, name)).train()
@@ -255,7 +259,7 @@ def test_a_checkpoint_that_cannot_be_written_ends_the_run(
     resumed = start(recipe, proxy.port, name, resume=True)
     assert resumed.step == 3
     assert not Cohort(resumed).train().errors
-    same_runs(here.run.folder, resumed.folder)
+    same_runs(here, resumed.folder)
 
 
 def test_metrics_wait_for_the_storage(
@@ -283,11 +287,10 @@ def test_metrics_wait_for_the_storage(
 
 
 def test_unwritten_metrics_travel_in_the_checkpoint(
-    make_recipe: MakeRecipe, make_run: MakeRun, proxy: s3.Proxy, monkeypatch: pytest.MonkeyPatch
+    make_recipe: MakeRecipe, here: Folder, proxy: s3.Proxy, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("kdcl_dist.coordinator.folder_care.BRIEF_S", 0.3)
     recipe = make_recipe("limits.storage_s=1")
-    here = Cohort(make_run(recipe, "here")).train()
     proxy.rule = lambda method, path: 503 if method == "PUT" and "/metrics/" in path else None
     cohort = Cohort(start(recipe, proxy.port, "travel")).train()
     for error in cohort.errors.values():
@@ -299,4 +302,4 @@ def test_unwritten_metrics_travel_in_the_checkpoint(
     assert resumed.step == 6
     assert not Cohort(resumed).train().errors
     assert read_record(resumed.folder)["state"] == "finished"
-    same_runs(here.run.folder, resumed.folder)
+    same_runs(here, resumed.folder)

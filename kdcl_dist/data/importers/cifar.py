@@ -18,6 +18,7 @@ from kdcl_dist.data.dataset import Info
 from kdcl_dist.data.importers.archive import check_md5, members_of_archive, read_checked
 from kdcl_dist.data.importers.inert_pickle import read_pickle
 from kdcl_dist.data.importers.pixel_sums import mean_and_std, pixel_sums
+from kdcl_dist.data.importers.presence import is_folder, is_there
 from kdcl_dist.data.writer import write_batches
 from kdcl_dist.errors import DataError
 from kdcl_dist.utils.staging import staged
@@ -125,14 +126,14 @@ def _load(source: Path, layout: ArchiveLayout, checksums: bool) -> dict[str, Any
         """The content of one file."""
         return (_classes if name == layout.meta else _labelled)(data, layout, f"{source}: {name}")
 
-    if not source.exists():
+    if not is_there(source):
         raise DataError(f"{source}: no such file or folder")
-    if not source.is_dir():
+    if not is_folder(source):
         if checksums:
             check_md5(source, layout.archive_md5)
         members = members_of_archive(source, layout.folder, set(layout.md5))
         return {name: parse(name, data) for name, data in members}
-    inner = source / layout.folder if (source / layout.folder).is_dir() else source
+    inner = source / layout.folder if is_folder(source / layout.folder) else source
 
     def load(name: str) -> Any:
         """The content of one file of the folder."""

@@ -44,6 +44,7 @@ class HeldOut:
 
     def __init__(self, source: Labelled, split: str, fraction: float, seed: int) -> None:
         self.source, self.name, self.classes = source, source.name, source.classes
+        self.class_folders = source.class_folders
         (self.train, *others), option = source.counts, f"--{split}-fraction"
         if others:
             raise DataError(f"{source.name}: it has {others[0]} images already; leave out {option}")

@@ -18,6 +18,7 @@ from kdcl_dist.data.dataset import Info
 from kdcl_dist.data.importers.class_names import read_class_names
 from kdcl_dist.data.importers.idx_file import IdxFile
 from kdcl_dist.data.importers.pixel_sums import mean_and_std, pixel_sums
+from kdcl_dist.data.importers.presence import is_folder, is_there, real_name
 from kdcl_dist.data.writer import Batch, write_batches
 from kdcl_dist.errors import DataError
 from kdcl_dist.utils.staging import staged
@@ -129,7 +130,7 @@ def import_idx(source: Path, folder: Path, classes: str | None = None) -> list[P
 
 
 def _published(source: Path, classes: str | None) -> PublishedSet:
-    if not source.is_dir():
+    if not is_folder(source):
         raise DataError(f"{source}: no such folder; it must hold train-images-idx3-ubyte and three more")
     if classes in SETS:
         return SETS[classes]
@@ -144,7 +145,7 @@ def _published(source: Path, classes: str | None) -> PublishedSet:
 
 
 def _own(source: Path) -> str:
-    return f"IDX files of the folder {source.resolve().name!r}"
+    return f"IDX files of the folder {real_name(source)!r}"
 
 
 def _split(source: Path, prefix: str, published: PublishedSet) -> _Split:
@@ -173,7 +174,7 @@ def _found(source: Path, prefix: str, what: str, dimensions: int) -> Path:
 def _find(source: Path, prefix: str, what: str, dimensions: int) -> Path | None:
     """A file of a set: published with a dash or a dot in its name, and packed or not."""
     names = (f"{prefix}{what}{mark}idx{dimensions}-ubyte{end}" for end in ("", ".gz") for mark in "-.")
-    return next((source / name for name in names if (source / name).exists()), None)
+    return next((source / name for name in names if is_there(source / name)), None)
 
 
 def _check_labels(split: _Split, classes: int, first: int) -> None:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +15,7 @@ import numpy as np
 
 from kdcl_dist.data.importers.check import Item
 from kdcl_dist.data.importers.class_names import check_spelling
+from kdcl_dist.data.importers.presence import is_folder, real_name
 from kdcl_dist.errors import DataError, one_line
 from kdcl_dist.utils.hidden import is_hidden
 
@@ -37,9 +38,10 @@ class ImageFolder:
 
     def __init__(self, folder: Path, *, flat: bool = False) -> None:
         self.folder = folder
-        self.name = f"images of the folder {folder.resolve().name!r}"
+        self.name = f"images of the folder {real_name(folder)!r}"
         self.places = _flat(folder) if flat else _splits(folder)
-        self.classes = _classes(folder, [folder / place for place in self.places.values()])
+        self.class_folders = tuple(folder / place for place in self.places.values())
+        self.classes = _classes(folder, self.class_folders)
         digest = hashlib.sha256()
         sizes = {split: self._survey(split, digest) for split in self.places}
         self.counts = {split: sum(found) for split, found in sizes.items()}
@@ -115,17 +117,17 @@ def _stat(entry: os.DirEntry[str]) -> _Stat:
 
 def _splits(folder: Path) -> dict[str, str]:
     """The beginning of the paths of a split's classes, by split."""
-    if folder.is_dir() and not (folder / "train").is_dir():
+    if is_folder(folder) and not is_folder(folder / "train"):
         raise DataError(
             f"{folder}: it has no folder 'train'; if the folders in it are the classes, "
             "say --test-fraction 0.2: a fifth of each class becomes the test set"
         )
-    other = "test" if (folder / "test").is_dir() and not (folder / "val").is_dir() else "val"
+    other = "test" if is_folder(folder / "test") and not is_folder(folder / "val") else "val"
     return {"train": "train/", other: f"{other}/"}
 
 
 def _flat(folder: Path) -> dict[str, str]:
-    if (folder / "train").is_dir():
+    if is_folder(folder / "train"):
         raise DataError(
             f"{folder}: it has a folder 'train', which is no class; leave out the fraction, or import "
             f"{folder / 'train'} to divide its images"
@@ -133,7 +135,7 @@ def _flat(folder: Path) -> dict[str, str]:
     return {"train": ""}
 
 
-def _classes(folder: Path, splits: list[Path]) -> tuple[str, ...]:
+def _classes(folder: Path, splits: Sequence[Path]) -> tuple[str, ...]:
     names = {path.name: _folders(path) for path in splits}
     found, common = set[str]().union(*names.values()), set.intersection(*names.values())
     check_spelling(sorted(found), str(folder))

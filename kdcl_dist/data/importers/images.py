@@ -8,6 +8,7 @@ Shapes: C channels.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
 from itertools import chain, groupby
@@ -21,6 +22,7 @@ from kdcl_dist.data.importers.check import UNLABELLED, Item, Rejected, Workers, 
 from kdcl_dist.data.importers.journal import Journal, Reject, Shard
 from kdcl_dist.data.writer import write_dataset
 from kdcl_dist.errors import DataError, one_line
+from kdcl_dist.utils.hidden import is_hidden
 from kdcl_dist.utils.staging import part_of, publish
 from kdcl_dist.utils.text import shown
 
@@ -49,6 +51,10 @@ class Source(Protocol):
     @property
     def classes(self) -> tuple[str, ...]:
         """Class names; a label is an index into them."""
+
+    @property
+    def class_folders(self) -> tuple[Path, ...]:
+        """Folders in which each folder is a class; empty: the classes are no folders."""
 
     @property
     def counts(self) -> dict[str, int]:
@@ -89,13 +95,14 @@ def import_images(
         channels: 1 for grey, 3 for red, green, blue: what images become when they are read.
 
     Raises:
-        DataError: the folder cannot be written or holds something else, or a class has no readable image.
+        DataError: the folder cannot be written, holds something else, is being written by another import or
+            would count as a class of the source, or a class has no readable image.
     """
     part = part_of(folder)
+    _check_outside(part, folder, source.class_folders)
     options = {"shard_mb": shard_mb, "channels": channels}
     identity = {"source": source.identity, "classes": list(source.classes)} | options
-    journal = Journal.open(part, identity)
-    with Workers(workers) as pool:
+    with Journal.open(part, identity) as journal, Workers(workers) as pool:
         if journal.statistics is None:
             journal.add_statistics(_statistics(source, pool, on_progress, channels))
         info = _info(source, journal.statistics or {}, channels)
@@ -103,14 +110,24 @@ def import_images(
             split: list(_write_split(source, split, journal, info, pool, on_progress, shard_mb * 10**6))
             for split in source.counts
         }
-    rejected = [
-        (name, why) for found in shards.values() for shard in found for _, name, why in shard.rejected
-    ]
-    _write_rejected(part / REJECTED, rejected)
-    accepted = sum(_count(part / split, shards[split], source.classes, part / REJECTED) for split in shards)
-    publish(part, folder)
-    journal.remove(folder)
+        rejected = [
+            (name, why) for found in shards.values() for shard in found for _, name, why in shard.rejected
+        ]
+        _write_rejected(part / REJECTED, rejected)
+        accepted = sum(
+            _count(part / split, shards[split], source.classes, part / REJECTED) for split in shards
+        )
+        publish(part, folder)
+        journal.remove(folder)
     return Imported({split: folder / split for split in source.counts}, accepted, len(rejected))
+
+
+def _check_outside(part: Path, folder: Path, class_folders: Iterable[Path]) -> None:
+    """See that what is written is not read as a class: an import that was interrupted could not go on."""
+    inner = Path(os.path.realpath(part))
+    for above in (Path(os.path.realpath(each)) for each in class_folders):
+        if inner.is_relative_to(above) and not is_hidden(inner.relative_to(above)):
+            raise DataError(f"{folder}: lies in {above}, where folders are classes: choose a path outside it")
 
 
 def _statistics(

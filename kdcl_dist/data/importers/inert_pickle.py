@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 import pickle
+import pickletools
 import re
 from typing import Any
 
@@ -18,6 +19,21 @@ import numpy.typing as npt
 from kdcl_dist.errors import DataError, one_line
 
 __all__ = ["read_pickle"]
+
+#: The end of a pickle, and the instructions that keep a value under a number: PUT, BINPUT and LONG_BINPUT.
+STOP, PUTS = ord("."), frozenset(b"pqr")
+#: Lines of arguments in text, and bytes of the length before others, by the kind that `pickletools` gives.
+TWO_LINES = -6
+LINES = {pickletools.UP_TO_NEWLINE: 1, TWO_LINES: 2}
+LENGTHS = {
+    pickletools.TAKEN_FROM_ARGUMENT1: 1,
+    pickletools.TAKEN_FROM_ARGUMENT4: 4,
+    pickletools.TAKEN_FROM_ARGUMENT4U: 4,
+    pickletools.TAKEN_FROM_ARGUMENT8U: 8,
+}
+#: Bytes of each instruction's argument, or such a kind.
+SIZES = {ord(each.code): each.arg.n if each.arg else 0 for each in pickletools.opcodes}
+SIZES |= dict.fromkeys(b"ci", TWO_LINES)  # GLOBAL and INST: a module and a name
 
 
 def read_pickle(data: bytes, where: str) -> dict[bytes, Any]:
@@ -32,6 +48,7 @@ def read_pickle(data: bytes, where: str) -> dict[bytes, Any]:
             plain data, or has a key twice, as text and as bytes.
     """
     try:
+        _check_memo(data)
         file: Any = _File(data)  # returns buffers, while the declared type says bytes
         loaded = _Reader(file, encoding="bytes").load()
         if not isinstance(loaded, dict):
@@ -43,6 +60,47 @@ def read_pickle(data: bytes, where: str) -> dict[bytes, Any]:
     except Exception as error:  # damaged pickles raise many types of exception
         reason = str(error) if isinstance(error, ValueError) else one_line(error)
         raise DataError(f"{where}: cannot be read as a CIFAR pickle: {reason}") from error
+
+
+def _check_memo(data: bytes) -> None:
+    """Refuse a pickle that keeps something under a far number: the memory is taken for all numbers below.
+
+    This looks at each instruction, and skips what it holds. Where it cannot go on, pickle's reader cannot
+    either, which then tells of the damage.
+
+    Raises:
+        ValueError: a number is above that of the instructions before it, as no pickle of Python's has.
+    """
+    position = count = 0
+    while position < len(data) and (code := data[position]) != STOP:
+        size = _argument_bytes(data, position + 1, SIZES.get(code))
+        if size is None:
+            return
+        if code in PUTS and (number := _number(data[position + 1 : position + 1 + size], code)) > count:
+            raise ValueError(
+                f"it stores a value as number {number:,} after {count:,} instructions, which takes memory "
+                "for all numbers below"
+            )
+        position, count = position + 1 + size, count + 1
+
+
+def _argument_bytes(data: bytes, start: int, kind: int | None) -> int | None:
+    """Bytes of an argument: of a fixed size, in lines or after a length; None: it is damaged."""
+    if kind is None or kind >= 0:
+        return kind
+    if kind in LINES:
+        end = start
+        for _ in range(LINES[kind]):
+            end = data.find(b"\n", end) + 1
+            if not end:
+                return None
+        return end - start
+    width = LENGTHS[kind]
+    return width + int.from_bytes(data[start : start + width], "little")
+
+
+def _number(argument: bytes, code: int) -> int:
+    return int(argument) if code == ord("p") else int.from_bytes(argument, "little")
 
 
 def _plain_key(key: Any) -> Any:

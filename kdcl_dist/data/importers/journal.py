@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from kdcl_dist.data.writer import content_digest
 from kdcl_dist.errors import DataError, one_line
@@ -37,9 +39,13 @@ class Shard:
 
 @dataclass
 class Journal:
-    """The journal in a folder; `open` reads it or begins a new one."""
+    """The journal in a folder; `open` reads it or begins a new one.
+
+    A context manager: until its end, no other import can open the journal.
+    """
 
     folder: Path
+    lock: BinaryIO
     statistics: dict[str, list[float]] | None = None
     shards: dict[str, Shard] = field(default_factory=dict)
 
@@ -52,28 +58,28 @@ class Journal:
             identity: identifies the source and the options; must equal that of the journal.
 
         Raises:
-            DataError: the folder holds something else, or cannot be written.
+            DataError: the folder holds something else, cannot be written, or another import runs in it.
         """
-        journal = cls(folder)
+        first = {"import": identity}
         try:
             if not folder.exists():
-                folder.mkdir(parents=True)
-                journal._add({"import": identity})
-            lines = journal._lines()
+                _begin(folder, first)
+            lock = _locked(folder)
         except (OSError, ValueError) as error:
             raise DataError(f"{folder}: cannot be written: {one_line(error)}") from error
-        if not lines or lines[0] != {"import": identity}:
-            raise DataError(
-                f"{folder}: holds an import of another source, of one that changed since, or with other "
-                "options; delete it to start anew"
-            )
-        for line in lines[1:]:
-            if "statistics" in line:
-                journal.statistics = line["statistics"]
-            else:
-                rejected = [(label, name, reason) for label, name, reason in line["rejected"]]
-                journal.shards[line["name"]] = Shard(line["name"], line["digest"], rejected)
+        journal = cls(folder, lock)
+        try:
+            journal._read(first)
+        except BaseException:
+            lock.close()
+            raise
         return journal
+
+    def __enter__(self) -> Journal:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.lock.close()
 
     def finished(self, name: str) -> Shard | None:
         """The shard of this name if it is finished and its file is intact, else None."""
@@ -97,19 +103,39 @@ class Journal:
 
     def remove(self, folder: Path) -> None:
         """Delete the journal of a complete data set, which was moved to `folder`."""
-        (folder / NAME).unlink()
+        try:
+            (folder / NAME).unlink()
+        except OSError as error:
+            raise DataError(
+                f"{folder / NAME}: cannot be deleted: {one_line(error)}; the data set is complete: delete it"
+            ) from error
 
     def _add(self, line: dict[str, Any]) -> None:
-        with (self.folder / NAME).open("a", encoding="ascii") as file:
-            file.write(json.dumps(line) + "\n")
-            file.flush()
-            os.fsync(file.fileno())
+        try:
+            _append(self.folder / NAME, line)
+        except OSError as error:
+            raise DataError(
+                f"{self.folder / NAME}: cannot be written: {one_line(error)}; once it can, the same command "
+                "goes on from there"
+            ) from error
+
+    def _read(self, first: dict[str, Any]) -> None:
+        try:
+            lines = self._lines()
+        except (OSError, ValueError) as error:
+            raise DataError(f"{self.folder}: cannot be written: {one_line(error)}") from error
+        if not lines or lines[0] != first:
+            raise _other(self.folder)
+        for line in lines[1:]:
+            if "statistics" in line:
+                self.statistics = line["statistics"]
+            else:
+                rejected = [(label, name, reason) for label, name, reason in line["rejected"]]
+                self.shards[line["name"]] = Shard(line["name"], line["digest"], rejected)
 
     def _lines(self) -> list[dict[str, Any]]:
         """All complete lines; deletes a truncated last line."""
         path = self.folder / NAME
-        if not path.exists():
-            return []
         with open_regular(path) as file:
             text = file.read().decode("ascii", errors="replace")
         whole = text[: text.rfind("\n") + 1]
@@ -119,3 +145,49 @@ class Journal:
             return [json.loads(line) for line in whole.splitlines()]
         except (ValueError, RecursionError):
             return []
+
+
+def _begin(folder: Path, line: dict[str, Any]) -> None:
+    """Make a folder with a journal of one line, or leave nothing: half of a line would be no journal."""
+    folder.mkdir(parents=True)
+    try:
+        _append(folder / NAME, line)
+    except BaseException:
+        with suppress(OSError):
+            (folder / NAME).unlink(missing_ok=True)
+            folder.rmdir()
+        raise
+
+
+def _append(path: Path, line: dict[str, Any]) -> None:
+    with path.open("a", encoding="ascii") as file:
+        file.write(json.dumps(line) + "\n")
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def _locked(folder: Path) -> BinaryIO:
+    """The open journal of a folder; while it is open, none but this process has the lock on it."""
+    try:
+        open_regular(folder / NAME).close()
+        file = (folder / NAME).open("ab")  # NFS locks only what is open for writing
+    except FileNotFoundError:
+        raise _other(folder) from None
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        file.close()
+        raise DataError(
+            f"{folder}: an import into {str(folder).removesuffix('.part')} still runs: wait for its end, or "
+            "choose another path"
+        ) from None
+    except OSError:
+        pass  # a file system without locks: an import there is as good as without this check
+    return file
+
+
+def _other(folder: Path) -> DataError:
+    return DataError(
+        f"{folder}: holds an import of another source, of one that changed since, or with other options; "
+        "delete it to start anew"
+    )

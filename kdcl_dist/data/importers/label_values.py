@@ -6,7 +6,7 @@ Shapes: N samples.
 from __future__ import annotations
 
 from array import array
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -16,7 +16,7 @@ from kdcl_dist.data.importers.check import UNLABELLED
 from kdcl_dist.data.importers.class_names import check_spelling
 from kdcl_dist.errors import DataError
 
-__all__ = ["LabelValues", "Value", "classes_of"]
+__all__ = ["LabelValues", "Value", "check_present", "classes_of", "name_order", "renumbered"]
 
 Value = int | str
 
@@ -45,6 +45,58 @@ class LabelValues:
         known = [UNLABELLED if value is None else label_of[value] for value in self.numbers]
         labels_N: npt.NDArray[np.int64] = np.array(known, np.int64)[np.frombuffer(self.rows, np.int64)]
         return labels_N
+
+
+def check_present(values: Sequence[Any], column: str, where: str, row: int) -> None:
+    """See that no label is missing.
+
+    Args:
+        values: labels; a cell of a CSV file that is left out is text without a character.
+        column: their column.
+        where: the file, for messages.
+        row: number of the first of them in it.
+
+    Raises:
+        DataError: one is null, or text of spaces only.
+    """
+    for number, value in enumerate(values, row):
+        if value is None or (isinstance(value, str) and not value.strip()):
+            kind = "null" if value is None else "empty"
+            raise DataError(
+                f"{where}: column {column!r} is {kind} in row {number}: fill it, or leave the row out"
+            )
+
+
+def name_order(own: Sequence[str], names: Sequence[str], where: str, other: str) -> list[int] | None:
+    """For each number that is a label in a file, the number of the same class in another file.
+
+    Args:
+        own, names: class names of the file, and of the other; empty: it has none, and numbers count.
+        where, other: the files, for messages.
+
+    Returns:
+        None: the numbers are the same.
+
+    Raises:
+        DataError: one of them names a class that the other does not.
+    """
+    if all(one == two for one, two in zip(own, names, strict=False)):
+        return None  # also where one has names that follow the other's
+    for here, there, first, second in ((own, names, where, other), (names, own, other, where)):
+        if missing := [name for name in here if name not in set(there)]:
+            raise DataError(
+                f"{first}: it names the class {missing[0]!r}, which {second} does not: write both with the "
+                "same class names"
+            )
+    return [list(names).index(name) for name in own]
+
+
+def renumbered(values: Sequence[Any], order: Sequence[int] | None) -> Sequence[Any]:
+    """Labels of a file as numbers of another file's class names, see `name_order`; other labels stay."""
+    if order is None:
+        return values
+    known = dict(enumerate(order))
+    return [known.get(value, value) if type(value) is int else value for value in values]
 
 
 def classes_of(

@@ -10,6 +10,7 @@ from itertools import chain, islice
 from pathlib import Path
 from typing import Any
 
+from kdcl_dist.data.importers.presence import is_folder, is_there
 from kdcl_dist.errors import DataError, one_line
 from kdcl_dist.utils.hidden import is_hidden
 
@@ -37,8 +38,8 @@ def split_files(
     Raises:
         DataError: there is no such file, nothing matches, or a file is of both splits.
     """
-    if not source.is_dir():
-        if not source.exists():
+    if not is_folder(source):
+        if not is_there(source):
             remedy = "; give the folder, and the pattern as --train" if set("*?[{") & set(source.name) else ""
             raise DataError(f"{source}: no such file or folder{remedy}")
         return {"train": [source]}

@@ -2,20 +2,26 @@
 
 from __future__ import annotations
 
-import json
 import struct
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
 
 from kdcl_dist.data.importers.check import Item
-from kdcl_dist.data.importers.label_values import LabelValues, classes_of
+from kdcl_dist.data.importers.label_values import (
+    LabelValues,
+    check_present,
+    classes_of,
+    name_order,
+    renumbered,
+)
+from kdcl_dist.data.importers.presence import real_name
 from kdcl_dist.data.importers.split_files import identity_of, split_files
 from kdcl_dist.data.importers.table_files import SUFFIXES, open_table
+from kdcl_dist.data.sources.hugging_face import metadata_names
 from kdcl_dist.errors import DataError, one_line
 
 __all__ = ["Table"]
@@ -45,14 +51,14 @@ class Table:
         self, source: Path, *, image: str, label: str, train: str = "train*", test: str | None = None
     ) -> None:
         self.source, self.image, self.label = source, image, label
-        self.name = f"tables of {source.resolve().name!r}, columns {image!r} and {label!r}"
+        self.name = f"tables of {real_name(source)!r}, columns {image!r} and {label!r}"
         self.files = split_files(source, train, test, SUFFIXES)
+        self.class_folders: tuple[Path, ...] = ()
+        self.orders: dict[Path, list[int] | None] = {}
         files = [file for files in self.files.values() for file in files]
-        for file in files:
-            self._check_columns(file)
+        names = self._class_names(files)
         values = {split: self._read_labels(split) for split in self.files}
         self.counts = {split: len(found) for split, found in values.items()}
-        names = _names(self.files["train"][0], label)
         self.classes, self.label_of = classes_of(values, names, str(source), f"column {label!r}", REMEDY)
         self.train_labels = values["train"].labels(self.label_of)
         self.identity = identity_of(source, files, [image, label, list(self.files), self.counts])
@@ -63,9 +69,8 @@ class Table:
             images = batch.column(0)
             if pa.types.is_struct(images.type):
                 images = pc.struct_field(images, "bytes")
-            for row, (data, value) in enumerate(
-                zip(images.to_pylist(), _values(batch.column(1)), strict=True), start
-            ):
+            values = renumbered(batch.column(1).to_pylist(), self.orders.get(file))
+            for row, (data, value) in enumerate(zip(images.to_pylist(), values, strict=True), start):
                 if data is None:
                     raise DataError(f"{file}: column {self.image!r} has no image bytes in row {row}")
                 yield Item(self.label_of[value], f"{file.name} row {row}", data, len(data))
@@ -82,15 +87,25 @@ class Table:
     def _read_labels(self, split: str) -> LabelValues:
         found = LabelValues()
         for file, row, batch in self._batches(split, [self.label]):
-            values = _values(batch.column(0))
-            if None in values:
-                raise DataError(f"{file}: column {self.label!r} is null in row {row + values.index(None)}")
-            found.extend(values)
+            values = batch.column(0).to_pylist()
+            check_present(values, self.label, str(file), row)
+            found.extend(renumbered(values, self.orders.get(file)))
         if not len(found):
             raise DataError(f"{self.source}: the {split} files hold no rows")
         return found
 
-    def _check_columns(self, file: Path) -> None:
+    def _class_names(self, files: Sequence[Path]) -> tuple[str, ...]:
+        """Those of the training files' metadata, of which the labels of all files become numbers."""
+        found = {file: metadata_names(self._schema(file).metadata or {}, self.label) for file in files}
+        named = {file: names for file, names in found.items() if names}
+        first = next(filter(named.__contains__, self.files["train"]), None)
+        if first is not None:
+            for file, names in named.items():
+                self.orders[file] = name_order(names, named[first], str(file), str(first))
+        return () if first is None else named[first]
+
+    def _schema(self, file: Path) -> pa.Schema:
+        """The columns of a file, among which are those of images and labels."""
         with _reading(file), open_table(file) as table:
             schema = table.schema
         for name, fits, wanted in (
@@ -101,6 +116,7 @@ class Table:
                 raise DataError(f"{file}: no column {name!r}; it has {', '.join(map(repr, schema.names))}")
             if not fits(schema.field(name).type):
                 raise DataError(f"{file}: column {name!r} is {schema.field(name).type}; it must be {wanted}")
+        return schema
 
 
 @contextmanager
@@ -121,20 +137,3 @@ def _is_image(kind: pa.DataType) -> bool:
 def _is_label(kind: pa.DataType) -> bool:
     kind = kind.value_type if pa.types.is_dictionary(kind) else kind
     return bool(pa.types.is_integer(kind) or pa.types.is_string(kind) or pa.types.is_large_string(kind))
-
-
-def _values(column: pa.Array) -> list[Any]:
-    values: list[Any] = column.to_pylist()
-    return values
-
-
-def _names(file: Path, label: str) -> tuple[str, ...]:
-    """Class names in the metadata of Hugging Face's `datasets`; empty if there are none."""
-    with _reading(file), open_table(file) as table:
-        metadata = table.schema.metadata or {}
-    try:
-        names = json.loads(metadata[b"huggingface"])["info"]["features"][label]["names"]
-    except (KeyError, TypeError, ValueError):
-        return ()
-    usable = isinstance(names, list) and all(isinstance(name, str) for name in names)
-    return tuple(names) if usable and len(set(names)) == len(names) else ()

@@ -19,6 +19,7 @@ from kdcl_dist.data.importers.archive import reason
 from kdcl_dist.data.importers.check import SUFFIXES, UNLABELLED, Item, Rejected
 from kdcl_dist.data.importers.class_names import read_class_names
 from kdcl_dist.data.importers.label_values import LabelValues, Value, classes_of
+from kdcl_dist.data.importers.presence import real_name
 from kdcl_dist.data.importers.split_files import identity_of, split_files
 from kdcl_dist.data.importers.tar_shard import tar_members
 from kdcl_dist.errors import DataError
@@ -81,8 +82,9 @@ class WebDataset:
         classes: Path | None,
     ) -> None:
         self.field = label
-        self.name = f"WebDataset {source.resolve().name!r}"
+        self.name = f"WebDataset {real_name(source)!r}"
         self.files = split_files(source, train, test, SHARDS)
+        self.class_folders: tuple[Path, ...] = ()
         names = read_class_names(classes) if classes else ()
         values = {split: self._read_labels(split) for split in self.files}
         self.counts = {split: len(found) for split, found in values.items()}

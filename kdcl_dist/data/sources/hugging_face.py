@@ -7,13 +7,15 @@ features; a `DatasetDict` has a folder of this kind for each split, and `dataset
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from kdcl_dist.data.importers.presence import is_there
 from kdcl_dist.errors import DataError, one_line
 from kdcl_dist.utils.files import read_regular
 
-__all__ = ["class_names", "folder_content"]
+__all__ = ["folder_content", "metadata_names"]
 
 #: Bytes of the largest JSON file that is read.
 MAX_BYTES = 64 << 20
@@ -26,11 +28,20 @@ def folder_content(folder: Path) -> tuple[tuple[Path, ...], dict[str, tuple[str,
     Raises:
         DataError: it is no such folder, holds several splits, or its files are damaged.
     """
-    if (folder / "dataset_dict.json").exists() and not (folder / "state.json").exists():
+    if is_there(folder / "dataset_dict.json") and not is_there(folder / "state.json"):
         splits = _read(folder / "dataset_dict.json").get("splits")
         shown = f"hf:{folder}/{splits[0]}" if isinstance(splits, list) and splits else "hf:FOLDER/train"
         raise DataError(f"{folder}: a DatasetDict of the splits {splits}: name one, as in {shown}")
-    return tuple(_files(folder)), class_names(_read(folder / "dataset_info.json").get("features"))
+    return tuple(_files(folder)), _class_names(_read(folder / "dataset_info.json").get("features"))
+
+
+def metadata_names(metadata: Mapping[bytes, bytes], column: str) -> tuple[str, ...]:
+    """Class names in the metadata that `datasets` writes into files; empty if there are none."""
+    try:
+        features = json.loads(metadata[b"huggingface"])["info"]["features"]
+    except (KeyError, TypeError, ValueError, RecursionError):
+        return ()
+    return _class_names(features).get(column, ())
 
 
 def _files(folder: Path) -> list[Path]:
@@ -41,7 +52,7 @@ def _files(folder: Path) -> list[Path]:
     return [folder / name for name in names]
 
 
-def class_names(features: Any) -> dict[str, tuple[str, ...]]:
+def _class_names(features: Any) -> dict[str, tuple[str, ...]]:
     """The class names of each label column in the JSON of a table's features; empty if there are none."""
     found = {}
     for column, feature in features.items() if isinstance(features, dict) else ():

@@ -13,6 +13,7 @@ from typing import Any
 from kdcl_dist.config.data import Data
 from kdcl_dist.data.arrow_samples import open_arrow
 from kdcl_dist.data.dataset import Dataset, ImageDataset, SampleDataset, checked
+from kdcl_dist.data.importers.presence import is_there
 from kdcl_dist.data.sources.opened import Opened, Tell
 from kdcl_dist.data.sources.table import find_table
 from kdcl_dist.data.sources.table_set import open_table_set
@@ -78,7 +79,7 @@ def _open(spec: str, label: str | None, train: Opened | None, tell: Tell) -> Ope
 
 def _shipped(spec: str) -> str:
     """The file of a data set that comes with this package."""
-    if not Path(path := data_path(spec)).exists():
+    if not is_there(Path(path := data_path(spec))):
         there = ", ".join(f"{SHIPPED}{file.stem}" for file in sorted(DEMO.glob("*.arrow")))
         raise DataError(f"{spec}: no such data set comes with kdcl_dist; there are {there}")
     return path

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import struct
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -12,10 +11,11 @@ from pathlib import Path
 
 import pyarrow as pa
 
+from kdcl_dist.data.importers.label_values import name_order
 from kdcl_dist.data.importers.table_files import open_table
 from kdcl_dist.data.shards import KEY
 from kdcl_dist.data.sources.cache import digest_of
-from kdcl_dist.data.sources.hugging_face import class_names, folder_content
+from kdcl_dist.data.sources.hugging_face import folder_content, metadata_names
 from kdcl_dist.data.sources.text_tables import CSV, JSON_LINES, read_text_table
 from kdcl_dist.errors import DataError, one_line
 from kdcl_dist.utils.data_specs import HUGGING_FACE
@@ -46,11 +46,11 @@ class Table:
     @cached_property
     def schema(self) -> pa.Schema:
         """The columns; `DataError` if files differ in them or cannot be read."""
-        schemas = [self._schema(file) for file in self.files]
-        for file, schema in zip(self.files, schemas, strict=True):
-            if not schema.equals(schemas[0]):
+        first = self._schemas[self.files[0]]
+        for file, schema in self._schemas.items():
+            if not schema.equals(first):
                 raise DataError(f"{file}: columns differ from those of {self.files[0].name}")
-        return schemas[0]
+        return first
 
     @property
     def content(self) -> str:
@@ -61,7 +61,26 @@ class Table:
 
     def names_of(self, column: str) -> tuple[str, ...]:
         """The class names of a label column; empty where the table has none."""
-        return self.class_names.get(column) or _metadata_names(self.schema.metadata or {}, column)
+        return self.class_names.get(column) or next(filter(None, self._names(column).values()), ())
+
+    def orders_of(self, column: str) -> dict[str, list[int] | None]:
+        """By file: what the numbers of a label column are as numbers of `names_of`, see `name_order`.
+
+        Raises:
+            DataError: two files name different classes.
+        """
+        if column in self.class_names:  # of all files
+            return {}
+        named = {str(file): names for file, names in self._names(column).items() if names}
+        first = next(iter(named), "")
+        return {file: name_order(names, named[first], file, first) for file, names in named.items()}
+
+    def _names(self, column: str) -> dict[Path, tuple[str, ...]]:
+        return {file: metadata_names(each.metadata or {}, column) for file, each in self._schemas.items()}
+
+    @cached_property
+    def _schemas(self) -> dict[Path, pa.Schema]:
+        return {file: self._schema(file) for file in self.files}
 
     def batches(
         self, columns: list[str], *, images: bool = False
@@ -152,12 +171,3 @@ def _is_foreign(path: Path) -> bool:
 def is_text(file: Path) -> bool:
     """Whether a file's name is that of a table in text."""
     return file.suffix.lower() in (*CSV, *JSON_LINES)
-
-
-def _metadata_names(metadata: Mapping[bytes, bytes], column: str) -> tuple[str, ...]:
-    """Class names in the metadata that `datasets` writes into files; empty if there are none."""
-    try:
-        features = json.loads(metadata[b"huggingface"])["info"]["features"]
-    except (KeyError, TypeError, ValueError, RecursionError):
-        return ()
-    return class_names(features).get(column, ())

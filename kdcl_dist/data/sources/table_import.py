@@ -9,6 +9,7 @@ import numpy as np
 
 from kdcl_dist.data.arrow_samples import open_arrow
 from kdcl_dist.data.importers.held_out import share_of_each_class
+from kdcl_dist.data.importers.presence import real_name
 from kdcl_dist.data.importers.split_files import split_files
 from kdcl_dist.data.sources.opened import Opened
 from kdcl_dist.data.sources.table import SUFFIXES, Table, is_text
@@ -34,7 +35,7 @@ def tables_without_images(source: Path, image: str, train: str, test: str | None
         files = split_files(source, train, test, (*SUFFIXES, ".arrow"))
     except DataError:
         return None  # the importer of images says the same
-    tables = {split: Table(source.resolve().name, tuple(found), {}) for split, found in files.items()}
+    tables = {split: Table(real_name(source), tuple(found), {}) for split, found in files.items()}
     first = tables["train"].files[0]
     try:
         has_images = image in tables["train"].schema.names

@@ -15,6 +15,7 @@ import pyarrow.compute as pc
 import torch
 from torch import Tensor
 
+from kdcl_dist.data.importers.label_values import check_present
 from kdcl_dist.data.samples import Sample
 from kdcl_dist.data.sources.table_columns import NUMBERS, Columns
 from kdcl_dist.errors import DataError
@@ -23,9 +24,9 @@ __all__ = ["image_bytes", "label_values", "samples"]
 
 
 def label_values(batch: pa.RecordBatch, label: str, where: str, row: int) -> list[Any]:
-    """The labels of a batch whose first row is `row`; `DataError` if one is null."""
-    _check_nulls(batch.column(label), label, where, row)
+    """The labels of a batch whose first row is `row`; `DataError` if one is null or empty."""
     values: list[Any] = batch.column(label).to_pylist()
+    check_present(values, label, where, row)
     return values
 
 

@@ -5,6 +5,7 @@ Arrow's reader of JSON follows nested values without a limit, and ends the proce
 
 from __future__ import annotations
 
+import codecs
 import json
 from collections.abc import Iterator
 from pathlib import Path
@@ -45,11 +46,34 @@ def _read_csv(file: Path, delimiter: str) -> pa.Table:
     header = data[: MAX_HEADER + 1].split(b"\n", 1)[0]
     if len(header) > MAX_HEADER or header.count(delimiter.encode()) >= MAX_COLUMNS:
         raise ValueError(f"its first line names more than {MAX_COLUMNS:,} columns")
-    return pa_csv.read_csv(
+    if data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
+        raise _not_utf8(data)
+    table = pa_csv.read_csv(
         pa.BufferReader(data),
         read_options=pa_csv.ReadOptions(use_threads=False),
         parse_options=pa_csv.ParseOptions(delimiter=delimiter),
     )
+    if not _is_utf8(table.schema):
+        raise _not_utf8(data)
+    return table
+
+
+def _is_utf8(schema: pa.Schema) -> bool:
+    """Whether a CSV file was in UTF-8: of others Arrow makes columns of bytes, and names that fail."""
+    try:
+        _ = schema.names
+    except UnicodeDecodeError:
+        return False
+    return not any(pa.types.is_binary(kind) or pa.types.is_large_binary(kind) for kind in schema.types)
+
+
+def _not_utf8(data: bytes) -> ValueError:
+    try:
+        data.decode("utf-8")
+        place = ""
+    except UnicodeDecodeError as error:
+        place = f" (byte 0x{data[error.start]:02x} in line {data.count(10, 0, error.start) + 1})"
+    return ValueError(f"it is not UTF-8{place}: save it as UTF-8")
 
 
 def _read_json_lines(file: Path) -> pa.Table:

@@ -66,6 +66,15 @@ def test_not_a_number() -> None:
         ("a: !!python/object:os.x 1", "here: line 1 not valid YAML: could not determine a constructor"),
         ("a: !own 1", "here: line 1 not valid YAML: could not determine a constructor"),
         ("a: \x00", "here: not valid YAML: "),
+        ("a: 1\nseed: !!bool x", "here: line 2 not valid YAML: 'x' is no bool"),
+        ("seed: !!int ''", "here: line 1 not valid YAML: '' is no int"),
+        ("seed: [!!float '']", "here: line 1 not valid YAML: '' is no float"),
+        ("seed: !!timestamp foo", "here: line 1 not valid YAML: 'foo' is no timestamp"),
+        ("!!bool x: 1", "here: line 1 not valid YAML: 'x' is no bool"),
+        (
+            "a: !!float " + "1:" * 300 + "1",
+            "here: line 1 not valid YAML: '1:1:1:1:1:1:1:1:1:1:1:1:1:1:1:1:1:1:1:1:' is",
+        ),
         ("[" * 5000, "here: nested too deeply"),
     ],
 )

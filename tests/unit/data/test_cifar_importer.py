@@ -310,6 +310,15 @@ HOSTILE: dict[str, tuple[Callable[[Path], bytes], str]] = {
     "codec": (lambda path: b"\x80\x02c_codecs\nencode\nX\x01\x00\x00\x00xX\x03\x00\x00\x00bz2\x86R.", "bz2"),
     "persistent": (lambda path: b"\x80\x02U\x01xQ.", "persistent"),
     "extension": (lambda path: b"\x80\x02\x82\x07.", "extension"),
+    "far memo": (
+        lambda path: b"\x80\x02}r\xff\xff\xff\xff.",
+        "stores a value as number 4,294,967,295 after 2",
+    ),
+    "far memo in text": (lambda path: b"(S'r.'\np2147483647\nd.", "as number 2,147,483,647 after 2"),
+    "far memo behind text": (
+        lambda path: b"\x80\x04\x95\x20\0\0\0\0\0\0\0C\x02r.cnumpy\ndtype\nr\xff\xff\xff\x7f.",
+        "as number 2,147,483,647 after 4",
+    ),
     "not a dict": (lambda path: b"\x80\x02].", "holds a list"),
     "empty": (lambda path: b"", "EOFError"),
     "text": (lambda path: b"info", "cannot be read"),

@@ -38,13 +38,15 @@ def test_the_card_has_the_seeds_of_a_table(trained: Run, tmp_path: Path) -> None
     """Runs of `kdcl compare`: other seeds of the arm count; other arms or recipes, or failed runs, do not."""
     assert trained.folder.local is not None
     others = [("arm-seed0", 0, 0.5), ("arm-seed1", 1, 0.6), ("arm-seed2", 2, 0.7), ("else-seed3", 3, 0.1)]
-    for name, seed, top1 in [*others, ("arm-seed4", 4, 0.1), ("arm-seed5", 5, 0.1)]:
+    others += [("arm-seed4", 4, 0.1), ("arm-seed5", 5, 0.1), ("arm-seed6", 6, 0.1)]
+    for name, seed, top1 in others:
         shutil.copytree(trained.folder.local, tmp_path / name)
         path = tmp_path / name / "recipe.yaml"
         text = path.read_text().replace("seed: 0\n", f"seed: {seed}\n", 1)
         path.write_text(text if seed != 4 else text.replace("temperature: 2.0", "temperature: 3.0"))
         state = "failed" if seed == 5 else "finished"
-        results = {"a": {"top1": top1, "top5": 1.0, "loss": 1.0}}
+        student = "b" if seed == 6 else "a"  # at the end of that run a was absent
+        results = {student: {"top1": top1, "top5": 1.0, "loss": 1.0}}
         update_record(Folder(str(tmp_path / name)), state=state, results=results)
     uri = (tmp_path / "arm-seed0").as_uri()  # a URI, as of other storage
     assert run("export", uri, "--student", "a", "--to", tmp_path / "out").exit_code == 0

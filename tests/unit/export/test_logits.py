@@ -92,7 +92,13 @@ def test_files_that_are_no_arrays(pictures: Path, tmp_path: Path) -> None:
     (tmp_path / "archive.npz").rename(tmp_path / "archive.npy")
     kind = f"{{'descr': '<f4', 'fortran_order': False, 'shape': ({2**70}, {2**70})}}\n".encode()
     (tmp_path / "huge.npy").write_bytes(b"\x93NUMPY\x01\x00" + len(kind).to_bytes(2, "little") + kind)
-    for name in ("fifo", "archive", "huge"):
+    for number, header in enumerate(
+        (b"'", b"{1: 2, 'a': 3}", b"{'descr': (), %s", b"{'descr': '<,4', %s", b"-" * 9000)
+    ):
+        kind = header.replace(b"%s", b"'fortran_order': False, 'shape': (4, 4)}") + b"\n"
+        damaged = b"\x93NUMPY\x01\x00" + len(kind).to_bytes(2, "little") + kind
+        (tmp_path / f"damaged{number}.npy").write_bytes(damaged + bytes(64))
+    for name in ("fifo", "archive", "huge", *(f"damaged{number}" for number in range(5))):
         arguments = ("--data", pictures / "train.arrow", "--out", tmp_path / "t.arrow")
         assert_one_line(run("logits", tmp_path / f"{name}.npy", *arguments), "no file of numpy.save: ")
 

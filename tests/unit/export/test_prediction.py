@@ -92,6 +92,23 @@ def test_predictions_of_a_folder(trained: Run, exports: dict[str, Path], picture
     assert lines[1].split()[0] in CLASSES
 
 
+def test_logits_that_are_no_numbers_are_no_prediction(
+    exports: dict[str, Path], pictures: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    known = Export.logits
+
+    def spoilt_logits(self: Export, inputs: torch.Tensor) -> torch.Tensor:
+        logits = known(self, inputs)
+        logits[1] = torch.nan
+        return logits
+
+    monkeypatch.setattr(Export, "logits", spoilt_logits)
+    result = run("predict", exports["onnx"], pictures / "files/00.png", pictures / "files/01.png", "--csv")
+    assert result.exit_code == 2
+    assert len(result.stdout.splitlines()) == 1 + len(CLASSES), "the other picture is told"
+    assert "01.png: the network's logits of it are NaN or infinite" in result.stderr
+
+
 def spoilt(export: Path, folder: Path, what: str) -> Path:
     """A copy of an export with something wrong."""
     shutil.copytree(export, folder)

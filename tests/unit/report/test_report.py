@@ -305,7 +305,10 @@ def test_mistakes_are_one_line_and_code_2(tmp_path: Path) -> None:
     Folder(damaged).write("metrics/epoch-0001.parquet", b"nothing")
     good = write_run(tmp_path / "good", make_recipe())
     (tmp_path / "file").write_text("")
+    taken = write_run(tmp_path / "taken", make_recipe())
+    (tmp_path / "taken" / "report.html").mkdir()
     for arguments, word in (
+        ([taken], "choose another --out"),
         ([str(tmp_path / "none")], "not a run folder"),
         ([empty], "has no metrics yet (state: starting)"),
         ([damaged], "cannot be read"),

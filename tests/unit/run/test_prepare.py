@@ -64,6 +64,8 @@ def test_a_folder_is_not_taken_twice(make_recipe: MakeRecipe, tmp_path: Path) ->
         prepare(make_recipe(), str(tmp_path), "r", resume=False, warn=refuse)
     with pytest.raises(RunFolderError, match="--storage is empty"):
         prepare(make_recipe(), " ", "r", resume=False, warn=refuse)
+    with pytest.raises(RunFolderError, match="--storage '~nobody-of-this-name/runs': "):
+        prepare(make_recipe(), "~nobody-of-this-name/runs", "r", resume=False, warn=refuse)
 
 
 def test_the_latest_checkpoint_is_resumed(make_recipe: MakeRecipe, tmp_path: Path) -> None:

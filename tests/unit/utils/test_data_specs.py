@@ -33,5 +33,6 @@ def test_a_run_elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Non
     assert moved("hf:none", root) == "hf:none"
     assert moved("my_data:train", root) == "my_data:train"
     assert moved("kdcl:digits-test", root) == "kdcl:digits-test"
+    assert moved("a" * 300, root) == "a" * 300, "whoever opens it tells what is wrong"
     (tmp_path / "here" / "sets").mkdir()
     assert moved("hf:sets", root) == "hf:sets"

@@ -82,6 +82,30 @@ def test_a_folder_that_fills_meanwhile_stays(tmp_path: Path) -> None:
     assert [path.name for path in tmp_path.iterdir()] == ["data"]
 
 
+def test_a_link_to_a_folder_is_followed_from_the_start(tmp_path: Path) -> None:
+    """What is complete then moves on one disk."""
+    (tmp_path / "disk" / "new").mkdir(parents=True)
+    (tmp_path / "data").symlink_to(tmp_path / "disk" / "new")
+    with staged(tmp_path / "data") as part:
+        (part / "file").touch()
+    assert part.parent == tmp_path / "disk"
+    assert (tmp_path / "data").is_symlink()
+    assert (tmp_path / "data" / "file").exists()
+    (tmp_path / "later").symlink_to(tmp_path / "disk" / "later")  # which does not exist yet
+    with staged(tmp_path / "later"):
+        pass
+    assert (tmp_path / "later").is_dir()
+
+
+def test_a_mount_point_is_refused_before_anything_is_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("os.path.ismount", lambda path: True)
+    with pytest.raises(DataError, match="is a mount point"), staged(tmp_path / "data"):
+        pytest.fail("entered")
+    assert not list(tmp_path.iterdir())
+
+
 def test_a_relative_path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     assert part_of(Path("data")) == tmp_path / "data.part"
