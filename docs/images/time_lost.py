@@ -40,7 +40,7 @@ text { fill: #1e293b; font-size: 14px }
 .name { font-weight: bold; font-size: 17px } .small { font-size: 12.5px; fill: #475569 }
 .end { text-anchor: end } .mid { text-anchor: middle }
 .grid { stroke: #cbd5e1; stroke-width: 1 } .median { stroke: #0f172a; stroke-width: 2.5 }
-.fault { stroke-width: 1.5; stroke-opacity: .55; fill: none }
+.fault { stroke-width: 1; stroke-opacity: .3; fill: none }
 """
 
 

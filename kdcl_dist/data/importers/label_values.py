@@ -83,12 +83,14 @@ def name_order(own: Sequence[str], names: Sequence[str], where: str, other: str)
     if all(one == two for one, two in zip(own, names, strict=False)):
         return None  # also where one has names that follow the other's
     for here, there, first, second in ((own, names, where, other), (names, own, other, where)):
-        if missing := [name for name in here if name not in set(there)]:
+        if missing := dict.fromkeys(here).keys() - set(there):
+            name = next(filter(missing.__contains__, here))
             raise DataError(
-                f"{first}: it names the class {missing[0]!r}, which {second} does not: write both with the "
+                f"{first}: it names the class {name!r}, which {second} does not: write both with the "
                 "same class names"
             )
-    return [list(names).index(name) for name in own]
+    numbers = {name: number for number, name in enumerate(names)}
+    return [numbers[name] for name in own]
 
 
 def renumbered(values: Sequence[Any], order: Sequence[int] | None) -> Sequence[Any]:

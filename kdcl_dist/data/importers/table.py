@@ -32,8 +32,9 @@ REMEDY = "; labels of -1 mark a test set without labels: name another with --tes
 class Table:
     """The images of tables.
 
-    The classes are the names in Hugging Face's metadata for whole-number labels. Without such metadata they
-    are the sorted distinct values of the training set's label column.
+    The classes are the names in Hugging Face's metadata for whole-number labels; a file that numbers them
+    otherwise has its labels mapped by name. Without such metadata they are the sorted distinct values of the
+    training set's label column.
 
     Args:
         source: a file, which is the training set; or a folder of files.
@@ -43,8 +44,8 @@ class Table:
         test: the same for the test set; None: the first of "test*" and "val*" with a match, or no test set.
 
     Raises:
-        DataError: files or columns are missing, damaged, of another type, or hold nulls; or two class names
-            differ in their spelling only.
+        DataError: files or columns are missing, damaged, of another type, or hold nulls; two files name other
+            classes; or two class names differ in their spelling only.
     """
 
     def __init__(

@@ -316,8 +316,8 @@ HOSTILE: dict[str, tuple[Callable[[Path], bytes], str]] = {
     ),
     "far memo in text": (lambda path: b"(S'r.'\np2147483647\nd.", "as number 2,147,483,647 after 2"),
     "far memo behind text": (
-        lambda path: b"\x80\x04\x95\x20\0\0\0\0\0\0\0C\x02r.cnumpy\ndtype\nr\xff\xff\xff\x7f.",
-        "as number 2,147,483,647 after 4",
+        lambda path: b"\x80\x04C\x02r.cnumpy\ndtype\nr\xff\xff\xff\x7f.",
+        "as number 2,147,483,647 after 3",
     ),
     "not a dict": (lambda path: b"\x80\x02].", "holds a list"),
     "empty": (lambda path: b"", "EOFError"),
