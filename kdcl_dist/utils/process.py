@@ -10,6 +10,7 @@ import os
 import re
 import shutil
 import signal
+import sys
 import threading
 import time
 from multiprocessing.connection import wait
@@ -31,6 +32,8 @@ __all__ = [
 OWNER = "kdcl_tempdir_owner"
 #: Seconds in which a process is over whose files the kernel has closed.
 DYING_S = 2.0
+#: The parameter of Linux' prctl, from linux/prctl.h.
+PR_SET_PDEATHSIG = 1
 #: Parameters of mallopt, from glibc's malloc.h.
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3
 #: Larger than any tensor of a step, in bytes; fits mallopt's int.
@@ -70,10 +73,14 @@ def end_with_parent(*, waking: bool = False) -> None:
     An orphan would hold its memory and its device for ever. The process must be one of multiprocessing.
 
     Args:
-        waking: whether it then wakes the processes of its group, so that one that is stopped ends as well.
+        waking: whether it wakes up for that if it is stopped and another that its server has forked is not;
+            Linux only.
     """
     parent = multiprocessing.parent_process()
     assert parent is not None
+    server = _server_of(parent.pid) if waking else None
+    if waking:
+        _wake_on_parents_death()
     handed_on = _config().get("tempdir")
 
     def watch() -> None:
@@ -85,12 +92,27 @@ def end_with_parent(*, waking: bool = False) -> None:
         folder = config.get("tempdir")
         if folder and (folder != handed_on or (config.get(OWNER) == parent.pid and _ends(parent.pid))):
             shutil.rmtree(folder, ignore_errors=True)
-        if waking:
-            with contextlib.suppress(OSError):
-                os.killpg(0, signal.SIGCONT)
+        if server is not None and _ends(parent.pid) and server == os.getppid():
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(server, signal.SIGKILL)  # it would live as long as one that is stopped
         os._exit(1)
 
     threading.Thread(target=watch, name="kdcl-parent", daemon=True).start()
+
+
+def _server_of(parent: int | None) -> int | None:
+    """The server of a process's parent, if it forked this process and lives."""
+    found = os.getppid()
+    return found if _stat(found)[1:2] == [str(parent)] else None
+
+
+def _wake_on_parents_death() -> None:
+    """Let the kernel wake this process, if it is stopped, once the process that forked it has ended.
+
+    Nothing else is woken: a process group may hold several runs, and one of them may be stopped for a reason.
+    """
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, int(signal.SIGCONT), 0, 0, 0)
 
 
 def _ends(pid: int | None) -> bool:

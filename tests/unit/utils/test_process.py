@@ -61,7 +61,7 @@ def test_a_child_ends_with_its_killed_parent() -> None:
 
 
 STOPPED = """
-import multiprocessing, os, signal, time
+import multiprocessing, os, signal, sys, time
 from kdcl_dist.utils.process import end_with_parent
 
 def child(pipe, is_stopped):
@@ -72,7 +72,7 @@ def child(pipe, is_stopped):
     time.sleep(60)
 
 if __name__ == "__main__":
-    context = multiprocessing.get_context("fork")
+    context = multiprocessing.get_context(sys.argv[1])
     pids = []
     for is_stopped in (True, False):
         parent_end, child_end = context.Pipe()
@@ -85,20 +85,34 @@ if __name__ == "__main__":
 """
 
 
-def test_a_stopped_child_ends_with_its_killed_parent_as_its_siblings_do() -> None:
-    command = [sys.executable, "-c", STOPPED]
-    with subprocess.Popen(
-        command, cwd=ROOT, stdout=subprocess.PIPE, text=True, start_new_session=True
-    ) as parent:
-        assert parent.stdout is not None
-        children = [int(pid) for pid in parent.stdout.readline().split()]
-    assert len(children) == 2
-    deadline = time.monotonic() + 120
-    while (left := [pid for pid in children if lives(pid)]) and time.monotonic() < deadline:
-        time.sleep(0.02)
-    for pid in left:
-        os.kill(pid, signal.SIGKILL)
-    assert not left
+@pytest.mark.parametrize("how", ["fork", "forkserver"])
+def test_a_stopped_child_ends_with_its_killed_parent_and_no_other_process_is_woken(
+    how: str, tmp_path: Path
+) -> None:
+    """The other is of the same group, as are all runs that a script has started."""
+    script = tmp_path / "stopped.py"  # which the server's processes import
+    script.write_text(STOPPED)
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    other = subprocess.Popen(["sleep", "600"])
+    try:
+        os.kill(other.pid, signal.SIGSTOP)
+        with subprocess.Popen(
+            [sys.executable, script, how], env=environment, stdout=subprocess.PIPE, text=True
+        ) as parent:
+            assert parent.stdout is not None
+            children = [int(pid) for pid in parent.stdout.readline().split()]
+        assert len(children) == 2
+        deadline = time.monotonic() + 120
+        while (left := [pid for pid in children if lives(pid)]) and time.monotonic() < deadline:
+            time.sleep(0.02)
+        for pid in left:
+            os.kill(pid, signal.SIGKILL)
+        assert not left
+        assert os.getpgid(other.pid) == os.getpgid(0)
+        assert process.state_of(other.pid) == "T"
+    finally:
+        other.kill()
+        other.wait()
 
 
 def test_both_thresholds_are_set(monkeypatch: pytest.MonkeyPatch) -> None:
