@@ -24,14 +24,24 @@ from typing import Any
 from kdcl_dist.errors import PreflightError, one_line
 from kdcl_dist.utils.process import catches, state_of
 
-__all__ = ["FOR_COORDINATORS", "FOR_STUDENTS", "LATER", "UNKNOWN_CODE", "ServerDied", "fork", "start_server"]
+__all__ = [
+    "FOR_ASSISTANTS",
+    "FOR_COORDINATORS",
+    "FOR_STUDENTS",
+    "LATER",
+    "UNKNOWN_CODE",
+    "ServerDied",
+    "fork",
+    "start_server",
+]
 
 #: What the server of students imports: torch's optimisers import torch._dynamo at their first use, for 2 s.
 FOR_STUDENTS = ["kdcl_dist.launch.entrypoints", "torch._dynamo"]
-#: What that of coordinators imports: also numba (half a second) and TensorBoard's files (as much).
+#: What that of a coordinator's assistant imports: also numba, for half a second.
+FOR_ASSISTANTS = ["kdcl_dist.launch.entrypoints", "kdcl_dist.distillation.machine_code"]
+#: What that of a coordinator imports: also TensorBoard's files, for half a second.
 FOR_COORDINATORS = [
-    "kdcl_dist.launch.entrypoints",
-    "kdcl_dist.distillation.machine_code",
+    *FOR_ASSISTANTS,
     "tensorboardX.event_file_writer",
     "tensorboardX.summary",
 ]

@@ -20,7 +20,7 @@ from datetime import datetime
 from pathlib import Path
 
 import pytest
-from cohorts import ROOT, SUPPORT, assert_same, weights
+from cohorts import ROOT, SUPPORT, Inject, assert_same, weights
 from commands import run
 from hosts import Host, hosts, why_not
 from rays import TRIES
@@ -39,8 +39,14 @@ URL = "http://10.0.0.10:8265"
 SCRIPT = "cluster/on-premises/cluster.sh"
 #: Left out of what is uploaded; each has a file that would be too large to.
 NOT_UPLOADED = (".git", ".venv", "runs", "data")
-#: Variables of tests/conftest.py, and the folder from which all processes import what it is for.
-SPARING = ("RAY_prestart_worker_first_driver", "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER")
+#: Variables of tests/conftest.py, and the folder from which all processes import what they are for.
+VARIABLES = (
+    "KDCL_TEST_FAULTS",
+    "KDCL_TEST_LIGHT_WORKERS",
+    "NUMBA_CACHE_DIR",  # no host compiles what this one has
+    "RAY_prestart_worker_first_driver",
+    "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER",
+)
 INJECT = str(SUPPORT / "inject")
 
 
@@ -90,9 +96,9 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
     tools = folder / "bin"
     path = f"{tools}:{Path(sys.executable).parent}:/usr/local/bin:/usr/bin:/bin:/usr/sbin:/sbin"
     environment = {"PATH": path, "LANG": "C.UTF-8", "TERM": "dumb"}
-    environment["NUMBA_CACHE_DIR"] = os.environ["NUMBA_CACHE_DIR"]  # no host compiles what this one has
     # Of Ray's processes as few as in the other tests, with as few imports.
-    environment |= {name: os.environ[name] for name in SPARING} | {"PYTHONPATH": INJECT}
+    environment |= {name: os.environ[name] for name in VARIABLES if name in os.environ}
+    environment["PYTHONPATH"] = INJECT
     with hosts(folder, ADDRESSES, environment) as made:
         _imitate_ssh(tools, made)
         for host in made.values():  # what `cluster.sh install` leaves
@@ -226,10 +232,11 @@ def test_no_job_without_the_token(cluster: Cluster, token: str | None, tmp_path:
     assert code != 0, written
 
 
-def test_a_link_that_is_cut_and_a_host_that_dies(cluster: Cluster) -> None:
+def test_a_link_that_is_cut_and_a_host_that_dies(cluster: Cluster, inject: Inject, tmp_path: Path) -> None:
     """A cut that heals within `limits.step_s` goes unnoticed; a dead host's student waits for one."""
+    inject("large", "forward", 4 * 22, "hold", until=tmp_path / "dead")  # the run does not end before
     # The labels keep the students apart; a share of two cores would too, but two threads wait actively.
-    sets = "--set epochs=14 --set students.small=null --set students.large.accelerator=A100"
+    sets = "--set epochs=5 --set students.small=null --set students.large.accelerator=A100"
     recipe = f"examples/digits.yaml --storage /mnt/shared/runs {sets} --set students.mlp.accelerator=T4"
     client = cluster.started_on_laptop(f"kdcl submit {recipe} --address {URL} --name disturbed")
     cluster.await_step("disturbed", 1)
@@ -247,6 +254,7 @@ def test_a_link_that_is_cut_and_a_host_that_dies(cluster: Cluster) -> None:
     label = f"--labels=ray.io/accelerator-type={'A100' if own.name == 'a' else 'T4'}"
     for _ in range(TRIES):  # Ray gives a node 30 s to start
         own.run(["bash", "-c", everything])  # but for what keeps the host up
+        (tmp_path / "dead").touch()
         code, written = own.run(["bash", "-c", f"RAY_AUTH_MODE=token {joins} {label} --disable-usage-stats"])
         if "timed out during startup" not in written:
             break

@@ -16,6 +16,7 @@ import ray
 from ray.exceptions import RayError
 
 from kdcl_dist.errors import KdclError
+from kdcl_dist.launch.forkserver import FOR_ASSISTANTS
 from kdcl_dist.launch.ray.common import POLL_S, actor_name, at_this_host
 from kdcl_dist.launch.ray.private import set_title
 from kdcl_dist.launch.ray.worker import ANSWER_S, Supervisor, server_of_worker
@@ -51,7 +52,7 @@ class AssistantActor:
 
     def _assist(self) -> None:
         try:
-            context = server_of_worker()  # imports while this process waits for the workers
+            context = server_of_worker(FOR_ASSISTANTS)  # imports while this process waits for the workers
             Supervisor(self.run, self.index, context, self._begun(), "assist").supervise()
         except (KdclError, RayError, ValueError):  # the coordinator's actor is gone, or failures are too many
             os._exit(1)  # Ray restarts the actor, as long as there is a run

@@ -74,13 +74,13 @@ def _remember(assignment: Sequence[int | None]) -> None:
     _assigned[:] = assignment
 
 
-def server_of_worker() -> Any:
+def server_of_worker(modules: Sequence[str] = FOR_STUDENTS) -> Any:
     """The context of the server that forks the processes of this worker of Ray; see `start_server`.
 
     What it forks must not import the file that Ray runs as the main module of its workers.
     """
     vars(sys.modules["__main__"]).pop("__file__", None)
-    return start_server(FOR_STUDENTS)
+    return start_server(modules)
 
 
 class Supervisor:
