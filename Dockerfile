@@ -8,7 +8,7 @@ ARG BASE=docker.io/library/python:3.11.13-slim-bookworm
 FROM ${BASE} AS build
 # What `ray up` needs on the head: [aws] or [gcp].
 ARG EXTRAS=
-ENV PIP_NO_CACHE_DIR=1 PIP_DISABLE_PIP_VERSION_CHECK=1 PIP_NO_COMPILE=1
+ENV PIP_NO_CACHE_DIR=1 PIP_DISABLE_PIP_VERSION_CHECK=1
 RUN python3 -m venv /opt/kdcl
 WORKDIR /src
 COPY setup.cfg pyproject.toml constraints.txt LICENSE ./
@@ -25,6 +25,10 @@ LABEL org.opencontainers.image.title="kdcl_dist" \
     org.opencontainers.image.description="Online knowledge distillation by collaborative learning on Ray" \
     org.opencontainers.image.version="0.2.0" \
     org.opencontainers.image.licenses="Apache-2.0"
+# By these the head of `ray up` reaches its workers; no other cluster needs them.
+ARG EXTRAS=
+RUN [ -z "${EXTRAS}" ] || { apt-get update && apt-get install --yes --no-install-recommends openssh-client rsync \
+    && rm -rf /var/lib/apt/lists/*; }
 # Shared storage is mounted there; a new volume of docker takes over who may write.
 RUN useradd --uid 1000 --user-group --create-home --shell /bin/bash kdcl \
     && install --directory --mode=1777 /mnt/shared

@@ -278,7 +278,7 @@ class Noise:
         deviation: standard deviation of the noise.
         repeat: number of the repetition, from 0.
         seed: seed of the run.
-        std: standard deviation of the data set by channel, by which normalised images are divided.
+        std: standard deviation of the training set by channel, by which normalised images are divided.
     """
 
     deviation: float
@@ -329,12 +329,12 @@ def evaluate_under_noise(
         UserError: the samples are no images.
     """
     trained = Trained.load(uri, device=device, warn=warn, allow_imports=allow_imports)
-    test = trained.training_data.test
-    if not isinstance(test, ImageDataset):
+    train = trained.training_data.train
+    if not isinstance(train, ImageDataset):
         raise UserError(
             f"--noise is on pixels, and the samples of {trained.training_data.recipe.data.test} are no images"
         )
-    std = tuple(test.std)
+    std = tuple(train.std)
     seed = trained.training_data.recipe.seed
     for deviation in deviations:
         for repeat in range(repeats):

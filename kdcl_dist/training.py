@@ -54,9 +54,9 @@ class Result:
     Attributes:
         path: the run folder's path or URI.
         finished: False when the run was stopped before its end, after a checkpoint.
-        metrics: test results after the last whole epoch, by student and for "ensemble": loss (nats),
-            top1 and top5 (shares from 0 to 1). With `checkpoint.best` also those of the best epochs, by
-            "student/best" and "ensemble/best", and the `epoch`.
+        metrics: test results at the end, by student and for "ensemble": loss (nats), top1 and top5 (shares
+            from 0 to 1). With `checkpoint.best` also those of the best epochs, by "student/best" and
+            "ensemble/best", and the `epoch`. None of a run that was stopped.
     """
 
     path: str

@@ -2,7 +2,7 @@
 # A Ray cluster of hosts that are reached by ssh.
 #
 #   cluster.sh install HOSTS   install this checkout into ~/kdcl on each host (again after a new release)
-#   cluster.sh up HOSTS        start Ray on all of them, with this user's token (made if there is none)
+#   cluster.sh up HOSTS        start Ray on all where it does not run, with this user's token (made if there is none)
 #   cluster.sh status HOSTS    show what the cluster has
 #   cluster.sh down HOSTS      end Ray on all of them
 #
@@ -61,7 +61,8 @@ start() { # start INDEX HEAD: the command that starts Ray on the host with an in
     else
         options+=("--labels=ray.io/accelerator-type=$label")
     fi
-    echo "ray start ${options[*]}"
+    # A host where Ray runs stays as it is: a second start would count its cores and GPUs twice.
+    echo "pgrep -u \$(id -u) -x raylet > /dev/null && echo 'Ray runs on $address' || ray start ${options[*]}"
 }
 
 down() {

@@ -11,8 +11,10 @@ from kdcl_dist.api.build import DataSets, Network, Student, build_recipe
 from kdcl_dist.api.callbacks import Callback
 from kdcl_dist.api.run import Run
 from kdcl_dist.api.session import run_session
+from kdcl_dist.config.model import is_url
 from kdcl_dist.config.recipe import Recipe
 from kdcl_dist.config.recipe_file import load_recipe
+from kdcl_dist.config.stored_imports import import_strings
 from kdcl_dist.errors import RecipeError
 from kdcl_dist.run.events import Event
 from kdcl_dist.training import Launcher, Result
@@ -95,7 +97,11 @@ def train(  # noqa: PLR0913 - what is no field of a recipe
     """
     chosen, objects = _recipe_of(recipe, students, data, fields)
     result = run_session(chosen, pickled(objects), launcher, storage, name, resume, on_event, callbacks, stop)
-    return result if recipe is not None else Run(result.path, objects=objects)
+    if recipe is not None:
+        return result
+    # Named by this call, so its user allows them.
+    named = [text if is_url(text) else text.partition(":")[0] for text in import_strings(chosen)]
+    return Run(result.path, allow_imports=named, objects=objects)
 
 
 def _recipe_of(

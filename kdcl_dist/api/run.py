@@ -147,9 +147,9 @@ class Run:
             UserError: as `student`.
         """
         source = self._source(student, epoch)
-        test = source.training_data.test
-        if isinstance(inputs, Tensor) and inputs.dtype == torch.uint8 and isinstance(test, ImageDataset):
-            inputs = normalise(inputs, test.mean, test.std)
+        train = source.training_data.train
+        if isinstance(inputs, Tensor) and inputs.dtype == torch.uint8 and isinstance(train, ImageDataset):
+            inputs = normalise(inputs, train.mean, train.std)
         with torch.no_grad():
             logits_BC: Tensor = forward(source.network, inputs)
         return torch.softmax(logits_BC.float(), dim=1)

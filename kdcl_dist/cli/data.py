@@ -247,7 +247,11 @@ def describe(spec: str, label: str | None) -> None:
     """Describe what data.train may be: a path, a table, hf:FOLDER, kdcl:NAME, or an import string."""
     from kdcl_dist.data.sources.opening import open_dataset
 
-    _show(open_dataset(spec, label, lambda text: echo(f"{text}\n")))
+    def tell(text: str) -> None:
+        echo(text)
+        echo("")
+
+    _show(open_dataset(spec, label, tell))
 
 
 @data.command()

@@ -14,14 +14,15 @@ __all__ = ["holm", "sign_test", "t_test"]
 def t_test(differences: Sequence[float]) -> float:
     """The two-sided p-value of the paired t test (Student, 1908), exact for normal errors.
 
-    NaN for fewer than two differences.
+    NaN for fewer than two differences. Differences that are all equal have no spread to judge by: accuracies
+    are counts of test samples, so that two may well be equal by chance. Then it is that of the sign test.
     """
     count = len(differences)
     if count < 2:
         return math.nan
     mean, error = fmean(differences), stdev(differences) / math.sqrt(count)
-    if not error:
-        return 0.0 if mean else 1.0
+    if error <= 1e-9 * abs(mean):
+        return sign_test(differences)
     return max(0.0, 1 - t_within(abs(mean) / error, count - 1))
 
 

@@ -155,7 +155,7 @@ class Distillation(Strict):
     wire_precision: Precision = Field(
         default="fp32",
         description="Number format of logits and soft targets in messages. 16 bits halve the traffic and "
-        "round the values.",
+        "round the values, also those of tests.",
     )
     teacher: Annotated[Name | Weights | None, BeforeValidator(_check_teacher)] = Field(
         default=None,

@@ -96,7 +96,8 @@ class NAdamW(AdamW):
 class Lamb(AdamW):
     """LAMB, for large batches: AdamW whose step of each layer has a length relative to that of its weights.
 
-    The implementation is timm's; it needs the extra `timm`.
+    The implementation is timm's, which limits the norm of the gradient to 1, whatever `clip_grad_norm` says.
+    It needs the extra `timm`.
     """
 
     name: Literal["lamb"] = Field(default="lamb", description="The optimiser.")  # type: ignore[assignment]

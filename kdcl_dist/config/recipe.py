@@ -172,6 +172,11 @@ class Recipe(Strict):
         """Whether the student never learns: a frozen one, a file, or a teacher of method `teacher`."""
         return student.frozen or student.logits is not None or student.name in self.distillation.teachers
 
+    @property
+    def learners(self) -> list[str]:
+        """The names of the students that ever learn."""
+        return [student.name for student in self.students if not self.is_frozen(student)]
+
     def warnings(self) -> list[str]:
         """Settings that are allowed but hardly intended, one line each."""
         return student_warnings(self.students, self.epochs_of)

@@ -68,7 +68,8 @@ def check_stored_imports(fields: Mapping[str, str], where: str, allowed: Collect
         if not _is_allowed(module, allowed):
             raise ImportRefused(
                 f"{where}: {path}: {text!r} would run code of the module {module!r}, and a run folder or an "
-                f"export may come from someone else; if you trust it, add --allow-imports {module}"
+                f"export may come from someone else; if you trust it, add --allow-imports {module}, or "
+                f"allow_imports=[{module!r}] in Python"
             )
 
 

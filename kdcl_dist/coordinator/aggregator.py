@@ -197,8 +197,9 @@ class Aggregator:
         distillation = self.recipe.distillation
         if not distillation.sends_target:
             return None
-        if self.teachers and set(self.teachers) <= {*aligned.bad}:
-            raise self._not_finite(self.teachers[0])
+        teachers = [index for index in self.teachers if index in self.present]
+        if teachers and set(teachers) <= {*aligned.bad}:
+            raise self._not_finite(teachers[0])
         return log_soft_target(
             self.method,
             aligned.logits,

@@ -157,7 +157,7 @@ class CoordinatorState:
         return (
             f"early stopping after epoch {self.schedule.epochs} of {recipe.epochs}: no student's "
             f"{stopping.metric} on validation samples has improved in the last "
-            f"{self.validation.waited(recipe.names, stopping.metric)} tests"
+            f"{self.validation.waited(recipe.learners, stopping.metric)} tests"
         )
 
     def stop_early(self) -> str | None:
@@ -166,7 +166,7 @@ class CoordinatorState:
         None: the run goes on, or that is its last epoch anyway.
         """
         recipe = self.aggregator.recipe
-        if (epochs := self.validation.early_end(recipe.names, recipe.early_stopping)) is not None:
+        if (epochs := self.validation.early_end(recipe.learners, recipe.early_stopping)) is not None:
             self.schedule = replace(self.schedule, epochs=epochs)
         return self.early_end
 
@@ -236,7 +236,7 @@ def epoch_of(run: Run, schedule: RunSchedule) -> int:
         return epoch
     validation = read_validation(run.folder, start)
     if validation.tests and validation.tests[-1]["step"] == start.step:
-        epochs = validation.early_end(recipe.names, recipe.early_stopping)
+        epochs = validation.early_end(recipe.learners, recipe.early_stopping)
         return epoch if epochs is None else epochs - 1
     return epoch
 

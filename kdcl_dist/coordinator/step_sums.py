@@ -60,7 +60,8 @@ class StepSums:
         if answer.target is not None and len(answer.target.ids):
             scores[-1].add(answer.target.log_probabilities, answer.target.labels)
         staleness = None
-        if answer.known is not None and answer.known.age is not None:
+        keeps = recipe.distillation.keeps_logits  # else an age only tells who is absent or bad
+        if keeps and answer.known is not None and answer.known.age is not None:
             staleness = Staleness(sources_of(recipe))
             staleness.add(answer.parts, answer.known)
         measured = recipe.analysis.measures(step)

@@ -168,7 +168,7 @@ class _BatchDataset:
         ids_N = spec.ids_B if mix is None else mix.needed(spec.ids_B)
         if isinstance(views, SampleViews):
             return views.batch(spec.epoch, ids_N)
-        images_NCHW = normalise(views.batch(spec.epoch, ids_N), views.dataset.mean, views.dataset.std)
+        images_NCHW = normalise(views.batch(spec.epoch, ids_N), views.like.mean, views.like.std)
         return images_NCHW if mix is None else mix.images(ids_N, images_NCHW)
 
 

@@ -87,7 +87,7 @@ class TrainingData:
             )
         _ = self.own, self.schedule
         with naming_field("data.test_view"):
-            transforms_of(self.test, self.recipe.data.test_items)
+            transforms_of(self.train, self.recipe.data.test_items)
         collate_of(self.recipe.data.collate)
         for index, student in self.recipe.networks.items():
             with naming_field(self.augment_field(index)):
@@ -250,9 +250,11 @@ class TrainingData:
 
     def views(self, dataset: Dataset, items: Sequence[Mapping[str, Any]], seed: int) -> AnyViews:
         """The views of a data set's samples by some transforms, whose random numbers are of a seed."""
-        transforms = transforms_of(dataset, items)
+        transforms = transforms_of(self.train, items)
         if isinstance(dataset, ImageDataset):
-            return Views(dataset, transforms, seed)
+            return Views(
+                dataset, transforms, seed, self.train if isinstance(self.train, ImageDataset) else None
+            )
         return SampleViews(dataset, transforms, seed, collate_of(self.recipe.data.collate), self.scale)
 
     @cached_property

@@ -97,17 +97,21 @@ class Views:
         dataset: the images.
         transforms: applied to each image.
         seed: the student's seed, or one seed of all students for equal views.
+        like: the images by whose mean and deviation batches are normalised, those of training; None: these.
     """
 
-    def __init__(self, dataset: ImageDataset, transforms: Transforms, seed: int) -> None:
+    def __init__(
+        self, dataset: ImageDataset, transforms: Transforms, seed: int, like: ImageDataset | None = None
+    ) -> None:
         self.dataset, self.transforms, self.seed = dataset, transforms, seed
+        self.like = dataset if like is None else like
         raw = isinstance(dataset, ArrowDataset) and dataset.info.shape
         self._draws = draws_when_read(dataset)
         self._stored = bool(raw) and not transforms.items
         self._crop_flip = CropFlip.of(transforms.calls, raw) if raw else None
 
     def __reduce__(self) -> tuple[type[Views], tuple[Any, ...]]:
-        return Views, (self.dataset, self.transforms, self.seed)
+        return Views, (self.dataset, self.transforms, self.seed, self.like)
 
     def batch(self, epoch: int, ids_B: Ids) -> Tensor:
         """The views of several samples of an epoch, (B, C, H, W); each equals `self[epoch, sample_id]`.

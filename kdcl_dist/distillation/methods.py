@@ -38,7 +38,7 @@ class Context:
         divergence: with peers, the recipe's loss.
         fixed: with peers, the names of those that do not learn in this epoch, or never.
         average: with peers, replaces tensors by their mean over the student's replicas, each of which calls
-            it; None: there is one.
+            it; None: there is one, or the student learns from some samples of a step only (`data.sees`).
     """
 
     step: int = 0

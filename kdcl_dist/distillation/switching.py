@@ -47,7 +47,8 @@ def switched_loss(
         temperature: T.
         divergence: in place of KL.
         learn_P: whether a peer learns; the student waits for no other. None: all do.
-        average: replaces tensors by their mean over the student's replicas, if it has some.
+        average: replaces tensors by their mean over the student's replicas, if it has some; of these, one
+            may have no sample. They decide by all of them.
 
     Returns None if the student pauses.
     """
@@ -55,6 +56,8 @@ def switched_loss(
     too_far_P = _too_far(gains, [True] * len(peers_PBC) if learn_P is None else learn_P)
     if too_far_P is None:
         return None
+    if not len(logits_BC):
+        return logits_BC.sum() * 0
     log_q_BC = F.log_softmax(logits_BC.float() / temperature, dim=1)
     log_p_PBC = F.log_softmax(peers_PBC.to(log_q_BC) / temperature, dim=2)
     totals = [
@@ -84,9 +87,13 @@ def _compare(
     everyone = torch.cat([logits_BC[None], peers_PBC]).float()  # the student comes first
     p = F.softmax(everyone / temperature, dim=2)
     y_BC = labels_B if labels_B.is_floating_point() else F.one_hot(labels_B, p.shape[2])
-    figures = torch.stack([(p - y_BC).abs(), (p - p[0]).abs()]).sum(dim=3).mean(dim=2)
-    if average is not None:
-        average([figures])
+    apart = torch.stack([(p - y_BC).abs(), (p - p[0]).abs()]).sum(dim=3)
+    if average is None:
+        figures = apart.mean(dim=2)
+    else:  # replicas may learn from different numbers of samples
+        figures, samples = apart.sum(dim=2), apart.new_tensor([len(logits_BC)])
+        average([figures, samples])
+        figures = figures / samples
     (own, *errors_P), (_, *gaps_P) = figures.double().cpu()
     deltas_P = [error - torch.exp(-own / (own + error)) * own for error in errors_P]
     compared = zip(errors_P, gaps_P, deltas_P, strict=True)

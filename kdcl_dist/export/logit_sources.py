@@ -126,7 +126,7 @@ class OfRun:
         known = self.source.training_data
         if channels_of(dataset) != known.channels:
             raise DataError(f"{self.title} takes other samples than those of the data set")
-        transforms = transforms_of(dataset, views.items)
+        transforms = transforms_of(known.train, views.items)
         made: Views | SampleViews
         if isinstance(dataset, ImageDataset):
             made = Views(dataset, transforms, views.seed)

@@ -223,7 +223,7 @@ def _is_dataset(text: str) -> bool:
     path = Path(text)
     try:
         if path.is_dir():
-            return next(path.glob("*.arrow"), None) is not None
+            return any(next(path.glob(f"[!.]*{end}"), None) is not None for end in (".arrow", ".parquet"))
         is_file = path.suffix.lower() in (".arrow", *TABLES) or text.startswith((HUGGING_FACE, SHIPPED))
         return is_file or (is_import_string(text) and not path.exists())
     except (OSError, ValueError):  # told where the path is read

@@ -130,15 +130,15 @@ class Description(Strict):
 
 def _of_images(source: Source) -> dict[str, Any]:
     """The fields of an export that takes images."""
-    test, images_BCHW = source.training_data.test, source.example.inputs
-    assert isinstance(test, ImageDataset)
+    train, images_BCHW = source.training_data.train, source.example.inputs
+    assert isinstance(train, ImageDataset)
     assert isinstance(images_BCHW, Tensor)
     return {
         "input_shape": tuple(images_BCHW.shape[1:]),
         "layout": "NCHW",
-        "colours": {1: "grey", 3: "RGB"}.get(test.channels, "own"),
-        "mean": [float(value) for value in test.mean],
-        "std": [float(value) for value in test.std],
+        "colours": {1: "grey", 3: "RGB"}.get(train.channels, "own"),
+        "mean": [float(value) for value in train.mean],
+        "std": [float(value) for value in train.std],
     }
 
 

@@ -42,10 +42,11 @@ def show(found: Survey, best: Prediction, workers: int) -> str:
 
 def settings(recipe: Recipe, best: Prediction) -> str:
     """The options of the command line that give a recipe the proposed replicas."""
-    pairs = zip(recipe.networks.values(), best.replicas, strict=True)
+    pairs = zip(recipe.networks.items(), best.replicas, strict=True)
     return " ".join(
-        f"--set students.{student.name}.replicas={count}"
-        for student, count in pairs
+        # A path of --set has dots between its parts, so a name with dots is no part of one.
+        f"--set students.{index if '.' in student.name else student.name}.replicas={count}"
+        for (index, student), count in pairs
         if count != student.replicas
     )
 

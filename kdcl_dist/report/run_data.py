@@ -114,14 +114,21 @@ class RunData:
         curve = self.curve(split, student, name)
         return curve.mean(after) if curve else math.nan
 
+    @property
+    def tested(self) -> int:
+        """The last epoch that ended with a test, from 1; 0: there was none."""
+        tests = (curve for key, curve in self.curves.items() if key.split == "test")
+        return max((int(curve.epochs[-1]) for curve in tests), default=0)
+
     def results(self) -> dict[str, dict[str, float]]:
         """Test loss, top1 and top5 after the last tested epoch, by student and ensemble.
 
-        Those of the best weights of a finished run have names with `BEST`, and their `epoch`. A value that
-        was not finite is missing.
+        A student that has left before has those of its last test, if the run has recorded its results. Those
+        of the best weights of a finished run have names with `BEST`, and their `epoch`. A value that was not
+        finite is missing.
         """
         tests = {key: curve for key, curve in self.curves.items() if key.split == "test"}
-        last = max((int(curve.epochs[-1]) for curve in tests.values()), default=0)
+        last = self.tested
         found: dict[str, dict[str, float]] = {}
         for key, curve in tests.items():
             values = found.setdefault(key.student, {})
@@ -129,7 +136,8 @@ class RunData:
                 values[key.name] = float(curve.means[-1])
         recorded = scores_of(self.record)
         best = {name: values for name, values in recorded.items() if name.endswith(BEST)}
-        return found | best if found else recorded
+        left = {name: recorded[name] for name, values in found.items() if not values and name in recorded}
+        return found | left | best if found else recorded
 
 
 def load(uri: str) -> RunData:

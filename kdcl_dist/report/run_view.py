@@ -176,7 +176,7 @@ def _results(run: RunData) -> Table | None:
         return None
     others = [name for name in results if name not in run.cohort]
     names = [*(name for name in run.cohort if name in results), *others]
-    when = f"after epoch {run.epochs} of {run.recipe.epochs}" if run.curves else "as recorded"
+    when = f"after epoch {run.tested} of {run.recipe.epochs}" if run.curves else "as recorded"
     caption = (
         f"Test results {when}. loss: mean cross-entropy in nats. ensemble: mean of the students' "
         "probabilities, weighted for the method general."
@@ -188,7 +188,7 @@ def _results(run: RunData) -> Table | None:
         caption += f" {BEST}: with the weights of the epoch whose {metric} on validation samples was best."
         heads.append("epoch")
         for name, row in zip(names, rows, strict=True):
-            row.append(str(results[name].get("epoch", "")) if name.endswith(BEST) else str(run.epochs))
+            row.append(str(results[name].get("epoch", "")) if name.endswith(BEST) else str(run.tested))
     return Table(caption, heads, rows)
 
 

@@ -11,6 +11,8 @@ __all__ = ["of_parts"]
 def of_parts(parts: Sequence[Mapping[str, float]]) -> dict[str, float]:
     """Each figure of a step: durations, whose names end in _s, add up; of others the mean counts.
 
+    A step that pauses in one part is one that paused. Names with a slash have a student's at their end.
+
     Args:
         parts: the figures of each part; a figure may be missing in some.
     """
@@ -20,4 +22,10 @@ def of_parts(parts: Sequence[Mapping[str, float]]) -> dict[str, float]:
     for part in parts:
         for name, value in part.items():
             found.setdefault(name, []).append(value)
-    return {name: sum(values) if name.endswith("_s") else fmean(values) for name, values in found.items()}
+    return {name: _of_parts(name, values) for name, values in found.items()}
+
+
+def _of_parts(name: str, values: Sequence[float]) -> float:
+    if name == "paused":
+        return max(values)
+    return sum(values) if name.endswith("_s") and "/" not in name else fmean(values)

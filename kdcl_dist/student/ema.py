@@ -18,7 +18,7 @@ POWER = 2 / 3
 
 
 def decay_at(ema: Ema, update: int) -> float:
-    """The decay of an update, counted from 1; the first takes the weights as they are.
+    """The decay of an update, counted from 1; the first that is not skipped takes the weights as they are.
 
     As timm's `ModelEmaV3` with `warmup_gamma` 1 and `warmup_power` 2/3.
     """
@@ -39,12 +39,14 @@ class AveragedWeights:
 
     Attributes:
         tensors: by their names in the network's `state_dict`.
-        updates: number of updates so far.
+        updates: number of updates so far, with those that were skipped.
+        begun: 1 once an update was not skipped, else 0; on the device, since only that knows.
     """
 
     def __init__(self, ema: Ema, model: nn.Module) -> None:
         self.ema, self.updates = ema, 0
         self.tensors = {name: _precise(value).clone() for name, value in _tensors(model).items()}
+        self.begun = torch.zeros((), dtype=torch.float64)
 
     @torch.no_grad()
     def update(self, model: nn.Module, skipped: Tensor) -> None:
@@ -52,10 +54,12 @@ class AveragedWeights:
 
         Args:
             model: the network.
-            skipped: 1 if the optimiser skipped the step, which then does not count in the average; else 0.
+            skipped: 1 if the optimiser skipped the step, which then leaves the average as it is; else 0.
         """
         self.updates += 1
-        share = (1 - decay_at(self.ema, self.updates)) * (1 - skipped.double())
+        taken, begun = 1 - skipped.double(), self.begun.to(skipped.device)
+        share = taken * torch.where(begun > 0, 1 - decay_at(self.ema, self.updates), 1.0)
+        self.begun = torch.maximum(begun, taken)
         own, live = list(self.tensors.values()), list(_tensors(model).values())
         averaged = [index for index, value in enumerate(own) if value.is_floating_point()]
         torch._foreach_lerp_(
@@ -86,13 +90,19 @@ class AveragedWeights:
 
     def state_dict(self, model: nn.Module) -> dict[str, Any]:
         """The state of a checkpoint; its entry `model` loads strictly into the plain network."""
-        return {"model": model.state_dict() | self.tensors, "updates": self.updates}
+        return {
+            "model": model.state_dict() | self.tensors,
+            "updates": self.updates,
+            "begun": bool(self.begun),
+        }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Load the state of `state_dict`."""
         for name, value in self.tensors.items():
             value.copy_(state["model"][name])
         self.updates = state["updates"]
+        begun = state.get("begun", self.updates > 0)  # an older checkpoint does not know
+        self.begun = torch.tensor(float(begun), dtype=torch.float64)
 
 
 def _tensors(model: nn.Module) -> dict[str, Tensor]:

@@ -51,7 +51,7 @@ def _one_cycle(schedule: OneCycle, step: int, steps: int) -> float:
     """The factor of the learning rate; the peak is at the step `rise` * `steps` - 1, as in PyTorch."""
     peak, last = schedule.rise * steps - 1, steps - 1
     if step <= peak:
-        start, end, progress = schedule.initial_factor, 1.0, step / peak
+        start, end, progress = schedule.initial_factor, 1.0, step / peak if peak else 1.0
     else:
         start, end, progress = 1.0, schedule.final_factor, (step - peak) / max(last - peak, 1e-9)
     return end + (start - end) * 0.5 * (1 + math.cos(math.pi * progress))

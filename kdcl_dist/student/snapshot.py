@@ -27,7 +27,7 @@ class Snapshot:
         self.student = student
         self.modules = [(module, dict(vars(module))) for module in student.model.modules()]
         self.scaler = student.scaler.state_dict()
-        self.updates = student.average.updates if student.average else 0
+        self.average = (student.average.updates, student.average.begun) if student.average else None
         self.states, self.groups, self.attributes = {}, list[Any](), dict[str, Any]()
         if not student.frozen:
             self.states = _copied(student.optimizer.state)
@@ -45,8 +45,8 @@ class Snapshot:
         for name, tensor in _of_network(student):
             tensor.copy_(self.tensors[name])
         student.scaler.load_state_dict(self.scaler)
-        if student.average is not None:
-            student.average.updates = self.updates
+        if student.average is not None and self.average is not None:
+            student.average.updates, student.average.begun = self.average
         if not student.frozen:
             _restore_attributes(vars(student.optimizer), self.attributes)
             _restore(student.optimizer.state, self.states)

@@ -93,10 +93,13 @@ class StudentLoss:
         scale, weight = 1.0, self.distillation.weight
         if self.learned is not None and ids_B is not None:
             rows_K, scale = self.learned.rows(ids_B)
-            if not scale:
+            decides = self.distillation.pauses and context is not None and context.average is not None
+            if not scale and not decides:
                 return Losses.of(task, logits_BC.sum() * 0, weight)  # with gradient: replicas average it
             logits_BC, labels_B = logits_BC[to_device(rows_K, self.device)], labels_B[rows_K]
             target, covered_B = target[..., rows_K, :], None if covered_B is None else covered_B[rows_K]
+            if not self.distillation.pauses and context is not None:  # not all replicas would call it
+                context = replace(context, average=None)
         loss = self._distillation(logits_BC, labels_B, target, covered_B, context)
         self.paused = loss is None
         loss = torch.zeros_like(task) if loss is None else loss

@@ -133,7 +133,8 @@ class Verification:
         """Compare a step with its second computation; the state after the first is that to find next."""
         student = self.student
         assert self.before is not None
-        lr = student.lr(step, self.schedule.steps_per_epoch)
+        per_epoch = self.schedule.steps_per_epoch
+        lr = student.lr(step, per_epoch) if student.learns(step // per_epoch) else 0.0  # past its schedule
         own, found, self.rest = compute_again(tape, self.before, lr, tolerance_of(student))
         if student.replicas is not None:
             alike = self.rest.tensors.keys() - buffers_of(student.model)

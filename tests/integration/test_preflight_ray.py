@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -144,6 +145,8 @@ def test_a_run_begins_with_the_checks(hosts: list[str], make_recipe: MakeRecipe,
 def test_an_autoscaler_is_waited_for(
     hosts: list[str], make_recipe: MakeRecipe, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    from ray.util import placement_group_table
+
     from kdcl_dist.launch.ray import preflight
 
     assert not preflight.may_grow()
@@ -154,3 +157,9 @@ def test_an_autoscaler_is_waited_for(
     assert 2 < time.monotonic() - began < 60
     assert "waiting for the autoscaler" in notes[0]
     assert len(nodes) == 2
+    stop = threading.Event()
+    stop.set()
+    with pytest.raises(KeyboardInterrupt):
+        preflight.await_capacity(make_recipe("students.a.accelerator=H100"), began + 600, notes.append, stop)
+    table = placement_group_table().values()
+    assert {group["state"] for group in table} <= {"REMOVED"}, "nothing is asked of the cluster any more"

@@ -33,7 +33,15 @@ MakeRecipe = Callable[..., Recipe]
 Inject = Callable[..., Path]
 
 
-def write_images(path: Path, count: int, classes: int = 4, seed: int = 0, size: int = 8) -> Path:
+def write_images(
+    path: Path,
+    count: int,
+    classes: int = 4,
+    seed: int = 0,
+    size: int = 8,
+    mean: float = 0.5,
+    std: float = 0.25,
+) -> Path:
     """A learnable data set: each class has a mean image, plus noise; 1 x size x size."""
     rng = np.random.default_rng(7)
     means = rng.integers(60, 200, (classes, 1, size, size))
@@ -45,8 +53,8 @@ def write_images(path: Path, count: int, classes: int = 4, seed: int = 0, size: 
         encoding="raw",
         channels=1,
         shape=(1, size, size),
-        mean=(0.5,),
-        std=(0.25,),
+        mean=(mean,),
+        std=(std,),
         source="made by a test",
     )
     write_dataset(

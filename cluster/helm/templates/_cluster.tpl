@@ -3,7 +3,7 @@
 rayVersion: {{ .Values.rayVersion | quote }}
 authOptions:
   mode: token
-  secretName: {{ .Values.tokenSecret }}
+  secretName: {{ .Values.tokenSecret | quote }}
 enableInTreeAutoscaling: {{ empty .Values.queue }}
 {{- if not .Values.queue }}
 autoscalerOptions:
@@ -18,7 +18,7 @@ workerGroupSpecs:
 {{- range $name, $type := .Values.gpuTypes }}
 {{- if $type }}
 {{- $start := empty $.Values.queue | ternary ($type.min | default 0) $type.max }}
-  - groupName: {{ $name }}
+  - groupName: {{ $name | quote }}
     minReplicas: {{ $start }}
     replicas: {{ $start }}
     maxReplicas: {{ $type.max }}

@@ -18,10 +18,10 @@ spec:
     seccompProfile: {type: RuntimeDefault}
   automountServiceAccountToken: {{ $isHead }}{{ if $isHead }}  # the autoscaler asks the API server for pods{{ end }}
   {{- with $values.serviceAccount }}
-  serviceAccountName: {{ . }}
+  serviceAccountName: {{ . | quote }}
   {{- end }}
   {{- with $values.priorityClass }}
-  priorityClassName: {{ . }}
+  priorityClassName: {{ . | quote }}
   {{- end }}
   {{- with $values.imagePullSecrets }}
   imagePullSecrets:
@@ -78,7 +78,7 @@ spec:
       emptyDir: {medium: Memory, sizeLimit: 2Gi}
     {{- with $values.storage.claim }}
     - name: shared
-      persistentVolumeClaim: {claimName: {{ . }}}
+      persistentVolumeClaim: {claimName: {{ . | quote }}}
     {{- end }}
 {{- end }}
 
@@ -94,6 +94,6 @@ name: {{ .Release.Name }}
 labels:
   {{- include "kdcl.labels" . | nindent 2 }}
   {{- with .Values.queue }}
-  kueue.x-k8s.io/queue-name: {{ . }}
+  kueue.x-k8s.io/queue-name: {{ . | quote }}
   {{- end }}
 {{- end }}

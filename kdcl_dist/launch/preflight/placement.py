@@ -146,10 +146,14 @@ def _needs(students: Sequence[Student], auto: float) -> list[Need]:
 
 
 def kinds_of(needs: Sequence[Need]) -> list[list[int]]:
-    """The indices of the needs with the same CPU cores and GPUs, in the order in which they choose hosts."""
+    """The indices of the needs with the same CPU cores and GPUs, in the order in which they choose hosts.
+
+    Ray places what needs the same in the order in which it is given, and would give a host with an
+    accelerator to the first that could run anywhere.
+    """
     kinds: dict[tuple[float, float], list[int]] = {}
-    for index, need in enumerate(needs):
-        kinds.setdefault((need.cpu, need.gpu), []).append(index)
+    for index in sorted(range(len(needs)), key=lambda index: _precedence(needs[index])):
+        kinds.setdefault((needs[index].cpu, needs[index].gpu), []).append(index)
     return sorted(kinds.values(), key=lambda kind: min(_precedence(needs[index]) for index in kind))
 
 

@@ -52,7 +52,8 @@ def launch(
     with cluster([run.recipe], on_event) as is_own:
         actors = [start_coordinator(run), *start_assistants(run)]
         try:
-            require(_checks(run.recipe, run.folder, on_event), lambda text: on_event(Warned(text)))
+            found = _checks(run.recipe, run.folder, on_event, stop_requested=stop_requested)
+            require(found, lambda text: on_event(Warned(text)))
             offered = hosts()
             needs = needs_of(run.recipe, offered)
             for remark in remarks_on_ray(run.recipe, needs, offered):
@@ -87,9 +88,17 @@ def check(recipe: Recipe, storage: Folder, on_event: Callable[[Event], None]) ->
 
 
 def _checks(
-    recipe: Recipe, folder: Folder, on_event: Callable[[Event], None], *, rehearse: bool = False
+    recipe: Recipe,
+    folder: Folder,
+    on_event: Callable[[Event], None],
+    *,
+    rehearse: bool = False,
+    stop_requested: threading.Event | None = None,
 ) -> list[Check]:
-    return run_checks(recipe, folder, lambda text: on_event(Note(text)), rehearse=rehearse)
+    def tell(text: str) -> None:
+        on_event(Note(text))
+
+    return run_checks(recipe, folder, tell, rehearse=rehearse, stop_requested=stop_requested)
 
 
 @contextmanager

@@ -7,6 +7,7 @@ each host inspects it, reads the others' files, and listens for their connection
 from __future__ import annotations
 
 import contextlib
+import threading
 import time
 import uuid
 from collections.abc import Callable, Mapping, Sequence
@@ -16,6 +17,7 @@ from typing import Any
 
 import ray
 from ray.exceptions import RayError
+from ray.util.placement_group import placement_group, remove_placement_group
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from kdcl_dist.config.recipe import Recipe
@@ -59,7 +61,12 @@ class _Node:
 
 
 def run_checks(
-    recipe: Recipe, folder: Folder, notify: Callable[[str], None], *, rehearse: bool = False
+    recipe: Recipe,
+    folder: Folder,
+    notify: Callable[[str], None],
+    *,
+    rehearse: bool = False,
+    stop_requested: threading.Event | None = None,
 ) -> list[Check]:
     """All checks of a run on the connected cluster.
 
@@ -68,9 +75,11 @@ def run_checks(
         folder: the folder that holds runs, or the run's own.
         notify: called with a line when the cluster has to grow first.
         rehearse: rehearse the students too, on the hosts that have the data.
+        stop_requested: set to give up while the cluster grows; raises KeyboardInterrupt.
     """
-    deadline = time.monotonic() + recipe.limits.startup_s
-    nodes = await_capacity(recipe, deadline, notify)
+    grown_by = time.monotonic() + recipe.limits.startup_s
+    nodes = await_capacity(recipe, grown_by, notify, stop_requested)
+    deadline = time.monotonic() + recipe.limits.startup_s  # hosts that have just come start slowly
     found = [node.host for node in nodes]
     needs = needs_of(recipe, found)
     first = placement(with_spares(recipe, needs), found)
@@ -112,7 +121,12 @@ def _nodes() -> list[_Node]:
     return sorted(nodes, key=lambda node: (node.id != here, node.host.address, node.id))
 
 
-def await_capacity(recipe: Recipe, deadline: float, notify: Callable[[str], None]) -> list[_Node]:
+def await_capacity(
+    recipe: Recipe,
+    deadline: float,
+    notify: Callable[[str], None],
+    stop_requested: threading.Event | None = None,
+) -> list[_Node]:
     """The hosts, as soon as they have the capacity for the cohort and its spares.
 
     Only an autoscaler can add what lacks: without one the hosts are returned at once.
@@ -121,26 +135,28 @@ def await_capacity(recipe: Recipe, deadline: float, notify: Callable[[str], None
         recipe: the run.
         deadline: by `time.monotonic`; then the hosts are returned as they are.
         notify: called with a line when the autoscaler is asked for hosts.
+        stop_requested: set to give up; raises KeyboardInterrupt.
     """
     nodes = _nodes()
     needs = reserved(recipe, [node.host for node in nodes])
     if not lacks(needs, [node.host for node in nodes]) or not may_grow():
         return nodes
-    from ray.autoscaler.sdk import request_resources
-
     notify(
         f"waiting for the autoscaler to add hosts, at most {recipe.limits.startup_s:g} s (limits.startup_s)"
     )
-    request_resources(
-        bundles=[need.resources for need in needs],
-        bundle_label_selectors=[need.label_selector for need in needs],
+    stop = threading.Event() if stop_requested is None else stop_requested
+    # It ends with this process, however that ends. What `request_resources` asks for would stay, and the
+    # cluster has one such request, for all its runs.
+    room = placement_group(
+        [need.resources for need in needs], bundle_label_selector=[need.label_selector for need in needs]
     )
     try:
         while lacks(needs, [node.host for node in nodes]) and time.monotonic() < deadline:
-            time.sleep(POLL_S)
+            if stop.wait(POLL_S):
+                raise KeyboardInterrupt
             nodes = _nodes()
     finally:
-        request_resources(bundles=[])  # Ray Train requests the resources of its workers itself
+        remove_placement_group(room)  # Ray Train asks for the resources of its workers itself
     return nodes
 
 

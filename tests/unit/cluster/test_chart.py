@@ -128,6 +128,13 @@ def test_a_cluster_and_a_job(cloud: str) -> None:
 
 
 @needs_helm
+def test_names_that_look_like_numbers_are_texts() -> None:
+    sets = [f"gpuTypes.4090.{item}" for item in ("max=1", "cpu=4", "memory=8Gi")]
+    cluster = cluster_of(render("gke", *sets))
+    assert "4090" in [group.groupName for group in cluster.workerGroupSpecs]
+
+
+@needs_helm
 @pytest.mark.parametrize("cloud", CLOUDS)
 def test_spot_workers_are_on_spot_nodes_only(cloud: str) -> None:
     spot = load(f"{cloud}.yaml")["spot"]

@@ -37,13 +37,20 @@ def folder(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def start(folder: Path, *, stopped: bool = False, code: int = 0) -> subprocess.Popen[str]:
+#: What Slurm says of the cores: of each part of the job, or of the first one only.
+OF_PARTS = {"SLURM_CPUS_PER_TASK_HET_GROUP_0": "8", "SLURM_CPUS_PER_TASK_HET_GROUP_1": "4"}
+OF_ONE = {"SLURM_CPUS_PER_TASK": "8"}
+
+
+def start(
+    folder: Path, *, stopped: bool = False, code: int = 0, cores: dict[str, str] = OF_PARTS
+) -> subprocess.Popen[str]:
     variables = {
         "PATH": os.environ["PATH"],
         "HOME": str(folder),
         "HEAD": "10.0.0.1",
         "SLURM_JOB_ID": "12345",
-        "SLURM_CPUS_PER_TASK": "8",
+        **cores,
         "CALLS": str(folder / "calls"),
         "STOPPED": "1" if stopped else "",
         "CODE": str(code),
@@ -61,15 +68,19 @@ def one(folder: Path, beginning: str) -> str:
     return found
 
 
-@pytest.mark.parametrize("code", [0, 1])
-def test_a_run(folder: Path, code: int) -> None:
-    process = start(folder, code=code)
+@pytest.mark.parametrize(
+    ("code", "cores", "taken"), [(0, OF_PARTS, "84"), (1, OF_PARTS, "84"), (0, OF_ONE, "88")]
+)
+def test_a_run(folder: Path, code: int, cores: dict[str, str], taken: str) -> None:
+    process = start(folder, code=code, cores=cores)
     assert process.wait(120) == code
     assert "--include-dashboard=false" in one(
         folder, "ray start --head --node-ip-address=10.0.0.1 --port=22345"
     )
     for part, label in enumerate(("A100", "T4")):
-        call = one(folder, f"srun --het-group={part} ray start --address=10.0.0.1:22345")
+        options = f"--het-group={part} --cpus-per-task={taken[part]}"
+        call = one(folder, f"srun {options} ray start --address=10.0.0.1:22345")
+        assert f"--num-cpus={taken[part]} " in call
         assert f"--labels=ray.io/accelerator-type={label}" in call
     assert "--resume" not in one(folder, "kdcl train examples/digits.yaml")
     assert one(folder, "RAY_ADDRESS") == "RAY_ADDRESS=10.0.0.1:22345 token=600"

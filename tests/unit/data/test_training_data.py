@@ -201,6 +201,21 @@ def test_views_that_would_train_nonsense_are_refused_before_a_start(
         data_warnings(other)
 
 
+def test_all_sets_are_normalised_as_that_of_training(make_recipe: MakeRecipe, tmp_path: Path) -> None:
+    """Whatever the file of another set says; so two files of the same images are the same test."""
+    training_data = TrainingData.open(make_recipe())
+    other = tmp_path / "other.arrow"
+    write_images(other, 20, mean=0.1, std=0.7)
+    again = tmp_path / "again.arrow"
+    write_images(again, 20)
+    batches = [
+        next(iter(TrainingData.open(make_recipe(f"data.test={path}")).test_batches())).inputs
+        for path in (other, again)
+    ]
+    assert torch.equal(*batches)
+    assert training_data.test_views(training_data.test).like is training_data.train
+
+
 def test_views_that_look_wrong_are_a_warning(make_recipe: MakeRecipe) -> None:
     torch.manual_seed(1)
     before = torch.get_rng_state()

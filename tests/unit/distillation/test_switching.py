@@ -118,25 +118,37 @@ def test_equal_students_learn() -> None:
     assert switched_loss(1e4 * z_BC, 1e4 * z_BC.detach()[None], LABELS_B, 1.0) is not None, "errors of 0"
 
 
-def test_replicas_decide_together() -> None:
-    """Each half alone would decide otherwise: in the first the student is behind."""
+@pytest.mark.parametrize("own", [4, 1, 0])
+def test_replicas_decide_together(own: int) -> None:
+    """Each half alone would decide otherwise: in the first the student is behind. It may have few rows."""
     z_BC, peer_BC = STRONG_BC.clone(), WEAK_BC.clone()
     z_BC[:4], peer_BC[:4] = WEAK_BC[:4], STRONG_BC[:4]
     peer_BC[4:] = WEAK_BC[:4].roll(1, dims=1)
-    halves = [slice(0, 4), slice(4, 8)]
-    alone = [switched_loss(z_BC[half], peer_BC[half][None], LABELS_B[half], 1.0) is None for half in halves]
-    assert alone == [False, True]
-    whole = switched_loss(z_BC, peer_BC[None], LABELS_B, 1.0) is None
-    figures: list[Tensor] = []
-    for half in halves:  # what each replica would send
-        arguments = z_BC[half], peer_BC[half][None], LABELS_B[half], 1.0
-        switched_loss(*arguments, average=lambda tensors: figures.extend(each.clone() for each in tensors))
-    for half in halves:
-        arguments = z_BC[half], peer_BC[half][None], LABELS_B[half], 1.0
-        found = switched_loss(
-            *arguments, average=lambda tensors: tensors[0].copy_((figures[0] + figures[1]) / 2)
-        )
-        assert (found is None) == whole
+    parts = [slice(4 - own, 4), slice(4, 8)]
+    replicas = [(z_BC[rows], peer_BC[rows][None], LABELS_B[rows], 1.0) for rows in parts]
+    if own == 4:
+        assert [switched_loss(*replica) is None for replica in replicas] == [False, True]
+    together = slice(4 - own, 8)
+    whole = switched_loss(z_BC[together], peer_BC[together][None], LABELS_B[together], 1.0) is None
+    sent: list[list[Tensor]] = []
+    for replica in replicas:
+        switched_loss(*replica, average=lambda tensors: sent.append([each.clone() for each in tensors]))
+
+    def average(tensors: list[Tensor]) -> None:
+        for tensor, *all_of_them in zip(tensors, *sent, strict=True):
+            tensor.copy_(torch.stack(all_of_them).mean(dim=0))
+
+    for replica in replicas:
+        loss = switched_loss(*replica, average=average)
+        assert (loss is None) == whole
+        assert loss is None or loss.isfinite()
+
+
+def test_replicas_without_any_sample_do_not_pause() -> None:
+    nothing = STRONG_BC[:0], WEAK_BC[:0][None], LABELS_B[:0], 1.0
+    loss = switched_loss(*nothing, average=lambda tensors: None)
+    assert loss is not None
+    assert loss.item() == 0
 
 
 def test_the_loss_of_the_recipe_takes_the_place_of_kl() -> None:

@@ -79,7 +79,7 @@ def test_workers_of_one_kind_take_the_same() -> None:
     small, large, typed = Need("s", 1, 0.5), Need("l", 2, 1), Need("t", 1, 0, "T4")
     assert kinds_of([small, large, small, Need("c", 1)]) == [[1], [0, 2], [3]]
     assert kinds_of([large, small, typed]) == [[2], [0], [1]], "of an accelerator type first"
-    assert kinds_of([Need("c", 1), typed]) == [[0, 1]], "a label makes no kind"
+    assert kinds_of([Need("c", 1), typed]) == [[1, 0]], "a label makes no kind, but comes first in one"
 
 
 def test_slots_name_host_and_device() -> None:
@@ -115,7 +115,7 @@ def test_spares_reserve_what_the_different_students_do(make_recipe: MakeRecipe) 
     assert spares_in_words(reserved(recipe)) == (
         "failure.spares: on Ray 4 more workers wait to take over (2 of CPU 1; 2 of CPU 1 on a host with T4)"
     )
-    assert kinds_of(reserved(recipe)) == [[0, 1, 2, 3, 4, 5, 6]]
+    assert kinds_of(reserved(recipe)) == [[2, 0, 1, 5, 6, 3, 4]], "as they choose hosts"
     assert spares_in_words(needs_of(recipe)) == ""
     assert reserved(make_recipe()) == needs_of(make_recipe())
 

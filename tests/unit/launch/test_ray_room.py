@@ -53,7 +53,8 @@ def test_a_cohort_that_asks_for_the_same_has_one_trainer(
     (trainer,) = trainers.Trainers(run, None, needs_of(run.recipe), print, None).trainers  # type: ignore[arg-type]
     made = trainer.make()
     assert made.run_config.name == "ray"
-    assert made.scaling_config.label_selector == [{}, {}, {ACCELERATOR: "A100"}]
+    assert made.scaling_config.label_selector == [{ACCELERATOR: "A100"}, {}, {}], "it chooses first"
+    assert made.backend_config.workers == [2, 0, 1]
     assert made.scaling_config.num_workers == 3
 
 

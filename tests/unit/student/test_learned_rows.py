@@ -8,6 +8,7 @@ import torch
 
 from kdcl_dist.config.distillation import Distillation
 from kdcl_dist.config.student import Student
+from kdcl_dist.distillation.methods import Context
 from kdcl_dist.student.learned_rows import LearnedRows
 from kdcl_dist.student.student_loss import StudentLoss
 
@@ -79,3 +80,52 @@ def test_the_targets_cover_some_rows() -> None:
     found = loss(z_BC, torch.zeros(B).long(), target_BC, covered_B, ids_B=ids_B)
     first = loss(z_BC[:1], torch.zeros(1).long(), target_BC[:1])
     assert float(found.distillation) == pytest.approx(float(first.distillation) / (B * 10 / 40))
+
+
+def test_a_replica_without_own_rows_takes_part_in_the_decision_to_pause() -> None:
+    loss, ids_B = loss_of("switokd"), torch.arange(50, 66, 2)
+    z_BC, peers_PBC, labels_B = (
+        drawn(B, C, seed=0).requires_grad_(),
+        drawn(1, B, C, seed=1),
+        torch.arange(B) % C,
+    )
+    strong_BC = 4.0 * torch.nn.functional.one_hot(labels_B, C)
+    peer_BC = 9.0 * torch.nn.functional.one_hot((labels_B + 1) % C, C)
+    calls = []
+
+    def average(tensors: list[torch.Tensor]) -> None:
+        calls.append(len(tensors))
+        figures, samples = tensors
+        samples.fill_(B / 2)  # the other replica has samples, and is far ahead
+        p, q = (x.float().softmax(dim=1) for x in (strong_BC, peer_BC))
+        y = torch.nn.functional.one_hot(labels_B, C)
+        figures.copy_(
+            torch.stack([torch.stack([(x - y).abs().sum(), (x - p).abs().sum()]) for x in (p, q)]).T / 2
+        )
+
+    found = loss(z_BC, labels_B, peers_PBC, context=Context(average=average, students=("b",)), ids_B=ids_B)
+    assert len(calls) == 1
+    assert loss.paused
+    assert float(found.total.detach()) == 0
+
+
+def test_a_method_of_the_users_own_averages_nothing_that_some_replicas_lack() -> None:
+    loss = loss_of("dml")
+    given = []
+
+    def own(
+        z_BC: torch.Tensor, peers: object, labels: object, temperature: float, context: Context
+    ) -> torch.Tensor:
+        given.append(context.average)
+        return z_BC.sum()
+
+    loss.__dict__["peer_loss"] = own
+    z_BC, labels_B = drawn(B, C, seed=0), torch.arange(B) % C
+    loss(
+        z_BC,
+        labels_B,
+        drawn(1, B, C, seed=1),
+        context=Context(average=list.clear),
+        ids_B=torch.tensor([10] * B),
+    )
+    assert given == [None]

@@ -101,6 +101,13 @@ def test_one_cycle_of_few_steps_is_sound(steps: int) -> None:
     assert all(0 < rate <= 0.8 for rate in found), found
 
 
+@pytest.mark.parametrize(("rise", "epochs"), [(0.1, 1), (0.05, 2), (0.01, 10)])
+def test_one_cycle_whose_peak_is_its_first_step(rise: float, epochs: int) -> None:
+    found = rates(OneCycle(rise=rise), epochs, 10)
+    assert found[0] == 0.8
+    assert found == sorted(found, reverse=True)
+
+
 def test_an_own_schedule_has_its_arguments() -> None:
     schedule = OwnSchedule.model_validate({"name": "nets:halving", "every": 2})
     assert rates(schedule, 2, 3) == pytest.approx([0.8, 0.8, 0.4, 0.4, 0.2, 0.2])

@@ -230,6 +230,20 @@ def test_random_numbers_are_drawn_again(make_recipe: MakeRecipe) -> None:
         take_step(verification, step)
 
 
+def test_a_student_that_has_learned_all_its_epochs_is_verified_too(make_recipe: MakeRecipe) -> None:
+    """Its schedule ends with them."""
+    schedule = "{name: poly, power: 0.9}"
+    student = student_of(make_recipe, "epochs=2", "students.a.epochs=1", f"students.a.schedule={schedule}")
+    verification, step = Verification(student, SCHEDULE), SCHEDULE.steps_per_epoch
+    round, sent = Round(Kind.TRAIN, 1, step + 1), Message(MessageLayout(ROWS, CLASSES))
+    verification.begin(round, IMAGES, learns=False)
+    logits_BC = student.forward(IMAGES, step + 1, learns=False)
+    sent.write_rows(torch.arange(ROWS), student.contribution(logits_BC, step + 1), LABELS)
+    student.undo_forward()
+    verification.end(round, logits_BC, sent, None)
+    assert verification.rest is not None
+
+
 def test_a_step_that_is_left_out_has_no_gradient_to_compare(make_recipe: MakeRecipe) -> None:
     """A student that learns alone has computed it before it knew."""
     student, sent = student_of(make_recipe), Message(MessageLayout(ROWS, CLASSES))
