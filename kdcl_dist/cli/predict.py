@@ -45,7 +45,7 @@ def predict(
 
     found = Export.read(export, allow_imports, device)
     failed: list[DataError] = []
-    if (dataset := dataset_in(inputs, of_images=found.description.channels is not None)) is None:
+    if (dataset := dataset_in(inputs, found.description)) is None:
         ranked = found.predict(images_in([Path(each) for each in inputs]), top)
     else:
         ranked = found.predict_set(dataset, top)

@@ -34,6 +34,7 @@ from kdcl_dist.data.sampling import (
 )
 from kdcl_dist.data.sources.opened import Tell
 from kdcl_dist.data.sources.opening import DataSets
+from kdcl_dist.data.sources.table_columns import Columns
 from kdcl_dist.data.statistics import Scale, scale_of
 from kdcl_dist.data.views import Views
 from kdcl_dist.errors import DataError, RecipeError, of_user_code
@@ -45,6 +46,9 @@ __all__ = ["TrainingData", "naming_field"]
 class TrainingData:
     """A recipe together with its open data sets.
 
+    Attributes:
+        columns: the use of the training set's columns, where it is a table.
+
     Raises:
         DataError: a data set cannot be opened, both do not fit together, or are too small.
         RecipeError: a transform is unknown.
@@ -55,6 +59,7 @@ class TrainingData:
     test: Dataset
     val: Dataset | None = None
     dry_steps: int | None = None
+    columns: Columns | None = None
 
     @classmethod
     def open(cls, recipe: Recipe, tell: Tell = lambda text: None) -> TrainingData:
@@ -68,7 +73,7 @@ class TrainingData:
             with naming_field(f"data.{name}"):
                 found[name] = sets.open(name)
         check_fit(recipe, found)
-        training_data = cls(recipe, found["train"], found["test"], found.get("val"))
+        training_data = cls(recipe, found["train"], found["test"], found.get("val"), columns=sets.columns)
         training_data.check()
         return training_data
 

@@ -22,7 +22,7 @@ from kdcl_dist.config.model import Model, library_of
 from kdcl_dist.config.stored_imports import check_stored_imports
 from kdcl_dist.data.dataset import Dataset, channels_of
 from kdcl_dist.data.samples import Inputs, described, forward, map_tensors
-from kdcl_dist.data.sources.opening import open_dataset
+from kdcl_dist.data.sources.opening import open_dataset, open_samples
 from kdcl_dist.data.sources.table import SUFFIXES as TABLES
 from kdcl_dist.errors import DataError, ExportError, UserError, one_line
 from kdcl_dist.export.ensemble import build_ensemble
@@ -201,21 +201,23 @@ def _built(description: Description, weights: Path) -> nn.Module:
     return build()
 
 
-def dataset_in(specs: Sequence[str], *, of_images: bool) -> Dataset | None:
+def dataset_in(specs: Sequence[str], description: Description) -> Dataset | None:
     """The data set that the arguments of a command name; None: they name image files and folders.
 
     Args:
         specs: the arguments.
-        of_images: whether the network takes images.
+        description: of the export; a table has the columns that it names, in any order.
 
     Raises:
         DataError: it takes no images, and there is not one data set; or as `open_dataset`.
     """
-    if of_images and not (len(specs) == 1 and _is_dataset(specs[0])):
+    if description.channels is not None and not (len(specs) == 1 and _is_dataset(specs[0])):
         return None
     if len(specs) > 1:
         raise DataError(f"the network takes samples that are no images: give one data set (got {len(specs)})")
-    return open_dataset(specs[0])
+    if description.columns is None:
+        return open_dataset(specs[0])
+    return open_samples(specs[0], description.columns.use, description.classes)
 
 
 def _is_dataset(text: str) -> bool:

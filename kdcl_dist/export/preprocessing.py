@@ -16,6 +16,7 @@ from kdcl_dist.config.model import Model, ModelSpec
 from kdcl_dist.config.stored_imports import transform_imports
 from kdcl_dist.data.dataset import ImageDataset
 from kdcl_dist.data.layout import Layout
+from kdcl_dist.data.sources.table_columns import Columns
 from kdcl_dist.errors import ExportError, one_line
 from kdcl_dist.export.source import Source, label_of
 from kdcl_dist.utils.files import open_regular, read_regular
@@ -30,6 +31,23 @@ MAX_BYTES = 10_000_000
 Kind = Literal["state_dict", "safetensors", "torch_export", "onnx"]
 
 
+class TableColumns(Strict):
+    """The columns of a table of numbers, each row of which is a sample.
+
+    Attributes:
+        numbers: columns of one number a row, in the order of the vector `numbers`.
+        lists: columns of a list of numbers a row, by whether the numbers are whole.
+    """
+
+    numbers: tuple[str, ...]
+    lists: dict[str, bool]
+
+    @property
+    def use(self) -> Columns:
+        """The same as a data set has it; there is no label."""
+        return Columns("", None, self.numbers, self.lists, ())
+
+
 class Description(Strict):
     """The description of an export: all that its use needs.
 
@@ -42,7 +60,8 @@ class Description(Strict):
     any length. The steps are: apply `test_view`; where there are `mean` and `std`, subtract and divide by
     them, feature by feature of the last axis of the tensors that they name; stack, as the recipe's
     `collate` says; pad the tensors that `lengths` names to these lengths, of which the file takes no other. A
-    dict's tensors are the network's keyword arguments, a tuple's its positional ones.
+    dict's tensors are the network's keyword arguments, a tuple's its positional ones. Where a sample was made
+    of a table's row, `columns` names the columns, in the order of the numbers.
 
     `seed` seeds random transforms of the test view. `sha256` is the digest of the file `weights`. `students`
     are the networks of an ensemble by student; its logits are the logarithms of the mean probabilities.
@@ -61,6 +80,7 @@ class Description(Strict):
     layout: Literal["NCHW"] | None = None
     colours: Literal["grey", "RGB", "own"] | None = None
     inputs: Layout | None = None
+    columns: TableColumns | None = None
     collate: CollateSpec | None = None
     lengths: dict[str, PositiveInt] | None = None
     test_view: list[dict[str, Any]]
@@ -145,9 +165,11 @@ def _of_images(source: Source) -> dict[str, Any]:
 def _of_samples(source: Source, lengths: dict[str, int]) -> dict[str, Any]:
     """The fields of an export that takes other samples."""
     scale, collate = source.training_data.scale, source.recipe.data.collate
+    columns = source.training_data.columns
     return {
         "format": 2,
         "inputs": source.example.layout,
+        "columns": columns and TableColumns(numbers=columns.numbers, lists=columns.lists),
         "collate": collate,
         "lengths": lengths or None,
         **(scale.numbers() if scale is not None else {}),

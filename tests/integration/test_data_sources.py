@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from commands import train
+from commands import run, train
 
 SETS = ("--set", "data.train=nets:noisy_train", "--set", "data.test=nets:noisy_test")
 RECIPE = """
@@ -25,6 +25,25 @@ def weights(folder: Path, step: int) -> dict[str, torch.Tensor]:
     return found
 
 
+def check_predictions(folder: Path) -> None:
+    """An export finds the columns of a table by their names, and needs no label."""
+    imports = ("--allow-imports", "nets")
+    export = run("export", "runs/table", "--student", "a", "--format", "state_dict", "--to", "ex", *imports)
+    assert export.exit_code == 0, export.output
+    rows = [line.split(",") for line in (folder / "test.csv").read_text().splitlines()]
+    (folder / "turned.csv").write_text("".join(f"{two},0,{one}\n" for one, two, _ in rows))
+    text = (folder / "turned.csv").read_text()
+    (folder / "turned.csv").write_text(text.replace("two,0,one", "two,more,one"))
+    found = [run("predict", "ex", name, "--csv", *imports) for name in ("test.csv", "turned.csv")]
+    assert [each.exit_code for each in found] == [0, 0], [each.output for each in found]
+    assert found[0].output == found[1].output
+    assert len({line.split(",")[2] for line in found[0].output.splitlines()[1:]}) > 1
+    (folder / "less.csv").write_text("one,kind\n1,w\n")
+    refused = run("predict", "ex", "less.csv", *imports)
+    assert refused.exit_code == 2
+    assert "no column 'two', which data.train has" in refused.output
+
+
 def test_a_table_and_a_noisy_torch_data_set(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     for name, count in (("train", 48), ("test", 16)):
@@ -36,6 +55,8 @@ def test_a_table_and_a_noisy_torch_data_set(tmp_path: Path, monkeypatch: pytest.
     table = train(recipe, tmp_path, "--name", "table")
     assert table.exit_code == 0, table.output
     assert "4 classes (w, x, y, z) in column 'kind'; found in" in table.output
+
+    check_predictions(tmp_path)
 
     normal = (*SETS, "--set", "data.normalise=false", "--set", "data.label=null")
     whole = train(recipe, tmp_path, "--name", "whole", *normal)

@@ -7,6 +7,7 @@ or a torch map-style one of `(x, y)`.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,8 @@ from kdcl_dist.data.dataset import Dataset, ImageDataset, SampleDataset, checked
 from kdcl_dist.data.importers.presence import is_there
 from kdcl_dist.data.sources.opened import Opened, Tell
 from kdcl_dist.data.sources.table import find_table
-from kdcl_dist.data.sources.table_set import open_table_set
+from kdcl_dist.data.sources.table_columns import Columns
+from kdcl_dist.data.sources.table_set import open_table_set, open_unlabelled
 from kdcl_dist.data.sources.torch_reader import is_map_style
 from kdcl_dist.data.sources.torch_set import open_torch
 from kdcl_dist.data.subset import of_classes
@@ -24,7 +26,7 @@ from kdcl_dist.errors import DataError, of_user_code
 from kdcl_dist.utils.data_specs import DEMO, SHIPPED, data_import, data_path
 from kdcl_dist.utils.import_strings import load_object
 
-__all__ = ["DataSets", "open_dataset"]
+__all__ = ["DataSets", "open_dataset", "open_samples"]
 
 
 class DataSets:
@@ -51,6 +53,27 @@ class DataSets:
         if name == "train":
             self._train = opened
         return of_classes(opened.dataset, self.data.classes)
+
+    @property
+    def columns(self) -> Columns | None:
+        """The use of the training set's columns; None if it is no table, or not open."""
+        return None if self._train is None else self._train.columns
+
+
+def open_samples(spec: str, columns: Columns, classes: Sequence[str]) -> Dataset:
+    """Open a data set whose samples are answered, and whose labels do not count, by its name in a recipe.
+
+    Args:
+        spec: the name.
+        columns: those of the training set that a table follows, as `data.test` does.
+        classes: of the training set.
+
+    Raises:
+        DataError: as `DataSets.open`.
+    """
+    if data_import(spec) is None and not spec.startswith(SHIPPED) and (table := find_table(spec)) is not None:
+        return open_unlabelled(table, columns, classes)
+    return open_dataset(spec)
 
 
 def open_dataset(spec: str, label: str | None = None, tell: Tell = lambda text: None) -> Dataset:

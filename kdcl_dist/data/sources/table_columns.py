@@ -61,15 +61,19 @@ class Columns:
         ]
         return ", ".join(parts)
 
-    def check(self, schema: pa.Schema, where: str) -> None:
+    def check(self, schema: pa.Schema, where: str, *, labelled: bool = True) -> None:
         """See that another table has these columns, of types that fit.
+
+        Args:
+            schema, where: of the other table.
+            labelled: whether it needs the label's too.
 
         Raises:
             DataError: it has not.
         """
         _check_names(schema, where)
         kinds = {name: _kind(schema.field(name).type) for name in schema.names}
-        for name in self.used:
+        for name in self.used[not labelled :]:
             if name not in kinds:
                 raise DataError(
                     f"{where}: no column {name!r}, which data.train has; it has {_named(schema.names)}"

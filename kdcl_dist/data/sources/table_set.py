@@ -9,6 +9,7 @@ import json
 import os
 import time
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -32,7 +33,7 @@ from kdcl_dist.data.writer import write_dataset
 from kdcl_dist.errors import DataError
 from kdcl_dist.utils.text import NAME, shown
 
-__all__ = ["Use", "open_table_set", "plan_use", "write_set"]
+__all__ = ["Use", "open_table_set", "open_unlabelled", "plan_use", "write_set"]
 
 #: Mean and deviation of each channel of images.
 Scale = tuple[tuple[float, ...], tuple[float, ...]]
@@ -98,6 +99,31 @@ def open_table_set(table: Table, label: str | None, train: Opened | None, tell: 
         temporary.write_text(json.dumps(asdict(kept)))
     tell(f"{use.text}; found in {time.monotonic() - began:.1f} s, kept in {path}")
     return Opened(open_arrow(str(path)), kept.columns)
+
+
+def open_unlabelled(table: Table, columns: Columns, classes: Sequence[str]) -> Dataset:
+    """Open a table whose labels do not count, if it has any: all rows have the first class.
+
+    Args:
+        table: the table.
+        columns, classes: those of a training set.
+
+    Raises:
+        DataError: the table is damaged, or has no such columns, or the cache cannot be written.
+    """
+    files = [os.path.realpath(file) for file in table.files]
+    path = entry(
+        digest_of("table without labels", files, asdict(columns), list(classes)), table.content, ".arrow"
+    )
+    with suppress(OSError, DataError):
+        return open_arrow(str(path))
+    columns.check(table.schema, table.name, labelled=False)
+    rows = sum(len(batch) for _, _, batch in table.batches(columns.used[1:]))
+    if not rows:
+        raise DataError(f"{table.name}: the table has no rows")
+    with replaced(path) as temporary:
+        write_set(table, Use(columns, tuple(classes), [0] * rows, None, ""), temporary)
+    return open_arrow(str(path))
 
 
 def _key(table: Table, label: str | None, train: Opened | None) -> str:

@@ -10,6 +10,7 @@ from kdcl_dist.config.recipe_file import parse_recipe
 from kdcl_dist.data.sources.opening import open_dataset
 from kdcl_dist.errors import DataError
 from kdcl_dist.export.prediction import dataset_in
+from kdcl_dist.export.preprocessing import Description
 
 
 def test_the_demo_is_train_with_its_own_recipe() -> None:
@@ -26,6 +27,7 @@ def test_the_example_is_a_recipe() -> None:
 
 def test_data_sets_that_come_with_the_package() -> None:
     assert [len(open_dataset(f"kdcl:digits-{part}")) for part in ("train", "test")] == [1438, 359]
-    assert dataset_in(["kdcl:digits-test"], of_images=True) is not None
+    images = Description.model_construct(input_shape=(1, 8, 8), columns=None)
+    assert dataset_in(["kdcl:digits-test"], images) is not None
     with pytest.raises(DataError, match="there are kdcl:digits-test, kdcl:digits-train"):
         open_dataset("kdcl:digits")
