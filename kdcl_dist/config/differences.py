@@ -8,7 +8,15 @@ from typing import Any
 
 from kdcl_dist.config.recipe import Recipe
 
-__all__ = ["FREE_FIELDS", "ROUNDING_FIELDS", "changes", "differences", "forbidden_changes", "roundings"]
+__all__ = [
+    "FREE_FIELDS",
+    "ROUNDING_FIELDS",
+    "are_of_one_arm",
+    "changes",
+    "differences",
+    "forbidden_changes",
+    "roundings",
+]
 
 #: Fields that may change between a run and its resumption, because no result depends on them.
 FREE_FIELDS = (
@@ -41,6 +49,26 @@ def differences(old: Recipe, new: Recipe) -> list[str]:
     Changes of `FREE_FIELDS` and `ROUNDING_FIELDS` do not count.
     """
     return [line for path, line in _changes(old, new) if not _is_one_of(path, FREE_FIELDS + ROUNDING_FIELDS)]
+
+
+def are_of_one_arm(left: Recipe, right: Recipe) -> bool:
+    """Whether two recipes of a table are those of one arm: they differ in no more than their seeds.
+
+    The arm may have written `{seed}` into any field, also into a part of a text (`teachers/{seed}.pt`): there
+    each has its own.
+    """
+    return all(
+        _is_one_of(path, FREE_FIELDS + ROUNDING_FIELDS) or _has_own(values, (left.seed, right.seed))
+        for path, values in _changed(left, right)
+    )
+
+
+def _has_own(values: tuple[Any, Any], seeds: tuple[int, int]) -> bool:
+    """Whether two values are equal but for the numbers in them that are the seeds."""
+    left, right = (re.split(r"(\d+)", str(value)) for value in values)
+    pairs = zip(left, right, strict=False)
+    own = tuple(map(str, seeds))
+    return len(left) == len(right) and all(one == other or (one, other) == own for one, other in pairs)
 
 
 def forbidden_changes(old: Recipe, new: Recipe) -> list[str]:
@@ -82,13 +110,17 @@ def roundings(old: Recipe, new: Recipe) -> list[str]:
 
 
 def _changes(old: Recipe, new: Recipe) -> list[tuple[str, str]]:
+    return [(path, f"{path}: {left!r} -> {right!r}") for path, (left, right) in _changed(old, new)]
+
+
+def _changed(old: Recipe, new: Recipe) -> list[tuple[str, tuple[Any, Any]]]:
+    """The paths at which two recipes differ, with both values."""
     left, right = (dict(_leaves(recipe.model_dump(mode="json"))) for recipe in (old, new))
-    missing = "(absent)"
-    return [
-        (path, f"{path}: {left.get(path, missing)!r} -> {right.get(path, missing)!r}")
+    values = {
+        path: (left.get(path, "(absent)"), right.get(path, "(absent)"))
         for path in sorted(left.keys() | right.keys())
-        if left.get(path, missing) != right.get(path, missing)
-    ]
+    }
+    return [(path, both) for path, both in values.items() if both[0] != both[1]]
 
 
 def _leaves(value: Any, path: str = "") -> Iterator[tuple[str, Any]]:

@@ -18,7 +18,7 @@ import torch
 from torch import nn
 
 from kdcl_dist import models
-from kdcl_dist.config.differences import differences
+from kdcl_dist.config.differences import are_of_one_arm
 from kdcl_dist.config.model import is_url
 from kdcl_dist.config.recipe import Recipe
 from kdcl_dist.config.stored_imports import check_recipe_imports
@@ -178,7 +178,7 @@ class Source:
                 record = read_record(folder)
             except (RunFolderError, StorageError):
                 continue
-            alike = not differences(self.recipe.model_copy(update={"seed": recipe.seed}), recipe)
+            alike = are_of_one_arm(self.recipe, recipe)
             if alike and record.get("state") == "finished" and (scores := scores_of(record)):
                 found[recipe.seed] = scores
         return found

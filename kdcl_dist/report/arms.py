@@ -7,7 +7,7 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from kdcl_dist.config.differences import differences
+from kdcl_dist.config.differences import are_of_one_arm, differences
 from kdcl_dist.report.run_data import RunData
 from kdcl_dist.utils.intervals import NO_INTERVAL, Interval, mean_interval
 
@@ -88,7 +88,7 @@ def group(runs: Sequence[RunData]) -> list[Arm]:
     """Sort runs into arms, in the order of their first run."""
     arms: list[Arm] = []
     for run in runs:
-        arm = next((arm for arm in arms if _same_but_seed(arm.runs[0], run)), None)
+        arm = next((arm for arm in arms if _are_of_one_arm(arm.runs[0], run)), None)
         if arm is None:
             arms.append(Arm(run.recipe.name, [run], _changes(arms[0].runs[0], run) if arms else []))
         else:
@@ -114,5 +114,7 @@ def _changes(first: RunData, other: RunData) -> list[str]:
     return differences(first.recipe, other.recipe.model_copy(update={"seed": first.recipe.seed}))
 
 
-def _same_but_seed(first: RunData, other: RunData) -> bool:
+def _are_of_one_arm(first: RunData, other: RunData) -> bool:
+    if _folder_name([first, other]) is not None:
+        return are_of_one_arm(first.recipe, other.recipe)
     return not _changes(first, other)

@@ -7,6 +7,7 @@ import pytest
 from kdcl_dist.config.differences import (
     FREE_FIELDS,
     ROUNDING_FIELDS,
+    are_of_one_arm,
     differences,
     forbidden_changes,
     roundings,
@@ -115,3 +116,20 @@ def test_a_resumption_may_end_otherwise_but_not_choose_otherwise() -> None:
     assert forbidden_changes(new, old) == ["checkpoint.best: 'loss' -> 'top1'"]
     for change in ("data.val=d", "evaluate.every_epochs=2", "evaluate.on=test", "data.val=null"):
         assert forbidden_changes(parse_recipe(base), parse_recipe(base, [change]))
+
+
+@pytest.mark.parametrize(
+    ("left", "right", "alike"),
+    [
+        (["seed=0"], ["seed=1"], True),
+        (["seed=0", "students.one.seed=0"], ["seed=1", "students.one.seed=1"], True),
+        (["seed=3", "data.train=d10/3.csv"], ["seed=12", "data.train=d10/12.csv"], True),
+        (["seed=0", "students.one.seed=0"], ["seed=1", "students.one.seed=2"], False),
+        (["seed=0", "epochs=7"], ["seed=1", "epochs=8"], False),
+        (["seed=0"], ["seed=1", "students.one.seed=1"], False),
+    ],
+)
+def test_recipes_of_an_arm_have_their_seed_where_the_arm_has_written_it(
+    left: list[str], right: list[str], alike: bool
+) -> None:
+    assert are_of_one_arm(parse_recipe(BASE, left), parse_recipe(BASE, right)) == alike

@@ -269,6 +269,18 @@ def test_gains_are_paired_by_seed() -> None:
     assert f"Points with intervals, in top-1 %: {arms[1].label} {value} (from" in html
 
 
+def test_an_arm_whose_fields_have_the_seed_is_one(tmp_path: Path) -> None:
+    """As `kdcl compare` names its folders: the names tell it from recipes that only happen to fit."""
+    runs = []
+    for seed in (0, 1, 2):
+        recipe = make_recipe(f"seed={seed}", f"students.small.seed={seed}")
+        runs.append(load(write_run(tmp_path / f"own-seed{seed}", recipe)))
+    assert [(arm.label, len(arm.runs)) for arm in group(runs)] == [("own", 3)]
+    other = make_recipe("seed=5", "students.small.seed=5")
+    runs.append(load(write_run(tmp_path / "elsewhere", other)))
+    assert [len(arm.runs) for arm in group(runs)] == [3, 1]
+
+
 def test_arms_of_one_name_and_repeated_seeds_are_told_apart() -> None:
     runs = [in_memory(make_recipe(f"epochs={epochs}")) for epochs in (2, 2, 3)]
     arms = group(runs)
