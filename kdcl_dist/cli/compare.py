@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 
     from kdcl_dist.compare.experiment import Job, Table
     from kdcl_dist.compare.runs import Outcome
+    from kdcl_dist.run.events import Event
     from kdcl_dist.run.storage import Folder
 
 __all__ = ["compare"]
@@ -133,15 +134,23 @@ def _run(
 ) -> tuple[list[Outcome], bool]:
     """Train the jobs that are not done; their outcomes, and whether a signal stopped them before that."""
     from kdcl_dist.cli.compare_display import Progress
-    from kdcl_dist.compare.runs import run_jobs
+    from kdcl_dist.compare.runs import run_jobs, tell_trackers
     from kdcl_dist.launch.signals import stop_on_signals
+    from kdcl_dist.run.events import Note, Warned
+
+    def show(job: Job, event: Event) -> None:
+        if isinstance(event, Warned | Note):
+            console.print(f"{job.name}: {event.text}", markup=False)
 
     before = {outcome.job.name for outcome in done}
-    # A finished run whose trackers may lack something is started again: it only tells them.
-    rest = [job for job in jobs if job.name not in before or set(job.recipe.trackers) - {"tensorboard"}]
+    rest = [job for job in jobs if job.name not in before]
+    tracked = [job for job in jobs if job.name in before and set(job.recipe.trackers) - {"tensorboard"}]
+    failed = tell_trackers(tracked, storage, show)
+    for outcome in failed:
+        console.print(f"{outcome.job.name}: {outcome.error}", markup=False)
     if not rest:
         console.print("all runs are finished")
-        return [], False
+        return failed, False
     with _free_capacity(rest, launcher) as capacity:
         progress = Progress(table, rest, at_once or capacity, console, done, len(jobs) - len(rest))
         with progress, stop_on_signals(progress.print) as stop:
@@ -154,7 +163,7 @@ def _run(
                 on_event=progress.handle,
                 on_outcome=progress.handle_outcome,
             )
-    return outcomes, stop.is_set() and len(outcomes) < len(rest)
+    return [*failed, *outcomes], stop.is_set() and len(outcomes) < len(rest)
 
 
 @contextmanager

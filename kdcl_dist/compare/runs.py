@@ -8,18 +8,21 @@ import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, as_completed
 from dataclasses import dataclass
+from functools import partial
 
 from kdcl_dist.compare.experiment import Job
 from kdcl_dist.config.differences import differences
 from kdcl_dist.errors import KdclError, RunFolderError, StorageError
 from kdcl_dist.run.checkpoint import latest
-from kdcl_dist.run.events import Event, Values
+from kdcl_dist.run.events import Event, Values, Warned
+from kdcl_dist.run.prepare import prepare
 from kdcl_dist.run.record import read_record, scores_of, update_record
 from kdcl_dist.run.run import load_run
 from kdcl_dist.run.storage import Folder
+from kdcl_dist.tracking.tracking import catch_up, check_trackers
 from kdcl_dist.training import Launcher, train
 
-__all__ = ["OnEvent", "Outcome", "finished_before", "run_jobs"]
+__all__ = ["OnEvent", "Outcome", "finished_before", "run_jobs", "tell_trackers"]
 
 #: Handles an event of a job.
 OnEvent = Callable[[Job, Event], None]
@@ -27,7 +30,7 @@ OnEvent = Callable[[Job, Event], None]
 
 @dataclass(frozen=True)
 class Outcome:
-    """The end of a job: its test results by student, or the error that ended it.
+    """The end of a job: its test results by student, or the error that ended it, or kept its trackers behind.
 
     Attributes:
         job: the run.
@@ -57,6 +60,30 @@ def finished_before(jobs: Sequence[Job], storage: str) -> list[Outcome]:
             if record.get("state") == "finished" and not differences(load_run(folder.uri)[0], job.recipe):
                 found.append(Outcome(job, scores_of(record), seconds=record.get("seconds")))
     return found
+
+
+def tell_trackers(jobs: Sequence[Job], storage: str, on_event: OnEvent) -> list[Outcome]:
+    """Give the trackers of finished runs the epochs that they lack; the outcomes of those where that failed.
+
+    Args:
+        jobs: the runs.
+        storage: path or URI of the folder of the runs.
+        on_event: called with each event of each job.
+    """
+    failed = []
+    for job in jobs:
+        try:
+            check_trackers(job.recipe)
+            run = prepare(job.recipe, storage, job.name, resume=True, warn=partial(_warn, job, on_event))
+            catch_up(run, partial(on_event, job))
+        except KdclError as error:
+            results = scores_of(read_record(Folder(storage) / job.name))
+            failed.append(Outcome(job, results, error))
+    return failed
+
+
+def _warn(job: Job, on_event: OnEvent, text: str) -> None:
+    on_event(job, Warned(text))
 
 
 def run_jobs(

@@ -13,8 +13,12 @@ import yaml
 from cohorts import MakeRecipe
 from experiments import compare, make_table, write_table
 
+from kdcl_dist.compare import runs
 from kdcl_dist.compare.experiment import jobs_of, load_table
 from kdcl_dist.compare.runs import Outcome, run_jobs
+from kdcl_dist.config.recipe import Recipe
+from kdcl_dist.config.recipe_file import dump_recipe
+from kdcl_dist.errors import RecipeError
 from kdcl_dist.run.record import read_record
 from kdcl_dist.run.storage import Folder
 
@@ -67,6 +71,35 @@ def test_runs_are_made_once_and_damaged_ones_again(table: Path) -> None:
     again = compare(table, "--only", "naive")
     assert "all runs are finished\n" in again.output
     assert compare(table, "--only", "naive", "--dry-run", "2").output == "all runs are finished\n"
+
+
+def test_finished_runs_tell_their_trackers_what_those_lack(
+    table: Path, make_recipe: MakeRecipe, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nothing is trained for that, and a tracker that is missing costs no result."""
+    (table.parent / "tiny.yaml").write_text(dump_recipe(make_recipe("epochs=1", "tracking=[csv]")))
+    tracked = write_table(table, seeds=[0])
+    first = compare(tracked)
+    assert first.exit_code == 0, first.output
+    folder = table.parent / "runs" / "both"
+    wanted = [(folder / f"{arm}-seed0/metrics.csv").read_bytes() for arm in ("plain", "naive")]
+    (folder / "naive-seed0/tracking/csv.json").unlink()
+    (folder / "naive-seed0/metrics.csv").unlink()
+    second = compare(tracked)
+    assert second.exit_code == 0, second.output
+    assert "all runs are finished\n" in second.output
+    assert "to train" not in second.output
+    assert [(folder / f"{arm}-seed0/metrics.csv").read_bytes() for arm in ("plain", "naive")] == wanted
+
+    def is_missing(recipe: Recipe) -> None:
+        raise RecipeError("tracking.0: it is not installed")
+
+    monkeypatch.setattr(runs, "check_trackers", is_missing)
+    third = compare(tracked)
+    assert third.exit_code == 1, third.output
+    assert "naive-seed0: tracking.0: it is not installed" in third.output
+    assert (folder / "table-top1.md").read_text() in third.output, "the results count all the same"
+    assert "| naive |" in third.output
 
 
 def test_a_dry_run_tells_the_time_and_leaves_nothing(table: Path) -> None:
