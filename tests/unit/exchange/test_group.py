@@ -106,11 +106,16 @@ def test_a_refused_step_ends_all(together: Together) -> None:
 
 
 def test_an_answer_of_another_step_is_refused(together: Together) -> None:
+    all_have_it = threading.Barrier(4)  # whose link ends before would find that instead
+
     def work(exchange: Exchange) -> None:
         exchange.outgoing.reset(Kind.TRAIN, 5)
         exchange.gather()
         exchange.answer.reset(Kind.TRAIN, 4)
-        exchange.broadcast(with_rows=False)
+        try:
+            exchange.broadcast(with_rows=False)
+        finally:
+            all_have_it.wait(120)
 
     assert all(isinstance(result, ForeignMessage) for result in together(work))
 
