@@ -18,6 +18,7 @@ from kdcl_dist.config.stored_imports import import_strings
 from kdcl_dist.errors import RecipeError
 from kdcl_dist.run.events import Event
 from kdcl_dist.training import Launcher, Result
+from kdcl_dist.utils.import_strings import names_object
 from kdcl_dist.utils.objects import pickled
 
 __all__ = ["train"]
@@ -100,7 +101,8 @@ def train(  # noqa: PLR0913 - what is no field of a recipe
     if recipe is not None:
         return result
     # Named by this call, so its user allows them.
-    named = [text if is_url(text) else text.partition(":")[0] for text in import_strings(chosen)]
+    named = [text for text in import_strings(chosen) if not names_object(text)]
+    named = [text if is_url(text) else text.partition(":")[0] for text in named]
     return Run(result.path, allow_imports=named, objects=objects)
 
 

@@ -220,6 +220,14 @@ def test_stopping_a_job_takes_a_checkpoint(cluster: Cluster) -> None:
     print(f"stopped after {took_s:.1f} s at {latest}")
 
 
+def test_hosts_where_ray_runs_are_not_started_again(cluster: Cluster) -> None:
+    code, written = cluster.on_laptop(documented(f"{SCRIPT} up"))
+    assert code == 0, written
+    for name in ("head", "a", "b"):
+        assert f"Ray runs on {ADDRESSES[name]}" in written
+    assert "submit jobs to" in written
+
+
 @pytest.mark.parametrize("token", ["wrong" * 12, None], ids=["wrong", "none"])
 def test_no_job_without_the_token(cluster: Cluster, token: str | None, tmp_path: Path) -> None:
     (tmp_path / "token").write_text(str(token))

@@ -30,10 +30,9 @@ def check_predictions(folder: Path) -> None:
     imports = ("--allow-imports", "nets")
     export = run("export", "runs/table", "--student", "a", "--format", "state_dict", "--to", "ex", *imports)
     assert export.exit_code == 0, export.output
-    rows = [line.split(",") for line in (folder / "test.csv").read_text().splitlines()]
-    (folder / "turned.csv").write_text("".join(f"{two},0,{one}\n" for one, two, _ in rows))
-    text = (folder / "turned.csv").read_text()
-    (folder / "turned.csv").write_text(text.replace("two,0,one", "two,more,one"))
+    rows = [line.split(",") for line in (folder / "test.csv").read_text().splitlines()[1:]]
+    turned = "".join(f"{two},0,{one}\n" for one, two, _ in rows)
+    (folder / "turned.csv").write_text(f"two,more,one\n{turned}")
     found = [run("predict", "ex", name, "--csv", *imports) for name in ("test.csv", "turned.csv")]
     assert [each.exit_code for each in found] == [0, 0], [each.output for each in found]
     assert found[0].output == found[1].output

@@ -36,10 +36,18 @@ def test_unequal_replicas_give_the_result_of_whole_batches(
     assert read_record(run.folder)["placement"].keys() == {"a/0", "a/1", "b"}
 
 
-def test_replicas_pause_together(make_recipe: MakeRecipe, make_run: MakeRun) -> None:
-    """A larger learning rate would let rounding change a decision."""
+@pytest.mark.parametrize(
+    "fields",
+    [
+        ["students.a.optimizer.lr=0.05"],
+        ["students.a.optimizer.lr=0.02", "students.a.data={share: 0.3, sees: all}"],
+    ],
+    ids=["all samples", "own samples"],
+)
+def test_replicas_pause_together(fields: list[str], make_recipe: MakeRecipe, make_run: MakeRun) -> None:
+    """A larger learning rate would let rounding change a decision. Of own samples a replica may have none."""
     method = "distillation={method: switokd, temperature: 0.1}"
-    run = make_run(make_recipe(PAIR, method, "students.a.optimizer.lr=0.05", "batch_size=8"))
+    run = make_run(make_recipe(PAIR, method, "batch_size=8", *fields))
     assert not Cohort(run).train().errors
     rows = [row for row in read_metrics(run.folder).to_pylist() if row["name"] == "paused"]
     for name in ("a", "b"):

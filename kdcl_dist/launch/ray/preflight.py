@@ -17,7 +17,6 @@ from typing import Any
 
 import ray
 from ray.exceptions import RayError
-from ray.util.placement_group import placement_group, remove_placement_group
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from kdcl_dist.config.recipe import Recipe
@@ -40,6 +39,7 @@ from kdcl_dist.launch.preflight.host_report import (
 from kdcl_dist.launch.preflight.placement import Host, lacks, needs_of, reserved, with_spares
 from kdcl_dist.launch.preflight.rehearsal import opens_data, rehearsal
 from kdcl_dist.launch.ray.rehearsal import rehearse_on
+from kdcl_dist.launch.ray.room import room_asked
 from kdcl_dist.run.process import use_root
 from kdcl_dist.run.storage import Folder
 from kdcl_dist.utils.objects import Objects, carry, known
@@ -145,18 +145,11 @@ def await_capacity(
         f"waiting for the autoscaler to add hosts, at most {recipe.limits.startup_s:g} s (limits.startup_s)"
     )
     stop = threading.Event() if stop_requested is None else stop_requested
-    # It ends with this process, however that ends. What `request_resources` asks for would stay, and the
-    # cluster has one such request, for all its runs.
-    room = placement_group(
-        [need.resources for need in needs], bundle_label_selector=[need.label_selector for need in needs]
-    )
-    try:
+    with room_asked(needs):  # only for the wait: Ray Train asks for the resources of its workers itself
         while lacks(needs, [node.host for node in nodes]) and time.monotonic() < deadline:
             if stop.wait(POLL_S):
                 raise KeyboardInterrupt
             nodes = _nodes()
-    finally:
-        remove_placement_group(room)  # Ray Train asks for the resources of its workers itself
     return nodes
 
 

@@ -13,12 +13,12 @@ from typing import Any
 
 import ray
 from ray.exceptions import RayError
-from ray.util.placement_group import placement_group, remove_placement_group
+from ray.util.placement_group import PlacementGroup, placement_group, remove_placement_group
 
 from kdcl_dist.launch.preflight.placement import Need
 from kdcl_dist.launch.ray.common import POLL_S
 
-__all__ = ["await_room", "turn"]
+__all__ = ["await_room", "room_asked", "turn"]
 
 #: The holder's name, and the namespace that all runs of a cluster share.
 NAME, NAMESPACE = "kdcl-turn", "kdcl"
@@ -67,11 +67,24 @@ def await_room(needs: Sequence[Need], wait: Callable[[], None]) -> None:
         needs: of the workers.
         wait: called again and again until then; may raise to give up.
     """
-    room = placement_group(
-        [need.resources for need in needs], bundle_label_selector=[need.label_selector for need in needs]
-    )
-    try:
+    with room_asked(needs) as room:
         while not room.wait(POLL_S):
             wait()
+
+
+@contextmanager
+def room_asked(needs: Sequence[Need]) -> Iterator[PlacementGroup]:
+    """In the block, ask the cluster for room for all workers at once, and an autoscaler for hosts that lack.
+
+    The request ends with this process at the latest, however that ends. What `request_resources` of Ray asks
+    for would stay, and a cluster has one such request, for all its runs.
+
+    Args:
+        needs: of the workers.
+    """
+    resources, selectors = zip(*((need.resources, need.label_selector) for need in needs), strict=True)
+    room = placement_group(list(resources), bundle_label_selector=list(selectors))
+    try:
+        yield room
     finally:
         remove_placement_group(room)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
@@ -109,6 +110,21 @@ def test_the_passes_over_validation_samples_come_back(
     assert (longer.schedule.epochs, longer.position, longer.early_end) == (9, schedule.first(6), None)
     for each in (state, again, longer):
         each.close()
+
+
+def test_a_student_that_never_learns_is_not_waited_for(
+    make_recipe: MakeRecipe, make_run: Callable[..., Run], tmp_path: Path
+) -> None:
+    (tmp_path / "model.pt").touch()
+    frozen = f"{{name: c, model: mlp, weights: {tmp_path / 'model.pt'}, frozen: true, from_epoch: 2}}"
+    students = f"students=[{{name: a, model: mlp}}, {{name: b, model: mlp}}, {frozen}]"
+    more = ("data.val_fraction=0.2", "checkpoint.best=top1", "early_stopping={patience: 1}", "epochs=9")
+    state = CoordinatorState.of(make_run(make_recipe(students, *more)), replace(SCHEDULE, epochs=9), CLASSES)
+    figures = {"loss": 1.0, "top1": 0.5, "top5": 1.0}
+    for epoch, names in ((0, "ab"), (1, "abc")):
+        state.validation.add(epoch, 3 * epoch + 3, dict.fromkeys(names, figures), list(names))
+        assert (state.stop_early() is None) is (epoch == 0)
+    state.close()
 
 
 def test_the_stored_keys_are_those_of_version_0_1_0(run: Run) -> None:

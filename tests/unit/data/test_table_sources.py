@@ -389,6 +389,7 @@ def test_describe(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert result.exit_code == 0, result.output
     assert "3 classes (cat, horse, sheep) in column 'kind'; found in" in result.output
     assert "classes          3: cat, horse, sheep" in result.output
+    assert "\\n" not in result.output
     assert "float32 (3), mean 7.25" in result.output
     (tmp_path / "fake.py").write_text(
         "from torchvision.datasets import FakeData\nimages = FakeData(9, (3, 8, 8), 4)\n"

@@ -15,12 +15,15 @@ from pathlib import Path
 import exporting
 import numpy as np
 import onnx
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import torch
 import torch.nn.functional as F
 from commands import assert_one_line
 from exporting import CLASSES, run
 from importing import claimed
+from PIL import Image
 from torch import nn
 
 from kdcl_dist import models
@@ -29,8 +32,8 @@ from kdcl_dist.errors import UserError
 from kdcl_dist.evaluation import Trained
 from kdcl_dist.export import formats, inputs, writing
 from kdcl_dist.export.inputs import Images, preparation_of
-from kdcl_dist.export.prediction import Export, RankedClass, images_in
-from kdcl_dist.export.preprocessing import Kind, digest
+from kdcl_dist.export.prediction import Export, RankedClass, dataset_in, images_in
+from kdcl_dist.export.preprocessing import Description, Kind, digest
 from kdcl_dist.run.record import read_record
 from kdcl_dist.run.run import Run
 from kdcl_dist.student.student import Student
@@ -367,3 +370,18 @@ def test_names_of_an_export_are_shown_printable_and_short(
     assert {"'=1+1", "-1", "\\x1b[31mred\\nkdcl: error: no"} < {row[2] for row in read}
     assert max(len(row[2]) for row in read) <= 2_000
     assert {row[0] for row in read} == {str(tmp_path / "\\x1b[2J\\n.png")}
+
+
+def test_a_folder_of_parquet_files_is_a_data_set(tmp_path: Path) -> None:
+    """As for `data.test`; a folder of image files is none."""
+    picture = io.BytesIO()
+    Image.new("L", (8, 8)).save(picture, "png")
+    (tmp_path / "tables").mkdir()
+    rows = pa.table({"image": [picture.getvalue()] * 2, "label": [0, 1]})
+    pq.write_table(rows, tmp_path / "tables" / "part.parquet")
+    images = Description.model_construct(input_shape=(1, 8, 8), columns=None)
+    found = dataset_in([str(tmp_path / "tables")], images)
+    assert found is not None
+    assert len(found) == 2
+    (tmp_path / "tables" / "part.parquet").rename(tmp_path / "tables" / ".part.parquet")
+    assert dataset_in([str(tmp_path / "tables")], images) is None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from pathlib import Path
 
 import pytest
 import torch
@@ -29,6 +30,18 @@ def test_given_figures_need_no_measuring() -> None:
     result = plan(*GIVEN, "--workers", "6")
     assert result.exit_code == 0, result.output
     assert result.output == EXPECTED
+
+
+def test_a_name_with_a_dot_is_given_by_its_number(tmp_path: Path) -> None:
+    """A path of --set has dots between its parts."""
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text((ROOT / "examples/digits.yaml").read_text().replace("name: large", "name: net.v1"))
+    given = [text.replace("large", "net.v1") for text in GIVEN]
+    found = CliRunner().invoke(kdcl, ["plan", str(recipe), *given, "--workers", "6"])
+    assert found.exit_code == 0, found.output
+    (setting,) = re.findall(r"--set (students\.0\.replicas=\d)", found.output)
+    again = CliRunner().invoke(kdcl, ["plan", str(recipe), *given, "--workers", "6", "--set", setting])
+    assert again.exit_code == 0, again.output
 
 
 EXPECTED = """\

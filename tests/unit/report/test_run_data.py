@@ -12,6 +12,7 @@ from reporting import Row, in_memory, make_recipe, rows, write_run
 from scipy import stats
 
 from kdcl_dist.report.arms import group
+from kdcl_dist.report.page import page
 from kdcl_dist.report.run_data import load
 from kdcl_dist.run.metrics import read_metrics
 from kdcl_dist.run.storage import Folder
@@ -60,6 +61,32 @@ def test_results_are_those_of_the_last_tested_epoch() -> None:
     assert run.results()["small"] == {}
     assert run.results()["big"].keys() == {"loss", "top1", "top5"}
     assert run.curve("test", "small", "top1") is not None
+
+
+def test_a_student_that_has_left_keeps_the_results_that_are_recorded(tmp_path: Path) -> None:
+    recipe, last = make_recipe(), {"loss": 1.0, "top1": 0.5, "top5": 0.9}
+
+    def until_it_left() -> Iterator[Row]:
+        for student, epoch, step, split, values in rows(recipe):
+            if not (student == "small" and epoch > 3):
+                yield student, epoch, step, split, values
+
+    run = load(write_run(tmp_path / "run", recipe, until_it_left(), results={"small": last, "big": last}))
+    assert run.results()["small"] == last
+    assert run.results()["big"] != last, "its own last test counts"
+
+
+def test_the_last_test_may_be_before_the_last_epoch() -> None:
+    recipe = make_recipe()
+
+    def stopped() -> Iterator[Row]:
+        for student, epoch, step, split, values in rows(recipe):
+            if not (split == "test" and epoch > 3):
+                yield student, epoch, step, split, values
+
+    run = in_memory(recipe, stopped())
+    assert (run.tested, run.epochs) == (4, 8)
+    assert "Test results after epoch 4 of 8" in page([run])
 
 
 def test_a_run_without_metrics_has_its_recorded_results(tmp_path: Path) -> None:
